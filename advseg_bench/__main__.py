@@ -1,0 +1,6 @@
+"""`python -m advseg_bench` is the command `advseg-bench`."""
+
+from advseg_bench.cli import main
+
+if __name__ == "__main__":
+    main()

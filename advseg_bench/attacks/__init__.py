@@ -1,0 +1,1 @@
+"""Attacks. The list of names is `advseg_bench.catalogue.ATTACKS`."""

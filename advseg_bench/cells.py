@@ -1,0 +1,155 @@
+"""From a suite to cells: every combination that is to be run, with a stable identity. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from advseg_bench import catalogue
+from advseg_bench.cache import content_hash
+from advseg_bench.errors import SpecError
+from advseg_bench.specs import AttackSpec, ModelSpec
+from advseg_bench.suite import Suite
+from advseg_bench.types import Norm
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One attack with one loss, budget and draw on one model; "none" is the clean prediction.
+
+    Attributes:
+        id: Hash of everything the result depends on beside the images and the compute settings.
+        model: The model's name.
+        attack: The attack's name.
+        loss: The loss's name, "" if the attack follows none.
+        settings: The attack's settings as canonical JSON.
+        norm: Norm of the budget.
+        eps: Radius in image units.
+        draw: Which repetition of a random attack.
+        label: For people.
+        skip: Why the cell is not run, or None.
+    """
+
+    id: str
+    model: str
+    attack: str
+    loss: str
+    settings: str
+    norm: Norm
+    eps: float
+    draw: int
+    label: str
+    skip: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Model evaluations per test image: `shared` as this harness runs them, `separate` cell by cell."""
+
+    shared_forwards: int
+    shared_backwards: int
+    separate_forwards: int
+    separate_backwards: int
+
+
+def plan(suite: Suite) -> tuple[Cell, ...]:
+    """List the cells of a suite: the clean one of each model, then its attacks in the order of the suite.
+
+    Returns: Cells with unique ids. A cell whose parts do not fit together has the reason in `skip`.
+    Raises: SpecError: if two attack tables of the suite overlap.
+    """
+    cells: dict[str, Cell] = {}
+    for model in suite.models:
+        for cell in _cells_of(suite, model):
+            if cell.id in cells:
+                raise SpecError(f"suite {suite.name}: the attack {cell.label!r} is listed twice. Remove one.")
+            cells[cell.id] = cell
+    return tuple(cells.values())
+
+
+def model_identity(suite: Suite, model: ModelSpec) -> dict[str, object]:
+    """Return what a model's predictions depend on, as JSON."""
+    spec = model.model_dump(mode="json")
+    recipe = None if model.weights else suite.training.model_dump(mode="json")
+    return {"model": spec, "data": suite.data.model_dump(mode="json"), "recipe": recipe, "seed": suite.seed}
+
+
+def estimate(cells: tuple[Cell, ...]) -> Cost | None:
+    """Count the evaluations per test image that the cells to be run cost together.
+
+    Returns: None if a plug-in's cost is unknown.
+    """
+    cost = [0, 0, 0, 0]
+    gradients = set()
+    for cell in cells:
+        if cell.skip:
+            continue
+        if cell.attack == "none":
+            cost[0] += 1
+            cost[2] += 1
+            continue
+        entry = catalogue.ATTACKS.get(cell.attack)
+        if entry is None:
+            return None
+        shared = entry.target.startswith("advseg_bench.attacks.gradient:")
+        key = (cell.model, cell.attack, cell.loss, cell.settings)
+        cost[0] += 1 if shared else entry.forwards + 1
+        cost[1] += entry.backwards if not shared or key not in gradients else 0
+        cost[2] += entry.forwards + 1
+        cost[3] += entry.backwards
+        gradients.add(key)
+    return Cost(*cost)
+
+
+def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
+    """The cells of one model."""
+    identity = model_identity(suite, model)
+    yield _cell(identity, model.name, "none", "", "{}", "linf", 0.0, 0, None)
+    for attack in suite.attacks:
+        settings = json.dumps(attack.settings, sort_keys=True)
+        for loss in attack.losses or ("",):
+            skip = _why_skip(suite, attack, loss)
+            for eps in attack.eps:
+                for draw in range(attack.draws):
+                    yield _cell(
+                        identity, model.name, attack.name, loss, settings, attack.norm, eps, draw, skip
+                    )
+
+
+def _cell(
+    identity: dict[str, object],
+    model: str,
+    attack: str,
+    loss: str,
+    settings: str,
+    norm: Norm,
+    eps: float,
+    draw: int,
+    skip: str | None,
+) -> Cell:
+    """Build a cell."""
+    key = content_hash([identity, attack, loss, settings, norm, eps, draw])
+    parts = [
+        model,
+        attack,
+        loss,
+        "" if settings == "{}" else settings,
+        f"{norm} {show_eps(eps)}" if attack != "none" else "",
+    ]
+    label = " ".join(part for part in parts if part) + (f" draw {draw}" if draw else "")
+    return Cell(key, model, attack, loss, settings, norm, eps, draw, label, skip)
+
+
+def show_eps(eps: float) -> str:
+    """Write a radius as n/255 where it is one, as a decimal otherwise."""
+    grey = eps * 255
+    return f"{grey:.0f}/255" if abs(grey - round(grey)) < 1e-9 else f"{eps:.4g}"
+
+
+def _why_skip(suite: Suite, attack: AttackSpec, loss: str) -> str | None:
+    """The reason why a loss has no meaning for the suite's task, or None."""
+    entry = catalogue.LOSSES.get(loss)
+    if entry is not None and suite.data.task not in entry.kinds:
+        return f"loss {loss!r} is defined for {' and '.join(entry.kinds)} tasks, not for {suite.data.task}"
+    return None

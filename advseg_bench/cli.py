@@ -1,0 +1,198 @@
+"""The command line: thin, and quick to start; torch and polars are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from advseg_bench import catalogue
+from advseg_bench.cells import Cell, estimate, plan, show_eps
+from advseg_bench.errors import SpecError, UserError, unknown
+from advseg_bench.suite import Suite, list_suites
+
+app = typer.Typer(
+    name="advseg-bench",
+    help="Measure how robust medical segmentation models are to adversarial attacks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite, or the path of a TOML file.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core, at most one per model.")]
+
+
+def main() -> NoReturn:
+    """Run the command line; a `UserError` is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"advseg-bench: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("advseg-bench: stopped. Run the same command again to go on from here.", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    sys.exit(0)
+
+
+@app.command("run")
+def run_command(
+    suite: SuiteName,
+    out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/SUITE. Resumed if it exists.")] = None,
+    workers: Workers = None,
+    device: Annotated[str, typer.Option(help='Where to compute, such as "cuda".')] = "cpu",
+    shard: Annotated[int, typer.Option(min=1, help="Images a unit of work; results do not depend on it.")] = 8,
+) -> None:
+    """Train the suite's models, attack them, score the results and write the report."""
+    loaded = Suite.load(suite)
+    folder = out or Path("runs") / loaded.name
+    from advseg_bench.benchmark import run
+    from advseg_bench.progress import show_progress
+    from advseg_bench.report import print_report, write_report
+
+    with show_progress(console) as progress:
+        finished = run(
+            loaded,
+            folder,
+            workers=workers or default_workers(loaded),
+            device=device,
+            shard=shard,
+            progress=progress,
+        )
+    print_report(finished, console)
+    paths = write_report(finished)
+    page = next(path for path in paths if path.suffix == ".html")
+    console.print(f"\nReport: {page}", soft_wrap=True, highlight=False)
+    if finished.failures:
+        for failure in finished.failures:
+            console.print(f"failed: {failure['message']}", style="red", soft_wrap=True, highlight=False, markup=False)
+        raise typer.Exit(1)
+
+
+@app.command("report")
+def report_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; by default RUN/report.")] = None,
+) -> None:
+    """Make the report of a run again: terminal tables, Markdown, CSV, figures and a one-file HTML page."""
+    from advseg_bench.report import print_report, write_report
+    from advseg_bench.results import Run
+
+    opened = Run(run)
+    print_report(opened, console)
+    for path in write_report(opened, out):
+        if path.suffix in (".html", ".md"):
+            console.print(str(path), soft_wrap=True, highlight=False)
+
+
+@app.command("plan")
+def plan_command(
+    suite: SuiteName,
+    workers: Workers = None,
+    cells: Annotated[bool, typer.Option("--cells", help="List every cell.")] = False,
+) -> None:
+    """Show what a suite would run, what is skipped and why, and what it costs."""
+    from advseg_bench.timing import expect
+
+    loaded = Suite.load(suite)
+    planned = plan(loaded)
+    _print_grid(loaded, planned)
+    if cells:
+        for cell in planned:
+            console.print(f"{cell.id}  {cell.label}" + (f"  SKIPPED: {cell.skip}" if cell.skip else ""), markup=False)
+    for reason in sorted({cell.skip for cell in planned if cell.skip}):
+        console.print(f"skipped: {reason} ({sum(cell.skip == reason for cell in planned)} cells)", markup=False)
+    _print_cost(loaded, planned)
+    images = catalogue.TEST_IMAGES.get(loaded.data.name)
+    used = workers or default_workers(loaded)
+    expected = expect(loaded, planned, images, used) if images else None
+    if expected:
+        console.print(f"Expected: {expected.minutes:.1f} min with {used} workers ({expected.source}), models untrained.")
+    else:
+        console.print("Expected minutes: unknown until the suite has run once on this machine.")
+
+
+@app.command("list")
+def list_command(
+    what: Annotated[str, typer.Argument(help="attacks, models, losses, datasets or suites")],
+) -> None:
+    """List what is there by name."""
+    listings = {
+        "attacks": lambda: {name: entry.summary for name, entry in catalogue.ATTACKS.items()},
+        "losses": lambda: {name: f"{e.summary} ({', '.join(e.kinds)})" for name, e in catalogue.LOSSES.items()},
+        "models": lambda: dict.fromkeys(catalogue.ARCHITECTURES, "") | {"package.module:callable": "your network"},
+        "datasets": lambda: catalogue.DATASETS,
+        "suites": lambda: {name: Suite.load(name).title for name in list_suites()},
+    }
+    if what not in listings:
+        raise SpecError(unknown("list", "kind", what, listings))
+    for name, summary in listings[what]().items():
+        console.print(f"{name:<24} {summary}".rstrip(), markup=False, highlight=False, soft_wrap=True)
+    plugins = _plugin_names(what)
+    for name, owner in plugins.items():
+        console.print(f"{name:<24} (plug-in of {owner})", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("schema")
+def schema_command() -> None:
+    """Print the JSON schema of suite files, for editors."""
+    print(json.dumps(Suite.model_json_schema(), indent=1))  # noqa: T201
+
+
+def default_workers(suite: Suite) -> int:
+    """Return how many workers of the suite's threads this machine's cores feed, at most one per model."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // suite.compute.threads, len(suite.models)))
+
+
+def _plugin_names(what: str) -> dict[str, str]:
+    """Names of entry points and the distributions that own them; nothing is imported."""
+    from importlib.metadata import entry_points
+
+    found = entry_points(group=f"advseg_bench.{what}")
+    return {entry.name: entry.dist.name if entry.dist else "?" for entry in found}
+
+
+def _print_grid(suite: Suite, cells: tuple[Cell, ...]) -> None:
+    """The models, and one line per attack: its cells over all models."""
+    console.print(f"{suite.name}: {suite.title}", markup=False, highlight=False)
+    console.print(f"data: {suite.data.name}, {suite.data.task}, {suite.data.size} px", highlight=False)
+    for model in suite.models:
+        parts = (model.architecture, model.encoder or "", f"weights {model.weights}" if model.weights else "")
+        console.print(f"model: {model.name} ({', '.join(p for p in parts if p)})", markup=False, highlight=False)
+    table = Table("attack", "losses", "norm", "eps", "settings", "draws", "cells", "skipped")
+    for attack in suite.attacks:
+        settings = json.dumps(attack.settings, sort_keys=True)
+        key = (attack.name, settings, attack.norm)
+        mine = [c for c in cells if (c.attack, c.settings, c.norm) == key and c.eps in attack.eps]
+        skipped = sum(cell.skip is not None for cell in mine)
+        eps = " ".join(show_eps(value) for value in attack.eps)
+        losses = " ".join(attack.losses) or "-"
+        numbers = (str(attack.draws), str(len(mine)), str(skipped))
+        table.add_row(attack.name, losses, attack.norm, eps, "" if settings == "{}" else settings, *numbers)
+    console.print(table)
+
+
+def _print_cost(suite: Suite, cells: tuple[Cell, ...]) -> None:
+    """Model evaluations as this harness shares them, and as a loop over the cells would need them."""
+    active = [cell for cell in cells if cell.skip is None]
+    cost = estimate(cells)
+    console.print(f"Cells: {len(active)} to run, {len(cells) - len(active)} skipped.")
+    if cost is None:
+        console.print("Cost: unknown, since a plug-in does not tell its own.")
+        return
+    images = catalogue.TEST_IMAGES.get(suite.data.name)
+    unit = f"for {images} test images" if images else "per test image"
+    n = images or 1
+    console.print(
+        f"Cost {unit}: {n * cost.shared_forwards} forwards + {n * cost.shared_backwards} backwards "
+        f"(cell by cell it would be {n * cost.separate_forwards} + {n * cost.separate_backwards})."
+    )

@@ -1,0 +1,75 @@
+"""Training augmentation by MONAI's transforms, driven by an explicit source of randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms.compose import Compose
+from monai.transforms.intensity.dictionary import RandScaleIntensityd, RandShiftIntensityd
+from monai.transforms.spatial.dictionary import RandAffined, RandFlipd, RandRotate90d
+
+from advseg_bench.types import Batch
+
+KEYS = ("x", "y", "valid")
+
+
+class Augmentation:
+    """Flips, quarter turns, small affine maps and brightness changes; labels and valid pixels move along.
+
+    Args:
+        names: Any of "flip", "rot90", "affine" (shift 6 %, scale 10 %, rotate 20 degrees, with probability 0.5),
+            "brightness" (contrast and offset, 15 %, with probability 0.5).
+        size: Edge length of the images in pixels.
+    """
+
+    def __init__(self, names: Sequence[str], size: int) -> None:
+        transforms: list[Any] = []
+        if "flip" in names:
+            transforms += [RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in (0, 1)]
+        if "rot90" in names:
+            transforms.append(RandRotate90d(KEYS, prob=0.5, max_k=3))
+        if "affine" in names:
+            transforms.append(_affine(size))
+        if "brightness" in names:
+            transforms += [RandScaleIntensityd("x", 0.15, prob=0.5), RandShiftIntensityd("x", 0.15, prob=0.5)]
+        self.transform = Compose(transforms)
+
+    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """Return another version of each image.
+
+        Args:
+            batch: 2-D images on the CPU; not changed.
+            rng: Where all randomness comes from.
+        """
+        self.transform.set_random_state(seed=int(rng.integers(2**32)))
+        multiclass = batch.y.dim() < batch.x.dim()
+        labels = batch.y.unsqueeze(1) if multiclass else batch.y
+        new: dict[str, list[torch.Tensor]] = {key: [] for key in KEYS}
+        for x, y, valid in zip(batch.x, labels, batch.valid, strict=True):
+            out = self.transform({"x": x, "y": y.float(), "valid": valid[None].float()})
+            for key in KEYS:
+                new[key].append(torch.as_tensor(out[key]))
+        y = torch.stack(new["y"])
+        return replace(
+            batch,
+            x=torch.stack(new["x"]).clamp(batch.bounds.lower, batch.bounds.upper),
+            y=y[:, 0].round().long() if multiclass else y > 0.5,
+            valid=torch.stack(new["valid"])[:, 0] > 0.5,
+        )
+
+
+def _affine(size: int) -> RandAffined:
+    """The study's shift, scale and rotate."""
+    return RandAffined(
+        KEYS,
+        prob=0.5,
+        rotate_range=np.deg2rad(20),
+        translate_range=size / 16,
+        scale_range=0.1,
+        mode=("bilinear", "nearest", "nearest"),
+        padding_mode="zeros",
+    )

@@ -1,0 +1,92 @@
+"""The one form every data set takes: a list of cases and a function that reads one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from advseg_bench.types import Batch, Bounds, Task
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One image of a data set: who it shows, where it comes from, what it is used for."""
+
+    image: str
+    subject: str
+    block: str
+    spacing: tuple[float, ...]
+    split: Split
+
+
+class Sample(NamedTuple):
+    """One image in memory.
+
+    Attributes:
+        image: float32 (C, H, W) in [0, 1].
+        label: bool (K, H, W) for binary and multilabel, int64 (H, W) for multiclass.
+        valid: bool (H, W).
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    valid: np.ndarray
+
+
+class Dataset:
+    """Cases with a reader; images are read when they are asked for and the last 1,024 are kept.
+
+    Args:
+        name: Shown in tables.
+        task: What the labels mean.
+        cases: Every image of the data set, in a fixed order.
+        read: Index into `cases` -> `Sample`.
+        fingerprint: Changes whenever any image, label, split or preparation changes.
+        note: One sentence a reader of the report must know about the data, or "".
+    """
+
+    bounds = Bounds(0.0, 1.0)
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        task: Task,
+        cases: Sequence[Case],
+        read: Callable[[int], Sample],
+        fingerprint: str,
+        note: str = "",
+    ) -> None:
+        self.name = name
+        self.task = task
+        self.cases = tuple(cases)
+        self.fingerprint = fingerprint
+        self.note = note
+        self.read = lru_cache(maxsize=1024)(read)
+
+    def split(self, name: Split) -> tuple[int, ...]:
+        """Return the indices of the cases of one split, in order."""
+        return tuple(i for i, case in enumerate(self.cases) if case.split == name)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Read some cases (all of one size) into a `Batch` on the CPU."""
+        samples = [self.read(i) for i in indices]
+        cases = [self.cases[i] for i in indices]
+        return Batch(
+            x=torch.from_numpy(np.stack([s.image for s in samples])),
+            y=torch.from_numpy(np.stack([s.label for s in samples])),
+            valid=torch.from_numpy(np.stack([s.valid for s in samples])),
+            task=self.task,
+            bounds=self.bounds,
+            images=tuple(c.image for c in cases),
+            subjects=tuple(c.subject for c in cases),
+            blocks=tuple(c.block for c in cases),
+            spacing=tuple(c.spacing for c in cases),
+        )

@@ -1,0 +1,231 @@
+"""The data set `folder`: images and masks on disk, in the layout that `FolderData` describes.
+
+Every file is read once when the data set is loaded, so that a run does not fail after its models are trained:
+the fingerprint needs each byte anyhow. Pixels are not kept; images are read again when they are asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from advseg_bench.data.dataset import Case, Dataset, Sample, Split
+from advseg_bench.data.formats import Header, list_files, read_header, read_slices
+from advseg_bench.data.pixels import check_labels, find_window, to_channels, to_planes
+from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
+from advseg_bench.errors import DataError, expected, unknown
+from advseg_bench.specs import FolderData
+
+NOTE = "Each file counts as a subject of its own, because no pattern for subjects was given."
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An image file with its masks, as checked at load time.
+
+    Attributes:
+        stem: Name of the files without their ending.
+        image: Image file.
+        masks: One file, or one for each class if the task is multilabel.
+        header: Header of the image file.
+        lower: Intensity that becomes 0.
+        upper: Intensity that becomes 1.
+        tops: For each mask, the value that means certainty if masks hold probabilities.
+    """
+
+    stem: str
+    image: Path
+    masks: tuple[Path, ...]
+    header: Header
+    lower: float
+    upper: float
+    tops: tuple[float, ...]
+
+
+def load(spec: FolderData) -> Dataset:
+    """Check every file of a folder and list its images.
+
+    A picture is named "stem", slice 7 of a volume "stem/z007". The block of a volume's slices is the volume;
+    that of a picture is its subject, because pictures of one subject may show neighbouring slices.
+
+    Args:
+        spec: Where the files are and how they are to be read.
+    Returns: The data set. Cost: at load, one pass over all files, with one slice in memory; later, a slice
+        of a .nii.gz costs unpacking the file up to that slice, which a .nii spares.
+    Raises: DataError: if a file is missing, left over, damaged, or is not what `spec` says.
+    """
+    _check(spec)
+    entries = [_inspect(stem, image, masks, spec) for stem, image, masks in _pair(spec)]
+    subjects = [_subject(entry, spec) for entry in entries]
+    splits = split_subjects(subjects, spec)
+    cases: list[Case] = []
+    places: list[tuple[_Entry, int]] = []
+    for entry, subject in zip(entries, subjects, strict=True):
+        volume = entry.header.slices is not None
+        spacing = scaled_spacing(entry.header.shape, spec.spacing or entry.header.spacing, spec.size)
+        for z in range(entry.header.slices or 1):
+            image = f"{entry.stem}/z{z:03d}" if volume else entry.stem
+            cases.append(Case(image, subject, entry.stem if volume else subject, spacing, splits[subject]))
+            places.append((entry, z))
+    background, classes = _split_background(spec)
+    return Dataset(
+        name=spec.name,
+        task=task_for(spec.task, classes, background),
+        cases=cases,
+        read=lambda index: _read(*places[index], spec),
+        fingerprint=fingerprint(spec, _digest(entries, spec)),
+        note="" if spec.subject else NOTE,
+    )
+
+
+def split_subjects(subjects: Sequence[str], spec: FolderData) -> dict[str, Split]:
+    """Send subjects to the splits by chance, so that no subject is in two.
+
+    Args:
+        subjects: Subject of each file; repetitions count once, and the order does not matter.
+        spec: Shares of the subjects, each rounded to a number of at least one, and the seed.
+    Returns: Subject -> split.
+    Raises: DataError: if no subject is left for training.
+    """
+    names = sorted(set(subjects))
+    validation, test = (max(1, round(share * len(names))) for share in (spec.validation, spec.test))
+    if len(names) <= validation + test:
+        what = "subjects for each of training, validation and test"
+        found = f"{len(names)} subjects, {validation} for validation and {test} for test"
+        remedy = "Add subjects, or lower the shares `validation` and `test`."
+        raise DataError(expected(spec.path, what, found, remedy))
+    order = np.random.default_rng(spec.seed).permutation(len(names))
+    splits: dict[str, Split] = {}
+    for rank, position in enumerate(order):
+        splits[names[position]] = (
+            "validation" if rank < validation else "test" if rank < validation + test else "train"
+        )
+    return splits
+
+
+def _check(spec: FolderData) -> None:
+    """Refuse a specification whose keys do not fit together."""
+    where = f"data {spec.path}"
+    if spec.task == "multiclass" and spec.soft:
+        remedy = "Set soft = false, or another task."
+        raise DataError(
+            expected(where, "class numbers in the masks of task 'multiclass'", "soft = true", remedy)
+        )
+    if not isinstance(spec.scale, str) and not spec.scale[0] < spec.scale[1]:
+        raise DataError(expected(where, "scale = [lower, upper] with lower < upper", list(spec.scale)))
+    try:
+        groups = re.compile(spec.subject or "()").groups
+    except re.error as error:
+        raise DataError(expected(where, f"a regular expression in subject ({error})", spec.subject)) from None
+    if groups != 1:
+        raise DataError(expected(where, "one group in the regular expression subject", spec.subject))
+
+
+def _split_background(spec: FolderData) -> tuple[str, tuple[str, ...]]:
+    """Return the background's name and the other classes; only multiclass lists the background."""
+    return (spec.classes[0], spec.classes[1:]) if spec.task == "multiclass" else ("", spec.classes)
+
+
+def _pair(spec: FolderData) -> Iterator[tuple[str, Path, tuple[Path, ...]]]:
+    """Match images with masks by stem; yield stem, image and masks."""
+    for folder in (spec.path, spec.path / "images", spec.path / "masks"):
+        if not folder.is_dir():
+            remedy = "Set `path` to the folder that holds images/ and masks/."
+            raise DataError(expected(folder, "a folder", "nothing of that name", remedy))
+    images = list_files(spec.path / "images")
+    if not images:
+        raise DataError(expected(spec.path / "images", "images", "an empty folder"))
+    tables = {folder: list_files(folder) for folder in _mask_folders(spec)}
+    for folder, masks in tables.items():
+        for stem in sorted(images.keys() - masks.keys()):
+            remedy = "Add it, even if it is empty."
+            raise DataError(expected(images[stem], f"a mask {stem}.* in {folder}", "none", remedy))
+        for stem in sorted(masks.keys() - images.keys()):
+            raise DataError(expected(masks[stem], f"an image {stem}.* in {spec.path / 'images'}", "none"))
+    for stem, image in images.items():
+        yield stem, image, tuple(masks[stem] for masks in tables.values())
+
+
+def _mask_folders(spec: FolderData) -> list[Path]:
+    """Return the folders with masks: one, or one for each class."""
+    masks = spec.path / "masks"
+    entries = [entry for entry in sorted(masks.iterdir()) if not entry.name.startswith(".")]
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    if spec.task != "multilabel":
+        if folders:
+            remedy = "One folder for each class is the layout of task 'multilabel'."
+            raise DataError(
+                expected(masks, f"mask files for task {spec.task!r}", f"folder {folders[0]}", remedy)
+            )
+        return [masks]
+    for name in folders:
+        if name not in spec.classes:
+            raise DataError(unknown(masks, "class folder", name, spec.classes))
+    for entry in entries:
+        if not entry.is_dir():
+            raise DataError(expected(entry, "a folder for each class (task 'multilabel')", "a file"))
+    for name in spec.classes:
+        if name not in folders:
+            raise DataError(expected(masks / name, f"a folder with the masks of class {name!r}", "none"))
+    return [masks / name for name in spec.classes]
+
+
+def _subject(entry: _Entry, spec: FolderData) -> str:
+    """Find the subject in a stem."""
+    if spec.subject is None:
+        return entry.stem
+    match = re.search(spec.subject, entry.stem)
+    if match is None or not match[1]:
+        remedy = "Mend the regular expression `subject`."
+        raise DataError(expected(entry.image, f"a name that matches {spec.subject!r}", entry.stem, remedy))
+    return match[1]
+
+
+def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) -> _Entry:
+    """Read an image and its masks from end to end and check all that can be wrong with them."""
+    header = read_header(image)
+    lower, upper = find_window(image, header, spec)
+    tops = []
+    for mask in masks:
+        found = read_header(mask)
+        if (found.shape, found.slices or 1) != (header.shape, header.slices or 1):
+            size, other = _size(header), _size(found)
+            raise DataError(expected(mask, f"the size of its image {image.name}, {size}", other))
+        if found.axes and header.axes and found.axes != header.axes:
+            remedy = "Bring both into one orientation."
+            raise DataError(
+                expected(mask, f"the orientation of its image, {header.axes}", found.axes, remedy)
+            )
+        check_labels(mask, found, spec)
+        tops.append(float(found.largest or 1))
+    return _Entry(stem, image, masks, header, lower, upper, tuple(tops))
+
+
+def _size(header: Header) -> str:
+    """Word a size for a message."""
+    return " x ".join(str(n) for n in (*header.shape, *([header.slices] if header.slices else [])))
+
+
+def _digest(entries: Sequence[_Entry], spec: FolderData) -> str:
+    """Hash names and contents of all files, wherever the folder lies."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        for path in (entry.image, *entry.masks):
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{content}  {path.relative_to(spec.path).as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
+def _read(entry: _Entry, z: int, spec: FolderData) -> Sample:
+    """Read one image with its masks."""
+    pixels = to_channels(next(read_slices(entry.image, first=z)), spec.channels)
+    scaled = np.clip((pixels - entry.lower) / (entry.upper - entry.lower), 0.0, 1.0)
+    masks = [next(read_slices(mask, first=z, labels=True)) for mask in entry.masks]
+    planes, valid = to_planes(masks, entry.tops, spec)
+    return prepare(scaled, planes, valid, spec)

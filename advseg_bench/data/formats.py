@@ -1,0 +1,211 @@
+"""Reading PNG, TIFF and NIfTI files: one header and one stream of slices, whatever the format.
+
+Arrays are as the file stores them: rows before columns for PNG and TIFF, first axis before second axis for
+NIfTI, whose last axis counts the slices. Nothing is turned or flipped.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+from PIL import Image
+
+from advseg_bench.errors import DataError, expected
+
+SUFFIXES = (".nii.gz", ".nii", ".png", ".tif", ".tiff")
+"""Endings of files that can be read, in any case."""
+
+_LIBRARY_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    ImageFileError,
+    HeaderDataError,
+)
+_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of itself before its pixels are read.
+
+    Attributes:
+        shape: Rows and columns.
+        slices: Images in the file; None for a format that holds one.
+        largest: Largest value of its integer type, or None if pixels are not plain integers.
+        spacing: Edge lengths of a pixel (rows, columns) in mm; NaN where the file does not say.
+        axes: Where the axes of a NIfTI file point, such as "RAS"; "" for other formats.
+    """
+
+    shape: tuple[int, int]
+    slices: int | None
+    largest: int | None
+    spacing: tuple[float, float]
+    axes: str
+
+
+def list_files(folder: Path) -> dict[str, Path]:
+    """Find the files of a folder by stem ("a" for a.png and for a.nii.gz); hidden ones are passed over.
+
+    Args:
+        folder: An existing folder; its own subfolders are an error.
+    Returns: Stem -> file, sorted by stem.
+    Raises: DataError: if an entry cannot be read by its ending, or two share a stem.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        ending = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
+        if ending is None or not path.is_file():
+            kind = f"a file ending in {', '.join(sorted(SUFFIXES))}"
+            what = "a folder" if path.is_dir() else path.name
+            raise DataError(expected(path, kind, what, "Convert it or move it away."))
+        stem = path.name[: -len(ending)]
+        if stem in found:
+            raise DataError(expected(path, f"one file named {stem!r}", [found[stem].name, path.name]))
+        found[stem] = path
+    return dict(sorted(found.items()))
+
+
+def read_header(path: Path) -> Header:
+    """Read what comes before the pixels.
+
+    Args:
+        path: A file of one of `SUFFIXES`.
+    Returns: The header.
+    Raises: DataError: if the file cannot be read or holds more than one grey or colour image a slice.
+    """
+    with _one_line_errors(path):
+        if _is_volume(path):
+            return _volume_header(path, _open_volume(path))
+        with Image.open(path) as picture:
+            _check_single(path, picture)
+            shape = (picture.height, picture.width)
+            return Header(shape, None, _largest(picture), (math.nan, math.nan), "")
+
+
+def read_slices(path: Path, *, first: int = 0, labels: bool = False) -> Iterator[Array]:
+    """Decode a file slice by slice, so that no more than one slice is in memory.
+
+    Args:
+        path: A file of one of `SUFFIXES`.
+        first: Slice to begin with. A .nii.gz has to be unpacked up to there, a .nii has not.
+        labels: Whether it is a mask: palette indices stay indices, and colour is an error. Otherwise palettes
+            and colour spaces become RGB, and alpha is dropped.
+    Returns: Slices, shape (H, W), or (3, H, W) for colour; in the file's own type and scale.
+    Raises: DataError: if the file is damaged, or a mask has more than one channel.
+    """
+    with _one_line_errors(path):
+        if not _is_volume(path):
+            with Image.open(path) as picture:
+                _check_single(path, picture)
+                yield _decode(path, picture, labels)
+            return
+        volume = _open_volume(path)
+        if len(volume.shape) == 2:
+            yield np.asanyarray(volume.dataobj)
+            return
+        for index in range(first, volume.shape[2]):
+            yield np.asarray(volume.dataobj[..., index])
+
+
+@contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Word whatever the imaging libraries raise as a `DataError` that names the file."""
+    try:
+        yield
+    except _LIBRARY_ERRORS as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        kind = "NIfTI" if _is_volume(path) else "PNG or TIFF"
+        raise DataError(
+            expected(
+                path, f"a readable {kind} file", cause, "Replace the file; it is damaged or of another type."
+            )
+        ) from error
+
+
+def _is_volume(path: Path) -> bool:
+    """Tell NIfTI by the ending."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _open_volume(path: Path) -> Any:
+    """Open a NIfTI file; the handle stays open so that slices in order cost one pass through a .nii.gz."""
+    volume = nibabel.load(path, mmap=False, keep_file_open=True)
+    kind = volume.get_data_dtype().kind
+    if len(volume.shape) not in (2, 3) or 0 in volume.shape or kind not in "iuf":
+        found = f"shape {volume.shape} of {volume.get_data_dtype()}"
+        raise DataError(
+            expected(path, "a volume of real numbers with 2 or 3 axes", found, "Save one channel a file.")
+        )
+    return volume
+
+
+def _volume_header(path: Path, volume: Any) -> Header:
+    """Describe a NIfTI file."""
+    dtype = volume.get_data_dtype()
+    plain = dtype.kind in "iu" and (volume.dataobj.slope, volume.dataobj.inter) == (1, 0)
+    scale = _MM.get(volume.header.get_xyzt_units()[0], 1.0)
+    rows, columns = (float(z) * scale if z > 0 else math.nan for z in volume.header.get_zooms()[:2])
+    axes = "".join(code or "?" for code in nibabel.aff2axcodes(volume.affine))
+    slices = volume.shape[2] if len(volume.shape) == 3 else 1
+    largest = int(np.iinfo(dtype).max) if plain else None
+    return Header((volume.shape[0], volume.shape[1]), slices, largest, (rows, columns), axes)
+
+
+def _check_single(path: Path, picture: Image.Image) -> None:
+    """Refuse several pages in one file."""
+    pages = getattr(picture, "n_frames", 1)
+    if pages != 1:
+        raise DataError(expected(path, "one image a file", f"{pages} pages", "Save each page as a file."))
+
+
+def _largest(picture: Image.Image) -> int | None:
+    """Return the largest value that the file's pixel type can hold; Pillow's own mode may be wider."""
+    if picture.mode == "F":
+        return None
+    if picture.mode == "1":
+        return 1
+    if not picture.mode.startswith("I"):
+        return 255
+    tags = getattr(picture, "tag_v2", None)
+    if tags is None:
+        return 65535
+    bits = int(tags[_BITS_PER_SAMPLE][0])
+    signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
+    return int(2 ** (bits - 1) - 1 if signed else 2**bits - 1)
+
+
+def _decode(path: Path, picture: Image.Image, labels: bool) -> Array:
+    """Read the pixels of a PNG or TIFF file."""
+    mode = picture.mode
+    grey = mode in ("1", "L", "I", "F") or mode.startswith("I;16")
+    if labels and not (grey or mode == "P"):
+        remedy = "Save the mask with one channel of class values."
+        raise DataError(expected(path, "a mask of one channel", f"mode {mode}", remedy))
+    if grey or labels:
+        pixels = np.asarray(picture)
+        return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    if mode == "LA":
+        return np.asarray(picture.convert("L"))
+    return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)

@@ -1,0 +1,114 @@
+"""What the pixel values of a user's files mean: intensities to [0, 1], mask values to classes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advseg_bench.data.formats import Header, read_slices
+from advseg_bench.errors import DataError, expected
+from advseg_bench.specs import FolderData
+
+LUMA = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue where a model wants grey (ITU-R BT.601)."""
+
+Array = NDArray[np.generic]
+Floats = NDArray[np.float64]
+
+
+def find_window(path: Path, header: Header, spec: FolderData) -> tuple[float, float]:
+    """Read an image file to its end and find the intensities that become 0 and 1.
+
+    Args:
+        path: Image file.
+        header: Its header.
+        spec: `scale` and `channels` are used.
+    Returns: Lower and upper end, with lower < upper.
+    Raises: DataError: if a value is not finite, if all are the same, or if they do not fit `scale`.
+    """
+    low, high = math.inf, -math.inf
+    for pixels in read_slices(path):
+        values = to_channels(pixels, spec.channels)
+        if not np.isfinite(values).all():
+            found = float(values[~np.isfinite(values)][0])
+            raise DataError(expected(path, "finite values", found, "Replace them before."))
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+    if low == high:
+        raise DataError(expected(path, "an image that shows something", f"the value {low:g} everywhere"))
+    if not isinstance(spec.scale, str):
+        lower, upper = spec.scale
+        if high <= lower or low >= upper:
+            found_range = f"{low:g} to {high:g}"
+            raise DataError(expected(path, f"values inside scale = [{lower:g}, {upper:g}]", found_range))
+        return lower, upper
+    remedy = "Give the window, scale = [lower, upper]."
+    if low < 0:
+        raise DataError(expected(path, f"values >= 0 for scale = {spec.scale!r}", low, remedy))
+    if spec.scale == "max":
+        return 0.0, high
+    if header.largest is None:
+        raise DataError(expected(path, "plain integer pixels for scale = 'dtype'", "other ones", remedy))
+    return 0.0, float(header.largest)
+
+
+def check_labels(path: Path, header: Header, spec: FolderData) -> None:
+    """Read a mask file to its end and see that each value has a meaning.
+
+    Args:
+        path: Mask file.
+        header: Its header.
+        spec: `task`, `classes`, `soft` and `ignore` are used.
+    Raises: DataError: if a value has no meaning; it lists up to five.
+    """
+    seen: set[float] = set()
+    for pixels in read_slices(path, labels=True):
+        seen |= set(np.unique(pixels).tolist()) - {spec.ignore}
+        allowed, wrong = _without_meaning(seen, header, spec)
+        if wrong:
+            values = [int(v) if float(v).is_integer() else v for v in sorted(wrong)[:5]]
+            remedy = "Convert the mask, or set `ignore` or `soft`."
+            raise DataError(expected(path, allowed, [*values, "..."] if len(wrong) > 5 else values, remedy))
+
+
+def to_channels(pixels: Array, channels: int) -> Floats:
+    """Return pixels as floats; colour (3, H, W) becomes grey (H, W) if the model has one channel."""
+    values = pixels.astype(np.float64)
+    return np.tensordot(LUMA, values, axes=1) if values.ndim == 3 and channels == 1 else values
+
+
+def to_planes(
+    masks: list[Array], tops: tuple[float, ...], spec: FolderData
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Turn mask values into what `prepare` takes.
+
+    Args:
+        masks: One array (H, W), or one for each class if the task is multilabel.
+        tops: For soft masks, the value of each that means certainty.
+        spec: `task`, `classes`, `soft` and `ignore` are used.
+    Returns: One plane for each class without the background, (K, H, W), bool or shares in [0, 1]; and the
+        valid pixels, bool (H, W): those that no mask ignores.
+    """
+    stack = np.stack(masks)
+    ignored = np.zeros(stack.shape, bool) if spec.ignore is None else stack == spec.ignore
+    valid: NDArray[np.bool_] = np.logical_not(ignored.any(axis=0))
+    if spec.task == "multiclass":
+        return stack == np.arange(1, len(spec.classes))[:, None, None], valid
+    if spec.soft:
+        shares = stack.astype(np.float64) / np.array(tops)[:, None, None]
+        return np.where(ignored, 0.0, shares), valid
+    return (stack != 0) & ~ignored, valid
+
+
+def _without_meaning(seen: set[float], header: Header, spec: FolderData) -> tuple[str, set[float]]:
+    """Say which mask values are allowed, and which of those seen are not."""
+    if spec.soft:
+        top = header.largest or 1
+        return f"probabilities from 0 to {top}", {v for v in seen if not 0 <= v <= top}
+    if spec.task == "multiclass":
+        return f"mask values 0 to {len(spec.classes) - 1}", seen - set(range(len(spec.classes)))
+    if seen <= {0, 1} or seen <= {0, 255}:
+        return "", set()
+    return "mask values 0 and 1, or 0 and 255", seen - {0, 1, 255} or seen

@@ -1,0 +1,140 @@
+"""Where jobs run: in this process, or in worker processes. Results do not depend on the choice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Protocol
+
+from advseg_bench.errors import WorkerError
+
+Emit = Callable[[str, int, int], None]
+
+
+class Executor(Protocol):
+    """Runs jobs: functions of `advseg_bench.jobs`, named so that this process need not import torch."""
+
+    def submit(self, job: str, *arguments: Any) -> Future[Any]:
+        """Start a job, or queue it."""
+        ...
+
+
+@contextmanager
+def open_executor(workers: int, threads: int, emit: Emit) -> Iterator[Executor]:
+    """Provide an executor and leave nothing behind.
+
+    Args:
+        workers: 1 runs the jobs in this process; more start so many processes.
+        threads: Threads of each worker; part of what a result depends on.
+        emit: Called in this process with every progress event.
+    """
+    if workers == 1:
+        with _threads(threads):
+            yield _InProcess(emit)
+        return
+    context = multiprocessing.get_context("spawn")
+    events = context.SimpleQueue()
+    listener = threading.Thread(target=_listen, args=(events, emit), daemon=True)
+    listener.start()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads, events))
+    try:
+        yield _Processes(pool)
+    except BaseException:
+        # An interrupted run must not wait for a training: what a worker has not returned is computed again.
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        events.put(None)
+        listener.join()
+
+
+def collect(future: Future[Any]) -> Any:
+    """Return a job's result. Raises: WorkerError: if its worker process died."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise WorkerError(
+            "A worker process was killed, probably for lack of memory. What was finished is kept: "
+            "run the same command again with fewer --workers."
+        ) from None
+
+
+class _InProcess:
+    """Runs each job when it is submitted."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.emit = emit
+
+    def submit(self, job: str, *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(_work(self.emit, job, arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class _Processes:
+    """Hands jobs to a pool of processes."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self.pool = pool
+
+    def submit(self, job: str, *arguments: Any) -> Future[Any]:
+        return self.pool.submit(_work_here, job, arguments)
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    """Set torch's threads inside, and the caller's number again outside."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+_emit_from_worker: Emit = lambda what, done, total: None  # noqa: E731
+
+
+def _start_worker(threads: int, events: Any) -> None:
+    """Prepare a worker: Ctrl-C is the parent's business, and a worker does not outlive its parent."""
+    global _emit_from_worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+    _emit_from_worker = lambda what, done, total: events.put((what, done, total))  # noqa: E731
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work_here(job: str, arguments: tuple[Any, ...]) -> Any:
+    return _work(_emit_from_worker, job, arguments)
+
+
+def _work(emit: Emit, job: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(import_module("advseg_bench.jobs"), job)(emit, *arguments)
+
+
+def _listen(events: Any, emit: Emit) -> None:
+    while (event := events.get()) is not None:
+        emit(*event)

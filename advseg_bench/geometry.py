@@ -1,0 +1,80 @@
+"""Norms, projections and random starts, for images with any number of space axes.
+
+Every function works image by image: what happens to one image never depends on its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from advseg_bench.types import Bounds, Budget, Norm
+
+
+def distance(x: Tensor, y: Tensor, norm: Norm) -> Tensor:
+    """Measure how far each image moved, in float64.
+
+    Args:
+        x: Images (N, C, *S).
+        y: Images of the same shape.
+        norm: "linf" or "l2".
+    Returns: float64 (N,), in input units; for "l2" over all values of an image.
+    """
+    moved = (x.double() - y.double()).flatten(1)
+    return moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
+
+
+def project(x_adv: Tensor, x: Tensor, budget: Budget, bounds: Bounds) -> Tensor:
+    """Bring images back into the budget around `x` and into the bounds: the nearest such point for "linf".
+
+    For "l2" the perturbation is scaled and then clipped; since `x` is inside the bounds, clipping only shortens it.
+
+    Args:
+        x_adv: Images (N, C, *S).
+        x: Clean images, inside the bounds.
+        budget: Norm and radius.
+        bounds: Allowed intensities.
+    Returns: Images like `x`; equal to `x_adv` bit for bit where that was allowed already.
+    """
+    if budget.norm == "linf":
+        inside = torch.minimum(torch.maximum(x_adv, x - budget.eps), x + budget.eps)
+    else:
+        length = distance(x_adv, x, "l2").clamp(min=torch.finfo(torch.float64).tiny)
+        factor = (budget.eps / length).clamp(max=1.0).view(-1, *[1] * (x.dim() - 1))
+        inside = torch.where(factor < 1, (x + (x_adv - x) * factor).to(x.dtype), x_adv)
+    return inside.clamp(bounds.lower, bounds.upper)
+
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """Return each image's direction of steepest ascent within the unit ball of a norm.
+
+    Args:
+        gradient: (N, C, *S).
+        norm: "linf": the sign, where sign(0) = 0. "l2": the gradient over its length; zero stays zero.
+    Returns: Tensor like `gradient`.
+    """
+    if norm == "linf":
+        return gradient.sign()
+    # Dividing by the largest value first keeps a gradient of 1e-30 from vanishing when it is squared.
+    shape = (-1, *[1] * (gradient.dim() - 1))
+    largest = gradient.flatten(1).abs().amax(1).view(shape)
+    scaled = torch.where(largest > 0, gradient / largest, gradient)
+    length = scaled.flatten(1).norm(dim=1).view(shape)
+    return torch.where(length > 0, scaled / length, scaled)
+
+
+def random_sign(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw +1 or -1 for each value, image i from generator i. Returns: Tensor like `x`."""
+    return torch.stack([_draw(one, g).round() * 2 - 1 for one, g in zip(x, generators, strict=True)])
+
+
+def random_uniform(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw uniformly from [-1, 1) for each value, image i from generator i. Returns: Tensor like `x`."""
+    return torch.stack([_draw(one, g) * 2 - 1 for one, g in zip(x, generators, strict=True)])
+
+
+def _draw(one: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1) on the generator's device, moved to the image's."""
+    return torch.rand(one.shape, generator=generator, device=generator.device).to(one)

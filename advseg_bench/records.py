@@ -1,0 +1,177 @@
+"""What a run leaves on disk: one description, and Parquet parts that appear whole or not at all.
+
+A run directory holds `run.json` (suite, data, cells, environment; written once), `models/*.json`, `parts/*.parquet`
+(the rows), `panels/*.npz` (images for the report), `failures.json` and `report/`. The directory belongs to one
+process at a time; only that process writes in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from advseg_bench.cache import content_hash, make_folder, write_bytes, write_json
+from advseg_bench.errors import RecordError, expected
+
+RUN_SCHEMA = 1
+
+ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "cell": pl.String,
+    "dataset": pl.String,
+    "model": pl.String,
+    "attack": pl.String,
+    "loss": pl.String,
+    "settings": pl.String,
+    "norm": pl.String,
+    "eps": pl.Float64,
+    "draw": pl.Int32,
+    "image": pl.String,
+    "subject": pl.String,
+    "block": pl.String,
+    "tp": pl.List(pl.Int64),
+    "fp": pl.List(pl.Int64),
+    "fn": pl.List(pl.Int64),
+    "valid_pixels": pl.Int64,
+    "wrong_pixels": pl.Int64,
+    "flipped_pixels": pl.Int64,
+    "linf": pl.Float64,
+    "l2": pl.Float64,
+    "unmoved": pl.Float64,
+    "forwards": pl.Float64,
+    "backwards": pl.Float64,
+    "flags": pl.List(pl.String),
+}
+"""Columns of a row: one cell on one image. The README explains each."""
+
+
+@contextmanager
+def own(out: Path) -> Iterator[None]:
+    """Hold a run directory for this process; the hold ends with the process, however it ends.
+
+    Raises: RecordError: if the directory cannot be made, holds something else, or another run holds it.
+    """
+    if out.exists() and not out.is_dir():
+        raise RecordError(expected(out, "a folder for the run", "a file", "Choose another --out."))
+    if (
+        out.is_dir()
+        and any(out.iterdir())
+        and not (out / "run.json").exists()
+        and not (out / ".lock").exists()
+    ):
+        raise RecordError(
+            f"{out}: the folder is not empty and holds no run. Nothing was touched; choose another --out."
+        )
+    make_folder(out)
+    try:
+        lock = (out / ".lock").open("a")
+    except OSError as error:
+        raise RecordError(f"{out}: cannot be written: {error.strerror}. Choose another --out.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RecordError(
+                f"{out}: another run is writing here. Wait for it or choose another --out."
+            ) from None
+        for folder in ("models", "parts", "panels"):
+            make_folder(out / folder)
+        yield
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run. Raises: RecordError: if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecordError(
+            f"{path}: not there, so this is not the folder of a run. Give --out of a run."
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RecordError(
+            f"{path}: cannot be read: {error}. Restore it, or start again in a new --out."
+        ) from None
+
+
+def read_description(out: Path) -> dict[str, Any]:
+    """Read `run.json`. Raises: RecordError: if it is no run, damaged, or of another schema version."""
+    info = read_json(out / "run.json")
+    found = info.get("schema") if isinstance(info, dict) else None
+    if found != RUN_SCHEMA:
+        newer = isinstance(found, int) and found > RUN_SCHEMA
+        remedy = "Upgrade advseg-bench." if newer else "Run the suite again in a new --out."
+        raise RecordError(expected(out / "run.json", f"schema {RUN_SCHEMA}", found, remedy))
+    return dict(info)
+
+
+def describe(out: Path, info: dict[str, Any]) -> None:
+    """Write `run.json`, or check that the one there describes the same run.
+
+    Raises: RecordError: naming the first difference that would make old and new rows incomparable.
+    """
+    if not (out / "run.json").exists():
+        write_json(out / "run.json", info)
+        return
+    old = read_description(out)
+    for key, what in (("suite", "suite"), ("data", "data"), ("binding", "environment")):
+        if old.get(key) != json.loads(json.dumps(info[key])):
+            raise RecordError(
+                f"{out}: holds a run of another {what}: {_first_difference(old.get(key), info[key])}. "
+                "Nothing was touched; choose another --out."
+            )
+
+
+def _first_difference(old: Any, new: Any, where: str = "") -> str:
+    """Name the first place where two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            if old.get(key) != json.loads(json.dumps(new.get(key))):
+                return _first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+    return f"{where or 'it'} was {_short(old)}, is {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    """A value on at most 60 characters."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def write_part(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write rows as one Parquet part, named by what it holds. Raises: RecordError: as `write_bytes`."""
+    name = content_hash(sorted((row["cell"], row["image"]) for row in rows))
+    buffer = io.BytesIO()
+    pl.DataFrame(rows, schema=ROW_SCHEMA).write_parquet(buffer)
+    path = out / "parts" / f"{rows[0]['model']}-{name}.parquet"
+    write_bytes(path, buffer.getvalue())
+    return path
+
+
+def read_rows(out: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read all rows of a run, in a fixed order, one per cell and image.
+
+    Args:
+        out: The run directory.
+        columns: Only these; all if None.
+    Returns: A frame of `ROW_SCHEMA`.
+    Raises: RecordError: naming a part that is truncated or not of this schema.
+    """
+    names = list(columns or ROW_SCHEMA)
+    frames = [pl.DataFrame(schema={name: ROW_SCHEMA[name] for name in names})]
+    for path in sorted((out / "parts").glob("*.parquet")):
+        try:
+            frames.append(pl.read_parquet(path, columns=names).cast({n: ROW_SCHEMA[n] for n in names}))
+        except (OSError, pl.exceptions.PolarsError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RecordError(
+                f"{path}: is damaged ({reason}). Delete this file and run the same command again: "
+                "only its rows are computed again."
+            ) from None
+    rows = pl.concat(frames)
+    keys = [name for name in ("cell", "image") if name in names]
+    return rows.unique(subset=keys, keep="first", maintain_order=True) if len(keys) == 2 else rows

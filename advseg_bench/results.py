@@ -1,0 +1,260 @@
+"""A finished or unfinished run, opened for reading: rows, scores and tables. No model is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import ValidationError
+
+from advseg_bench import records, scores, selection
+from advseg_bench.errors import RecordError, SpecError, expected, unknown
+from advseg_bench.specs import Scoring
+from advseg_bench.stats import subject_interval
+from advseg_bench.types import Task
+
+POOLED_SCORES = ("pooled_dice", "pooled_iou")
+SCORES = (*scores.ROW_SCORES, "diff", *POOLED_SCORES, *scores.CURVE_SCORES)
+"""Every score that `Run.table` knows; `scores` defines them."""
+
+_CELL_COLUMNS = (*scores.SWEEP, "eps", "draw", "cell")
+_IMAGE_COLUMNS = ("image", "subject", "block")
+
+
+class Run:
+    """A run directory.
+
+    Args:
+        path: What was given to `run` as `out`.
+
+    Attributes:
+        path: The directory.
+        info: `run.json`: suite, data, cells, environment, command.
+        task: What the model decides at each pixel.
+        scoring: The suite's own conventions, the default of every method.
+        models: Name -> what is known about each model that is ready: architecture, parameters, validation Dice.
+        failures: What failed: dicts with "model", "stage", "cell" and "message".
+
+    Raises: RecordError: if the directory holds no run, is damaged, or is of another schema version.
+
+    Example:
+        >>> run = Run("runs/quick")                               # doctest: +SKIP
+        >>> run.table("dice", by=("model", "loss", "eps"))        # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise RecordError(expected(path, "the folder of a run", str(path), "Give the --out of a run."))
+        self.info = records.read_description(self.path)
+        try:
+            data = self.info["data"]
+            self.task = Task(data["kind"], tuple(data["classes"]))
+            self.scoring = Scoring.model_validate(self.info["suite"].get("scoring", {}))
+            self._live = {cell["id"]: cell["model"] for cell in self.info["cells"] if cell["skip"] is None}
+            self._planned_images = int(data["splits"]["test"])
+        except (KeyError, TypeError, AttributeError, ValidationError) as error:
+            raise RecordError(
+                f"{self.path / 'run.json'}: is damaged ({type(error).__name__}: {str(error).splitlines()[0]}). "
+                "Restore it, or run the suite again in a new --out."
+            ) from None
+        self.models = {
+            path.stem: dict(records.read_json(path)) for path in sorted((self.path / "models").glob("*.json"))
+        }
+        failed = self.path / "failures.json"
+        self.failures: list[dict[str, Any]] = list(records.read_json(failed)) if failed.exists() else []
+        self._scored: dict[Scoring, pl.DataFrame] = {}
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @cached_property
+    def rows(self) -> pl.DataFrame:
+        """Every stored row, one per cell and image, sorted by both; columns of `records.ROW_SCHEMA`.
+
+        Raises: RecordError: naming a part that is truncated, and what to do about it.
+        """
+        rows = records.read_rows(self.path)
+        k = len(self.task.classes)
+        if (
+            rows.select((pl.col(name).list.len() != k).any() for name in ("tp", "fp", "fn")).row(0)
+            != (False,) * 3
+        ):
+            raise RecordError(
+                f"{self.path / 'parts'}: rows without counts of all {k} classes. Run the suite in a new --out."
+            )
+        return rows.sort("cell", "image")
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names of the models in the order of the suite, those that failed or are not ready included."""
+        return tuple(dict.fromkeys(cell["model"] for cell in self.info["cells"]))
+
+    @cached_property
+    def controls(self) -> frozenset[str]:
+        """Attacks of this run that never ask the model, such as random signs."""
+        return selection.find_controls(self.rows)
+
+    @property
+    def planned(self) -> int:
+        """Number of (cell, image) pairs that the suite asks for, skipped cells left out."""
+        return len(self._live) * self._planned_images
+
+    @property
+    def missing(self) -> int:
+        """Number of planned (cell, image) pairs without a row: not computed yet, or failed."""
+        return sum(self.missing_by_cell().values())
+
+    def missing_by_cell(self) -> dict[str, int]:
+        """Return the number of images without a row for each planned cell that lacks any."""
+        there = dict(self.rows.group_by("cell").len().iter_rows())
+        counts = {cell: self._planned_images - there.get(cell, 0) for cell in self._live}
+        return {cell: count for cell, count in counts.items() if count > 0}
+
+    def scores(self, scoring: Scoring | None = None) -> pl.DataFrame:
+        """Return the rows with their scores and the clean values of the same image beside them.
+
+        Args:
+            scoring: Conventions; the suite's own if None.
+        Returns: `rows` with the columns of `scores.ROW_SCORES`. Computed once for each `scoring`.
+        """
+        scoring = scoring or self.scoring
+        if scoring not in self._scored:
+            self._scored[scoring] = scores.score_rows(self.rows, self.task, scoring)
+        return self._scored[scoring]
+
+    def curves(self, scoring: Scoring | None = None) -> pl.DataFrame:
+        """Return one row per image and sweep of eps: `area` and `smallest_eps`, see `scores.score_curves`."""
+        return scores.score_curves(self.scores(scoring), scoring or self.scoring)
+
+    def table(
+        self,
+        score: str = "dice",
+        by: str | Sequence[str] = ("model", "loss", "eps"),
+        *,
+        where: Mapping[str, object] | None = None,
+        scoring: Scoring | None = None,
+        level: float = 0.95,
+    ) -> pl.DataFrame:
+        """Average a score over images and subjects.
+
+        An image's value is its mean over everything that `by` leaves out, such as draws; a subject's is the mean
+        of its images; `mean` is the mean of the subjects. "diff" is made from such means of the clean and the
+        attacked Dice of the same images. Pooled scores sum counts over all images of a cell instead.
+
+        Different attacks are never averaged: where `by` leaves rows of two attacks, settings or norms in one
+        group, these columns are added after `by`.
+
+        Args:
+            score: One of `SCORES`.
+            by: Columns of the rows that make the groups; also "class" for scores made of one class's counts.
+            where: Column -> the value, or the list of values, of the rows to keep.
+            scoring: Conventions; the suite's own if None.
+            level: Confidence level of the interval.
+        Returns: One row per group in the order of the suite: `by`, `mean`, `lower`, `upper`, `n_images` (with a
+            score) and `n_subjects`. `lower` and `upper` are null under five subjects, and for "diff" and pooled
+            scores.
+        Raises: SpecError: naming the nearest name for an unknown score or column.
+        """
+        by = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
+        frame = self._score_frame(score, by, scoring)
+        for name, value in (where or {}).items():
+            _check_column(name, "where", frame)
+            values = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
+            frame = frame.filter(pl.col(name).is_in(values))
+        by = (*by, *_find_mixed(frame, by))
+        if score in POOLED_SCORES:
+            table = scores.pool_counts(frame, self.task, scoring or self.scoring, by).select(
+                *by,
+                pl.col(score).alias("mean"),
+                *(pl.lit(None, dtype=pl.Float64).alias(end) for end in ("lower", "upper")),
+                pl.col("n_images", "n_subjects").cast(pl.Int64),
+            )
+        else:
+            table = _average(frame, score, by, level)
+        return table.sort([self._rank(name) for name in by])
+
+    def extremes(self) -> list[dict[str, Any]]:
+        """Return the best and the worst case of each model, see `selection.find_extremes`."""
+        return selection.find_extremes(self)
+
+    def _score_frame(self, score: str, by: Sequence[str], scoring: Scoring | None) -> pl.DataFrame:
+        """The frame that holds a score, after a check of the names asked for."""
+        if score not in SCORES:
+            raise SpecError(unknown("score", "score", score, SCORES))
+        if score in scores.CURVE_SCORES:
+            frame = self.curves(scoring)
+        elif score in POOLED_SCORES:
+            frame = self.rows
+        elif "class" in by and (score in scores.CLASS_SCORES or score == "diff"):
+            frame = scores.score_classes(self.rows, self.task, scoring or self.scoring)
+        else:
+            frame = self.scores(scoring)
+        if not by:
+            raise SpecError(expected("by", "at least one column", tuple(by), 'Use by="model", for one.'))
+        for name in by:
+            _check_column(name, "by", frame)
+        return frame
+
+    def _rank(self, column: str) -> pl.Expr:
+        """Sort key: the order of the suite for names, the natural one for everything else."""
+        if column == "class":
+            known = list(self.task.classes)
+        elif column in ("model", "attack", "loss", "settings", "norm"):
+            known = list(dict.fromkeys(cell[column] for cell in self.info["cells"]))
+        else:
+            return pl.col(column)
+        places = range(len(known))
+        return pl.col(column).replace_strict(known, places, default=len(known), return_dtype=pl.Int64)
+
+
+def _check_column(name: str, where: str, frame: pl.DataFrame) -> None:
+    """Refuse a column that cannot make groups."""
+    known = [column for column in (*_CELL_COLUMNS, *_IMAGE_COLUMNS, "class") if column in frame.columns]
+    if name not in known:
+        raise SpecError(unknown(where, "column", name, known))
+
+
+def _find_mixed(frame: pl.DataFrame, by: Sequence[str]) -> list[str]:
+    """Columns that tell attacks apart, are not in `by`, and differ inside a group of it."""
+    identity = [name for name in ("attack", "settings", "norm") if name not in by]
+    variants = frame.select(*by, *identity).unique().group_by(by)
+    counts = variants.agg(pl.col(name).n_unique() for name in identity)
+    return [name for name in identity if (counts[name] > 1).any()]
+
+
+def _average(frame: pl.DataFrame, score: str, by: Sequence[str], level: float) -> pl.DataFrame:
+    """Image means, then subject means, then the mean over subjects with its interval."""
+    parts = ("dice", "dice_clean") if score == "diff" else (score,)
+    known = frame.filter(pl.all_horizontal(pl.col(part).is_not_null() for part in parts))
+    images = known.group_by({*by, "subject", "image"}).agg(pl.col(part).mean() for part in parts)
+    subjects = images.group_by({*by, "subject"}).agg(
+        *(pl.col(part).mean() for part in parts), pl.len().alias("n_images")
+    )
+    groups = (
+        subjects.sort(sorted({*by, "subject"}))
+        .group_by(by)
+        .agg(
+            *(pl.col(part).alias(f"{part} of subjects") for part in parts),
+            pl.col("n_images").sum().cast(pl.Int64),
+            pl.len().cast(pl.Int64).alias("n_subjects"),
+        )
+    )
+    table = frame.select(by).unique().join(groups, on=by, how="left")
+    means = [pl.col(f"{part} of subjects").list.mean() for part in parts]
+    intervals = [
+        subject_interval(values, range(len(values)), level)
+        if values is not None and score != "diff"
+        else None
+        for values in table[f"{parts[0]} of subjects"].to_list()
+    ]
+    return table.select(
+        *by,
+        (pl.when(means[1] > 0).then(1 - means[0] / means[1]) if score == "diff" else means[0]).alias("mean"),
+        pl.Series("lower", [i and i.lower for i in intervals], dtype=pl.Float64),
+        pl.Series("upper", [i and i.upper for i in intervals], dtype=pl.Float64),
+        pl.col("n_images", "n_subjects").fill_null(0),
+    )

@@ -1,0 +1,253 @@
+"""Work unit -> rows: the only place where models, data, attacks and metrics meet.
+
+For one batch and one model: one clean forward shared by everything, one backward per loss shared by all budgets, and
+one forward per result to score it. The harness trusts no attack: it measures every result in float64, records what
+it broke, brings it back into bounds and budget, and scores only that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advseg_bench import catalogue, geometry, metrics
+from advseg_bench.attacks.gradient import OneGradientAttack, input_gradients
+from advseg_bench.data.dataset import Dataset
+from advseg_bench.errors import UserError
+from advseg_bench.cells import Cell
+from advseg_bench.registry import load_attack
+from advseg_bench.types import Attack, Batch, Budget
+from advseg_bench.work import Failure, Unit
+
+BUDGET_TOLERANCE = 1e-6
+"""Rounding in float32 moves a result past its budget by less than this; more is a violation."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all units of a run share.
+
+    Attributes:
+        seed: Of the suite.
+        batch: Images a forward pass; a short batch is padded by repeating images, and the padding is cut off, so
+            that an image's result has the same bits in every unit.
+        device: Where models and images are put.
+    """
+
+    seed: int
+    batch: int
+    device: str = "cpu"
+
+
+def run_unit(
+    unit: Unit, model: nn.Module, dataset: Dataset, setting: Setting
+) -> tuple[list[Row], list[Failure]]:
+    """Attack and score some images.
+
+    Args:
+        unit: Images and cells.
+        model: Logits from images; it is frozen and put into eval mode here.
+        dataset: Where the images are.
+        setting: Compute batch, seed, device.
+    Returns: Rows of `records.ROW_SCHEMA`, and what failed. Cost per batch: 1 forward, a backward per loss of
+        one-gradient attacks, each other attack's own cost, and a forward per cell.
+    """
+    model.to(setting.device).eval().requires_grad_(False)
+    attacks, failures = _load_attacks(unit, dataset)
+    rows: list[Row] = []
+    for start in range(0, len(unit.indices), setting.batch):
+        indices = unit.indices[start : start + setting.batch]
+        padded = [indices[i % len(indices)] for i in range(setting.batch)]
+        batch = _to(dataset.batch(padded), setting.device)
+        scene = _Scene(model, batch, dataset.name, len(indices), setting.seed)
+        new, failed = scene.attack_and_score([c for c in unit.cells if c.attack == "none" or c.id in attacks], attacks)
+        rows += new
+        failures += failed
+    return rows, failures
+
+
+def attack_one(cell: Cell, index: int, model: nn.Module, dataset: Dataset, setting: Setting) -> dict[str, np.ndarray]:
+    """Return the images behind one row, for the report: clean, attacked, truth and both predictions.
+
+    Returns: Arrays `x` and `x_adv` float32 (C, *S), `truth`, `clean`, `attacked` bool (K, *S).
+    """
+    model.to(setting.device).eval().requires_grad_(False)
+    batch = _to(dataset.batch([index] * setting.batch), setting.device)
+    scene = _Scene(model, batch, dataset.name, 1, setting.seed)
+    attack = load_attack(cell, dataset.task)
+    logits, gradients = scene.shared_gradients({cell.id: attack})
+    x_adv, _ = scene.perturb(cell, attack, gradients.get(cell.id))
+    like = torch.empty(0, dtype=torch.bool)
+    clean, attacked = (metrics.predict(out, batch.task) for out in (logits, scene.forward(x_adv)))
+    masks = (metrics.one_hot(labels, batch.task, like)[0] for labels in (batch.y, clean, attacked))
+    arrays = (batch.x[0], x_adv[0], *masks)
+    return dict(zip(("x", "x_adv", "truth", "clean", "attacked"), (a.cpu().numpy() for a in arrays), strict=True))
+
+
+def image_generators(seed: int, cell: str, images: Sequence[str]) -> list[torch.Generator]:
+    """Return one generator per image, seeded by suite, cell and image and by nothing else."""
+    keys = (hashlib.sha256(f"{seed}/{cell}/{image}".encode()).digest()[:8] for image in images)
+    return [torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1) for key in keys]
+
+
+def _load_attacks(unit: Unit, dataset: Dataset) -> tuple[dict[str, Attack], list[Failure]]:
+    """Build every cell's attack; cells of equal settings share one object."""
+    built: dict[tuple[str, str, str], Attack] = {}
+    attacks: dict[str, Attack] = {}
+    failures = []
+    for cell in unit.cells:
+        if cell.attack == "none":
+            continue
+        key = (cell.attack, cell.loss, cell.settings)
+        try:
+            if key not in built:
+                built[key] = load_attack(cell, dataset.task)
+            attacks[cell.id] = built[key]
+        except UserError as error:
+            failures.append(Failure(unit.model, "attack", cell.id, str(error)))
+    return attacks, failures
+
+
+def _to(batch: Batch, device: str) -> Batch:
+    """The batch on a device."""
+    return replace(batch, x=batch.x.to(device), y=batch.y.to(device), valid=batch.valid.to(device))
+
+
+class _Scene:
+    """One batch in front of one model, with everything its cells share."""
+
+    def __init__(self, model: nn.Module, batch: Batch, dataset: str, n: int, seed: int) -> None:
+        self.model, self.batch, self.dataset, self.n, self.seed = model, batch, dataset, n, seed
+
+    def attack_and_score(self, cells: Sequence[Cell], attacks: dict[str, Attack]) -> tuple[list[Row], list[Failure]]:
+        """Run all cells; a cell that raises is a failure and costs no other cell its result."""
+        rows: list[Row] = []
+        failures = []
+        logits, gradients = self.shared_gradients({c.id: attacks[c.id] for c in cells if c.id in attacks})
+        clean = metrics.predict(logits, self.batch.task)
+        for cell in cells:
+            try:
+                if cell.attack == "none":
+                    x_adv, flags, prediction = self.batch.x, [set[str]() for _ in self.batch.images], clean
+                else:
+                    x_adv, flags = self.perturb(cell, attacks[cell.id], gradients.get(cell.id))
+                    prediction = metrics.predict(self.forward(x_adv), self.batch.task)
+            except Exception as error:
+                failures.append(Failure(cell.model, "attack", cell.id, f"{type(error).__name__}: {error}"))
+                continue
+            rows += self._rows(cell, x_adv, flags, metrics.count(prediction, clean, self.batch))
+        return rows, failures
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, without a graph."""
+        with torch.no_grad():
+            logits: Tensor = self.model(x)
+        return logits
+
+    def shared_gradients(self, attacks: dict[str, Attack]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clean logits, and for each one-gradient cell its gradient: one forward, one backward per distinct attack."""
+        distinct: dict[int, OneGradientAttack] = {}
+        for attack in attacks.values():
+            if isinstance(attack, OneGradientAttack):
+                distinct[id(attack)] = attack
+        if not distinct:
+            return self.forward(self.batch.x), {}
+        objectives = [lambda out, a=attack: a.objective(out, self.batch) for attack in distinct.values()]
+        logits, gradients = input_gradients(self.model, self.batch.x, objectives)
+        of = dict(zip(distinct, gradients, strict=True))
+        return logits, {cell: of[id(attack)] for cell, attack in attacks.items() if id(attack) in of}
+
+    def perturb(self, cell: Cell, attack: Attack, gradient: Tensor | None) -> tuple[Tensor, list[set[str]]]:
+        """Run one attack and check its result.
+
+        Returns: Images inside bounds and budget, and for each image the names of what was wrong with the result.
+        """
+        budget = Budget(cell.norm, cell.eps)
+        x, before = self.batch.x, self.batch.x.clone()
+        state = _state(self.model)
+        if gradient is not None:
+            assert isinstance(attack, OneGradientAttack)
+            x_adv = attack.step(self.batch, gradient, budget)
+        else:
+            generators = image_generators(self.seed, cell.id, self.batch.images)
+            x_adv = attack(self.model, self.batch, budget=budget, generators=generators).detach()
+        common = set()
+        if _state(self.model) != state:
+            common.add("model_changed")
+            self.model.eval().requires_grad_(False)
+        if not torch.equal(x, before):
+            common.add("input_changed")
+            x.copy_(before)
+        if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+            raise ValueError(f"expected {x.dtype} images of shape {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}")
+        return self._check(x_adv, budget, common)
+
+    def _check(self, x_adv: Tensor, budget: Budget, common: set[str]) -> tuple[Tensor, list[set[str]]]:
+        """Measure in float64, name the violations, and project."""
+        x, bounds = self.batch.x, self.batch.bounds
+        finite = x_adv.isfinite().flatten(1).all(1)
+        x_adv = torch.where(x_adv.isfinite(), x_adv, x)
+        flat = x_adv.flatten(1)
+        outside = (flat.amin(1) < bounds.lower) | (flat.amax(1) > bounds.upper)
+        over = geometry.distance(x_adv, x, budget.norm) > budget.eps + BUDGET_TOLERANCE
+        same = (x_adv == x).flatten(1).all(1) & (budget.eps > 0)
+        found = {"non_finite": ~finite, "out_of_bounds": outside, "over_budget": over, "unchanged": same}
+        columns = {name: mask.tolist() for name, mask in found.items()}
+        flags = [common | {name for name, mask in columns.items() if mask[i]} for i in range(len(x))]
+        if (outside | over).any():
+            fixed = geometry.project(x_adv, x, budget, bounds)
+            broken = (outside | over).view(-1, *[1] * (x.dim() - 1))
+            x_adv = torch.where(broken, fixed, x_adv)
+        return x_adv, flags
+
+    def _rows(self, cell: Cell, x_adv: Tensor, flags: list[set[str]], counts: metrics.Counts) -> list[Row]:
+        """One row per image, the padding left out."""
+        batch = self.batch
+        entry = catalogue.ATTACKS.get(cell.attack)
+        cost = (entry.forwards, entry.backwards) if entry else (0, 0) if cell.attack == "none" else (None, None)
+        columns: dict[str, list[Any]] = {
+            "image": list(batch.images),
+            "subject": list(batch.subjects),
+            "block": list(batch.blocks),
+            "tp": counts.tp.tolist(),
+            "fp": counts.fp.tolist(),
+            "fn": counts.fn.tolist(),
+            "valid_pixels": counts.valid.tolist(),
+            "wrong_pixels": counts.wrong.tolist(),
+            "flipped_pixels": counts.flipped.tolist(),
+            "linf": geometry.distance(x_adv, batch.x, "linf").tolist(),
+            "l2": geometry.distance(x_adv, batch.x, "l2").tolist(),
+            "unmoved": (x_adv == batch.x).flatten(1).double().mean(1).tolist(),
+            "flags": [sorted(names) for names in flags],
+        }
+        fixed = {
+            "cell": cell.id,
+            "dataset": self.dataset,
+            "model": cell.model,
+            "attack": cell.attack,
+            "loss": cell.loss,
+            "settings": cell.settings,
+            "norm": cell.norm,
+            "eps": cell.eps,
+            "draw": cell.draw,
+            "forwards": cost[0],
+            "backwards": cost[1],
+        }
+        return [fixed | {name: values[i] for name, values in columns.items()} for i in range(self.n)]
+
+
+def _state(model: nn.Module) -> tuple[Any, ...]:
+    """What an attack must leave alone: training flags, gradient flags, and every tensor's write counter."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return (
+        [module.training for module in model.modules()],
+        [(t.requires_grad, t._version, t.data_ptr()) for t in tensors],
+    )

@@ -1,0 +1,231 @@
+"""From stored counts to scores. Nothing here needs a model, so a report can be made again by other conventions.
+
+Definitions, for one image and its valid pixels:
+
+- `dice` = 2 TP / (2 TP + FP + FN) and `iou` = TP / (TP + FP + FN) of a class; an image's score is the mean over the
+  scored classes (all classes of the task, without the background of a multiclass task). A class that the ground
+  truth of the image lacks is treated by the empty rule: "skip" leaves it out (an image without any class has no
+  score), "one" gives 1 if no pixel was predicted as it and 0 otherwise, "zero" gives 0.
+- `pooled_dice`, `pooled_iou`: TP, FP and FN are summed over the images first, then the ratio, then the mean over
+  classes (CmIoU of arXiv 2407.09150; `iou` averages to its NmIoU).
+- `drop` = clean Dice - Dice. `diff`, the study's "Diff" (arXiv 2401.11224) = (mean clean Dice - mean Dice) / mean
+  clean Dice: a ratio of means, so it exists for groups of images only.
+- `apsr`, attack pixel success rate against the ground truth (arXiv 2206.07179): share of pixels with any class
+  wrong. It is above 0 on clean images already: `apsr_clean`. `apsr99`: 1 if `apsr` >= 0.99, else 0.
+- `flipped`: share of pixels where any class differs from the clean prediction, corrected pixels included.
+- `dice_below`: 1 if Dice is below the threshold, else 0; only for images whose clean Dice is not.
+- `area`: mean height of the curve of Dice over eps between eps = 0 (clean) and the largest eps of the sweep
+  (trapezoid); `smallest_eps`: the smallest eps of the sweep at which the image meets `dice_below`.
+
+Draws of a random attack are averaged per image before anything else is done with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from advseg_bench.specs import Scoring
+from advseg_bench.types import Task
+
+SWEEP = ("dataset", "model", "attack", "loss", "settings", "norm")
+"""Columns that name one curve over eps."""
+
+ROW_SCORES: dict[str, str] = {
+    "dice": "mean Dice over classes",
+    "iou": "mean IoU over classes",
+    "drop": "clean Dice minus Dice",
+    "apsr": "share of pixels wrong against the ground truth",
+    "flipped": "share of pixels that differ from the clean prediction",
+    "apsr99": "share of images with at least 99 % of their pixels wrong",
+    "dice_below": "share of the images at or above the Dice threshold when clean that fall below it",
+    "dice_clean": "mean Dice over classes of the clean image",
+    "iou_clean": "mean IoU over classes of the clean image",
+    "apsr_clean": "share of pixels wrong before the attack",
+}
+"""Scores of one row, in the order in which `score_rows` documents them."""
+
+CLASS_SCORES = ("dice", "iou", "drop", "dice_clean", "iou_clean")
+"""Scores of one row and one class."""
+
+CURVE_SCORES: dict[str, str] = {
+    "area": "mean Dice along the sweep, from eps = 0 to the largest eps",
+    "smallest_eps": "smallest eps of the sweep at which Dice falls below the threshold",
+}
+"""Scores of one image over a sweep of eps."""
+
+
+def find_scored_classes(task: Task) -> dict[str, int]:
+    """Return the classes that the mean scores average, with their place in the counts."""
+    first = 1 if task.kind == "multiclass" else 0
+    return {name: i for i, name in enumerate(task.classes) if i >= first}
+
+
+def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame:
+    """Add the scores of each row, with the clean values of the same image and model beside them.
+
+    Args:
+        rows: Rows of `records.ROW_SCHEMA`.
+        task: What the counts mean.
+        scoring: Empty rule and Dice threshold.
+    Returns: The rows with the float64 columns of `ROW_SCORES`; null where a score is not defined: no scored class
+        in the image, no valid pixel, no clean row, or, for `dice_below`, a clean Dice below the threshold.
+        About a second for a million rows of three classes.
+    Source: the module's head gives each definition with its paper.
+    """
+    places = find_scored_classes(task).values()
+    valid = pl.col("valid_pixels")
+    scored = rows.with_columns(
+        *(
+            pl.mean_horizontal([_ratio(name, k, scoring) for k in places]).alias(name)
+            for name in ("dice", "iou")
+        ),
+        pl.when(valid > 0).then(pl.col("wrong_pixels") / valid).alias("apsr"),
+        pl.when(valid > 0).then(pl.col("flipped_pixels") / valid).alias("flipped"),
+        pl.when(valid > 0).then(100 * pl.col("wrong_pixels") >= 99 * valid).cast(pl.Float64).alias("apsr99"),
+    )
+    scored = _join_clean(scored, ("dice", "iou", "apsr"))
+    eligible = pl.col("dice_clean") >= scoring.dice_threshold
+    below = (pl.col("dice") < scoring.dice_threshold).cast(pl.Float64)
+    return scored.with_columns(
+        (pl.col("dice_clean") - pl.col("dice")).alias("drop"),
+        pl.when(eligible).then(below).alias("dice_below"),
+    )
+
+
+def score_classes(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame:
+    """Score each scored class by itself.
+
+    Args:
+        rows: As for `score_rows`.
+        task: What the counts mean.
+        scoring: The empty rule is applied to each class; the threshold is not used.
+    Returns: One row per input row and scored class: the columns that name the row, `class`, and the columns
+        of `CLASS_SCORES`. Null where the rule leaves the class out.
+    """
+    names = ("cell", *SWEEP, "eps", "draw", "image", "subject", "block")
+    frames = [
+        rows.select(
+            *names,
+            pl.lit(name).alias("class"),
+            *(_ratio(score, k, scoring).alias(score) for score in ("dice", "iou")),
+        )
+        for name, k in find_scored_classes(task).items()
+    ]
+    scored = _join_clean(pl.concat(frames), ("dice", "iou"), "class")
+    return scored.with_columns((pl.col("dice_clean") - pl.col("dice")).alias("drop"))
+
+
+def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[str]) -> pl.DataFrame:
+    """Score the summed counts of all images of a cell, then average the cells of each group.
+
+    Args:
+        rows: As for `score_rows`.
+        task: What the counts mean.
+        scoring: The empty rule is applied to a class that no image of the cell shows.
+        by: Columns that name the groups. Cells of one group (such as draws) are averaged after the ratio.
+    Returns: One row per group: `by`, `pooled_dice`, `pooled_iou`, `n_images`, `n_subjects`.
+    """
+    places = find_scored_classes(task).values()
+    totals = rows.group_by(*by, *({"cell"} - set(by))).agg(
+        *(
+            pl.col(count).list.get(k).sum().alias(f"{count}{k}")
+            for count in ("tp", "fp", "fn")
+            for k in places
+        ),
+        pl.col("image").n_unique().alias("n_images"),
+        pl.col("subject").n_unique().alias("n_subjects"),
+    )
+    ratios = totals.with_columns(
+        *(
+            pl.mean_horizontal([_ratio(name, k, scoring, listed=False) for k in places]).alias(
+                f"pooled_{name}"
+            )
+            for name in ("dice", "iou")
+        )
+    )
+    return ratios.group_by(*by).agg(
+        pl.col("pooled_dice").mean(),
+        pl.col("pooled_iou").mean(),
+        pl.col("n_images").max(),
+        pl.col("n_subjects").max(),
+    )
+
+
+def average_draws(scored: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:
+    """Average the draws of random attacks image by image; other attacks have one draw.
+
+    Args:
+        scored: Rows with scores.
+        scores: The score columns to average; nulls are left out.
+    Returns: One row per sweep, eps and image, with `subject`, `block` and the averaged scores.
+    """
+    keys = [*SWEEP, "eps", "image", "subject", "block"]
+    return scored.group_by(keys).agg(pl.col(name).mean() for name in scores)
+
+
+def score_curves(scored: pl.DataFrame, scoring: Scoring) -> pl.DataFrame:
+    """Sum up each image's Dice over a sweep of eps in two numbers.
+
+    Random attacks: the curve is that of the Dice averaged over draws, and it is this average that must fall
+    below the threshold.
+
+    Args:
+        scored: What `score_rows` returned.
+        scoring: The Dice threshold.
+    Returns: One row per image and sweep, the clean prediction left out: the columns of `SWEEP`, `image`, `subject`,
+        `block`, `dice_clean`, `area` and `smallest_eps`. `area` is null where an eps of the sweep, the clean value or
+        a Dice is missing, or all eps are 0; `smallest_eps` where no eps of the sweep suffices or the clean Dice is
+        below the threshold already.
+    """
+    attacked = scored.filter(pl.col("attack") != "none")
+    points = average_draws(attacked, ("dice", "dice_clean"))
+    keys = [*SWEEP, "image", "subject", "block"]
+    sweep = points.group_by(SWEEP).agg(pl.col("eps").n_unique().alias("n_eps"))
+    below = (pl.col("dice") < scoring.dice_threshold) & (pl.col("dice_clean") >= scoring.dice_threshold)
+    points = points.sort(*keys, "eps")
+    first = pl.any_horizontal(pl.col(key) != pl.col(key).shift(1) for key in keys).fill_null(True)
+    width = pl.col("eps") - pl.when(first).then(0.0).otherwise(pl.col("eps").shift(1))
+    height = (
+        pl.col("dice") + pl.when(first).then(pl.col("dice_clean")).otherwise(pl.col("dice").shift(1))
+    ) / 2
+    curves = (
+        points.with_columns((width * height).alias("strip"), pl.when(below).then("eps").alias("broken_at"))
+        .group_by(keys, maintain_order=True)
+        .agg(
+            pl.col("dice_clean").first(),
+            pl.col("strip").sum(),
+            pl.col("strip").null_count().alias("n_lost"),
+            pl.len().alias("n_points"),
+            pl.col("eps").max().alias("largest"),
+            pl.col("broken_at").min().alias("smallest_eps"),
+        )
+        .join(sweep, on=SWEEP)
+    )
+    whole = (pl.col("n_lost") == 0) & (pl.col("n_points") == pl.col("n_eps")) & (pl.col("largest") > 0)
+    area = pl.when(whole).then(pl.col("strip") / pl.col("largest")).alias("area")
+    return curves.select(*keys, "dice_clean", area, "smallest_eps")
+
+
+def _join_clean(scored: pl.DataFrame, scores: Sequence[str], *more: str) -> pl.DataFrame:
+    """Add `<score>_clean` from the rows of the clean prediction."""
+    keys = ["dataset", "model", "image", *more]
+    clean = scored.filter(pl.col("attack") == "none").select(
+        *keys, *(pl.col(name).alias(f"{name}_clean") for name in scores)
+    )
+    return scored.join(clean, on=keys, how="left")
+
+
+def _ratio(score: str, place: int, scoring: Scoring, *, listed: bool = True) -> pl.Expr:
+    """Dice or IoU of one class, from list columns `tp` or plain columns `tp<place>`, with the empty rule."""
+    tp, fp, fn = (
+        pl.col(count).list.get(place) if listed else pl.col(f"{count}{place}") for count in ("tp", "fp", "fn")
+    )
+    value = 2 * tp / (2 * tp + fp + fn) if score == "dice" else tp / (tp + fp + fn)
+    if_absent = {
+        "skip": pl.lit(None, dtype=pl.Float64),
+        "one": (fp == 0).cast(pl.Float64),
+        "zero": pl.lit(0.0),
+    }[scoring.empty]
+    return pl.when(tp + fn == 0).then(if_absent).otherwise(value)

@@ -1,0 +1,311 @@
+"""What a suite is made of: data, models, training recipe, attacks, compute. Validated, frozen, torch-free."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from advseg_bench import catalogue
+from advseg_bench.errors import unknown
+from advseg_bench.types import EmptyRule, Norm, TaskKind
+
+
+class Spec(BaseModel):
+    """Base of all specifications: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _eps(value: object) -> object:
+    """Read "4/255" or .0157; refuse what looks like a 0-255 intensity."""
+    if isinstance(value, str):
+        try:
+            value = float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError('expected a number or a fraction such as "4/255"') from None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError('expected a number or a fraction such as "4/255"')
+    if not math.isfinite(value) or value < 0:
+        raise ValueError("expected a finite eps >= 0")
+    if value >= 1:
+        raise ValueError(
+            f'expected eps < 1, in units of the image (0 to 1). For {value:g} of 255 grey levels write "{value:g}/255"'
+        )
+    return float(value)
+
+
+def _architecture(name: str) -> str:
+    """Accept a shipped architecture or `package.module:callable`."""
+    if name not in catalogue.ARCHITECTURES and ":" not in name:
+        raise ValueError(unknown("", "architecture", name, catalogue.ARCHITECTURES))
+    return name
+
+
+def _known(kind: Literal["attack", "loss"], name: str) -> str:
+    """Accept a name of the catalogue, `package.module:object`, or the name of an entry point."""
+    from importlib.metadata import entry_points
+
+    shipped, group = {
+        "attack": (catalogue.ATTACKS, "advseg_bench.attacks"),
+        "loss": (catalogue.LOSSES, "advseg_bench.losses"),
+    }[kind]
+    if name in shipped or ":" in name or name in (plugins := entry_points(group=group).names):
+        return name
+    raise ValueError(unknown("", kind, name, {*shipped, *plugins}))
+
+
+LossName = Annotated[str, AfterValidator(partial(_known, "loss"))]
+AttackName = Annotated[str, AfterValidator(partial(_known, "attack"))]
+Eps = Annotated[float, BeforeValidator(_eps)]
+
+
+class _ImageData(Spec):
+    """What every data set can be asked for.
+
+    Attributes:
+        task: How the labels are put to the model.
+        size: Edge length in pixels; images are padded to a square and resized by area.
+        channels: 1, or 3 equal copies of the grey image.
+    """
+
+    task: TaskKind = "multilabel"
+    size: int = Field(default=64, ge=16, le=1024)
+    channels: Literal[1, 3] = 1
+
+
+class Mni152Data(_ImageData):
+    """Axial slices of the MNI152 T1 average head, shipped in the package."""
+
+    name: Literal["mni152"]
+
+
+class PhantomData(_ImageData):
+    """Procedural abdominal MRI phantom.
+
+    Attributes:
+        subjects: Number of cases; about a sixth (at least one) is for validation, a quarter for test.
+        days: Scans of each case; the bowel moves between them.
+        slices: Slices of each scan.
+        seed: Another seed, other anatomies.
+    """
+
+    name: Literal["phantom"]
+    subjects: int = Field(default=12, ge=3)
+    days: int = Field(default=1, ge=1)
+    slices: int = Field(default=20, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class FolderData(_ImageData):
+    """Images and masks on disk, matched by file stem.
+
+    `path/images/NAME.{png,tif,tiff,nii,nii.gz}` goes with `path/masks/NAME.*` (binary, multiclass), or with
+    `path/masks/CLASS/NAME.*` for each class (multilabel). A NIfTI volume gives one image per slice of its last axis.
+
+    Attributes:
+        path: The folder; relative to the working directory.
+        classes: Class names. For multiclass the first is the background and mask values count from 0.
+        soft: Masks hold probabilities scaled to the data type's maximum, binarised at 0.5. Otherwise only
+            0 and 1, or 0 and 255 (0, 1, 2, ... for multiclass) are accepted.
+        ignore: Mask value of pixels that count in no loss and no score, such as 255.
+        scale: "max" divides an image (a volume, for NIfTI) by its own maximum, "dtype" by its type's largest
+            value; a pair (lower, upper) is a window that is clipped and mapped to [0, 1].
+        subject: Regular expression with one group that finds the subject in a file's stem; by default the whole
+            stem, so that each file is a subject of its own.
+        spacing: Pixel edge lengths in mm (rows, columns); read from NIfTI headers when left out.
+        validation: Share of the subjects that choose the checkpoint.
+        test: Share of the subjects that are attacked.
+        seed: Which subjects go where.
+    """
+
+    name: Literal["folder"]
+    path: Path
+    classes: tuple[str, ...] = Field(min_length=1)
+    soft: bool = False
+    ignore: int | None = None
+    scale: Literal["max", "dtype"] | tuple[float, float] = "max"
+    subject: str | None = None
+    spacing: tuple[float, float] | None = None
+    validation: float = Field(default=0.15, gt=0, lt=1)
+    test: float = Field(default=0.25, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> FolderData:
+        """The number of classes fits the task."""
+        given = len(self.classes)
+        if self.task == "binary" and given != 1:
+            raise ValueError(
+                f"classes: a binary task has exactly one class, got {given}. Set task, or give one"
+            )
+        if self.task == "multiclass" and given < 2:
+            raise ValueError(
+                f"classes: a multiclass task has a background and more, got {given}. Name them all"
+            )
+        if len(set(self.classes)) < given:
+            raise ValueError("classes: a name is listed twice")
+        return self
+
+
+DataSpec = Annotated[Mni152Data | PhantomData | FolderData, Field(discriminator="name")]
+
+
+class ModelSpec(Spec):
+    """One model of the grid.
+
+    Attributes:
+        name: Shown in tables, unique in the suite.
+        architecture: "smp.<Class>", "monai.<Class>", or "package.module:callable" for any network.
+        encoder: Encoder name of segmentation-models-pytorch (and of MONAI's FlexibleUNet).
+        settings: Further constructor arguments of the network.
+        weights: A state dict, .safetensors or weights-only .pt; the model is then not trained.
+        mean: Subtracted from the image inside the model.
+        std: The image is divided by it inside the model, after `mean`.
+        stride: Images are padded to a multiple of it inside the model; found from the network where it is known.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    architecture: Annotated[str, AfterValidator(_architecture)]
+    encoder: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    weights: Path | None = None
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+    stride: int | None = Field(default=None, ge=1)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # The study: arXiv 2401.11224 and its notebook.
+    "wang2024": {
+        "loss": "dice_focal",
+        "lr": 3e-4,
+        "min_lr": 5e-6,
+        "batch": 16,
+        "epochs": 15,
+        "sampling": "uniform",
+        "augment": ["flip", "rot90", "affine", "brightness"],
+        "head_bias": None,
+    },
+    # Small networks at 64 px in about a minute each on one CPU thread.
+    "quick": {
+        "loss": "dice_focal",
+        "lr": 2e-3,
+        "min_lr": 1e-5,
+        "batch": 8,
+        "epochs": 40,
+        "sampling": "balanced",
+        "augment": ["flip", "affine", "brightness"],
+        "head_bias": -2.5,
+    },
+}
+
+
+class Recipe(Spec):
+    """How the models of a suite are trained: AdamW with a cosine schedule.
+
+    Attributes:
+        recipe: The preset whose values the other keys replace.
+        loss: A loss of the catalogue; its mean over the batch is minimised.
+        lr: First learning rate of the cosine.
+        min_lr: Last learning rate of the cosine.
+        weight_decay: AdamW's.
+        batch: Images a step.
+        epochs: Passes over the training split; a step is `batch` images.
+        sampling: "uniform" without replacement, or "balanced": a class at random, then an image that shows it.
+        augment: Any of "flip", "rot90", "affine", "brightness".
+        head_bias: Initial bias of the output layer; about -2.5 keeps rare sigmoid classes from collapsing.
+        evaluate_every: Epochs between validations; the best checkpoint by validation Dice is kept.
+        floor: A model whose validation Dice stays under it is not handed on.
+    """
+
+    recipe: Literal["wang2024", "quick"] = "quick"
+    loss: LossName
+    lr: float = Field(gt=0)
+    min_lr: float = Field(ge=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    batch: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+    sampling: Literal["uniform", "balanced"]
+    augment: tuple[Literal["flip", "rot90", "affine", "brightness"], ...]
+    head_bias: float | None
+    evaluate_every: int = Field(default=1, ge=1)
+    floor: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        preset = data.get("recipe", "quick")
+        if preset not in RECIPES:
+            raise ValueError(unknown("", "recipe", str(preset), RECIPES))
+        return RECIPES[preset] | data
+
+
+class AttackSpec(Spec):
+    """One attack of a suite, over its losses and budgets.
+
+    Attributes:
+        name: A name of the catalogue, of an entry point, or "package.module:object".
+        losses: Attack losses; empty for controls.
+        eps: Radii in image units; "4/255" or a number below 1.
+        norm: Norm of the budget.
+        draws: Independent repetitions of a random attack.
+        settings: Constructor arguments of the attack.
+    """
+
+    name: AttackName
+    losses: tuple[LossName, ...] = ()
+    eps: tuple[Eps, ...] = Field(min_length=1)
+    norm: Norm = "linf"
+    draws: int = Field(default=1, ge=1)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits(self) -> AttackSpec:
+        """Losses and draws are given where they mean something, and nothing is listed twice."""
+        for what, values in (("eps", self.eps), ("losses", self.losses)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{what}: a value of attack {self.name!r} is listed twice")
+        entry = catalogue.ATTACKS.get(self.name)
+        if entry is None:
+            return self
+        if entry.needs_loss and not self.losses:
+            raise ValueError(
+                f'losses: attack {self.name!r} follows a loss. Give at least one, such as ["dice"]'
+            )
+        if self.losses and not entry.needs_loss:
+            raise ValueError(f"losses: attack {self.name!r} follows no loss. Remove the key")
+        if self.draws > 1 and not entry.random:
+            raise ValueError(f"draws: attack {self.name!r} draws no random numbers. Remove the key")
+        return self
+
+
+class Compute(Spec):
+    """What a result depends on beside mathematics: part of the record.
+
+    Attributes:
+        batch: Images a forward pass; a short batch is padded, so that the same image always gives the same bits.
+        threads: Threads of one worker.
+    """
+
+    batch: int = Field(default=8, ge=1)
+    threads: int = Field(default=1, ge=1)
+
+
+class Scoring(Spec):
+    """The conventions by which counts become scores; a report can be made again with others.
+
+    Attributes:
+        empty: A class that an image does not show: "skip" leaves it out, "one" gives 1 if none was predicted and
+            0 otherwise, "zero" gives 0.
+        dice_threshold: The Dice that `dice_below` speaks of.
+    """
+
+    empty: EmptyRule = "skip"
+    dice_threshold: float = Field(default=0.5, gt=0, lt=1)

@@ -1,0 +1,156 @@
+"""A suite: what is trained, attacked and scored. Read from TOML, validated with one-line errors, torch-free."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from advseg_bench import catalogue
+from advseg_bench.errors import SpecError, unknown
+from advseg_bench.specs import (
+    AttackSpec,
+    Compute,
+    DataSpec,
+    ModelSpec,
+    Recipe,
+    Scoring,
+    Spec,
+)
+
+
+class Suite(Spec):
+    """Everything a run depends on.
+
+    Attributes:
+        schema_version: The version of this format, `schema` in TOML.
+        name: Short name, used in paths and tables.
+        title: One line for the report.
+        seed: Seeds model initialisation, training and every random draw of every attack.
+        data: The data set.
+        models: The grid.
+        training: How models without `weights` are trained.
+        attacks: The attacks with their losses and budgets.
+        compute: What the bits of a result depend on.
+        scoring: How counts become scores.
+    """
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: str = ""
+    seed: int = Field(default=0, ge=0)
+    data: DataSpec
+    models: tuple[ModelSpec, ...] = Field(min_length=1)
+    training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
+    attacks: tuple[AttackSpec, ...] = Field(min_length=1)
+    compute: Compute = Compute()
+    scoring: Scoring = Scoring()
+
+    @field_validator("models")
+    @classmethod
+    def _check_models(cls, models: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
+        names = [model.name for model in models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two models are named {name!r}. Rename one")
+        return models
+
+    @classmethod
+    def load(cls, source: str | Path) -> Suite:
+        """Read a shipped suite by name, or a TOML file.
+
+        Args:
+            source: A name that `list_suites` knows, or a path.
+        Raises: SpecError: one line that names the file, the key, what was expected and the nearest known name.
+        """
+        text = str(source)
+        if text in list_suites():
+            return parse_suite(files("advseg_bench.suites").joinpath(f"{text}.toml").read_text(), text)
+        path = Path(source)
+        if not path.is_file():
+            raise SpecError(
+                f"{unknown(source, 'suite', text, list_suites())} Or give the path of a TOML file."
+            )
+        try:
+            return parse_suite(path.read_text(), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{path}: cannot be read as text: {error}") from None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the suite as JSON values, complete with defaults; `parse` of it gives the suite back."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def list_suites() -> list[str]:
+    """Return the names of the suites in the package."""
+    return sorted(
+        f.name.removesuffix(".toml")
+        for f in files("advseg_bench.suites").iterdir()
+        if f.name.endswith(".toml")
+    )
+
+
+def parse_suite(text: str, where: str) -> Suite:
+    """Validate TOML text. Raises: SpecError: one line, prefixed by `where`."""
+    try:
+        return Suite.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{where}: is not TOML: {error}.") from None
+    except ValidationError as error:
+        first, others = error.errors()[0], error.error_count() - 1
+        more = f" ({others} more problem{'s' if others > 1 else ''} in this file)" if others else ""
+        raise SpecError(f"{where}: {_explain(first)}{more}") from None
+
+
+def _explain(error: Any) -> str:
+    """Word one pydantic error: the key's path, what was expected, what was found, the nearest known key."""
+    place, models = _walk(error["loc"])
+    if error["type"] == "extra_forbidden":
+        return unknown(
+            ".".join(place[:-1]) or "top level", "key", place[-1], {n for m in models for n in _keys(m)}
+        )
+    where = ".".join(place) or "suite"
+    if error["type"] == "union_tag_invalid":
+        return unknown(f"{where}.name", "data set", error["ctx"]["tag"], catalogue.DATASETS)
+    if error["type"] == "union_tag_not_found":
+        return f"{where}.name: missing. Known: {', '.join(catalogue.DATASETS)}."
+    if error["type"] == "missing":
+        return f"{where}: missing. Add this key."
+    message = error["msg"].removeprefix("Value error, ")
+    found = error["input"]
+    shown = f", got {found!r}" if isinstance(found, (str, int, float)) and "got" not in message else ""
+    return f"{where}: {message}{shown}." if not message.endswith(".") else f"{where}: {message}"
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    """The keys that a TOML table of this model may have."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _walk(loc: tuple[str | int, ...]) -> tuple[list[str], list[type[BaseModel]]]:
+    """Follow an error's location: its readable path, and the models whose table the last key stands in."""
+    place: list[str] = []
+    models: list[type[BaseModel]] = [Suite]
+    for i, part in enumerate(loc):
+        tagged = [
+            m for m in models if part in get_args(getattr(m.model_fields.get("name"), "annotation", None))
+        ]
+        if tagged and len(models) > 1:
+            models = tagged
+            continue
+        place.append(str(part))
+        if isinstance(part, str) and i + 1 < len(loc):
+            fields = {f.alias or n: f for m in models for n, f in m.model_fields.items()}
+            if part in fields:
+                models = _models_in(fields[part].annotation)
+    return place, models
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """All models that occur in a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

@@ -1,0 +1,78 @@
+"""How long models took before, so that `plan` can tell minutes. Estimates only; no result depends on them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+
+from advseg_bench.cache import cache_dir, content_hash, write_json
+from advseg_bench.cells import Cell, estimate, model_identity
+from advseg_bench.specs import ModelSpec
+from advseg_bench.suite import Suite
+
+START_SECONDS = 12.0
+"""Importing the libraries and loading the data, in each worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What one model cost on some machine.
+
+    Attributes:
+        train_seconds: The whole training; 0 for a model with weights of its own.
+        pass_seconds: One forward of one image, with everything around it; a backward counts as two.
+    """
+
+    train_seconds: float
+    pass_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Minutes a run is expected to take on so many workers, and where the figures come from."""
+
+    minutes: float
+    source: str
+
+
+def remember(suite: Suite, model: ModelSpec, timing: Timing) -> None:
+    """Keep what a model cost on this machine."""
+    write_json(cache_dir("timings") / f"{_key(suite, model)}.json", asdict(timing))
+
+
+def recall(suite: Suite, model: ModelSpec) -> tuple[Timing, str] | None:
+    """Return what a model cost here, else on the reference machine of the shipped suites, else None."""
+    path = cache_dir("timings") / f"{_key(suite, model)}.json"
+    if path.exists():
+        return Timing(**json.loads(path.read_text())), "measured here"
+    shipped = json.loads(files("advseg_bench.suites").joinpath("timings.json").read_text())
+    if (found := shipped["models"].get(_key(suite, model))) is not None:
+        return Timing(**found), f"measured on {shipped['machine']}"
+    return None
+
+
+def expect(suite: Suite, cells: tuple[Cell, ...], images: int, workers: int) -> Estimate | None:
+    """Estimate the minutes of a run that trains every model.
+
+    Returns: None if a model was never timed or an attack's cost is unknown.
+    """
+    sources = set()
+    jobs = []
+    for model in suite.models:
+        found = recall(suite, model)
+        cost = estimate(tuple(cell for cell in cells if cell.model == model.name))
+        if found is None or cost is None:
+            return None
+        passes = images * (cost.shared_forwards + 2 * cost.shared_backwards)
+        jobs.append(found[0].train_seconds + passes * found[0].pass_seconds)
+        sources.add(found[1])
+    seconds = START_SECONDS + max(max(jobs), sum(jobs) / min(workers, len(jobs)))
+    return Estimate(seconds / 60, ", ".join(sorted(sources)))
+
+
+def _key(suite: Suite, model: ModelSpec) -> str:
+    """Everything the cost depends on, beside the machine."""
+    identity = model_identity(suite, model) | {"compute": suite.compute.model_dump(mode="json")}
+    identity["model"] = model.model_dump(mode="json", exclude={"name"})
+    return content_hash(identity)

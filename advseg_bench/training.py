@@ -1,0 +1,227 @@
+"""Trains one model of the grid, once: the result is cached under everything it depends on.
+
+Every step draws its images, its augmentation and its dropout from (seed, step), so a training that was killed goes on
+from its last checkpoint to the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advseg_bench import metrics
+from advseg_bench.cache import cache_dir, content_hash, write_bytes, write_json
+from advseg_bench.data.augment import Augmentation
+from advseg_bench.data.dataset import Dataset
+from advseg_bench.errors import TrainingError
+from advseg_bench.losses import Loss
+from advseg_bench.models.build import build_model, set_head_bias
+from advseg_bench.models.module import SegmentationModule
+from advseg_bench.models.weights import count_parameters, load_weights, save_weights
+from advseg_bench.registry import load_loss
+from advseg_bench.specs import ModelSpec, Recipe
+from advseg_bench.types import Batch
+
+TRAINING_VERSION = 1
+SAVE_EVERY_S = 15.0
+
+Progress = Callable[[int, int], None]
+"""(epochs done, epochs in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """A model ready to be attacked, and what the record says about it."""
+
+    model: SegmentationModule
+    info: dict[str, Any]
+
+
+def obtain_model(
+    spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, progress: Progress = lambda done, total: None
+) -> TrainedModel:
+    """Return a model in eval mode: from its `weights`, from the cache, or trained now and cached.
+
+    Args:
+        spec: The model.
+        recipe: How it is trained if it has no weights of its own.
+        dataset: Train split for the weights, validation split for the choice of checkpoint.
+        seed: Seeds initialisation and training.
+        progress: Told after every epoch.
+    Raises:
+        TrainingError: if the model learned nothing, that is if its validation Dice is under `recipe.floor`.
+        SpecError, IncompatibleError, DataError: from building the model and loading weights.
+    """
+    size = dataset.batch([0]).x.shape[-1]
+    channels = dataset.batch([0]).x.shape[1]
+    model = build_model(spec, channels=channels, task=dataset.task, size=size, seed=seed)
+    info = {
+        "name": spec.name,
+        "architecture": spec.architecture,
+        "encoder": spec.encoder,
+        "parameters": count_parameters(model),
+        "source": str(spec.weights) if spec.weights else "trained",
+    }
+    if spec.weights:
+        load_weights(spec.weights, model)
+        dice = evaluate(model.eval(), dataset, recipe.batch)
+        return TrainedModel(model, info | {"key": None, "validation_dice": dice, "train_seconds": None})
+    trained = spec.model_dump(mode="json", exclude={"name", "weights"})
+    key = content_hash([TRAINING_VERSION, trained, dataset.fingerprint, recipe.model_dump(mode="json"), seed])
+    folder = cache_dir("models", key)
+    if not (folder / "model.json").exists():
+        if recipe.head_bias is not None:
+            set_head_bias(model, recipe.head_bias)
+        with torch.random.fork_rng(devices=[]), _deterministic():
+            _Training(model, recipe, dataset, seed, folder).run(progress)
+    load_weights(folder / "model.safetensors", model)
+    outcome = json.loads((folder / "model.json").read_text())
+    if outcome["validation_dice"] < recipe.floor:
+        raise TrainingError(
+            f"model {spec.name}: expected a validation Dice of at least {recipe.floor:g} (training.floor), got "
+            f"{outcome['validation_dice']:.3f} after {recipe.epochs} epochs: it learned nothing worth attacking. "
+            "Train longer, change the learning rate, or lower the floor."
+        )
+    return TrainedModel(model.eval(), info | outcome | {"key": key})
+
+
+def evaluate(model: nn.Module, dataset: Dataset, batch: int) -> float:
+    """Return the mean Dice over the validation images: per image, classes absent from the truth left out."""
+    indices = dataset.split("validation")
+    values = []
+    for start in range(0, len(indices), batch):
+        images = dataset.batch(indices[start : start + batch])
+        with torch.no_grad():
+            prediction = metrics.predict(model(images.x), images.task)
+        values.append(metrics.mean_dice(metrics.count(prediction, prediction, images), images.task))
+    return float(torch.cat(values).nanmean())
+
+
+class _Training:
+    """One training: model, optimiser, position, best state so far."""
+
+    def __init__(self, model: SegmentationModule, recipe: Recipe, dataset: Dataset, seed: int, folder: Path) -> None:
+        self.model, self.recipe, self.dataset, self.seed, self.folder = model, recipe, dataset, seed, folder
+        self.loss: Loss = load_loss(recipe.loss, dataset.task)
+        self.sampler = _Sampler(dataset, recipe, seed)
+        self.augmentation = Augmentation(recipe.augment, dataset.batch([0]).x.shape[-1])
+        self.steps = recipe.epochs * self.sampler.steps_per_epoch
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.epoch = 0
+        self.best_dice = -1.0
+        self.best: dict[str, Tensor] = {}
+        self.seconds = 0.0
+
+    def run(self, progress: Progress) -> None:
+        """Train from the last checkpoint to the end, and write the best weights and their sidecar."""
+        self._resume()
+        saved = time.monotonic()
+        while self.epoch < self.recipe.epochs:
+            started = time.perf_counter()
+            self._train_epoch()
+            self.epoch += 1
+            if self.epoch % self.recipe.evaluate_every == 0 or self.epoch == self.recipe.epochs:
+                self._keep_best()
+            self.seconds += time.perf_counter() - started
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                self._save()
+                saved = time.monotonic()
+            progress(self.epoch, self.recipe.epochs)
+        self.model.load_state_dict(self.best)
+        save_weights(self.folder / "model.safetensors", self.model)
+        outcome = {"validation_dice": self.best_dice, "train_seconds": round(self.seconds, 2), "epochs": self.epoch}
+        write_json(self.folder / "model.json", outcome | {"threads": torch.get_num_threads(), "torch": torch.__version__})
+        (self.folder / "resume.pt").unlink(missing_ok=True)
+
+    def _train_epoch(self) -> None:
+        self.model.train()
+        first = self.epoch * self.sampler.steps_per_epoch
+        for step in range(first, first + self.sampler.steps_per_epoch):
+            rng = np.random.default_rng([self.seed, step])
+            torch.manual_seed(int(rng.integers(2**63)))
+            batch = self.augmentation(self.dataset.batch(self.sampler.draw(step)), rng)
+            for group in self.optimizer.param_groups:
+                group["lr"] = _cosine(self.recipe, step / self.steps)
+            value = self.loss(self.model(batch.x), batch.y, batch.valid, batch.task).mean()
+            self.optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            self.optimizer.step()
+
+    def _keep_best(self) -> None:
+        dice = evaluate(self.model.eval(), self.dataset, self.recipe.batch)
+        if dice > self.best_dice or not self.best:
+            self.best_dice = dice
+            self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def _save(self) -> None:
+        state = {name: getattr(self, name) for name in ("epoch", "best_dice", "best", "seconds")}
+        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(self.folder / "resume.pt", buffer.getvalue())
+
+    def _resume(self) -> None:
+        path = self.folder / "resume.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state.pop("model"))
+        self.optimizer.load_state_dict(state.pop("optimizer"))
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class _Sampler:
+    """Which images a step sees; a function of (seed, step) alone."""
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, seed: int) -> None:
+        self.indices = np.array(dataset.split("train"))
+        self.batch, self.seed = min(recipe.batch, len(self.indices)), seed
+        self.steps_per_epoch = math.ceil(len(self.indices) / self.batch)
+        self.shows = _images_of_each_class(dataset, self.indices) if recipe.sampling == "balanced" else []
+
+    def draw(self, step: int) -> list[int]:
+        """Return the indices of one step's images."""
+        if self.shows:
+            rng = np.random.default_rng([self.seed, 1, step])
+            classes = rng.integers(len(self.shows), size=self.batch)
+            return [int(rng.choice(self.shows[k])) for k in classes]
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, 2, epoch]).permutation(self.indices)
+        return [int(i) for i in np.resize(order, self.steps_per_epoch * self.batch)[position * self.batch :][: self.batch]]
+
+
+def _images_of_each_class(dataset: Dataset, indices: np.ndarray) -> list[np.ndarray]:
+    """For each class that occurs, the images that show it; the background of a multiclass task is no class here."""
+    batches: Iterator[tuple[int, Batch]] = ((int(i), dataset.batch([int(i)])) for i in indices)
+    counted = [(i, metrics.count(batch.y, batch.y, batch).tp[0]) for i, batch in batches]
+    first = 1 if dataset.task.kind == "multiclass" else 0
+    shows = [np.array([i for i, tp in counted if tp[k] > 0]) for k in range(first, len(dataset.task.classes))]
+    return [images for images in shows if len(images)] or [indices]
+
+
+def _cosine(recipe: Recipe, done: float) -> float:
+    """The learning rate when a share `done` of all steps is done."""
+    return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * done)) / 2
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Deterministic algorithms inside, the caller's setting again outside."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,94 @@
+"""The nouns of the project: frozen, slotted, without behaviour. Importing this module loads no library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+TaskKind = Literal["binary", "multilabel", "multiclass"]
+Norm = Literal["linf", "l2"]
+EmptyRule = Literal["skip", "one", "zero"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a segmenter decides at each pixel.
+
+    Attributes:
+        kind: "binary" (one sigmoid channel), "multilabel" (a sigmoid a channel, classes may overlap) or
+            "multiclass" (softmax, exactly one class a pixel).
+        classes: One name per logit channel. In a multiclass task the first is the background: it is attacked
+            like any other class, its counts are kept, and the mean scores leave it out.
+    """
+
+    kind: TaskKind
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The smallest and largest intensity an image may have, in input units."""
+
+    lower: float = 0.0
+    upper: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How far an attack may move an image: a norm and its radius, in input units (4/255, not 4)."""
+
+    norm: Norm
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images with their labels and everything an attack or a metric must know about them.
+
+    Attributes:
+        x: Images, float32, shape (N, C, *S), inside `bounds`.
+        y: Labels; bool (N, K, *S) for binary (K = 1) and multilabel, int64 (N, *S) for multiclass.
+        valid: bool (N, *S); a pixel that is False counts in no loss and in no score.
+        task: What the labels mean.
+        bounds: Intensities an adversarial image must stay inside.
+        images: N identifiers, unique in the data set.
+        subjects: N identifiers of the person (or phantom case) each image shows: the unit of statistics.
+        blocks: N identifiers of the run of neighbouring images (day, scan, slab) each image belongs to.
+        spacing: N tuples, the edge lengths of a pixel in mm, in the order of the space axes; NaN if unknown.
+    """
+
+    x: Tensor
+    y: Tensor
+    valid: Tensor
+    task: Task
+    bounds: Bounds
+    images: tuple[str, ...]
+    subjects: tuple[str, ...]
+    blocks: tuple[str, ...]
+    spacing: tuple[tuple[float, ...], ...]
+
+
+Model = Callable[["Tensor"], "Tensor"]
+"""Images (N, C, *S) inside the bounds -> logits (N, K, *S). Normalisation and padding are inside."""
+
+
+class Attack(Protocol):
+    """Any callable of this shape is an attack; a frozen dataclass with keyword-only settings is the house style."""
+
+    def __call__(
+        self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        """Return adversarial images: shape, dtype and device of `batch.x`, inside bounds and budget.
+
+        Args:
+            model: Images -> logits.
+            batch: Images and labels; must not be changed.
+            budget: Norm and radius.
+            generators: One source of randomness per image, so that no image's result depends on its neighbours.
+        """
+        ...

@@ -1,0 +1,224 @@
+"""Writes run directories with made-up counts, for the tests of scores, results and the report. No model is run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from advseg_bench import records
+from advseg_bench.cache import write_json
+from advseg_bench.cells import Cell, plan
+from advseg_bench.suite import Suite
+
+MODELS = {
+    "basicunet-s": ("monai.BasicUNet", None, 121_000, 0.89, 0.9),
+    "unet-mobilenet": ("smp.Unet", "mobilenet_v2", 6_600_000, 0.84, 1.4),
+    "attention-unet": ("monai.AttentionUnet", None, 480_000, 0.87, 0.7),
+    "unetpp-resnet18": ("smp.UnetPlusPlus", "resnet18", 15_970_000, 0.85, 1.1),
+    "unet-vgg13": ("smp.Unet", "vgg13", 18_438_000, 0.83, 1.0),
+}
+"""Name -> architecture, encoder, parameters, clean Dice, vulnerability: the last two are what the rows show."""
+
+STRENGTH = {
+    ("fgsm", "bce"): 1.0,
+    ("fgsm", "dice"): 0.8,
+    ("fgsm", "dice_focal"): 0.85,
+    ("random_sign", ""): 0.04,
+    ("uniform_noise", ""): 0.015,
+    ("none", ""): 0.0,
+}
+"""How much of a class an attack takes at 4/255, before the model's vulnerability."""
+
+CLASSES = ("grey matter", "white matter", "csf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic:
+    """What the made-up run looks like.
+
+    Attributes:
+        models: Names of `MODELS`.
+        losses: Losses of FGSM.
+        eps: Budgets in grey levels.
+        draws: Draws of random signs.
+        subjects: People in the test split.
+        images: Images of each subject, in three blocks.
+        kind: The task; a multiclass one has a background class in front.
+        strength: Replaces entries of `STRENGTH`.
+        side: Edge length of the pictures in pixels.
+        seed: Of everything made up.
+    """
+
+    models: tuple[str, ...] = ("basicunet-s", "unet-mobilenet")
+    losses: tuple[str, ...] = ("bce", "dice")
+    eps: tuple[int, ...] = (2, 4)
+    draws: int = 2
+    subjects: int = 1
+    images: int = 6
+    kind: str = "multilabel"
+    strength: tuple[tuple[tuple[str, str], float], ...] = ()
+    side: int = 32
+    seed: int = 0
+
+
+def make_suite(plot: Synthetic) -> Suite:
+    """The suite that such a run would come from."""
+    eps = [f"{value}/255" for value in plot.eps]
+    attacks = [
+        {"name": "fgsm", "losses": list(plot.losses), "eps": eps},
+        {"name": "random_sign", "eps": eps, "draws": plot.draws},
+        {"name": "uniform_noise", "eps": eps},
+    ]
+    models = [{"name": n, "architecture": MODELS[n][0], "encoder": MODELS[n][1]} for n in plot.models]
+    return Suite.model_validate(
+        {
+            "name": "quick",
+            "title": "FGSM on small U-Nets, made-up numbers",
+            "data": {"name": "mni152", "task": plot.kind},
+            "models": models,
+            "attacks": attacks,
+        }
+    )
+
+
+def write_run(out: Path, plot: Synthetic | None = None, *, panels: bool = False) -> Path:
+    """Write a whole run directory and return it."""
+    plot = plot or Synthetic()
+    suite = make_suite(plot)
+    cells = plan(suite)
+    for folder in ("models", "parts", "panels"):
+        (out / folder).mkdir(parents=True)
+    describe_run(out, plot, suite, cells)
+    rows = [row for cell in cells if cell.skip is None for row in make_rows(cell, plot)]
+    for model in plot.models:
+        records.write_part(out, [row for row in rows if row["model"] == model])
+    if panels:
+        write_panels(out, plot)
+    return out
+
+
+def describe_run(out: Path, plot: Synthetic, suite: Suite, cells: tuple[Cell, ...]) -> None:
+    """Write run.json, models/*.json and failures.json."""
+    background = ["background"] if plot.kind == "multiclass" else []
+    test = plot.subjects * plot.images
+    info = {
+        "schema": records.RUN_SCHEMA,
+        "suite": suite.as_json(),
+        "data": {
+            "name": "mni152",
+            "note": "Slices of one average head: no statement about people follows from it.",
+            "fingerprint": "0123456789abcdef",
+            "kind": plot.kind,
+            "classes": [*background, *CLASSES],
+            "splits": {"train": 91, "validation": 12, "test": test},
+            "subjects": {"test": plot.subjects},
+        },
+        "binding": {},
+        "environment": {
+            "advseg-bench": "0.1.0",
+            "python": "3.11.7",
+            "torch": "2.14.1",
+            "platform": "Linux-6.1.0-x86_64-with-glibc2.36",
+            "cpu": "An Example CPU @ 2.50GHz",
+            "device": "cpu",
+            "threads": 1,
+            "compute_batch": 8,
+        },
+        "command": "advseg-bench run quick --out runs/quick",
+        "started": "2026-01-01T12:00:00+00:00",
+        "images": [image for image, *_ in list_images(plot)],
+        "cells": [asdict(cell) for cell in cells],
+    }
+    write_json(out / "run.json", info)
+    for name in plot.models:
+        architecture, encoder, parameters, dice, _ = MODELS[name]
+        model = {"name": name, "architecture": architecture, "encoder": encoder, "parameters": parameters}
+        write_json(out / "models" / f"{name}.json", model | {"validation_dice": dice, "train_seconds": 61.5})
+    write_json(out / "failures.json", [])
+
+
+def list_images(plot: Synthetic) -> list[tuple[str, str, str, float]]:
+    """Image, subject, block, and place in the head from 0 to 1."""
+    return [
+        (f"s{s:02d}-z{i:03d}", f"s{s:02d}", f"s{s:02d}-b{3 * i // plot.images}", (i + 0.5) / plot.images)
+        for s in range(plot.subjects)
+        for i in range(plot.images)
+    ]
+
+
+def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
+    """One row per image; the first image shows no white matter, so that the empty rule matters."""
+    _, _, _, clean_dice, vulnerability = MODELS[cell.model]
+    strength = dict(STRENGTH) | dict(plot.strength)
+    loss = 2 * vulnerability * strength[cell.attack, cell.loss] * (cell.eps * 255 / 4) ** 0.8 / 10
+    rows = []
+    first = 1 if plot.kind == "multiclass" else 0
+    for i, (image, subject, block, place) in enumerate(list_images(plot)):
+        quirk = np.random.default_rng([plot.seed, i]).normal(0, 0.02) + 0.03 * (int(subject[1:]) % 3 - 1)
+        noise = np.random.default_rng([plot.seed, i, *cell.id.encode()]).normal(0, 0.002)
+        pixels = plot.side**2
+        size = (pixels * np.array([0.14, 0.12, 0.05]) * (0.3 + np.sin(np.pi * place))).astype(int)
+        size[1] *= i > 0
+        dice = np.clip(clean_dice + quirk - (1 + place) * loss + noise - [0, 0.02, 0.1], 0.02, 0.99)
+        wrong = np.round(size * (1 - dice)).astype(int)
+        flipped = np.round(size * ((1 + place) * loss + abs(noise)) * (cell.attack != "none")).astype(int)
+        counts = {"tp": size - wrong, "fp": wrong, "fn": wrong}
+        if first:
+            counts = {
+                name: np.concatenate([[pixels - size.sum()] if name == "tp" else [0], value])
+                for name, value in counts.items()
+            }
+        rows.append(
+            {
+                "cell": cell.id,
+                "dataset": "mni152",
+                **{name: getattr(cell, name) for name in ("model", "attack", "loss", "settings", "norm")},
+                "eps": cell.eps,
+                "draw": cell.draw,
+                "image": image,
+                "subject": subject,
+                "block": block,
+                **{name: value.tolist() for name, value in counts.items()},
+                "valid_pixels": pixels,
+                "wrong_pixels": int(wrong.sum()),
+                "flipped_pixels": int(flipped.sum()),
+                "linf": cell.eps,
+                "l2": cell.eps * plot.side * 0.98,
+                "unmoved": 0.31 if cell.attack != "none" else 1.0,
+                "forwards": float(cell.attack == "fgsm"),
+                "backwards": float(cell.attack == "fgsm"),
+                "flags": [],
+            }
+        )
+    return rows
+
+
+def write_panels(out: Path, plot: Synthetic) -> None:
+    """Draw what the run's best and worst cases could look like."""
+    from advseg_bench.results import Run
+
+    for case in Run(out).extremes():
+        generator = np.random.default_rng(plot.seed)
+        y, x = np.mgrid[-1 : 1 : plot.side * 1j, -1 : 1 : plot.side * 1j]
+        wave = 0.06 * np.sin(5 * np.arctan2(y, x))
+        radius = np.hypot(x / 0.8, y / 0.95) + wave
+        shift = 0.02 if case["kind"] == "best" else 0.12
+        layers = [np.digitize(radius + d * np.sin(9 * x), [0.45, 0.7, 0.9]) for d in (0, 0.02, shift)]
+        image = np.choose(layers[0], [0.8, 0.55, 0.2, 0.02]) + generator.normal(0, 0.02, x.shape)
+        sign = np.sign(generator.normal(size=x.shape) + 2 * np.sin(14 * radius))
+        order = (1, 0, 2)
+        masks = [np.stack([layer == k for k in order]) for layer in layers]
+        if plot.kind == "multiclass":
+            masks = [np.concatenate([~m.any(0, keepdims=True), m]) for m in masks]
+        clean_image = np.clip(image, 0, 1)[None].astype(np.float32)
+        np.savez_compressed(
+            out / "panels" / f"{case['model']}-{case['kind']}.npz",
+            x=clean_image,
+            x_adv=np.clip(clean_image + case["eps"] * sign, 0, 1).astype(np.float32),
+            **dict(zip(("truth", "clean", "attacked"), masks, strict=True)),
+            meta=np.array(json.dumps(case)),
+        )

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import monai.losses
+import pytest
+import torch
+from hypothesis import given, settings
+from strategies import KINDS, kinds, make_batch, make_task, seeds, spaces
+
+from advseg_bench import catalogue, losses
+from advseg_bench.errors import IncompatibleError, PluginError
+from advseg_bench.registry import load_loss
+
+few = settings(max_examples=40, deadline=None)
+PAIRS = [(name, kind) for name, entry in catalogue.LOSSES.items() for kind in entry.kinds]
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_every_shipped_loss_passes_the_probe(name, kind):
+    assert load_loss(name, make_task(kind)) is getattr(losses, name)
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_one_value_per_image_whatever_the_neighbours(name, kind):
+    batch, logits = make_batch(kind, void=0.3)
+    loss = getattr(losses, name)
+    together = loss(logits, batch.y, batch.valid, batch.task)
+    for i in range(3):
+        alone = loss(logits[i : i + 1], batch.y[i : i + 1], batch.valid[i : i + 1], batch.task)
+        torch.testing.assert_close(alone[0], together[i])
+
+
+@few
+@given(seeds, spaces, kinds)
+def test_void_pixels_change_nothing_and_get_no_gradient(seed, space, kind):
+    batch, logits = make_batch(kind, seed, space=space, void=0.4)
+    void = ~batch.valid.unsqueeze(1).expand_as(logits)
+    for name in (n for n, k in PAIRS if k == kind):
+        loss = getattr(losses, name)
+        leaf = logits.clone().requires_grad_()
+        value = loss(leaf, batch.y, batch.valid, batch.task)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        assert (gradient[void] == 0).all()
+        other = torch.where(void, torch.full_like(logits, 50.0), logits)
+        assert torch.equal(loss(other, batch.y, batch.valid, batch.task), value.detach())
+        assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel"])
+def test_sigmoid_losses_equal_monai(kind):
+    batch, logits = make_batch(kind, space=(16, 12))
+    y, valid = batch.y.float(), batch.valid
+    one = {"include_background": True, "sigmoid": True, "reduction": "none"}
+    dice = monai.losses.DiceLoss(**one)(logits, y).flatten(1).mean(1)
+    focal = monai.losses.FocalLoss(reduction="none")(logits, y).flatten(1).mean(1)
+    both = monai.losses.DiceFocalLoss(sigmoid=True, reduction="none")(logits, y).flatten(1).mean(1)
+    bce = torch.nn.BCEWithLogitsLoss(reduction="none")(logits, y).flatten(1).mean(1)
+    for name, reference in (("dice", dice), ("focal", focal), ("dice_focal", both), ("bce", bce)):
+        ours = getattr(losses, name)(logits, batch.y, valid, batch.task)
+        torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_softmax_losses_equal_monai():
+    batch, logits = make_batch("multiclass", space=(16, 12))
+    y = batch.y.unsqueeze(1)
+    dice = monai.losses.DiceLoss(softmax=True, to_onehot_y=True, reduction="none")(logits, y).flatten(1).mean(1)
+    focal = monai.losses.FocalLoss(use_softmax=True, to_onehot_y=True, reduction="none")(logits, y)
+    entropy = torch.nn.functional.cross_entropy(logits, batch.y, reduction="none").flatten(1).mean(1)
+    valid = batch.valid
+    torch.testing.assert_close(losses.dice(logits, batch.y, valid, batch.task), dice)
+    torch.testing.assert_close(losses.focal(logits, batch.y, valid, batch.task), focal.flatten(1).mean(1))
+    torch.testing.assert_close(losses.ce(logits, batch.y, valid, batch.task), entropy)
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_gradients_equal_finite_differences(name, kind):
+    batch, logits = make_batch(kind, space=(3, 2), void=0.2)
+    loss = getattr(losses, name)
+
+    def of(u):
+        return loss(u, batch.y, batch.valid, batch.task)
+
+    assert torch.autograd.gradcheck(of, (logits.double().requires_grad_(),))
+
+
+@pytest.mark.parametrize("value", [-200.0, 200.0])
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_extreme_logits_give_finite_values_and_gradients(name, kind, value):
+    batch, logits = make_batch(kind)
+    leaf = torch.full_like(logits, value).requires_grad_()
+    result = getattr(losses, name)(leaf, batch.y, batch.valid, batch.task)
+    (gradient,) = torch.autograd.grad(result.sum(), leaf)
+    assert result.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+def swapped(logits, y, valid, task):
+    return losses.dice(y.to(logits) * 2 - 1, logits, valid, task)
+
+
+def pooled(logits, y, valid, task):
+    return torch.nn.functional.softplus(-logits * (2.0 * y - 1)).mean().expand(len(logits))
+
+
+def negative(logits, y, valid, task):
+    return -losses.bce(logits, y, valid, task)
+
+
+def scalar(logits, y, valid, task):
+    return losses.bce(logits, y, valid, task).mean()
+
+
+def constant(logits, y, valid, task):
+    return logits.flatten(1).sum(1) * 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (swapped, "prediction and target swapped"),
+        (pooled, "changes with its neighbours"),
+        (negative, "agrees with the direction away from the label on 0%"),
+        (scalar, r"expected one value per image, shape \(3,\), got \(\)"),
+        (constant, "agrees with the direction away"),
+    ],
+)
+def test_the_probe_refuses_what_is_no_attack_loss(fault, message):
+    with pytest.raises(IncompatibleError, match=message):
+        losses.probe(fault, make_task("multilabel"), "mine")
+
+
+def test_a_loss_by_path_is_probed_too():
+    with pytest.raises(IncompatibleError, match="swapped"):
+        load_loss("test_losses:swapped", make_task("multilabel"))
+    with pytest.raises(PluginError, match="test_losses:nothing could not be imported: AttributeError"):
+        load_loss("test_losses:nothing", make_task("multilabel"))
+
+
+def test_every_kind_has_a_loss():
+    assert {kind for _, kind in PAIRS} == set(KINDS)
