@@ -16,9 +16,9 @@ from typing import Any
 
 from advseg_bench import records
 from advseg_bench.cache import content_hash, write_bytes, write_json
+from advseg_bench.cells import Cell, estimate, plan
 from advseg_bench.errors import RecordError, UserError, WorkerError
 from advseg_bench.executors import Executor, collect, open_executor
-from advseg_bench.cells import Cell, estimate, plan
 from advseg_bench.results import Run
 from advseg_bench.suite import Suite
 from advseg_bench.timing import Timing, remember
@@ -86,9 +86,7 @@ def run(
     cells = plan(suite)
     with records.own(out):
         context = Context(json.dumps(suite.as_json()), device)
-        with open_executor(
-            workers, suite.compute.threads, lambda *event: progress(Event("train", *event))
-        ) as executor:
+        with open_executor(workers, suite.compute.threads, lambda *event: progress(Event("train", *event))) as executor:
             progress(Event("load", "", 0, 1))
             here = collect(executor.submit("describe", context))
             _describe(out, suite, cells, here)

@@ -35,9 +35,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RecordError(
-            f"{folder}: cannot be made a folder: {error.strerror}. Choose another place."
-        ) from None
+        raise RecordError(f"{folder}: cannot be made a folder: {error.strerror}. Choose another place.") from None
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -72,14 +72,10 @@ LOSSES: dict[str, LossEntry] = {
         "binary cross-entropy of each channel, mean over valid pixels and channels",
         ("binary", "multilabel"),
     ),
-    "ce": LossEntry(
-        "advseg_bench.losses:ce", "softmax cross-entropy, mean over valid pixels", ("multiclass",)
-    ),
+    "ce": LossEntry("advseg_bench.losses:ce", "softmax cross-entropy, mean over valid pixels", ("multiclass",)),
     "dice": LossEntry("advseg_bench.losses:dice", "1 - soft Dice, mean over channels", ALL_KINDS),
     "focal": LossEntry("advseg_bench.losses:focal", "focal loss, gamma 2 (arXiv 1708.02002)", ALL_KINDS),
-    "dice_focal": LossEntry(
-        "advseg_bench.losses:dice_focal", "Dice + focal, the study's training loss", ALL_KINDS
-    ),
+    "dice_focal": LossEntry("advseg_bench.losses:dice_focal", "Dice + focal, the study's training loss", ALL_KINDS),
 }
 
 DATASETS: dict[str, str] = {

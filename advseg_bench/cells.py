@@ -112,9 +112,7 @@ def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
             skip = _why_skip(suite, attack, loss)
             for eps in attack.eps:
                 for draw in range(attack.draws):
-                    yield _cell(
-                        identity, model.name, attack.name, loss, settings, attack.norm, eps, draw, skip
-                    )
+                    yield _cell(identity, model.name, attack.name, loss, settings, attack.norm, eps, draw, skip)
 
 
 def _cell(

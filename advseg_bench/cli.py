@@ -35,10 +35,10 @@ def main() -> NoReturn:
     try:
         app()
     except UserError as error:
-        print(f"advseg-bench: {error}", file=sys.stderr)  # noqa: T201
+        print(f"advseg-bench: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("advseg-bench: stopped. Run the same command again to go on from here.", file=sys.stderr)  # noqa: T201
+        print("advseg-bench: stopped. Run the same command again to go on from here.", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
 
@@ -46,7 +46,7 @@ def main() -> NoReturn:
 @app.command("run")
 def run_command(
     suite: SuiteName,
-    out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/SUITE. Resumed if it exists.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory, resumed if there; by default runs/SUITE.")] = None,
     workers: Workers = None,
     device: Annotated[str, typer.Option(help='Where to compute, such as "cuda".')] = "cpu",
     shard: Annotated[int, typer.Option(min=1, help="Images a unit of work; results do not depend on it.")] = 8,
@@ -115,7 +115,9 @@ def plan_command(
     used = workers or default_workers(loaded)
     expected = expect(loaded, planned, images, used) if images else None
     if expected:
-        console.print(f"Expected: {expected.minutes:.1f} min with {used} workers ({expected.source}), models untrained.")
+        console.print(
+            f"Expected: {expected.minutes:.1f} min with {used} workers ({expected.source}), untrained models."
+        )
     else:
         console.print("Expected minutes: unknown until the suite has run once on this machine.")
 
@@ -144,7 +146,7 @@ def list_command(
 @app.command("schema")
 def schema_command() -> None:
     """Print the JSON schema of suite files, for editors."""
-    print(json.dumps(Suite.model_json_schema(), indent=1))  # noqa: T201
+    print(json.dumps(Suite.model_json_schema(), indent=1))
 
 
 def default_workers(suite: Suite) -> int:

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from advseg_bench import runner
+from advseg_bench.cells import Cell
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
-from advseg_bench.cells import Cell
 from advseg_bench.runner import Row, Setting
 from advseg_bench.suite import Suite
 from advseg_bench.training import obtain_model

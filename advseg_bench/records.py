@@ -59,12 +59,7 @@ def own(out: Path) -> Iterator[None]:
     """
     if out.exists() and not out.is_dir():
         raise RecordError(expected(out, "a folder for the run", "a file", "Choose another --out."))
-    if (
-        out.is_dir()
-        and any(out.iterdir())
-        and not (out / "run.json").exists()
-        and not (out / ".lock").exists()
-    ):
+    if out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists() and not (out / ".lock").exists():
         raise RecordError(
             f"{out}: the folder is not empty and holds no run. Nothing was touched; choose another --out."
         )
@@ -77,9 +72,7 @@ def own(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RecordError(
-                f"{out}: another run is writing here. Wait for it or choose another --out."
-            ) from None
+            raise RecordError(f"{out}: another run is writing here. Wait for it or choose another --out.") from None
         for folder in ("models", "parts", "panels"):
             make_folder(out / folder)
         yield
@@ -90,13 +83,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise RecordError(
-            f"{path}: not there, so this is not the folder of a run. Give --out of a run."
-        ) from None
+        raise RecordError(f"{path}: not there, so this is not the folder of a run. Give --out of a run.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RecordError(
-            f"{path}: cannot be read: {error}. Restore it, or start again in a new --out."
-        ) from None
+        raise RecordError(f"{path}: cannot be read: {error}. Restore it, or start again in a new --out.") from None
 
 
 def read_description(out: Path) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from advseg_bench import catalogue
+from advseg_bench.cells import Cell
 from advseg_bench.errors import PluginError, SpecError, unknown
 from advseg_bench.losses import Loss, probe
-from advseg_bench.cells import Cell
 from advseg_bench.types import Attack, Task
 
 
@@ -74,5 +74,3 @@ def _import(kind: str, name: str, entry: EntryPoint) -> object:
             f"{kind} {name}: {entry.value}{owner} could not be imported: {type(error).__name__}: {error}. "
             "Check the spelling and that its package is installed."
         ) from error
-
-

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from advseg_bench import catalogue, geometry, metrics
 from advseg_bench.attacks.gradient import OneGradientAttack, input_gradients
+from advseg_bench.cells import Cell
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import UserError
-from advseg_bench.cells import Cell
 from advseg_bench.registry import load_attack
 from advseg_bench.types import Attack, Batch, Budget
 from advseg_bench.work import Failure, Unit
@@ -47,9 +47,7 @@ class Setting:
     device: str = "cpu"
 
 
-def run_unit(
-    unit: Unit, model: nn.Module, dataset: Dataset, setting: Setting
-) -> tuple[list[Row], list[Failure]]:
+def run_unit(unit: Unit, model: nn.Module, dataset: Dataset, setting: Setting) -> tuple[list[Row], list[Failure]]:
     """Attack and score some images.
 
     Args:
@@ -187,7 +185,7 @@ class _Scene:
             common.add("input_changed")
             x.copy_(before)
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
-            raise ValueError(f"expected {x.dtype} images of shape {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}")
+            raise ValueError(f"expected {x.dtype} {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}")
         return self._check(x_adv, budget, common)
 
     def _check(self, x_adv: Tensor, budget: Budget, common: set[str]) -> tuple[Tensor, list[set[str]]]:

@@ -214,7 +214,7 @@ def _join_clean(scored: pl.DataFrame, scores: Sequence[str], *more: str) -> pl.D
     clean = scored.filter(pl.col("attack") == "none").select(
         *keys, *(pl.col(name).alias(f"{name}_clean") for name in scores)
     )
-    return scored.join(clean, on=keys, how="left")
+    return scored.with_row_index("place").join(clean, on=keys, how="left").sort("place").drop("place")
 
 
 def _ratio(score: str, place: int, scoring: Scoring, *, listed: bool = True) -> pl.Expr:

@@ -140,13 +140,9 @@ class FolderData(_ImageData):
         """The number of classes fits the task."""
         given = len(self.classes)
         if self.task == "binary" and given != 1:
-            raise ValueError(
-                f"classes: a binary task has exactly one class, got {given}. Set task, or give one"
-            )
+            raise ValueError(f"classes: a binary task has exactly one class, got {given}. Set task, or give one")
         if self.task == "multiclass" and given < 2:
-            raise ValueError(
-                f"classes: a multiclass task has a background and more, got {given}. Name them all"
-            )
+            raise ValueError(f"classes: a multiclass task has a background and more, got {given}. Name them all")
         if len(set(self.classes)) < given:
             raise ValueError("classes: a name is listed twice")
         return self
@@ -276,9 +272,7 @@ class AttackSpec(Spec):
         if entry is None:
             return self
         if entry.needs_loss and not self.losses:
-            raise ValueError(
-                f'losses: attack {self.name!r} follows a loss. Give at least one, such as ["dice"]'
-            )
+            raise ValueError(f'losses: attack {self.name!r} follows a loss. Give at least one, such as ["dice"]')
         if self.losses and not entry.needs_loss:
             raise ValueError(f"losses: attack {self.name!r} follows no loss. Remove the key")
         if self.draws > 1 and not entry.random:

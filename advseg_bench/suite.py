@@ -71,9 +71,7 @@ class Suite(Spec):
             return parse_suite(files("advseg_bench.suites").joinpath(f"{text}.toml").read_text(), text)
         path = Path(source)
         if not path.is_file():
-            raise SpecError(
-                f"{unknown(source, 'suite', text, list_suites())} Or give the path of a TOML file."
-            )
+            raise SpecError(f"{unknown(source, 'suite', text, list_suites())} Or give the path of a TOML file.")
         try:
             return parse_suite(path.read_text(), str(path))
         except (OSError, UnicodeDecodeError) as error:
@@ -87,9 +85,7 @@ class Suite(Spec):
 def list_suites() -> list[str]:
     """Return the names of the suites in the package."""
     return sorted(
-        f.name.removesuffix(".toml")
-        for f in files("advseg_bench.suites").iterdir()
-        if f.name.endswith(".toml")
+        f.name.removesuffix(".toml") for f in files("advseg_bench.suites").iterdir() if f.name.endswith(".toml")
     )
 
 
@@ -109,9 +105,7 @@ def _explain(error: Any) -> str:
     """Word one pydantic error: the key's path, what was expected, what was found, the nearest known key."""
     place, models = _walk(error["loc"])
     if error["type"] == "extra_forbidden":
-        return unknown(
-            ".".join(place[:-1]) or "top level", "key", place[-1], {n for m in models for n in _keys(m)}
-        )
+        return unknown(".".join(place[:-1]) or "top level", "key", place[-1], {n for m in models for n in _keys(m)})
     where = ".".join(place) or "suite"
     if error["type"] == "union_tag_invalid":
         return unknown(f"{where}.name", "data set", error["ctx"]["tag"], catalogue.DATASETS)
@@ -135,9 +129,7 @@ def _walk(loc: tuple[str | int, ...]) -> tuple[list[str], list[type[BaseModel]]]
     place: list[str] = []
     models: list[type[BaseModel]] = [Suite]
     for i, part in enumerate(loc):
-        tagged = [
-            m for m in models if part in get_args(getattr(m.model_fields.get("name"), "annotation", None))
-        ]
+        tagged = [m for m in models if part in get_args(getattr(m.model_fields.get("name"), "annotation", None))]
         if tagged and len(models) > 1:
             models = tagged
             continue

@@ -141,7 +141,9 @@ class _Training:
         self.model.load_state_dict(self.best)
         save_weights(self.folder / "model.safetensors", self.model)
         outcome = {"validation_dice": self.best_dice, "train_seconds": round(self.seconds, 2), "epochs": self.epoch}
-        write_json(self.folder / "model.json", outcome | {"threads": torch.get_num_threads(), "torch": torch.__version__})
+        write_json(
+            self.folder / "model.json", outcome | {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        )
         (self.folder / "resume.pt").unlink(missing_ok=True)
 
     def _train_epoch(self) -> None:
@@ -199,7 +201,9 @@ class _Sampler:
             return [int(rng.choice(self.shows[k])) for k in classes]
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, 2, epoch]).permutation(self.indices)
-        return [int(i) for i in np.resize(order, self.steps_per_epoch * self.batch)[position * self.batch :][: self.batch]]
+        return [
+            int(i) for i in np.resize(order, self.steps_per_epoch * self.batch)[position * self.batch :][: self.batch]
+        ]
 
 
 def _images_of_each_class(dataset: Dataset, indices: np.ndarray) -> list[np.ndarray]:

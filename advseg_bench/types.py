@@ -80,9 +80,7 @@ Model = Callable[["Tensor"], "Tensor"]
 class Attack(Protocol):
     """Any callable of this shape is an attack; a frozen dataclass with keyword-only settings is the house style."""
 
-    def __call__(
-        self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return adversarial images: shape, dtype and device of `batch.x`, inside bounds and budget.
 
         Args:

@@ -163,7 +163,8 @@ def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
         pixels = plot.side**2
         size = (pixels * np.array([0.14, 0.12, 0.05]) * (0.3 + np.sin(np.pi * place))).astype(int)
         size[1] *= i > 0
-        dice = np.clip(clean_dice + quirk - (1 + place) * loss + noise - [0, 0.02, 0.1], 0.02, 0.99)
+        dice = clean_dice + quirk - (1 + place) * loss + noise - np.array([0, 0.02, 0.1])
+        dice = dice.clip(0.02, 0.99)
         wrong = np.round(size * (1 - dice)).astype(int)
         flipped = np.round(size * ((1 + place) * loss + abs(noise)) * (cell.attack != "none")).astype(int)
         counts = {"tp": size - wrong, "fp": wrong, "fn": wrong}

@@ -50,9 +50,7 @@ def input_gradients(
         values = [objective(logits).sum() for objective in objectives]
     gradients = []
     for i, value in enumerate(values):
-        (gradient,) = torch.autograd.grad(
-            value, leaf, retain_graph=i + 1 < len(values), materialize_grads=True
-        )
+        (gradient,) = torch.autograd.grad(value, leaf, retain_graph=i + 1 < len(values), materialize_grads=True)
         gradients.append(gradient)
     return logits.detach(), gradients
 
@@ -99,9 +97,7 @@ class FGSM:
         moved = batch.x + budget.eps * steepest(gradient, budget.norm)
         return moved.clamp(batch.bounds.lower, batch.bounds.upper)
 
-    def __call__(
-        self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return adversarial images; shape and dtype of `batch.x`. Draws no random numbers."""
         _, (gradient,) = input_gradients(model, batch.x, [lambda logits: self.objective(logits, batch)])
         return self.step(batch, gradient, budget)

@@ -19,9 +19,7 @@ class RandomSign:
     For an L2 budget the pattern is scaled to length eps. Cost: no forward, no backward.
     """
 
-    def __call__(
-        self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return images at the full budget, clipped to the bounds; shape and dtype of `batch.x`."""
         pattern = random_sign(batch.x, generators)
         size = budget.eps if budget.norm == "linf" else budget.eps / pattern[0].numel() ** 0.5
@@ -35,9 +33,7 @@ class UniformNoise:
     For an L2 budget the noise is scaled to length eps. Cost: no forward, no backward.
     """
 
-    def __call__(
-        self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]
-    ) -> Tensor:
+    def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return noisy images, clipped to the bounds; shape and dtype of `batch.x`."""
         noise = random_uniform(batch.x, generators)
         if budget.norm == "l2":

@@ -7,6 +7,7 @@ the fingerprint needs each byte anyhow. Pixels are not kept; images are read aga
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,9 +103,7 @@ def split_subjects(subjects: Sequence[str], spec: FolderData) -> dict[str, Split
     order = np.random.default_rng(spec.seed).permutation(len(names))
     splits: dict[str, Split] = {}
     for rank, position in enumerate(order):
-        splits[names[position]] = (
-            "validation" if rank < validation else "test" if rank < validation + test else "train"
-        )
+        splits[names[position]] = "validation" if rank < validation else "test" if rank < validation + test else "train"
     return splits
 
 
@@ -113,10 +112,8 @@ def _check(spec: FolderData) -> None:
     where = f"data {spec.path}"
     if spec.task == "multiclass" and spec.soft:
         remedy = "Set soft = false, or another task."
-        raise DataError(
-            expected(where, "class numbers in the masks of task 'multiclass'", "soft = true", remedy)
-        )
-    if not isinstance(spec.scale, str) and not spec.scale[0] < spec.scale[1]:
+        raise DataError(expected(where, "class numbers in the masks of task 'multiclass'", "soft = true", remedy))
+    if not isinstance(spec.scale, str) and not -math.inf < spec.scale[0] < spec.scale[1] < math.inf:
         raise DataError(expected(where, "scale = [lower, upper] with lower < upper", list(spec.scale)))
     try:
         groups = re.compile(spec.subject or "()").groups
@@ -159,9 +156,7 @@ def _mask_folders(spec: FolderData) -> list[Path]:
     if spec.task != "multilabel":
         if folders:
             remedy = "One folder for each class is the layout of task 'multilabel'."
-            raise DataError(
-                expected(masks, f"mask files for task {spec.task!r}", f"folder {folders[0]}", remedy)
-            )
+            raise DataError(expected(masks, f"mask files for task {spec.task!r}", f"folder {folders[0]}", remedy))
         return [masks]
     for name in folders:
         if name not in spec.classes:
@@ -198,9 +193,7 @@ def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) 
             raise DataError(expected(mask, f"the size of its image {image.name}, {size}", other))
         if found.axes and header.axes and found.axes != header.axes:
             remedy = "Bring both into one orientation."
-            raise DataError(
-                expected(mask, f"the orientation of its image, {header.axes}", found.axes, remedy)
-            )
+            raise DataError(expected(mask, f"the orientation of its image, {header.axes}", found.axes, remedy))
         check_labels(mask, found, spec)
         tops.append(float(found.largest or 1))
     return _Entry(stem, image, masks, header, lower, upper, tuple(tops))

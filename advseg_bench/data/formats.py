@@ -27,11 +27,16 @@ from advseg_bench.errors import DataError, expected
 SUFFIXES = (".nii.gz", ".nii", ".png", ".tif", ".tiff")
 """Endings of files that can be read, in any case."""
 
+# What the imaging libraries raise for damaged files; the odd ones were seen when bytes were changed at random.
 _LIBRARY_ERRORS = (
     OSError,
     EOFError,
     ValueError,
+    TypeError,
+    KeyError,
     SyntaxError,
+    OverflowError,
+    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -138,9 +143,7 @@ def _one_line_errors(path: Path) -> Iterator[None]:
         cause = " ".join(str(error).split()) or type(error).__name__
         kind = "NIfTI" if _is_volume(path) else "PNG or TIFF"
         raise DataError(
-            expected(
-                path, f"a readable {kind} file", cause, "Replace the file; it is damaged or of another type."
-            )
+            expected(path, f"a readable {kind} file", cause, "Replace the file; it is damaged or of another type.")
         ) from error
 
 
@@ -155,9 +158,7 @@ def _open_volume(path: Path) -> Any:
     kind = volume.get_data_dtype().kind
     if len(volume.shape) not in (2, 3) or 0 in volume.shape or kind not in "iuf":
         found = f"shape {volume.shape} of {volume.get_data_dtype()}"
-        raise DataError(
-            expected(path, "a volume of real numbers with 2 or 3 axes", found, "Save one channel a file.")
-        )
+        raise DataError(expected(path, "a volume of real numbers with 2 or 3 axes", found, "Save one channel a file."))
     return volume
 
 

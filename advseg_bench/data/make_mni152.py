@@ -44,8 +44,7 @@ def read_source(tissue: str) -> tuple[Bytes, float]:
 
     Args:
         tissue: A key of `SOURCES`.
-    Returns: uint8 (slices, rows, columns): inferior to superior, anterior to posterior, patient's right to
-        left; and the z coordinate of the first slice in mm.
+    Returns: uint8 (slices, rows, columns) as by `turn`; and the z coordinate of the first slice in mm.
     Raises: DataError: if the file is not the one of nilearn 0.12.1.
     """
     name = f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz"
@@ -56,8 +55,18 @@ def read_source(tissue: str) -> tuple[Bytes, float]:
         raise DataError(expected(name, f"sha256 {SOURCES[tissue]}", digest, "Install nilearn==0.12.1."))
     volume = nibabel.Nifti1Image.from_bytes(gzip.decompress(packed))
     assert nibabel.aff2axcodes(volume.affine) == ("R", "A", "S")
-    voxels = np.asanyarray(volume.dataobj)
-    return voxels[::-1, ::-1].transpose(2, 1, 0), float(volume.affine[2, 3])
+    return turn(np.asanyarray(volume.dataobj)), float(volume.affine[2, 3])
+
+
+def turn(voxels: Bytes) -> Bytes:
+    """Bring a volume into the order in which a radiologist reads it.
+
+    Args:
+        voxels: Axes to the patient's right, anterior, superior.
+    Returns: Slices from inferior to superior, rows from anterior to posterior, columns from the patient's
+        right to the left.
+    """
+    return voxels[::-1, ::-1].transpose(2, 1, 0)
 
 
 def pool(voxels: Bytes) -> NDArray[np.uint16]:

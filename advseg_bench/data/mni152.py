@@ -54,10 +54,7 @@ def load(spec: Mni152Data) -> Dataset:
         t1, labels, spacing_mm = arrays["t1"], arrays["labels"], arrays["spacing_mm"]
     used = split_slices(len(t1))
     spacing = scaled_spacing(t1.shape, (float(spacing_mm[0]), float(spacing_mm[1])), spec.size)
-    cases = [
-        Case(f"mni152/z{z:03d}", "mni152", f"block{z // BLOCK:02d}", spacing, split)
-        for z, split in used.items()
-    ]
+    cases = [Case(f"mni152/z{z:03d}", "mni152", f"block{z // BLOCK:02d}", spacing, split) for z, split in used.items()]
     slices = list(used)
     return Dataset(
         name="mni152",

@@ -79,9 +79,7 @@ def to_channels(pixels: Array, channels: int) -> Floats:
     return np.tensordot(LUMA, values, axes=1) if values.ndim == 3 and channels == 1 else values
 
 
-def to_planes(
-    masks: list[Array], tops: tuple[float, ...], spec: FolderData
-) -> tuple[Array, NDArray[np.bool_]]:
+def to_planes(masks: list[Array], tops: tuple[float, ...], spec: FolderData) -> tuple[Array, NDArray[np.bool_]]:
     """Turn mask values into what `prepare` takes.
 
     Args:

@@ -130,9 +130,7 @@ def prepare(image: Array, masks: Array, valid: Bools | None, spec: DataSpec) -> 
     channels = image[None] if image.ndim == 2 else image
     assert len(channels) in (1, spec.channels), f"{len(channels)} channels for {spec.channels}"
     seen = np.ones(image.shape[-2:], bool) if valid is None else valid.astype(bool)
-    label, still_valid = resize_masks(
-        pad_to_square(masks), pad_to_square(seen).astype(bool), spec.size, spec.task
-    )
+    label, still_valid = resize_masks(pad_to_square(masks), pad_to_square(seen).astype(bool), spec.size, spec.task)
     pixels = resize_image(pad_to_square(channels), spec.size)
     if len(pixels) < spec.channels:
         pixels = np.repeat(pixels, spec.channels, axis=0)

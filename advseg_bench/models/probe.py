@@ -1,0 +1,152 @@
+"""Watch a new network run: does it yield logits for the task, and which layer makes them?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
+
+from advseg_bench.errors import IncompatibleError, UserError, expected
+from advseg_bench.models.module import SegmentationModule
+from advseg_bench.types import Task
+
+_SHIFT = 10.0
+
+
+def probe(where: str, model: SegmentationModule, x: Tensor, task: Task) -> str | None:
+    """Check that a network yields logits for a task, and find the layer that makes them.
+
+    Raw logits and probabilities cannot be told apart by their values: those of a new network may well lie between
+    0 and 1. So the network is run again with 10 added to the first channel of its last layer, 20 to the second, and
+    so on. Logits follow, exactly so if nothing but a resize comes after that layer, which is then the head;
+    whatever a sigmoid or softmax squeezes stays between 0 and 1. The test asks for both runs to stay there, so that
+    it raises no false alarm; a network without convolutions and linear layers it lets pass.
+
+    The network runs in eval mode without gradients. Buffers, training flags and random state are left alone.
+
+    Args:
+        where: Put before every message.
+        model: A new network on the CPU.
+        x: Random images, float32, shape (N, C, *S).
+        task: One logit channel is wanted for each of its classes.
+    Returns: Dotted name of the head inside `model.net`, or None if it was not found. Cost: two forwards.
+    Raises:
+        IncompatibleError: if the network fails, or its output is not one finite float32 tensor of the right shape,
+            or looks like probabilities.
+    """
+    layers: list[str] = []
+    with _undisturbed(model):
+        handles: list[RemovableHandle] = [model.net.register_forward_hook(_check_output(where, task))]
+        try:
+            for name, layer in model.net.named_modules():
+                if isinstance(layer, (_ConvNd, nn.Linear)):
+                    handles.append(layer.register_forward_hook(_append_name(layers, name)))
+            logits = _run(where, model, x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not layers:
+            return None
+        wide = [name for name in layers if _count_outputs(model.net.get_submodule(name)) == len(task.classes)]
+        last = (wide or layers)[-1]
+        with model.net.get_submodule(last).register_forward_hook(_shift):
+            shifted = model(x)
+    if _is_unit(logits) and _is_unit(shifted) and not torch.equal(logits, shifted):
+        raise IncompatibleError(
+            f"{where}: expected raw logits, got values that stay between 0 and 1 whatever the layer {last!r} yields. "
+            "Remove the final sigmoid or softmax from the network."
+        )
+    step = _steps(len(task.classes)).view(-1, *[1] * (x.dim() - 2))
+    tolerance = 1e-3 + 1e-5 * float(logits.abs().max())
+    return last if wide and torch.allclose(shifted, logits + step, rtol=0, atol=tolerance) else None
+
+
+def describe(error: Exception) -> str:
+    """Put an error of another library on one line of at most 300 characters, its class first."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}".rstrip(" :.")
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run in eval mode without gradients; put back each training flag and the state of the random numbers."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.random.fork_rng(devices=()), torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _run(where: str, model: nn.Module, x: Tensor) -> Tensor:
+    """Run a network; whatever it objects to becomes one line."""
+    try:
+        logits: Tensor = model(x)
+    except UserError:
+        raise
+    except Exception as error:
+        raise IncompatibleError(
+            f"{where}: the network fails on images of shape {tuple(x.shape[1:])}: {describe(error)}. "
+            "Give larger images, or other `settings` or `stride`."
+        ) from error
+    return logits
+
+
+def _check_output(where: str, task: Task) -> Any:
+    """Return a forward hook for the bare network that refuses anything but logits of the image's size."""
+    channels = f"{len(task.classes)} logit channels ({', '.join(task.classes)})"
+
+    def check(net: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+        """Compare the output of the bare, padded run with its input."""
+        if not isinstance(output, Tensor):
+            kind = type(output).__name__
+            remedy = "Return the segmentation alone, without auxiliary outputs."
+            raise IncompatibleError(expected(where, f"one tensor of {channels}", kind, remedy))
+        if output.dtype != torch.float32:
+            remedy = "Return raw logits, neither labels nor half precision."
+            raise IncompatibleError(expected(where, f"float32 tensor of {channels}", str(output.dtype), remedy))
+        size = tuple(args[0].shape[2:])
+        wanted = (len(args[0]), len(task.classes), *size)
+        if output.dim() == len(wanted) and output.shape[1] != wanted[1]:
+            remedy = "Set the number of classes the network is built with."
+            raise IncompatibleError(expected(where, channels, output.shape[1], remedy))
+        if tuple(output.shape) != wanted:
+            remedy = "Logits must have the size of the image."
+            raise IncompatibleError(expected(where, f"logits of shape {wanted}", tuple(output.shape), remedy))
+        if not bool(torch.isfinite(output).all()):
+            remedy = "Check its initial weights and `std`."
+            raise IncompatibleError(f"{where}: expected finite logits, got NaN or infinity. {remedy}")
+
+    return check
+
+
+def _append_name(names: list[str], name: str) -> Any:
+    """Return a forward hook that notes that a layer has run."""
+    return lambda layer, args, output: names.append(name)
+
+
+def _shift(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Forward hook: add 10 to the first channel of a layer's output, 20 to the second, and so on."""
+    space = 0 if isinstance(layer, nn.Linear) else output.dim() - 2
+    return output + _steps(_count_outputs(layer)).view(-1, *[1] * space)
+
+
+def _steps(channels: int) -> Tensor:
+    """Return 10, 20, ... as a vector."""
+    return _SHIFT * torch.arange(1, channels + 1, dtype=torch.float32)
+
+
+def _count_outputs(layer: nn.Module) -> int:
+    """Return the output channels of a convolution or linear layer."""
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
+
+
+def _is_unit(values: Tensor) -> bool:
+    """Tell whether every value lies in [0, 1]."""
+    return bool((values >= 0).all() and (values <= 1).all())

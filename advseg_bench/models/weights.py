@@ -1,0 +1,180 @@
+"""Weights on disk: read without running anything that a file may hide, written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from advseg_bench.cache import write_bytes
+from advseg_bench.errors import DataError, SpecError, UserError, expected
+from advseg_bench.models.module import SegmentationModule
+
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "net.", "model.")
+_CONVERT = "Where the network can be built, save net.state_dict() with safetensors or torch.save, and give that file."
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, trainable or not; buffers do not count."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def save_weights(path: Path, model: SegmentationModule) -> None:
+    """Write the state dict of the bare network as safetensors; equal weights give equal bytes.
+
+    Args:
+        path: The file; it appears complete or not at all.
+        model: Its `net` is saved; normalisation and stride are in the spec.
+    Raises: RecordError: on a full disk or an unwritable place.
+    """
+    # Copies, because safetensors refuses tensors that share memory, such as tied weights.
+    state = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in model.net.state_dict().items()
+    }
+    write_bytes(path, safetensors.torch.save(state, metadata={"format": "pt"}))
+
+
+def load_weights(path: Path, model: SegmentationModule) -> None:
+    """Load a checkpoint into the bare network; on any error the network is as it was.
+
+    A pickle can run any program when it is opened, so `.pt` and `.pth` files are read by PyTorch's weights-only
+    loader, which knows tensors and plain containers and nothing else. Accepted are a bare state dict and one under
+    "state_dict", "model_state_dict" or "model"; "module.", "net." and "model." are taken off the front of all keys
+    where that makes them fit.
+
+    Args:
+        path: `.safetensors`, `.pt` or `.pth`.
+        model: Its `net` receives the weights, on the device where it is.
+    Raises:
+        SpecError: if there is no such file, it could run code, or it holds the weights of another network.
+        DataError: if the file is empty, cut short or damaged, or a weight is not finite.
+    """
+    state = _fit(path, _read(path), model.net)
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"{path}: expected finite weights, got NaN or infinity in {key!r}. Train it again.")
+    model.net.load_state_dict(state, strict=True)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read the state dict in a file, whatever its format."""
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise SpecError(expected(path, "a .safetensors, .pt or .pth file", path.suffix, _CONVERT))
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SpecError(f"{path}: the weights cannot be read: {error.strerror}. Check the path.") from None
+    if not data:
+        raise _damaged(path, "it is empty")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load(data)
+        except SafetensorError as error:
+            raise _damaged(path, str(error)) from None
+    return _find_state_dict(path, _unpickle(path, data))
+
+
+def _unpickle(path: Path, data: bytes) -> object:
+    """Read a file of `torch.save` without running it; tell what could run code from what is damaged."""
+    archive = zipfile.is_zipfile(io.BytesIO(data))
+    try:
+        if archive:
+            _check_archive(path, data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the protocol of a foreign pickle is no concern of the user's
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError:
+        if archive or _is_pickle(data):
+            raise _refused(path, "a pickle of more than tensors") from None
+        raise _damaged(path, "it is no file of torch.save") from None
+    except Exception as error:  # the loader meets damage with whatever its parser stumbles over
+        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+
+
+def _check_archive(path: Path, data: bytes) -> None:
+    """Compare the checksums, which PyTorch writes but does not read: a flipped bit would be loaded as a weight."""
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        if (member := file.testzip()) is not None:
+            raise _damaged(path, f"{member} fails its checksum")
+        if any(name.endswith("/constants.pkl") for name in file.namelist()):
+            raise _refused(path, "a TorchScript program")
+
+
+def _is_pickle(data: bytes) -> bool:
+    """Tell whether the bytes start with a complete pickle, without running it."""
+    try:
+        return sum(1 for _ in pickletools.genops(data)) > 0
+    except ValueError:
+        return False
+
+
+def _find_state_dict(path: Path, content: object) -> dict[str, Tensor]:
+    """Find the state dict in what a checkpoint holds."""
+    if isinstance(content, Mapping):
+        for candidate in (content, *(content.get(key) for key in _CONTAINERS)):
+            if isinstance(candidate, Mapping) and candidate:
+                state = {str(key): value for key, value in candidate.items() if isinstance(value, Tensor)}
+                if len(state) == len(candidate):
+                    return state
+    held = f"keys {[str(key) for key in content][:5]}" if isinstance(content, Mapping) else type(content).__name__
+    raise SpecError(
+        f"{path}: expected a state dict, bare or under one of {', '.join(_CONTAINERS)}, got {held}. {_CONVERT}"
+    )
+
+
+def _fit(path: Path, state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Take prefixes off the keys until they fit the network; refuse another network's weights."""
+    wanted: dict[str, Tensor] = dict(net.state_dict())
+    best = state
+    while state.keys() != wanted.keys():
+        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
+        if prefix is None or not state:
+            break
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+        if len(state.keys() & wanted.keys()) > len(best.keys() & wanted.keys()):
+            best = state
+    missing = [key for key in wanted if key not in best]
+    unexpected = sorted(best.keys() - wanted.keys())
+    reshaped = [key for key in wanted if key in best and best[key].shape != wanted[key].shape]
+    if not missing and not unexpected and not reshaped:
+        return best
+    parts = [f"{len(missing)} missing{_first(missing)}", f"{len(unexpected)} unexpected{_first(unexpected)}"]
+    if reshaped:
+        key = reshaped[0]
+        parts.append(
+            f"{len(reshaped)} of another shape (first {key!r}: "
+            f"{tuple(best[key].shape)} in the file, {tuple(wanted[key].shape)} in the network)"
+        )
+    raise SpecError(
+        f"{path}: expected the {len(wanted)} tensors of this {type(net).__name__}, got those of another network: "
+        f"{', '.join(parts)}. Give the architecture, encoder, channels and classes it was trained with."
+    )
+
+
+def _first(keys: list[str]) -> str:
+    """Name the first of some keys, if there is one."""
+    return f" (first {keys[0]!r})" if keys else ""
+
+
+def _damaged(path: Path, cause: str) -> DataError:
+    """Word the error for a file that is not what was once written."""
+    cause = " ".join(cause.split())
+    return DataError(f"{path}: expected a whole checkpoint, got a damaged file: {cause:.200}. Fetch or save it again.")
+
+
+def _refused(path: Path, what: str) -> SpecError:
+    """Word the error for a file that would have to be run to be read."""
+    return SpecError(f"{path}: expected weights only, got {what}: refused because it could run code. {_CONVERT}")

@@ -1,0 +1,198 @@
+"""The tables that say whether the numbers can be trusted: norms, flags, what is missing, and where it was made."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import polars as pl
+
+from advseg_bench.report.document import (
+    NOTHING,
+    Column,
+    Table,
+    show_budget,
+    show_count,
+    show_number,
+    show_plural,
+)
+from advseg_bench.report.series import Series
+from advseg_bench.results import Run
+
+FLAGS = {
+    "over_budget": "the attack left its budget; the result was projected back and only that was scored",
+    "out_of_bounds": "the attack left the image's intensities; the result was clipped and only that was scored",
+    "non_finite": "the attack returned NaN or infinity; these values were put back to the clean image's",
+    "unchanged": "the attack returned the clean image; that says nothing about robustness",
+    "model_changed": "the attack changed the model's weights, mode or gradient flags",
+    "input_changed": "the attack wrote into the images that it was given",
+}
+"""What each flag of a row means."""
+
+
+def say_integrity(run: Run) -> tuple[str, ...]:
+    """Sum up in sentences what was re-checked in float64."""
+    attacked = run.rows.filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
+    if attacked.is_empty():
+        return ("No attack has a result yet.",)
+    used = attacked.select((_measured() / pl.col("eps")).max()).item()
+    flagged = attacked.filter(pl.col("flags").list.len() > 0).height
+    return (
+        f"Every attacked image was measured again in float64: the largest perturbation is {show_number(used, 4)} of "
+        f"its budget, and {'none' if not flagged else show_count(flagged)} of "
+        f"{show_plural(attacked.height, 'result')} is flagged.",
+    )
+
+
+def make_norm_table(run: Run, series: tuple[Series, ...]) -> Table:
+    """Make the table of measured perturbation norms and of the attacks' cost."""
+    keys = ("attack", "loss", "settings", "norm", "eps")
+    data = (
+        run.rows.filter(pl.col("attack") != "none")
+        .group_by(keys)
+        .agg(
+            pl.len().alias("results"),
+            pl.col("linf").min().alias("linf_min"),
+            pl.col("linf").max().alias("linf_max"),
+            pl.col("l2").mean().alias("l2_mean"),
+            pl.col("unmoved").mean(),
+            pl.col("forwards").mean(),
+            pl.col("backwards").mean(),
+            (pl.col("flags").list.len() > 0).sum().alias("flagged"),
+        )
+        .sort(keys)
+    )
+    rows = [
+        (s, row)
+        for s in series
+        for row in data.iter_rows(named=True)
+        if (s.attack, s.loss, s.settings, s.norm) == tuple(row[name] for name in keys[:4])
+    ]
+    scaled = [(row, row["eps"] or None) for _, row in rows]
+    columns = (
+        Column("Attack and loss", thin_labels(rows), number=False),
+        Column("eps", tuple(show_budget(row["eps"]) for _, row in rows)),
+        Column("Results", tuple(show_count(row["results"]) for _, row in rows)),
+        Column("Smallest L_inf / eps", tuple(show_number(eps and row["linf_min"] / eps) for row, eps in scaled)),
+        Column("Largest L_inf / eps", tuple(show_number(eps and row["linf_max"] / eps) for row, eps in scaled)),
+        Column("Mean L_2", tuple(show_number(row["l2_mean"]) for _, row in rows)),
+        Column("Unmoved", tuple(show_number(row["unmoved"]) for _, row in rows)),
+        Column("Passes", tuple(_show_passes(row["forwards"], row["backwards"]) for _, row in rows)),
+        Column("Flagged", tuple(show_count(row["flagged"]) for _, row in rows)),
+    )
+    caption = (
+        "Over all models and images. L_inf and L_2: norms of the scored image minus the clean one, in units of the "
+        "image (0 to 1). Unmoved: share of values left exactly as they were, by a gradient of 0 or by clipping at "
+        "the ends of the intensity range. Passes: forward + backward passes of the model that the attack alone "
+        f"needs for an image; {NOTHING} if a plug-in does not tell."
+    )
+    return Table("integrity", "Measured perturbations", caption, columns, data, detail=True)
+
+
+def make_flag_table(run: Run) -> Table | None:
+    """Make the table of flagged results, or None where no result is flagged."""
+    flags = run.rows.explode("flags").filter(pl.col("flags").is_not_null())
+    data = flags.group_by("flags", "model", "attack", "loss").agg(pl.len().alias("results"))
+    if data.is_empty():
+        return None
+    data = data.rename({"flags": "flag"}).sort("flag", "model", "attack", "loss")
+    columns = (
+        Column("Flag", tuple(data["flag"]), number=False),
+        Column("Model", tuple(data["model"]), number=False),
+        Column("Attack and loss", tuple(f"{a} {b}".strip() for a, b in zip(data["attack"], data["loss"])), False),
+        Column("Results", tuple(show_count(n) for n in data["results"])),
+        Column("Meaning", tuple(FLAGS.get(name, "see the attack's own page") for name in data["flag"]), False),
+    )
+    caption = "Results, one per image, that broke a rule of the harness. They are scored, and counted here."
+    return Table("flags", "Flagged results", caption, columns, data)
+
+
+def make_skip_table(run: Run) -> Table | None:
+    """Make the table of what was not run on purpose, or None."""
+    skipped = [cell for cell in run.info["cells"] if cell["skip"] is not None]
+    if not skipped:
+        return None
+    counts = Counter((cell["skip"], " ".join(filter(None, (cell["attack"], cell["loss"])))) for cell in skipped)
+    columns = (
+        Column("Attack and loss", tuple(name for _, name in counts), number=False),
+        Column("Cells", tuple(map(show_count, counts.values()))),
+        Column("Reason", tuple(reason for reason, _ in counts), number=False),
+    )
+    data = pl.DataFrame([{key: cell[key] for key in ("id", "label", "skip")} for cell in skipped])
+    caption = "Cells of the suite that have no meaning. They are not failures and count in no score."
+    return Table("skipped", "Skipped", caption, columns, data)
+
+
+def make_failure_table(run: Run) -> Table | None:
+    """Make the table of what was tried and failed, or None."""
+    if not run.failures:
+        return None
+    labels = {cell["id"]: cell["label"] for cell in run.info["cells"]}
+    what = [labels.get(f["cell"], f["cell"]) if f["cell"] else f"all of {f['model']}" for f in run.failures]
+    columns = (
+        Column("Model", tuple(f["model"] for f in run.failures), number=False),
+        Column("Stage", tuple(f["stage"] for f in run.failures), number=False),
+        Column("Cell", tuple(what), number=False),
+        Column("Reason", tuple(f["message"] for f in run.failures), number=False),
+    )
+    fields = ("model", "stage", "cell", "message")
+    data = pl.DataFrame([{key: f[key] for key in fields} for f in run.failures], schema=dict.fromkeys(fields, pl.String))
+    caption = "Tried and failed. A failure is not a score: nothing above counts it. The next run tries it again."
+    return Table("failed", "Failed", caption, columns, data)
+
+
+def make_environment_table(run: Run) -> Table:
+    """Make the table of versions and machine."""
+    entries = {str(key): str(value) for key, value in run.info.get("environment", {}).items()}
+    columns = (
+        Column("What", tuple(entries), number=False),
+        Column("Version or value", tuple(entries.values()), number=False),
+    )
+    caption = (
+        "Results are bit-identical where these are equal. At another compute batch or number of threads at most "
+        "0.001 of an image's pixels may differ."
+    )
+    data = pl.DataFrame({"what": list(entries), "value": list(entries.values())})
+    return Table("environment", "Versions and machine", caption, columns, data)
+
+
+def make_convention_table(run: Run) -> Table:
+    """Make the table of the conventions that the numbers depend on."""
+    suite, data = run.info["suite"], run.info["data"]
+    splits = ", ".join(f"{name} {count}" for name, count in data["splits"].items())
+    training = suite.get("training", {})
+    recipe = ", ".join(
+        f"{name.replace('_', ' ')} {json.dumps(value) if isinstance(value, (list, dict)) else value}"
+        for name, value in training.items()
+    )
+    entries = {
+        "Data": f"{data['name']}, fingerprint {data['fingerprint']}",
+        "Task": f"{data['kind']}: {', '.join(data['classes'])}",
+        "Images": splits,
+        "Seed": str(suite.get("seed", NOTHING)),
+        "Class missing in an image": run.scoring.empty,
+        "Dice threshold": f"{run.scoring.dice_threshold:g}",
+        "Training": recipe or NOTHING,
+    }
+    columns = (
+        Column("What", tuple(entries), number=False),
+        Column("Value", tuple(entries.values()), number=False),
+    )
+    caption = "The whole suite is in run.json. A report can be made again with other scoring; nothing is run for it."
+    table = pl.DataFrame({"what": list(entries), "value": list(entries.values())})
+    return Table("conventions", "Conventions", caption, columns, table)
+
+
+def thin_labels(rows: list[tuple[Series, dict[str, object]]]) -> tuple[str, ...]:
+    """Each series' label on its first row only."""
+    return tuple("" if i and rows[i - 1][0] is s else s.label for i, (s, _) in enumerate(rows))
+
+
+def _measured() -> pl.Expr:
+    """The measured perturbation in the norm of the budget."""
+    return pl.when(pl.col("norm") == "l2").then("l2").otherwise("linf")
+
+
+def _show_passes(forwards: float | None, backwards: float | None) -> str:
+    """Forward and backward passes, as "1 + 1"."""
+    return NOTHING if forwards is None or backwards is None else f"{forwards:g} + {backwards:g}"

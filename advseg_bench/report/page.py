@@ -1,0 +1,107 @@
+"""Renders a document as Markdown and as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from advseg_bench.report import figures, panels
+from advseg_bench.report.document import (
+    NARROW,
+    Code,
+    Document,
+    Figure,
+    Gallery,
+    Table,
+    Text,
+)
+
+
+def render_html(
+    document: Document, wide: Mapping[str, bytes], colours: tuple[tuple[str, str], ...]
+) -> str:
+    """Render the page: figures inlined at two widths, no script, no external resource.
+
+    Args:
+        document: What to say.
+        wide: The SVG of each of its figures for a desk screen; those for a phone are drawn here.
+        colours: Name and colour of each class in the pictures.
+    """
+    environment = Environment(
+        loader=PackageLoader("advseg_bench.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = [
+        {"anchor": s.anchor, "title": s.title, "blocks": [_prepare(block, wide) for block in s.blocks]}
+        for s in document.sections
+    ]
+    template = environment.get_template("page.html.j2")
+    return template.render(
+        document=document,
+        sections=sections,
+        classes=colours,
+        errors=tuple(panels.ERROR_COLOURS.items()),
+        titles=panels.TITLES,
+    )
+
+
+def render_markdown(document: Document) -> str:
+    """Render Markdown that refers to the figure files beside it."""
+    lines = [f"# {document.title}", ""]
+    lines += [f"> **{warning}**\n" for warning in document.warnings]
+    lines += [f"- {label}: {value}" for label, value in document.facts]
+    for section in document.sections:
+        lines += ["", f"## {section.title}", ""]
+        for block in section.blocks:
+            lines += [*_as_markdown(block), ""]
+    return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
+
+
+def _as_markdown(block: object) -> list[str]:
+    """The lines of one block."""
+    match block:
+        case Text():
+            return [f"- {s}" for s in block.sentences] if block.bullets else ["\n\n".join(block.sentences)]
+        case Code():
+            return ["```", block.text, "```"] if not block.title else []
+        case Figure():
+            return [f"![{block.title}](figures/{block.name}.svg)", "", block.caption]
+        case Gallery():
+            return [f"![{block.title}](figures/panels.png)", "", block.caption]
+        case Table():
+            head = [column.label for column in block.columns]
+            rule = ["---:" if column.number else ":---" for column in block.columns]
+            rows = [head, rule, *block.rows()]
+            lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+            return [f"### {block.title}", "", *lines, "", block.caption]
+    raise AssertionError(f"no Markdown for {type(block).__name__}")
+
+
+def _prepare(block: object, wide: Mapping[str, bytes]) -> dict[str, Any]:
+    """A block with what the template cannot make itself: encoded figures and pictures."""
+    prepared: dict[str, Any] = {"kind": type(block).__name__, "block": block}
+    if isinstance(block, Figure):
+        (narrow,) = figures.render(block, NARROW, "svg")
+        prepared["wide"] = _data_uri(wide[block.name], "svg+xml")
+        prepared["narrow"] = _data_uri(narrow, "svg+xml")
+    elif isinstance(block, Gallery):
+        shown, size = [], 0
+        for panel in block.panels:
+            pictures = [panels.encode_png(tile) for tile in panel.tiles]
+            size += sum(map(len, pictures))
+            if size > panels.LARGEST_GALLERY:
+                break
+            shown.append((panel, [_data_uri(picture, "png") for picture in pictures]))
+        prepared["shown"], prepared["left_out"] = shown, len(block.panels) - len(shown)
+    return prepared
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    """A picture as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pytest
+
+from advseg_bench import cache, records
+from advseg_bench.errors import RecordError
+
+INFO = {"schema": 1, "suite": {"name": "a", "attacks": [1, 2]}, "data": {"fingerprint": "x"}, "binding": {"torch": "2"}}
+
+
+def row(cell: str = "c1", image: str = "i1", **changes: object) -> dict[str, object]:
+    values = {
+        "cell": cell, "dataset": "d", "model": "m", "attack": "fgsm", "loss": "bce", "settings": "{}", "norm": "linf",
+        "eps": 4 / 255, "draw": 0, "image": image, "subject": "s", "block": "b", "tp": [1, 2], "fp": [3, 4],
+        "fn": [5, 6], "valid_pixels": 9, "wrong_pixels": 1, "flipped_pixels": 2, "linf": 4 / 255, "l2": 0.1,
+        "unmoved": 0.0, "forwards": 1.0, "backwards": 1.0, "flags": ["unchanged"],
+    }  # fmt: skip
+    return values | changes
+
+
+def test_rows_come_back_as_they_were_written_in_a_fixed_order(tmp_path):
+    with records.own(tmp_path / "run"):
+        second = records.write_part(tmp_path / "run", [row("c2", "i1"), row("c2", "i2", flags=[])])
+        records.write_part(tmp_path / "run", [row("c1", "i1")])
+        records.write_part(tmp_path / "run", [row("c1", "i1")])
+    frame = records.read_rows(tmp_path / "run")
+    assert frame.schema == pl.Schema(records.ROW_SCHEMA)
+    assert len(frame) == 3
+    assert set(frame.select("cell", "image").iter_rows()) == {("c1", "i1"), ("c2", "i1"), ("c2", "i2")}
+    assert frame.filter(cell="c1").to_dicts() == [row("c1", "i1")]
+    assert frame.equals(records.read_rows(tmp_path / "run"))
+    assert second.parent.name == "parts"
+
+
+def test_pandas_and_duckdb_read_the_parts(tmp_path):
+    with records.own(tmp_path):
+        path = records.write_part(tmp_path, [row()])
+    assert list(pd.read_parquet(path)["tp"][0]) == [1, 2]
+    assert duckdb.sql(f"select tp, eps, flags from '{path}'").fetchall() == [([1, 2], 4 / 255, ["unchanged"])]
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, -1])
+def test_a_truncated_part_is_named_with_the_remedy(tmp_path, keep):
+    with records.own(tmp_path):
+        records.write_part(tmp_path, [row("c1")])
+        broken = records.write_part(tmp_path, [row("c2")])
+    broken.write_bytes(broken.read_bytes()[:keep])
+    with pytest.raises(RecordError, match=rf"{broken.name}: is damaged .*Delete this file and run the same command") as e:
+        records.read_rows(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_a_part_of_another_schema_is_named(tmp_path):
+    with records.own(tmp_path):
+        pl.DataFrame({"cell": ["a"]}).write_parquet(tmp_path / "parts" / "x.parquet")
+    with pytest.raises(RecordError, match=r"x\.parquet: is damaged"):
+        records.read_rows(tmp_path)
+
+
+def test_a_second_run_on_the_same_folder_is_refused_until_the_first_ends(tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom advseg_bench import records\n"
+        "with records.own(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout.readline() == "held\n"
+    with pytest.raises(RecordError, match="another run is writing here"), records.own(tmp_path):
+        pass
+    first.kill()
+    first.communicate()
+    with records.own(tmp_path):
+        pass
+
+
+def test_a_foreign_folder_is_not_touched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RecordError, match="not empty and holds no run. Nothing was touched"), records.own(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+    with pytest.raises(RecordError, match="expected a folder for the run"), records.own(tmp_path / "thesis.tex"):
+        pass
+    with pytest.raises(RecordError, match="cannot be made a folder"), records.own(tmp_path / "thesis.tex" / "run"):
+        pass
+
+
+def test_the_same_description_is_accepted_and_another_is_refused_by_its_first_difference(tmp_path):
+    records.describe(tmp_path, INFO)
+    records.describe(tmp_path, json.loads(json.dumps(INFO)))
+    for change, message in (
+        ({"suite": {"name": "b", "attacks": [1, 2]}}, 'another suite: name was "a", is "b"'),
+        ({"suite": {"name": "a", "attacks": [1]}}, r"another suite: attacks was \[1, 2\], is \[1\]"),
+        ({"data": {"fingerprint": "y"}}, 'another data: fingerprint was "x", is "y"'),
+        ({"binding": {"torch": "3"}}, 'another environment: torch was "2", is "3"'),
+    ):
+        with pytest.raises(RecordError, match=message):
+            records.describe(tmp_path, INFO | change)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "not the folder of a run"),
+        ("{", "cannot be read"),
+        ('{"schema": 2}', "expected schema 1, got 2. Upgrade advseg-bench"),
+        ('{"schema": 0}', "expected schema 1, got 0. Run the suite again"),
+        ("[]", "expected schema 1, got None"),
+    ],
+)
+def test_a_damaged_or_foreign_description_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RecordError, match=message):
+        records.read_description(tmp_path)
+
+
+def _limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
+    """A file size limit makes the operating system refuse the write halfway, as a full disk does."""
+    (tmp_path / "a.json").write_text("old")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom advseg_bench.cache import write_bytes\n"
+        "from advseg_bench.errors import RecordError\n"
+        "try:\n    write_bytes(Path(sys.argv[1]), b'x' * 10_000)\n"
+        "except RecordError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.json")],
+        capture_output=True, text=True, check=True, preexec_fn=_limit_file_size,
+    )  # fmt: skip
+    assert "a.json: could not be written: File too large. What was finished before is kept" in done.stdout
+    assert (tmp_path / "a.json").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_an_unwritable_place_is_one_line():
+    with pytest.raises(RecordError, match="could not be written"):
+        cache.write_bytes(Path("/proc/nothing/x"), b"")
+    with pytest.raises(RecordError, match="cannot be made a folder"):
+        cache.make_folder(Path("/proc/nothing"))
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "c"))
+    assert cache.cache_dir("models", "x") == tmp_path / "c" / "models" / "x"
+    monkeypatch.delenv("ADVSEG_BENCH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "d"))
+    assert cache.cache_dir() == tmp_path / "d" / "advseg-bench"
+
+
+def test_content_hash_ignores_the_order_of_keys_and_nothing_else():
+    assert cache.content_hash({"a": 1, "b": 2}) == cache.content_hash({"b": 2, "a": 1})
+    assert cache.content_hash([1, 2]) != cache.content_hash([2, 1])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        cache.content_hash(float("nan"))

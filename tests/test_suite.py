@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import pytest
+
+from advseg_bench.cells import estimate, plan, show_eps
+from advseg_bench.errors import SpecError
+from advseg_bench.suite import Suite, list_suites, parse_suite
+
+TEXT = files("advseg_bench.suites").joinpath("smoke.toml").read_text()
+
+
+@pytest.mark.parametrize("name", list_suites())
+def test_shipped_suites_load_and_survive_json(name):
+    suite = Suite.load(name)
+    assert suite.name == name
+    assert Suite.model_validate_json(json.dumps(suite.as_json())) == suite
+    cells = plan(suite)
+    assert len({cell.id for cell in cells}) == len(cells)
+    assert sum(cell.attack == "none" for cell in cells) == len(suite.models)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("size = 32", "sizee = 32", "^s.toml: data: unknown key 'sizee'. Did you mean 'size'?"),
+        ("size = 32", "size = 3", "data.size: Input should be greater than or equal to 16, got 3"),
+        ('"mni152"', '"mni15"', "data.name: unknown data set 'mni15'. Did you mean 'mni152'?"),
+        ('"multilabel"', '"multilabels"', "data.task: Input should be 'binary', 'multilabel' or 'multiclass'"),
+        ("[training]", "[trainin]", "top level: unknown key 'trainin'. Did you mean 'training'?"),
+        ('recipe = "quick"', 'recipe = "qick"', "training: unknown recipe 'qick'. Did you mean 'quick'?"),
+        ("epochs = 8", 'loss = "dise"', "training.loss: unknown loss 'dise'. Did you mean 'dice'?"),
+        ("epochs = 8", "epoch = 8", "training: unknown key 'epoch'. Did you mean 'epochs'?"),
+        ("monai.UNet", "monai.Unet", "models.1.architecture: unknown architecture 'monai.Unet'. Did you mean 'monai"),
+        ('"unet-xs"', '"basicunet-xs"', "models: two models are named 'basicunet-xs'. Rename one"),
+        ('"unet-xs"', '"../x"', "models.1.name: String should match"),
+        ('"fgsm"', '"fgms"', "attacks.0.name: unknown attack 'fgms'. Did you mean 'fgsm'?"),
+        ('["bce", "dice"]', '["bce", "dicce"]', "attacks.0.losses.1: unknown loss 'dicce'. Did you mean 'dice'?"),
+        ('["bce", "dice"]', "[]", "attacks.0: losses: attack 'fgsm' follows a loss"),
+        ("draws = 2", 'losses = ["bce"]', "attacks.1: losses: attack 'random_sign' follows no loss"),
+        ('losses = ["bce"', 'draws = 2\nlosses = ["bce"', "attacks.0: draws: attack 'fgsm' draws no random numbers"),
+        ('"8/255"', "8", 'attacks.0.eps.1: expected eps < 1.* write "8/255"'),
+        ('"8/255"', "1.0", "attacks.0.eps.1: expected eps < 1"),
+        ('"8/255"', "-0.1", "attacks.0.eps.1: expected a finite eps >= 0, got -0.1"),
+        ('"8/255"', "nan", "attacks.0.eps.1: expected a finite eps >= 0, got nan"),
+        ('"8/255"', "true", 'attacks.0.eps.1: expected a number or a fraction such as "4/255"'),
+        ('"8/255"', '"8/0"', "attacks.0.eps.1: expected a number or a fraction"),
+        ('"8/255"', '"2/255"', "attacks.0: eps: a value of attack 'fgsm' is listed twice"),
+        ("schema = 1", "schema = 2", "schema: Input should be 1, got 2"),
+        ("seed = 0", "seed = -1", "seed: Input should be greater than or equal to 0, got -1"),
+        ("[data]", "[data", "^s.toml: is not TOML"),
+        ('name = "mni152"', "", "data.name: missing. Known: mni152, phantom, folder"),
+        ('name = "smoke"', "", "name: missing. Add this key"),
+        ('name = "mni152"', 'name = "folder"\npath = "x"\nclasses = ["a", "a"]', "data: classes: a name is listed twice"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_and_remedy(old, new, message):
+    assert old in TEXT
+    with pytest.raises(SpecError, match=message) as error:
+        parse_suite(TEXT.replace(old, new, 1), "s.toml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "message"),
+    [("binary", ["a", "b"], "exactly one class, got 2"), ("multiclass", ["a"], "a background and more, got 1")],
+)
+def test_classes_must_fit_the_task(task, classes, message):
+    data = f'name = "folder"\npath = "x"\nclasses = {json.dumps(classes)}'
+    text = TEXT.replace('name = "mni152"', data).replace('"multilabel"', f'"{task}"')
+    with pytest.raises(SpecError, match=message):
+        parse_suite(text, "s.toml")
+
+
+def test_an_unknown_suite_names_the_nearest(tmp_path):
+    with pytest.raises(SpecError, match="unknown suite 'quik'. Did you mean 'quick'?.* path of a TOML file"):
+        Suite.load("quik")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match="cannot be read as text"):
+        Suite.load(tmp_path / "binary.toml")
+
+
+def test_cell_ids_follow_the_content():
+    suite = parse_suite(TEXT, "s")
+    ids = {cell.id for cell in plan(suite)}
+    assert ids == {cell.id for cell in plan(parse_suite(TEXT, "t"))}
+    assert ids == {cell.id for cell in plan(parse_suite(TEXT.replace("title =", "title = 'x' #"), "s"))}
+    for change in (("seed = 0", "seed = 1"), ("size = 32", "size = 48"), ("epochs = 8", "epochs = 9")):
+        assert ids.isdisjoint(cell.id for cell in plan(parse_suite(TEXT.replace(*change, 1), "s")))
+    more = {cell.id for cell in plan(parse_suite(TEXT.replace('"8/255"]', '"8/255", "16/255"]', 1), "s"))}
+    assert ids < more
+
+
+def test_overlapping_attack_tables_are_refused():
+    again = '\n[[attacks]]\nname = "fgsm"\nlosses = ["dice"]\neps = ["8/255"]\n'
+    with pytest.raises(SpecError, match="the attack 'basicunet-xs fgsm dice linf 8/255' is listed twice"):
+        plan(parse_suite(TEXT + again, "s"))
+
+
+def test_a_loss_without_meaning_for_the_task_is_skipped_with_the_reason():
+    cells = plan(parse_suite(TEXT.replace('"multilabel"', '"multiclass"'), "s"))
+    skipped = [cell for cell in cells if cell.skip]
+    assert len(skipped) == 4
+    assert {cell.loss for cell in skipped} == {"bce"}
+    assert "defined for binary and multilabel tasks, not for multiclass" in skipped[0].skip
+
+
+def test_the_cost_of_a_sweep_is_one_forward_a_backward_per_loss_and_a_forward_per_result():
+    cost = estimate(plan(parse_suite(TEXT, "s")))
+    models, losses, eps, draws = 2, 2, 2, 2
+    assert cost.shared_forwards == models * (1 + losses * eps + draws * eps)
+    assert cost.shared_backwards == models * losses
+    assert cost.separate_forwards == models * (1 + 2 * losses * eps + draws * eps)
+    assert cost.separate_backwards == models * losses * eps
+
+
+def test_the_cost_of_a_plugin_is_unknown():
+    assert estimate(plan(parse_suite(TEXT.replace('"random_sign"', '"my.attacks:Mine"'), "s"))) is None
+
+
+def test_eps_is_shown_in_grey_levels_where_it_is_one():
+    assert [show_eps(4 / 255), show_eps(0.007), show_eps(0.0)] == ["4/255", "0.007", "0/255"]
