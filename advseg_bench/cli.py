@@ -58,15 +58,13 @@ def run_command(
     from advseg_bench.progress import show_progress
     from advseg_bench.report import print_report, write_report
 
-    with show_progress(console) as progress:
-        finished = run(
-            loaded,
-            folder,
-            workers=workers or default_workers(loaded),
-            device=device,
-            shard=shard,
-            progress=progress,
-        )
+    used = workers or default_workers(loaded)
+    try:
+        with show_progress(console) as progress:
+            finished = run(loaded, folder, workers=used, device=device, shard=shard, progress=progress)
+    except KeyboardInterrupt:
+        print("advseg-bench: stopped. Run the same command again to go on from here.", file=sys.stderr)
+        raise typer.Exit(130) from None
     print_report(finished, console)
     paths = write_report(finished)
     page = next(path for path in paths if path.suffix == ".html")

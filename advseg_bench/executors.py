@@ -44,6 +44,10 @@ def open_executor(workers: int, threads: int, emit: Emit) -> Iterator[Executor]:
     listener = threading.Thread(target=_listen, args=(events, emit), daemon=True)
     listener.start()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads, events))
+    with _interrupts_ignored():
+        # Each of these starts a worker, which inherits that Ctrl-C is none of its business.
+        for _ in range(workers):
+            pool.submit(os.getpid)
     try:
         yield _Processes(pool)
     except BaseException:
@@ -106,13 +110,25 @@ def _threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C inside; only the main thread can, and only it is ever interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 _emit_from_worker: Emit = lambda what, done, total: None  # noqa: E731
 
 
 def _start_worker(threads: int, events: Any) -> None:
-    """Prepare a worker: Ctrl-C is the parent's business, and a worker does not outlive its parent."""
+    """Prepare a worker, which does not outlive its parent."""
     global _emit_from_worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 

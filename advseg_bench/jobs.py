@@ -21,6 +21,7 @@ from advseg_bench import runner
 from advseg_bench.cells import Cell
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
+from advseg_bench.errors import SpecError, expected
 from advseg_bench.runner import Row, Setting
 from advseg_bench.suite import Suite
 from advseg_bench.training import obtain_model
@@ -143,9 +144,14 @@ def _versions() -> dict[str, str]:
 
 
 def _device_name(device: str) -> str:
-    """The accelerator's own name, or "cpu"."""
-    kind = torch.device(device).type
-    return torch.cuda.get_device_name(device) if kind == "cuda" else kind
+    """The accelerator's own name, or "cpu". Raises: SpecError: if there is no such device here."""
+    try:
+        kind = torch.empty(0, device=device).device.type
+        return torch.cuda.get_device_name(device) if kind == "cuda" else kind
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        remedy = f'It says: {reason}. Use --device cpu.'
+        raise SpecError(expected("device", "a device of this machine", device, remedy)) from None
 
 
 def _cpu_name() -> str:

@@ -102,25 +102,31 @@ def read_description(out: Path) -> dict[str, Any]:
 def describe(out: Path, info: dict[str, Any]) -> None:
     """Write `run.json`, or check that the one there describes the same run.
 
+    The title and the scoring of a suite change no row, so new ones are taken over.
+
     Raises: RecordError: naming the first difference that would make old and new rows incomparable.
     """
     if not (out / "run.json").exists():
         write_json(out / "run.json", info)
         return
-    old = read_description(out)
+    old, new = read_description(out), json.loads(json.dumps(info))
+    presentation = {name: new["suite"][name] for name in ("title", "scoring") if name in new["suite"]}
     for key, what in (("suite", "suite"), ("data", "data"), ("binding", "environment")):
-        if old.get(key) != json.loads(json.dumps(info[key])):
+        before = old.get(key, {}) | presentation if key == "suite" else old.get(key)
+        if before != new[key]:
             raise RecordError(
-                f"{out}: holds a run of another {what}: {_first_difference(old.get(key), info[key])}. "
+                f"{out}: holds a run of another {what}: {_first_difference(before, new[key])}. "
                 "Nothing was touched; choose another --out."
             )
+    if old["suite"] != new["suite"]:
+        write_json(out / "run.json", old | {"suite": new["suite"]})
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:
     """Name the first place where two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            if old.get(key) != json.loads(json.dumps(new.get(key))):
+            if old.get(key) != new.get(key):
                 return _first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
     return f"{where or 'it'} was {_short(old)}, is {_short(new)}"
 

@@ -35,7 +35,8 @@ class Run:
         info: `run.json`: suite, data, cells, environment, command.
         task: What the model decides at each pixel.
         scoring: The suite's own conventions, the default of every method.
-        models: Name -> what is known about each model that is ready: architecture, parameters, validation Dice.
+        models: Name -> what is known about each model that is ready: architecture, parameters, validation
+            Dice.
         failures: What failed: dicts with "model", "stage", "cell" and "message".
 
     Raises: RecordError: if the directory holds no run, is damaged, or is of another schema version.
@@ -66,7 +67,7 @@ class Run:
         }
         failed = self.path / "failures.json"
         self.failures: list[dict[str, Any]] = list(records.read_json(failed)) if failed.exists() else []
-        self._scored: dict[Scoring, pl.DataFrame] = {}
+        self._scored: dict[tuple[str, Scoring], pl.DataFrame] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -79,10 +80,7 @@ class Run:
         """
         rows = records.read_rows(self.path)
         k = len(self.task.classes)
-        if (
-            rows.select((pl.col(name).list.len() != k).any() for name in ("tp", "fp", "fn")).row(0)
-            != (False,) * 3
-        ):
+        if rows.select((pl.col(name).list.len() != k).any() for name in ("tp", "fp", "fn")).row(0) != (False,) * 3:
             raise RecordError(
                 f"{self.path / 'parts'}: rows without counts of all {k} classes. Run the suite in a new --out."
             )
@@ -121,14 +119,11 @@ class Run:
             scoring: Conventions; the suite's own if None.
         Returns: `rows` with the columns of `scores.ROW_SCORES`. Computed once for each `scoring`.
         """
-        scoring = scoring or self.scoring
-        if scoring not in self._scored:
-            self._scored[scoring] = scores.score_rows(self.rows, self.task, scoring)
-        return self._scored[scoring]
+        return self._score_once("rows", scoring)
 
     def curves(self, scoring: Scoring | None = None) -> pl.DataFrame:
         """Return one row per image and sweep of eps: `area` and `smallest_eps`, see `scores.score_curves`."""
-        return scores.score_curves(self.scores(scoring), scoring or self.scoring)
+        return self._score_once("curves", scoring)
 
     def table(
         self,
@@ -141,9 +136,9 @@ class Run:
     ) -> pl.DataFrame:
         """Average a score over images and subjects.
 
-        An image's value is its mean over everything that `by` leaves out, such as draws; a subject's is the mean
-        of its images; `mean` is the mean of the subjects. "diff" is made from such means of the clean and the
-        attacked Dice of the same images. Pooled scores sum counts over all images of a cell instead.
+        An image's value is its mean over everything that `by` leaves out, such as draws; a subject's is the
+        mean of its images; `mean` is the mean of the subjects. "diff" is made from such means of the clean
+        and the attacked Dice of the same images. Pooled scores sum counts over all images of a cell instead.
 
         Different attacks are never averaged: where `by` leaves rows of two attacks, settings or norms in one
         group, these columns are added after `by`.
@@ -154,9 +149,9 @@ class Run:
             where: Column -> the value, or the list of values, of the rows to keep.
             scoring: Conventions; the suite's own if None.
             level: Confidence level of the interval.
-        Returns: One row per group in the order of the suite: `by`, `mean`, `lower`, `upper`, `n_images` (with a
-            score) and `n_subjects`. `lower` and `upper` are null under five subjects, and for "diff" and pooled
-            scores.
+        Returns: One row per group in the order of the suite: `by`, `mean`, `lower`, `upper`, `n_images` (with
+            a score) and `n_subjects`. `lower` and `upper` are null under five subjects, and for "diff" and
+            pooled scores.
         Raises: SpecError: naming the nearest name for an unknown score or column.
         """
         by = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
@@ -181,6 +176,18 @@ class Run:
         """Return the best and the worst case of each model, see `selection.find_extremes`."""
         return selection.find_extremes(self)
 
+    def _score_once(self, what: str, scoring: Scoring | None) -> pl.DataFrame:
+        """Scores of "rows", "classes" or "curves", kept for the next call."""
+        scoring = scoring or self.scoring
+        key = (what, scoring)
+        if key not in self._scored:
+            if what == "curves":
+                self._scored[key] = scores.score_curves(self.scores(scoring), scoring)
+            else:
+                score = scores.score_rows if what == "rows" else scores.score_classes
+                self._scored[key] = score(self.rows, self.task, scoring)
+        return self._scored[key]
+
     def _score_frame(self, score: str, by: Sequence[str], scoring: Scoring | None) -> pl.DataFrame:
         """The frame that holds a score, after a check of the names asked for."""
         if score not in SCORES:
@@ -190,7 +197,7 @@ class Run:
         elif score in POOLED_SCORES:
             frame = self.rows
         elif "class" in by and (score in scores.CLASS_SCORES or score == "diff"):
-            frame = scores.score_classes(self.rows, self.task, scoring or self.scoring)
+            frame = self._score_once("classes", scoring)
         else:
             frame = self.scores(scoring)
         if not by:
@@ -230,8 +237,8 @@ def _average(frame: pl.DataFrame, score: str, by: Sequence[str], level: float) -
     """Image means, then subject means, then the mean over subjects with its interval."""
     parts = ("dice", "dice_clean") if score == "diff" else (score,)
     known = frame.filter(pl.all_horizontal(pl.col(part).is_not_null() for part in parts))
-    images = known.group_by({*by, "subject", "image"}).agg(pl.col(part).mean() for part in parts)
-    subjects = images.group_by({*by, "subject"}).agg(
+    images = known.group_by({*by, "subject", "image"}, maintain_order=True).agg(pl.col(part).mean() for part in parts)
+    subjects = images.group_by({*by, "subject"}, maintain_order=True).agg(
         *(pl.col(part).mean() for part in parts), pl.len().alias("n_images")
     )
     groups = (
@@ -246,9 +253,7 @@ def _average(frame: pl.DataFrame, score: str, by: Sequence[str], level: float) -
     table = frame.select(by).unique().join(groups, on=by, how="left")
     means = [pl.col(f"{part} of subjects").list.mean() for part in parts]
     intervals = [
-        subject_interval(values, range(len(values)), level)
-        if values is not None and score != "diff"
-        else None
+        subject_interval(values, range(len(values)), level) if values is not None and score != "diff" else None
         for values in table[f"{parts[0]} of subjects"].to_list()
     ]
     return table.select(

@@ -21,6 +21,7 @@ from advseg_bench.attacks.gradient import OneGradientAttack, input_gradients
 from advseg_bench.cells import Cell
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import UserError
+from advseg_bench.losses import one_hot
 from advseg_bench.registry import load_attack
 from advseg_bench.types import Attack, Batch, Budget
 from advseg_bench.work import Failure, Unit
@@ -85,7 +86,7 @@ def attack_one(cell: Cell, index: int, model: nn.Module, dataset: Dataset, setti
     x_adv, _ = scene.perturb(cell, attack, gradients.get(cell.id))
     like = torch.empty(0, dtype=torch.bool)
     clean, attacked = (metrics.predict(out, batch.task) for out in (logits, scene.forward(x_adv)))
-    masks = (metrics.one_hot(labels, batch.task, like)[0] for labels in (batch.y, clean, attacked))
+    masks = (one_hot(labels, batch.task, like)[0] for labels in (batch.y, clean, attacked))
     arrays = (batch.x[0], x_adv[0], *masks)
     return dict(zip(("x", "x_adv", "truth", "clean", "attacked"), (a.cpu().numpy() for a in arrays), strict=True))
 

@@ -1,17 +1,18 @@
-"""From stored counts to scores. Nothing here needs a model, so a report can be made again by other conventions.
+"""From stored counts to scores. Nothing here needs a model, so a report can be made again by other
+conventions.
 
 Definitions, for one image and its valid pixels:
 
-- `dice` = 2 TP / (2 TP + FP + FN) and `iou` = TP / (TP + FP + FN) of a class; an image's score is the mean over the
-  scored classes (all classes of the task, without the background of a multiclass task). A class that the ground
-  truth of the image lacks is treated by the empty rule: "skip" leaves it out (an image without any class has no
-  score), "one" gives 1 if no pixel was predicted as it and 0 otherwise, "zero" gives 0.
-- `pooled_dice`, `pooled_iou`: TP, FP and FN are summed over the images first, then the ratio, then the mean over
-  classes (CmIoU of arXiv 2407.09150; `iou` averages to its NmIoU).
-- `drop` = clean Dice - Dice. `diff`, the study's "Diff" (arXiv 2401.11224) = (mean clean Dice - mean Dice) / mean
-  clean Dice: a ratio of means, so it exists for groups of images only.
-- `apsr`, attack pixel success rate against the ground truth (arXiv 2206.07179): share of pixels with any class
-  wrong. It is above 0 on clean images already: `apsr_clean`. `apsr99`: 1 if `apsr` >= 0.99, else 0.
+- `dice` = 2 TP / (2 TP + FP + FN) and `iou` = TP / (TP + FP + FN) of a class; an image's score is the mean
+  over the scored classes (all classes of the task, without the background of a multiclass task). A class that
+  the ground truth of the image lacks is treated by the empty rule: "skip" leaves it out (an image without any
+  class has no score), "one" gives 1 if no pixel was predicted as it and 0 otherwise, "zero" gives 0.
+- `pooled_dice`, `pooled_iou`: TP, FP and FN are summed over the images first, then the ratio, then the mean
+  over classes (CmIoU of arXiv 2407.09150; `iou` averages to its NmIoU).
+- `drop` = clean Dice - Dice. `diff`, the study's "Diff" (arXiv 2401.11224) = (mean clean Dice - mean Dice) /
+  mean clean Dice: a ratio of means, so it exists for groups of images only.
+- `apsr`, attack pixel success rate against the ground truth (arXiv 2206.07179): share of pixels with any
+  class wrong. It is above 0 on clean images already: `apsr_clean`. `apsr99`: 1 if `apsr` >= 0.99, else 0.
 - `flipped`: share of pixels where any class differs from the clean prediction, corrected pixels included.
 - `dice_below`: 1 if Dice is below the threshold, else 0; only for images whose clean Dice is not.
 - `area`: mean height of the curve of Dice over eps between eps = 0 (clean) and the largest eps of the sweep
@@ -69,18 +70,15 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
         rows: Rows of `records.ROW_SCHEMA`.
         task: What the counts mean.
         scoring: Empty rule and Dice threshold.
-    Returns: The rows with the float64 columns of `ROW_SCORES`; null where a score is not defined: no scored class
-        in the image, no valid pixel, no clean row, or, for `dice_below`, a clean Dice below the threshold.
-        About a second for a million rows of three classes.
+    Returns: The rows with the float64 columns of `ROW_SCORES`; null where a score is not defined: no scored
+        class in the image, no valid pixel, no clean row, or, for `dice_below`, a clean Dice below the
+        threshold. About a second for a million rows of three classes.
     Source: the module's head gives each definition with its paper.
     """
     places = find_scored_classes(task).values()
     valid = pl.col("valid_pixels")
     scored = rows.with_columns(
-        *(
-            pl.mean_horizontal([_ratio(name, k, scoring) for k in places]).alias(name)
-            for name in ("dice", "iou")
-        ),
+        *(pl.mean_horizontal([_ratio(name, k, scoring) for k in places]).alias(name) for name in ("dice", "iou")),
         pl.when(valid > 0).then(pl.col("wrong_pixels") / valid).alias("apsr"),
         pl.when(valid > 0).then(pl.col("flipped_pixels") / valid).alias("flipped"),
         pl.when(valid > 0).then(100 * pl.col("wrong_pixels") >= 99 * valid).cast(pl.Float64).alias("apsr99"),
@@ -129,19 +127,13 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
     """
     places = find_scored_classes(task).values()
     totals = rows.group_by(*by, *({"cell"} - set(by))).agg(
-        *(
-            pl.col(count).list.get(k).sum().alias(f"{count}{k}")
-            for count in ("tp", "fp", "fn")
-            for k in places
-        ),
+        *(pl.col(count).list.get(k).sum().alias(f"{count}{k}") for count in ("tp", "fp", "fn") for k in places),
         pl.col("image").n_unique().alias("n_images"),
         pl.col("subject").n_unique().alias("n_subjects"),
     )
     ratios = totals.with_columns(
         *(
-            pl.mean_horizontal([_ratio(name, k, scoring, listed=False) for k in places]).alias(
-                f"pooled_{name}"
-            )
+            pl.mean_horizontal([_ratio(name, k, scoring, listed=False) for k in places]).alias(f"pooled_{name}")
             for name in ("dice", "iou")
         )
     )
@@ -175,37 +167,50 @@ def score_curves(scored: pl.DataFrame, scoring: Scoring) -> pl.DataFrame:
         scored: What `score_rows` returned.
         scoring: The Dice threshold.
     Returns: One row per image and sweep, the clean prediction left out: the columns of `SWEEP`, `image`, `subject`,
-        `block`, `dice_clean`, `area` and `smallest_eps`. `area` is null where an eps of the sweep, the clean value or
-        a Dice is missing, or all eps are 0; `smallest_eps` where no eps of the sweep suffices or the clean Dice is
-        below the threshold already.
+        `block`, `dice_clean`, `area` and `smallest_eps`. `area` is null where an eps of the sweep, the clean
+        value or a Dice is missing, or all eps are 0; `smallest_eps` where no eps of the sweep suffices or the
+        clean Dice is below the threshold already.
     """
-    attacked = scored.filter(pl.col("attack") != "none")
-    points = average_draws(attacked, ("dice", "dice_clean"))
+    points = average_draws(scored.filter(pl.col("attack") != "none"), ("dice", "dice_clean"))
     keys = [*SWEEP, "image", "subject", "block"]
-    sweep = points.group_by(SWEEP).agg(pl.col("eps").n_unique().alias("n_eps"))
-    below = (pl.col("dice") < scoring.dice_threshold) & (pl.col("dice_clean") >= scoring.dice_threshold)
-    points = points.sort(*keys, "eps")
-    first = pl.any_horizontal(pl.col(key) != pl.col(key).shift(1) for key in keys).fill_null(True)
-    width = pl.col("eps") - pl.when(first).then(0.0).otherwise(pl.col("eps").shift(1))
-    height = (
-        pl.col("dice") + pl.when(first).then(pl.col("dice_clean")).otherwise(pl.col("dice").shift(1))
-    ) / 2
     curves = (
-        points.with_columns((width * height).alias("strip"), pl.when(below).then("eps").alias("broken_at"))
+        points.sort("eps")
         .group_by(keys, maintain_order=True)
+        .agg("eps", "dice", pl.col("dice_clean").first())
+        .with_row_index("curve")
+    )
+    longest = points.group_by(SWEEP).agg(pl.col("eps").n_unique().alias("n_eps"))
+    whole = (pl.col("eps").list.len() == pl.col("n_eps")) & (pl.col("eps").list.max() > 0)
+    summed = _sum_curves(curves.select("curve", "eps", "dice", "dice_clean"), scoring.dice_threshold)
+    return (
+        curves.join(longest, on=SWEEP, how="left")
+        .join(summed, on="curve", how="left")
+        .sort("curve")
+        .select(
+            *keys,
+            "dice_clean",
+            pl.when(whole).then(pl.col("strips") / pl.col("eps").list.max()).alias("area"),
+            "smallest_eps",
+        )
+    )
+
+
+def _sum_curves(curves: pl.DataFrame, threshold: float) -> pl.DataFrame:
+    """Area from 0 on, and the smallest eps that breaks the image, of curves with lists of ascending eps and of Dice."""
+    points = curves.explode("eps", "dice")
+    first = pl.col("curve") != pl.col("curve").shift(1, fill_value=2**32 - 1)
+    width = pl.col("eps") - pl.when(first).then(0.0).otherwise(pl.col("eps").shift(1))
+    before = pl.when(first).then(pl.col("dice_clean")).otherwise(pl.col("dice").shift(1))
+    strip = width * (pl.col("dice") + before) / 2
+    broken = (pl.col("dice") < threshold) & (pl.col("dice_clean") >= threshold)
+    return (
+        points.with_columns(strip.alias("strip"), pl.when(broken).then("eps").alias("broken_at"))
+        .group_by("curve")
         .agg(
-            pl.col("dice_clean").first(),
-            pl.col("strip").sum(),
-            pl.col("strip").null_count().alias("n_lost"),
-            pl.len().alias("n_points"),
-            pl.col("eps").max().alias("largest"),
+            pl.when(pl.col("strip").is_not_null().all()).then(pl.col("strip").sum()).alias("strips"),
             pl.col("broken_at").min().alias("smallest_eps"),
         )
-        .join(sweep, on=SWEEP)
     )
-    whole = (pl.col("n_lost") == 0) & (pl.col("n_points") == pl.col("n_eps")) & (pl.col("largest") > 0)
-    area = pl.when(whole).then(pl.col("strip") / pl.col("largest")).alias("area")
-    return curves.select(*keys, "dice_clean", area, "smallest_eps")
 
 
 def _join_clean(scored: pl.DataFrame, scores: Sequence[str], *more: str) -> pl.DataFrame:

@@ -57,9 +57,11 @@ def list_budgets(run: Run) -> tuple[Budgets, ...]:
 
 
 def find_strongest(run: Run, budgets: Budgets) -> dict[str, dict[str, Any]]:
-    """Return, for each model, the attack, loss and settings with the largest mean drop at the reference budget.
+    """Return, for each model, the attack, loss and settings with the largest mean drop at the reference
+    budget.
 
-    The choice is made on the same images that are reported, so the largest of several drops is slightly too large.
+    The choice is made on the same images that are reported, so the largest of several drops is slightly too
+    large.
 
     Returns: Model -> row of `run.table("drop", ...)`. Models without such rows are left out.
     """

@@ -50,10 +50,8 @@ def _known(kind: Literal["attack", "loss"], name: str) -> str:
     """Accept a name of the catalogue, `package.module:object`, or the name of an entry point."""
     from importlib.metadata import entry_points
 
-    shipped, group = {
-        "attack": (catalogue.ATTACKS, "advseg_bench.attacks"),
-        "loss": (catalogue.LOSSES, "advseg_bench.losses"),
-    }[kind]
+    shipped = set(catalogue.ATTACKS if kind == "attack" else catalogue.LOSSES)
+    group = "advseg_bench.attacks" if kind == "attack" else "advseg_bench.losses"
     if name in shipped or ":" in name or name in (plugins := entry_points(group=group).names):
         return name
     raise ValueError(unknown("", kind, name, {*shipped, *plugins}))

@@ -32,14 +32,12 @@ class Interval:
     level: float
 
 
-def subject_interval(
-    values: Sequence[float], subjects: Sequence[Hashable], level: float = 0.95
-) -> Interval | None:
+def subject_interval(values: Sequence[float], subjects: Sequence[Hashable], level: float = 0.95) -> Interval | None:
     """Give a confidence interval for the mean score of the population that the subjects come from.
 
-    Images of one subject resemble each other, so the observations are the subjects' means, and the interval is
-    Student's t on them. Over images it would be far too narrow; a percentile bootstrap over few subjects is too
-    narrow as well (85 % instead of 95 % at five subjects).
+    Images of one subject resemble each other, so the observations are the subjects' means, and the interval
+    is Student's t on them. Over images it would be far too narrow; a percentile bootstrap over few subjects
+    is too narrow as well (85 % instead of 95 % at five subjects).
 
     Args:
         values: One finite score per image.

@@ -41,4 +41,5 @@ class LinearSegmenter(nn.Module):
         side = batch.y.double() * 2 - 1
         weight = self.get_buffer("weight").to(x).view(1, -1, *[1] * (x.dim() - 2))
         worst = (x - eps * torch.sign(side * weight)).clamp(batch.bounds.lower, batch.bounds.upper)
-        return side * self(worst)
+        margin: Tensor = side * self(worst)
+        return margin

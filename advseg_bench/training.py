@@ -157,7 +157,7 @@ class _Training:
                 group["lr"] = _cosine(self.recipe, step / self.steps)
             value = self.loss(self.model(batch.x), batch.y, batch.valid, batch.task).mean()
             self.optimizer.zero_grad(set_to_none=True)
-            value.backward()
+            torch.autograd.backward(value)
             self.optimizer.step()
 
     def _keep_best(self) -> None:

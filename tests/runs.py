@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from advseg_bench import records
 from advseg_bench.cache import write_json
@@ -48,6 +50,7 @@ class Synthetic:
         subjects: People in the test split.
         images: Images of each subject, in three blocks.
         kind: The task; a multiclass one has a background class in front.
+        extra: Further attack tables of the suite.
         strength: Replaces entries of `STRENGTH`.
         side: Edge length of the pictures in pixels.
         seed: Of everything made up.
@@ -60,6 +63,7 @@ class Synthetic:
     subjects: int = 1
     images: int = 6
     kind: str = "multilabel"
+    extra: tuple[dict[str, Any], ...] = ()
     strength: tuple[tuple[tuple[str, str], float], ...] = ()
     side: int = 32
     seed: int = 0
@@ -72,6 +76,7 @@ def make_suite(plot: Synthetic) -> Suite:
         {"name": "fgsm", "losses": list(plot.losses), "eps": eps},
         {"name": "random_sign", "eps": eps, "draws": plot.draws},
         {"name": "uniform_noise", "eps": eps},
+        *plot.extra,
     ]
     models = [{"name": n, "architecture": MODELS[n][0], "encoder": MODELS[n][1]} for n in plot.models]
     return Suite.model_validate(
@@ -104,6 +109,7 @@ def write_run(out: Path, plot: Synthetic | None = None, *, panels: bool = False)
 def describe_run(out: Path, plot: Synthetic, suite: Suite, cells: tuple[Cell, ...]) -> None:
     """Write run.json, models/*.json and failures.json."""
     background = ["background"] if plot.kind == "multiclass" else []
+    classes = ["grey matter"] if plot.kind == "binary" else [*background, *CLASSES]
     test = plot.subjects * plot.images
     info = {
         "schema": records.RUN_SCHEMA,
@@ -113,7 +119,7 @@ def describe_run(out: Path, plot: Synthetic, suite: Suite, cells: tuple[Cell, ..
             "note": "Slices of one average head: no statement about people follows from it.",
             "fingerprint": "0123456789abcdef",
             "kind": plot.kind,
-            "classes": [*background, *CLASSES],
+            "classes": classes,
             "splits": {"train": 91, "validation": 12, "test": test},
             "subjects": {"test": plot.subjects},
         },
@@ -153,8 +159,10 @@ def list_images(plot: Synthetic) -> list[tuple[str, str, str, float]]:
 def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
     """One row per image; the first image shows no white matter, so that the empty rule matters."""
     _, _, _, clean_dice, vulnerability = MODELS[cell.model]
-    strength = dict(STRENGTH) | dict(plot.strength)
-    loss = 2 * vulnerability * strength[cell.attack, cell.loss] * (cell.eps * 255 / 4) ** 0.8 / 10
+    strength = (STRENGTH | dict(plot.strength)).get((cell.attack, cell.loss), 0.5)
+    grey_levels = cell.eps * 255 if cell.norm == "linf" else cell.eps * 8
+    loss = 0.2 * vulnerability * strength * (grey_levels / 4) ** 0.8
+    passes = {"fgsm": 1.0, "none": 0.0, "random_sign": 0.0, "uniform_noise": 0.0}.get(cell.attack)
     rows = []
     first = 1 if plot.kind == "multiclass" else 0
     for i, (image, subject, block, place) in enumerate(list_images(plot)):
@@ -165,6 +173,8 @@ def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
         size[1] *= i > 0
         dice = clean_dice + quirk - (1 + place) * loss + noise - np.array([0, 0.02, 0.1])
         dice = dice.clip(0.02, 0.99)
+        if plot.kind == "binary":
+            size, dice = size[:1], dice[:1]
         wrong = np.round(size * (1 - dice)).astype(int)
         flipped = np.round(size * ((1 + place) * loss + abs(noise)) * (cell.attack != "none")).astype(int)
         counts = {"tp": size - wrong, "fp": wrong, "fn": wrong}
@@ -187,11 +197,11 @@ def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
                 "valid_pixels": pixels,
                 "wrong_pixels": int(wrong.sum()),
                 "flipped_pixels": int(flipped.sum()),
-                "linf": cell.eps,
-                "l2": cell.eps * plot.side * 0.98,
+                "linf": grey_levels / 255,
+                "l2": cell.eps if cell.norm == "l2" else cell.eps * plot.side * 0.98,
                 "unmoved": 0.31 if cell.attack != "none" else 1.0,
-                "forwards": float(cell.attack == "fgsm"),
-                "backwards": float(cell.attack == "fgsm"),
+                "forwards": passes,
+                "backwards": passes,
                 "flags": [],
             }
         )
@@ -215,6 +225,8 @@ def write_panels(out: Path, plot: Synthetic) -> None:
         masks = [np.stack([layer == k for k in order]) for layer in layers]
         if plot.kind == "multiclass":
             masks = [np.concatenate([~m.any(0, keepdims=True), m]) for m in masks]
+        if plot.kind == "binary":
+            masks = [m[:1] for m in masks]
         clean_image = np.clip(image, 0, 1)[None].astype(np.float32)
         np.savez_compressed(
             out / "panels" / f"{case['model']}-{case['kind']}.npz",
@@ -223,3 +235,17 @@ def write_panels(out: Path, plot: Synthetic) -> None:
             **dict(zip(("truth", "clean", "attacked"), masks, strict=True)),
             meta=np.array(json.dumps(case)),
         )
+
+
+def rewrite_rows(out: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    """Replace a run's rows by what `change` makes of them."""
+    rows = change(records.read_rows(out))
+    for part in (out / "parts").iterdir():
+        part.unlink()
+    if len(rows):
+        records.write_part(out, rows.to_dicts())
+
+
+def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
+    """Replace a JSON file by what `change` makes of it."""
+    write_json(path, change(json.loads(path.read_text())))

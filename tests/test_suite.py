@@ -33,7 +33,7 @@ def test_shipped_suites_load_and_survive_json(name):
         ('recipe = "quick"', 'recipe = "qick"', "training: unknown recipe 'qick'. Did you mean 'quick'?"),
         ("epochs = 8", 'loss = "dise"', "training.loss: unknown loss 'dise'. Did you mean 'dice'?"),
         ("epochs = 8", "epoch = 8", "training: unknown key 'epoch'. Did you mean 'epochs'?"),
-        ("monai.UNet", "monai.Unet", "models.1.architecture: unknown architecture 'monai.Unet'. Did you mean 'monai"),
+        ("monai.UNet", "monai.Unet", "architecture: unknown architecture 'monai.Unet'. Did you mean"),
         ('"unet-xs"', '"basicunet-xs"', "models: two models are named 'basicunet-xs'. Rename one"),
         ('"unet-xs"', '"../x"', "models.1.name: String should match"),
         ('"fgsm"', '"fgms"', "attacks.0.name: unknown attack 'fgms'. Did you mean 'fgsm'?"),
@@ -75,7 +75,7 @@ def test_classes_must_fit_the_task(task, classes, message):
 
 
 def test_an_unknown_suite_names_the_nearest(tmp_path):
-    with pytest.raises(SpecError, match="unknown suite 'quik'. Did you mean 'quick'?.* path of a TOML file"):
+    with pytest.raises(SpecError, match=r"unknown suite 'quik'\. Did you mean 'quick'?.* path of a TOML file"):
         Suite.load("quik")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match="cannot be read as text"):

@@ -112,7 +112,7 @@ class Trunk:
         for k, (even, odd) in enumerate(self.rim.T.astype(np.float32), start=2):
             outline += even * np.cos(k * angle) + odd * np.sin(k * angle)
         share = (np.abs(x) ** 2.3 + np.abs(y) ** 2.3) ** np.float32(1 / 2.3) / outline
-        skin: Floats = np.hypot(*_grid(plane)) * (1 - 1 / np.maximum(share, np.float32(1e-3)))
+        skin = (np.hypot(*_grid(plane)) * (1 - 1 / np.maximum(share, 1e-3))).astype(np.float32)
         belly = 1 - 0.35 * np.clip((height - 0.5) / 0.3, 0, 1)
         wall = skin + np.float32(self.fat * belly) * (1 + 0.2 * np.sin(angle) + 0.15 * np.cos(2 * angle))
         pelvis = 12 * np.clip(0.1 - height, 0, 0.3) / 0.3

@@ -123,6 +123,16 @@ def _wander(rng: np.random.Generator, length: Doubles, knot: float) -> Doubles:
     return np.interp(length / knot, np.arange(len(values)), values)
 
 
+def _fill_gas(nodes: Doubles, radius: Doubles, share: Doubles, block: Ints) -> Doubles:
+    """Return the gas line at each node: one level for each block of the lumen, `share` of the way down it."""
+    gas_y = np.empty(len(nodes))
+    for number in np.unique(block):
+        here = block == number
+        front, back = (nodes[here, 1] - radius[here]).min(), (nodes[here, 1] + radius[here]).max()
+        gas_y[here] = front + share[number] * (back - front)
+    return gas_y
+
+
 def _lay_colon(trunk: Trunk, subject: np.random.Generator, day: np.random.Generator) -> _Loop:
     """Lay the colon: haustra, stool, and gas in front."""
     controls = _place(trunk, _COLON) + subject.normal(0, [7, 6, 9, 1.2], _COLON.shape)
@@ -133,12 +143,12 @@ def _lay_colon(trunk: Trunk, subject: np.random.Generator, day: np.random.Genera
     phase = np.cumsum(np.gradient(length) * 2 * np.pi / wave) + day.uniform(0, 2 * np.pi)
     squeeze = 1 + 0.16 * np.sin(phase) + 0.10 * _wander(day, length, 60.0)
     radius = np.clip(nodes[:, 3] * squeeze, 8.0, 26.0)
-    front = nodes[:, 1] < -0.4 * trunk.inner_depth
-    gas = np.clip(-0.9 + 0.8 * _wander(day, length, 70.0) + 0.5 * front, -1.2, 0.6)
+    block = (length / 55.0).astype(np.intp)
+    gas_y = _fill_gas(nodes, radius, np.clip(day.normal(0.12, 0.3, 64), 0, 0.75), block)
     formed = _wander(day, length, 110.0) + 3 * length / length[-1] > 0.6
     content = np.where(formed, Tissue.STOOL, Tissue.CHYME)
     fluid = 1.6 + 0.5 * _wander(day, length, 60.0)
-    return _Loop(nodes[:, :3], radius, LARGE_BOWEL, content, fluid, nodes[:, 1] + gas * radius)
+    return _Loop(nodes[:, :3], radius, LARGE_BOWEL, content, fluid, gas_y)
 
 
 def _lay_stomach(trunk: Trunk, subject: np.random.Generator, day: np.random.Generator) -> _Loop:
@@ -172,5 +182,6 @@ def _lay_small_bowel(trunk: Trunk, radius: float, day: np.random.Generator) -> _
     calibre = np.clip(radius * (1 + 0.14 * _wander(day, length, 25.0)), 6.0, 15.0)
     content = np.full(len(smooth), Tissue.CHYME)
     fluid = 1.5 + 0.9 * _wander(day, length, 50.0)
-    gas = np.clip(-1.5 + 0.6 * _wander(day, length, 60.0), -1.2, 0.2)
-    return _Loop(smooth, calibre, SMALL_BOWEL, content, fluid, smooth[:, 1] + gas * calibre)
+    share = np.clip(day.normal(-0.25, 0.3, 64), 0, 0.5)
+    gas_y = _fill_gas(smooth, calibre, share, (length / 50.0).astype(np.intp))
+    return _Loop(smooth, calibre, SMALL_BOWEL, content, fluid, gas_y)

@@ -116,9 +116,9 @@ class Ellipsoid:
         dx = (plane.x[columns] - self.centre[0]).astype(np.float32)
         dy = (plane.y[rows] - self.centre[1]).astype(np.float32)[:, None]
         u, v = (dx * cos + dy * sin) / a, (dy * cos - dx * sin) / b
-        q = np.sqrt(u * u + v * v + height**2)
+        q = np.maximum(np.sqrt(u * u + v * v + height**2), np.float32(1e-6))
         slope = np.sqrt((u / a) ** 2 + (v / b) ** 2 + (0 if self.span else height / self.axes[2]) ** 2)
-        distance = (q - 1) * q / np.maximum(slope, 1e-6)
+        distance = (q - 1) * q / np.maximum(slope, q / max(self.axes))  # the bound matters at the centre only
         return Window(rows, columns, distance.astype(np.float32))
 
 

@@ -86,8 +86,8 @@ def to_planes(masks: list[Array], tops: tuple[float, ...], spec: FolderData) -> 
         masks: One array (H, W), or one for each class if the task is multilabel.
         tops: For soft masks, the value of each that means certainty.
         spec: `task`, `classes`, `soft` and `ignore` are used.
-    Returns: One plane for each class without the background, (K, H, W), bool or shares in [0, 1]; and the
-        valid pixels, bool (H, W): those that no mask ignores.
+    Returns: One plane for each class without the background, (K, H, W), bool or shares in [0, 1] where they
+        are valid; and the valid pixels, bool (H, W): those that no mask ignores.
     """
     stack = np.stack(masks)
     ignored = np.zeros(stack.shape, bool) if spec.ignore is None else stack == spec.ignore
@@ -95,9 +95,8 @@ def to_planes(masks: list[Array], tops: tuple[float, ...], spec: FolderData) -> 
     if spec.task == "multiclass":
         return stack == np.arange(1, len(spec.classes))[:, None, None], valid
     if spec.soft:
-        shares = stack.astype(np.float64) / np.array(tops)[:, None, None]
-        return np.where(ignored, 0.0, shares), valid
-    return (stack != 0) & ~ignored, valid
+        return stack / np.array(tops)[:, None, None], valid
+    return stack != 0, valid
 
 
 def _without_meaning(seen: set[float], header: Header, spec: FolderData) -> tuple[str, set[float]]:

@@ -7,7 +7,7 @@ import pickle
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -25,7 +25,11 @@ _CONVERT = "Where the network can be built, save net.state_dict() with safetenso
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, trainable or not; buffers do not count."""
+    """Return the number of parameters, trainable or not; buffers do not count.
+
+    As in the literature, so do parameters that no logit depends on: with an `encoder_depth` below 5, SMP's own
+    encoders keep the stages they no longer run (its "tu-" encoders drop them).
+    """
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -138,14 +142,7 @@ def _find_state_dict(path: Path, content: object) -> dict[str, Tensor]:
 def _fit(path: Path, state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """Take prefixes off the keys until they fit the network; refuse another network's weights."""
     wanted: dict[str, Tensor] = dict(net.state_dict())
-    best = state
-    while state.keys() != wanted.keys():
-        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
-        if prefix is None or not state:
-            break
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-        if len(state.keys() & wanted.keys()) > len(best.keys() & wanted.keys()):
-            best = state
+    best = max(_strip_prefixes(state), key=lambda candidate: len(candidate.keys() & wanted.keys()))
     missing = [key for key in wanted if key not in best]
     unexpected = sorted(best.keys() - wanted.keys())
     reshaped = [key for key in wanted if key in best and best[key].shape != wanted[key].shape]
@@ -162,6 +159,14 @@ def _fit(path: Path, state: dict[str, Tensor], net: nn.Module) -> dict[str, Tens
         f"{path}: expected the {len(wanted)} tensors of this {type(net).__name__}, got those of another network: "
         f"{', '.join(parts)}. Give the architecture, encoder, channels and classes it was trained with."
     )
+
+
+def _strip_prefixes(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield a state dict, then the same without each prefix that all of its keys have."""
+    yield state
+    while state and (prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+        yield state
 
 
 def _first(keys: list[str]) -> str:

@@ -25,8 +25,8 @@ T = TypeVar("T")
 def write_report(run: Run, out: Path | None = None) -> list[Path]:
     """Write the report of a run: Markdown, one HTML file, tables as CSV, figures as SVG and PNG.
 
-    A run that is not finished is reported as far as it is, and says so. The same rows give the same bytes under the
-    same versions of the libraries.
+    A run that is not finished is reported as far as it is, and says so. The same rows give the same bytes
+    under the same versions of the libraries.
 
     Args:
         run: What to report.
@@ -35,6 +35,8 @@ def write_report(run: Run, out: Path | None = None) -> list[Path]:
     Raises: RecordError: if a file of the run is damaged, or the folder cannot be written.
     """
     folder = run.path / "report" if out is None else Path(out)
+    for part in ("tables", "figures"):
+        make_folder(folder / part)
     document = compose(run)
     drawn = list(_find(document, Figure))
     drawn += [panels.make_panel_figure(run, gallery.panels) for gallery in _find(document, Gallery)]
@@ -50,7 +52,6 @@ def write_report(run: Run, out: Path | None = None) -> list[Path]:
     for name, (svg, png) in pictures.items():
         files |= {f"figures/{name}.svg": svg, f"figures/{name}.png": png}
     for name, data in files.items():
-        make_folder((folder / name).parent)
         write_bytes(folder / name, data)
     return [folder / name for name in files]
 

@@ -30,14 +30,15 @@ def compose(run: Run) -> Document:
     series = list_series(run)
     budgets = list_budgets(run)
     contrasts = contrast_models(run, budgets[0], series) if budgets else []
+    clean = not run.rows.filter(pl.col("attack") == "none").is_empty()
     sections = (
         _summarise(run, budgets, contrasts),
-        Section("models", "Models before the attack", (tables.make_clean_table(run),)),
+        Section("models", "Models before the attack", (tables.make_clean_table(run),) if clean else ()),
         *(_show_sweep(run, each, series) for each in budgets),
         *(_show_success(run, each, series) for each in budgets),
         *_show_details(run, budgets, series, contrasts),
         _show_cases(run),
-        Section("integrity", "Can it be trusted", _check(run, series)),
+        Section("integrity", "Checks, skips and failures", _check(run, series)),
         Section("repeat", "Versions and commands to repeat it", _repeat(run)),
     )
     return Document(
@@ -53,9 +54,7 @@ def _list_facts(run: Run, series: tuple[Series, ...], budgets: tuple[Budgets, ..
     data, info = run.info["data"], run.info
     subjects = data.get("subjects", {}).get("test")
     images = show_plural(data["splits"]["test"], "test image")
-    swept = "; ".join(
-        f"{', '.join(show_budget(eps) for eps in b.eps)} ({NORMS.get(b.norm, b.norm)})" for b in budgets
-    )
+    swept = "; ".join(f"{', '.join(show_budget(eps) for eps in b.eps)} ({NORMS.get(b.norm, b.norm)})" for b in budgets)
     facts = {
         "Suite": info["suite"]["name"],
         "Data": f"{data['name']}, {data['kind']}: {', '.join(data['classes'])}",
@@ -75,15 +74,18 @@ def _warn(run: Run) -> tuple[str, ...]:
     if run.missing:
         share = run.missing / run.planned
         share_text = f"{share:.0%}" if share >= 0.01 else "under 1 %"
+        models = {f["model"] for f in run.failures if f["cell"] is None}
+        cells = {f["cell"] for f in run.failures} | {c["id"] for c in run.info["cells"] if c["model"] in models}
+        failed = sum(count for cell, count in run.missing_by_cell().items() if cell in cells)
+        because = f", {'all' if failed == run.missing else f'{failed:,}'} of them of what failed" if failed else ""
         warnings.append(
-            f"Incomplete: {run.missing:,} of {run.planned:,} results are missing ({share_text}), of "
-            f"{show_plural(len(run.missing_by_cell()), 'cell')}. The numbers below are of the results that are there, so "
-            "rows may rest on different images. Run the same command again to complete it."
+            f"Incomplete: {run.missing:,} of {run.planned:,} results are missing ({share_text}){because}. The numbers "
+            "below are of the results that are there, so rows may rest on different images. Run the same command "
+            "again to complete it."
         )
     if run.failures:
-        warnings.append(
-            f"Failed: {show_plural(len(run.failures), 'failure')}, listed under Can it be trusted; nothing below counts them."
-        )
+        what = show_plural(len(run.failures), "failure")
+        warnings.append(f"Failed: {what}, listed under Checks. Nothing below counts them.")
     return tuple(warnings)
 
 
@@ -115,7 +117,7 @@ def _show_success(run: Run, budgets: Budgets, series: tuple[Series, ...]) -> Sec
     """Success by every definition, and against the number of parameters."""
     suffix = "" if budgets.norm == "linf" else f" ({NORMS.get(budgets.norm, budgets.norm)})"
     scatter = figures.make_success_figure(run, budgets, series)
-    blocks = (*tables.make_success_tables(run, budgets, series), *([scatter] if scatter else []))
+    blocks: tuple[Block, ...] = (*tables.make_success_tables(run, budgets, series), *([scatter] if scatter else []))
     return Section(f"success-{budgets.norm}", f"Attack success{suffix}", blocks)
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -86,7 +87,7 @@ def make_sweep_figure(run: Run, budgets: Budgets, series: Sequence[Series]) -> F
     """Make the figure of Dice against eps: one panel per model, one line per series."""
     mine = [s for s in series if s.norm == budgets.norm]
     subjects = run.rows["subject"].n_unique()
-    blocks = run.rows["block"].n_unique()
+    blocks = run.rows.select("subject", "block").n_unique()
     spread = ""
     if subjects >= FEWEST_SUBJECTS:
         spread = f"Bands: 95 % interval for the population mean ({subjects} subjects)."
@@ -153,8 +154,7 @@ def _draw_sweep(run: Run, budgets: Budgets, series: Sequence[Series], width: flo
     if free:
         free[0].legend(handles=handles, loc="center")
     else:
-        wide = min(len(handles), 5 if width > NARROW else 2)
-        drawing.legend(handles=handles, loc="outside lower center", ncols=wide)
+        drawing.legend(handles=handles, loc="outside lower center", ncols=_fit(series, width))
     return drawing
 
 
@@ -179,7 +179,7 @@ def _draw_curve(ax: Axes, series: Series, points: list[Row], blocks: Band) -> No
 def _spread_over_blocks(run: Run) -> dict[tuple[str, ...], Band]:
     """Smallest and largest block mean at each eps of each curve, where there are several blocks."""
     known = run.scores().filter(pl.col("dice").is_not_null())
-    means = known.group_by(*IDENTITY, "eps", "block").agg(pl.col("dice").mean())
+    means = known.group_by(*IDENTITY, "eps", "subject", "block").agg(pl.col("dice").mean())
     ends = (pl.col("dice").min().alias("low"), pl.col("dice").max().alias("high"), pl.len().alias("blocks"))
     table = means.group_by(*IDENTITY, "eps").agg(*ends).filter(pl.col("blocks") > 1)
     spread: dict[tuple[str, ...], Band] = {}
@@ -188,31 +188,38 @@ def _spread_over_blocks(run: Run) -> dict[tuple[str, ...], Band]:
         spread.setdefault(tuple(key), {})[eps] = (low, high)
         if key[1] == "none":
             clean[key[0]] = (low, high)
-    for key, band in spread.items():
-        if key[0] in clean:
-            band.setdefault(0.0, clean[key[0]])
+    for (model, *_), band in spread.items():
+        if model in clean:
+            band.setdefault(0.0, clean[model])
     return spread
 
 
-def _draw_success(
-    run: Run, budgets: Budgets, series: Sequence[Series], models: Sequence[str], width: float
-) -> Drawing:
+def _draw_success(run: Run, budgets: Budgets, series: Sequence[Series], models: Sequence[str], width: float) -> Drawing:
     """Two scatters over a logarithmic axis, with the models named above."""
     narrow = width <= NARROW
     drawing = Drawing(figsize=(width, 5.4 if narrow else 3.5), layout="constrained")
     axes = list(drawing.subplots(2 if narrow else 1, 1 if narrow else 2, sharex=True, squeeze=False).flat)
-    labels = ("Diff", f"Share of images below Dice {run.scoring.dice_threshold:g}")
+    titles = ("Diff", f"Share of images below Dice {run.scoring.dice_threshold:g}")
     parameters = {model: run.models[model]["parameters"] for model in models}
     where = {"norm": budgets.norm, "eps": budgets.reference}
-    for ax, score, label in zip(axes, ("diff", "dice_below"), labels, strict=True):
+    for ax, score, label in zip(axes, ("diff", "dice_below"), titles, strict=True):
         table = run.table(score, by=IDENTITY, where=where)
         for s in series:
             mine = table.filter(*(pl.col(k) == v for k, v in s.where().items()), pl.col("mean").is_not_null())
-            points = [(parameters[row["model"]], row["mean"]) for row in mine.to_dicts() if row["model"] in parameters]
+            points = sorted(
+                (parameters[row["model"]], row["mean"]) for row in mine.to_dicts() if row["model"] in parameters
+            )
             if points:
-                x, y = zip(*sorted(points), strict=True)
                 marker = "x" if s.control else s.marker
-                ax.plot(x, y, marker, color=s.colour, markersize=5, clip_on=False, zorder=3)
+                ax.plot(
+                    [p[0] for p in points],
+                    [p[1] for p in points],
+                    marker,
+                    color=s.colour,
+                    markersize=5,
+                    clip_on=False,
+                    zorder=3,
+                )
         ax.set_xscale("log")
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         ax.set_ylabel(label)
@@ -223,7 +230,7 @@ def _draw_success(
     for ax in axes[1:] if narrow else axes:
         ax.set_xlabel("Parameters")
     handles = [_handle(s, line=False) for s in series]
-    drawing.legend(handles=handles, loc="outside lower center", ncols=2 if narrow else min(len(handles), 5))
+    drawing.legend(handles=handles, loc="outside lower center", ncols=_fit(series, width))
     return drawing
 
 
@@ -259,7 +266,7 @@ def _arrange(count: int, width: float) -> tuple[int, int]:
 def _label_budgets(axes: Sequence[Axes], budgets: Budgets, *, small: bool) -> None:
     """Ticks at the budgets of the sweep where they are few and far enough apart."""
     ticks = [0.0, *(eps * _scale(budgets.norm) for eps in budgets.eps)]
-    gaps = [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(ticks)]
     few = min(gaps) / ticks[-1] > (0.065 if small else 0.04)
     for ax in axes:
         ax.xaxis.set_major_locator(FixedLocator(ticks) if few else MaxNLocator(5))
@@ -285,6 +292,12 @@ def _handle(series: Series, *, line: bool = True) -> Line2D:
     marker = series.marker or (None if line else "x")
     style = series.dash if line else "none"
     return Line2D([], [], color=series.colour, linestyle=style, marker=marker, label=series.label)
+
+
+def _fit(series: Sequence[Series], width: float) -> int:
+    """How many legend entries of the longest label's length go side by side, in letters of 9 points."""
+    longest = max(len(s.label) for s in series)
+    return max(1, min(len(series), int(width / (0.6 + 0.075 * longest))))
 
 
 def _short(count: int) -> str:

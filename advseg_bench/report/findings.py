@@ -49,7 +49,7 @@ class Contrast:
 
 
 def choose_control(run: Run) -> str | None:
-    """Return the control that attacks are compared with: random signs, which have the norm of FGSM, if they were run."""
+    """Return the control that attacks are compared with: random signs if they were run, for they have FGSM's norm."""
     return "random_sign" if "random_sign" in run.controls else min(run.controls, default=None)
 
 
@@ -107,7 +107,7 @@ def _say_noise(contrasts: Sequence[Contrast]) -> list[str]:
     """Whether each model loses more to the attack than to noise."""
     known = [c for c in contrasts if c.beyond_noise is not None]
     if not known:
-        return ["No noise control was run, so these drops cannot be told from the effect of any change of that size."]
+        return ["No noise control was run, so these drops cannot be told from those of any change of that size."]
     worse = [c for c in known if c.beyond_noise]
     same = [c.model for c in known if not c.beyond_noise]
     sentences = []
@@ -145,7 +145,9 @@ def _say_best_model(contrasts: Sequence[Contrast]) -> list[str]:
     best = max(contrasts, key=lambda c: c.clean)
     most = max(contrasts, key=lambda c: c.drop["mean"] / c.clean if c.clean > 0 else 0.0)
     if best is most:
-        return [f"The model with the best clean Dice, {best.model}, is also the one that loses the largest share of it."]
+        return [
+            f"The model with the best clean Dice, {best.model}, is also the one that loses the largest share of it."
+        ]
     return [f"The model with the best clean Dice is {best.model}; {most.model} loses the largest share of its own."]
 
 

@@ -39,8 +39,8 @@ def say_integrity(run: Run) -> tuple[str, ...]:
     flagged = attacked.filter(pl.col("flags").list.len() > 0).height
     return (
         f"Every attacked image was measured again in float64: the largest perturbation is {show_number(used, 4)} of "
-        f"its budget, and {'none' if not flagged else show_count(flagged)} of "
-        f"{show_plural(attacked.height, 'result')} is flagged.",
+        f"its budget, and {show_count(flagged) if flagged else 'none'} of "
+        f"{show_plural(attacked.height, 'result')} {'are' if flagged > 1 else 'is'} flagged.",
     )
 
 
@@ -99,7 +99,11 @@ def make_flag_table(run: Run) -> Table | None:
     columns = (
         Column("Flag", tuple(data["flag"]), number=False),
         Column("Model", tuple(data["model"]), number=False),
-        Column("Attack and loss", tuple(f"{a} {b}".strip() for a, b in zip(data["attack"], data["loss"])), False),
+        Column(
+            "Attack and loss",
+            tuple(f"{a} {b}".strip() for a, b in zip(data["attack"], data["loss"], strict=True)),
+            False,
+        ),
         Column("Results", tuple(show_count(n) for n in data["results"])),
         Column("Meaning", tuple(FLAGS.get(name, "see the attack's own page") for name in data["flag"]), False),
     )
@@ -136,7 +140,9 @@ def make_failure_table(run: Run) -> Table | None:
         Column("Reason", tuple(f["message"] for f in run.failures), number=False),
     )
     fields = ("model", "stage", "cell", "message")
-    data = pl.DataFrame([{key: f[key] for key in fields} for f in run.failures], schema=dict.fromkeys(fields, pl.String))
+    data = pl.DataFrame(
+        [{key: f[key] for key in fields} for f in run.failures], schema=dict.fromkeys(fields, pl.String)
+    )
     caption = "Tried and failed. A failure is not a score: nothing above counts it. The next run tries it again."
     return Table("failed", "Failed", caption, columns, data)
 

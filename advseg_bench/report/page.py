@@ -20,9 +20,7 @@ from advseg_bench.report.document import (
 )
 
 
-def render_html(
-    document: Document, wide: Mapping[str, bytes], colours: tuple[tuple[str, str], ...]
-) -> str:
+def render_html(document: Document, wide: Mapping[str, bytes], colours: tuple[tuple[str, str], ...]) -> str:
     """Render the page: figures inlined at two widths, no script, no external resource.
 
     Args:
@@ -54,20 +52,21 @@ def render_html(
 def render_markdown(document: Document) -> str:
     """Render Markdown that refers to the figure files beside it."""
     lines = [f"# {document.title}", ""]
-    lines += [f"> **{warning}**\n" for warning in document.warnings]
-    lines += [f"- {label}: {value}" for label, value in document.facts]
+    lines += [f"> **{_escape(warning)}**\n" for warning in document.warnings]
+    lines += [f"- {label}: {_escape(value)}" for label, value in document.facts]
     for section in document.sections:
         lines += ["", f"## {section.title}", ""]
         for block in section.blocks:
-            lines += [*_as_markdown(block), ""]
+            lines += [*_as_markdown(block, section.title), ""]
     return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
 
 
-def _as_markdown(block: object) -> list[str]:
-    """The lines of one block."""
+def _as_markdown(block: object, section: str) -> list[str]:
+    """The lines of one block; a table that is named like its section needs no heading of its own."""
     match block:
         case Text():
-            return [f"- {s}" for s in block.sentences] if block.bullets else ["\n\n".join(block.sentences)]
+            sentences = list(map(_escape, block.sentences))
+            return [f"- {s}" for s in sentences] if block.bullets else ["\n\n".join(sentences)]
         case Code():
             return ["```", block.text, "```"] if not block.title else []
         case Figure():
@@ -78,9 +77,15 @@ def _as_markdown(block: object) -> list[str]:
             head = [column.label for column in block.columns]
             rule = ["---:" if column.number else ":---" for column in block.columns]
             rows = [head, rule, *block.rows()]
-            lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-            return [f"### {block.title}", "", *lines, "", block.caption]
+            lines = ["| " + " | ".join(map(_escape, row)) + " |" for row in rows]
+            heading = [] if block.title == section else [f"### {block.title}", ""]
+            return [*heading, *lines, "", _escape(block.caption)]
     raise AssertionError(f"no Markdown for {type(block).__name__}")
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown shows as it is, in a table too."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def _prepare(block: object, wide: Mapping[str, bytes]) -> dict[str, Any]:

@@ -7,13 +7,13 @@ import json
 import zipfile
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Drawing
+from matplotlib.patches import Patch
 from PIL import Image
 
 from advseg_bench.errors import RecordError
@@ -55,7 +55,7 @@ def load_panels(run: Run) -> tuple[Panel, ...]:
     found = []
     for path in sorted((run.path / "panels").glob("*.npz")):
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 meta = json.loads(str(arrays["meta"]))
                 key = (order.get(meta["model"], len(order)), meta["kind"] != "worst", path.name)
                 found.append((key, _make_panel(run, meta, {name: arrays[name] for name in arrays.files})))
@@ -79,7 +79,8 @@ def caption_panels(run: Run) -> str:
 
 def make_panel_figure(run: Run, panels: tuple[Panel, ...]) -> Figure:
     """Make the figure of all cases, for print."""
-    return Figure("panels", "Best and worst cases", caption_panels(run), partial(_draw, panels))
+    colours = (*list_class_colours(run), *ERROR_COLOURS.items())
+    return Figure("panels", "Best and worst cases", caption_panels(run), partial(_draw, panels, colours))
 
 
 def list_class_colours(run: Run) -> tuple[tuple[str, str], ...]:
@@ -106,7 +107,10 @@ def _make_panel(run: Run, meta: dict[str, Any], arrays: dict[str, np.ndarray[Any
     scored = find_scored_classes(run.task)
     colours = dict(list_class_colours(run))
     name = max(scored, key=lambda c: _dice(arrays, "clean", scored[c]) - _dice(arrays, "attacked", scored[c]))
-    masks = [_paint(grey, [(arrays[key][k], colours[c]) for c, k in scored.items()]) for key in ("truth", "clean", "attacked")]
+    masks = [
+        _paint(grey, [(arrays[key][k], colours[c]) for c, k in scored.items()])
+        for key in ("truth", "clean", "attacked")
+    ]
     delta = (arrays["x_adv"][0] - arrays["x"][0]).astype(np.float64)
     largest = meta["eps"] if meta.get("norm", "linf") == "linf" else float(abs(delta).max())
     scale = max(largest, 1e-12)
@@ -121,7 +125,8 @@ def _make_panel(run: Run, meta: dict[str, Any], arrays: dict[str, np.ndarray[Any
     attack = " ".join(part for part in (meta["attack"], meta["loss"]) if part)
     caption = (
         f"image {meta['image']}, {attack} at eps {show_budget(meta['eps'])}: Dice {show_number(meta['dice_clean'])} "
-        f"clean, {show_number(meta['dice_attacked'])} attacked; perturbation \u00b1{show_budget(scale)}; errors of {name}"
+        f"clean, {show_number(meta['dice_attacked'])} attacked; perturbation \u00b1{show_budget(scale)}; "
+        f"errors of {name}"
     )
     pictures = tuple((np.clip(tile, 0, 1) * 255).round().astype(np.uint8) for tile in tiles)
     return Panel(f"{meta['model']}: {meta['kind']} case", caption, pictures)
@@ -150,11 +155,11 @@ def _dice(arrays: dict[str, np.ndarray[Any, Any]], which: str, k: int) -> float:
     return 2 * int((truth & found).sum()) / total if total else 1.0
 
 
-def _draw(panels: tuple[Panel, ...], width: float) -> Drawing:
+def _draw(panels: tuple[Panel, ...], colours: tuple[tuple[str, str], ...], width: float) -> Drawing:
     """One row of pictures for each case, placed by hand: a layout engine takes seconds for so many axes."""
-    edge, gap, line, head = 0.1, 0.06, 0.22, 0.25
+    edge, gap, line, head, foot = 0.1, 0.06, 0.22, 0.25, 0.3
     side = (width - 2 * edge - gap * (len(TITLES) - 1)) / len(TITLES)
-    height = head + len(panels) * (side + line + gap)
+    height = head + len(panels) * (side + line + gap) + foot
     drawing = Drawing(figsize=(width, height))
     for column, title in enumerate(TITLES):
         x = (edge + column * (side + gap)) / width
@@ -167,6 +172,8 @@ def _draw(panels: tuple[Panel, ...], width: float) -> Drawing:
             ax = drawing.add_axes((left / width, (top - side) / height, side / width, side / height))
             ax.imshow(_enlarge(picture), interpolation="none")
             ax.set_axis_off()
+    handles = [Patch(facecolor=colour, edgecolor="#555555", linewidth=0.5, label=name) for name, colour in colours]
+    drawing.legend(handles=handles, loc="lower left", ncols=len(handles), fontsize=7, handlelength=1, borderaxespad=0.3)
     return drawing
 
 

@@ -11,6 +11,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, told apart with any colour vision; its yellow is too pale for lines."""
 GREYS = ("#6b6b6b", "#a3a3a3", "#8a8a8a")
 MARKERS = "os^DvP"
+Key = tuple[str, str, str, str]
+"""Attack, loss, settings and norm."""
+
 NORMS = {"linf": "L_inf", "l2": "L_2"}
 
 
@@ -40,7 +43,7 @@ class Series:
     marker: str
     dash: str
 
-    def where(self) -> dict[str, object]:
+    def where(self) -> dict[str, str]:
         """Return the filter for `Run.table` that keeps this series only."""
         return {name: getattr(self, name) for name in ("attack", "loss", "settings", "norm")}
 
@@ -49,8 +52,8 @@ def list_series(run: Run) -> tuple[Series, ...]:
     """Return the series that have rows, in the order of the suite, controls last."""
     names = ("attack", "loss", "settings", "norm")
     there = set(run.rows.select(names).unique().iter_rows())
-    keys = [key for key in dict.fromkeys(tuple(c[n] for n in names) for c in run.info["cells"]) if key in there]
-    keys = [key for key in keys if key[0] != "none"]
+    planned = dict.fromkeys((c["attack"], c["loss"], c["settings"], c["norm"]) for c in run.info["cells"])
+    keys = [key for key in planned if key in there and key[0] != "none"]
     series: list[Series] = []
     for control in (False, True):
         for i, key in enumerate(key for key in keys if (key[0] in run.controls) == control):
@@ -68,12 +71,12 @@ def find_label(series: tuple[Series, ...], attack: str, loss: str, settings: str
     return next(s.label for s in series if (s.attack, s.loss, s.settings, s.norm) == (attack, loss, settings, norm))
 
 
-def _name(key: tuple[str, ...], keys: list[tuple[str, ...]]) -> str:
-    """Attack and loss; settings and norm only where another series of the attack differs in nothing else."""
+def _name(key: Key, keys: list[Key]) -> str:
+    """Attack and loss; settings and norm only where another series differs in nothing else."""
     attack, loss, settings, norm = key
     parts = [attack, loss]
-    if len({other[2] for other in keys if other[0] == attack}) > 1:
+    if sum((other[0], other[1], other[3]) == (attack, loss, norm) for other in keys) > 1:
         parts += [f"{name}={value}" for name, value in json.loads(settings).items()] or ["default"]
-    if len({other[3] for other in keys}) > 1:
+    if sum(other[:3] == key[:3] for other in keys) > 1:
         parts.append(NORMS.get(norm, norm))
     return " ".join(part for part in parts if part)

@@ -213,9 +213,7 @@ def _success_columns(
     pairs = [(m, s) for m in run.model_names for s in series if (*_key(m, s), eps) in index["apsr"]]
     rows = {score: [found[(*_key(m, s), eps)] for m, s in pairs] for score, found in index.items()}
     labels = (f"Dice below {run.scoring.dice_threshold:g}", "Wrong, clean", "Wrong (apsr)", "Flipped", "apsr99")
-    numbers = [
-        Column(label, tuple(map(_estimate, rows[score]))) for score, label in zip(SUCCESS, labels, strict=True)
-    ]
+    numbers = [Column(label, tuple(map(_estimate, rows[score]))) for score, label in zip(SUCCESS, labels, strict=True)]
     eligible = Column("Eligible images", tuple(show_count(row["n_images"]) for row in rows["dice_below"]))
     return (
         Column("Model", thin([m for m, _ in pairs]), number=False),

@@ -8,9 +8,12 @@ from rich.text import Text as RichText
 
 from advseg_bench.report.document import Code, Document, Table, Text
 
+LONGEST_NAME = 24
+"""A longer cell of text may be broken over lines."""
+
 
 def print_document(document: Document, console: Console) -> None:
-    """Print a document; figures, details and folded text are left to the files."""
+    """Print a document; figures, details, versions and folded text are left to the files."""
     _say(console, document.title, "bold")
     for label, value in document.facts:
         _say(console, f"{label}: {value}")
@@ -18,6 +21,8 @@ def print_document(document: Document, console: Console) -> None:
         _say(console, warning, "bold red")
     for section in document.sections:
         for block in section.blocks:
+            if section.anchor == "repeat" and not isinstance(block, Code):
+                continue
             if isinstance(block, Text):
                 console.print()
                 for sentence in block.sentences:
@@ -33,7 +38,15 @@ def _print_table(table: Table, console: Console) -> None:
     """Print one table with its caption below."""
     grid = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in table.columns:
-        grid.add_column(column.label, justify="right" if column.number else "left", overflow="fold")
+        longest = max((len(word) for cell in (column.label, *column.cells) for word in cell.split()), default=1)
+        short = all(len(cell) <= LONGEST_NAME for cell in column.cells)
+        grid.add_column(
+            column.label,
+            justify="right" if column.number else "left",
+            overflow="fold",
+            min_width=min(longest, LONGEST_NAME),
+            no_wrap=short and not column.number,
+        )
     for row in table.rows():
         grid.add_row(*(RichText(cell) for cell in row))
     console.print()

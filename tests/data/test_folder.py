@@ -439,6 +439,7 @@ def test_damaged_volumes(volumes, damage):
     [
         ({"subject": r"\d+"}, "one group in the regular expression subject"),
         ({"subject": "(s"}, r"a regular expression in subject \(.*\), got '\(s'"),
+        ({"subject": "s1(x?)"}, r"s1\.png: expected a name that matches"),
         ({"subject": "(x)"}, r"s1\.png: expected a name that matches '\(x\)', got 's1'"),
         ({"scale": (0.0, math.inf)}, r"scale = \[lower, upper\] with lower < upper"),
         ({"scale": (1.0, 1.0)}, r"scale = \[lower, upper\] with lower < upper"),

@@ -109,8 +109,18 @@ def test_ignored_pixels_have_no_say(ignored, valid, present):
     assert (still.item(), label.item()) == (valid, present)
 
 
-def test_label_of_an_ignored_pixel_is_background():
-    label, valid = resize_masks(np.ones((1, 2, 2)), np.zeros((2, 2), bool), 1, "multiclass")
+@pytest.mark.parametrize("kind", ["binary", "multilabel", "multiclass"])
+def test_a_class_on_ignored_pixels_has_no_say(kind):
+    mask = np.array([[[1, 1], [0, 0]]])
+    half = np.array([[False, False], [True, True]])
+    label, valid = resize_masks(mask, half, 1, kind)
+    assert (label.item(), valid.item()) == (0, True)
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel", "multiclass"])
+def test_label_of_an_ignored_pixel_is_background(kind):
+    quarter = np.array([[True, False], [False, False]])
+    label, valid = resize_masks(np.ones((1, 2, 2)), quarter, 1, kind)
     assert (label.item(), valid.item()) == (0, False)
 
 

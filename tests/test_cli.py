@@ -1,0 +1,240 @@
+"""The command line as a user meets it: real processes, exit codes, single lines, start-up."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from test_run import TEXT
+from torch import nn
+
+from advseg_bench.cli import main
+
+Done = subprocess.CompletedProcess[str]
+CLI = [sys.executable, "-m", "advseg_bench"]
+
+
+def cli(*arguments: object, cwd: Path | None = None) -> Done:
+    return subprocess.run(
+        [*CLI, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=os.environ | {"COLUMNS": "120"}
+    )
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command line in this process, which saves the seconds of importing torch."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["advseg-bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return Done(str(end.value.code), int(end.value.code or 0), out, err)
+
+    return call
+
+
+def write_suite(folder: Path, *changes: tuple[str, str]) -> Path:
+    text = TEXT
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "suite.toml"
+    path.write_text(text)
+    return path
+
+
+def assert_one_line(done: Done, *parts: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("advseg-bench: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+QUICK_COMMANDS = [["--help"], ["plan", "quick"], ["list", "attacks"], ["list", "suites"], ["schema"]]
+
+
+@pytest.mark.parametrize("arguments", QUICK_COMMANDS, ids=" ".join)
+def test_torch_and_polars_are_not_loaded_for_small_questions(arguments):
+    code = (
+        "import sys\nfrom advseg_bench.cli import main\n"
+        f"sys.argv = ['advseg-bench', *{arguments!r}]\n"
+        "try:\n    main()\n"
+        "finally:\n    print(sorted({'torch', 'polars', 'monai', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
+    assert done.stdout
+
+
+def test_the_check_above_can_fail():
+    code = "import sys, advseg_bench\nadvseg_bench.losses\nprint('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
+
+
+def test_help_plan_and_list_start_in_half_a_second():
+    """Processor time, which does not depend on what else the machine is doing."""
+    for arguments in QUICK_COMMANDS[:3]:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert cli(*arguments).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5, arguments
+
+
+def test_plan_tells_cells_cost_and_what_is_skipped(here, tmp_path):
+    done = here("plan", write_suite(tmp_path, ("size = 32", 'size = 32\ntask = "multiclass"')), "--cells")
+    assert done.returncode == 0
+    assert "loss 'bce' is defined for binary and multilabel tasks, not for multiclass (4 cells)" in done.stdout
+    assert "Cells: 10 to run, 4 skipped." in done.stdout
+    # per model: 1 clean + 2 dice + 2 random forwards, 1 backward; 36 images, 2 models
+    assert "Cost for 36 test images: 360 forwards + 72 backwards" in done.stdout
+    assert "SKIPPED" in done.stdout
+
+
+def test_run_report_and_resume(tmp_path):
+    suite = write_suite(tmp_path)
+    done = cli("run", suite, "--out", tmp_path / "run", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert "report.html" in done.stdout
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    assert "fgsm" in page
+    again = cli("report", tmp_path / "run", "--out", tmp_path / "elsewhere")
+    assert again.returncode == 0
+    assert (tmp_path / "elsewhere" / "report.html").read_text() == page
+    other = write_suite(tmp_path, ("epochs = 3", "epochs = 4"))
+    assert_one_line(cli("run", other, "--out", tmp_path / "run"), "another suite: training.epochs was 3, is 4")
+
+
+def test_plan_knows_the_minutes_once_a_suite_has_run(here, tmp_path):
+    suite = write_suite(tmp_path, ("epochs = 3", "epochs = 2"))
+    assert "unknown until the suite has run once" in here("plan", suite).stdout
+    assert here("run", suite, "--out", tmp_path / "run", "--workers", 1).returncode == 0
+    assert "min with" in (told := here("plan", suite).stdout), told
+    assert "measured here" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["run", "quik"], ["unknown suite 'quik'", "Did you mean 'quick'?"]),
+        (["plan", "nothing.toml"], ["unknown suite 'nothing.toml'"]),
+        (["list", "attack"], ["unknown kind 'attack'", "Did you mean 'attacks'?"]),
+        (["report", "nowhere"], ["nowhere: expected the folder of a run"]),
+    ],
+)
+def test_wrong_names_are_one_line(here, arguments, parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(here(*arguments), *parts)
+
+
+def test_an_occupied_or_unwritable_out_is_one_line(here, tmp_path):
+    suite = write_suite(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("")
+    assert_one_line(here("run", suite, "--out", tmp_path / "taken"), "not empty and holds no run")
+    assert_one_line(here("run", suite, "--out", "/proc/run"), "/proc/run: cannot be made a folder")
+
+
+def test_an_unknown_device_is_one_line(here, tmp_path):
+    done = here("run", write_suite(tmp_path), "--out", tmp_path / "run", "--device", "quantum", "--workers", 1)
+    assert_one_line(done, "device", "'quantum'")
+
+
+def test_a_model_that_cannot_be_built_is_reported_and_the_exit_code_is_one(here, tmp_path):
+    old = "{ features = [4, 4, 4, 4, 4, 4] }"
+    suite = write_suite(tmp_path, (old, "{ featurs = [4, 4, 4, 4, 4, 4] }"))
+    done = here("run", suite, "--out", tmp_path / "run", "--workers", 1)
+    assert done.returncode == 1
+    assert "failed: " in done.stdout
+    assert "Did you mean 'features'?" in done.stdout
+
+
+def test_a_checkpoint_of_another_model_and_a_pickle_are_refused(here, tmp_path):
+    other, pickled = tmp_path / "other.pt", tmp_path / "pickled.pt"
+    with torch.random.fork_rng():
+        torch.save(nn.Conv2d(1, 2, 3).state_dict(), other)
+        torch.save(nn.Conv2d(1, 2, 3), pickled)
+    changes = [
+        (f'architecture = "{net}"', f'architecture = "{net}"\nweights = "{path}"')
+        for net, path in (("monai.BasicUNet", other), ("monai.UNet", pickled))
+    ]
+    done = here("run", write_suite(tmp_path, *changes), "--out", tmp_path / "run", "--workers", 1)
+    assert done.returncode == 1
+    flat = " ".join(done.stdout.split())
+    assert "other.pt" in flat
+    assert "pickled.pt" in flat
+    assert "missing" in flat
+    assert "weights-only" in flat or "could run code" in flat
+
+
+@contextmanager
+def long_run(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run with two workers that would train for minutes; entered when its workers have started."""
+    suite = write_suite(folder, ("epochs = 3", "epochs = 3000"))
+    command = [*CLI, "run", str(suite), "--out", str(folder / "run"), "--workers", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "run" / "run.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_ctrl_c_stops_cleanly(tmp_path):
+    with long_run(tmp_path) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors == "advseg-bench: stopped. Run the same command again to go on from here.\n"
+    assert json.loads((tmp_path / "run" / "failures.json").read_text()) == []
+
+
+def test_a_killed_worker_is_one_line(tmp_path):
+    with long_run(tmp_path) as process:
+        os.kill(workers_of(process)[0], signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith("advseg-bench: A worker process was killed, probably for lack of memory.")
+    assert errors.count("\n") == 1
+
+
+def test_workers_end_when_the_run_is_killed(tmp_path):
+    with long_run(tmp_path) as process:
+        workers = workers_of(process)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 20
+        while any(map(_alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not [pid for pid in workers if _alive(pid)]
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    children = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert workers
+    return workers
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

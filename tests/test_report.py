@@ -1,0 +1,386 @@
+"""The report: what it says, that it is honest about what is not there, and that its files stand alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import matplotlib
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+from runs import STRENGTH, Synthetic, edit_json, rewrite_rows, write_run
+
+from advseg_bench.cache import write_json
+from advseg_bench.errors import RecordError
+from advseg_bench.report import figures, print_report, write_report
+from advseg_bench.report.contents import compose
+from advseg_bench.report.document import Figure, Table, show_budget, show_estimate, show_number, show_times, thin
+from advseg_bench.report.findings import contrast_models
+from advseg_bench.report.page import render_html, render_markdown
+from advseg_bench.report.panels import ERROR_COLOURS, TITLES, encode_png, load_panels
+from advseg_bench.report.series import list_series
+from advseg_bench.results import Run
+from advseg_bench.selection import list_budgets
+
+FOUR = 4 / 255
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and collects text and addresses."""
+
+    VOID = frozenset(("meta", "img", "source", "br", "link"))
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.addresses += [found[name] for name in ("src", "href", "srcset") if name in found]
+        self.ids += [found["id"]] if "id" in found else []
+        if tag == "img":
+            assert found["alt"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def say(run: Run) -> str:
+    """The report as Markdown, without drawing anything."""
+    return render_markdown(compose(run))
+
+
+def find_table(run: Run, name: str) -> Table:
+    return next(b for s in compose(run).sections for b in s.blocks if isinstance(b, Table) and b.name == name)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A run on one subject, with pictures."""
+    return Run(write_run(tmp_path_factory.mktemp("runs") / "one", panels=True))
+
+
+@pytest.fixture(scope="module")
+def files(one):
+    """Its report, written once."""
+    return {str(path.relative_to(one.path / "report")): path for path in write_report(one)}
+
+
+def test_every_format_is_written(files):
+    names = {"report.html", "report.md", *(f"tables/{n}.csv" for n in ("clean", "dice", "diff", "success", "noise"))}
+    names |= {f"figures/{n}.{kind}" for n in ("dice_eps", "parameters", "panels") for kind in ("svg", "png")}
+    assert names <= set(files)
+    assert all(path.stat().st_size for path in files.values())
+
+
+def test_the_page_stands_alone(files):
+    text = files["report.html"].read_text()
+    page = Page(text)
+    assert page.addresses
+    assert all(a.startswith(("#", "data:image/")) for a in page.addresses)
+    assert {a[1:] for a in page.addresses if a.startswith("#")} <= set(page.ids)
+    assert "<script" not in text
+    assert "@import" not in text
+    assert len(text) < 3_000_000
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path, files):
+    again = Run(write_run(tmp_path / "one", panels=True))
+    rewrite_rows(again.path, lambda rows: rows.sample(fraction=1, shuffle=True, seed=1))
+    for path in write_report(again, tmp_path / "elsewhere"):
+        name = str(path.relative_to(tmp_path / "elsewhere"))
+        assert path.read_bytes() == files[name].read_bytes(), name
+
+
+def test_tables_hold_the_run_s_own_numbers(one, files):
+    stored = pl.read_csv(files["tables/dice.csv"]).filter(
+        (pl.col("loss") == "bce") & (pl.col("model") == "basicunet-s")
+    )
+    table = one.table("dice", where={"loss": "bce", "model": "basicunet-s"})
+    assert stored["mean"].to_list() == pytest.approx(table["mean"].to_list(), abs=1e-8)
+    shown = find_table(one, "dice")
+    assert [c.label for c in shown.columns] == ["Model", "Attack and loss", "Clean", "2/255", "4/255"]
+    clean = one.table("dice", by="model", where={"attack": "none"})["mean"][0]
+    expected = ("basicunet-s", "fgsm bce", *(f"{value:.3f}" for value in (clean, *table["mean"])))
+    assert shown.rows()[0] == expected
+
+
+def test_diff_table(one):
+    cells = {row[:2]: row[2:] for row in find_table(one, "diff").rows()}
+    diff = one.table("diff", where={"loss": "bce", "model": "basicunet-s"})["mean"]
+    assert cells["basicunet-s", "fgsm bce"] == tuple(f"{value:.3f}" for value in diff)
+
+
+def test_success_table_has_every_definition_and_threshold(one):
+    table = find_table(one, "success")
+    assert "4/255" in table.title
+    (row,) = [r for r in table.rows() if r[:2] == ("basicunet-s", "fgsm bce")]
+    where = {"loss": "bce", "model": "basicunet-s", "eps": FOUR}
+    means = [
+        one.table(n, where=where)["mean"].item() for n in ("dice_below", "apsr_clean", "apsr", "flipped", "apsr99")
+    ]
+    assert row[2:] == (f"{means[0]:.3f}", "6", *(f"{value:.3f}" for value in means[1:]))
+    for word in (">= 0.5", "99 %", "ground truth", "clean prediction"):
+        assert word in table.caption
+
+
+def test_findings_are_the_numbers(one):
+    drops = [one.table("drop", where={"loss": "bce", "eps": FOUR, "model": m})["mean"].item() for m in one.model_names]
+    text = say(one)
+    assert f"lowers mean Dice by {min(drops):.3f} to {max(drops):.3f}; random_sign" in text
+    noise = one.table("drop", by="model", where={"attack": "random_sign", "eps": FOUR})["mean"]
+    ratios = sorted(d / n for d, n in zip(drops, noise, strict=True))
+    low, high = (show_times(r).removesuffix("x") for r in ratios)
+    assert f"On every model the attack's drop is {low} to {high} times that of the noise." in text
+    assert "The strongest attack on all 2 models is fgsm bce." in text
+    assert "best clean Dice is basicunet-s; unet-mobilenet loses the largest share" in text
+
+
+def test_an_attack_no_better_than_noise_is_called_that(tmp_path):
+    weak = (*((key, 0.01) for key in STRENGTH if key[0] == "fgsm"), (("random_sign", ""), 0.1))
+    run = Run(write_run(tmp_path / "r", Synthetic(strength=weak)))
+    assert "On basicunet-s, unet-mobilenet the attack's drop is not more than the noise's: no evidence" in say(run)
+    assert [row[-1] for row in find_table(run, "noise").rows()] == ["no", "no"]
+
+
+def test_no_ratio_to_a_noise_that_does_nothing(tmp_path):
+    silent = ((("random_sign", ""), 0.0),)
+    run = Run(write_run(tmp_path / "r", Synthetic(strength=silent, models=("unet-vgg13",))))
+    same = pl.col("attack") == "random_sign"
+    clean = run.rows.filter(attack="none").select("image", *(pl.col(n).alias(f"{n}_c") for n in ("tp", "fp", "fn")))
+    columns = run.rows.columns
+    rewrite_rows(
+        run.path,
+        lambda rows: (
+            rows.join(clean, on="image")
+            .with_columns(pl.when(same).then(f"{n}_c").otherwise(n).alias(n) for n in ("tp", "fp", "fn"))
+            .select(columns)
+        ),
+    )
+    run = Run(run.path)
+    (contrast,) = contrast_models(run, list_budgets(run)[0], list_series(run))
+    assert (contrast.ratio, contrast.beyond_noise) == (None, True)
+    assert "On unet-vgg13 the attack lowers Dice and the noise does not." in say(run)
+    assert find_table(run, "noise").rows()[0][-2:] == ("-", "yes")
+
+
+def test_without_a_control_that_is_said(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+    rewrite_rows(out, lambda rows: rows.filter(pl.col("attack").is_in(["none", "fgsm"])))
+    assert "No noise control was run" in say(Run(out))
+
+
+def test_one_subject_gets_no_interval_and_says_so(one):
+    text = say(one)
+    assert "One subject: no population interval." in text
+    assert "a spread, not an interval" in text
+    assert "\u00b1" not in text
+    assert "95 %" not in text
+
+
+def test_eight_subjects_get_intervals(tmp_path):
+    run = Run(write_run(tmp_path / "r", Synthetic(subjects=8, models=("unet-vgg13",))))
+    text = say(run)
+    assert "Means are over 8 subjects" in text
+    assert "95 % interval for the population mean (8 subjects)" in text
+    row = run.table("dice", where={"loss": "bce", "eps": FOUR}).row(0, named=True)
+    assert show_estimate(row["mean"], row["lower"], row["upper"]) in find_table(run, "dice").rows()[0]
+    assert "spread" not in text
+
+
+def test_an_incomplete_run_says_how_much_is_missing(tmp_path):
+    out = write_run(tmp_path / "r")
+    rewrite_rows(out, lambda rows: rows.filter((pl.col("loss") != "dice") | (pl.col("image") != "s00-z002")))
+    text = say(Run(out))
+    assert "Incomplete: 4 of 132 results are missing (3%). The numbers below" in text
+    assert "planned results are there" not in text
+
+
+def test_what_failed_and_what_was_skipped_is_listed(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(losses=("bce", "ce")))
+    reason = "model unet-mobilenet: expected a validation Dice >= 0.5, got 0.2. <Train> it | longer."
+    failure = {"model": "unet-mobilenet", "stage": "train", "cell": None, "message": reason}
+    write_json(out / "failures.json", [failure])
+    (out / "models" / "unet-mobilenet.json").unlink()
+    rewrite_rows(out, lambda rows: rows.filter(pl.col("model") == "basicunet-s"))
+    run = Run(out)
+    text = say(run)
+    assert "54 of 108 results are missing (50%), all of them of what failed" in text
+    assert "| unet-mobilenet | train | all of unet-mobilenet |" in text
+    assert "&lt;Train> it \\| longer." in text
+    assert "| fgsm ce | 4 | loss 'ce' is defined for multiclass tasks, not for multilabel |" in text
+    assert [row[0] for row in find_table(run, "clean").rows()] == ["basicunet-s"]
+    assert reason in "".join(Page(render_html(compose(run), _Anything(), ())).text)
+
+
+class _Anything(dict):
+    """Stands for figures that a test does not look at."""
+
+    def __missing__(self, key):
+        return b""
+
+
+def test_flags_are_counted_and_explained(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+    flagged = (pl.col("loss") == "bce") & (pl.col("image") == "s00-z000")
+    rewrite_rows(
+        out,
+        lambda rows: rows.with_columns(
+            flags=pl.when(flagged).then(pl.lit(["over_budget"])).otherwise("flags"),
+            linf=pl.when(flagged).then(1.5 * pl.col("eps")).otherwise("linf"),
+        ),
+    )
+    run = Run(out)
+    text = say(run)
+    assert "the largest perturbation is 1.5000 of its budget, and 2 of 60 results are flagged" in text
+    assert "| over_budget | unet-vgg13 | fgsm bce | 2 | the attack left its budget" in text
+    (row,) = [r for r in find_table(run, "integrity").rows() if r[:2] == ("fgsm bce", "2/255")]
+    assert row[3:5] == ("1.000", "1.500")
+
+
+@pytest.mark.parametrize("keep", [pl.lit(False), pl.col("attack") == "none"])
+def test_a_run_that_has_hardly_begun(tmp_path, keep):
+    out = write_run(tmp_path / "r")
+    rewrite_rows(out, lambda rows: rows.filter(keep))
+    write_report(Run(out))
+    text = (out / "report" / "report.md").read_text()
+    assert "No attack has a result yet." in text
+    assert "Incomplete: 1" in text
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("binary", "bce"), ("multiclass", "ce")])
+def test_other_tasks(tmp_path, kind, loss):
+    plot = Synthetic(kind=kind, losses=(loss,), models=("unet-vgg13", "basicunet-s"))
+    run = Run(write_run(tmp_path / "r", plot, panels=True))
+    text = say(run)
+    assert ("Class by class" in text) == (kind == "multiclass")
+    assert "| background |" not in text
+    assert len(load_panels(run)) == 4
+
+
+def test_other_norms_settings_and_foreign_attacks(tmp_path):
+    extra = (
+        {"name": "fgsm", "losses": ["bce"], "eps": ["4/255"], "settings": {"targeted": True}},
+        {"name": "mypkg.attacks:Mine", "eps": [0.25, 0.5], "norm": "l2"},
+    )
+    run = Run(write_run(tmp_path / "r", Synthetic(extra=extra)))
+    labels = [s.label for s in list_series(run)]
+    assert labels == ["fgsm bce default", "fgsm dice", "fgsm bce targeted=True", "mypkg.attacks:Mine",
+                      "random_sign", "uniform_noise"]  # fmt: skip
+    blocks = [block for section in compose(run).sections for block in section.blocks]
+    drawn = {block.name: block for block in blocks if isinstance(block, Figure)}
+    assert set(drawn) == {"dice_eps", "dice_eps_l2", "parameters", "parameters_l2"}
+    (svg,) = figures.render(drawn["dice_eps_l2"], 4.0, "svg")
+    assert b"eps (L_2, in image units)" in svg
+    assert b"mypkg.attacks:Mine" in svg
+    assert {"dice_l2", "diff_l2", "success_l2"} <= {block.name for block in blocks if isinstance(block, Table)}
+    assert [c.label for c in find_table(run, "dice_l2").columns][-2:] == ["0.25", "0.5"]
+    (row, *_) = [r for r in find_table(run, "integrity").rows() if r[0] == "mypkg.attacks:Mine"]
+    assert row[-2] == "-", "a plug-in's cost is not known"
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+    names = ["<script>alert(1)</script>", "a|b", "c & d"]
+    edit_json(out / "run.json", lambda info: info | {"data": info["data"] | {"classes": names}})
+    document = compose(Run(out))
+    page = render_html(document, _Anything(), ((names[0], "#000000"),))
+    assert "<script" not in page
+    assert names[0] in Page(page).text
+    assert "| &lt;script>alert(1)&lt;/script> |" in render_markdown(document)
+    assert "| a\\|b |" in render_markdown(document)
+
+
+def test_pictures_show_what_the_arrays_hold(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+    x = np.full((1, 2, 2), 0.5, np.float32)
+    sign = np.array([[[1, -1], [0, 1]]], np.float32)
+    empty = np.zeros((3, 2, 2), bool)
+    truth, clean, attacked = empty.copy(), empty.copy(), empty.copy()
+    truth[2] = clean[2] = [[True, True], [False, False]]
+    attacked[2] = [[True, False], [True, False]]
+    case = {"kind": "worst", "model": "unet-vgg13", "image": "i", "attack": "fgsm", "loss": "bce", "eps": 0.25}
+    case |= {"norm": "linf", "cell": "c", "dice_clean": 1.0, "dice_attacked": 0.5}
+    arrays = {"x": x, "x_adv": x + sign / 4, "truth": truth, "clean": clean, "attacked": attacked}
+    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
+    (panel,) = load_panels(Run(out))
+    assert "errors of csf" in panel.caption
+    tiles = dict(zip(TITLES, (tile.astype(int) for tile in panel.tiles), strict=True))
+    assert (tiles["Image"] == 128).all()
+    red, blue, white = tiles["Perturbation"][0, 0], tiles["Perturbation"][0, 1], tiles["Perturbation"][1, 0]
+    assert red[0] > 2 * red[2]
+    assert blue[2] > 2 * blue[0]
+    assert white.min() > 240
+    assert (tiles["Ground truth"] == tiles["Clean prediction"]).all()
+    found = [tiles["Errors"][0, 0], tiles["Errors"][1, 0], tiles["Errors"][0, 1]]
+    for pixel, colour in zip(found, ERROR_COLOURS.values(), strict=True):
+        target = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        assert abs(pixel - (0.15 * 127.5 + 0.85 * target)).max() <= 1
+    assert (tiles["Errors"][1, 1] == 128).all()
+
+
+def test_large_pictures_are_made_small():
+    noise = np.random.default_rng(0).integers(0, 255, (512, 300, 3), dtype=np.uint8)
+    assert len(encode_png(noise)) < 3 * 128 * 75 + 1000
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)), panels=True)
+    path = min((out / "panels").iterdir())
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(RecordError, match=rf"{path.name}: is damaged.*only its picture is made again"):
+        write_report(Run(out))
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, one):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="cannot be made a folder"):
+        write_report(one, tmp_path / "file")
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_terminal(one, width, capsys):
+    console = Console(width=width, force_terminal=False)
+    print_report(one, console)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    for name in (*one.model_names, "random_sign", "uniform_noise", "Mean Dice at each eps", "no population interval"):
+        assert name in printed, name
+    assert "Success at eps 2/255" not in printed, "details stay in the files"
+
+
+def test_global_state_of_matplotlib_is_left_alone(one):
+    before = dict(matplotlib.rcParams)
+    (figure, *_) = [b for s in compose(one).sections for b in s.blocks if isinstance(b, Figure)]
+    figures.render(figure, 4.0, "svg")
+    assert dict(matplotlib.rcParams) == before
+    code = "import sys, advseg_bench.report; print('matplotlib.pyplot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_how_numbers_are_written():
+    assert [show_number(v) for v in (0.12345, -0.0001, -0.5, None)] == ["0.123", "0.000", "-0.500", "-"]
+    assert show_estimate(0.5, 0.45, 0.55) == "0.500 \u00b10.050"
+    assert show_estimate(0.5, None, None) == "0.500"
+    assert [show_budget(v) for v in (8 / 255, 0.007, 0.5, None)] == ["8/255", "0.007", "0.5", "-"]
+    assert [show_times(v) for v in (3.14159, 25.4, None)] == ["3.1x", "25x", "-"]
+
+
+def test_thin_repeats_a_name_where_its_group_changes():
+    assert thin(["a", "a", "b", "b"]) == ("a", "", "b", "")
+    assert thin(["x", "x", "x"], ["m", "m", "n"]) == ("x", "", "x")

@@ -1,0 +1,303 @@
+"""A run opened for reading: what is refused, what the tables mean, what is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+from runs import STRENGTH, Synthetic, edit_json, rewrite_rows, write_run
+
+import advseg_bench
+from advseg_bench.errors import RecordError, SpecError
+from advseg_bench.results import SCORES, Run
+from advseg_bench.scores import find_scored_classes, score_rows
+from advseg_bench.selection import REFERENCE_EPS, choose_reference, find_strongest, list_budgets
+from advseg_bench.specs import Scoring
+from advseg_bench.stats import subject_interval
+
+FOUR = 4 / 255
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A run on one subject."""
+    return Run(write_run(tmp_path_factory.mktemp("runs") / "one"))
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """A run on eight subjects."""
+    return Run(write_run(tmp_path_factory.mktemp("runs") / "eight", Synthetic(subjects=8, models=("unet-vgg13",))))
+
+
+def test_the_public_name():
+    assert advseg_bench.Run is Run
+
+
+def test_opening_tells_what_was_run(one):
+    assert one.model_names == ("basicunet-s", "unet-mobilenet")
+    assert one.task.kind == "multilabel"
+    assert one.models["basicunet-s"]["parameters"] == 121_000
+    assert (one.failures, one.missing, one.planned) == ([], 0, 2 * (1 + 2 * 2 + 2 * 2 + 2) * 6)
+    assert one.controls == {"random_sign", "uniform_noise"}
+    assert repr(one).startswith("Run('")
+
+
+def test_not_a_directory(tmp_path):
+    with pytest.raises(RecordError, match=r"nowhere: expected the folder of a run.*Give the --out of a run"):
+        Run(tmp_path / "nowhere")
+
+
+def test_not_a_run(tmp_path):
+    with pytest.raises(RecordError, match=r"run\.json: not there, so this is not the folder of a run"):
+        Run(tmp_path)
+
+
+def test_damaged_run_json(tmp_path):
+    out = write_run(tmp_path / "r")
+    (out / "run.json").write_text('{"schema": 1, "suite"')
+    with pytest.raises(RecordError, match=r"run\.json: cannot be read"):
+        Run(out)
+
+
+@pytest.mark.parametrize(
+    ("schema", "remedy"), [(2, "Upgrade advseg-bench"), (0, "Run the suite again"), (None, "Run the suite again")]
+)
+def test_another_schema(tmp_path, schema, remedy):
+    out = write_run(tmp_path / "r")
+    edit_json(out / "run.json", lambda info: info | {"schema": schema})
+    with pytest.raises(RecordError, match=f"expected schema 1, got {schema}. {remedy}"):
+        Run(out)
+
+
+@pytest.mark.parametrize("key", ["data", "cells", "suite"])
+def test_run_json_without_a_part(tmp_path, key):
+    out = write_run(tmp_path / "r")
+    edit_json(out / "run.json", lambda info: {k: v for k, v in info.items() if k != key})
+    with pytest.raises(RecordError, match=r"run\.json: is damaged \(KeyError.*Restore it"):
+        Run(out)
+
+
+def test_truncated_part_is_named_with_the_remedy(tmp_path):
+    out = write_run(tmp_path / "r")
+    part = min((out / "parts").iterdir())
+    part.write_bytes(part.read_bytes()[:-200])
+    with pytest.raises(RecordError, match=rf"{part.name}: is damaged.*Delete this file and run the same command again"):
+        Run(out).table()
+
+
+def test_counts_of_another_number_of_classes(tmp_path):
+    out = write_run(tmp_path / "r")
+    edit_json(out / "run.json", lambda info: info | {"data": info["data"] | {"classes": ["a", "b"]}})
+    with pytest.raises(RecordError, match="counts of all 2 classes"):
+        _ = Run(out).rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"score": "dise"}, r"score: unknown score 'dise'. Did you mean 'dice'\?"),
+        ({"by": ("model", "los")}, r"by: unknown column 'los'. Did you mean 'loss'\?"),
+        ({"by": "dice"}, r"by: unknown column 'dice'"),
+        ({"score": "apsr", "by": ("model", "class")}, "by: unknown column 'class'"),
+        ({"score": "area", "by": ("model", "eps")}, "by: unknown column 'eps'"),
+        ({"where": {"modle": "a"}}, r"where: unknown column 'modle'. Did you mean 'model'\?"),
+        ({"by": ()}, "by: expected at least one column"),
+    ],
+)
+def test_unknown_names(one, arguments, message):
+    with pytest.raises(SpecError, match=message):
+        one.table(**arguments)
+
+
+def test_every_score_makes_a_table(one):
+    for score in SCORES:
+        by = ("model", "attack") if score in ("area", "smallest_eps") else ("model", "attack", "eps")
+        table = one.table(score, by=by)
+        assert table.columns == [*by, "mean", "lower", "upper", "n_images", "n_subjects"]
+        assert table["mean"].is_not_null().any(), score
+
+
+def test_mean_is_over_subjects_not_images(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(subjects=6, models=("unet-vgg13",)))
+    lonely = (pl.col("subject") != "s00") | (pl.col("image") == "s00-z003")
+    rewrite_rows(out, lambda rows: rows.filter(lonely))
+    run = Run(out)
+    row = run.table("dice", where={"loss": "bce", "eps": FOUR}).row(0, named=True)
+    rows = run.scores().filter((pl.col("loss") == "bce") & (pl.col("eps") == FOUR))
+    subjects = [np.mean(g["dice"].to_list()) for _, g in rows.group_by("subject", maintain_order=True)]
+    assert row["mean"] == pytest.approx(np.mean(subjects))
+    assert row["mean"] != pytest.approx(rows["dice"].mean(), abs=1e-4)
+    assert (row["n_images"], row["n_subjects"]) == (31, 6)
+
+
+def test_interval_is_over_subjects(eight):
+    rows = eight.scores().filter((pl.col("loss") == "dice") & (pl.col("eps") == FOUR))
+    interval = subject_interval(rows["dice"].to_list(), rows["subject"].to_list())
+    row = eight.table("dice", where={"loss": "dice", "eps": FOUR}).row(0, named=True)
+    assert interval is not None
+    assert (row["mean"], row["lower"], row["upper"]) == pytest.approx((interval.mean, interval.lower, interval.upper))
+    narrow = eight.table("dice", where={"loss": "dice", "eps": FOUR}, level=0.5).row(0, named=True)
+    assert narrow["upper"] < row["upper"]
+
+
+def test_one_subject_has_no_interval(one):
+    assert one.table("dice").select("lower", "upper").null_count().row(0) == (len(one.table("dice")),) * 2
+
+
+def test_draws_are_averaged_within_an_image(eight):
+    table = eight.table("dice", by=("attack", "eps"), where={"attack": "random_sign"})
+    assert table["n_images"].to_list() == [48, 48]
+    by_draw = eight.table("dice", by=("attack", "eps", "draw"), where={"attack": "random_sign"})
+    means = by_draw.group_by("eps").agg(pl.col("mean").mean()).sort("eps")["mean"]
+    assert table["mean"].to_list() == pytest.approx(means.to_list())
+
+
+def test_different_attacks_are_never_averaged(one):
+    table = one.table("dice", by=("model", "loss", "eps"))
+    assert table.columns[:4] == ["model", "loss", "eps", "attack"], "two controls share the empty loss"
+    narrowed = one.table("dice", by=("model", "loss", "eps"), where={"attack": ["fgsm", "random_sign"]})
+    assert narrowed.columns[:4] == ["model", "loss", "eps", "mean"]
+
+
+def test_different_settings_and_norms_are_never_averaged(tmp_path):
+    extra = (
+        {"name": "fgsm", "losses": ["bce"], "eps": ["4/255"], "settings": {"targeted": True}},
+        {"name": "fgsm", "losses": ["bce"], "eps": ["4/255"], "norm": "l2"},
+    )
+    run = Run(write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",), extra=extra)))
+    table = run.table("dice", by=("model", "loss"), where={"loss": "bce", "eps": FOUR})
+    assert table.columns[:4] == ["model", "loss", "settings", "norm"]
+    assert len(table) == 3
+
+
+def test_order_is_that_of_the_suite(one):
+    table = one.table("dice", by=("model", "attack", "loss"))
+    assert table["model"].unique(maintain_order=True).to_list() == list(one.model_names)
+    first = table.filter(model="basicunet-s")
+    assert first["attack"].to_list() == ["none", "fgsm", "fgsm", "random_sign", "uniform_noise"]
+    classes = one.table("dice", by="class", where={"attack": "none"})
+    assert classes["class"].to_list() == ["grey matter", "white matter", "csf"]
+
+
+def test_diff_is_a_ratio_of_means(eight):
+    where = {"loss": "bce", "eps": FOUR}
+    diff = eight.table("diff", where=where)["mean"].item()
+    clean, hit = (eight.table(score, where=where)["mean"].item() for score in ("dice_clean", "dice"))
+    assert diff == pytest.approx((clean - hit) / clean)
+    scored = eight.scores().filter((pl.col("loss") == "bce") & (pl.col("eps") == FOUR))
+    assert diff != pytest.approx((scored["drop"] / scored["dice_clean"]).mean(), abs=1e-5)
+
+
+def test_diff_compares_the_same_images(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+    before = Run(out).table("diff", where={"loss": "bce", "image": ["s00-z000", "s00-z001"]})
+    few = (pl.col("loss") != "bce") | pl.col("image").is_in(["s00-z000", "s00-z001"])
+    rewrite_rows(out, lambda rows: rows.filter(few))
+    assert Run(out).table("diff", where={"loss": "bce"})["mean"].to_list() == before["mean"].to_list()
+
+
+def test_conventions_can_be_changed_afterwards(one):
+    missing = "white matter"
+    by_rule = {
+        rule: one.table("dice", by="class", where={"attack": "none"}, scoring=Scoring(empty=rule))
+        for rule in ("skip", "one", "zero")
+    }
+    found = {rule: table.filter(**{"class": missing}).row(0, named=True) for rule, table in by_rule.items()}
+    assert [found[rule]["n_images"] for rule in ("skip", "one", "zero")] == [5, 6, 6]
+    assert found["zero"]["mean"] == pytest.approx(found["skip"]["mean"] * 5 / 6)
+    assert found["one"]["mean"] == pytest.approx((found["skip"]["mean"] * 5 + 1) / 6)
+    strict = one.table("dice_below", by=("model", "attack"), scoring=Scoring(dice_threshold=0.79))
+    assert strict["n_images"].sum() < one.table("dice_below", by=("model", "attack"))["n_images"].sum()
+
+
+def test_scores_are_those_of_the_module(one):
+    assert one.scores().equals(score_rows(one.rows, one.task, one.scoring))
+    assert one.scores() is one.scores(Scoring()), "computed once"
+
+
+def test_a_group_without_any_score_is_kept(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+    row = Run(out).table("dice_below", by="attack", scoring=Scoring(dice_threshold=0.99)).row(0, named=True)
+    assert row == {"attack": "none", "mean": None, "lower": None, "upper": None, "n_images": 0, "n_subjects": 0}
+
+
+def test_order_of_parts_and_rows_does_not_matter(tmp_path, one):
+    out = write_run(tmp_path / "r")
+    rewrite_rows(out, lambda rows: rows.sample(fraction=1, shuffle=True, seed=3))
+    run = Run(out)
+    assert run.rows.equals(one.rows)
+    for score in ("dice", "diff", "pooled_dice"):
+        assert run.table(score).equals(one.table(score))
+
+
+def test_multiclass_background_is_no_class_of_the_tables(tmp_path):
+    run = Run(write_run(tmp_path / "r", Synthetic(kind="multiclass", models=("unet-vgg13",), losses=("ce",))))
+    assert run.table("dice", by="class", where={"attack": "none"})["class"].to_list() == list(
+        find_scored_classes(run.task)
+    )
+
+
+def test_missing_counts_pairs_and_leaves_out_what_is_skipped(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(losses=("bce", "ce"), models=("unet-vgg13",)))
+    run = Run(out)
+    assert (run.planned, run.missing) == (6 * (1 + 2 + 4 + 2), 0), "ce has no meaning here, so it is not planned"
+    rewrite_rows(out, lambda rows: rows.filter((pl.col("loss") != "bce") | (pl.col("image") == "s00-z001")))
+    run = Run(out)
+    assert run.missing == 2 * 5
+    assert set(run.missing_by_cell().values()) == {5}
+    rewrite_rows(out, lambda rows: rows.clear())
+    run = Run(out)
+    assert run.missing == run.planned
+    assert run.table("dice").is_empty()
+    assert run.extremes() == []
+
+
+def test_extremes_are_the_largest_and_smallest_drop(one):
+    cases = one.extremes()
+    assert [(c["model"], c["kind"]) for c in cases] == [(m, k) for m in one.model_names for k in ("worst", "best")]
+    rows = one.scores().filter((pl.col("loss") == "bce") & (pl.col("eps") == FOUR) & (pl.col("model") == "basicunet-s"))
+    assert (cases[0]["loss"], cases[0]["eps"]) == ("bce", FOUR)
+    for case, pick in zip(cases, ("max", "min"), strict=False):
+        assert case["dice_clean"] - case["dice_attacked"] == pytest.approx(getattr(rows["drop"], pick)())
+        assert rows.filter(cell=case["cell"], image=case["image"])["dice"].item() == case["dice_attacked"]
+
+
+def test_extremes_prefer_images_that_were_good(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+    bad = (pl.col("image") == "s00-z005") & (pl.col("attack") == "none")
+    zero = pl.lit([0, 0, 0], dtype=pl.List(pl.Int64))
+    rewrite_rows(out, lambda rows: rows.with_columns(tp=pl.when(bad).then(zero).otherwise("tp")))
+    assert all(case["image"] != "s00-z005" for case in Run(out).extremes())
+
+
+def test_the_strongest_attack_is_no_control(tmp_path):
+    loud = tuple((key, 3.0) for key in STRENGTH if key[0] == "random_sign")
+    run = Run(write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",), strength=loud)))
+    (top,) = find_strongest(run, list_budgets(run)[0]).values()
+    assert (top["attack"], top["loss"]) == ("fgsm", "bce")
+
+
+@pytest.mark.parametrize(
+    ("eps", "reference"),
+    [
+        ([0.0, REFERENCE_EPS, 8 / 255], REFERENCE_EPS),
+        ([0.1, 0.3, 0.2], 0.2),
+        ([0.1, 0.2], 0.1),
+        ([0.0], None),
+        ([], None),
+    ],
+)
+def test_reference_budget(eps, reference):
+    assert choose_reference(eps) == reference
+
+
+def test_reading_a_run_needs_no_torch():
+    code = (
+        "import sys, advseg_bench.results, advseg_bench.report; print('torch' in sys.modules, 'monai' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

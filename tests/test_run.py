@@ -1,0 +1,184 @@
+"""A run as a whole: the same rows however it is cut, spread, reordered, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+
+import polars as pl
+import pytest
+import torch
+
+import advseg_bench as ab
+from advseg_bench import training
+from advseg_bench.errors import RecordError
+from advseg_bench.suite import Suite
+
+TEXT = """
+schema = 1
+name = "tiny"
+[data]
+name = "mni152"
+size = 32
+[training]
+epochs = 3
+floor = 0.0
+[[models]]
+name = "a"
+architecture = "monai.BasicUNet"
+settings = { features = [4, 4, 4, 4, 4, 4] }
+[[models]]
+name = "b"
+architecture = "monai.UNet"
+settings = { channels = [4, 8], strides = [2] }
+[[attacks]]
+name = "fgsm"
+losses = ["bce", "dice"]
+eps = ["2/255", "8/255"]
+[[attacks]]
+name = "random_sign"
+eps = ["8/255"]
+draws = 2
+"""
+
+
+def tiny(text: str = TEXT) -> Suite:
+    from advseg_bench.suite import parse_suite
+
+    return parse_suite(text, "tiny.toml")
+
+
+def sorted_rows(run: ab.Run) -> pl.DataFrame:
+    return run.rows.sort("cell", "image")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> ab.Run:
+    return ab.run(tiny(), tmp_path_factory.mktemp("runs") / "undisturbed")
+
+
+def test_a_run_is_complete_and_sound(undisturbed):
+    assert undisturbed.missing == 0
+    assert undisturbed.failures == []
+    assert len(undisturbed.rows) == 36 * 2 * (1 + 4 + 2)
+    assert set(undisturbed.models) == {"a", "b"}
+    assert undisturbed.rows["flags"].list.len().sum() == 0
+    clean = undisturbed.rows.filter(attack="none")
+    assert clean["flipped_pixels"].sum() == 0
+    assert clean["linf"].max() == 0
+    attacked = undisturbed.rows.filter(attack="fgsm")
+    assert ((attacked["linf"] - attacked["eps"]).abs() < 1e-6).all()
+    assert len(list((undisturbed.path / "panels").glob("*.npz"))) == 4
+
+
+@pytest.mark.parametrize(("shard", "workers"), [(1, 1), (3, 1), (8, 2)])
+def test_shards_and_workers_change_no_bit(undisturbed, tmp_path, shard, workers):
+    again = ab.run(tiny(), tmp_path / "run", shard=shard, workers=workers)
+    assert sorted_rows(again).equals(sorted_rows(undisturbed))
+
+
+def test_the_order_of_cells_and_models_changes_no_bit(undisturbed, tmp_path):
+    head, *tables = TEXT.split("[[")
+    shuffled = ab.run(tiny(head + "".join("[[" + table for table in reversed(tables))), tmp_path / "run")
+    assert sorted_rows(shuffled).equals(sorted_rows(undisturbed))
+
+
+def test_a_finished_run_computes_nothing_again(undisturbed):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.path.rglob("*.parquet")}
+    events = []
+    again = ab.run(tiny(), undisturbed.path, progress=events.append)
+    assert {event.stage for event in events} == {"load"}
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.path.rglob("*.parquet")} == before
+    assert again.missing == 0
+
+
+def test_a_lost_part_is_computed_again(undisturbed, tmp_path):
+    run = ab.run(tiny(), tmp_path / "run", shard=5)
+    parts = sorted((run.path / "parts").glob("*.parquet"))
+    parts[0].unlink()
+    parts[3].write_bytes(parts[3].read_bytes()[:-9])
+    with pytest.raises(RecordError, match=r"is damaged.*Delete this file"):
+        ab.run(tiny(), run.path)
+    parts[3].unlink()
+    assert sorted_rows(ab.run(tiny(), run.path)).equals(sorted_rows(undisturbed))
+
+
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_rows(undisturbed, tmp_path, monkeypatch):
+    """Each child is a process of its own and gets SIGKILL; it is forked to save the seconds of importing torch."""
+    monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    out, moments = tmp_path / "run", random.Random(0)
+    kills = 0
+    while kills < 20:
+        child = fork(lambda: ab.run(tiny(), out, shard=1))
+        time.sleep(moments.uniform(0.02, 0.6))
+        if os.waitpid(child, os.WNOHANG)[0]:
+            break
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        kills += 1
+    assert kills >= 15, "the run ended before it could be killed often enough"
+    resumed = ab.run(tiny(), out, shard=1)
+    assert sorted_rows(resumed).equals(sorted_rows(undisturbed))
+    assert not list(out.rglob("*.tmp")) or resumed.missing == 0
+    weights = {name: info["weights_sha256"] for name, info in resumed.models.items()}
+    assert weights == {name: info["weights_sha256"] for name, info in undisturbed.models.items()}
+
+
+def fork(job: Callable[[], object]) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            job()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def test_another_suite_on_the_same_folder_is_refused(undisturbed):
+    before = sorted(undisturbed.path.rglob("*"))
+    with pytest.raises(RecordError, match=r"another suite: seed was 0, is 1\. Nothing was touched"):
+        ab.run(tiny(TEXT.replace('name = "tiny"', 'name = "tiny"\nseed = 1')), undisturbed.path)
+    assert sorted(undisturbed.path.rglob("*")) == before
+
+
+def test_new_scoring_or_title_is_no_other_suite(undisturbed):
+    scoring = '[scoring]\nempty = "one"\n'
+    again = ab.run(tiny(TEXT.replace("[data]", scoring + "[data]")), undisturbed.path)
+    assert again.missing == 0
+
+
+def test_other_weights_under_old_rows_are_refused(undisturbed, tmp_path):
+    run = ab.run(tiny(), tmp_path / "run")
+    path = run.path / "models" / "a.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights_sha256": "0"}))
+    next((run.path / "parts").glob("a-*.parquet")).unlink()
+    with pytest.raises(RecordError, match="made with other weights of model a"):
+        ab.run(tiny(), run.path)
+
+
+def test_a_model_that_learned_nothing_fails_alone(tmp_path):
+    text = TEXT.replace("floor = 0.0", "floor = 0.9")
+    run = ab.run(tiny(text), tmp_path / "run")
+    assert [failure["model"] for failure in run.failures] == ["a", "b"]
+    assert "expected a validation Dice of at least 0.9" in run.failures[0]["message"]
+    assert len(run.rows) == 0
+
+
+def test_a_model_that_cannot_be_built_costs_the_others_nothing(undisturbed, tmp_path):
+    text = TEXT.replace("features = [4, 4, 4, 4, 4, 4]", "features = [4]")
+    run = ab.run(tiny(text), tmp_path / "run")
+    assert [failure["model"] for failure in run.failures] == ["a"]
+    assert sorted_rows(run).equals(sorted_rows(undisturbed).filter(model="b"))
+
+
+def test_threads_of_the_caller_are_his_own(tmp_path):
+    torch.set_num_threads(2)
+    ab.run(tiny(TEXT.replace('losses = ["bce", "dice"]', 'losses = ["bce"]')), tmp_path / "run")
+    assert torch.get_num_threads() == 2

@@ -1,0 +1,264 @@
+"""The harness: what it shares, what it checks, what its bits depend on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from strategies import make_batch
+
+from advseg_bench import geometry, losses, metrics, runner
+from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.cells import Cell, plan
+from advseg_bench.data import load_dataset
+from advseg_bench.data.dataset import Case, Dataset, Sample
+from advseg_bench.models.build import build_model
+from advseg_bench.runner import Setting, image_generators
+from advseg_bench.specs import Mni152Data, ModelSpec
+from advseg_bench.suite import Suite
+from advseg_bench.testing import LinearSegmenter
+from advseg_bench.types import Budget, Task
+from advseg_bench.work import Unit
+
+EPS = 4 / 255
+SETTING = Setting(seed=0, batch=4)
+
+
+def tiny_data(n: int = 6) -> Dataset:
+    batch, _ = make_batch("binary", n=n, space=(16, 16))
+    cases = [Case(f"i{i}", f"s{i}", "b", (1.0, 1.0), "test") for i in range(n)]
+
+    def read(i: int) -> Sample:
+        return Sample(batch.x[i].numpy(), batch.y[i].numpy(), batch.valid[i].numpy())
+
+    return Dataset(name="tiny", task=Task("binary", ("c",)), cases=cases, read=read, fingerprint="f")
+
+
+def cell(
+    attack: str, loss: str = "", eps: float = EPS, draw: int = 0, settings: str = "{}", norm: str = "linf"
+) -> Cell:
+    return Cell(f"{attack}-{loss}-{eps}-{draw}", "m", attack, loss, settings, norm, eps, draw, "", None)
+
+
+CLEAN = replace(cell("none"), eps=0.0, id="clean")
+
+
+class Counter(torch.nn.Module):
+    """A linear segmenter that counts its passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = LinearSegmenter(torch.tensor([2.0, -3.0]), 0.4)
+        self.forwards = self.backwards = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.forwards += 1
+        out = self.net(x)
+        if out.requires_grad:
+            out.register_hook(self._count)
+        return out
+
+    def _count(self, gradient: torch.Tensor) -> None:
+        self.backwards += 1
+
+
+def test_a_sweep_costs_one_forward_a_backward_per_loss_and_a_forward_per_result():
+    model = Counter()
+    sweep = [cell("fgsm", loss, eps) for loss in ("bce", "dice", "focal") for eps in (1 / 255, EPS, 8 / 255)]
+    rows, failures = runner.run_unit(Unit("m", tuple(range(4)), (CLEAN, *sweep)), model, tiny_data(), SETTING)
+    assert not failures
+    assert (model.forwards, model.backwards) == (1 + 9, 3)
+    assert len(rows) == 4 * 10
+    assert {(row["forwards"], row["backwards"]) for row in rows if row["attack"] == "fgsm"} == {(1, 1)}
+
+
+def test_rows_equal_what_the_attack_and_the_metrics_give_alone():
+    data, model = tiny_data(4), LinearSegmenter(torch.tensor([2.0, -3.0]), 0.4)
+    rows, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, cell("fgsm", "bce"))), model, data, SETTING)
+    batch = data.batch([0, 1, 2, 3])
+    x_adv = FGSM(loss=losses.bce)(model, batch, budget=Budget("linf", EPS), generators=image_generators(0, "", "abcd"))
+    clean, attacked = (metrics.predict(model(x), batch.task) for x in (batch.x, x_adv))
+    for row, i in zip(rows[4:], range(4), strict=True):
+        counts = metrics.count(attacked, clean, batch)
+        assert row["image"] == f"i{i}"
+        assert (row["tp"], row["fp"], row["fn"]) == (
+            counts.tp[i].tolist(),
+            counts.fp[i].tolist(),
+            counts.fn[i].tolist(),
+        )
+        assert row["flipped_pixels"] == counts.flipped[i]
+        assert row["linf"] == geometry.distance(x_adv, batch.x, "linf")[i]
+        assert row["linf"] == pytest.approx(EPS, abs=1e-7)
+        assert row["flags"] == []
+    assert [row["flipped_pixels"] for row in rows[:4]] == [0] * 4
+    assert all(row["wrong_pixels"] >= clean_row["wrong_pixels"] for row, clean_row in zip(rows[4:], rows, strict=False))
+
+
+def too_far(model, batch, *, budget, generators):
+    return batch.x + 2 * budget.eps
+
+
+def outside(model, batch, *, budget, generators):
+    return torch.where(batch.x > 0.5, 1 + budget.eps / 2, batch.x)
+
+
+def nothing(model, batch, *, budget, generators):
+    return batch.x
+
+
+def not_finite(model, batch, *, budget, generators):
+    bad = batch.x + budget.eps / 2
+    bad[0, 0, 0, 0] = torch.nan
+    return bad.clamp(0, 1)
+
+
+def trains(model, batch, *, budget, generators):
+    model.train()
+    return (batch.x + budget.eps / 2).clamp(0, 1)
+
+
+def writes_weights(model, batch, *, budget, generators):
+    model.net.get_buffer("weight").mul_(1.0)
+    return (batch.x + budget.eps / 2).clamp(0, 1)
+
+
+def writes_input(model, batch, *, budget, generators):
+    return batch.x.add_(budget.eps / 2).clamp_(0, 1).clone()
+
+
+def raises(model, batch, *, budget, generators):
+    raise RuntimeError("boom")
+
+
+def wrong_shape(model, batch, *, budget, generators):
+    return batch.x[:, :1]
+
+
+def half(model, batch, *, budget, generators):
+    return batch.x.half()
+
+
+@pytest.mark.parametrize(
+    ("attack", "flags"),
+    [
+        ("too_far", {"over_budget", "out_of_bounds"}),
+        ("outside", {"out_of_bounds", "over_budget"}),
+        ("nothing", {"unchanged"}),
+        ("not_finite", {"non_finite"}),
+        ("trains", {"model_changed"}),
+        ("writes_weights", {"model_changed"}),
+        ("writes_input", {"input_changed"}),
+    ],
+)
+def test_a_broken_attack_is_flagged_and_only_its_projection_is_scored(attack, flags):
+    data, model = tiny_data(4), Counter()
+    broken = cell(f"test_runner:{attack}")
+    before = data.batch([0]).x.clone()
+    rows, failures = runner.run_unit(
+        Unit("m", (0, 1, 2, 3), (CLEAN, broken, cell("fgsm", "bce"))), model, data, SETTING
+    )
+    assert not failures
+    found = [row for row in rows if row["attack"] == broken.attack]
+    assert flags >= {flag for row in found for flag in row["flags"]}
+    assert flags & set(found[0]["flags"]), found[0]["flags"]
+    assert all(row["linf"] <= EPS + 1e-6 for row in found)
+    assert all(row["forwards"] is None for row in found)
+    assert not model.training
+    assert torch.equal(data.batch([0]).x, before)
+    assert [row["flags"] for row in rows if row["attack"] == "fgsm"] == [[]] * 4
+    reference, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (cell("fgsm", "bce"),)), Counter(), tiny_data(4), SETTING)
+    assert [row for row in rows if row["attack"] == "fgsm"] == reference
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ("raises", "RuntimeError: boom"),
+        ("wrong_shape", r"expected torch.float32 \(4, 2, 16, 16\), got torch.float32 \(4, 1, 16, 16\)"),
+        ("half", "got torch.float16"),
+        ("absent", "could not be imported: AttributeError"),
+    ],
+)
+def test_a_failing_attack_is_a_failure_and_no_number(attack, message):
+    broken = cell(f"test_runner:{attack}")
+    rows, failures = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, broken)), Counter(), tiny_data(), SETTING)
+    assert {row["attack"] for row in rows} == {"none"}
+    (failure,) = failures
+    assert (failure.cell, failure.model, failure.stage) == (broken.id, "m", "attack")
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(failure.message)
+
+
+def test_settings_that_an_attack_does_not_take_are_a_failure():
+    wrong = cell("fgsm", "bce", settings=json.dumps({"steps": 3}))
+    _, (failure,) = runner.run_unit(Unit("m", (0,), (wrong,)), Counter(), tiny_data(), SETTING)
+    assert failure.message.startswith("attack fgsm: does not take these settings")
+    assert "steps" in failure.message
+
+
+def test_random_numbers_belong_to_suite_cell_and_image():
+    draws = {
+        (seed, name, image): torch.rand(1, generator=image_generators(seed, name, [image])[0]).item()
+        for seed in (0, 1)
+        for name in ("a", "b")
+        for image in ("i", "j")
+    }
+    assert len(set(draws.values())) == 8
+
+
+NETWORKS = [
+    ModelSpec(name="a", architecture="monai.BasicUNet", settings={"features": [8, 8, 16, 16, 32, 8]}),
+    ModelSpec(name="b", architecture="monai.AttentionUnet", settings={"channels": [8, 16, 32], "strides": [2, 2]}),
+    ModelSpec(name="c", architecture="smp.Unet", encoder="resnet18"),
+    ModelSpec(name="d", architecture="smp.UnetPlusPlus", encoder="mobilenet_v2"),
+    ModelSpec(name="e", architecture="smp.Unet", encoder="efficientnet-b0"),
+]
+
+
+@pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: f"{spec.architecture}-{spec.encoder}")
+def test_bits_depend_on_compute_batch_and_threads_alone(spec):
+    data = load_dataset(Mni152Data(name="mni152"))
+    model = build_model(spec, channels=1, task=data.task, size=64, seed=0)
+    cells = (CLEAN, cell("fgsm", "dice_focal"), cell("fgsm", "bce"), cell("random_sign"))
+    test = data.split("test")[:6]
+    setting = Setting(seed=0, batch=4)
+
+    def rows(shard: int, cells: tuple[Cell, ...] = cells) -> list[dict[str, object]]:
+        units = [Unit("m", test[i : i + shard], cells) for i in range(0, len(test), shard)]
+        found = [row for unit in units for row in runner.run_unit(unit, model, data, setting)[0]]
+        return sorted(found, key=lambda row: (row["cell"], row["image"]))
+
+    reference = rows(6)
+    assert reference == rows(1) == rows(3) == rows(4, cells[::-1])
+
+    def adversarial(batch: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        torch.set_num_threads(threads)
+        out = runner.attack_one(cells[1], test[3], model, data, Setting(seed=0, batch=batch))
+        return out["x_adv"], out["attacked"]
+
+    x_adv, prediction = adversarial(4, 1)
+    for batch, threads in ((1, 1), (8, 1), (4, 2)):
+        other_x, other_prediction = adversarial(batch, threads)
+        assert (x_adv != other_x).mean() <= 1e-3
+        assert (prediction != other_prediction).mean() <= 1e-3
+
+
+def test_attack_one_gives_the_images_behind_the_row():
+    data, model = tiny_data(4), LinearSegmenter(torch.tensor([2.0, -3.0]), 0.4)
+    for one in (cell("fgsm", "bce"), cell("random_sign")):
+        rows, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, one)), model, data, SETTING)
+        arrays = runner.attack_one(one, 2, model, data, SETTING)
+        row = rows[4 + 2]
+        assert np.abs(arrays["x_adv"].astype(float) - arrays["x"]).max() == row["linf"]
+        assert (arrays["attacked"] & arrays["truth"]).sum() == row["tp"][0]
+        assert (arrays["attacked"] != arrays["clean"]).sum() == row["flipped_pixels"]
+
+
+def test_every_suite_cell_can_be_built():
+    suite = Suite.load("quick")
+    for planned in plan(suite):
+        if planned.attack != "none":
+            runner.load_attack(planned, Task("multilabel", ("a", "b", "c")))
