@@ -30,7 +30,7 @@ class Event:
     """Something to show: a model's training, or the run's attacks, has come so far.
 
     Attributes:
-        stage: "load", "train", "attack" or "panels".
+        stage: "load", "train", "ready" (a model), "attack" or "panels".
         what: A model's name, or "".
         done: Epochs, or rows.
         total: Of so many.
@@ -174,7 +174,7 @@ def _record_model(state: _Run, name: str, future: Future[Any]) -> bool:
     else:
         write_json(path, info)
     state.train_seconds[name] = info["train_seconds"] or 0.0
-    state.show(Event("train", name, 1, 1))
+    state.show(Event("ready", name, 1, 1))
     return True
 
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from advseg_bench.benchmark import Event
 
-TEXT = {"load": "loading", "train": "training", "attack": "attacking", "panels": "panels"}
+TEXT = {"load": "loading", "train": "training", "ready": "training", "attack": "attacking", "panels": "panels"}
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def show_progress(console: Console) -> Iterator[Callable[[Event], None]]:
         tasks: dict[str, TaskID] = {}
 
         def show(event: Event) -> None:
-            name = event.what if event.stage == "train" else ""
+            name = event.what if event.stage in ("train", "ready") else ""
             text = f"{TEXT[event.stage]} {name}".strip()
             if text not in tasks:
                 tasks[text] = bars.add_task(text)
@@ -37,7 +37,7 @@ def _print_line(console: Console, event: Event) -> None:
     """A line when a model is trained, and at each tenth of the rows."""
     if event.stage == "load":
         console.print("loading data and libraries")
-    elif event.stage == "train" and event.done == event.total:
+    elif event.stage == "ready":
         console.print(f"model {event.what} is ready", highlight=False)
     elif event.stage == "attack" and event.done == event.total:
         console.print(f"{event.done} rows written", highlight=False)

@@ -35,8 +35,7 @@ class Run:
         info: `run.json`: suite, data, cells, environment, command.
         task: What the model decides at each pixel.
         scoring: The suite's own conventions, the default of every method.
-        models: Name -> what is known about each model that is ready: architecture, parameters, validation
-            Dice.
+        models: Name -> what is known about each model that is ready: architecture, parameters, validation Dice.
         failures: What failed: dicts with "model", "stage", "cell" and "message".
 
     Raises: RecordError: if the directory holds no run, is damaged, or is of another schema version.
@@ -55,7 +54,7 @@ class Run:
             data = self.info["data"]
             self.task = Task(data["kind"], tuple(data["classes"]))
             self.scoring = Scoring.model_validate(self.info["suite"].get("scoring", {}))
-            self._live = {cell["id"]: cell["model"] for cell in self.info["cells"] if cell["skip"] is None}
+            self._live = [cell["id"] for cell in self.info["cells"] if cell["skip"] is None]
             self._planned_images = int(data["splits"]["test"])
         except (KeyError, TypeError, AttributeError, ValidationError) as error:
             raise RecordError(
@@ -155,7 +154,7 @@ class Run:
         Raises: SpecError: naming the nearest name for an unknown score or column.
         """
         by = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
-        frame = self._score_frame(score, by, scoring)
+        frame = self._score_frame(score, by, scoring, classes="class" in {*by, *(where or {})})
         for name, value in (where or {}).items():
             _check_column(name, "where", frame)
             values = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
@@ -188,7 +187,7 @@ class Run:
                 self._scored[key] = score(self.rows, self.task, scoring)
         return self._scored[key]
 
-    def _score_frame(self, score: str, by: Sequence[str], scoring: Scoring | None) -> pl.DataFrame:
+    def _score_frame(self, score: str, by: Sequence[str], scoring: Scoring | None, *, classes: bool) -> pl.DataFrame:
         """The frame that holds a score, after a check of the names asked for."""
         if score not in SCORES:
             raise SpecError(unknown("score", "score", score, SCORES))
@@ -196,7 +195,7 @@ class Run:
             frame = self.curves(scoring)
         elif score in POOLED_SCORES:
             frame = self.rows
-        elif "class" in by and (score in scores.CLASS_SCORES or score == "diff"):
+        elif classes and (score in scores.CLASS_SCORES or score == "diff"):
             frame = self._score_once("classes", scoring)
         else:
             frame = self.scores(scoring)

@@ -1,5 +1,4 @@
-"""From stored counts to scores. Nothing here needs a model, so a report can be made again by other
-conventions.
+"""From stored counts to scores. No model is needed, so that a report can be made again by other conventions.
 
 Definitions, for one image and its valid pixels:
 
@@ -52,7 +51,7 @@ CLASS_SCORES = ("dice", "iou", "drop", "dice_clean", "iou_clean")
 
 CURVE_SCORES: dict[str, str] = {
     "area": "mean Dice along the sweep, from eps = 0 to the largest eps",
-    "smallest_eps": "smallest eps of the sweep at which Dice falls below the threshold",
+    "smallest_eps": "smallest eps of the sweep at which Dice falls below the threshold, of images where it does",
 }
 """Scores of one image over a sweep of eps."""
 

@@ -174,7 +174,7 @@ def test_no_ratio_to_a_noise_that_does_nothing(tmp_path):
     run = Run(run.path)
     (contrast,) = contrast_models(run, list_budgets(run)[0], list_series(run))
     assert (contrast.ratio, contrast.beyond_noise) == (None, True)
-    assert "On unet-vgg13 the attack lowers Dice and the noise does not." in say(run)
+    assert "On unet-vgg13 the attack lowers Dice; the noise does so by less than 0.0005." in say(run)
     assert find_table(run, "noise").rows()[0][-2:] == ("-", "yes")
 
 
@@ -250,6 +250,7 @@ def test_flags_are_counted_and_explained(tmp_path):
     assert "| over_budget | unet-vgg13 | fgsm bce | 2 | the attack left its budget" in text
     (row,) = [r for r in find_table(run, "integrity").rows() if r[:2] == ("fgsm bce", "2/255")]
     assert row[3:5] == ("1.000", "1.500")
+    assert (row[2], row[-1]) == ("6", "1")
 
 
 @pytest.mark.parametrize("keep", [pl.lit(False), pl.col("attack") == "none"])
@@ -358,8 +359,18 @@ def test_terminal(one, width, capsys):
     print_report(one, console)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width
-    for name in (*one.model_names, "random_sign", "uniform_noise", "Mean Dice at each eps", "no population interval"):
+    for name in (
+        *one.model_names,
+        "fgsm bce",
+        "random_sign",
+        "uniform_noise",
+        "Mean Dice at each eps",
+        "no population interval",
+    ):
         assert name in printed, name
+    rows = [line.split() for line in printed.splitlines() if line.startswith("basicunet-s ")]
+    assert len(rows) >= 5
+    assert sum(row[1:3] == ["fgsm", "bce"] for row in rows) >= 4, "short names are not broken over lines"
     assert "Success at eps 2/255" not in printed, "details stay in the files"
 
 

@@ -183,6 +183,12 @@ def test_order_is_that_of_the_suite(one):
     assert classes["class"].to_list() == ["grey matter", "white matter", "csf"]
 
 
+def test_one_class_can_be_picked(one):
+    by_class = one.table("dice", by=("model", "class"), where={"attack": "none"})
+    picked = one.table("dice", by="model", where={"attack": "none", "class": "csf"})
+    assert picked["mean"].to_list() == by_class.filter(pl.col("class") == "csf")["mean"].to_list()
+
+
 def test_diff_is_a_ratio_of_means(eight):
     where = {"loss": "bce", "eps": FOUR}
     diff = eight.table("diff", where=where)["mean"].item()

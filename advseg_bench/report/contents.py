@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import polars as pl
 
@@ -161,8 +162,9 @@ def _check(run: Run, series: tuple[Series, ...]) -> tuple[Block, ...]:
 def _repeat(run: Run) -> tuple[Block, ...]:
     """Versions, conventions, commands."""
     command = run.info.get("command", "")
-    folder = run.path.name if run.path.is_absolute() else run.path
-    lines = [command, f"advseg-bench report {folder}  # this report again, from the stored rows"]
+    folder = run.path.name if run.path.is_absolute() else str(run.path)
+    again = f"advseg-bench report {shlex.quote(folder)}  # this report again, from the stored rows"
+    lines = [command, again]
     suite = json.dumps(run.info["suite"], indent=1)
     return (
         Code("\n".join(line for line in lines if line)),

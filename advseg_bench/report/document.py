@@ -152,7 +152,7 @@ def show_count(value: int | None) -> str:
 
 def show_times(value: float | None) -> str:
     """Write a ratio."""
-    return NOTHING if value is None else f"{value:.0f}x" if value >= 20 else f"{value:.1f}x"
+    return NOTHING if value is None else f"{value:.0f}x" if value >= 10 else f"{value:.1f}x"
 
 
 def show_budget(eps: float | None) -> str:

@@ -173,7 +173,8 @@ def _draw_curve(ax: Axes, series: Series, points: list[Row], blocks: Band) -> No
     ends = [(p["lower"], p["upper"]) if p["lower"] is not None else blocks.get(p["eps"]) for p in points]
     if all(end is not None for end in ends) and points:
         low, high = zip(*(end for end in ends if end is not None), strict=True)
-        ax.fill_between(x, low, high, color=series.colour, alpha=0.12, linewidth=0, zorder=1)
+        alpha = 0.05 if points[0]["lower"] is None else 0.12
+        ax.fill_between(x, low, high, color=series.colour, alpha=alpha, linewidth=0, zorder=1)
 
 
 def _spread_over_blocks(run: Run) -> dict[tuple[str, ...], Band]:
@@ -271,7 +272,7 @@ def _label_budgets(axes: Sequence[Axes], budgets: Budgets, *, small: bool) -> No
     for ax in axes:
         ax.xaxis.set_major_locator(FixedLocator(ticks) if few else MaxNLocator(5))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.yaxis.set_major_locator(MaxNLocator(6))
+        ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     low, high = axes[0].get_ylim()
     axes[0].set_ylim(max(low, 0.0), min(high, 1.0))
 

@@ -119,7 +119,7 @@ def _say_noise(contrasts: Sequence[Contrast]) -> list[str]:
         sentences.append(f"On {which} the attack's drop is {span} times that of the noise.")
     if len(ratios) < len(worse):
         names = ", ".join(c.model for c in worse if c.ratio is None)
-        sentences.append(f"On {names} the attack lowers Dice and the noise does not.")
+        sentences.append(f"On {names} the attack lowers Dice; the noise does so by less than {SMALLEST_NOISE:g}.")
     if same:
         sentences.append(
             f"On {', '.join(same)} the attack's drop is not more than the noise's: "

@@ -1,0 +1,90 @@
+"""The structure of the house: a module imports lower floors or its own package, and no attack toolkit."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(find_spec("advseg_bench").origin).parent
+TOOLKITS = ("art", "torchattacks", "foolbox", "ray", "advseg_adapters")
+
+FLOORS = [
+    {"types", "errors"},
+    {"catalogue", "cache"},
+    {"specs"},
+    {"geometry", "losses", "suite", "stats"},
+    {"metrics", "cells"},
+    {"attacks", "models", "data", "testing", "work", "records", "scores", "timing"},
+    {"registry", "selection"},
+    {"training", "runner", "results"},
+    {"jobs", "report"},
+    {"executors"},
+    {"benchmark"},
+    {"progress"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+
+
+def rooms() -> dict[Path, str]:
+    files = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "suites"]
+    return {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in files}
+
+
+def imports(source: str) -> set[str]:
+    """Names of `advseg_bench` that a module imports when it runs; imports for type checkers do not count."""
+    found = set()
+    skipped = [
+        child
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    ]
+    typing_only = {ast.unparse(node) for node in skipped if isinstance(node, ast.ImportFrom)}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and ast.unparse(node) not in typing_only:
+            if node.module == "advseg_bench":
+                found |= {alias.name for alias in node.names}
+            elif node.module.startswith("advseg_bench."):
+                found.add(node.module.split(".")[1])
+            else:
+                found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_lower_floors_and_no_toolkit(path):
+    room = rooms()[path]
+    used = imports(path.read_text())
+    assert not used & set(TOOLKITS)
+    if room in ("__init__", "__main__"):
+        return
+    assert room in LEVEL, f"give {room} a floor"
+    higher = {name for name in used if name in LEVEL and name != room and LEVEL[name] >= LEVEL[room]}
+    assert not higher, f"{room} (floor {LEVEL[room]}) imports {higher} of the same or a higher floor"
+
+
+def test_the_check_above_can_fail():
+    source = "from advseg_bench.cli import app\nfrom advseg_bench import runner\nimport torchattacks.attack"
+    assert imports(source) == {"cli", "runner", "torchattacks"}
+    typed = "if TYPE_CHECKING:\n    from advseg_bench.cli import app"
+    assert imports(typed) == set()
+
+
+def test_every_floor_is_lived_on():
+    assert set(LEVEL) == set(rooms().values()) - {"__init__", "__main__"}
+
+
+def test_the_core_loads_no_attack_toolkit():
+    names = [name for name in LEVEL if name != "cli"]
+    code = f"import sys, importlib\nfor n in {names!r}: importlib.import_module('advseg_bench.' + n)\n"
+    code += f"print(sorted(set({TOOLKITS!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
