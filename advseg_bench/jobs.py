@@ -150,7 +150,7 @@ def _device_name(device: str) -> str:
         return torch.cuda.get_device_name(device) if kind == "cuda" else kind
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
-        remedy = f'It says: {reason}. Use --device cpu.'
+        remedy = f"It says: {reason}. Use --device cpu."
         raise SpecError(expected("device", "a device of this machine", device, remedy)) from None
 
 

@@ -17,9 +17,7 @@ from advseg_bench.work import Unit
 LOSSES = ("bce", "dice", "dice_focal")
 EPS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 CLEAN = Cell("clean", "m", "none", "", "{}", "linf", 0.0, 0, "", None)
-SWEEP = [
-    replace(CLEAN, id=f"{loss}{eps}", attack="fgsm", loss=loss, eps=eps) for loss in LOSSES for eps in EPS
-]
+SWEEP = [replace(CLEAN, id=f"{loss}{eps}", attack="fgsm", loss=loss, eps=eps) for loss in LOSSES for eps in EPS]
 
 
 @pytest.fixture(scope="module")

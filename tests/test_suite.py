@@ -53,7 +53,11 @@ def test_shipped_suites_load_and_survive_json(name):
         ("[data]", "[data", "^s.toml: is not TOML"),
         ('name = "mni152"', "", "data.name: missing. Known: mni152, phantom, folder"),
         ('name = "smoke"', "", "name: missing. Add this key"),
-        ('name = "mni152"', 'name = "folder"\npath = "x"\nclasses = ["a", "a"]', "data: classes: a name is listed twice"),
+        (
+            'name = "mni152"',
+            'name = "folder"\npath = "x"\nclasses = ["a", "a"]',
+            "data: classes: a name is listed twice",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_key_and_remedy(old, new, message):

@@ -200,7 +200,7 @@ def _draw_success(run: Run, budgets: Budgets, series: Sequence[Series], models: 
     narrow = width <= NARROW
     drawing = Drawing(figsize=(width, 5.4 if narrow else 3.5), layout="constrained")
     axes = list(drawing.subplots(2 if narrow else 1, 1 if narrow else 2, sharex=True, squeeze=False).flat)
-    titles = ("Diff", f"Share of images below Dice {run.scoring.dice_threshold:g}")
+    titles = ("Diff", f"Images below Dice {run.scoring.dice_threshold:g}")
     parameters = {model: run.models[model]["parameters"] for model in models}
     where = {"norm": budgets.norm, "eps": budgets.reference}
     for ax, score, label in zip(axes, ("diff", "dice_below"), titles, strict=True):
@@ -222,7 +222,10 @@ def _draw_success(run: Run, budgets: Budgets, series: Sequence[Series], models: 
                     zorder=3,
                 )
         ax.set_xscale("log")
-        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+        if score == "dice_below":
+            ax.set_ylim(-0.03, 1.03)
+        else:
+            ax.set_ylim(min(0.0, ax.get_ylim()[0]), max(0.1, ax.get_ylim()[1]))
         ax.set_ylabel(label)
     low, high = min(parameters.values()), max(parameters.values())
     axes[0].set_xlim(low / 1.6, max(high, low * 2) * 1.6)

@@ -1,0 +1,75 @@
+"""The README's Python and TOML are run; its commands are run by `.ci/run`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import advseg_bench as ab
+from advseg_bench.cells import Cell
+from advseg_bench.suite import parse_suite
+from advseg_bench.testing import LinearSegmenter
+from advseg_bench.types import Bounds, Budget
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "basicunet-xs fgsm bce linf 2/255 None" in out
+    assert "mean" in out
+
+
+def test_the_example_attack_runs_in_a_suite(tmp_path, monkeypatch):
+    (tmp_path / "readme_attack.py").write_text(blocks("python")[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    from strategies import make_batch, make_generators
+    from torch import tensor
+
+    from advseg_bench.registry import load_attack
+
+    batch, _ = make_batch("binary")
+    cell = Cell("i", "m", "readme_attack:SignNoise", "", "{}", "linf", 0.1, 0, "", None)
+    attack = load_attack(cell, batch.task)
+    model = LinearSegmenter(tensor([1.0, 1.0]), 0.0)
+    result = attack(model, batch, budget=Budget("linf", 0.1), generators=make_generators(3))
+    assert ((result - batch.x).abs() <= 0.1 + 1e-6).all()
+    assert result.amin() >= Bounds().lower
+    assert not (result == batch.x).all()
+    sys.modules.pop("readme_attack")
+
+
+def test_the_example_suite_runs_on_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    rows, columns = np.mgrid[:70, :60]
+    for part in ("images", "masks"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    for case in range(10):
+        for slice_ in range(3):
+            y, x = draw.integers(20, 45, 2)
+            disc = (rows - y) ** 2 + (columns - x) ** 2 < 12**2
+            image = (60 + 120 * disc + draw.normal(0, 8, disc.shape)).clip(0, 255).astype(np.uint8)
+            name = f"case{case:02}_{slice_}.png"
+            Image.fromarray(image).save(tmp_path / "data" / "images" / name)
+            Image.fromarray(disc.astype(np.uint8) * 255).save(tmp_path / "data" / "masks" / name)
+    run = ab.run(parse_suite(blocks("toml")[0], "README.md"), "runs/mine")
+    assert run.failures == []
+    assert run.missing == 0
+    assert run.rows["subject"].n_unique() >= 2
+
+
+@pytest.mark.parametrize("word", ["bash", "python", "toml"])
+def test_the_blocks_are_found(word):
+    assert blocks(word)
