@@ -94,7 +94,8 @@ def run(
             try:
                 _compute(state, cells, here["images"])
             finally:
-                write_json(out / "failures.json", state.failures)
+                order = [model.name for model in suite.models]
+                write_json(out / "failures.json", sorted(state.failures, key=lambda f: order.index(f["model"])))
             _draw_panels(state, cells)
             _remember_timings(state, cells, len(here["images"]))
     return Run(out)
