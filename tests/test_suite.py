@@ -8,6 +8,7 @@ import pytest
 from advseg_bench.cells import estimate, plan, show_eps
 from advseg_bench.errors import SpecError
 from advseg_bench.suite import Suite, list_suites, parse_suite
+from advseg_bench.timing import expect
 
 TEXT = files("advseg_bench.suites").joinpath("smoke.toml").read_text()
 
@@ -126,3 +127,15 @@ def test_the_cost_of_a_plugin_is_unknown():
 
 def test_eps_is_shown_in_grey_levels_where_it_is_one():
     assert [show_eps(4 / 255), show_eps(0.007), show_eps(0.0)] == ["4/255", "0.007", "0/255"]
+
+
+@pytest.mark.parametrize("name", list_suites())
+def test_the_minutes_of_a_shipped_suite_are_known_before_it_has_run(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path))
+    suite = Suite.load(name)
+    expected = expect(suite, plan(suite), images=36, workers=2)
+    assert expected is not None, "run the suite and put its timings into suites/timings.json"
+    assert 0.1 < expected.minutes < 8
+    assert "measured on" in expected.source
+    slower = expect(suite, plan(suite), images=36, workers=1)
+    assert slower.minutes > expected.minutes
