@@ -32,8 +32,8 @@ def test_shipped_suites_load_and_survive_json(name):
         ('"multilabel"', '"multilabels"', "data.task: Input should be 'binary', 'multilabel' or 'multiclass'"),
         ("[training]", "[trainin]", "top level: unknown key 'trainin'. Did you mean 'training'?"),
         ('recipe = "quick"', 'recipe = "qick"', "training: unknown recipe 'qick'. Did you mean 'quick'?"),
-        ("epochs = 8", 'loss = "dise"', "training.loss: unknown loss 'dise'. Did you mean 'dice'?"),
-        ("epochs = 8", "epoch = 8", "training: unknown key 'epoch'. Did you mean 'epochs'?"),
+        ("epochs = 10", 'loss = "dise"', "training.loss: unknown loss 'dise'. Did you mean 'dice'?"),
+        ("epochs = 10", "epoch = 10", "training: unknown key 'epoch'. Did you mean 'epochs'?"),
         ("monai.UNet", "monai.Unet", "architecture: unknown architecture 'monai.Unet'. Did you mean"),
         ('"unet-xs"', '"basicunet-xs"', "models: two models are named 'basicunet-xs'. Rename one"),
         ('"unet-xs"', '"../x"', "models.1.name: String should match"),
@@ -92,7 +92,7 @@ def test_cell_ids_follow_the_content():
     ids = {cell.id for cell in plan(suite)}
     assert ids == {cell.id for cell in plan(parse_suite(TEXT, "t"))}
     assert ids == {cell.id for cell in plan(parse_suite(TEXT.replace("title =", "title = 'x' #"), "s"))}
-    for change in (("seed = 0", "seed = 1"), ("size = 32", "size = 48"), ("epochs = 8", "epochs = 9")):
+    for change in (("seed = 0", "seed = 1"), ("size = 32", "size = 48"), ("epochs = 10", "epochs = 11")):
         assert ids.isdisjoint(cell.id for cell in plan(parse_suite(TEXT.replace(*change, 1), "s")))
     more = {cell.id for cell in plan(parse_suite(TEXT.replace('"8/255"]', '"8/255", "16/255"]', 1), "s"))}
     assert ids < more
