@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from advseg_bench import records
 from advseg_bench.cache import content_hash, write_bytes, write_json
 from advseg_bench.cells import Cell, estimate, plan
 from advseg_bench.errors import RecordError, UserError, WorkerError
-from advseg_bench.executors import Executor, collect, open_executor
+from advseg_bench.executors import Executor, JobError, collect, open_executor
 from advseg_bench.results import Run
 from advseg_bench.suite import Suite
 from advseg_bench.timing import Timing, remember
@@ -80,7 +81,8 @@ def run(
         shard: Images a unit of work; results do not depend on it.
         progress: Told what has been done.
     Returns: The finished run. Cells that failed are in its `failures`.
-    Raises: UserError: if nothing can be run; what was finished before is kept.
+    Raises: UserError: if the suite has a mistake that shows before anything is computed, or the run cannot go on;
+        what was finished before is kept.
     """
     out = Path(out)
     cells = plan(suite)
@@ -89,13 +91,15 @@ def run(
         with open_executor(workers, suite.compute.threads, lambda *event: progress(Event("train", *event))) as executor:
             progress(Event("load", "", 0, 1))
             here = collect(executor.submit("describe", context))
+            collect(executor.submit("check", context))
             _describe(out, suite, cells, here)
             state = _Run(suite, out, context, executor, progress, shard)
             try:
                 _compute(state, cells, here["images"])
             finally:
                 order = [model.name for model in suite.models]
-                write_json(out / "failures.json", sorted(state.failures, key=lambda f: order.index(f["model"])))
+                with suppress(RecordError):  # on a full disk the first error is the one to tell
+                    write_json(out / "failures.json", sorted(state.failures, key=lambda f: order.index(f["model"])))
             _draw_panels(state, cells)
             _remember_timings(state, cells, len(here["images"]))
     return Run(out)
@@ -123,7 +127,7 @@ def _compute(state: _Run, cells: Sequence[Cell], images: Sequence[str]) -> None:
     waiting: dict[Future[Any], tuple[str, Unit | None]] = {}
     todo: deque[tuple[str, Unit | None]] = deque((name, None) for name in units)
     while todo or waiting:
-        while todo:
+        while todo and len(waiting) < state.executor.capacity:
             name, unit = todo.popleft()
             job = ("train", state.context, name) if unit is None else ("attack", state.context, unit)
             waiting[state.executor.submit(*job)] = (name, unit)
@@ -132,14 +136,14 @@ def _compute(state: _Run, cells: Sequence[Cell], images: Sequence[str]) -> None:
             name, unit = waiting.pop(future)
             if unit is None:
                 if _record_model(state, name, future):
-                    todo.extend((name, unit) for unit in units[name])
+                    todo.extendleft((name, unit) for unit in reversed(units[name]))
             else:
                 _record_rows(state, unit, future)
 
 
 def _missing(state: _Run, cells: Sequence[Cell], images: Sequence[str]) -> dict[str, list[Unit]]:
     """For each model the units that have no rows yet: images that miss the same cells, a shard at a time."""
-    have = set(records.read_rows(state.out, ["cell", "image"]).iter_rows())
+    have = set(records.read_rows(state.out, ["cell", "image"], {cell.id for cell in cells}).iter_rows())
     state.resumed = bool(have)
     units: dict[str, list[Unit]] = {}
     for model in state.suite.models:
@@ -166,17 +170,21 @@ def _record_model(state: _Run, name: str, future: Future[Any]) -> bool:
         return False
     path = state.out / "models" / f"{name}.json"
     if path.exists():
-        before = records.read_json(path)
-        if before["weights_sha256"] != info["weights_sha256"]:
-            raise RecordError(
-                f"{path}: the run's rows were made with other weights of model {name}. "
-                "Restore the cached model, or start again in a new --out."
-            )
+        _check_weights(path, info["weights_sha256"])
     else:
         write_json(path, info)
     state.train_seconds[name] = info["train_seconds"] or 0.0
     state.show(Event("ready", name, 1, 1))
     return True
+
+
+def _check_weights(path: Path, digest: str) -> None:
+    """Refuse a model that is not the one which the run's rows were made with."""
+    if records.read_json(path)["weights_sha256"] != digest:
+        raise RecordError(
+            f"{path}: the run's rows were made with other weights of model {path.stem}. "
+            "Restore the weights file or the cached model, or start again in a new --out."
+        )
 
 
 def _record_rows(state: _Run, unit: Unit, future: Future[Any]) -> None:
@@ -205,8 +213,7 @@ def _record_failure(state: _Run, failure: Failure, error: Exception | None = Non
 
 def _one_line(error: Exception) -> str:
     """An error's message; the type's name too if it is not one of ours."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return str(error) if isinstance(error, (UserError, JobError)) else f"{type(error).__name__}: {error}"
 
 
 def _remember_timings(state: _Run, cells: Sequence[Cell], images: int) -> None:
@@ -231,7 +238,9 @@ def _draw_panels(state: _Run, cells: Sequence[Cell]) -> None:
         stale.unlink()
     chosen = {path: case for path, case in wanted.items() if not path.exists()}
     for done, (path, case) in enumerate(chosen.items()):
-        arrays = collect(state.executor.submit("show", state.context, by_id[case["cell"]], case["image"]))
+        shown = state.executor.submit("show", state.context, by_id[case["cell"]], case["image"])
+        arrays, digest = collect(shown)
+        _check_weights(state.out / "models" / f"{case['model']}.json", digest)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays, meta=np.array(json.dumps(case)))
         write_bytes(path, buffer.getvalue())

@@ -13,19 +13,23 @@ from typing import Any
 from advseg_bench.errors import RecordError
 
 
+def cache_root() -> Path:
+    """Return where the cache is: `$ADVSEG_BENCH_CACHE`, else `advseg-bench` in the platform's cache folder."""
+    root = os.environ.get("ADVSEG_BENCH_CACHE")
+    if root is not None:
+        return Path(root)
+    base = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME", base)) / "advseg-bench"
+
+
 def cache_dir(*parts: str) -> Path:
     """Return a folder of the cache, made if need be.
 
-    The cache is `$ADVSEG_BENCH_CACHE`, else `advseg-bench` in the platform's cache folder. Everything in it can
-    be made again, so it may be deleted at any time.
+    Everything in the cache can be made again, so it may be deleted at any time.
 
     Raises: RecordError: if the folder cannot be made.
     """
-    root = os.environ.get("ADVSEG_BENCH_CACHE")
-    if root is None:
-        base = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-        root = str(Path(os.environ.get("XDG_CACHE_HOME", base)) / "advseg-bench")
-    folder = Path(root, *parts)
+    folder = cache_root().joinpath(*parts)
     make_folder(folder)
     return folder
 
@@ -52,9 +56,11 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise RecordError(
             f"{path}: could not be written: {error.strerror}. "
             "What was finished before is kept; make room or access there and run the same command again."

@@ -20,6 +20,7 @@ class AttackEntry:
         random: Whether it draws random numbers, so that `draws` makes sense.
         forwards: Model evaluations per image, stand-alone, without those that score the result.
         backwards: Gradient evaluations per image, stand-alone.
+        shared: Whether it is a `OneGradientAttack`, whose budgets and losses share their passes.
     """
 
     target: str
@@ -28,6 +29,7 @@ class AttackEntry:
     random: bool
     forwards: int
     backwards: int
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ ATTACKS: dict[str, AttackEntry] = {
         random=False,
         forwards=1,
         backwards=1,
+        shared=True,
     ),
     "random_sign": AttackEntry(
         "advseg_bench.attacks.noise:RandomSign",
@@ -103,8 +106,6 @@ ARCHITECTURES: tuple[str, ...] = (
     *(f"smp.{name}" for name in SMP_ARCHITECTURES),
     *(f"monai.{name}" for name in MONAI_ARCHITECTURES),
 )
-
-AUGMENTATIONS: tuple[str, ...] = ("flip", "rot90", "affine", "brightness")
 
 TEST_IMAGES: dict[str, int] = {"mni152": 36}
 """Test images of the data sets where the number is fixed."""

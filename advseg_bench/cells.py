@@ -69,9 +69,9 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
 
 
 def model_identity(suite: Suite, model: ModelSpec) -> dict[str, object]:
-    """Return what a model's predictions depend on, as JSON."""
+    """Return what a model's predictions depend on, as JSON; the floor only decides whether there are any."""
     spec = model.model_dump(mode="json")
-    recipe = None if model.weights else suite.training.model_dump(mode="json")
+    recipe = None if model.weights else suite.training.model_dump(mode="json", exclude={"recipe", "floor"})
     return {"model": spec, "data": suite.data.model_dump(mode="json"), "recipe": recipe, "seed": suite.seed}
 
 
@@ -92,10 +92,9 @@ def estimate(cells: tuple[Cell, ...]) -> Cost | None:
         entry = catalogue.ATTACKS.get(cell.attack)
         if entry is None:
             return None
-        shared = entry.target.startswith("advseg_bench.attacks.gradient:")
         key = (cell.model, cell.attack, cell.loss, cell.settings)
-        cost[0] += 1 if shared else entry.forwards + 1
-        cost[1] += entry.backwards if not shared or key not in gradients else 0
+        cost[0] += 1 if entry.shared else entry.forwards + 1
+        cost[1] += entry.backwards if not entry.shared or key not in gradients else 0
         cost[2] += entry.forwards + 1
         cost[3] += entry.backwards
         gradients.add(key)
@@ -128,12 +127,13 @@ def _cell(
 ) -> Cell:
     """Build a cell."""
     key = content_hash([identity, attack, loss, settings, norm, eps, draw])
+    radius = show_eps(eps) if norm == "linf" else f"{eps:.4g}"
     parts = [
         model,
         attack,
         loss,
         "" if settings == "{}" else settings,
-        f"{norm} {show_eps(eps)}" if attack != "none" else "",
+        f"{norm} {radius}" if attack != "none" else "",
     ]
     label = " ".join(part for part in parts if part) + (f" draw {draw}" if draw else "")
     return Cell(key, model, attack, loss, settings, norm, eps, draw, label, skip)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -25,22 +26,38 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+UsageError = cast(type[Exception], typer.BadParameter.__base__)
 
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite, or the path of a TOML file.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core, at most one per model.")]
 
 
 def main() -> NoReturn:
-    """Run the command line; a `UserError` is one line on standard error and exit code 2."""
+    """Run the command line; whatever the user can mend is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        app()
-    except UserError as error:
-        print(f"advseg-bench: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("advseg-bench: stopped. Run the same command again to go on from here.", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code or 0)
+    except (UserError, UsageError) as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        _end(" ".join(message.split()), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _end("stopped. Run the same command again to go on from here.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on, and Python flushes once more at exit
+        sys.exit(0)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _end(f"{error.filename or 'standard output'}: {error.strerror}.", 2)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    """Say one line and leave."""
+    print(f"advseg-bench: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 @app.command("run")
@@ -48,7 +65,7 @@ def run_command(
     suite: SuiteName,
     out: Annotated[Path | None, typer.Option(help="Run directory, resumed if there; by default runs/SUITE.")] = None,
     workers: Workers = None,
-    device: Annotated[str, typer.Option(help='Where to compute, such as "cuda".')] = "cpu",
+    device: Annotated[str, typer.Option(help='Where to attack, such as "cuda"; training is on the CPU.')] = "cpu",
     shard: Annotated[int, typer.Option(min=1, help="Images a unit of work; results do not depend on it.")] = 8,
 ) -> None:
     """Train the suite's models, attack them, score the results and write the report."""
@@ -59,19 +76,19 @@ def run_command(
     from advseg_bench.report import print_report, write_report
 
     used = workers or default_workers(loaded)
-    try:
-        with show_progress(console) as progress:
-            finished = run(loaded, folder, workers=used, device=device, shard=shard, progress=progress)
-    except KeyboardInterrupt:
-        print("advseg-bench: stopped. Run the same command again to go on from here.", file=sys.stderr)
-        raise typer.Exit(130) from None
-    print_report(finished, console)
+    with show_progress(console) as progress:
+        finished = run(loaded, folder, workers=used, device=device, shard=shard, progress=progress)
     paths = write_report(finished)
+    print_report(finished, console)
     page = next(path for path in paths if path.suffix == ".html")
     console.print(f"\nReport: {page}", soft_wrap=True, highlight=False)
     if finished.failures:
+        labels = {cell.id: cell.label for cell in plan(loaded)}
         for failure in finished.failures:
-            console.print(f"failed: {failure['message']}", style="red", soft_wrap=True, highlight=False, markup=False)
+            what = labels.get(failure["cell"], f"all of {failure['model']}")
+            console.print(
+                f"failed: {what}: {failure['message']}", style="red", soft_wrap=True, highlight=False, markup=False
+            )
         raise typer.Exit(1)
 
 
@@ -85,8 +102,9 @@ def report_command(
     from advseg_bench.results import Run
 
     opened = Run(run)
+    paths = write_report(opened, out)
     print_report(opened, console)
-    for path in write_report(opened, out):
+    for path in paths:
         if path.suffix in (".html", ".md"):
             console.print(str(path), soft_wrap=True, highlight=False)
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,13 +14,23 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Protocol
 
-from advseg_bench.errors import WorkerError
+from advseg_bench.errors import UserError, WorkerError
 
 Emit = Callable[[str, int, int], None]
 
 
+class JobError(Exception):
+    """A job raised something that is not the user's to mend; the message names its type."""
+
+
 class Executor(Protocol):
-    """Runs jobs: functions of `advseg_bench.jobs`, named so that this process need not import torch."""
+    """Runs jobs: functions of `advseg_bench.jobs`, named so that this process need not import torch.
+
+    Attributes:
+        capacity: How many jobs are worth having submitted at a time.
+    """
+
+    capacity: int
 
     def submit(self, job: str, *arguments: Any) -> Future[Any]:
         """Start a job, or queue it."""
@@ -40,8 +51,8 @@ def open_executor(workers: int, threads: int, emit: Emit) -> Iterator[Executor]:
             yield _InProcess(emit)
         return
     context = multiprocessing.get_context("spawn")
-    events = context.SimpleQueue()
-    listener = threading.Thread(target=_listen, args=(events, emit), daemon=True)
+    events, stop = context.SimpleQueue(), threading.Event()
+    listener = threading.Thread(target=_listen, args=(events, emit, stop), daemon=True)
     listener.start()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads, events))
     with _interrupts_ignored():
@@ -49,7 +60,7 @@ def open_executor(workers: int, threads: int, emit: Emit) -> Iterator[Executor]:
         for _ in range(workers):
             pool.submit(os.getpid)
     try:
-        yield _Processes(pool)
+        yield _Processes(pool, workers)
     except BaseException:
         # An interrupted run must not wait for a training: what a worker has not returned is computed again.
         for process in list((pool._processes or {}).values()):
@@ -57,8 +68,8 @@ def open_executor(workers: int, threads: int, emit: Emit) -> Iterator[Executor]:
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        events.put(None)
-        listener.join()
+        stop.set()
+        listener.join(timeout=1)
 
 
 def collect(future: Future[Any]) -> Any:
@@ -75,8 +86,11 @@ def collect(future: Future[Any]) -> Any:
 class _InProcess:
     """Runs each job when it is submitted."""
 
+    capacity = 1
+
     def __init__(self, emit: Emit) -> None:
         self.emit = emit
+        import_module("advseg_bench.jobs").forget()
 
     def submit(self, job: str, *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -90,8 +104,9 @@ class _InProcess:
 class _Processes:
     """Hands jobs to a pool of processes."""
 
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
+    def __init__(self, pool: ProcessPoolExecutor, workers: int) -> None:
         self.pool = pool
+        self.capacity = 2 * workers
 
     def submit(self, job: str, *arguments: Any) -> Future[Any]:
         return self.pool.submit(_work_here, job, arguments)
@@ -148,9 +163,21 @@ def _work_here(job: str, arguments: tuple[Any, ...]) -> Any:
 
 
 def _work(emit: Emit, job: str, arguments: tuple[Any, ...]) -> Any:
-    return getattr(import_module("advseg_bench.jobs"), job)(emit, *arguments)
+    """Run a job. Anything but a `UserError` is reworded: an exception of foreign code may not survive pickling."""
+    try:
+        return getattr(import_module("advseg_bench.jobs"), job)(emit, *arguments)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        failed = JobError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        failed.add_note(traceback.format_exc())
+        raise failed from None
 
 
-def _listen(events: Any, emit: Emit) -> None:
-    while (event := events.get()) is not None:
-        emit(*event)
+def _listen(events: Any, emit: Emit, stop: threading.Event) -> None:
+    """Pass on events until told to stop. It never waits for a lock that a killed worker may have held."""
+    while not stop.is_set():
+        if events.empty():
+            stop.wait(0.05)
+        else:
+            emit(*events.get())

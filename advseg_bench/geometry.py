@@ -61,8 +61,8 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     shape = (-1, *[1] * (gradient.dim() - 1))
     largest = gradient.flatten(1).abs().amax(1).view(shape)
     scaled = torch.where(largest > 0, gradient / largest, gradient)
-    length = scaled.flatten(1).norm(dim=1).view(shape)
-    return torch.where(length > 0, scaled / length, scaled)
+    length = scaled.double().flatten(1).norm(dim=1).view(shape)
+    return torch.where(length > 0, scaled / length, scaled).to(gradient.dtype)
 
 
 def random_sign(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

@@ -6,31 +6,28 @@ Workers compute and return; only the process that owns the run directory writes 
 from __future__ import annotations
 
 import hashlib
-import platform
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from advseg_bench import runner
-from advseg_bench.cells import Cell
+from advseg_bench import environment, runner
+from advseg_bench.cells import Cell, plan
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
-from advseg_bench.errors import SpecError, expected
+from advseg_bench.errors import UserError
+from advseg_bench.registry import load_attack, load_loss
 from advseg_bench.runner import Row, Setting
 from advseg_bench.suite import Suite
-from advseg_bench.training import obtain_model
+from advseg_bench.training import build_given, obtain_model
 from advseg_bench.work import Context, Failure, Unit
 
 Emit = Callable[[str, int, int], None]
 """(what, done, in all): progress of one model's training."""
-
-RECORDED = ("advseg-bench", "torch", "segmentation-models-pytorch", "monai", "numpy", "scipy", "polars", "timm")
 
 
 def describe(emit: Emit, context: Context) -> dict[str, Any]:
@@ -42,12 +39,9 @@ def describe(emit: Emit, context: Context) -> dict[str, Any]:
     dataset, suite = _dataset(context), _suite(context)
     splits = {name: len(dataset.split(name)) for name in ("train", "validation", "test")}
     test = [dataset.cases[i] for i in dataset.split("test")]
-    binding = {
-        "advseg-bench": version("advseg-bench"),
-        "torch": torch.__version__,
-        "device": _device_name(context.device),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-    }
+    names = [m.architecture for m in suite.models] + [name for a in suite.attacks for name in (a.name, *a.losses)]
+    device = {"device": environment.describe_device(context.device)}
+    libraries = environment.describe_libraries()
     compute = {"threads": suite.compute.threads, "compute_batch": suite.compute.batch}
     return {
         "data": {
@@ -59,11 +53,29 @@ def describe(emit: Emit, context: Context) -> dict[str, Any]:
             "splits": splits,
             "subjects": {"test": len({case.subject for case in test})},
         },
-        "binding": binding,
-        "environment": _versions() | {"python": platform.python_version(), "platform": platform.platform()}
-        | {"cpu": _cpu_name()} | binding | compute,
+        "binding": libraries | device | {"code": environment.describe_code([*names, suite.training.loss])},
+        "environment": libraries | environment.describe_machine() | device | compute,
         "images": [case.image for case in test],
-    }  # fmt: skip
+    }
+
+
+def check(emit: Emit, context: Context) -> None:
+    """Find the user's mistakes before anything is computed: build every model and attack, load given weights.
+
+    Raises: UserError: the first mistake found.
+    """
+    dataset, suite = _dataset(context), _suite(context)
+    for spec in suite.models:
+        build_given(spec, dataset, suite.seed)
+    load_loss(suite.training.loss, dataset.task)
+    distinct = {(c.attack, c.loss, c.settings): c for c in plan(suite) if c.attack != "none" and c.skip is None}
+    for cell in distinct.values():
+        try:
+            load_attack(cell, dataset.task)
+        except UserError:
+            raise
+        except Exception:
+            continue  # a fault of the attack itself fails its own cells, later
 
 
 def train(emit: Emit, context: Context, name: str) -> dict[str, Any]:
@@ -82,12 +94,19 @@ def attack(emit: Emit, context: Context, unit: Unit) -> tuple[list[Row], list[Fa
     return rows, failures, time.perf_counter() - started
 
 
-def show(emit: Emit, context: Context, cell: Cell, image: str) -> dict[str, np.ndarray]:
-    """Return the arrays behind one row, see `runner.attack_one`."""
+def show(emit: Emit, context: Context, cell: Cell, image: str) -> tuple[dict[str, np.ndarray], str]:
+    """Return the arrays behind one row, see `runner.attack_one`, and the digest of the weights they were made with."""
     dataset = _dataset(context)
     index = next(i for i, case in enumerate(dataset.cases) if case.image == image)
-    model, _ = _model(context, cell.model)
-    return runner.attack_one(cell, index, model, dataset, _setting(context))
+    model, info = _model(context, cell.model)
+    return runner.attack_one(cell, index, model, dataset, _setting(context)), info["weights_sha256"]
+
+
+def forget() -> None:
+    """Drop the data and the model that are kept between jobs: files may have changed since an earlier run."""
+    _suite.cache_clear()
+    _dataset.cache_clear()
+    _loaded.clear()
 
 
 @lru_cache(maxsize=1)
@@ -130,35 +149,3 @@ def _digest(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    """Versions of the libraries that a result may depend on."""
-    found = {}
-    for name in RECORDED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _device_name(device: str) -> str:
-    """The accelerator's own name, or "cpu". Raises: SpecError: if there is no such device here."""
-    try:
-        kind = torch.empty(0, device=device).device.type
-        return torch.cuda.get_device_name(device) if kind == "cuda" else kind
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        remedy = f"It says: {reason}. Use --device cpu."
-        raise SpecError(expected("device", "a device of this machine", device, remedy)) from None
-
-
-def _cpu_name() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor()

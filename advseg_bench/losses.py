@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advseg_bench import catalogue
 from advseg_bench.errors import IncompatibleError
 from advseg_bench.types import Task
 
@@ -105,24 +104,29 @@ def focal(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     Returns: (N,), at least 0.
     Source: Lin et al., ICCV 2017, arXiv:1708.02002, eq. 4.
     """
-    t = one_hot(y, task, logits)
-    if task.kind == "multiclass":
-        log_p = logits.log_softmax(1)
-        value = -t * (1 - log_p.exp()) ** 2 * log_p
-    else:
-        entropy = F.binary_cross_entropy_with_logits(logits, t, reduction="none")
-        miss = torch.where(t > 0, -logits, logits).sigmoid()
-        value = miss**2 * entropy
+    if task.kind != "multiclass":
+        return _sigmoid_focal(logits, y, valid, task)
+    log_p = logits.log_softmax(1)
+    value = -one_hot(y, task, logits) * (1 - log_p.exp()) ** 2 * log_p
     return _valid_mean(value.mean(1), valid)
 
 
 def dice_focal(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     """Return Dice loss + focal loss: MONAI's `DiceFocalLoss`, the study's training loss, image by image.
 
-    Arguments as `focal`; the two parts weigh the same; Dice is softmax'ed for multiclass.
+    For multiclass, as there, the Dice is of the softmax and the focal loss is the sigmoid one of each channel.
+    Arguments as `focal`; the two parts weigh the same.
     Returns: (N,), at least 0.
     """
-    return dice(logits, y, valid, task) + focal(logits, y, valid, task)
+    return dice(logits, y, valid, task) + _sigmoid_focal(logits, y, valid, task)
+
+
+def _sigmoid_focal(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
+    """The focal loss of each channel as a decision of its own."""
+    t = one_hot(y, task, logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, t, reduction="none")
+    miss = torch.where(t > 0, -logits, logits).sigmoid()
+    return _valid_mean((miss**2 * entropy).mean(1), valid)
 
 
 def _valid_mean(value: Tensor, valid: Tensor) -> Tensor:
@@ -131,21 +135,13 @@ def _valid_mean(value: Tensor, valid: Tensor) -> Tensor:
     return kept / valid.flatten(1).sum(1).clamp(min=1)
 
 
-def why_undefined(loss: str, task: Task) -> str | None:
-    """Return the reason why a shipped loss has no meaning for a task, or None."""
-    entry = catalogue.LOSSES.get(loss)
-    if entry is not None and task.kind not in entry.kinds:
-        return f"loss {loss!r} is defined for {' and '.join(entry.kinds)} tasks, not for {task.kind}"
-    return None
-
-
 def probe(loss: Loss, task: Task, name: str) -> None:
-    """Check that a loss grows when the model gets worse and that it keeps images apart.
+    """Check that a loss grows when the model gets worse, keeps images apart, and ignores pixels that are not valid.
 
-    It compares the sign of d loss / d logits with the direction away from the label on random logits, and the
-    value of each image alone with its value in a batch.
+    On random logits it compares the sign of d loss / d logits with the direction away from the label, asks for some
+    gradient on logits of either label, and compares each image alone with the batch.
 
-    Raises: IncompatibleError: with the fault: swapped arguments, batch pooling, a wrong shape.
+    Raises: IncompatibleError: with the fault: swapped arguments, batch pooling, a wrong shape, void pixels that count.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (3, len(task.classes), 8, 8)
@@ -154,7 +150,7 @@ def probe(loss: Loss, task: Task, name: str) -> None:
         y = torch.randint(0, shape[1], (3, 8, 8), generator=generator)
     else:
         y = torch.rand(shape, generator=generator) < 0.5
-    valid = torch.ones(3, 8, 8, dtype=torch.bool)
+    valid = torch.rand((3, 8, 8), generator=generator) < 0.8
     value = loss(logits, y, valid, task)
     if value.shape != (3,):
         raise IncompatibleError(
@@ -167,11 +163,24 @@ def probe(loss: Loss, task: Task, name: str) -> None:
             f"loss {name}: an image's value changes with its neighbours in the batch. Reduce each image by itself."
         )
     (gradient,) = torch.autograd.grad(value.sum(), logits)
-    away = 1 - 2 * one_hot(y, task, logits)
-    moved = gradient != 0
-    agreement = (gradient.sign() == away)[moved].double().mean() if moved.any() else torch.tensor(0.0)
+    _check_gradient(gradient, one_hot(y, task, logits), valid.unsqueeze(1).expand(shape), name)
+
+
+def _check_gradient(gradient: Tensor, y: Tensor, valid: Tensor, name: str) -> None:
+    """Refuse a gradient that is there where it must not be, missing where it must be, or of the wrong sign."""
+    if (gradient[~valid] != 0).any():
+        raise IncompatibleError(f"loss {name}: pixels that are not valid have a gradient. Multiply them by zero.")
+    moved = (gradient != 0) & valid
+    agreement = (gradient.sign() == 1 - 2 * y)[moved].double().mean() if moved.any() else torch.tensor(0.0)
     if agreement < 0.9:
         raise IncompatibleError(
             f"loss {name}: its gradient agrees with the direction away from the label on {agreement:.0%} of the "
             "logits, expected at least 90%. Are prediction and target swapped?"
         )
+    for label in (0, 1):
+        share = moved[valid & (y == label)].double().mean()
+        if share < 0.1:
+            raise IncompatibleError(
+                f"loss {name}: logits whose label is {label} have no gradient ({share:.0%} of them do, expected at "
+                "least 10%). Are prediction and target swapped?"
+            )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,7 @@ def own(out: Path) -> Iterator[None]:
 
     Raises: RecordError: if the directory cannot be made, holds something else, or another run holds it.
     """
-    if out.exists() and not out.is_dir():
-        raise RecordError(expected(out, "a folder for the run", "a file", "Choose another --out."))
-    if out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists() and not (out / ".lock").exists():
-        raise RecordError(
-            f"{out}: the folder is not empty and holds no run. Nothing was touched; choose another --out."
-        )
+    _check_free(out)
     make_folder(out)
     try:
         lock = (out / ".lock").open("a")
@@ -75,7 +70,27 @@ def own(out: Path) -> Iterator[None]:
             raise RecordError(f"{out}: another run is writing here. Wait for it or choose another --out.") from None
         for folder in ("models", "parts", "panels"):
             make_folder(out / folder)
+            for leftover in (out / folder).glob(".*.tmp"):
+                leftover.unlink()
         yield
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a place that is no folder, or a folder of something else."""
+    try:
+        if out.exists() and not out.is_dir():
+            raise RecordError(expected(out, "a folder for the run", "a file", "Choose another --out."))
+        empty = not out.is_dir() or not any(out.iterdir())
+        described = (out / "run.json").exists()
+        held = (out / ".lock").exists()
+    except OSError as error:
+        raise RecordError(f"{out}: cannot be used: {error.strerror}. Choose another --out.") from None
+    if described:
+        read_description(out)
+    elif not empty and not held:
+        raise RecordError(
+            f"{out}: the folder is not empty and holds no run. Nothing was touched; choose another --out."
+        )
 
 
 def read_json(path: Path) -> Any:
@@ -96,6 +111,13 @@ def read_description(out: Path) -> dict[str, Any]:
         newer = isinstance(found, int) and found > RUN_SCHEMA
         remedy = "Upgrade advseg-bench." if newer else "Run the suite again in a new --out."
         raise RecordError(expected(out / "run.json", f"schema {RUN_SCHEMA}", found, remedy))
+    kinds = {"suite": dict, "data": dict, "binding": dict, "cells": list, "images": list}
+    for key, kind in kinds.items():
+        if not isinstance(info.get(key), kind) or (kind is list and not info[key]):
+            remedy = "Restore it, or run the suite again in a new --out."
+            raise RecordError(
+                expected(out / "run.json", f"a filled {kind.__name__} under {key!r}", info.get(key), remedy)
+            )
     return dict(info)
 
 
@@ -128,6 +150,10 @@ def _first_difference(old: Any, new: Any, where: str = "") -> str:
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
                 return _first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (before, after) in enumerate(zip(old, new, strict=True)):
+            if before != after:
+                return _first_difference(before, after, f"{where}.{i}")
     return f"{where or 'it'} was {_short(old)}, is {_short(new)}"
 
 
@@ -147,14 +173,15 @@ def write_part(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def read_rows(out: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection[str] | None = None) -> pl.DataFrame:
     """Read all rows of a run, in a fixed order, one per cell and image.
 
     Args:
         out: The run directory.
-        columns: Only these; all if None.
+        columns: Only these, "cell" among them; all if None.
+        cells: Ids of the run's cells; a part with any other is refused. Not checked if None.
     Returns: A frame of `ROW_SCHEMA`.
-    Raises: RecordError: naming a part that is truncated or not of this schema.
+    Raises: RecordError: naming a part that is truncated, not of this schema, or of another run.
     """
     names = list(columns or ROW_SCHEMA)
     frames = [pl.DataFrame(schema={name: ROW_SCHEMA[name] for name in names})]
@@ -167,6 +194,8 @@ def read_rows(out: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
                 f"{path}: is damaged ({reason}). Delete this file and run the same command again: "
                 "only its rows are computed again."
             ) from None
+        if cells is not None and not set(frames[-1]["cell"]) <= set(cells):
+            raise RecordError(f"{path}: holds rows of another run. Move this file away; nothing else is wrong.")
     rows = pl.concat(frames)
     keys = [name for name in ("cell", "image") if name in names]
     return rows.unique(subset=keys, keep="first", maintain_order=True) if len(keys) == 2 else rows

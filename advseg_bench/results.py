@@ -77,7 +77,7 @@ class Run:
 
         Raises: RecordError: naming a part that is truncated, and what to do about it.
         """
-        rows = records.read_rows(self.path)
+        rows = records.read_rows(self.path, cells={cell["id"] for cell in self.info["cells"]})
         k = len(self.task.classes)
         if rows.select((pl.col(name).list.len() != k).any() for name in ("tp", "fp", "fn")).row(0) != (False,) * 3:
             raise RecordError(
@@ -181,11 +181,20 @@ class Run:
         key = (what, scoring)
         if key not in self._scored:
             if what == "curves":
-                self._scored[key] = scores.score_curves(self.scores(scoring), scoring)
+                self._scored[key] = scores.score_curves(self.scores(scoring), scoring, self._list_sweeps())
             else:
                 score = scores.score_rows if what == "rows" else scores.score_classes
                 self._scored[key] = score(self.rows, self.task, scoring)
         return self._scored[key]
+
+    def _list_sweeps(self) -> pl.DataFrame:
+        """The columns of `scores.SWEEP` and `eps` of every cell that was to be run."""
+        columns = [*scores.SWEEP, "eps"]
+        active = [{"dataset": self.info["data"]["name"]} | c for c in self.info["cells"] if c["skip"] is None]
+        return pl.DataFrame(
+            {name: [cell[name] for cell in active] for name in columns},
+            schema={name: records.ROW_SCHEMA[name] for name in columns},
+        )
 
     def _score_frame(self, score: str, by: Sequence[str], scoring: Scoring | None, *, classes: bool) -> pl.DataFrame:
         """The frame that holds a score, after a check of the names asked for."""

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench import catalogue, geometry, metrics
-from advseg_bench.attacks.gradient import OneGradientAttack, input_gradients
+from advseg_bench.attacks.gradient import OneGradientAttack, input_gradients, is_shared
 from advseg_bench.cells import Cell
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import UserError
+from advseg_bench.guard import ModelGuard
 from advseg_bench.losses import one_hot
 from advseg_bench.registry import load_attack
 from advseg_bench.types import Attack, Batch, Budget
@@ -61,12 +62,13 @@ def run_unit(unit: Unit, model: nn.Module, dataset: Dataset, setting: Setting) -
     """
     model.to(setting.device).eval().requires_grad_(False)
     attacks, failures = _load_attacks(unit, dataset)
+    guard = ModelGuard(model)
     rows: list[Row] = []
     for start in range(0, len(unit.indices), setting.batch):
         indices = unit.indices[start : start + setting.batch]
         padded = [indices[i % len(indices)] for i in range(setting.batch)]
         batch = _to(dataset.batch(padded), setting.device)
-        scene = _Scene(model, batch, dataset.name, len(indices), setting.seed)
+        scene = _Scene(model, guard, batch, dataset=dataset.name, n=len(indices), seed=setting.seed)
         new, failed = scene.attack_and_score([c for c in unit.cells if c.attack == "none" or c.id in attacks], attacks)
         rows += new
         failures += failed
@@ -80,7 +82,7 @@ def attack_one(cell: Cell, index: int, model: nn.Module, dataset: Dataset, setti
     """
     model.to(setting.device).eval().requires_grad_(False)
     batch = _to(dataset.batch([index] * setting.batch), setting.device)
-    scene = _Scene(model, batch, dataset.name, 1, setting.seed)
+    scene = _Scene(model, ModelGuard(model), batch, dataset=dataset.name, n=1, seed=setting.seed)
     attack = load_attack(cell, dataset.task)
     logits, gradients = scene.shared_gradients({cell.id: attack})
     x_adv, _ = scene.perturb(cell, attack, gradients.get(cell.id))
@@ -112,6 +114,8 @@ def _load_attacks(unit: Unit, dataset: Dataset) -> tuple[dict[str, Attack], list
             attacks[cell.id] = built[key]
         except UserError as error:
             failures.append(Failure(unit.model, "attack", cell.id, str(error)))
+        except Exception as error:
+            failures.append(Failure(unit.model, "attack", cell.id, f"{type(error).__name__}: {error}"))
     return attacks, failures
 
 
@@ -123,8 +127,9 @@ def _to(batch: Batch, device: str) -> Batch:
 class _Scene:
     """One batch in front of one model, with everything its cells share."""
 
-    def __init__(self, model: nn.Module, batch: Batch, dataset: str, n: int, seed: int) -> None:
+    def __init__(self, model: nn.Module, guard: ModelGuard, batch: Batch, *, dataset: str, n: int, seed: int) -> None:
         self.model, self.batch, self.dataset, self.n, self.seed = model, batch, dataset, n, seed
+        self.guard = guard
 
     def attack_and_score(self, cells: Sequence[Cell], attacks: dict[str, Attack]) -> tuple[list[Row], list[Failure]]:
         """Run all cells; a cell that raises is a failure and costs no other cell its result."""
@@ -139,7 +144,8 @@ class _Scene:
                 else:
                     x_adv, flags = self.perturb(cell, attacks[cell.id], gradients.get(cell.id))
                     prediction = metrics.predict(self.forward(x_adv), self.batch.task)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
+                self.guard.restore()
                 failures.append(Failure(cell.model, "attack", cell.id, f"{type(error).__name__}: {error}"))
                 continue
             rows += self._rows(cell, x_adv, flags, metrics.count(prediction, clean, self.batch))
@@ -151,43 +157,64 @@ class _Scene:
             logits: Tensor = self.model(x)
         return logits
 
-    def shared_gradients(self, attacks: dict[str, Attack]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Clean logits, and for each one-gradient cell its gradient: one forward, one backward per distinct attack."""
-        distinct: dict[int, OneGradientAttack] = {}
-        for attack in attacks.values():
-            if isinstance(attack, OneGradientAttack):
-                distinct[id(attack)] = attack
+    def shared_gradients(self, attacks: dict[str, Attack]) -> tuple[Tensor, dict[str, Tensor | Exception]]:
+        """Clean logits, and for each one-gradient cell its gradient: one forward, one backward per distinct attack.
+
+        If that raises, each attack is tried alone, and what raises then stands in the gradient's place.
+        """
+        distinct = {id(attack): attack for attack in attacks.values() if is_shared(attack)}
+        of: dict[int, Tensor | Exception] = {}
         if not distinct:
-            return self.forward(self.batch.x), {}
-        objectives = [lambda out, a=attack: a.objective(out, self.batch) for attack in distinct.values()]
-        logits, gradients = input_gradients(self.model, self.batch.x, objectives)
-        of = dict(zip(distinct, gradients, strict=True))
+            logits = self.forward(self.batch.x)
+        else:
+            try:
+                logits, gradients = self._differentiate(list(distinct.values()))
+                of.update(zip(distinct, gradients, strict=True))
+            except Exception:
+                logits = self.forward(self.batch.x)
+                of = {key: self._differentiate_alone(attack) for key, attack in distinct.items()}
         return logits, {cell: of[id(attack)] for cell, attack in attacks.items() if id(attack) in of}
 
-    def perturb(self, cell: Cell, attack: Attack, gradient: Tensor | None) -> tuple[Tensor, list[set[str]]]:
+    def _differentiate(self, attacks: Sequence[OneGradientAttack]) -> tuple[Tensor, list[Tensor]]:
+        objectives = [lambda out, a=attack: a.objective(out, self.batch) for attack in attacks]
+        return input_gradients(self.model, self.batch.x, objectives)
+
+    def _differentiate_alone(self, attack: OneGradientAttack) -> Tensor | Exception:
+        try:
+            return self._differentiate([attack])[1][0]
+        except Exception as error:
+            return error
+
+    def perturb(self, cell: Cell, attack: Attack, gradient: Tensor | Exception | None) -> tuple[Tensor, list[set[str]]]:
         """Run one attack and check its result.
+
+        The attack gets a copy of images and labels: neither what is scored against nor what other attacks see can
+        be changed by it.
 
         Returns: Images inside bounds and budget, and for each image the names of what was wrong with the result.
         """
-        budget = Budget(cell.norm, cell.eps)
-        x, before = self.batch.x, self.batch.x.clone()
-        state = _state(self.model)
+        if isinstance(gradient, Exception):
+            raise gradient
+        budget, x = Budget(cell.norm, cell.eps), self.batch.x
+        lent = replace(self.batch, x=x.clone(), y=self.batch.y.clone(), valid=self.batch.valid.clone())
         if gradient is not None:
-            assert isinstance(attack, OneGradientAttack)
-            x_adv = attack.step(self.batch, gradient, budget)
+            assert is_shared(attack)
+            x_adv = attack.step(lent, gradient, budget)
         else:
             generators = image_generators(self.seed, cell.id, self.batch.images)
-            x_adv = attack(self.model, self.batch, budget=budget, generators=generators).detach()
-        common = set()
-        if _state(self.model) != state:
-            common.add("model_changed")
-            self.model.eval().requires_grad_(False)
-        if not torch.equal(x, before):
-            common.add("input_changed")
-            x.copy_(before)
+            with torch.enable_grad():  # and whatever mode the attack leaves behind ends here
+                x_adv = attack(self.model, lent, budget=budget, generators=generators)
+        if not isinstance(x_adv, Tensor):
+            raise TypeError(f"expected a tensor of adversarial images, got {type(x_adv).__name__}")
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
             raise ValueError(f"expected {x.dtype} {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}")
-        return self._check(x_adv, budget, common)
+        common = set()
+        if self.guard.restore():
+            common.add("model_changed")
+        pairs = ((lent.x, x), (lent.y, self.batch.y), (lent.valid, self.batch.valid))
+        if not all(torch.equal(ours, theirs) for ours, theirs in pairs):
+            common.add("input_changed")
+        return self._check(x_adv.detach(), budget, common)
 
     def _check(self, x_adv: Tensor, budget: Budget, common: set[str]) -> tuple[Tensor, list[set[str]]]:
         """Measure in float64, name the violations, and project."""
@@ -241,12 +268,3 @@ class _Scene:
             "backwards": cost[1],
         }
         return [fixed | {name: values[i] for name, values in columns.items()} for i in range(self.n)]
-
-
-def _state(model: nn.Module) -> tuple[Any, ...]:
-    """What an attack must leave alone: training flags, gradient flags, and every tensor's write counter."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return (
-        [module.training for module in model.modules()],
-        [(t.requires_grad, t._version, t.data_ptr()) for t in tensors],
-    )

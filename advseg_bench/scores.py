@@ -156,7 +156,7 @@ def average_draws(scored: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:
     return scored.group_by(keys).agg(pl.col(name).mean() for name in scores)
 
 
-def score_curves(scored: pl.DataFrame, scoring: Scoring) -> pl.DataFrame:
+def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame | None = None) -> pl.DataFrame:
     """Sum up each image's Dice over a sweep of eps in two numbers.
 
     Random attacks: the curve is that of the Dice averaged over draws, and it is this average that must fall
@@ -165,6 +165,7 @@ def score_curves(scored: pl.DataFrame, scoring: Scoring) -> pl.DataFrame:
     Args:
         scored: What `score_rows` returned.
         scoring: The Dice threshold.
+        planned: The columns of `SWEEP` and `eps` of every cell that was to be run; what `scored` has if None.
     Returns: One row per image and sweep, the clean prediction left out: the columns of `SWEEP`, `image`, `subject`,
         `block`, `dice_clean`, `area` and `smallest_eps`. `area` is null where an eps of the sweep, the clean
         value or a Dice is missing, or all eps are 0; `smallest_eps` where no eps of the sweep suffices or the
@@ -178,7 +179,7 @@ def score_curves(scored: pl.DataFrame, scoring: Scoring) -> pl.DataFrame:
         .agg("eps", "dice", pl.col("dice_clean").first())
         .with_row_index("curve")
     )
-    longest = points.group_by(SWEEP).agg(pl.col("eps").n_unique().alias("n_eps"))
+    longest = (points if planned is None else planned).group_by(SWEEP).agg(pl.col("eps").n_unique().alias("n_eps"))
     whole = (pl.col("eps").list.len() == pl.col("n_eps")) & (pl.col("eps").list.max() > 0)
     summed = _sum_curves(curves.select("curve", "eps", "dice", "dice_clean"), scoring.dice_threshold)
     return (

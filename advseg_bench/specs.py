@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
 from functools import partial
@@ -18,25 +19,41 @@ from advseg_bench.types import EmptyRule, Norm, TaskKind
 class Spec(BaseModel):
     """Base of all specifications: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _eps(value: object) -> object:
-    """Read "4/255" or .0157; refuse what looks like a 0-255 intensity."""
+    """Read "4/255" or .0157."""
     if isinstance(value, str):
         try:
             value = float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError('expected a number or a fraction such as "4/255"') from None
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError('expected a number or a fraction such as "4/255"')
     if not math.isfinite(value) or value < 0:
         raise ValueError("expected a finite eps >= 0")
-    if value >= 1:
-        raise ValueError(
-            f'expected eps < 1, in units of the image (0 to 1). For {value:g} of 255 grey levels write "{value:g}/255"'
-        )
     return float(value)
+
+
+def _none(value: object) -> object:
+    """Read "none", since TOML has no null; refuse true and false, which would count as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError('expected a number or "none"')
+    return None if value == "none" else value
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Refuse values that JSON lacks, such as dates."""
+    try:
+        json.dumps(settings, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected numbers, strings, booleans and lists of them: {error}") from None
+    return settings
+
+
+Millimetres = Annotated[float, Field(gt=0)]
+Settings = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 def _architecture(name: str) -> str:
@@ -128,7 +145,7 @@ class FolderData(_ImageData):
     ignore: int | None = None
     scale: Literal["max", "dtype"] | tuple[float, float] = "max"
     subject: str | None = None
-    spacing: tuple[float, float] | None = None
+    spacing: tuple[Millimetres, Millimetres] | None = None
     validation: float = Field(default=0.15, gt=0, lt=1)
     test: float = Field(default=0.25, gt=0, lt=1)
     seed: int = Field(default=0, ge=0)
@@ -166,7 +183,7 @@ class ModelSpec(Spec):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
     architecture: Annotated[str, AfterValidator(_architecture)]
     encoder: str | None = None
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Settings = Field(default_factory=dict)
     weights: Path | None = None
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
@@ -212,9 +229,10 @@ class Recipe(Spec):
         epochs: Passes over the training split; a step is `batch` images.
         sampling: "uniform" without replacement, or "balanced": a class at random, then an image that shows it.
         augment: Any of "flip", "rot90", "affine", "brightness".
-        head_bias: Initial bias of the output layer; about -2.5 keeps rare sigmoid classes from collapsing.
+        head_bias: Initial bias of the output layer; about -2.5 keeps rare sigmoid classes from collapsing. "none"
+            leaves it as it is.
         evaluate_every: Epochs between validations; the best checkpoint by validation Dice is kept.
-        floor: A model whose validation Dice stays under it is not handed on.
+        floor: A model trained here whose validation Dice stays under it is not handed on.
     """
 
     recipe: Literal["wang2024", "quick"] = "quick"
@@ -226,7 +244,7 @@ class Recipe(Spec):
     epochs: int = Field(ge=1)
     sampling: Literal["uniform", "balanced"]
     augment: tuple[Literal["flip", "rot90", "affine", "brightness"], ...]
-    head_bias: float | None
+    head_bias: Annotated[float | None, BeforeValidator(_none)]
     evaluate_every: int = Field(default=1, ge=1)
     floor: float = Field(default=0.5, ge=0, le=1)
 
@@ -236,7 +254,7 @@ class Recipe(Spec):
         if not isinstance(data, dict):
             return data
         preset = data.get("recipe", "quick")
-        if preset not in RECIPES:
+        if not isinstance(preset, str) or preset not in RECIPES:
             raise ValueError(unknown("", "recipe", str(preset), RECIPES))
         return RECIPES[preset] | data
 
@@ -247,7 +265,7 @@ class AttackSpec(Spec):
     Attributes:
         name: A name of the catalogue, of an entry point, or "package.module:object".
         losses: Attack losses; empty for controls.
-        eps: Radii in image units; "4/255" or a number below 1.
+        eps: Radii in image units; "4/255" or a number, for "linf" below 1.
         norm: Norm of the budget.
         draws: Independent repetitions of a random attack.
         settings: Constructor arguments of the attack.
@@ -258,11 +276,17 @@ class AttackSpec(Spec):
     eps: tuple[Eps, ...] = Field(min_length=1)
     norm: Norm = "linf"
     draws: int = Field(default=1, ge=1)
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Settings = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits(self) -> AttackSpec:
         """Losses and draws are given where they mean something, and nothing is listed twice."""
+        for value in self.eps:
+            if self.norm == "linf" and value >= 1:
+                hint = f'For {value:g} of 255 grey levels write "{value:g}/255"' if value < 255 else "Write n/255"
+                raise ValueError(
+                    f"eps: expected L_inf radii below 1, in units of the image (0 to 1), got {value:g}. {hint}"
+                )
         for what, values in (("eps", self.eps), ("losses", self.losses)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{what}: a value of attack {self.name!r} is listed twice")
@@ -287,7 +311,7 @@ class Compute(Spec):
     """
 
     batch: int = Field(default=8, ge=1)
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=256)
 
 
 class Scoring(Spec):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 
-from advseg_bench.cache import cache_dir, content_hash, write_json
+from advseg_bench.cache import cache_dir, cache_root, content_hash, write_json
 from advseg_bench.cells import Cell, estimate, model_identity
+from advseg_bench.errors import RecordError
 from advseg_bench.specs import ModelSpec
 from advseg_bench.suite import Suite
 
@@ -38,14 +40,16 @@ class Estimate:
 
 def remember(suite: Suite, model: ModelSpec, timing: Timing) -> None:
     """Keep what a model cost on this machine."""
-    write_json(cache_dir("timings") / f"{_key(suite, model)}.json", asdict(timing))
+    with suppress(RecordError):  # an estimate that cannot be kept is no reason to fail
+        write_json(cache_dir("timings") / f"{_key(suite, model)}.json", asdict(timing))
 
 
 def recall(suite: Suite, model: ModelSpec) -> tuple[Timing, str] | None:
     """Return what a model cost here, else on the reference machine of the shipped suites, else None."""
-    path = cache_dir("timings") / f"{_key(suite, model)}.json"
+    path = cache_root() / "timings" / f"{_key(suite, model)}.json"
     if path.exists():
-        return Timing(**json.loads(path.read_text())), "measured here"
+        with suppress(ValueError, TypeError, OSError):  # a damaged file of estimates counts as no file
+            return Timing(**json.loads(path.read_text())), "measured here"
     shipped = json.loads(files("advseg_bench.suites").joinpath("timings.json").read_text())
     if (found := shipped["models"].get(_key(suite, model))) is not None:
         return Timing(**found), f"measured on {shipped['machine']}"

@@ -7,6 +7,7 @@ from its last checkpoint to the same weights as one that was not.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import math
@@ -20,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advseg_bench import metrics
+from advseg_bench import environment, metrics
 from advseg_bench.cache import cache_dir, content_hash, write_bytes, write_json
 from advseg_bench.data.augment import Augmentation
 from advseg_bench.data.dataset import Dataset
-from advseg_bench.errors import TrainingError
+from advseg_bench.errors import DataError, TrainingError, UserError
 from advseg_bench.losses import Loss
 from advseg_bench.models.build import build_model, set_head_bias
 from advseg_bench.models.module import SegmentationModule
@@ -33,7 +34,7 @@ from advseg_bench.registry import load_loss
 from advseg_bench.specs import ModelSpec, Recipe
 from advseg_bench.types import Batch
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 SAVE_EVERY_S = 15.0
 
 Progress = Callable[[int, int], None]
@@ -60,12 +61,11 @@ def obtain_model(
         seed: Seeds initialisation and training.
         progress: Told after every epoch.
     Raises:
-        TrainingError: if the model learned nothing, that is if its validation Dice is under `recipe.floor`.
-        SpecError, IncompatibleError, DataError: from building the model and loading weights.
+        TrainingError: if a model trained here learned nothing: its validation Dice is under `recipe.floor`.
+        DataError: if no validation image shows a class.
+        SpecError, IncompatibleError: from building the model and loading weights.
     """
-    size = dataset.batch([0]).x.shape[-1]
-    channels = dataset.batch([0]).x.shape[1]
-    model = build_model(spec, channels=channels, task=dataset.task, size=size, seed=seed)
+    model = build_given(spec, dataset, seed)
     info = {
         "name": spec.name,
         "architecture": spec.architecture,
@@ -74,20 +74,19 @@ def obtain_model(
         "source": str(spec.weights) if spec.weights else "trained",
     }
     if spec.weights:
-        load_weights(spec.weights, model)
-        dice = evaluate(model.eval(), dataset, recipe.batch)
-        return TrainedModel(model, info | {"key": None, "validation_dice": dice, "train_seconds": None})
-    trained = spec.model_dump(mode="json", exclude={"name", "weights"})
-    key = content_hash([TRAINING_VERSION, trained, dataset.fingerprint, recipe.model_dump(mode="json"), seed])
-    folder = cache_dir("models", key)
-    if not (folder / "model.json").exists():
-        if recipe.head_bias is not None:
-            set_head_bias(model, recipe.head_bias)
-        with torch.random.fork_rng(devices=[]), _deterministic():
-            _Training(model, recipe, dataset, seed, folder).run(progress)
-    load_weights(folder / "model.safetensors", model)
-    outcome = json.loads((folder / "model.json").read_text())
-    if outcome["validation_dice"] < recipe.floor:
+        given = {"key": None, "validation_dice": evaluate(model.eval(), dataset, recipe.batch), "train_seconds": None}
+        return TrainedModel(model, info | given)
+    key = content_hash(_dependencies(spec, recipe, dataset, seed))
+    with _locked(cache_dir("models", key)) as folder:
+        weights, sidecar = folder / "model.safetensors", folder / "model.json"
+        if not _is_whole(weights, sidecar, model):
+            if recipe.head_bias is not None:
+                set_head_bias(model, recipe.head_bias)
+            with torch.random.fork_rng(devices=[]), _deterministic():
+                _Training(model, recipe, dataset, seed, folder).run(progress)
+        load_weights(weights, model)
+        outcome = json.loads(sidecar.read_text())
+    if not outcome["validation_dice"] >= recipe.floor:
         raise TrainingError(
             f"model {spec.name}: expected a validation Dice of at least {recipe.floor:g} (training.floor), got "
             f"{outcome['validation_dice']:.3f} after {recipe.epochs} epochs: it learned nothing worth attacking. "
@@ -96,8 +95,56 @@ def obtain_model(
     return TrainedModel(model.eval(), info | outcome | {"key": key})
 
 
+def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationModule:
+    """Build a model for the images of a data set, with its own weights if it has any.
+
+    Raises: SpecError, IncompatibleError, PluginError, DataError: see `build_model` and `load_weights`.
+    """
+    _, channels, *size = dataset.batch([0]).x.shape
+    model = build_model(spec, channels=channels, task=dataset.task, size=size[-1], seed=seed)
+    if spec.weights:
+        load_weights(spec.weights, model)
+    return model
+
+
+def _is_whole(weights: Path, sidecar: Path, model: SegmentationModule) -> bool:
+    """Whether a cached training is there and can be read; it is made again otherwise."""
+    if not (weights.exists() and sidecar.exists()):
+        return False
+    try:
+        load_weights(weights, model)
+        return set(json.loads(sidecar.read_text())) >= {"validation_dice", "train_seconds"}
+    except (UserError, ValueError, TypeError):
+        return False
+
+
+def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int) -> dict[str, Any]:
+    """Everything that trained weights depend on, as JSON; the floor and the names of model and preset are not."""
+    return {
+        "version": TRAINING_VERSION,
+        "model": spec.model_dump(mode="json", exclude={"name", "weights"}),
+        "recipe": recipe.model_dump(mode="json", exclude={"recipe", "floor"}),
+        "data": dataset.fingerprint,
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "libraries": environment.describe_libraries(),
+        "code": environment.describe_code([spec.architecture, recipe.loss]),
+    }
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[Path]:
+    """Hold a folder of the cache, so that two processes never train one model at once; the second one waits."""
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
 def evaluate(model: nn.Module, dataset: Dataset, batch: int) -> float:
-    """Return the mean Dice over the validation images: per image, classes absent from the truth left out."""
+    """Return the mean Dice over the validation images: per image, classes absent from the truth left out.
+
+    Raises: DataError: if no validation image shows a class.
+    """
     indices = dataset.split("validation")
     values = []
     for start in range(0, len(indices), batch):
@@ -105,7 +152,13 @@ def evaluate(model: nn.Module, dataset: Dataset, batch: int) -> float:
         with torch.no_grad():
             prediction = metrics.predict(model(images.x), images.task)
         values.append(metrics.mean_dice(metrics.count(prediction, prediction, images), images.task))
-    return float(torch.cat(values).nanmean())
+    dice = torch.cat(values)
+    if dice.isnan().all():
+        raise DataError(
+            f"data {dataset.name}: expected a validation image that shows a class, got {len(indices)} images without "
+            "any. No checkpoint can be chosen by them; use another split or seed."
+        )
+    return float(dice.nanmean())
 
 
 class _Training:
@@ -156,6 +209,8 @@ class _Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = _cosine(self.recipe, step / self.steps)
             value = self.loss(self.model(batch.x), batch.y, batch.valid, batch.task).mean()
+            if not value.isfinite():
+                raise TrainingError(f"training diverged at step {step}: the loss is {value.item()}. Lower training.lr.")
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(value)
             self.optimizer.step()
@@ -177,7 +232,10 @@ class _Training:
         path = self.folder / "resume.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        try:
+            state = torch.load(path, weights_only=True)
+        except Exception:  # torch raises many types for a damaged file; the training then starts again
+            return
         self.model.load_state_dict(state.pop("model"))
         self.optimizer.load_state_dict(state.pop("optimizer"))
         for name, value in state.items():

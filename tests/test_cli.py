@@ -153,31 +153,48 @@ def test_an_unknown_device_is_one_line(here, tmp_path):
     assert_one_line(done, "device", "'quantum'")
 
 
-def test_a_model_that_cannot_be_built_is_reported_and_the_exit_code_is_one(here, tmp_path):
+def test_a_model_that_cannot_be_built_is_one_line(here, tmp_path):
     old = "{ features = [4, 4, 4, 4, 4, 4] }"
     suite = write_suite(tmp_path, (old, "{ featurs = [4, 4, 4, 4, 4, 4] }"))
+    assert_one_line(here("run", suite, "--out", tmp_path / "run"), "featurs", "Did you mean 'features'?")
+
+
+def test_a_failed_model_is_told_and_the_exit_code_is_one(here, tmp_path):
+    suite = write_suite(tmp_path, ("floor = 0.0", "floor = 0.99"))
     done = here("run", suite, "--out", tmp_path / "run", "--workers", 1)
     assert done.returncode == 1
-    assert "failed: " in done.stdout
-    assert "Did you mean 'features'?" in done.stdout
+    assert "failed: all of a: model a: expected a validation Dice of at least 0.99" in done.stdout
+    assert (tmp_path / "run" / "report" / "report.html").exists()
 
 
-def test_a_checkpoint_of_another_model_and_a_pickle_are_refused(here, tmp_path):
-    other, pickled = tmp_path / "other.pt", tmp_path / "pickled.pt"
+@pytest.mark.parametrize("kind", ["other", "pickled", "empty", "missing"])
+def test_a_checkpoint_that_does_not_fit_is_one_line(here, tmp_path, kind):
+    path = tmp_path / f"{kind}.pt"
     with torch.random.fork_rng():
-        torch.save(nn.Conv2d(1, 2, 3).state_dict(), other)
-        torch.save(nn.Conv2d(1, 2, 3), pickled)
-    changes = [
-        (f'architecture = "{net}"', f'architecture = "{net}"\nweights = "{path}"')
-        for net, path in (("monai.BasicUNet", other), ("monai.UNet", pickled))
-    ]
-    done = here("run", write_suite(tmp_path, *changes), "--out", tmp_path / "run", "--workers", 1)
-    assert done.returncode == 1
-    flat = " ".join(done.stdout.split())
-    assert "other.pt" in flat
-    assert "pickled.pt" in flat
-    assert "missing" in flat
-    assert "weights-only" in flat or "could run code" in flat
+        net = nn.Conv2d(1, 2, 3)
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind != "missing":
+        torch.save(net if kind == "pickled" else net.state_dict(), path)
+    suite = write_suite(tmp_path, ('architecture = "monai.UNet"', f'architecture = "monai.UNet"\nweights = "{path}"'))
+    expected = {"other": "missing", "pickled": "weights-only", "empty": "empty", "missing": "missing.pt"}[kind]
+    assert_one_line(here("run", suite, "--out", tmp_path / "run", "--workers", 1), path.name, expected)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "quick", "--workers", "0"], ["walk"], ["plan"], ["plan", "quick", "--fast"]]
+)
+def test_a_wrong_call_is_one_line(here, arguments):
+    assert_one_line(here(*arguments))
+
+
+def test_a_reader_that_stops_is_no_error():
+    command = f"{sys.executable} -m advseg_bench plan quick --cells | head -2"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m advseg_bench schema > /dev/full"], capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr == b"advseg-bench: standard output: No space left on device.\n"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ FLOORS = [
     {"types", "errors"},
     {"catalogue", "cache"},
     {"specs"},
-    {"geometry", "losses", "suite", "stats"},
+    {"geometry", "losses", "suite", "stats", "environment", "guard"},
     {"metrics", "cells"},
     {"attacks", "models", "data", "testing", "work", "records", "scores", "timing"},
     {"registry", "selection"},

@@ -68,6 +68,8 @@ def test_softmax_losses_equal_monai():
     valid = batch.valid
     torch.testing.assert_close(losses.dice(logits, batch.y, valid, batch.task), dice)
     torch.testing.assert_close(losses.focal(logits, batch.y, valid, batch.task), focal.flatten(1).mean(1))
+    both = monai.losses.DiceFocalLoss(softmax=True, to_onehot_y=True, reduction="none")(logits, y).flatten(1).mean(1)
+    torch.testing.assert_close(losses.dice_focal(logits, batch.y, valid, batch.task), both)
     torch.testing.assert_close(losses.ce(logits, batch.y, valid, batch.task), entropy)
 
 
@@ -97,8 +99,19 @@ def swapped(logits, y, valid, task):
     return losses.dice(y.to(logits) * 2 - 1, logits, valid, task)
 
 
+def swapped_bce(logits, y, valid, task):
+    """What BCEWithLogitsLoss()(mask, output) computes, as in the released code of arXiv 2401.11224."""
+    value = torch.nn.functional.binary_cross_entropy_with_logits(y.to(logits), logits, reduction="none")
+    return torch.where(valid.unsqueeze(1), value, 0).flatten(1).mean(1)
+
+
+def counts_void(logits, y, valid, task):
+    return losses.bce(logits, y, torch.ones_like(valid), task)
+
+
 def pooled(logits, y, valid, task):
-    return torch.nn.functional.softplus(-logits * (2.0 * y - 1)).mean().expand(len(logits))
+    value = torch.nn.functional.softplus(-logits * (2.0 * y - 1))
+    return (value * valid.unsqueeze(1)).mean().expand(len(logits))
 
 
 def negative(logits, y, valid, task):
@@ -117,6 +130,8 @@ def constant(logits, y, valid, task):
     ("fault", "message"),
     [
         (swapped, "prediction and target swapped"),
+        (swapped_bce, "logits whose label is 0 have no gradient"),
+        (counts_void, "pixels that are not valid have a gradient"),
         (pooled, "changes with its neighbours"),
         (negative, "agrees with the direction away from the label on 0%"),
         (scalar, r"expected one value per image, shape \(3,\), got \(\)"),

@@ -14,7 +14,14 @@ import pytest
 from advseg_bench import cache, records
 from advseg_bench.errors import RecordError
 
-INFO = {"schema": 1, "suite": {"name": "a", "attacks": [1, 2]}, "data": {"fingerprint": "x"}, "binding": {"torch": "2"}}
+INFO = {
+    "schema": 1,
+    "suite": {"name": "a", "attacks": [1, 2]},
+    "data": {"fingerprint": "x"},
+    "binding": {"torch": "2"},
+    "cells": [{"id": "c1"}],
+    "images": ["i1"],
+}
 
 
 def row(cell: str = "c1", image: str = "i1", **changes: object) -> dict[str, object]:

@@ -77,7 +77,7 @@ def test_another_schema(tmp_path, schema, remedy):
 def test_run_json_without_a_part(tmp_path, key):
     out = write_run(tmp_path / "r")
     edit_json(out / "run.json", lambda info: {k: v for k, v in info.items() if k != key})
-    with pytest.raises(RecordError, match=r"run\.json: is damaged \(KeyError.*Restore it"):
+    with pytest.raises(RecordError, match=r"run\.json: .*Restore it"):
         Run(out)
 
 
@@ -307,3 +307,22 @@ def test_reading_a_run_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_sweep_that_lacks_an_eps_has_no_area(tmp_path):
+    run = Run(write_run(tmp_path / "run"))
+    whole = run.table("area", by=("model", "attack", "loss"))
+    assert whole["mean"].null_count() == 0
+    largest = max(cell["eps"] for cell in run.info["cells"])
+    model = run.model_names[0]
+    rewrite_rows(run.path, lambda rows: rows.filter((pl.col("model") != model) | (pl.col("eps") != largest)))
+    table = Run(run.path).table("area", by=("model", "attack", "loss"))
+    assert table.filter(model=model)["mean"].null_count() == len(table.filter(model=model))
+    assert table.filter(pl.col("model") != model)["mean"].null_count() == 0
+
+
+def test_rows_of_another_run_are_refused(tmp_path):
+    out = write_run(tmp_path / "run")
+    rewrite_rows(out, lambda rows: rows.with_columns(pl.lit("foreign").alias("cell")))
+    with pytest.raises(RecordError, match="holds rows of another run"):
+        Run(out).rows  # noqa: B018

@@ -14,8 +14,11 @@ import pytest
 import torch
 
 import advseg_bench as ab
-from advseg_bench import training
-from advseg_bench.errors import RecordError
+from advseg_bench import jobs, records, training
+from advseg_bench.data import load_dataset
+from advseg_bench.errors import RecordError, UserError
+from advseg_bench.models.build import build_model
+from advseg_bench.models.weights import save_weights
 from advseg_bench.suite import Suite
 
 TEXT = """
@@ -111,6 +114,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_rows(undisturbed,
     """Each child is a process of its own and gets SIGKILL; it is forked to save the seconds of importing torch."""
     monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    jobs.forget()
     out, moments = tmp_path / "run", random.Random(0)
     kills = 0
     while kills < 20:
@@ -171,11 +175,54 @@ def test_a_model_that_learned_nothing_fails_alone(tmp_path):
     assert len(run.rows) == 0
 
 
-def test_a_model_that_cannot_be_built_costs_the_others_nothing(undisturbed, tmp_path):
-    text = TEXT.replace("features = [4, 4, 4, 4, 4, 4]", "features = [4]")
-    run = ab.run(tiny(text), tmp_path / "run")
-    assert [failure["model"] for failure in run.failures] == ["a"]
-    assert sorted_rows(run).equals(sorted_rows(undisturbed).filter(model="b"))
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("features = [4, 4, 4, 4, 4, 4]", "features = [4]", "a"),
+        ('"monai.UNet"', '"nowhere.nets:Net"', "nowhere"),
+        (
+            'name = "random_sign"',
+            'name = "nowhere.attacks:Mine"',
+            "attack nowhere.attacks:Mine: .* could not be imported",
+        ),
+        ("draws = 2", "settings = { steps = 3 }", "attack random_sign: does not take these settings"),
+        ('"dice"]', '"nowhere.losses:mine"]', "loss nowhere.losses:mine: .* could not be imported"),
+    ],
+)
+def test_a_mistake_in_the_suite_is_told_before_anything_is_computed(tmp_path, old, new, message):
+    assert old in TEXT
+    with pytest.raises(UserError, match=message):
+        ab.run(tiny(TEXT.replace(old, new)), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+    assert not list((tmp_path / "run" / "parts").iterdir())
+
+
+def test_a_corrected_suite_may_use_the_same_folder(undisturbed, tmp_path):
+    with pytest.raises(UserError):
+        ab.run(tiny(TEXT.replace("draws = 2", "settings = { steps = 3 }")), tmp_path / "run")
+    assert sorted_rows(ab.run(tiny(), tmp_path / "run")).equals(sorted_rows(undisturbed))
+
+
+def test_work_is_written_as_it_is_done(tmp_path, monkeypatch):
+    """With one worker too, every unit is on disk before the next one starts."""
+    order: list[str] = []
+    attack, write = jobs.attack, records.write_part
+    monkeypatch.setattr(jobs, "attack", lambda *a: (order.append("attack"), attack(*a))[1])
+    monkeypatch.setattr(records, "write_part", lambda *a: (order.append("write"), write(*a))[1])
+    ab.run(tiny(), tmp_path / "run", shard=12)
+    assert order == ["attack", "write"] * 6
+
+
+def test_changed_files_are_seen_by_a_second_run_of_one_process(tmp_path):
+    weights = tmp_path / "w.safetensors"
+    text = TEXT.replace('architecture = "monai.UNet"', f'architecture = "monai.UNet"\nweights = "{weights}"')
+    data = load_dataset(tiny().data)
+    digests = []
+    for seed in (0, 1):
+        save_weights(weights, build_model(tiny().models[1], channels=1, task=data.task, size=32, seed=seed))
+        run = ab.run(tiny(text), tmp_path / f"run{seed}")
+        digests.append(run.models["b"]["weights_sha256"])
+    assert digests[0] != digests[1]
 
 
 def test_threads_of_the_caller_are_his_own(tmp_path):

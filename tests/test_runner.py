@@ -10,8 +10,8 @@ import pytest
 import torch
 from strategies import make_batch
 
-from advseg_bench import geometry, losses, metrics, runner
-from advseg_bench.attacks.gradient import FGSM
+from advseg_bench import catalogue, geometry, losses, metrics, runner
+from advseg_bench.attacks.gradient import FGSM, is_shared
 from advseg_bench.cells import Cell, plan
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Case, Dataset, Sample
@@ -121,8 +121,45 @@ def trains(model, batch, *, budget, generators):
 
 
 def writes_weights(model, batch, *, budget, generators):
-    model.net.get_buffer("weight").mul_(1.0)
+    model.net.get_buffer("weight").data.mul_(-1.0)
     return (batch.x + budget.eps / 2).clamp(0, 1)
+
+
+def leaves_a_hook(model, batch, *, budget, generators):
+    model.register_forward_hook(lambda module, args, out: -out)
+    return (batch.x + budget.eps / 2).clamp(0, 1)
+
+
+def writes_labels(model, batch, *, budget, generators):
+    batch.y.logical_not_()
+    return (batch.x + budget.eps / 2).clamp(0, 1)
+
+
+def corrupts_and_raises(model, batch, *, budget, generators):
+    model.net.get_buffer("weight").data.mul_(-1.0)
+    raise RuntimeError("boom")
+
+
+def no_tensor(model, batch, *, budget, generators):
+    return batch.x.numpy()
+
+
+class Iterative(FGSM):
+    """An attack of its own that happens to have the parts of a shared one."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        return batch.x
+
+
+class BreaksAtOnce:
+    def __init__(self):
+        raise RuntimeError("boom")
+
+
+def breaks_on_small_images(logits, y, valid, task):
+    if logits.shape[-1] == 16:
+        raise RuntimeError("too small")
+    return losses.bce(logits, y, valid, task)
 
 
 def writes_input(model, batch, *, budget, generators):
@@ -150,6 +187,8 @@ def half(model, batch, *, budget, generators):
         ("not_finite", {"non_finite"}),
         ("trains", {"model_changed"}),
         ("writes_weights", {"model_changed"}),
+        ("leaves_a_hook", {"model_changed"}),
+        ("writes_labels", {"input_changed"}),
         ("writes_input", {"input_changed"}),
     ],
 )
@@ -157,9 +196,8 @@ def test_a_broken_attack_is_flagged_and_only_its_projection_is_scored(attack, fl
     data, model = tiny_data(4), Counter()
     broken = cell(f"test_runner:{attack}")
     before = data.batch([0]).x.clone()
-    rows, failures = runner.run_unit(
-        Unit("m", (0, 1, 2, 3), (CLEAN, broken, cell("fgsm", "bce"))), model, data, SETTING
-    )
+    after = (cell("fgsm", "bce"), cell("random_sign"))
+    rows, failures = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, broken, *after)), model, data, SETTING)
     assert not failures
     found = [row for row in rows if row["attack"] == broken.attack]
     assert flags >= {flag for row in found for flag in row["flags"]}
@@ -169,8 +207,10 @@ def test_a_broken_attack_is_flagged_and_only_its_projection_is_scored(attack, fl
     assert not model.training
     assert torch.equal(data.batch([0]).x, before)
     assert [row["flags"] for row in rows if row["attack"] == "fgsm"] == [[]] * 4
-    reference, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (cell("fgsm", "bce"),)), Counter(), tiny_data(4), SETTING)
-    assert [row for row in rows if row["attack"] == "fgsm"] == reference
+    reference, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, *after)), Counter(), tiny_data(4), SETTING)
+    assert [row for row in rows if row["attack"] != broken.attack] == reference
+    again, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, *after)), model, data, SETTING)
+    assert again == reference
 
 
 @pytest.mark.parametrize(
@@ -179,17 +219,40 @@ def test_a_broken_attack_is_flagged_and_only_its_projection_is_scored(attack, fl
         ("raises", "RuntimeError: boom"),
         ("wrong_shape", r"expected torch.float32 \(4, 2, 16, 16\), got torch.float32 \(4, 1, 16, 16\)"),
         ("half", "got torch.float16"),
+        ("no_tensor", "expected a tensor of adversarial images, got ndarray"),
+        ("corrupts_and_raises", "RuntimeError: boom"),
+        ("BreaksAtOnce", "RuntimeError: boom"),
         ("absent", "could not be imported: AttributeError"),
     ],
 )
 def test_a_failing_attack_is_a_failure_and_no_number(attack, message):
     broken = cell(f"test_runner:{attack}")
-    rows, failures = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, broken)), Counter(), tiny_data(), SETTING)
+    model = Counter()
+    rows, failures = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, broken)), model, tiny_data(), SETTING)
     assert {row["attack"] for row in rows} == {"none"}
+    assert rows == runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN,)), model, tiny_data(), SETTING)[0]
     (failure,) = failures
     assert (failure.cell, failure.model, failure.stage) == (broken.id, "m", "attack")
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(failure.message)
+
+
+def test_a_loss_that_raises_costs_the_others_nothing():
+    broken, sound = cell("fgsm", "test_runner:breaks_on_small_images"), cell("fgsm", "bce")
+    rows, (failure,) = runner.run_unit(Unit("m", (0, 1), (CLEAN, broken, sound)), Counter(), tiny_data(), SETTING)
+    assert failure.cell == broken.id
+    assert failure.message == "RuntimeError: too small"
+    assert rows == runner.run_unit(Unit("m", (0, 1), (CLEAN, sound)), Counter(), tiny_data(), SETTING)[0]
+
+
+def test_only_an_attack_without_a_call_of_its_own_is_shared():
+    rows, _ = runner.run_unit(
+        Unit("m", (0, 1), (cell("test_runner:Iterative", "bce"),)), Counter(), tiny_data(), SETTING
+    )
+    assert [row["flags"] for row in rows] == [["unchanged"], ["unchanged"]]
+    for name, entry in catalogue.ATTACKS.items():
+        built = runner.load_attack(cell(name, "bce" if entry.needs_loss else ""), Task("binary", ("c",)))
+        assert is_shared(built) == entry.shared, name
 
 
 def test_settings_that_an_attack_does_not_take_are_a_failure():

@@ -42,13 +42,19 @@ def test_shipped_suites_load_and_survive_json(name):
         ('["bce", "dice"]', "[]", "attacks.0: losses: attack 'fgsm' follows a loss"),
         ("draws = 2", 'losses = ["bce"]', "attacks.1: losses: attack 'random_sign' follows no loss"),
         ('losses = ["bce"', 'draws = 2\nlosses = ["bce"', "attacks.0: draws: attack 'fgsm' draws no random numbers"),
-        ('"8/255"', "8", 'attacks.0.eps.1: expected eps < 1.* write "8/255"'),
-        ('"8/255"', "1.0", "attacks.0.eps.1: expected eps < 1"),
+        ('"8/255"', "8", 'attacks.0: eps: expected L_inf radii below 1.* got 8.* write "8/255"'),
+        ('"8/255"', "1.0", "attacks.0: eps: expected L_inf radii below 1"),
         ('"8/255"', "-0.1", "attacks.0.eps.1: expected a finite eps >= 0, got -0.1"),
         ('"8/255"', "nan", "attacks.0.eps.1: expected a finite eps >= 0, got nan"),
         ('"8/255"', "true", 'attacks.0.eps.1: expected a number or a fraction such as "4/255"'),
         ('"8/255"', '"8/0"', "attacks.0.eps.1: expected a number or a fraction"),
         ('"8/255"', '"2/255"', "attacks.0: eps: a value of attack 'fgsm' is listed twice"),
+        ("epochs = 10", "lr = inf", "training.lr: Input should be a finite number"),
+        ("mean = 0.5", "mean = nan", "models.0.mean: Input should be a finite number"),
+        ("epochs = 10", "head_bias = false", 'training.head_bias: expected a number or "none"'),
+        ("draws = 2", "settings = { day = 2020-01-01 }", "attacks.1.settings: expected numbers, strings, booleans"),
+        ('recipe = "quick"', 'recipe = ["quick"]', "training: unknown recipe"),
+        ('"8/255"', '"1e999"', "attacks.0.eps.1: expected a"),
         ("schema = 1", "schema = 2", "schema: Input should be 1, got 2"),
         ("seed = 0", "seed = -1", "seed: Input should be greater than or equal to 0, got -1"),
         ("[data]", "[data", "^s.toml: is not TOML"),
@@ -92,7 +98,7 @@ def test_cell_ids_follow_the_content():
     ids = {cell.id for cell in plan(suite)}
     assert ids == {cell.id for cell in plan(parse_suite(TEXT, "t"))}
     assert ids == {cell.id for cell in plan(parse_suite(TEXT.replace("title =", "title = 'x' #"), "s"))}
-    for change in (("seed = 0", "seed = 1"), ("size = 32", "size = 48"), ("epochs = 10", "epochs = 11")):
+    for change in (("seed = 0", "seed = 1"), ("size = 32", "size = 48"), ("epochs = 10", "lr = 0.1")):
         assert ids.isdisjoint(cell.id for cell in plan(parse_suite(TEXT.replace(*change, 1), "s")))
     more = {cell.id for cell in plan(parse_suite(TEXT.replace('"8/255"]', '"8/255", "16/255"]', 1), "s"))}
     assert ids < more
@@ -123,6 +129,15 @@ def test_the_cost_of_a_sweep_is_one_forward_a_backward_per_loss_and_a_forward_pe
 
 def test_the_cost_of_a_plugin_is_unknown():
     assert estimate(plan(parse_suite(TEXT.replace('"random_sign"', '"my.attacks:Mine"'), "s"))) is None
+
+
+def test_an_l2_radius_may_be_larger_than_one():
+    suite = parse_suite(TEXT.replace('"8/255"', '3.5\nnorm = "l2"'.replace("\n", ', "1/2"]\nnorm = "l2"#')), "s")
+    assert {attack.eps for attack in suite.attacks if attack.norm == "l2"} == {(2 / 255, 3.5, 0.5)}
+
+
+def test_the_head_bias_can_be_switched_off():
+    assert parse_suite(TEXT.replace("epochs = 10", 'head_bias = "none"'), "s").training.head_bias is None
 
 
 def test_eps_is_shown_in_grey_levels_where_it_is_one():

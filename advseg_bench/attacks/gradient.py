@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,21 +16,32 @@ from advseg_bench.metrics import predict
 from advseg_bench.types import Attack, Batch, Budget, Model
 
 
-@runtime_checkable
-class OneGradientAttack(Attack, Protocol):
-    """An attack whose every budget follows from one gradient at the clean image.
+class OneGradientAttack(ABC):
+    """Base of attacks whose every budget follows from one gradient at the clean image.
 
     The harness uses the two parts to share one clean forward among all losses and one backward among all budgets;
-    the result is bit-identical to calling the attack.
+    the result is bit-identical to calling the attack. A subclass that defines `__call__` itself is not shared.
     """
 
+    __slots__ = ()
+
+    @abstractmethod
     def objective(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return what is to be increased, (N,), from the logits of the clean images."""
-        ...
 
+    @abstractmethod
     def step(self, batch: Batch, gradient: Tensor, budget: Budget) -> Tensor:
         """Return adversarial images from the gradient of the summed objective by `batch.x`."""
-        ...
+
+    def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
+        """Return adversarial images; shape and dtype of `batch.x`. Draws no random numbers."""
+        _, (gradient,) = input_gradients(model, batch.x, [lambda logits: self.objective(logits, batch)])
+        return self.step(batch, gradient, budget)
+
+
+def is_shared(attack: Attack) -> TypeGuard[OneGradientAttack]:
+    """Return whether an attack is nothing but its objective and its step."""
+    return isinstance(attack, OneGradientAttack) and type(attack).__call__ is OneGradientAttack.__call__
 
 
 def input_gradients(
@@ -56,7 +68,7 @@ def input_gradients(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FGSM:
+class FGSM(OneGradientAttack):
     """Take one step of full size along the sign of the loss gradient: x' = clip(x + eps * sign(dL/dx)).
 
     Conventions: sign(0) = 0, so a value without gradient does not move; the step is clipped to the bounds and
@@ -96,8 +108,3 @@ class FGSM:
         """Return clip(x + eps * direction); shape and dtype of `batch.x`."""
         moved = batch.x + budget.eps * steepest(gradient, budget.norm)
         return moved.clamp(batch.bounds.lower, batch.bounds.upper)
-
-    def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return adversarial images; shape and dtype of `batch.x`. Draws no random numbers."""
-        _, (gradient,) = input_gradients(model, batch.x, [lambda logits: self.objective(logits, batch)])
-        return self.step(batch, gradient, budget)

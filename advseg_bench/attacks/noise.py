@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advseg_bench.geometry import project, random_sign, random_uniform
+from advseg_bench.geometry import project, random_sign, random_uniform, steepest
 from advseg_bench.types import Batch, Budget, Model
 
 
@@ -37,5 +37,5 @@ class UniformNoise:
         """Return noisy images, clipped to the bounds; shape and dtype of `batch.x`."""
         noise = random_uniform(batch.x, generators)
         if budget.norm == "l2":
-            noise = noise / noise.flatten(1).norm(dim=1).view(-1, *[1] * (noise.dim() - 1))
+            noise = steepest(noise, "l2")
         return project(batch.x + budget.eps * noise, batch.x, budget, batch.bounds)

@@ -21,7 +21,8 @@ class Augmentation:
     """Flips, quarter turns, small affine maps and brightness changes; labels and valid pixels move along.
 
     Args:
-        names: Any of "flip", "rot90", "affine" (shift 6 %, scale 10 %, rotate 20 degrees, with probability 0.5),
+        names: Any of "flip", "rot90", "affine" (each axis shifted by up to 6 % and scaled by up to 10 %, rotated by
+            up to 20 degrees, with probability 0.5),
             "brightness" (contrast and offset, 15 %, with probability 0.5).
         size: Edge length of the images in pixels.
     """
@@ -63,13 +64,13 @@ class Augmentation:
 
 
 def _affine(size: int) -> RandAffined:
-    """The study's shift, scale and rotate."""
+    """Shift, scale (each axis by itself) and rotate, in the ranges of the study."""
     return RandAffined(
         KEYS,
         prob=0.5,
         rotate_range=np.deg2rad(20),
-        translate_range=size / 16,
-        scale_range=0.1,
+        translate_range=(size / 16, size / 16),
+        scale_range=(0.1, 0.1),
         mode=("bilinear", "nearest", "nearest"),
         padding_mode="zeros",
     )

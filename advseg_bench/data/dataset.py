@@ -12,6 +12,7 @@ import torch
 
 from advseg_bench.types import Batch, Bounds, Task
 
+KEPT_BYTES = 2**30
 Split = Literal["train", "validation", "test"]
 
 
@@ -41,7 +42,7 @@ class Sample(NamedTuple):
 
 
 class Dataset:
-    """Cases with a reader; images are read when they are asked for and the last 1,024 are kept.
+    """Cases with a reader; images are read when they are asked for, and as many as fit in 1 GiB are kept.
 
     Args:
         name: Shown in tables.
@@ -69,7 +70,8 @@ class Dataset:
         self.cases = tuple(cases)
         self.fingerprint = fingerprint
         self.note = note
-        self.read = lru_cache(maxsize=1024)(read)
+        kept = KEPT_BYTES // max(1, sum(array.nbytes for array in read(0)))
+        self.read = lru_cache(maxsize=kept)(read)
 
     def split(self, name: Split) -> tuple[int, ...]:
         """Return the indices of the cases of one split, in order."""

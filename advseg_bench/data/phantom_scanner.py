@@ -224,7 +224,8 @@ def _window_frequencies(image: Floats) -> Floats:
     """Drop the highest frequencies along each axis, as a scanner that stops early does."""
     spectrum = fft.rfft2(image)
     keep = [np.abs(f) <= KEPT_FREQUENCIES / 2 for f in (fft.fftfreq(image.shape[0]), fft.rfftfreq(image.shape[1]))]
-    return fft.irfft2(spectrum * (keep[0][:, None] & keep[1]), s=image.shape)
+    windowed: Floats = fft.irfft2(spectrum * (keep[0][:, None] & keep[1]), s=image.shape)
+    return windowed
 
 
 def _record(scan: Scan, image: Floats, rng: np.random.Generator) -> NDArray[np.uint16]:

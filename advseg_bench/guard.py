@@ -1,0 +1,62 @@
+"""Holds a model to what it was: an attack may change nothing in it, and what it changes is put back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class ModelGuard:
+    """A copy of everything about a frozen model that an attack could change by accident.
+
+    That is parameters, buffers, training and gradient flags, gradients and hooks of every module. Values are compared,
+    not write counters, which `tensor.data` goes round. Cost: a copy of the weights, and a comparison per check.
+
+    Args:
+        model: Frozen and in the mode it is to stay in.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = list(model.modules())
+        self.tensors = [*model.parameters(), *model.buffers()]
+        self.values = [tensor.detach().clone() for tensor in self.tensors]
+        self.flags = self._read_flags()
+        self.hooks = self._read_hooks()
+
+    def restore(self) -> bool:
+        """Put back what was changed. Returns: whether anything was."""
+        changed = [i for i, t in enumerate(self.tensors) if not _is_same(t, self.values[i])]
+        with torch.no_grad():
+            for i in changed:
+                self.tensors[i].data.copy_(self.values[i])
+        flags, hooks = self._read_flags(), self._read_hooks()
+        if flags != self.flags:
+            for module, training in zip(self.modules, self.flags[0], strict=True):
+                module.training = training
+            for tensor, requires_grad in zip(self.tensors, self.flags[1], strict=True):
+                tensor.requires_grad_(requires_grad)
+                tensor.grad = None
+        if hooks != self.hooks:
+            for module, saved in zip(self.modules, self.hooks, strict=True):
+                for name, entries in saved.items():
+                    getattr(module, name).clear()
+                    getattr(module, name).update(entries)
+        return bool(changed) or flags != self.flags or hooks != self.hooks
+
+    def _read_flags(self) -> tuple[list[bool], list[bool], list[bool]]:
+        training = [module.training for module in self.modules]
+        return training, [t.requires_grad for t in self.tensors], [t.grad is not None for t in self.tensors]
+
+    def _read_hooks(self) -> list[dict[str, dict[Any, Any]]]:
+        return [{name: dict(getattr(module, name)) for name in HOOKS} for module in self.modules]
+
+
+def _is_same(tensor: torch.Tensor, value: torch.Tensor) -> bool:
+    """Equal in shape and in every value, where NaN equals NaN."""
+    if tensor.shape != value.shape:
+        return False
+    return torch.equal(tensor, value) or bool(((tensor == value) | (tensor.isnan() & value.isnan())).all())
