@@ -180,7 +180,7 @@ def _record_model(state: _Run, name: str, future: Future[Any]) -> bool:
 
 def _check_weights(path: Path, digest: str) -> None:
     """Refuse a model that is not the one which the run's rows were made with."""
-    if records.read_json(path)["weights_sha256"] != digest:
+    if records.read_model(path)["weights_sha256"] != digest:
         raise RecordError(
             f"{path}: the run's rows were made with other weights of model {path.stem}. "
             "Restore the weights file or the cached model, or start again in a new --out."

@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+STOPPED = "stopped. Run the same command again to go on from here."
 UsageError = cast(type[Exception], typer.BadParameter.__base__)
 
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite, or the path of a TOML file.")]
@@ -40,18 +41,22 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
-        sys.exit(code or 0)
     except (UserError, UsageError) as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         _end(" ".join(message.split()), 2)
     except (KeyboardInterrupt, typer.Abort):
-        _end("stopped. Run the same command again to go on from here.", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on, and Python flushes once more at exit
-        sys.exit(0)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        _end(f"{error.filename or 'standard output'}: {error.strerror}.", 2)
+        _end(STOPPED, 130)
+    except (OSError, SystemExit) as error:
+        cause = error.__context__ if isinstance(error, SystemExit) else error
+        if not isinstance(cause, OSError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at exit
+        if not isinstance(cause, BrokenPipeError):
+            _end(f"{cause.filename or 'standard output'}: {cause.strerror}.", 2)
+        code = 0  # nobody reads on, which is no mistake
+    if code == 130:  # what newer versions of typer make of Ctrl-C
+        _end(STOPPED, 130)
+    sys.exit(code or 0)
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -121,6 +121,28 @@ def read_description(out: Path) -> dict[str, Any]:
     return dict(info)
 
 
+def read_model(path: Path) -> dict[str, Any]:
+    """Read a model's entry in a run. Raises: RecordError: if it is damaged; it can be made again."""
+    try:
+        entry = json.loads(path.read_text())
+    except (OSError, ValueError):
+        entry = None
+    wanted = {"name": str, "architecture": str, "parameters": int, "weights_sha256": str}
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in wanted.items()):
+        raise RecordError(f"{path}: is damaged. Delete this file and run the same command again: it is made anew.")
+    return entry
+
+
+def read_failures(out: Path) -> list[dict[str, Any]]:
+    """Read what failed in a run. Raises: RecordError: if the file is damaged; it is made anew by the next run."""
+    path = out / "failures.json"
+    failures = read_json(path) if path.exists() else []
+    keys = {"model", "stage", "cell", "message"}
+    if not isinstance(failures, list) or not all(isinstance(f, dict) and keys <= {*f} for f in failures):
+        raise RecordError(f"{path}: is damaged. Delete this file and run the same command again: it is made anew.")
+    return failures
+
+
 def describe(out: Path, info: dict[str, Any]) -> None:
     """Write `run.json`, or check that the one there describes the same run.
 

@@ -61,11 +61,8 @@ class Run:
                 f"{self.path / 'run.json'}: is damaged ({type(error).__name__}: {str(error).splitlines()[0]}). "
                 "Restore it, or run the suite again in a new --out."
             ) from None
-        self.models = {
-            path.stem: dict(records.read_json(path)) for path in sorted((self.path / "models").glob("*.json"))
-        }
-        failed = self.path / "failures.json"
-        self.failures: list[dict[str, Any]] = list(records.read_json(failed)) if failed.exists() else []
+        self.models = {path.stem: records.read_model(path) for path in sorted((self.path / "models").glob("*.json"))}
+        self.failures = records.read_failures(self.path)
         self._scored: dict[tuple[str, Scoring], pl.DataFrame] = {}
 
     def __repr__(self) -> str:
@@ -79,9 +76,12 @@ class Run:
         """
         rows = records.read_rows(self.path, cells={cell["id"] for cell in self.info["cells"]})
         k = len(self.task.classes)
-        if rows.select((pl.col(name).list.len() != k).any() for name in ("tp", "fp", "fn")).row(0) != (False,) * 3:
+        whole = [pl.col(name).list.len().eq(k).fill_null(False).all() for name in ("tp", "fp", "fn")]
+        filled = [pl.col(name).is_not_null().all() for name in ("linf", "l2", "unmoved", "valid_pixels")]
+        if not all(rows.select(*whole, *filled).row(0)):
             raise RecordError(
-                f"{self.path / 'parts'}: rows without counts of all {k} classes. Run the suite in a new --out."
+                f"{self.path / 'parts'}: rows that lack a value, or counts of all {k} classes. "
+                "Run the suite in a new --out."
             )
         return rows.sort("cell", "image")
 

@@ -177,7 +177,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(here, tmp_path, kind):
     elif kind != "missing":
         torch.save(net if kind == "pickled" else net.state_dict(), path)
     suite = write_suite(tmp_path, ('architecture = "monai.UNet"', f'architecture = "monai.UNet"\nweights = "{path}"'))
-    expected = {"other": "missing", "pickled": "weights-only", "empty": "empty", "missing": "missing.pt"}[kind]
+    expected = {"other": "missing", "pickled": "weights only", "empty": "empty", "missing": "missing.pt"}[kind]
     assert_one_line(here("run", suite, "--out", tmp_path / "run", "--workers", 1), path.name, expected)
 
 

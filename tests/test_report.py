@@ -145,7 +145,8 @@ def test_findings_are_the_numbers(one):
     noise = one.table("drop", by="model", where={"attack": "random_sign", "eps": FOUR})["mean"]
     ratios = sorted(d / n for d, n in zip(drops, noise, strict=True))
     low, high = (show_times(r).removesuffix("x") for r in ratios)
-    assert f"On every model the attack's drop is {low} to {high} times that of the noise." in text
+    span = low if low == high else f"{low} to {high}"
+    assert f"On every model the attack's drop is {span} times that of the noise." in text
     assert "The strongest attack on all 2 models is fgsm bce." in text
     assert "best clean Dice is basicunet-s; unet-mobilenet loses the largest share" in text
 
