@@ -35,7 +35,9 @@ from advseg_bench.specs import ModelSpec, Recipe
 from advseg_bench.types import Batch
 
 TRAINING_VERSION = 2
-SAVE_EVERY_S = 15.0
+SAVE_EVERY_S = 2.0
+SAVE_SHARE = 0.03
+"""A training is saved at most so often, and takes at most this share of its time for it."""
 
 Progress = Callable[[int, int], None]
 """(epochs done, epochs in all)."""
@@ -179,7 +181,7 @@ class _Training:
     def run(self, progress: Progress) -> None:
         """Train from the last checkpoint to the end, and write the best weights and their sidecar."""
         self._resume()
-        saved = time.monotonic()
+        next_save = time.monotonic() + SAVE_EVERY_S
         while self.epoch < self.recipe.epochs:
             started = time.perf_counter()
             self._train_epoch()
@@ -187,9 +189,11 @@ class _Training:
             if self.epoch % self.recipe.evaluate_every == 0 or self.epoch == self.recipe.epochs:
                 self._keep_best()
             self.seconds += time.perf_counter() - started
-            if time.monotonic() - saved > SAVE_EVERY_S:
+            if time.monotonic() > next_save:
+                began = time.monotonic()
                 self._save()
-                saved = time.monotonic()
+                took = time.monotonic() - began
+                next_save = time.monotonic() + max(SAVE_EVERY_S, took / SAVE_SHARE)
             progress(self.epoch, self.recipe.epochs)
         self.model.load_state_dict(self.best)
         save_weights(self.folder / "model.safetensors", self.model)

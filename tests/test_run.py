@@ -114,6 +114,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_rows(undisturbed,
     """Each child is a process of its own and gets SIGKILL; it is forked to save the seconds of importing torch."""
     monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(training, "SAVE_SHARE", 1e9)
     jobs.forget()
     out, moments = tmp_path / "run", random.Random(0)
     kills = 0

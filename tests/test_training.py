@@ -104,6 +104,7 @@ def test_a_training_stopped_anywhere_ends_with_the_same_weights(monkeypatch, tmp
     whole = obtain_model(SPEC, recipe(sampling=sampling), discs(), 0)
     monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(training, "SAVE_SHARE", 1e9)
 
     class StopError(Exception):
         pass
@@ -125,6 +126,7 @@ def test_a_training_stopped_anywhere_ends_with_the_same_weights(monkeypatch, tmp
 @pytest.mark.parametrize("lost", ["resume.pt", "model.safetensors"])
 def test_damaged_or_lost_cache_files_are_made_again(monkeypatch, lost):
     monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(training, "SAVE_SHARE", 1e9)
     first = obtain_model(SPEC, recipe(), discs(), 0)
     folder = cache_dir("models", first.info["key"])
     (folder / "model.safetensors").unlink()
