@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 
 import advseg_bench as ab
-from advseg_bench import jobs, records, training
+from advseg_bench import jobs, records
 from advseg_bench.data import load_dataset
 from advseg_bench.errors import RecordError, UserError
 from advseg_bench.models.build import build_model
@@ -111,39 +109,20 @@ def test_a_lost_part_is_computed_again(undisturbed, tmp_path):
 
 
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_rows(undisturbed, tmp_path, monkeypatch):
-    """Each child is a process of its own and gets SIGKILL; it is forked to save the seconds of importing torch."""
+    (tmp_path / "tiny.toml").write_text(TEXT)
     monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(training, "SAVE_SHARE", 1e9)
-    jobs.forget()
-    out, moments = tmp_path / "run", random.Random(0)
-    kills = 0
-    while kills < 20:
-        child = fork(lambda: ab.run(tiny(), out, shard=1))
-        time.sleep(moments.uniform(0.02, 0.6))
-        if os.waitpid(child, os.WNOHANG)[0]:
-            break
-        os.kill(child, signal.SIGKILL)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
-        kills += 1
-    assert kills >= 15, "the run ended before it could be killed often enough"
-    resumed = ab.run(tiny(), out, shard=1)
+    script = Path(__file__).with_name("kill_often.py")
+    command = [sys.executable, str(script), str(tmp_path / "tiny.toml"), str(tmp_path / "run"), "20"]
+    states = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    assert len(states) >= 10, states
+    assert states == sorted(states), "a kill lost what was finished before"
+    assert len({tuple(state) for state in states}) >= 3, f"the kills all hit one stage: {states}"
+    monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "cache-2"))
+    resumed = ab.run(tiny(), tmp_path / "run", shard=1)
     assert sorted_rows(resumed).equals(sorted_rows(undisturbed))
-    assert not list(out.rglob("*.tmp")) or resumed.missing == 0
     weights = {name: info["weights_sha256"] for name, info in resumed.models.items()}
     assert weights == {name: info["weights_sha256"] for name, info in undisturbed.models.items()}
-
-
-def fork(job: Callable[[], object]) -> int:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            job()
-            code = 0
-        finally:
-            os._exit(code)
-    return child
+    assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
 def test_another_suite_on_the_same_folder_is_refused(undisturbed):

@@ -1,0 +1,68 @@
+"""Runs a suite and kills it again and again: started by `test_run` as a process of its own.
+
+It imports the libraries once and forks a child for every attempt. It must not compute anything itself: after a fork
+a thread pool of the parent's, such as that of polars, would be dead in the child.
+
+Usage: kill_often.py SUITE OUT KILLS; prints as JSON how far the run was after each kill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import monai.networks.nets  # noqa: F401  the children need it
+
+import advseg_bench as ab
+from advseg_bench import benchmark, jobs, training  # noqa: F401  so that the children need not import them
+
+
+def start(suite: Path, out: Path) -> int:
+    """Fork a child that runs the suite and exits."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            ab.run(ab.Suite.load(suite), out, shard=1)
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def count(out: Path) -> tuple[int, int]:
+    """How many models are ready and how many parts are written."""
+    return len(list(out.glob("models/*.json"))), len(list(out.glob("parts/*.parquet")))
+
+
+def main(suite: Path, out: Path, kills: int) -> None:
+    """Kill a run at random moments; the first attempts tell how long the start takes here."""
+    training.SAVE_EVERY_S, training.SAVE_SHARE = 0.0, 1e9
+    moments, states = random.Random(0), []
+    whole, began = start(suite, out.with_name("timed")), time.monotonic()
+    while not (out.with_name("timed") / "run.json").exists():
+        time.sleep(0.01)
+    to_start = time.monotonic() - began
+    assert os.waitpid(whole, 0)[1] == 0, "the run fails even undisturbed"
+    to_work = time.monotonic() - began - to_start
+    os.environ["ADVSEG_BENCH_CACHE"] += "-2"
+    share = 0.12  # of the whole work, at most, between two kills; it grows while they bring nothing new
+    while len(states) < kills:
+        share = min(1.15 * share, 0.35) if states[-2:-1] == states[-1:] else 0.12
+        child = start(suite, out)
+        time.sleep(to_start + moments.uniform(-0.05, share) * to_work)
+        if os.waitpid(child, os.WNOHANG)[0]:
+            break
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        states.append(count(out))
+    print(json.dumps(states))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
