@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advseg_bench.types import TaskKind
@@ -18,8 +19,9 @@ class AttackEntry:
         summary: One line for `list`.
         needs_loss: Whether a suite must give it losses; a control needs none.
         random: Whether it draws random numbers, so that `draws` makes sense.
-        forwards: Model evaluations per image, stand-alone, without those that score the result.
-        backwards: Gradient evaluations per image, stand-alone.
+        forwards: Model evaluations per image and step, stand-alone, without those that score the result.
+        backwards: Gradient evaluations per image and step, stand-alone.
+        steps: Steps unless the setting of that name says otherwise.
         shared: Whether it is a `OneGradientAttack`, whose budgets and losses share their passes.
     """
 
@@ -29,6 +31,7 @@ class AttackEntry:
     random: bool
     forwards: int
     backwards: int
+    steps: int = 1
     shared: bool = False
 
 
@@ -51,6 +54,33 @@ ATTACKS: dict[str, AttackEntry] = {
         backwards=1,
         shared=True,
     ),
+    "bim": AttackEntry(
+        "advseg_bench.attacks.ascent:BIM",
+        "signed gradient steps of eps / steps (arXiv 1607.02533)",
+        needs_loss=True,
+        random=False,
+        forwards=1,
+        backwards=1,
+        steps=10,
+    ),
+    "pgd": AttackEntry(
+        "advseg_bench.attacks.ascent:PGD",
+        "signed gradient steps of eps / 4 from a random start (arXiv 1706.06083)",
+        needs_loss=True,
+        random=True,
+        forwards=1,
+        backwards=1,
+        steps=10,
+    ),
+    "mifgsm": AttackEntry(
+        "advseg_bench.attacks.ascent:MIFGSM",
+        "signed steps along an accumulated gradient (arXiv 1710.06081)",
+        needs_loss=True,
+        random=False,
+        forwards=1,
+        backwards=1,
+        steps=10,
+    ),
     "random_sign": AttackEntry(
         "advseg_bench.attacks.noise:RandomSign",
         "control: +eps or -eps at each value, by coin toss",
@@ -68,6 +98,18 @@ ATTACKS: dict[str, AttackEntry] = {
         backwards=0,
     ),
 }
+
+
+
+def attack_cost(name: str, settings: Mapping[str, object]) -> tuple[int, int] | None:
+    """Return forwards and backwards per image of an attack on its own; None if the attack is not a shipped one."""
+    entry = ATTACKS.get(name)
+    if entry is None:
+        return None
+    given = settings.get("steps")
+    steps = given if isinstance(given, int) else entry.steps
+    return entry.forwards * steps, entry.backwards * steps
+
 
 LOSSES: dict[str, LossEntry] = {
     "bce": LossEntry(

@@ -89,14 +89,15 @@ def estimate(cells: tuple[Cell, ...]) -> Cost | None:
             cost[0] += 1
             cost[2] += 1
             continue
-        entry = catalogue.ATTACKS.get(cell.attack)
-        if entry is None:
+        alone = catalogue.attack_cost(cell.attack, json.loads(cell.settings))
+        if alone is None:
             return None
+        shared = catalogue.ATTACKS[cell.attack].shared
         key = (cell.model, cell.attack, cell.loss, cell.settings)
-        cost[0] += 1 if entry.shared else entry.forwards + 1
-        cost[1] += entry.backwards if not entry.shared or key not in gradients else 0
-        cost[2] += entry.forwards + 1
-        cost[3] += entry.backwards
+        cost[0] += 1 if shared else alone[0] + 1
+        cost[1] += alone[1] if not shared or key not in gradients else 0
+        cost[2] += alone[0] + 1
+        cost[3] += alone[1]
         gradients.add(key)
     return Cost(*cost)
 

@@ -75,6 +75,21 @@ def random_uniform(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return torch.stack([_draw(one, g) * 2 - 1 for one, g in zip(x, generators, strict=True)])
 
 
+def random_in_ball(x: Tensor, norm: Norm, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw uniformly from the unit ball of a norm, image i from generator i. Returns: Tensor like `x`."""
+    if norm == "linf":
+        return random_uniform(x, generators)
+    normal = torch.stack([_normal(one, g) for one, g in zip(x, generators, strict=True)])
+    radius = torch.stack([_draw(one.flatten()[:1], g) for one, g in zip(x, generators, strict=True)])
+    radius = radius ** (1 / x[0].numel())
+    return steepest(normal, "l2") * radius.view(-1, *[1] * (x.dim() - 1))
+
+
+def _normal(one: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, drawn on the generator's device, moved to the image's."""
+    return torch.randn(one.shape, generator=generator, device=generator.device).to(one)
+
+
 def _draw(one: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform numbers in [0, 1) on the generator's device, moved to the image's."""
     return torch.rand(one.shape, generator=generator, device=generator.device).to(one)

@@ -8,6 +8,7 @@ it broke, brings it back into bounds and budget, and scores only that.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -237,8 +238,9 @@ class _Scene:
     def _rows(self, cell: Cell, x_adv: Tensor, flags: list[set[str]], counts: metrics.Counts) -> list[Row]:
         """One row per image, the padding left out."""
         batch = self.batch
-        entry = catalogue.ATTACKS.get(cell.attack)
-        cost = (entry.forwards, entry.backwards) if entry else (0, 0) if cell.attack == "none" else (None, None)
+        cost = catalogue.attack_cost(cell.attack, json.loads(cell.settings)) or (None, None)
+        if cell.attack == "none":
+            cost = (0, 0)
         columns: dict[str, list[Any]] = {
             "image": list(batch.images),
             "subject": list(batch.subjects),

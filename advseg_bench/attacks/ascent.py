@@ -1,0 +1,141 @@
+"""Projected gradient ascent: the one loop behind BIM, PGD and MI-FGSM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from advseg_bench.attacks.gradient import input_gradients
+from advseg_bench.geometry import project, random_in_ball, steepest
+from advseg_bench.losses import Loss
+from advseg_bench.types import Batch, Budget, Model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectedAscent:
+    """Climb the loss in steps of fixed size, brought back into the budget and the bounds after each.
+
+    x_{t+1} = P(x_t + step_size * eps * d(m_t)), where d is the direction of steepest ascent in the norm of the budget
+    (the sign for L_inf, g / ||g||_2 for L2), m_t = g_t without momentum and m_t = decay * m_{t-1} + g_t / ||g_t||_1
+    with it, and g_t is the gradient of the sum of one loss value per image. P clips the perturbation to the budget
+    first and the image to the bounds second. The last iterate is returned, whatever the loss was on the way. A
+    gradient of NaN makes the result NaN, for the harness to see.
+
+    Attributes:
+        loss: What to increase, see `advseg_bench.losses`.
+        steps: Number of gradients, at least 1.
+        step_size: As a share of the radius; None stands for 1 / steps.
+        random_start: Start at a point drawn uniformly from the ball, clipped to the bounds, instead of at the image.
+        decay: Weight of the accumulated gradient; None is no momentum (and no normalisation).
+        momentum_norm: What a gradient is divided by before it is accumulated: its L1 norm per image, the mean of its
+            absolute values, or nothing. The first two differ by a constant that no direction depends on.
+        label: What the loss compares with: "true" labels or the "empty" mask.
+        targeted: Decrease the loss instead.
+    """
+
+    loss: Loss
+    steps: int = 10
+    step_size: float | None = None
+    random_start: bool = False
+    decay: float | None = None
+    momentum_norm: Literal["l1", "mean", "none"] = "l1"
+    label: Literal["true", "empty"] = "true"
+    targeted: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings without a meaning."""
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps: expected a whole number of at least 1, got {self.steps!r}.")
+        if self.step_size is not None and not self.step_size > 0:
+            raise ValueError(f"step_size: expected a positive share of eps, such as 0.25, got {self.step_size!r}.")
+        if self.label not in ("true", "empty"):
+            raise ValueError(f"label: expected 'true' or 'empty', got {self.label!r}.")
+        if self.momentum_norm not in ("l1", "mean", "none"):
+            raise ValueError(f"momentum_norm: expected 'l1', 'mean' or 'none', got {self.momentum_norm!r}.")
+
+    def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
+        """Return adversarial images; shape and dtype of `batch.x`. Cost: `steps` forwards and backwards."""
+        x_adv, memory = self.start(batch, budget, generators), None
+        for _ in range(self.steps):
+            _, (gradient,) = input_gradients(model, x_adv, [lambda logits: self.objective(logits, batch)])
+            memory = self.accumulate(memory, gradient)
+            x_adv = self.move(x_adv, memory, batch, budget)
+        return x_adv
+
+    def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
+        """Return the first iterate."""
+        if not self.random_start:
+            return batch.x
+        offset = budget.eps * random_in_ball(batch.x, budget.norm, generators)
+        return _confine(batch.x + offset, batch, budget)
+
+    def objective(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return what is to be increased, (N,)."""
+        y = batch.y if self.label == "true" else torch.zeros_like(batch.y)
+        value = self.loss(logits, y, batch.valid, batch.task)
+        return -value if self.targeted else value
+
+    def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
+        """Return what the next direction is made of, from what the last one was made of (None at first)."""
+        if self.decay is None:
+            return gradient
+        if self.momentum_norm != "none":
+            sizes = gradient.abs().flatten(1)
+            size = sizes.sum(1) if self.momentum_norm == "l1" else sizes.mean(1)
+            # A gradient that is zero everywhere adds nothing, rather than NaN.
+            gradient = gradient / torch.where(size > 0, size, 1).view(-1, *[1] * (gradient.dim() - 1))
+        return gradient if memory is None else self.decay * memory + gradient
+
+    def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
+        """Return the next iterate."""
+        size = budget.eps * (1 / self.steps if self.step_size is None else self.step_size)
+        return _confine(x_adv + size * steepest(memory, budget.norm), batch, budget)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BIM(ProjectedAscent):
+    """The basic iterative method, or I-FGSM: steps of eps / steps from the image.
+
+    Cost: `steps` forwards and backwards.
+    Source: Kurakin et al., ICLR 2017 workshop, arXiv:1607.02533, section 2.2; differs from it in the default step,
+    which there is 1/255 and here lets every value reach the border of the budget.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PGD(ProjectedAscent):
+    """Projected gradient descent: steps of eps / 4 from a random point of the ball.
+
+    Cost: `steps` forwards and backwards.
+    Source: Madry et al., ICLR 2018, arXiv:1706.06083, section 2.1; one start, the last iterate.
+    """
+
+    step_size: float | None = 0.25
+    random_start: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MIFGSM(ProjectedAscent):
+    """The momentum iterative method: gradients of L1 norm 1 are accumulated with decay 1.
+
+    Cost: `steps` forwards and backwards.
+    Source: Dong et al., CVPR 2018, arXiv:1710.06081, Algorithm 1; differs from it in the clip to the bounds.
+    """
+
+    decay: float | None = 1.0
+
+
+def _confine(x_adv: Tensor, batch: Batch, budget: Budget) -> Tensor:
+    """Clip the perturbation to the budget, then the image to the bounds.
+
+    For L_inf the perturbation is clipped as such, as the toolkits do, and not the image to x +- eps, as
+    `geometry.project` does: the two differ by a rounding, and an iterate's rounding decides signs of the next gradient.
+    """
+    if budget.norm == "l2":
+        return project(x_adv, batch.x, budget, batch.bounds)
+    delta = (x_adv - batch.x).clamp(-budget.eps, budget.eps)
+    return (batch.x + delta).clamp(batch.bounds.lower, batch.bounds.upper)

@@ -1,0 +1,134 @@
+"""BIM, PGD and MI-FGSM: against loops written out here, against the closed form, and their conventions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from strategies import kinds, make_batch, make_generators, norms, seeds
+from torch import nn
+
+from advseg_bench import losses
+from advseg_bench.attacks.ascent import BIM, MIFGSM, PGD
+from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.geometry import distance
+from advseg_bench.testing import LinearSegmenter
+from advseg_bench.types import Budget
+
+
+class Net(nn.Module):
+    """Two layers with a smooth kink, for any task."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(1)
+        self.register_buffer("a", torch.randn((5, 2, 3, 3), generator=g))
+        self.register_buffer("b", torch.randn((classes, 5, 1, 1), generator=g))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = nn.functional.conv2d(x, self.a, padding=1).tanh()
+        return nn.functional.conv2d(hidden, self.b)
+
+
+def gradient_of(net, x, batch, loss):
+    leaf = x.clone().requires_grad_()
+    loss(net(leaf), batch.y, batch.valid, batch.task).sum().backward()
+    return leaf.grad
+
+
+def test_bim_is_the_loop_written_out():
+    batch, logits = make_batch("multilabel", n=3)
+    net, eps, steps = Net(logits.shape[1]), 0.05, 7
+    x = batch.x
+    for _ in range(steps):
+        step = x + eps * (1 / steps) * gradient_of(net, x, batch, losses.dice).sign()
+        x = (batch.x + (step - batch.x).clamp(-eps, eps)).clamp(0, 1)
+    attack = BIM(loss=losses.dice, steps=steps)
+    assert torch.equal(attack(net, batch, budget=Budget("linf", eps), generators=make_generators(3)), x)
+
+
+def test_mifgsm_is_the_loop_written_out_in_l2():
+    batch, logits = make_batch("binary", n=2)
+    net, eps, steps = Net(logits.shape[1]), 0.7, 5
+
+    def length(t):
+        return t.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+    x, memory = batch.x.double(), torch.zeros_like(batch.x, dtype=torch.float64)
+    net = net.double()
+    for _ in range(steps):
+        g = gradient_of(net, x, batch, losses.bce)
+        memory = 0.9 * memory + g / g.abs().sum((1, 2, 3), keepdim=True)
+        delta = x + eps / steps * memory / length(memory) - batch.x
+        delta = delta * (eps / length(delta)).clamp(max=1)
+        x = (batch.x + delta).clamp(0, 1)
+    attack = MIFGSM(loss=losses.bce, steps=steps, decay=0.9)
+    found = attack(net.float(), batch, budget=Budget("l2", eps), generators=make_generators(2))
+    assert (found - x).abs().max() < 1e-5
+
+
+def test_one_step_from_the_image_is_fgsm():
+    batch, logits = make_batch("multiclass", n=3, void=0.2)
+    net = Net(logits.shape[1])
+    budget = Budget("linf", 0.1)
+    one = FGSM(loss=losses.ce)(net, batch, budget=budget, generators=make_generators(3))
+    for attack in (BIM(loss=losses.ce, steps=1), MIFGSM(loss=losses.ce, steps=1)):
+        found = attack(net, batch, budget=budget, generators=make_generators(3))
+        assert (found - one).abs().max() <= 2**-24
+
+
+@settings(max_examples=40, deadline=None)
+@given(kind=kinds, norm=norms, seed=seeds)
+def test_results_stay_in_the_budget_and_the_bounds(kind, norm, seed):
+    batch, logits = make_batch(kind, seed=seed % 1000, n=2)
+    eps = 0.3 if norm == "l2" else 0.05
+    for attack in (BIM, PGD, MIFGSM):
+        found = attack(loss=losses.dice, steps=3)(
+            Net(logits.shape[1]), batch, budget=Budget(norm, eps), generators=make_generators(2, seed)
+        )
+        assert found.amin() >= 0
+        assert found.amax() <= 1
+        assert (distance(found, batch.x, norm) <= eps + 1e-6).all()
+        assert (found != batch.x).any()
+
+
+def test_ascent_reaches_the_optimum_of_a_linear_segmenter_from_any_start():
+    batch, _ = make_batch("binary", n=4)
+    model = LinearSegmenter(torch.tensor([0.7, -1.3]), 0.1)
+    eps = 0.04
+    side = batch.y.double() * 2 - 1
+    best = model.worst_margin(batch, eps)
+    for attack in (BIM(loss=losses.bce), PGD(loss=losses.bce), MIFGSM(loss=losses.bce)):
+        found = attack(model, batch, budget=Budget("linf", eps), generators=make_generators(4))
+        assert (side * model(found.double()) - best).abs().max() < 1e-5
+
+
+def test_pgd_starts_inside_and_depends_on_its_own_generator_only():
+    batch, logits = make_batch("binary", n=3)
+    net = Net(logits.shape[1])
+    for norm, eps in (("linf", 0.1), ("l2", 0.5)):
+        attack, budget = PGD(loss=losses.bce, steps=2), Budget(norm, eps)
+        start = attack.start(batch, budget, make_generators(3))
+        assert (distance(start, batch.x, norm) <= eps + 1e-6).all()
+        assert (distance(start, batch.x, norm) > eps / 2).all()
+        whole = attack(net, batch, budget=budget, generators=make_generators(3))
+        again = attack(net, batch, budget=budget, generators=make_generators(3))
+        other = attack(net, batch, budget=budget, generators=make_generators(3, seed=9))
+        assert torch.equal(whole, again)
+        assert not torch.equal(whole, other)
+
+
+def test_targeted_and_empty_label_go_down_towards_no_mask():
+    batch, logits = make_batch("multilabel", n=2)
+    net = Net(logits.shape[1])
+    attack = BIM(loss=losses.bce, label="empty", targeted=True)
+    found = attack(net, batch, budget=Budget("linf", 0.1), generators=make_generators(2))
+    assert (net(found).mean((1, 2, 3)) < net(batch.x).mean((1, 2, 3))).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("steps", 0), ("steps", True), ("step_size", 0.0), ("label", "t"), ("momentum_norm", "l3")]
+)
+def test_settings_without_a_meaning_are_refused(key, value):
+    with pytest.raises(ValueError, match=key):
+        MIFGSM(loss=losses.bce, **{key: value})
