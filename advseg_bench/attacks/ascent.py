@@ -92,8 +92,12 @@ class ProjectedAscent:
 
     def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
         """Return the next iterate."""
+        return _confine(self.stride(x_adv, memory, budget), batch, budget)
+
+    def stride(self, x_adv: Tensor, memory: Tensor, budget: Budget) -> Tensor:
+        """Return the next iterate before it is brought back."""
         size = budget.eps * (1 / self.steps if self.step_size is None else self.step_size)
-        return _confine(x_adv + size * steepest(memory, budget.norm), batch, budget)
+        return x_adv + size * steepest(memory, budget.norm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

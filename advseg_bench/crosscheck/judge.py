@@ -1,0 +1,222 @@
+"""Is a result what the reference says, up to rounding? Judged step by step, each from the other's own iterate.
+
+A float32 gradient is one of many that rounding allows. What it allows at a point is found by computing the reference
+there again: image by image and in a full batch, with one thread and with two, with the input moved by one ulp either
+way, and in float64. A value of the image *disagrees* if it is not where the reference's step puts it; the disagreement
+is *explained by rounding* if the recomputations spread as far, or if the float64 gradient there is smaller than the
+rounding noise of the image; else it is *real*.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advseg_bench.attacks.gradient import input_gradients
+from advseg_bench.batches import select_images
+from advseg_bench.crosscheck.replay import Stepwise
+from advseg_bench.types import Batch, Budget
+
+ROUNDING_ULP = 4
+"""Two ways to write x + step and clip it differ by less than this."""
+NOISE_QUANTILE = 0.99
+"""Of the recomputations' spread within an image: its rounding noise. Above it lie kinks, which are judged one by one."""
+FULL_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Two results of equal shape, compared value by value.
+
+    Attributes:
+        identical: Share of pixels (all channels of them) that are equal bit for bit.
+        max_ulp: Largest distance in float32 numbers.
+        p999_ulp: 99.9 % of the values are at most this far.
+        max_abs: Largest distance, in input units.
+        p999_abs: 99.9 % of the values are at most this far.
+    """
+
+    identical: float
+    max_ulp: int
+    p999_ulp: int
+    max_abs: float
+    p999_abs: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepVerdict:
+    """How one implementation's steps compare with the reference's, over all images and steps.
+
+    Attributes:
+        values: Image values judged (images x values x steps).
+        disagree: Those that are not where the reference puts them, by more than `ROUNDING_ULP`.
+        explained: Those of `disagree` that rounding explains.
+        real: (N, C, *S) bool: the others, at any step.
+        opposite: Share of all values that move that went against the reference's direction.
+        size: Median of |actual step| / |expected step| where the directions agree; NaN if nothing moved.
+    """
+
+    values: int
+    disagree: int
+    explained: int
+    real: Tensor
+    opposite: float
+    size: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether rounding explains everything."""
+        return self.disagree == self.explained
+
+
+def compare(a: Tensor, b: Tensor) -> Difference:
+    """Compare two float32 results (N, C, *S)."""
+    steps = (_order(a) - _order(b)).abs().flatten().double()
+    distance = (a.double() - b.double()).abs().flatten()
+    at = max(0, int(0.999 * len(steps)) - 1)
+    return Difference(
+        identical=float((a == b).all(1).double().mean()),
+        max_ulp=int(steps.max()),
+        p999_ulp=int(steps.sort().values[at]),
+        max_abs=float(distance.max()),
+        p999_abs=float(distance.sort().values[at]),
+    )
+
+
+def judge_steps(
+    reference: Stepwise,
+    model: nn.Module,
+    batch: Batch,
+    budget: Budget,
+    path: Sequence[Tensor],
+    *,
+    alone: bool,
+) -> StepVerdict:
+    """Replay the reference's step from each iterate of another implementation.
+
+    Args:
+        reference: What each step is held against.
+        model: Images -> logits.
+        batch: Images and labels.
+        budget: Norm and radius.
+        path: The other's iterates and, last, its result: `reference.steps` + 1 tensors (N, C, *S).
+        alone: Whether the other put images to the model one by one; so does the replay then.
+    Returns: The comparison. Cost per step: 1 forward and backward; where values disagree, 7 more, one in float64.
+    """
+    total = StepVerdict(0, 0, 0, torch.zeros_like(batch.x, dtype=torch.bool), 0.0, float("nan"))
+    memory: Tensor | None = None
+    envelope = _Envelope(reference, model, batch, budget)
+    opposite, sizes = [], []
+    for t, (point, after) in enumerate(zip(path, path[1:], strict=False)):
+        gradient = gradient_at(reference, model, batch, point, size=1 if alone else len(point))
+        memory = reference.accumulate(memory, gradient)
+        expected = reference.move(point, memory, batch, budget)
+        off = (_order(after) - _order(expected)).abs() > ROUNDING_ULP
+        off |= after.isnan() | expected.isnan()
+        off &= (after - expected).abs() > ROUNDING_ULP * torch.finfo(torch.float32).eps * batch.bounds.upper
+        explained = envelope.explain(path[: t + 1], after, off) if off.any() else off
+        total = StepVerdict(
+            values=total.values + off.numel(),
+            disagree=total.disagree + int(off.sum()),
+            explained=total.explained + int((off & explained).sum()),
+            real=total.real | (off & ~explained),
+            opposite=0.0,
+            size=0.0,
+        )
+        moved, wanted = after - point, expected - point
+        moves = (moved != 0) & (wanted != 0)
+        same = moves & (moved.sign() == wanted.sign())
+        opposite.append(float((moves & ~same).sum() / moves.sum().clamp(min=1)))
+        sizes.append((moved / wanted)[same])
+    ratio = torch.cat(sizes) if sizes else torch.empty(0)
+    return StepVerdict(
+        total.values,
+        total.disagree,
+        total.explained,
+        total.real,
+        opposite=sum(opposite) / max(1, len(opposite)),
+        size=float(ratio.median()) if len(ratio) else float("nan"),
+    )
+
+
+def gradient_at(reference: Stepwise, model: nn.Module, batch: Batch, x: Tensor, *, size: int) -> Tensor:
+    """Return the gradient of the reference's objective at some points, `size` images a forward pass."""
+    parts = []
+    for start in range(0, len(x), size):
+        rows = range(start, min(start + size, len(x)))
+        part = select_images(batch, rows)
+        _, (gradient,) = input_gradients(model, x[start : start + size], [lambda out, p=part: reference.objective(out, p)])
+        parts.append(gradient)
+    return torch.cat(parts)
+
+
+class _Envelope:
+    """What rounding does to the reference's steps, found by computing them again in other ways."""
+
+    def __init__(self, reference: Stepwise, model: nn.Module, batch: Batch, budget: Budget) -> None:
+        self.reference, self.model, self.batch, self.budget = reference, model, batch, budget
+        self.double: nn.Module | None = None
+        self.memories: list[Tensor | None] = []
+        self.done = 0
+
+    def explain(self, points: Sequence[Tensor], after: Tensor, off: Tensor) -> Tensor:
+        """Tell where rounding explains that `after` is not what the reference computed from the last point."""
+        for point in points[self.done :]:
+            gradients = self._recompute(point)
+            self.memories = self.memories or [None] * len(gradients)
+            self.memories = [self.reference.accumulate(m, g) for m, g in zip(self.memories, gradients, strict=True)]
+        self.done = len(points)
+        exact, *others = [m for m in self.memories if m is not None]
+        x = points[-1]
+        batch, budget, move = self.batch, self.budget, self.reference.move
+        center = move(x.double(), exact, batch, budget)
+        spread = torch.stack([(move(x, m.to(x), batch, budget).double() - center).abs() for m in others]).amax(0)
+        ulp = ROUNDING_ULP * torch.finfo(torch.float32).eps * batch.bounds.upper
+        near = (after.double() - center).abs() <= 2 * spread + ulp
+        noise = torch.stack([(m.double() - exact).abs() for m in others]).amax(0)
+        floor = noise.flatten(1).quantile(NOISE_QUANTILE, dim=1).view(-1, *[1] * (x.dim() - 1))
+        dead = (exact == 0) & (noise == 0)  # no gradient at all is no rounding
+        small = (exact.abs() <= torch.maximum(noise, floor)) & ~dead
+        if budget.norm == "l2":  # one value's rounding moves all others through the length
+            reach = spread.flatten(1).quantile(NOISE_QUANTILE, dim=1).view(floor.shape)
+            return off & ((after.double() - center).abs() <= 4 * reach + ulp)
+        return off & (near | (small & self._is_possible(after, x)))
+
+    def _is_possible(self, after: Tensor, x: Tensor) -> Tensor:
+        """Where a value went where some gradient (up, down or none) would have put it."""
+        batch, budget = self.batch, self.budget
+        ends = [self.reference.move(x, torch.full_like(x, sign), batch, budget) for sign in (-1.0, 0.0, 1.0)]
+        ulp = ROUNDING_ULP * torch.finfo(torch.float32).eps * batch.bounds.upper
+        return torch.stack([(after - end).abs() <= ulp for end in ends]).any(0)
+
+    def _recompute(self, x: Tensor) -> list[Tensor]:
+        """The reference's gradient in float64, and in float32 in the ways that leave its mathematics alone."""
+        if self.double is None:
+            self.double = copy.deepcopy(self.model).double()
+        reference, model, batch = self.reference, self.model, self.batch
+        exact = gradient_at(reference, self.double, batch, x.double(), size=len(x))
+        n = len(x)
+        rows = [i % n for i in range(FULL_BATCH)] if n < FULL_BATCH else list(range(n))
+        padded = select_images(batch, rows)
+        found = [gradient_at(reference, model, batch, x, size=1)]
+        threads = torch.get_num_threads()
+        try:
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                found.append(gradient_at(reference, model, padded, x[rows], size=len(rows))[:n])
+        finally:
+            torch.set_num_threads(threads)
+        for towards in (-torch.inf, torch.inf):
+            moved = torch.nextafter(x, torch.full_like(x, towards))
+            found.append(gradient_at(reference, model, batch, moved, size=n))
+        return [exact, *found]
+
+
+def _order(x: Tensor) -> Tensor:
+    """Number float32 values in their order, so that neighbours differ by 1 and both zeros are 0."""
+    bits = x.contiguous().view(torch.int32).long()
+    return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)

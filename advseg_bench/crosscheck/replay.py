@@ -1,0 +1,128 @@
+"""The reference, step by step, and the same with one convention changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from advseg_bench.attacks.ascent import ProjectedAscent
+from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.geometry import project
+from advseg_bench.types import Batch, Bounds, Budget
+
+
+class Stepwise(Protocol):
+    """An attack that can be replayed from any iterate: gradient -> memory -> next iterate."""
+
+    steps: int
+
+    def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
+        """Return the first iterate."""
+
+    def objective(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return what is increased, (N,)."""
+
+    def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
+        """Return what the direction is made of."""
+
+    def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
+        """Return the next iterate."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneStep:
+    """FGSM as a replay of one step."""
+
+    attack: FGSM
+    steps: int = 1
+
+    def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
+        """Return the images."""
+        return batch.x
+
+    def objective(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return FGSM's objective."""
+        return self.attack.objective(logits, batch)
+
+    def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
+        """Return the gradient."""
+        return gradient
+
+    def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
+        """Return FGSM's result."""
+        return self.attack.step(batch, memory, budget)
+
+
+def as_stepwise(attack: FGSM | ProjectedAscent) -> Stepwise:
+    """Return a reference attack in the form that can be replayed."""
+    return OneStep(attack) if isinstance(attack, FGSM) else attack
+
+
+def conventions(attack: FGSM | ProjectedAscent) -> Iterator[tuple[str, Stepwise]]:
+    """Yield the reference with one convention changed each, and the convention's name.
+
+    They are those in which toolkits and papers are known to differ and that are no fault by themselves; a wrong sign or
+    a wrong gradient is not among them.
+    """
+    if isinstance(attack, FGSM):
+        if attack.label == "true":
+            yield "label: the model's own prediction", OneStep(replace(attack, label="predicted"))
+        yield "NaN to 0: a gradient of NaN does not move", _NanToZero(OneStep(attack))
+        return
+    if attack.decay is not None:
+        for norm in ("l1", "mean", "none"):
+            if norm != attack.momentum_norm:
+                name = {"l1": "the L1 norm", "mean": "the mean absolute value", "none": "nothing"}[norm]
+                yield (
+                    f"momentum normalisation: gradients are divided by {name}",
+                    replace(attack, momentum_norm=norm),
+                )
+        yield "momentum normalisation: none, and no momentum", replace(attack, decay=None)
+    size = 1 / attack.steps if attack.step_size is None else attack.step_size
+    for steps in (attack.steps - 1, attack.steps + 1):
+        if steps:
+            yield f"step rule: {steps} steps instead of {attack.steps}", replace(attack, steps=steps, step_size=size)
+            other = f"step rule: steps of eps / {steps} instead of {size:.4g} * eps"
+            yield other, replace(attack, step_size=1 / steps)
+    if attack.step_size is not None:
+        yield "step rule: steps of eps / steps", replace(attack, step_size=None)
+    yield "projection order: bounds first, budget second", _BoundsFirst(attack)
+    yield "NaN to 0: a gradient of NaN does not move", _NanToZero(attack)
+
+
+class _Changed:
+    """A replay that passes on what it does not change."""
+
+    def __init__(self, inner: Stepwise) -> None:
+        self.inner, self.steps = inner, inner.steps
+
+    def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
+        return self.inner.start(batch, budget, generators)
+
+    def objective(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self.inner.objective(logits, batch)
+
+    def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
+        return self.inner.accumulate(memory, gradient)
+
+    def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
+        return self.inner.move(x_adv, memory, batch, budget)
+
+
+class _NanToZero(_Changed):
+    def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
+        return self.inner.accumulate(memory, torch.where(gradient.isnan(), 0, gradient))
+
+
+class _BoundsFirst(_Changed):
+    def __init__(self, attack: ProjectedAscent) -> None:
+        super().__init__(attack)
+        self.attack = attack
+
+    def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
+        step = self.attack.stride(x_adv, memory, budget).clamp(batch.bounds.lower, batch.bounds.upper)
+        return project(step, batch.x, budget, Bounds(-torch.inf, torch.inf))

@@ -1,0 +1,197 @@
+"""One verdict for one implementation on one batch, with its evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from advseg_bench import geometry, metrics
+from advseg_bench.attacks.ascent import ProjectedAscent
+from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.crosscheck.judge import Difference, StepVerdict, compare, judge_steps
+from advseg_bench.crosscheck.replay import Stepwise, as_stepwise, conventions
+from advseg_bench.crosscheck.trace import Trace
+from advseg_bench.runner import BUDGET_TOLERANCE
+from advseg_bench.types import Batch, Budget
+
+Verdict = Literal[
+    "identical", "equal up to rounding", "equal under a convention", "weaker", "stronger", "violates", "fails"
+]
+SOUND: tuple[Verdict, ...] = ("identical", "equal up to rounding", "equal under a convention")
+REGION = 0.5
+"""Share of the real disagreements in one connected region above which they are called a region."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a result does to the model, means over the images.
+
+    Attributes:
+        gain: Loss at the result minus loss at the clean image.
+        dice: Mean Dice of the prediction, see `metrics.mean_dice`.
+    """
+
+    gain: float
+    dice: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The verdict and what it rests on; a part that could not be had is None.
+
+    Attributes:
+        verdict: One of `Verdict`.
+        reason: One line: the convention, the cause, the violation or the exception.
+        difference: Free-running results compared value by value.
+        steps: Step-wise comparison with the reference; None where the results are identical.
+        ours: Effect of the reference.
+        theirs: Effect of the other.
+        real: (N, C, *S) bool: where disagreement is real, or None.
+    """
+
+    verdict: Verdict
+    reason: str = ""
+    difference: Difference | None = None
+    steps: StepVerdict | None = None
+    ours: Effect | None = None
+    theirs: Effect | None = None
+    real: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What both implementations were given."""
+
+    reference: FGSM | ProjectedAscent
+    model: nn.Module
+    batch: Batch
+    budget: Budget
+
+
+def judge(case: Case, ours: Tensor, theirs: Trace, effect: Effect) -> Finding:
+    """Compare another implementation's result with the reference's.
+
+    Args:
+        case: Reference, model, images, budget.
+        ours: The reference's result.
+        theirs: The other's result and how it came about.
+        effect: Of the reference.
+    Returns: The finding. Cost: nothing if the results are identical; else 1 forward, the replay of each step, and
+        that again for each convention tried.
+    """
+    if broken := find_violation(theirs.x_adv, case.batch, case.budget):
+        return Finding("violates", broken)
+    if theirs.changed:
+        return Finding("violates", "changed the model it attacked")
+    difference = compare(ours, theirs.x_adv)
+    if torch.equal(ours, theirs.x_adv):
+        return Finding("identical", "", difference, None, effect, effect)
+    outcome = measure_effect(case, theirs.x_adv)
+    stepwise = as_stepwise(case.reference)
+    steps = _replay(stepwise, case, theirs)
+    started = _describe_start(stepwise, case, theirs)
+    if steps is not None and steps.agrees:
+        if started:
+            return Finding("equal under a convention", started, difference, steps, effect, outcome)
+        reason = _describe_rounding(steps)
+        return Finding("equal up to rounding", reason, difference, steps, effect, outcome)
+    for name, variant in conventions(case.reference):
+        found = _replay(variant, case, theirs)
+        if found is not None and found.agrees:
+            name = f"{name}; {started}" if started else name
+            return Finding("equal under a convention", name, difference, steps, effect, outcome)
+    verdict: Verdict = "weaker" if outcome.gain < effect.gain else "stronger"
+    reason = diagnose(case, theirs, steps)
+    return Finding(verdict, reason, difference, steps, effect, outcome, steps.real if steps else None)
+
+
+def find_violation(x_adv: object, batch: Batch, budget: Budget) -> str:
+    """Name the first thing that an adversarial image must not be and this is, or ""."""
+    if not isinstance(x_adv, Tensor):
+        return f"returned {type(x_adv).__name__} instead of a tensor"
+    if x_adv.shape != batch.x.shape or x_adv.dtype != batch.x.dtype:
+        return f"returned {x_adv.dtype} {tuple(x_adv.shape)} instead of {batch.x.dtype} {tuple(batch.x.shape)}"
+    if not bool(x_adv.isfinite().all()):
+        return f"returned {int((~x_adv.isfinite()).sum())} values that are not finite"
+    outside = max(batch.bounds.lower - float(x_adv.amin()), float(x_adv.amax()) - batch.bounds.upper)
+    if outside > 0:
+        return f"left the bounds by {outside:.3g}"
+    over = float(geometry.distance(x_adv, batch.x, budget.norm).max()) - budget.eps
+    return f"exceeded eps by {over:.3g} ({over / budget.eps:.1%})" if over > BUDGET_TOLERANCE else ""
+
+
+def measure_effect(case: Case, x_adv: Tensor) -> Effect:
+    """Return what a result does to the model. Cost: 2 forwards."""
+    batch, loss = case.batch, case.reference.loss
+    with torch.no_grad():
+        clean, attacked = case.model(batch.x), case.model(x_adv)
+        before, after = (loss(out, batch.y, batch.valid, batch.task) for out in (clean, attacked))
+    counts = metrics.count(metrics.predict(attacked, batch.task), metrics.predict(clean, batch.task), batch)
+    dice = metrics.mean_dice(counts, batch.task)
+    return Effect(gain=float((after - before).mean()), dice=float(dice.nanmean()))
+
+
+def diagnose(case: Case, theirs: Trace, steps: StepVerdict | None) -> str:
+    """Say in one line what a real disagreement looks like."""
+    if torch.equal(theirs.x_adv, case.batch.x):
+        return "returned the clean image"
+    if theirs.points is None:
+        return f"asked for {theirs.backwards:g} gradients per image, which cannot be followed step by step"
+    wanted = as_stepwise(case.reference).steps
+    if steps is None:
+        return f"asked for {len(theirs.points)} gradients, the reference for {wanted}"
+    if steps.opposite > 0.9:
+        return f"wrong sign: moves against the gradient on {steps.opposite:.0%} of the values"
+    if abs(steps.size - 1) > 0.01:
+        return f"wrong step size: {steps.size:.4g} times that of the reference"
+    share = float(steps.real.double().mean())
+    return f"wrong gradient on {share:.2%} of the values, {_describe_place(steps.real)}"
+
+
+def _replay(stepwise: Stepwise, case: Case, theirs: Trace) -> StepVerdict | None:
+    """Judge the other's steps, or None if it took another number of them."""
+    if theirs.points is None or len(theirs.points) != stepwise.steps:
+        return None
+    path = [*theirs.points, theirs.x_adv]
+    return judge_steps(stepwise, case.model, case.batch, case.budget, path, alone=theirs.alone)
+
+
+def _describe_start(stepwise: Stepwise, case: Case, theirs: Trace) -> str:
+    """Name the convention if the other did not start at the clean image; its own random numbers always differ."""
+    if not theirs.points or compare(theirs.points[0], case.batch.x).max_ulp <= 1:
+        return ""
+    moved = geometry.distance(theirs.points[0], case.batch.x, case.budget.norm)
+    if float(moved.max()) > case.budget.eps + BUDGET_TOLERANCE:
+        return f"random start: {float(moved.max() / case.budget.eps):.3g} times eps away"
+    return "random start: inside the budget, with random numbers of its own"
+
+
+def _describe_rounding(steps: StepVerdict) -> str:
+    """Say how much rounding had to explain."""
+    if steps.disagree == 0:
+        return "every step within 4 ulp"
+    return f"{steps.disagree} of {steps.values} values went another way, where the gradient is rounding noise"
+
+
+def _describe_place(real: Tensor) -> str:
+    """Say whether disagreements are scattered or lie together, over all images."""
+    total = inside = 0
+    box = ""
+    for image in real.any(1).cpu().numpy():
+        regions, count = ndimage.label(image, structure=np.ones((3,) * image.ndim))
+        if not count:
+            continue
+        sizes = np.bincount(regions.ravel())[1:]
+        largest = int(sizes.argmax())
+        total += int(image.sum())
+        inside += int(sizes[largest])
+        where = ndimage.find_objects(regions)[largest]
+        box = " x ".join(f"{axis.start}-{axis.stop - 1}" for axis in where)
+    if total >= 8 and inside > REGION * total:
+        return f"in one connected region (pixels {box} of an image)"
+    return "scattered"
