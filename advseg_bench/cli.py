@@ -164,10 +164,50 @@ def list_command(
         console.print(f"{name:<24} (plug-in of {owner})", markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command("crosscheck")
+def crosscheck_command(
+    attack: Annotated[str, typer.Argument(help="The reference: fgsm, bim, pgd or mifgsm.")],
+    against: Annotated[str, typer.Option(help="Toolkits, or names of attacks; separated by commas.")],
+    suite: Annotated[str, typer.Option(help="Whose models and images.")] = "quick",
+    models: Annotated[str, typer.Option(help="Some of its models; by default all.")] = "",
+    untrained: Annotated[str, typer.Option(help='Further networks, random weights, as "smp.Unet:vgg13".')] = "",
+    tasks: Annotated[str, typer.Option(help="Kinds of task each network is put to.")] = ",".join(catalogue.ALL_KINDS),
+    losses: Annotated[str, typer.Option(help="Attack losses.")] = "bce,ce,dice,focal,dice_focal",
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    eps: Annotated[str, typer.Option(help="Radii in image units.")] = "",
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the reference and its equivalents.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Test images of a batch.")] = 4,
+    out: Annotated[Path | None, typer.Option(help="Where to write; by default crosscheck/ATTACK.")] = None,
+) -> None:
+    """Check implementations of an attack against the reference, down to the last bit, and say why they differ."""
+    from advseg_bench.crosscheck import command
+
+    options = command.Options(
+        reference=attack,
+        against=split_names(against),
+        suite=Suite.load(suite),
+        models=split_names(models),
+        untrained=split_names(untrained),
+        kinds=split_names(tasks),
+        losses=split_names(losses),
+        norm=norm,
+        eps=split_names(eps),
+        steps=steps,
+        images=images,
+    )
+    if not command.run(options, out or Path("crosscheck") / attack, console):
+        raise typer.Exit(1)
+
+
 @app.command("schema")
 def schema_command() -> None:
     """Print the JSON schema of suite files, for editors."""
     print(json.dumps(Suite.model_json_schema(), indent=1))
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Read a list separated by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def default_workers(suite: Suite) -> int:

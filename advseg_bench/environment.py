@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,6 +40,12 @@ def describe_code(names: Iterable[str]) -> dict[str, str]:
     module imports is not covered.
     """
     return {name: _hash_source(name.partition(":")[0]) for name in sorted(set(names)) if ":" in name}
+
+
+def describe_packages(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of the distributions that hold these import packages, such as art."""
+    holders = packages_distributions()
+    return {dist: _version(dist) for name in names for dist in sorted(set(holders.get(name, [])))}
 
 
 def describe_device(device: str) -> str:

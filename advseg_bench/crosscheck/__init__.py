@@ -1,7 +1,9 @@
 """Cross-validation: do two implementations of an attack compute the same, and if not, why?"""
 
+from advseg_bench.crosscheck.example import Example, load_example, save_example
+from advseg_bench.crosscheck.grid import Pair, Place, Plan, Subject, certify, count_verdicts, crosscheck, is_sound
 from advseg_bench.crosscheck.judge import Difference, StepVerdict, compare, judge_steps
-from advseg_bench.crosscheck.trace import Trace, trace
+from advseg_bench.crosscheck.trace import Trace, run_traced
 from advseg_bench.crosscheck.verdict import SOUND, Case, Effect, Finding, judge, measure_effect
 
 __all__ = [
@@ -9,12 +11,23 @@ __all__ = [
     "Case",
     "Difference",
     "Effect",
+    "Example",
     "Finding",
+    "Pair",
+    "Place",
+    "Plan",
     "StepVerdict",
+    "Subject",
     "Trace",
+    "certify",
     "compare",
+    "count_verdicts",
+    "crosscheck",
+    "is_sound",
     "judge",
     "judge_steps",
+    "load_example",
     "measure_effect",
-    "trace",
+    "run_traced",
+    "save_example",
 ]

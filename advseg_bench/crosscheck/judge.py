@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from advseg_bench.types import Batch, Budget
 ROUNDING_ULP = 4
 """Two ways to write x + step and clip it differ by less than this."""
 NOISE_QUANTILE = 0.99
-"""Of the recomputations' spread within an image: its rounding noise. Above it lie kinks, which are judged one by one."""
+"""Of the recomputations' spread within an image: its rounding noise. Above it lie kinks, judged one by one."""
 FULL_BATCH = 8
 
 
@@ -111,7 +112,7 @@ def judge_steps(
     memory: Tensor | None = None
     envelope = _Envelope(reference, model, batch, budget)
     opposite, sizes = [], []
-    for t, (point, after) in enumerate(zip(path, path[1:], strict=False)):
+    for t, (point, after) in enumerate(pairwise(path)):
         gradient = gradient_at(reference, model, batch, point, size=1 if alone else len(point))
         memory = reference.accumulate(memory, gradient)
         expected = reference.move(point, memory, batch, budget)
@@ -147,11 +148,13 @@ def gradient_at(reference: Stepwise, model: nn.Module, batch: Batch, x: Tensor, 
     """Return the gradient of the reference's objective at some points, `size` images a forward pass."""
     parts = []
     for start in range(0, len(x), size):
-        rows = range(start, min(start + size, len(x)))
-        part = select_images(batch, rows)
-        _, (gradient,) = input_gradients(model, x[start : start + size], [lambda out, p=part: reference.objective(out, p)])
-        parts.append(gradient)
+        part = select_images(batch, range(start, min(start + size, len(x))))
+        parts.append(_differentiate(reference, model, part, x[start : start + size]))
     return torch.cat(parts)
+
+
+def _differentiate(reference: Stepwise, model: nn.Module, batch: Batch, x: Tensor) -> Tensor:
+    return input_gradients(model, x, [lambda logits: reference.objective(logits, batch)])[1][0]
 
 
 class _Envelope:

@@ -18,7 +18,9 @@ from advseg_bench.types import Batch, Bounds, Budget
 class Stepwise(Protocol):
     """An attack that can be replayed from any iterate: gradient -> memory -> next iterate."""
 
-    steps: int
+    @property
+    def steps(self) -> int:
+        """Number of gradients."""
 
     def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return the first iterate."""
@@ -62,16 +64,21 @@ def as_stepwise(attack: FGSM | ProjectedAscent) -> Stepwise:
     return OneStep(attack) if isinstance(attack, FGSM) else attack
 
 
-def conventions(attack: FGSM | ProjectedAscent) -> Iterator[tuple[str, Stepwise]]:
+def conventions(attack: FGSM | ProjectedAscent, *, finite: bool) -> Iterator[tuple[str, Stepwise]]:
     """Yield the reference with one convention changed each, and the convention's name.
 
     They are those in which toolkits and papers are known to differ and that are no fault by themselves; a wrong sign or
     a wrong gradient is not among them.
+
+    Args:
+        attack: The reference.
+        finite: Whether its result is; what is done about NaN makes no difference then.
     """
+    if not finite:
+        yield "NaN to 0: a gradient of NaN does not move", _NanToZero(as_stepwise(attack))
     if isinstance(attack, FGSM):
         if attack.label == "true":
             yield "label: the model's own prediction", OneStep(replace(attack, label="predicted"))
-        yield "NaN to 0: a gradient of NaN does not move", _NanToZero(OneStep(attack))
         return
     if attack.decay is not None:
         for norm in ("l1", "mean", "none"):
@@ -91,7 +98,6 @@ def conventions(attack: FGSM | ProjectedAscent) -> Iterator[tuple[str, Stepwise]
     if attack.step_size is not None:
         yield "step rule: steps of eps / steps", replace(attack, step_size=None)
     yield "projection order: bounds first, budget second", _BoundsFirst(attack)
-    yield "NaN to 0: a gradient of NaN does not move", _NanToZero(attack)
 
 
 class _Changed:

@@ -36,7 +36,7 @@ class Trace:
     changed: bool
 
 
-def trace(
+def run_traced(
     attack: Attack, model: nn.Module, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]
 ) -> Trace:
     """Run an attack on a recording model. Cost: that of the attack, and a copy of each point."""
@@ -80,5 +80,5 @@ class _Recorder(nn.Module):
         logits: Tensor = self.model(x)
         if logits.requires_grad:
             point = x.detach().clone()
-            logits.register_hook(lambda gradient: self.points.append(point))
+            logits.register_hook(lambda gradient: self.points.append(point))  # type: ignore[no-untyped-call]
         return logits

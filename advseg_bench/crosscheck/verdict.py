@@ -65,12 +65,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What both implementations were given."""
+    """What both implementations were given, and the logits of the clean images."""
 
     reference: FGSM | ProjectedAscent
     model: nn.Module
     batch: Batch
     budget: Budget
+    clean: Tensor
 
 
 def judge(case: Case, ours: Tensor, theirs: Trace, effect: Effect) -> Finding:
@@ -100,7 +101,7 @@ def judge(case: Case, ours: Tensor, theirs: Trace, effect: Effect) -> Finding:
             return Finding("equal under a convention", started, difference, steps, effect, outcome)
         reason = _describe_rounding(steps)
         return Finding("equal up to rounding", reason, difference, steps, effect, outcome)
-    for name, variant in conventions(case.reference):
+    for name, variant in conventions(case.reference, finite=bool(ours.isfinite().all())):
         found = _replay(variant, case, theirs)
         if found is not None and found.agrees:
             name = f"{name}; {started}" if started else name
@@ -126,12 +127,12 @@ def find_violation(x_adv: object, batch: Batch, budget: Budget) -> str:
 
 
 def measure_effect(case: Case, x_adv: Tensor) -> Effect:
-    """Return what a result does to the model. Cost: 2 forwards."""
+    """Return what a result does to the model. Cost: 1 forward."""
     batch, loss = case.batch, case.reference.loss
     with torch.no_grad():
-        clean, attacked = case.model(batch.x), case.model(x_adv)
-        before, after = (loss(out, batch.y, batch.valid, batch.task) for out in (clean, attacked))
-    counts = metrics.count(metrics.predict(attacked, batch.task), metrics.predict(clean, batch.task), batch)
+        attacked = case.model(x_adv)
+        before, after = (loss(out, batch.y, batch.valid, batch.task) for out in (case.clean, attacked))
+    counts = metrics.count(metrics.predict(attacked, batch.task), metrics.predict(case.clean, batch.task), batch)
     dice = metrics.mean_dice(counts, batch.task)
     return Effect(gain=float((after - before).mean()), dice=float(dice.nanmean()))
 
@@ -191,7 +192,9 @@ def _describe_place(real: Tensor) -> str:
         total += int(image.sum())
         inside += int(sizes[largest])
         where = ndimage.find_objects(regions)[largest]
-        box = " x ".join(f"{axis.start}-{axis.stop - 1}" for axis in where)
+        edges = [axis.stop - axis.start for axis in where]
+        shape = "band" if max(edges) >= 4 * min(edges) else "region"
+        box = f"{shape} (pixels {' x '.join(f'{axis.start}-{axis.stop - 1}' for axis in where)})"
     if total >= 8 and inside > REGION * total:
-        return f"in one connected region (pixels {box} of an image)"
+        return f"in one connected {box} of each image"
     return "scattered"

@@ -1,0 +1,93 @@
+"""`advseg-bench crosscheck`: options -> plan and subjects -> findings -> files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.progress import Progress
+
+from advseg_bench.crosscheck.grid import REFERENCES, Plan, crosscheck, is_sound
+from advseg_bench.crosscheck.report import print_findings, write_findings
+from advseg_bench.crosscheck.subjects import find_equivalents, load_subjects
+from advseg_bench.errors import SpecError, unknown
+from advseg_bench.specs import Eps
+from advseg_bench.suite import Suite
+from advseg_bench.types import Norm, TaskKind
+
+DEFAULT_EPS: dict[Norm, tuple[str, ...]] = {"linf": ("1/255", "4/255"), "l2": ("0.5",)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the user typed, see `advseg-bench crosscheck --help`."""
+
+    reference: str
+    against: tuple[str, ...]
+    suite: Suite
+    models: tuple[str, ...]
+    untrained: tuple[str, ...]
+    kinds: tuple[str, ...]
+    losses: tuple[str, ...]
+    norm: str
+    eps: tuple[str, ...]
+    steps: int | None
+    images: int
+
+
+def run(options: Options, out: Path, console: Console) -> bool:
+    """Check, print and write. Returns: whether everything is sound. Raises: UserError."""
+    plan, missing = _make_plan(options)
+    for toolkit in missing:
+        console.print(f"{toolkit} has no {options.norm} {options.reference}: left out", markup=False)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("models")
+        subjects = load_subjects(
+            options.suite,
+            models=options.models,
+            untrained=options.untrained,
+            images=options.images,
+            progress=lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
+        )
+        pairs = crosscheck(
+            plan, subjects, lambda done, total: bar.update(task, description="grid", completed=done, total=total)
+        )
+    print_findings(pairs, console)
+    for path in write_findings(plan, subjects, pairs, out):
+        console.print(str(path), soft_wrap=True, highlight=False)
+    return is_sound(pairs)
+
+
+def _make_plan(options: Options) -> tuple[Plan, list[str]]:
+    """The plan, and the toolkits that have no such attack."""
+    norm = cast(Norm, _check("norm", options.norm, get_args(Norm)))
+    kinds = tuple(cast(TaskKind, _check("task", kind, get_args(TaskKind))) for kind in options.kinds)
+    _check("reference attack", options.reference, REFERENCES)
+    settings: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
+    if options.reference == "fgsm" and settings:
+        raise SpecError("crosscheck: fgsm has one step. Remove --steps.")
+    others, missing = find_equivalents(options.against, options.reference, norm, settings)
+    try:
+        eps = tuple(TypeAdapter(Eps).validate_python(value) for value in options.eps or DEFAULT_EPS[norm])
+    except ValidationError as error:
+        raise SpecError(f"crosscheck: eps: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
+    plan = Plan(
+        reference=options.reference,
+        settings=settings,
+        others=others,
+        kinds=kinds,
+        losses=options.losses,
+        norm=norm,
+        eps=eps,
+        seed=options.suite.seed,
+    )
+    return plan, missing
+
+
+def _check(what: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise SpecError(unknown("crosscheck", what, value, known))
+    return value

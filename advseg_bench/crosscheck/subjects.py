@@ -1,0 +1,131 @@
+"""What a crosscheck is run on by default, and against: the models of a suite, and the equivalents of each toolkit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import ValidationError
+
+from advseg_bench.cells import Cell
+from advseg_bench.crosscheck.grid import Subject
+from advseg_bench.data import load_dataset
+from advseg_bench.data.dataset import Dataset
+from advseg_bench.errors import IncompatibleError, PluginError, SpecError, unknown
+from advseg_bench.models.build import build_model
+from advseg_bench.registry import load_attack
+from advseg_bench.specs import ModelSpec
+from advseg_bench.suite import Suite
+from advseg_bench.training import obtain_model
+from advseg_bench.types import Batch, Norm, Task
+
+GROUP = "advseg_bench.equivalents"
+"""Entry points (reference, norm, settings) -> (attack name, settings) or None; their name is the toolkit's."""
+
+
+def load_subjects(
+    suite: Suite,
+    *,
+    models: Sequence[str] = (),
+    untrained: Sequence[str] = (),
+    images: int = 4,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> list[Subject]:
+    """Return models of a suite, trained if they are not in the cache, with test images.
+
+    Args:
+        suite: Models, data, recipe.
+        models: Names; all of the suite's if empty.
+        untrained: Further networks with random weights, as "smp.Unet:vgg13" or "monai.SegResNet".
+        images: How many test images, evenly spaced among those with a mask.
+        progress: Told (model, epochs done, epochs in all).
+    Raises: UserError.
+    """
+    known = {spec.name: spec for spec in suite.models}
+    for name in models:
+        if name not in known:
+            raise SpecError(unknown(f"suite {suite.name}", "model", name, known))
+    dataset = load_dataset(suite.data)
+    extra = [_read_spec(text) for text in untrained]
+    batch = _spread(dataset, images)
+    subjects = []
+    for spec in [known[name] for name in models or known]:
+        trained = obtain_model(spec, suite.training, dataset, suite.seed, partial(progress, spec.name))
+        subjects.append(Subject(spec.name, trained.model, batch, True, spec))
+    for spec in extra:
+        channels, size = batch.x.shape[1], batch.x.shape[-1]
+        model = build_model(spec, channels=channels, task=dataset.task, size=size, seed=suite.seed)
+        subjects.append(Subject(f"{spec.name} (untrained)", model, batch, False, spec))
+    return subjects
+
+
+def find_equivalents(
+    names: Sequence[str], reference: str, norm: Norm, settings: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Turn what the user names into attacks with settings.
+
+    Args:
+        names: A toolkit (art, torchattacks, foolbox) stands for its class of the reference attack; anything else is
+            an attack's name.
+        reference: Name of the reference.
+        norm: Norm of the budgets.
+        settings: Of the reference.
+    Returns: Attack name -> settings, and the toolkits that have no such attack.
+    """
+    toolkits = {entry.name: entry for entry in entry_points(group=GROUP)}
+    found: dict[str, dict[str, Any]] = {}
+    missing = []
+    full = _fill(reference, settings)
+    for name in names:
+        if "." not in name and ":" not in name and name not in toolkits:
+            try:
+                load_attack(Cell("", "", name, "dice", "{}", norm, 0.0, 0, name, None), Task("binary", ("a",)))
+            except PluginError:
+                raise SpecError(unknown("crosscheck", "toolkit", name, toolkits)) from None
+        equivalent = toolkits[name].load()(reference, norm, full) if name in toolkits else (name, {})
+        if equivalent is None:
+            missing.append(name)
+        else:
+            found[equivalent[0]] = equivalent[1]
+    return found, missing
+
+
+def _fill(reference: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The reference's settings with its defaults, in the words of `ProjectedAscent`."""
+    cell = Cell("", "", reference, "dice", "{}", "linf", 0.0, 0, reference, None)
+    attack = load_attack(cell, Task("binary", ("a",)))
+    filled = {name: getattr(attack, name, None) for name in ("steps", "step_size", "random_start", "decay")}
+    filled |= settings
+    steps = filled["steps"] or 1
+    return filled | {"steps": steps, "step_size": filled["step_size"] or 1 / steps}
+
+
+def _read_spec(text: str) -> ModelSpec:
+    """Read "smp.Unet:vgg13"."""
+    architecture, _, encoder = text.partition(":")
+    name = text.replace(":", "-")
+    try:
+        return ModelSpec(name=name, architecture=architecture, encoder=encoder or None)
+    except ValidationError as error:
+        raise SpecError(f"untrained model {text}: {error.errors()[0]['msg']}.") from None
+
+
+def _spread(dataset: Dataset, images: int) -> Batch:
+    """Test images, evenly spaced among those with a mask; from multilabel data, with every class if there are such."""
+    test = dataset.split("test")
+    first = 1 if dataset.task.kind == "multiclass" else 0
+    shown = []
+    for i in test:
+        label = dataset.read(i).label
+        classes = {k for k in range(first, len(dataset.task.classes)) if (label[k] if first == 0 else label == k).any()}
+        shown.append((len(classes), i))
+    most = max(count for count, _ in shown)
+    best = [i for count, i in shown if count == most]
+    if not most or len(best) < images:
+        raise IncompatibleError(
+            f"crosscheck: expected at least {images} test images that show {most or 'some'} classes, got {len(best)}. "
+            "Ask for fewer."
+        )
+    return dataset.batch([best[(2 * i + 1) * len(best) // (2 * images)] for i in range(images)])
