@@ -125,7 +125,7 @@ def load_example(folder: Path, model: nn.Module | None = None) -> Example:
         model = build_model(spec, channels=case["channels"], task=source, size=case["size"])
         load_weights(folder / "model.safetensors", model)
     model.eval().requires_grad_(False)
-    return Example(plan, place, case["implementation"], RecastModel(model, source, place.kind), batch)
+    return Example(plan, place, case["implementation"], RecastModel(model, source, place.kind).eval(), batch)
 
 
 def _shrink(example: Example) -> tuple[Example, Finding] | None:
@@ -134,7 +134,7 @@ def _shrink(example: Example) -> tuple[Example, Finding] | None:
         smaller = Example(example.plan, example.place, example.name, example.model, batch)
         try:
             finding = smaller.judge()
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             continue  # the network cannot take so small an image
         if finding.real is not None and finding.real.any():
             return smaller, finding

@@ -200,7 +200,7 @@ def _scenes(plan: Plan, subject: Subject) -> Iterator[_Scene]:
     """Run the reference at every point; FGSM's losses share a forward, its radii a gradient."""
     for kind in plan.kinds:
         batch = recast_batch(subject.batch, kind)
-        model = RecastModel(subject.model, subject.batch.task, kind)
+        model = RecastModel(subject.model, subject.batch.task, kind).eval()
         losses = [loss for k, loss in _rows(plan) if k == kind]
         attacks = {loss: _load(plan.reference, plan.settings, loss, plan, batch.task) for loss in losses}
         gradients = _share_gradients(attacks, model, batch)

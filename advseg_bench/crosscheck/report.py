@@ -20,7 +20,9 @@ EXAMPLES = 5
 
 def print_findings(pairs: Sequence[Pair], console: Console) -> None:
     """Print one line per implementation, then each distinct finding that is more than rounding."""
-    table = Table("implementation", "verdict", "points", "pixels equal", "largest difference", "loss gained", "Dice")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("implementation", "verdict", "points", "pixels equal", "max diff", "loss", "Dice"):
+        table.add_column(heading, no_wrap=True)
     for name, counts in count_verdicts(pairs).items():
         for verdict, count in counts.items():
             mine = [p.finding for p in pairs if p.implementation == name and p.finding.verdict == verdict]
@@ -28,14 +30,18 @@ def print_findings(pairs: Sequence[Pair], console: Console) -> None:
             effects = [(f.ours, f.theirs) for f in mine if f.ours and f.theirs]
             row = [name, verdict, str(count), "", "", "", ""]
             if differences:
-                row[3] = f"{min(d.identical for d in differences):.2%} or more"
+                row[3] = f">= {min(d.identical for d in differences):.2%}"
                 row[4] = f"{max(d.max_abs for d in differences):.2g}"
             if effects:
                 row[5] = f"{_mean(t.gain - o.gain for o, t in effects):+.2g}"
                 row[6] = f"{_mean(t.dice - o.dice for o, t in effects):+.2g}"
             table.add_row(*row)
     console.print(table)
-    console.print("loss gained, Dice: the other's minus the reference's, mean over points; differences in input units.")
+    console.print(
+        "max diff in input units; loss gained and Dice: the other's minus the reference's, mean over points.",
+        soft_wrap=True,
+        highlight=False,
+    )
     for pair, count in _distinct(pairs):
         place, finding = pair.place, pair.finding
         where = f"{place.subject}, {place.kind}, {place.loss}, {place.norm} {show_eps(place.eps)}"

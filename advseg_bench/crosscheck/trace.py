@@ -41,7 +41,7 @@ def run_traced(
 ) -> Trace:
     """Run an attack on a recording model. Cost: that of the attack, and a copy of each point."""
     recorder, guard = _Recorder(model), ModelGuard(model)
-    recorder.eval()
+    recorder.training = model.training  # its own flag only
     started = time.perf_counter()
     x_adv = attack(recorder, batch, budget=budget, generators=generators)
     seconds = time.perf_counter() - started
