@@ -144,7 +144,9 @@ class _Scene:
                     x_adv, flags, prediction = self.batch.x, [set[str]() for _ in self.batch.images], clean
                 else:
                     x_adv, flags = self.perturb(cell, attacks[cell.id], gradients.get(cell.id))
-                    prediction = metrics.predict(self.forward(x_adv), self.batch.task)
+                    attacked = self.forward(x_adv)
+                    prediction = metrics.predict(attacked, self.batch.task)
+                    self._note_success(attacks[cell.id], attacked, logits, flags)
             except (Exception, SystemExit) as error:
                 self.guard.restore()
                 failures.append(Failure(cell.model, "attack", cell.id, f"{type(error).__name__}: {error}"))
@@ -234,6 +236,14 @@ class _Scene:
             broken = (outside | over).view(-1, *[1] * (x.dim() - 1))
             x_adv = torch.where(broken, fixed, x_adv)
         return x_adv, flags
+
+    def _note_success(self, attack: Attack, attacked: Tensor, clean: Tensor, flags: list[set[str]]) -> None:
+        """Flag the images on which an attack that knows success did not have it, by the scored images' logits."""
+        tell = getattr(attack, "reached", None)
+        reached = tell(attacked, clean, self.batch) if tell is not None else None
+        if reached is not None:
+            for names, success in zip(flags, reached.tolist(), strict=True):
+                names |= set() if success else {"not_reached"}
 
     def _rows(self, cell: Cell, x_adv: Tensor, flags: list[set[str]], counts: metrics.Counts) -> list[Row]:
         """One row per image, the padding left out."""

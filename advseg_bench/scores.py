@@ -18,6 +18,8 @@ Definitions, for one image and its valid pixels:
   (trapezoid); `smallest_eps`: the smallest eps of the sweep at which the image meets `dice_below`.
 
 Draws of a random attack are averaged per image before anything else is done with them.
+
+A result that is the clean image itself (flag `unchanged`) is no measurement: it has no score and enters no mean.
 """
 
 from __future__ import annotations
@@ -46,6 +48,9 @@ ROW_SCORES: dict[str, str] = {
 }
 """Scores of one row, in the order in which `score_rows` documents them."""
 
+MEASURED = ~pl.col("flags").list.contains("unchanged")
+"""Whether a row says something about the model."""
+
 CLASS_SCORES = ("dice", "iou", "drop", "dice_clean", "iou_clean")
 """Scores of one row and one class."""
 
@@ -70,8 +75,8 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
         task: What the counts mean.
         scoring: Empty rule and Dice threshold.
     Returns: The rows with the float64 columns of `ROW_SCORES`; null where a score is not defined: no scored
-        class in the image, no valid pixel, no clean row, or, for `dice_below`, a clean Dice below the
-        threshold. About a second for a million rows of three classes.
+        class in the image, no valid pixel, no clean row, an attack that returned the clean image, or, for
+        `dice_below`, a clean Dice below the threshold. About a second for a million rows of three classes.
     Source: the module's head gives each definition with its paper.
     """
     places = find_scored_classes(task).values()
@@ -81,6 +86,9 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
         pl.when(valid > 0).then(pl.col("wrong_pixels") / valid).alias("apsr"),
         pl.when(valid > 0).then(pl.col("flipped_pixels") / valid).alias("flipped"),
         pl.when(valid > 0).then(100 * pl.col("wrong_pixels") >= 99 * valid).cast(pl.Float64).alias("apsr99"),
+    )
+    scored = scored.with_columns(
+        pl.when(MEASURED).then(pl.col(name)).alias(name) for name in ("dice", "iou", "apsr", "flipped", "apsr99")
     )
     scored = _join_clean(scored, ("dice", "iou", "apsr"))
     eligible = pl.col("dice_clean") >= scoring.dice_threshold
@@ -98,12 +106,12 @@ def score_classes(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFr
         rows: As for `score_rows`.
         task: What the counts mean.
         scoring: The empty rule is applied to each class; the threshold is not used.
-    Returns: One row per input row and scored class: the columns that name the row, `class`, and the columns
+    Returns: One row per input row that is a measurement and scored class: the columns that name the row, `class`, and the columns
         of `CLASS_SCORES`. Null where the rule leaves the class out.
     """
     names = ("cell", *SWEEP, "eps", "draw", "image", "subject", "block")
     frames = [
-        rows.select(
+        rows.filter(MEASURED).select(
             *names,
             pl.lit(name).alias("class"),
             *(_ratio(score, k, scoring).alias(score) for score in ("dice", "iou")),
@@ -125,7 +133,7 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
     Returns: One row per group: `by`, `pooled_dice`, `pooled_iou`, `n_images`, `n_subjects`.
     """
     places = find_scored_classes(task).values()
-    totals = rows.group_by(*by, *({"cell"} - set(by))).agg(
+    totals = rows.filter(MEASURED).group_by(*by, *({"cell"} - set(by))).agg(
         *(pl.col(count).list.get(k).sum().alias(f"{count}{k}") for count in ("tp", "fp", "fn") for k in places),
         pl.col("image").n_unique().alias("n_images"),
         pl.col("subject").n_unique().alias("n_subjects"),

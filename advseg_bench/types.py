@@ -78,7 +78,11 @@ Model = Callable[["Tensor"], "Tensor"]
 
 
 class Attack(Protocol):
-    """Any callable of this shape is an attack; a frozen dataclass with keyword-only settings is the house style."""
+    """Any callable of this shape is an attack; a frozen dataclass with keyword-only settings is the house style.
+
+    An attack that stops at success may have a method `reached(logits, clean, batch) -> bool (N,) or None`, which tells
+    from the logits of the scored and of the clean images where it succeeded; the harness flags the others.
+    """
 
     def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return adversarial images: shape, dtype and device of `batch.x`, inside bounds and budget.

@@ -237,6 +237,27 @@ def test_a_failing_attack_is_a_failure_and_no_number(attack, message):
         raise AssertionError(failure.message)
 
 
+class StopsAtSuccess:
+    """Says that an image is broken where its logits fell by 0.01 in the mean."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        far = torch.arange(len(batch.x)) % 2 == 0
+        sign = torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1)
+        return torch.where(far.view(-1, 1, 1, 1), batch.x + budget.eps * sign, batch.x).clamp(0, 1)
+
+    def reached(self, logits, clean, batch):
+        return (clean - logits).flatten(1).mean(1) > 0.01
+
+
+def test_an_attack_that_knows_success_is_flagged_where_it_had_none():
+    data, model = tiny_data(4), LinearSegmenter(torch.tensor([2.0, -3.0]), 0.4)
+    rows, failures = runner.run_unit(
+        Unit("m", (0, 1, 2, 3), (cell("test_runner:StopsAtSuccess"),)), model, data, SETTING
+    )
+    assert not failures
+    assert [row["flags"] for row in rows] == [[], ["not_reached", "unchanged"]] * 2
+
+
 def test_a_loss_that_raises_costs_the_others_nothing():
     broken, sound = cell("fgsm", "test_runner:breaks_on_small_images"), cell("fgsm", "bce")
     rows, (failure,) = runner.run_unit(Unit("m", (0, 1), (CLEAN, broken, sound)), Counter(), tiny_data(), SETTING)

@@ -296,6 +296,23 @@ def test_only_eps_zero_has_no_area():
     assert score_curves(score_rows(rows, TWO, Scoring()), Scoring())["area"].item() is None
 
 
+def test_the_clean_image_is_no_measurement():
+    hit = {"attack": "fgsm", "eps": 0.1, "cell": "a"} | make_counts(0.4)
+    kept = hit | {"image": "other"} | make_counts(0.8) | {"flags": ["unchanged"]}
+    frame = make_frame(
+        {"attack": "none"} | make_counts(0.8), {"attack": "none", "image": "other"} | make_counts(0.8), hit, kept
+    )
+    task = Task("binary", ("a",))
+    scored = score_rows(frame, task, Scoring()).filter(pl.col("attack") == "fgsm")
+    assert scored["dice"].to_list() == [pytest.approx(0.4), None]
+    assert scored["drop"].to_list() == [pytest.approx(0.4), None]
+    assert scored["dice_clean"].null_count() == 0
+    assert scored["apsr"].null_count() == scored["flipped"].null_count() == scored["dice_below"].null_count() == 1
+    pooled = pool_counts(frame.filter(pl.col("attack") == "fgsm"), task, Scoring(), ("attack",))
+    assert pooled["pooled_dice"].to_list() == [pytest.approx(0.4)]
+    assert score_classes(frame, task, Scoring()).filter(pl.col("attack") == "fgsm").height == 1
+
+
 def test_a_million_rows_in_under_three_seconds():
     n = 1_000_000
     counts = pl.Series(np.random.default_rng(0).integers(1, 500, (n, 3))).cast(pl.List(pl.Int64))
@@ -318,7 +335,7 @@ def test_a_million_rows_in_under_three_seconds():
         valid_pixels=pl.lit(4096),
         wrong_pixels=pl.lit(100),
         flipped_pixels=pl.lit(50),
-    ).with_columns(tp=counts, fp=counts, fn=counts)
+    ).with_columns(tp=counts, fp=counts, fn=counts, flags=pl.lit([], dtype=pl.List(pl.String)))
     task = Task("multilabel", ("a", "b", "c"))
     seconds = []
     for _ in range(2):

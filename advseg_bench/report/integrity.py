@@ -23,7 +23,8 @@ FLAGS = {
     "over_budget": "the attack left its budget; the result was projected back and only that was scored",
     "out_of_bounds": "the attack left the image's intensities; the result was clipped and only that was scored",
     "non_finite": "the attack returned NaN or infinity; these values were put back to the clean image's",
-    "unchanged": "the attack returned the clean image; that says nothing about robustness",
+    "unchanged": "the attack returned the clean image; that says nothing about robustness, and no mean contains it",
+    "not_reached": "an attack that stops at success did not get past its threshold",
     "model_changed": "the attack changed the model's weights, mode or gradient flags",
     "input_changed": "the attack wrote into the images that it was given",
 }
@@ -107,7 +108,7 @@ def make_flag_table(run: Run) -> Table | None:
         Column("Results", tuple(show_count(n) for n in data["results"])),
         Column("Meaning", tuple(FLAGS.get(name, "see the attack's own page") for name in data["flag"]), False),
     )
-    caption = "Results, one per image, that broke a rule of the harness. They are scored, and counted here."
+    caption = "Results, one per image, with something to object to. They are scored, unless unchanged."
     return Table("flags", "Flagged results", caption, columns, data)
 
 
