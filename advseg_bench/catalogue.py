@@ -100,7 +100,6 @@ ATTACKS: dict[str, AttackEntry] = {
 }
 
 
-
 def attack_cost(name: str, settings: Mapping[str, object]) -> tuple[int, int] | None:
     """Return forwards and backwards per image of an attack on its own; None if the attack is not a shipped one."""
     entry = ATTACKS.get(name)
@@ -143,7 +142,17 @@ SMP_ARCHITECTURES: tuple[str, ...] = (
     "Segformer",
     "DPT",
 )
-MONAI_ARCHITECTURES: tuple[str, ...] = ("BasicUNet", "UNet", "AttentionUnet", "SegResNet", "FlexibleUNet")
+MONAI_ARCHITECTURES: tuple[str, ...] = (
+    "BasicUNet",
+    "UNet",
+    "AttentionUnet",
+    "SegResNet",
+    "FlexibleUNet",
+    "BasicUNetPlusPlus",
+    "UNETR",
+    "SwinUNETR",
+    "DynUNet",
+)
 ARCHITECTURES: tuple[str, ...] = (
     *(f"smp.{name}" for name in SMP_ARCHITECTURES),
     *(f"monai.{name}" for name in MONAI_ARCHITECTURES),

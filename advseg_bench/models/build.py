@@ -6,8 +6,10 @@ import copy
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from operator import attrgetter
 from typing import Any
 
@@ -24,7 +26,7 @@ from advseg_bench.types import Task
 _FROM_DATA = "It follows from the data; remove it."
 _FIXED: dict[str, str] = {
     **dict.fromkeys(("in_channels", "classes", "out_channels", "in_chans"), _FROM_DATA),
-    "spatial_dims": "Images are 2-D; remove it.",
+    "spatial_dims": _FROM_DATA,
     "encoder_name": "Write the key `encoder` of the model instead.",
     "backbone": "Write the key `encoder` of the model instead.",
     "activation": "Attacks and losses want raw logits; remove it.",
@@ -34,13 +36,21 @@ _FIXED: dict[str, str] = {
         "Nothing is downloaded; give a file as the key `weights` of the model.",
     ),
 }
+_MONAI_FIXED: dict[str, str] = _FIXED | {
+    "img_size": _FROM_DATA,
+    **dict.fromkeys(("deep_supervision", "deep_supr_num"), "Only the last output is attacked; remove it."),
+}
 _MONAI_DEFAULTS: dict[str, dict[str, Any]] = {
     "UNet": {"channels": (16, 32, 64, 128), "num_res_units": 2},
     "AttentionUnet": {"channels": (16, 32, 64, 128)},
+    "DynUNet": {"filters": (16, 32, 64, 128)},
 }
+_MONAI_PATCH = {"UNETR": 16, "SwinUNETR": 32}  # what `img_size` has to be a multiple of; both need einops
 
 
-def build_model(spec: ModelSpec, *, channels: int, task: Task, size: int, seed: int = 0) -> SegmentationModule:
+def build_model(
+    spec: ModelSpec, *, channels: int, task: Task, size: int | Sequence[int], seed: int = 0
+) -> SegmentationModule:
     """Build a randomly initialised network on the CPU and check that it yields logits for the task.
 
     The libraries draw initial weights from PyTorch's global CPU generator, and cannot be told to use another. So
@@ -56,7 +66,8 @@ def build_model(spec: ModelSpec, *, channels: int, task: Task, size: int, seed: 
         spec: What to build. The stride is `spec.stride` if given, else what the network's structure says, else 1.
         channels: Channels of an image.
         task: One logit channel is wanted for each of its classes.
-        size: Edge length of the square images the check uses, in pixels.
+        size: Edge length of the square images the check uses, in pixels; or each of their two or three edges. Three
+            make a network for 3-D images, which MONAI's are and those of segmentation-models-pytorch are not.
         seed: Of the initial weights.
     Returns: The network, in the mode its constructor left it in. Cost: two forwards of two images.
     Raises:
@@ -65,17 +76,21 @@ def build_model(spec: ModelSpec, *, channels: int, task: Task, size: int, seed: 
         IncompatibleError: if the network fails on such images or returns anything but logits for the task.
     """
     where = f"model {spec.name!r}"
+    edges = (size, size) if isinstance(size, int) else tuple(size)
     library, _, name = spec.architecture.partition(".")
     with _seeded(seed):
         if ":" in spec.architecture:
             net, stride = _build_user(where, spec, channels, len(task.classes)), 1
         elif library == "smp":
+            if len(edges) != 2:
+                remedy = f"{spec.architecture} is for 2-D images; take one of MONAI, such as monai.UNet."
+                raise IncompatibleError(expected(where, "2-D images", f"{len(edges)}-D", remedy))
             net, stride = _build_smp(where, name, spec, channels, len(task.classes))
         else:
             assert library == "monai", "ModelSpec accepts no other"
-            net, stride = _build_monai(where, name, spec, channels, len(task.classes))
+            net, stride = _build_monai(where, name, spec, (channels, len(task.classes)), edges)
     model = SegmentationModule(net, mean=spec.mean, std=spec.std, stride=spec.stride or stride)
-    x = torch.rand((2, channels, size, size), generator=torch.Generator().manual_seed(seed))
+    x = torch.rand((2, channels, *edges), generator=torch.Generator().manual_seed(seed))
     model.head = probe(where, model, x, task)
     return model
 
@@ -150,15 +165,19 @@ def _demand_encoder(where: str, spec: ModelSpec) -> str:
     return spec.encoder
 
 
-def _build_monai(where: str, name: str, spec: ModelSpec, channels: int, classes: int) -> tuple[nn.Module, int]:
-    """Build a 2-D network of MONAI; return it with its stride."""
+def _build_monai(
+    where: str, name: str, spec: ModelSpec, channels: tuple[int, int], edges: tuple[int, ...]
+) -> tuple[nn.Module, int]:
+    """Build a network of MONAI from (image channels, classes) and the edges of an image; return it with its stride."""
+    if name in _MONAI_PATCH and find_spec("einops") is None:
+        what = f"{where}: {spec.architecture} needs the package einops, which is not installed."
+        raise SpecError(f"{what} Run: pip install 'advseg-bench[monai]'")
     # A narrower import would gain nothing: `import monai` itself loads every network it has.
     nets = importlib.import_module("monai.networks.nets")
     make = getattr(nets, name)
-    _check_settings(where, spec, inspect.signature(make).parameters.keys(), _FIXED)
-    arguments = _MONAI_DEFAULTS.get(name, {}) | _as_tuples(spec.settings)
-    if isinstance(arguments.get("channels"), tuple):
-        arguments.setdefault("strides", (2,) * (len(arguments["channels"]) - 1))
+    known = inspect.signature(make).parameters.keys()
+    _check_settings(where, spec, known, _MONAI_FIXED)
+    arguments = _complete_monai(name, _as_tuples(spec.settings))
     if name == "FlexibleUNet":
         backbones = importlib.import_module("monai.networks.nets.flexible_unet").FLEXUNET_BACKBONE.register_dict
         if (encoder := _demand_encoder(where, spec)) not in backbones:
@@ -166,23 +185,61 @@ def _build_monai(where: str, name: str, spec: ModelSpec, channels: int, classes:
         arguments |= {"backbone": encoder, "pretrained": False}
     elif spec.encoder is not None:
         raise SpecError(expected(where, f"no `encoder`, which {spec.architecture} has not", spec.encoder, "Remove it."))
-    arguments |= {"spatial_dims": 2, "in_channels": channels, "out_channels": classes}
-    net = _construct(where, spec, make, arguments)
-    return net, _find_monai_stride(name, net)
+    if "img_size" in known:  # SwinUNETR had it until MONAI 1.4
+        arguments["img_size"] = tuple(math.ceil(edge / _MONAI_PATCH[name]) * _MONAI_PATCH[name] for edge in edges)
+    arguments |= {"spatial_dims": len(edges), "in_channels": channels[0], "out_channels": channels[1]}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*img_size", FutureWarning)  # 1.4 wants it and warns that it got it
+        net = _construct(where, spec, make, arguments)
+    if name == "BasicUNetPlusPlus":
+        net.register_forward_hook(_take_last)
+    if name == "UNETR":
+        net.register_forward_pre_hook(_check_edges)
+    return net, _find_monai_stride(name, net, len(edges))
 
 
-def _find_monai_stride(name: str, net: Any) -> int:
+def _complete_monai(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Add what a constructor of MONAI demands and has no default for."""
+    arguments = _MONAI_DEFAULTS.get(name, {}) | settings
+    if isinstance(arguments.get("channels"), tuple):
+        arguments.setdefault("strides", (2,) * (len(arguments["channels"]) - 1))
+    if name == "DynUNet" and isinstance(arguments["filters"], tuple):
+        arguments.setdefault("strides", (1, *(2,) * (len(arguments["filters"]) - 1)))
+        if isinstance(arguments["strides"], tuple):
+            arguments.setdefault("kernel_size", (3,) * len(arguments["strides"]))
+            arguments.setdefault("upsample_kernel_size", arguments["strides"][1:])
+    return arguments
+
+
+def _take_last(net: nn.Module, args: tuple[Tensor, ...], outputs: list[Tensor]) -> Tensor:
+    """Forward hook: of a list of outputs keep the one that the others only helped to train."""
+    return outputs[-1]
+
+
+def _check_edges(net: Any, args: tuple[Tensor, ...]) -> None:
+    """Forward hook of UNETR: it learns a vector for each patch of its image, so it takes images of one size."""
+    wanted = tuple(n * patch for n, patch in zip(net.feat_size, net.patch_size, strict=True))
+    if (given := tuple(args[0].shape[2:])) != wanted:
+        remedy = "Build the network for these, or give it windows of its own size."
+        raise IncompatibleError(expected("monai.UNETR", f"padded images of {wanted} pixels", given, remedy))
+
+
+def _find_monai_stride(name: str, net: Any, axes: int) -> int:
     """Return the factor by which a MONAI network shrinks its image, from its structure."""
     match name:
-        case "BasicUNet":
+        case "BasicUNet" | "BasicUNetPlusPlus":
             return 2**4
         case "SegResNet":
             return int(2 ** (len(net.blocks_down) - 1))
         case "FlexibleUNet":
             return int(2 ** len(net.decoder.blocks))
-    used = net.strides[: len(net.channels) - 1]
-    axes = ((s, s) if isinstance(s, int) else s for s in used)
-    return math.lcm(*(math.prod(axis) for axis in zip(*axes, strict=True)))
+        case "UNETR":
+            return math.lcm(*net.patch_size)
+        case "SwinUNETR":
+            return int(net.patch_size**5)
+    used = net.strides if name == "DynUNet" else net.strides[: len(net.channels) - 1]
+    steps = ((s,) * axes if isinstance(s, int) else s for s in used)
+    return math.lcm(*(math.prod(axis) for axis in zip(*steps, strict=True)))
 
 
 def _build_user(where: str, spec: ModelSpec, channels: int, classes: int) -> nn.Module:

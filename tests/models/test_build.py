@@ -17,7 +17,13 @@ from advseg_bench.types import Task
 
 TASK = Task("multilabel", ("gm", "wm", "csf"))
 ENCODERS = {"smp.DPT": "tu-vit_tiny_patch16_224", "monai.FlexibleUNet": "efficientnet-b0"}
-SETTINGS: dict[str, dict[str, Any]] = {"monai.BasicUNet": {"features": [8, 8, 16, 16, 32, 8]}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "monai.BasicUNet": {"features": [8, 8, 16, 16, 32, 8]},
+    "monai.BasicUNetPlusPlus": {"features": [8, 8, 16, 16, 32, 8]},
+    "monai.UNETR": {"hidden_size": 48, "mlp_dim": 96, "num_heads": 4, "feature_size": 8},
+    "monai.SwinUNETR": {"depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "feature_size": 12},
+    "monai.DynUNet": {"filters": [8, 8, 16, 16]},
+}
 STRIDES = {
     **dict.fromkeys(catalogue.ARCHITECTURES, 32),
     "smp.PSPNet": 8,
@@ -28,6 +34,9 @@ STRIDES = {
     "monai.UNet": 8,
     "monai.AttentionUnet": 8,
     "monai.SegResNet": 8,
+    "monai.BasicUNetPlusPlus": 16,
+    "monai.UNETR": 16,
+    "monai.DynUNet": 8,
 }
 
 
@@ -42,7 +51,7 @@ def specify_usual(architecture: str) -> ModelSpec:
 
 
 def build(
-    spec: ModelSpec, *, channels: int = 1, task: Task = TASK, size: int = 64, seed: int = 0
+    spec: ModelSpec, *, channels: int = 1, task: Task = TASK, size: int | tuple[int, ...] = 64, seed: int = 0
 ) -> SegmentationModule:
     return build_model(spec, channels=channels, task=task, size=size, seed=seed)
 
@@ -84,14 +93,63 @@ def test_architecture_gives_logits_gradients_and_a_head(architecture: str) -> No
 def test_odd_sizes_are_padded_and_whole_ones_equal_the_bare_network(architecture: str) -> None:
     extra = 64 if architecture == "smp.PAN" else 0  # it takes no less than 128 pixels
     model = build(specify_usual(architecture), size=64 + extra).eval()
+    wide = (60, 64) if architecture == "monai.UNETR" else (70, 96)  # it takes images of one size after padding
     with torch.no_grad():
-        assert model(draw(1, 1, 50 + extra, 70 + extra)).shape == (1, 3, 50 + extra, 70 + extra)
-        x = draw(1, 1, 64 + extra, 96 + extra)
+        assert model(draw(1, 1, 50 + extra, wide[0] + extra)).shape == (1, 3, 50 + extra, wide[0] + extra)
+        x = draw(1, 1, 64 + extra, wide[1] + extra)
         assert torch.equal(model(x), model.net(x))
 
 
 def test_odd_size_at_build_time_is_padded_too() -> None:
     assert build(specify("smp.Unet", "resnet18"), size=50).eval()(draw(1, 1, 50, 70)).shape == (1, 3, 50, 70)
+
+
+def test_catalogue_lists_networks_of_monai_that_exist() -> None:
+    import monai.networks.nets as nets
+
+    assert all(issubclass(getattr(nets, name), torch.nn.Module) for name in catalogue.MONAI_ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", catalogue.MONAI_ARCHITECTURES)
+def test_networks_of_monai_take_volumes(name: str) -> None:
+    size = (64, 32, 32) if name == "SwinUNETR" else (32, 16, 32)
+    architecture = f"monai.{name}"
+    encoder = "resnet10" if name == "FlexibleUNet" else None
+    settings = SETTINGS.get(architecture, {})
+    model = build(specify(architecture, encoder, settings=settings), task=Task("binary", ("a",)), size=size)
+    assert model.stride == STRIDES[architecture]
+    x = draw(1, 1, *size[:-1], size[-1] - 3).requires_grad_()
+    logits = model.eval()(x)
+    assert logits.shape == (1, 1, *x.shape[2:])
+    (gradient,) = torch.autograd.grad(logits.square().sum(), x)
+    assert float((gradient != 0).float().mean()) > 0.9
+
+
+def test_unetr_names_the_size_it_takes() -> None:
+    model = build(specify_usual("monai.UNETR"), size=(50, 32))
+    assert model.eval()(draw(1, 1, 64, 32)).shape == (1, 3, 64, 32)
+    with pytest.raises(
+        IncompatibleError, match=r"padded images of \(64, 32\) pixels, got \(64, 64\)\. Build the network"
+    ):
+        model(draw(1, 1, 64, 64))
+
+
+@pytest.mark.parametrize("architecture", ["monai.UNETR", "monai.SwinUNETR"])
+def test_a_missing_package_is_named_with_the_command(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("advseg_bench.models.build.find_spec", lambda name: None)
+    command = r"Run: pip install 'advseg-bench\[monai\]'$"
+    with pytest.raises(SpecError, match=f"{architecture} needs the package einops, which is not installed. {command}"):
+        build(specify_usual(architecture))
+
+
+def test_networks_of_smp_refuse_volumes() -> None:
+    with pytest.raises(IncompatibleError, match=r"expected 2-D images, got '3-D'\. smp\.Unet is for 2-D images; take"):
+        build(specify("smp.Unet", "resnet18"), size=(32, 32, 32))
+
+
+def test_dynunet_that_shrinks_its_image_is_refused() -> None:
+    with pytest.raises(IncompatibleError, match="Logits must have the size of the image"):
+        build(specify("monai.DynUNet", settings={"strides": [2, 2, 2, 2]}))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +178,8 @@ def test_encoders_of_every_origin_build(encoder: str) -> None:
         ("monai.UNet", {"channels": [4, 8, 16]}, 4),
         ("monai.UNet", {"channels": [4, 8, 16], "strides": [[2, 1], 2], "num_res_units": 0}, 4),
         ("monai.AttentionUnet", {"channels": [4, 8, 16], "strides": [2, 4]}, 8),
+        ("monai.DynUNet", {"filters": [4, 8, 16]}, 4),
+        ("monai.DynUNet", {"filters": [4, 8, 16], "strides": [1, [2, 1], 2], "res_block": True}, 4),
         ("monai.SegResNet", {"blocks_down": [1, 1], "blocks_up": [1], "norm": ["group", {"num_groups": 4}]}, 2),
     ],
 )
@@ -250,6 +310,12 @@ def test_broken_module_of_a_user_is_named(tmp_path: Path, monkeypatch: pytest.Mo
             "expected no setting 'encoder_weights', got 'imagenet'. Nothing is downloaded",
         ),
         (specify("monai.UNet", settings={"in_channels": 3}), "expected no setting 'in_channels', got 3"),
+        (specify("monai.UNETR", settings={"img_size": 64}), "expected no setting 'img_size', got 64. It follows"),
+        (
+            specify("monai.DynUNet", settings={"deep_supervision": True}),
+            "expected no setting 'deep_supervision', got True. Only the last output is attacked",
+        ),
+        (specify("monai.DynUNet", settings={"filters": 8}), r"monai\.DynUNet could not be built: TypeError"),
         (specify("networks:Plain", settings={"classes": 3}), "expected no setting 'classes', got 3. It follows"),
         (
             specify("networks:Plain", settings={"finnish": 3}),
