@@ -255,3 +255,40 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ("fgms --against art", ["unknown reference attack 'fgms'", "'fgsm'"]),
+        ("fgsm --against arr", ["unknown toolkit 'arr'", "'art'"]),
+        ("fgsm --against random_sign", ["random_sign", "does not take these settings"]),
+        ("fgsm --against implementations:Signed --eps 4", ["crosscheck: eps"]),
+        ("fgsm --against implementations:Signed --models nosuch", ["unknown model 'nosuch'"]),
+        ("fgsm --against implementations:Signed --norm l1", ["unknown norm 'l1'"]),
+        ("fgsm --against implementations:Signed --tasks binry", ["unknown task 'binry'", "'binary'"]),
+        ("fgsm --against implementations:Signed --losses dise", ["unknown loss 'dise'", "'dice'"]),
+        ("fgsm --against implementations:Signed --images 1000", ["at least 1000 test images"]),
+        ("fgsm --against implementations:Signed --steps 3", ["fgsm has one step"]),
+        ("fgsm --against implementations:Signed --untrained smp.Unett:vgg13", ["untrained", "Unett"]),
+    ],
+)
+def test_crosscheck_mistakes_are_one_line(here, tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(here("crosscheck", *arguments.split(), "--suite", "smoke"), *parts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_crosscheck_says_whether_all_is_sound(here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ["--suite", "smoke", "--models", "basicunet-xs", "--tasks", "binary", "--losses", "dice", "--eps", "4/255"]
+    sound = here("crosscheck", "fgsm", "--against", "implementations:Signed", *common)
+    assert sound.returncode == 0, sound.stderr
+    assert "identical" in sound.stdout
+    broken = here("crosscheck", "fgsm", "--against", "implementations:Band", *common, "--out", "bad")
+    assert broken.returncode == 1
+    assert "one connected band" in broken.stdout
+    assert json.loads((tmp_path / "bad" / "certificate.json").read_text())["verdicts"] == {
+        "implementations:Band": {"weaker": 1}
+    }
+    assert (tmp_path / "bad" / "disagreements" / "0-implementations-Band" / "reproduce.py").is_file()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
@@ -14,7 +14,7 @@ from advseg_bench.crosscheck.grid import REFERENCES, Plan, crosscheck, is_sound
 from advseg_bench.crosscheck.report import print_findings, write_findings
 from advseg_bench.crosscheck.subjects import find_equivalents, load_subjects
 from advseg_bench.errors import SpecError, unknown
-from advseg_bench.specs import Eps
+from advseg_bench.specs import AttackSpec
 from advseg_bench.suite import Suite
 from advseg_bench.types import Norm, TaskKind
 
@@ -71,9 +71,12 @@ def _make_plan(options: Options) -> tuple[Plan, list[str]]:
         raise SpecError("crosscheck: fgsm has one step. Remove --steps.")
     others, missing = find_equivalents(options.against, options.reference, norm, settings)
     try:
-        eps = tuple(TypeAdapter(Eps).validate_python(value) for value in options.eps or DEFAULT_EPS[norm])
+        eps = AttackSpec.model_validate(
+            {"name": options.reference, "losses": ["dice"], "eps": options.eps or DEFAULT_EPS[norm], "norm": norm}
+        ).eps
     except ValidationError as error:
-        raise SpecError(f"crosscheck: eps: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
+        message = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("eps: ")
+        raise SpecError(f"crosscheck: eps: {message}.") from None
     plan = Plan(
         reference=options.reference,
         settings=settings,

@@ -144,6 +144,8 @@ def diagnose(case: Case, theirs: Trace, steps: StepVerdict | None) -> str:
     if theirs.points is None:
         return f"asked for {theirs.backwards:g} gradients per image, which cannot be followed step by step"
     wanted = as_stepwise(case.reference).steps
+    if len(theirs.points) > 1 and all(torch.equal(point, theirs.points[0]) for point in theirs.points):
+        return "took every gradient at the same point"
     if steps is None:
         return f"asked for {len(theirs.points)} gradients, the reference for {wanted}"
     if steps.opposite > 0.9:

@@ -1,0 +1,201 @@
+"""Other implementations of the reference attacks, sound and broken, written without the project's own parts."""
+
+from __future__ import annotations
+
+import torch
+
+
+def gradient(model, batch, loss, x):
+    leaf = x.clone().requires_grad_()
+    value = loss(model(leaf), batch.y, batch.valid, batch.task).sum()
+    return torch.autograd.grad(value, leaf)[0]
+
+
+class Signed:
+    """FGSM; subclasses change the gradient."""
+
+    def __init__(self, loss):
+        self.loss = loss
+
+    def change(self, g):
+        return g
+
+    def __call__(self, model, batch, *, budget, generators):
+        g = self.change(gradient(model, batch, self.loss, batch.x))
+        return (batch.x + budget.eps * g.sign()).clamp(batch.bounds.lower, batch.bounds.upper)
+
+
+class OneByOne(Signed):
+    """Sound: image by image, in float64 between the gradients, with the loss scaled."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        results = []
+        for i in range(len(batch.x)):
+            x = batch.x[i : i + 1].clone().requires_grad_()
+            value = self.loss(model(x), batch.y[i : i + 1], batch.valid[i : i + 1], batch.task)
+            (g,) = torch.autograd.grad(1e3 * value.sum(), x)
+            results.append((x.detach().double() + budget.eps * g.sign()).clamp(0, 1).float())
+        return torch.cat(results)
+
+
+class Percent(Signed):
+    """The gradient has the wrong sign on 1 % of the pixels."""
+
+    def change(self, g):
+        wrong = torch.rand(g.shape, generator=torch.Generator().manual_seed(3)) < 0.01
+        return torch.where(wrong, -g, g)
+
+
+class Band(Signed):
+    """A factor is lost in two rows, where the sign flips."""
+
+    def change(self, g):
+        g = g.clone()
+        g[:, :, 10:12] *= -1
+        return g
+
+
+class Reversed(Signed):
+    def change(self, g):
+        return -g
+
+
+class GreyLevels(Signed):
+    """Takes eps for grey levels."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        g = gradient(model, batch, self.loss, batch.x)
+        return (batch.x + budget.eps / 255 * g.sign()).clamp(0, 1)
+
+
+class Dead(Signed):
+    """Moves values without a gradient."""
+
+    def change(self, g):
+        return torch.where(g == 0, torch.ones_like(g), g)
+
+
+class Half(Signed):
+    """Rounds the gradient to float16 before its sign is taken, which puts small ones to zero."""
+
+    def change(self, g):
+        return g.half().float()
+
+
+class TooFar(Signed):
+    def __call__(self, model, batch, *, budget, generators):
+        g = gradient(model, batch, self.loss, batch.x)
+        return (batch.x + 1.01 * budget.eps * g.sign()).clamp(0, 1)
+
+
+class Outside(Signed):
+    def __call__(self, model, batch, *, budget, generators):
+        return batch.x + budget.eps * gradient(model, batch, self.loss, batch.x).sign()
+
+
+class Nothing(Signed):
+    def __call__(self, model, batch, *, budget, generators):
+        return batch.x.clone()
+
+
+class Raises(Signed):
+    def __call__(self, model, batch, *, budget, generators):
+        raise RuntimeError("no\nkernel")
+
+
+class Predicted(Signed):
+    """Sound, by another convention: the model's own prediction is the label."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        with torch.no_grad():
+            logits = model(batch.x)
+        y = logits.argmax(1) if batch.task.kind == "multiclass" else logits > 0
+        x = batch.x.clone().requires_grad_()
+        value = self.loss(model(x), y, batch.valid, batch.task).sum()
+        return (batch.x + budget.eps * torch.autograd.grad(value, x)[0].sign()).clamp(0, 1)
+
+
+class Loop:
+    """BIM written out; subclasses change the rule."""
+
+    steps, size, momentum, norm, random = 4, 0.25, None, True, False
+
+    def __init__(self, loss):
+        self.loss = loss
+
+    def step_of(self, t, eps):
+        return self.size * eps
+
+    def point_of(self, x, x_adv):
+        return x_adv
+
+    def __call__(self, model, batch, *, budget, generators):
+        x, memory = batch.x.clone(), 0
+        if self.random:
+            x = torch.stack(
+                [
+                    one + (torch.rand(one.shape, generator=g) * 2 - 1) * budget.eps / 2
+                    for one, g in zip(x, generators, strict=True)
+                ]
+            )
+            x = x.clamp(0, 1)
+        for t in range(self.steps):
+            g = gradient(model, batch, self.loss, self.point_of(batch.x, x))
+            if self.momentum is not None:
+                g = g / g.abs().sum((1, 2, 3), keepdim=True) if self.norm else g
+                g = memory = self.momentum * memory + g
+            delta = (x + self.step_of(t, budget.eps) * g.sign() - batch.x).clamp(-budget.eps, budget.eps)
+            x = (batch.x + delta).clamp(0, 1)
+        return x
+
+
+class LoopFromBounds(Loop):
+    """Sound: clips the image to x +- eps instead of the perturbation."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        x = batch.x.clone()
+        for t in range(self.steps):
+            g = gradient(model, batch, self.loss, x)
+            x = x + self.step_of(t, budget.eps) * g.sign()
+            x = torch.minimum(torch.maximum(x, batch.x - budget.eps), batch.x + budget.eps).clamp(0, 1)
+        return x
+
+
+class FiveSteps(Loop):
+    steps = 5
+
+
+class SmallSteps(Loop):
+    """The step rule is off by one: eps / (steps + 1)."""
+
+    size = 1 / 5
+
+
+class LateSchedule(Loop):
+    """Steps shrink from the second on."""
+
+    def step_of(self, t, eps):
+        return eps * 0.25 / (1 + t)
+
+
+class Stale(Loop):
+    """Every gradient is taken at the clean image."""
+
+    def point_of(self, x, x_adv):
+        return x
+
+
+class RandomStart(Loop):
+    random = True
+
+
+class Momentum(Loop):
+    momentum = 1.0
+
+
+class PlainMomentum(Momentum):
+    norm = False
+
+
+class ForgetfulMomentum(Momentum):
+    momentum = 0.5

@@ -1,0 +1,221 @@
+"""Crosscheck: sound implementations pass on trained models, and each fault is called by its right name."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from strategies import make_batch, make_generators
+from torch import nn
+
+from advseg_bench import losses
+from advseg_bench.attacks.ascent import BIM, MIFGSM
+from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.crosscheck import (
+    Case,
+    Plan,
+    Subject,
+    certify,
+    compare,
+    count_verdicts,
+    crosscheck,
+    is_sound,
+    judge,
+    load_example,
+    measure_effect,
+    run_traced,
+    save_example,
+)
+from advseg_bench.crosscheck.subjects import load_subjects
+from advseg_bench.errors import PluginError, SpecError
+from advseg_bench.suite import Suite
+from advseg_bench.types import Budget
+
+FEW = {"kinds": ("multilabel",), "losses": ("dice",), "eps": (4 / 255,)}
+
+
+@pytest.fixture(scope="module")
+def trained() -> list[Subject]:
+    """The two networks of the smoke suite, trained, with four images each."""
+    return load_subjects(Suite.load("smoke"), images=4)
+
+
+def check(trained, name, **changes):
+    """The one pair of an implementation on the first network."""
+    plan = Plan(**FEW | {"others": {f"implementations:{name}": {}}} | changes)
+    (pair,) = crosscheck(plan, trained[:1])
+    return pair, plan
+
+
+def test_sound_implementations_pass_on_every_task_loss_and_network(trained):
+    plan = Plan(others={"implementations:Signed": {}, "implementations:OneByOne": {}}, eps=(1 / 255, 8 / 255))
+    pairs = crosscheck(plan, trained)
+    assert len(pairs) == 2 * 2 * 2 * (3 * 4)  # implementations x radii x networks x (kind, loss)
+    assert is_sound(pairs), [(p.place, p.finding.reason) for p in pairs]
+    assert count_verdicts(pairs)["implementations:Signed"] == {"identical": 48}
+    certificate = json.loads(json.dumps(certify(plan, trained, pairs)))
+    assert certificate["verdicts"]["implementations:Signed"] == {"identical": 48}
+    assert all(finding["step_wise"] is None or finding["step_wise"]["real"] == 0 for finding in certificate["findings"])
+    assert certificate["environment"]["torch"] == torch.__version__.partition("+")[0] or "+" in torch.__version__
+    assert certificate["subjects"][0]["trained"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "reason"),
+    [
+        ("Percent", "weaker", r"wrong gradient on (0\.[89]|1\.[012])\d% of the values, scattered"),
+        ("Band", "weaker", r"wrong gradient on 6\.\d+% of the values, in one connected band \(pixels 10-11 x"),
+        ("Reversed", "weaker", "wrong sign: moves against the gradient on 100% of the values"),
+        ("GreyLevels", "weaker", r"wrong step size: 0\.0039\d* times"),
+        ("Nothing", "weaker", "returned the clean image"),
+        ("TooFar", "violates", r"exceeded eps by 0\.000157 \(1\.0%\)"),
+        ("Outside", "violates", "left the bounds by 0.0157"),
+        ("Raises", "fails", "RuntimeError: no kernel"),
+        ("Predicted", "equal under a convention", "label: the model's own prediction"),
+    ],
+)
+def test_one_step_is_called_by_its_right_name(trained, name, verdict, reason):
+    pair, _ = check(trained, name)
+    assert pair.finding.verdict == verdict, pair.finding.reason
+    assert re.search(reason, pair.finding.reason), pair.finding.reason
+
+
+FOUR = {"reference": "bim", "settings": {"steps": 4}}
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "reason"),
+    [
+        ("Loop", "identical", ""),
+        ("LoopFromBounds", "equal up to rounding", ""),
+        ("FiveSteps", "equal under a convention", "step rule: 5 steps instead of 4"),
+        ("SmallSteps", "equal under a convention", r"step rule: steps of eps / 5 instead of 0\.25 \* eps"),
+        ("LateSchedule", "weaker", r"wrong step size: 0\.\d+ times"),
+        ("Stale", "weaker", "took every gradient at the same point"),
+        ("RandomStart", "equal under a convention", "random start: inside the budget"),
+    ],
+)
+def test_many_steps_are_judged_one_by_one(trained, name, verdict, reason):
+    pair, _ = check(trained, name, **FOUR)
+    assert pair.finding.verdict == verdict, pair.finding.reason
+    assert re.search(reason, pair.finding.reason), pair.finding.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "reason"),
+    [
+        ("Momentum", ("identical", "equal up to rounding"), ""),
+        ("PlainMomentum", ("equal under a convention",), "momentum normalisation: gradients are divided by nothing"),
+        ("ForgetfulMomentum", ("weaker", "stronger"), "wrong gradient"),
+        ("Loop", ("equal under a convention",), "no momentum"),
+    ],
+)
+def test_momentum_has_its_conventions(trained, name, verdict, reason):
+    pair, _ = check(trained, name, **FOUR | {"reference": "mifgsm"})
+    assert pair.finding.verdict in verdict, pair.finding.reason
+    assert reason in pair.finding.reason
+
+
+def test_a_disagreement_becomes_a_small_script_that_still_disagrees(trained, tmp_path):
+    pair, plan = check(trained, "Band")
+    script = save_example(pair, plan, trained[0], tmp_path / "case")
+    example = load_example(script.parent)
+    assert example.batch.x.shape[0] == 1
+    assert example.batch.x.shape[2:].numel() <= 32 * 32 / 2
+    assert example.judge().verdict == "weaker"
+    tests = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env={"PYTHONPATH": tests})
+    assert done.stdout.startswith("weaker: wrong gradient"), done.stderr
+
+
+def test_an_example_of_a_network_without_a_spec_asks_for_it(trained, tmp_path):
+    pair, plan = check(trained, "Percent")
+    script = save_example(pair, plan, replace(trained[0], spec=None), tmp_path)
+    with pytest.raises(SpecError, match="Give `model`"):
+        load_example(script.parent)
+    assert load_example(script.parent, trained[0].model).judge().real.any()
+
+
+class Dying(nn.Module):
+    """Half of the image has no gradient at all; the other half has one of 1e-30."""
+
+    def forward(self, x):
+        width = x.shape[-1] // 2
+        return torch.cat([x[..., :width].detach() * 0 + 0.1, x[..., width:] * 1e-30], -1)[:, :1]
+
+
+def test_moving_values_without_a_gradient_is_no_rounding():
+    from implementations import Dead, Signed
+
+    batch, _ = make_batch("binary", n=2, space=(6, 8))
+    model = Dying()
+    reference = FGSM(loss=losses.bce)
+    budget = Budget("linf", 0.1)
+    with torch.no_grad():
+        case = Case(reference, model, batch, budget, model(batch.x))
+    ours = reference(model, batch, budget=budget, generators=make_generators(2))
+    for attack, verdict in ((Signed(losses.bce), "identical"), (Dead(losses.bce), None)):
+        theirs = run_traced(attack, model, batch, budget, make_generators(2))
+        finding = judge(case, ours, theirs, measure_effect(case, ours))
+        assert finding.verdict == (verdict or finding.verdict)
+        if verdict is None:
+            assert finding.real is not None
+            assert finding.real[..., :4].all()
+            assert not finding.real[:, 0, :, 4:].any()
+
+
+def test_compare_counts_float32_numbers():
+    a = torch.tensor([[[[1.0, 0.0, -0.0, 1e-45]]]])
+    b = torch.tensor([[[[1.0 + 2**-23, -1e-45, 0.0, 1e-45]]]])
+    difference = compare(a, b)
+    assert difference.max_ulp == 1
+    assert difference.max_abs == pytest.approx(2**-23)
+    assert difference.identical == 0.5
+
+
+def test_a_trace_counts_and_orders_what_an_attack_asks_for(trained):
+    from implementations import Loop, OneByOne
+
+    model, batch = trained[0].model, trained[0].batch
+    budget = Budget("linf", 0.02)
+    whole = run_traced(Loop(losses.dice), model, batch, budget, make_generators(4))
+    assert (whole.forwards, whole.backwards, whole.alone, len(whole.points)) == (4, 4, False, 4)
+    assert torch.equal(whole.points[0], batch.x)
+    single = run_traced(OneByOne(losses.dice), model, batch, budget, make_generators(4))
+    assert (single.forwards, single.backwards, single.alone, len(single.points)) == (1, 1, True, 1)
+    assert torch.equal(single.points[0], batch.x)
+
+
+def test_the_replay_of_the_reference_is_the_reference(trained):
+    for attack in (BIM(loss=losses.dice, steps=3), MIFGSM(loss=losses.dice, steps=3)):
+        model, batch, budget = trained[1].model, trained[1].batch, Budget("l2", 0.5)
+        with torch.no_grad():
+            case = Case(attack, model, batch, budget, model(batch.x))
+        theirs = run_traced(attack, model, batch, budget, make_generators(4))
+        assert judge(case, theirs.x_adv, theirs, measure_effect(case, theirs.x_adv)).verdict == "identical"
+        moved = replace(theirs, x_adv=theirs.x_adv.clone())
+        moved.x_adv[0, 0, 3, 3] += 1e-4 if moved.x_adv[0, 0, 3, 3] < 0.5 else -1e-4
+        assert judge(case, theirs.x_adv, moved, measure_effect(case, theirs.x_adv)).verdict in ("weaker", "stronger")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"reference": "fgms"}, SpecError, "Did you mean 'fgsm'"),
+        ({"others": {}}, SpecError, "something to compare with"),
+        ({"losses": ("dise",)}, SpecError, "Did you mean 'dice'"),
+        ({"eps": (0.0,)}, SpecError, "radii above 0"),
+        ({"others": {"implementations:Sined": {}}}, PluginError, "crosscheck: attack implementations:Sined"),
+        ({"others": {"implementations:Signed": {"eps": 1}}}, SpecError, "crosscheck: attack implementations:Signed"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_computed(trained, changes, error, message):
+    with pytest.raises(error, match=message) as caught:
+        crosscheck(Plan(**FEW | {"others": {"implementations:Signed": {}}} | changes), trained)
+    assert "\n" not in str(caught.value)
