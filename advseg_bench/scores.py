@@ -133,10 +133,14 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
     Returns: One row per group: `by`, `pooled_dice`, `pooled_iou`, `n_images`, `n_subjects`.
     """
     places = find_scored_classes(task).values()
-    totals = rows.filter(MEASURED).group_by(*by, *({"cell"} - set(by))).agg(
-        *(pl.col(count).list.get(k).sum().alias(f"{count}{k}") for count in ("tp", "fp", "fn") for k in places),
-        pl.col("image").n_unique().alias("n_images"),
-        pl.col("subject").n_unique().alias("n_subjects"),
+    totals = (
+        rows.filter(MEASURED)
+        .group_by(*by, *({"cell"} - set(by)))
+        .agg(
+            *(pl.col(count).list.get(k).sum().alias(f"{count}{k}") for count in ("tp", "fp", "fn") for k in places),
+            pl.col("image").n_unique().alias("n_images"),
+            pl.col("subject").n_unique().alias("n_subjects"),
+        )
     )
     ratios = totals.with_columns(
         *(
