@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from advseg_bench import catalogue
+from advseg_bench import catalogue, toolkits
 from advseg_bench.cache import content_hash
 from advseg_bench.errors import SpecError
 from advseg_bench.specs import AttackSpec, ModelSpec
@@ -147,7 +147,10 @@ def show_eps(eps: float) -> str:
 
 
 def _why_skip(suite: Suite, attack: AttackSpec, loss: str) -> str | None:
-    """The reason why a loss has no meaning for the suite's task, or None."""
+    """The reason why a loss has no meaning for the suite's task, or an attack does not run on it; else None."""
+    row = toolkits.find_row(attack.name)
+    if row is not None and row.kinds and suite.data.task not in row.kinds:
+        return f"attack {attack.name!r} runs on {' and '.join(row.kinds)} tasks, not on {suite.data.task}"
     entry = catalogue.LOSSES.get(loss)
     if entry is not None and suite.data.task not in entry.kinds:
         return f"loss {loss!r} is defined for {' and '.join(entry.kinds)} tasks, not for {suite.data.task}"

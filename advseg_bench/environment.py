@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
+from advseg_bench import plugins, toolkits
 from advseg_bench.errors import SpecError, expected
+from advseg_bench.plugins import Kind
 
 COMPUTING = ("advseg-bench", "torch", "segmentation-models-pytorch", "timm", "monai", "numpy", "scipy")
 """Distributions whose version may change a bit of a result."""
@@ -33,13 +35,19 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def describe_code(names: Iterable[str]) -> dict[str, str]:
-    """Return, for each `package.module:object` among the names, the hash of the module's source file.
+def describe_code(names: Iterable[tuple[Kind, str]]) -> dict[str, str]:
+    """Return, for each name that this package does not ship, what its results depend on: versions and source code.
 
-    Changed code under an unchanged name would otherwise mix its results with those of the old code. Code that the
-    module imports is not covered.
+    Changed code under an unchanged name would otherwise mix its results with those of the old code. The hash covers
+    the Python files of the top-level package that holds the object; what that imports is known by its version at most.
+
+    Args:
+        names: (kind, name), where the name is a plug-in's, a toolkit's attack, or `package.module:object`.
+    Returns: "kind name" -> the hash; then the versions of the distribution that offers it, and of the toolkit.
+    Raises: PluginError: if a name has more than one provider.
     """
-    return {name: _hash_source(name.partition(":")[0]) for name in sorted(set(names)) if ":" in name}
+    described = {f"{kind} {name}": _describe_name(kind, name) for kind, name in sorted(set(names))}
+    return {name: text for name, text in described.items() if text}
 
 
 def describe_packages(names: Iterable[str]) -> dict[str, str]:
@@ -68,15 +76,32 @@ def _version(name: str) -> str:
         return "not installed"
 
 
+def _describe_name(kind: Kind, name: str) -> str:
+    """Hash and versions behind one name; "" if it is shipped."""
+    toolkit = toolkits.find_toolkit(name) if kind == "attack" else None
+    plugin = toolkit or plugins.find_plugin(kind, name)
+    if plugin is None:
+        return _hash_source(name.partition(":")[0]) if ":" in name else ""
+    versions = {plugin.distribution: _version(plugin.distribution)}
+    versions |= describe_packages([toolkit.name]) if toolkit else {}
+    shown = (f"{distribution} {number}" for distribution, number in versions.items())
+    return ", ".join([_hash_source(plugin.target.partition(":")[0]), *shown])
+
+
 def _hash_source(module: str) -> str:
-    """The hash of a module's file; a module that cannot be found gives its error when it is loaded, not here."""
+    """The hash of a top-level package's files; one that cannot be found gives its error when it is loaded, not here."""
     try:
-        found = find_spec(module)
+        found = find_spec(module.partition(".")[0])
     except (ImportError, ValueError):
         found = None
-    if found is None or found.origin is None or not Path(found.origin).is_file():
-        return "not found"
-    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()[:16]
+    folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
+    files = [(path.relative_to(folder), path) for folder in folders for path in folder.rglob("*.py")]
+    if found and not folders and found.origin and Path(found.origin).is_file():
+        files = [(Path(found.name), Path(found.origin))]
+    digest = hashlib.sha256()
+    for name, path in sorted(files):
+        digest.update(f"{name.as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16] if files else "not found"
 
 
 def _cpu_name() -> str:

@@ -20,6 +20,7 @@ from advseg_bench.cells import Cell, plan
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import UserError
+from advseg_bench.plugins import Kind
 from advseg_bench.registry import load_attack, load_loss
 from advseg_bench.runner import Row, Setting
 from advseg_bench.suite import Suite
@@ -39,7 +40,6 @@ def describe(emit: Emit, context: Context) -> dict[str, Any]:
     dataset, suite = _dataset(context), _suite(context)
     splits = {name: len(dataset.split(name)) for name in ("train", "validation", "test")}
     test = [dataset.cases[i] for i in dataset.split("test")]
-    names = [m.architecture for m in suite.models] + [name for a in suite.attacks for name in (a.name, *a.losses)]
     device = {"device": environment.describe_device(context.device)}
     libraries = environment.describe_libraries()
     compute = {"threads": suite.compute.threads, "compute_batch": suite.compute.batch}
@@ -53,7 +53,7 @@ def describe(emit: Emit, context: Context) -> dict[str, Any]:
             "splits": splits,
             "subjects": {"test": len({case.subject for case in test})},
         },
-        "binding": libraries | device | {"code": environment.describe_code([*names, suite.training.loss])},
+        "binding": libraries | device | {"code": environment.describe_code(_names(suite))},
         "environment": libraries | environment.describe_machine() | device | compute,
         "images": [case.image for case in test],
     }
@@ -107,6 +107,18 @@ def forget() -> None:
     _suite.cache_clear()
     _dataset.cache_clear()
     _loaded.clear()
+
+
+def _names(suite: Suite) -> set[tuple[Kind, str]]:
+    """Everything a suite names that may be a plug-in's."""
+    losses = {suite.training.loss, *(loss for attack in suite.attacks for loss in attack.losses)}
+    names: dict[Kind, set[str]] = {
+        "attack": {attack.name for attack in suite.attacks},
+        "architecture": {model.architecture for model in suite.models},
+        "loss": losses,
+        "data set": {suite.data.name},
+    }
+    return {(kind, name) for kind, found in names.items() for name in found}
 
 
 @lru_cache(maxsize=1)

@@ -9,10 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
-from advseg_bench import catalogue
-from advseg_bench.errors import unknown
+from advseg_bench import catalogue, plugins, toolkits
+from advseg_bench.errors import PluginError, unknown
+from advseg_bench.plugins import Kind
 from advseg_bench.types import EmptyRule, Norm, TaskKind
 
 
@@ -56,26 +66,19 @@ Millimetres = Annotated[float, Field(gt=0)]
 Settings = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
-def _architecture(name: str) -> str:
-    """Accept a shipped architecture or `package.module:callable`."""
-    if name not in catalogue.ARCHITECTURES and ":" not in name:
-        raise ValueError(unknown("", "architecture", name, catalogue.ARCHITECTURES))
+def _known(kind: Kind, name: str) -> str:
+    """Accept a name that is shipped, of a plug-in or of a toolkit, or `package.module:object`."""
+    try:
+        toolkits.check_attack(name) if kind == "attack" else plugins.check_name(kind, name)
+    except PluginError as error:
+        raise ValueError(str(error)) from None
     return name
-
-
-def _known(kind: Literal["attack", "loss"], name: str) -> str:
-    """Accept a name of the catalogue, `package.module:object`, or the name of an entry point."""
-    from importlib.metadata import entry_points
-
-    shipped = set(catalogue.ATTACKS if kind == "attack" else catalogue.LOSSES)
-    group = "advseg_bench.attacks" if kind == "attack" else "advseg_bench.losses"
-    if name in shipped or ":" in name or name in (plugins := entry_points(group=group).names):
-        return name
-    raise ValueError(unknown("", kind, name, {*shipped, *plugins}))
 
 
 LossName = Annotated[str, AfterValidator(partial(_known, "loss"))]
 AttackName = Annotated[str, AfterValidator(partial(_known, "attack"))]
+ArchitectureName = Annotated[str, AfterValidator(partial(_known, "architecture"))]
+DatasetName = Annotated[str, AfterValidator(partial(_known, "data set"))]
 Eps = Annotated[float, BeforeValidator(_eps)]
 
 
@@ -163,7 +166,36 @@ class FolderData(_ImageData):
         return self
 
 
-DataSpec = Annotated[Mni152Data | PhantomData | FolderData, Field(discriminator="name")]
+class PluginData(_ImageData):
+    """A data set of a plug-in, or of your own: a function `f(spec, **settings) -> Dataset`.
+
+    Attributes:
+        name: A plug-in's name, or "package.module:callable".
+        settings: Its further arguments.
+    """
+
+    name: DatasetName
+    settings: Settings = Field(default_factory=dict)
+
+
+PLUGIN_TAG = "plug-in"
+
+
+def _tag(value: Any) -> str | None:
+    """Tell which data specification a table, or a specification, is."""
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    if name is None:
+        return None
+    return name if isinstance(name, str) and name in catalogue.DATASETS else PLUGIN_TAG
+
+
+DataSpec = Annotated[
+    Annotated[Mni152Data, Tag("mni152")]
+    | Annotated[PhantomData, Tag("phantom")]
+    | Annotated[FolderData, Tag("folder")]
+    | Annotated[PluginData, Tag(PLUGIN_TAG)],
+    Discriminator(_tag),
+]
 
 
 class ModelSpec(Spec):
@@ -171,7 +203,7 @@ class ModelSpec(Spec):
 
     Attributes:
         name: Shown in tables, unique in the suite.
-        architecture: "smp.<Class>", "monai.<Class>", or "package.module:callable" for any network.
+        architecture: "smp.<Class>", "monai.<Class>", a plug-in's name, or "package.module:callable" for any network.
         encoder: Encoder name of segmentation-models-pytorch (and of MONAI's FlexibleUNet).
         settings: Further constructor arguments of the network.
         weights: A state dict, .safetensors or weights-only .pt; the model is then not trained.
@@ -181,7 +213,7 @@ class ModelSpec(Spec):
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-    architecture: Annotated[str, AfterValidator(_architecture)]
+    architecture: ArchitectureName
     encoder: str | None = None
     settings: Settings = Field(default_factory=dict)
     weights: Path | None = None
@@ -263,7 +295,7 @@ class AttackSpec(Spec):
     """One attack of a suite, over its losses and budgets.
 
     Attributes:
-        name: A name of the catalogue, of an entry point, or "package.module:object".
+        name: A name of the catalogue, of a plug-in, "<toolkit>.<Class>", or "package.module:object".
         losses: Attack losses; empty for controls.
         eps: Radii in image units; "4/255" or a number, for "linf" below 1.
         norm: Norm of the budget.
@@ -290,9 +322,12 @@ class AttackSpec(Spec):
         for what, values in (("eps", self.eps), ("losses", self.losses)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{what}: a value of attack {self.name!r} is listed twice")
-        entry = catalogue.ATTACKS.get(self.name)
+        entry = catalogue.ATTACKS.get(self.name) or toolkits.find_row(self.name)
         if entry is None:
             return self
+        if isinstance(entry, toolkits.Row) and entry.norms and self.norm not in entry.norms:
+            known = " and ".join(entry.norms)
+            raise ValueError(f"norm: attack {self.name!r} knows {known}, not {self.norm}. Change the key")
         if entry.needs_loss and not self.losses:
             raise ValueError(f'losses: attack {self.name!r} follows a loss. Give at least one, such as ["dice"]')
         if self.losses and not entry.needs_loss:

@@ -12,10 +12,12 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from advseg_bench import catalogue
 from advseg_bench.errors import SpecError, unknown
 from advseg_bench.specs import (
+    PLUGIN_TAG,
     AttackSpec,
     Compute,
     DataSpec,
     ModelSpec,
+    PluginData,
     Recipe,
     Scoring,
     Spec,
@@ -107,8 +109,6 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return unknown(".".join(place[:-1]) or "top level", "key", place[-1], {n for m in models for n in _keys(m)})
     where = ".".join(place) or "suite"
-    if error["type"] == "union_tag_invalid":
-        return unknown(f"{where}.name", "data set", error["ctx"]["tag"], catalogue.DATASETS)
     if error["type"] == "union_tag_not_found":
         return f"{where}.name: missing. Known: {', '.join(catalogue.DATASETS)}."
     if error["type"] == "missing":
@@ -129,7 +129,7 @@ def _walk(loc: tuple[str | int, ...]) -> tuple[list[str], list[type[BaseModel]]]
     place: list[str] = []
     models: list[type[BaseModel]] = [Suite]
     for i, part in enumerate(loc):
-        tagged = [m for m in models if part in get_args(getattr(m.model_fields.get("name"), "annotation", None))]
+        tagged = [m for m in models if part in _tags(m)]
         if tagged and len(models) > 1:
             models = tagged
             continue
@@ -139,6 +139,12 @@ def _walk(loc: tuple[str | int, ...]) -> tuple[list[str], list[type[BaseModel]]]
             if part in fields:
                 models = _models_in(fields[part].annotation)
     return place, models
+
+
+def _tags(model: type[BaseModel]) -> tuple[object, ...]:
+    """What a location calls a model of a union: the names it is for."""
+    names = get_args(getattr(model.model_fields.get("name"), "annotation", None))
+    return (PLUGIN_TAG,) if model is PluginData else names
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

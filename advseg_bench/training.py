@@ -130,7 +130,7 @@ def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int) 
         "seed": seed,
         "threads": torch.get_num_threads(),
         "libraries": environment.describe_libraries(),
-        "code": environment.describe_code([spec.architecture, recipe.loss]),
+        "code": environment.describe_code([("architecture", spec.architecture), ("loss", recipe.loss)]),
     }
 
 

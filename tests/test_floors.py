@@ -16,6 +16,8 @@ TOOLKITS = ("art", "torchattacks", "foolbox", "ray", "advseg_adapters")
 FLOORS = [
     {"types", "errors"},
     {"catalogue", "cache"},
+    {"plugins"},
+    {"toolkits"},
     {"specs"},
     {"batches", "geometry", "losses", "suite", "stats", "environment", "guard"},
     {"metrics", "cells"},
