@@ -8,42 +8,47 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advseg_adapters.views import LossView, MarginView
+from advseg_adapters.views import BlindView, LossView, MarginView
+from advseg_bench.batches import select_images
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.geometry import project
 from advseg_bench.losses import Loss
-from advseg_bench.types import Batch, Budget, Model, Norm
+from advseg_bench.types import Batch, Bounds, Budget, Model, Norm
 
 RISE = 0.1
 """By what share of its clean loss an image must get worse to count as broken, unless a threshold is given."""
 
 _SHARE = re.compile(r"^\s*([0-9.eE+-]+)(?:\s*/\s*([0-9.]+))?\s*\*\s*eps\s*$")
 
-View = Literal["native", "loss", "margin"]
-Objective = Literal["follows loss", "success-gated", "own loss"]
+View = Literal["native", "loss", "margin", "none"]
+Objective = Literal["follows loss", "success-gated", "own loss", "none"]
+UNIT = Bounds(0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """How one attack class of a toolkit reaches a segmenter: declared by hand, proven by `support`.
+    """How one attack class of a toolkit reaches a segmenter: declared by hand, proven by `measure_support`.
 
     Attributes:
-        view: "loss" (`LossView`), "margin" (`MarginView`) or "native" (an ART estimator of masks).
+        view: "loss" (`LossView`), "margin" (`MarginView`), "native" (an ART estimator of masks) or "none": it never
+            looks at the model, and needs no loss.
         objective: "follows loss": it climbs the loss it is given. "success-gated": it stops, or returns the clean
             image, by its own test of success; it gets a margin view with a recorded threshold. "own loss": it climbs
-            something of its own that only depends on the view.
+            something of its own that only depends on the view. "none": it climbs nothing.
         norms: Norms of a budget it can be given.
         eps: The class's parameter that takes the radius, or None: it looks for a minimal norm or knows no budget, and
             its result is projected into the budget.
         settings: Defaults of ours where the class's own make no sense here. A text such as "0.25*eps" is a share of
             the radius.
-        random: Whether it draws random numbers.
+        random: Whether it draws random numbers, with these settings or with others that it takes.
+        dims: Numbers of space axes it can be given.
+        note: What its user must know, as a full sentence; "" if nothing.
         reason: Why it cannot run; "" if it can.
     """
 
@@ -53,6 +58,8 @@ class Route:
     eps: str | None = "eps"
     settings: Mapping[str, Any] = field(default_factory=dict)
     random: bool = False
+    dims: tuple[int, ...] = (2, 3)
+    note: str = ""
     reason: str = ""
 
 
@@ -64,18 +71,23 @@ class ForeignAttack(ABC):
     batch of images as so many single ones. Randomness comes from the image's generator: torch's, NumPy's and Python's
     global states are set from it and put back. Parameters of the model get no gradient meanwhile.
 
+    A subclass with `unit` gets images whose intensities were mapped to [0, 1], and a budget to match: for toolkits
+    that know no other bounds. Settings in units of intensity then count in [0, 1] too.
+
     Attributes:
         name: "<toolkit>.<Class>".
         route: How it reaches the segmenter.
-        loss: One value per image.
+        loss: One value per image; None only for a route that does not look at the model.
         settings: The class's own parameters, and two of ours for margin views: `threshold`, the loss above which a
             segmentation counts as broken, or `rise`, the same as a share above each image's clean loss.
         batched: Whether images may share a call.
     """
 
+    unit: ClassVar[bool] = False
+
     name: str
     route: Route
-    loss: Loss
+    loss: Loss | None
     settings: Mapping[str, Any] = field(default_factory=dict)
     batched: bool = False
 
@@ -83,6 +95,8 @@ class ForeignAttack(ABC):
         """Refuse what is known to fail."""
         if self.route.reason:
             raise IncompatibleError(f"attack {self.name}: cannot attack a segmenter: {self.route.reason}.")
+        if self.loss is None and self.route.view != "none":
+            raise SpecError(expected(f"attack {self.name}", "a loss", None, 'Add `losses = ["dice"]` to the attack.'))
         given = {"threshold", "rise"} & self.settings.keys()
         if given and self.route.view != "margin":
             raise SpecError(f"attack {self.name}: knows no success, so it takes no {min(given)!r}. Remove it.")
@@ -94,22 +108,44 @@ class ForeignAttack(ABC):
                 raise SpecError(expected(f"attack {self.name}", f"a number as {key!r}, such as 0.1", value))
 
     def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return adversarial images, inside the budget; shape and dtype of `batch.x`. Cost: that of the class."""
+        """Return adversarial images, inside the budget; shape and dtype of `batch.x`. Cost: that of the class.
+
+        Raises: IncompatibleError: the class does not know the norm or the number of space axes.
+        """
         if budget.norm not in self.route.norms:
             remedy = f"Use {' or '.join(self.route.norms)}."
             raise IncompatibleError(expected(f"attack {self.name}", "a norm it knows", budget.norm, remedy))
+        axes = batch.x.dim() - 2
+        if axes not in self.route.dims:
+            dims = " or ".join(map(str, self.route.dims))
+            raise IncompatibleError(
+                expected(f"attack {self.name}", f"images with {dims} space axes", axes, "Use another attack.")
+            )
         if budget.eps == 0:
             return batch.x.clone()
         n = len(batch.x)
         groups = [range(n)] if self.batched and not self.route.random else [range(i, i + 1) for i in range(n)]
         results = []
         for group in groups:
-            part = select(batch, group)
+            part = select_images(batch, group)
             with isolated_randomness(generators[group[0]]), frozen(model):
-                found = self.attack(self._look(model, part), part, budget)
-            results.append(found.detach().to(part.x))
+                results.append(self._attack_group(model, part, budget))
         x_adv = torch.cat(results)
-        return x_adv if self.route.eps else project(x_adv, batch.x, budget, batch.bounds)
+        exact = self.route.eps and not self._is_mapped(batch)
+        return x_adv if exact else project(x_adv, batch.x, budget, batch.bounds)
+
+    def _is_mapped(self, batch: Batch) -> bool:
+        return self.unit and batch.bounds != UNIT
+
+    def _attack_group(self, model: Model, batch: Batch, budget: Budget) -> Tensor:
+        """Attack the images of one call, through [0, 1] if the toolkit knows nothing else."""
+        if not self._is_mapped(batch):
+            return self.attack(self._look(model, batch), batch, budget).detach().to(batch.x)
+        lower, width = batch.bounds.lower, batch.bounds.upper - batch.bounds.lower
+        mapped = replace(batch, x=((batch.x - lower) / width).clamp(0, 1), bounds=UNIT)
+        view = self._look(lambda x: model(x * width + lower), mapped)
+        found = self.attack(view, mapped, Budget(budget.norm, budget.eps / width)).detach().to(batch.x)
+        return torch.where(found == mapped.x, batch.x, found * width + lower)
 
     @abstractmethod
     def attack(self, target: Model, batch: Batch, budget: Budget) -> Tensor:
@@ -133,6 +169,7 @@ class ForeignAttack(ABC):
         """
         if self.route.view != "margin":
             return None
+        assert self.loss is not None
         threshold, _ = self._threshold(clean, batch)
         return self.loss(logits, batch.y, batch.valid, batch.task) > threshold
 
@@ -147,6 +184,9 @@ class ForeignAttack(ABC):
     def _look(self, model: Model, batch: Batch) -> Model:
         if self.route.view == "native":
             return model
+        if self.route.view == "none":
+            return BlindView(batch)
+        assert self.loss is not None
         if self.route.view == "loss":
             return LossView(model, batch, self.loss)
         with torch.no_grad():
@@ -155,6 +195,7 @@ class ForeignAttack(ABC):
 
     def _threshold(self, clean: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss that counts as success, and what a margin of 1 is, for each image."""
+        assert self.loss is not None
         value = self.loss(clean, batch.y, batch.valid, batch.task).detach()
         if "threshold" in self.settings:
             threshold = torch.full_like(value, float(self.settings["threshold"]))
@@ -163,15 +204,6 @@ class ForeignAttack(ABC):
             rise = value.abs() * float(self.settings.get("rise", RISE))
             threshold = value + rise
         return threshold, torch.where(rise > 0, rise, 1)
-
-
-def select(batch: Batch, indices: Sequence[int]) -> Batch:
-    """Return some images of a batch, in the given order."""
-    rows = torch.as_tensor(list(indices), device=batch.x.device)
-    named = {
-        name: tuple(getattr(batch, name)[i] for i in indices) for name in ("images", "subjects", "blocks", "spacing")
-    }
-    return replace(batch, x=batch.x[rows], y=batch.y[rows], valid=batch.valid[rows], **cast(dict[str, Any], named))
 
 
 @contextmanager

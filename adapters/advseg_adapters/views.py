@@ -103,6 +103,23 @@ class MarginView(_View):
         return torch.stack([torch.zeros_like(margin), margin], 1)
 
 
+class BlindView(nn.Module):
+    """Stands in for the model of an attack that never looks at it: logits of zero for any image.
+
+    Args:
+        batch: Tells the device.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__()
+        self.device = nn.Parameter(torch.zeros((), device=batch.x.device), requires_grad=False)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, *S) -> logits (N, 2)."""
+        return x.new_zeros(len(x), 2)
+
+
 class _Hidden:
     """Holds a model so that `torch.nn.Module` does not take it for a part of the view."""
 
