@@ -24,7 +24,7 @@ from advseg_bench.types import Batch, Bounds, Budget, Model, Norm
 RISE = 0.1
 """By what share of its clean loss an image must get worse to count as broken, unless a threshold is given."""
 
-_SHARE = re.compile(r"^\s*([0-9.eE+-]+)(?:\s*/\s*([0-9.]+))?\s*\*\s*eps\s*$")
+SHARE = re.compile(r"^\s*([0-9.eE+-]+)(?:\s*/\s*([0-9.]+))?\s*\*\s*eps\s*$")
 
 View = Literal["native", "loss", "margin", "none"]
 Objective = Literal["follows loss", "success-gated", "own loss", "none"]
@@ -124,7 +124,8 @@ class ForeignAttack(ABC):
         if budget.eps == 0:
             return batch.x.clone()
         n = len(batch.x)
-        groups = [range(n)] if self.batched and not self.route.random else [range(i, i + 1) for i in range(n)]
+        size = self.together(n)
+        groups = [range(i, min(i + size, n)) for i in range(0, n, size)]
         results = []
         for group in groups:
             part = select_images(batch, group)
@@ -133,6 +134,10 @@ class ForeignAttack(ABC):
         x_adv = torch.cat(results)
         exact = self.route.eps and not self._is_mapped(batch)
         return x_adv if exact else project(x_adv, batch.x, budget, batch.bounds)
+
+    def together(self, n: int) -> int:
+        """Return how many of `n` images share a call."""
+        return n if self.batched and not self.route.random else 1
 
     def _is_mapped(self, batch: Batch) -> bool:
         return self.unit and batch.bounds != UNIT
@@ -194,16 +199,28 @@ class ForeignAttack(ABC):
         return MarginView(model, batch, self.loss, threshold=threshold, scale=scale)
 
     def _threshold(self, clean: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss that counts as success, and what a margin of 1 is, for each image."""
         assert self.loss is not None
-        value = self.loss(clean, batch.y, batch.valid, batch.task).detach()
-        if "threshold" in self.settings:
-            threshold = torch.full_like(value, float(self.settings["threshold"]))
-            rise = (threshold - value).abs()
-        else:
-            rise = value.abs() * float(self.settings.get("rise", RISE))
-            threshold = value + rise
-        return threshold, torch.where(rise > 0, rise, 1)
+        return find_threshold(self.loss, clean, batch, self.settings)
+
+
+def find_threshold(loss: Loss, clean: Tensor, batch: Batch, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the loss that counts as success, and what a margin of 1 is, for each image.
+
+    Args:
+        loss: One value per image.
+        clean: Logits of the clean images.
+        batch: Images and labels.
+        settings: `threshold` or `rise`, see `ForeignAttack`; `RISE` if neither is there.
+    Returns: Two tensors (N,); the second is positive.
+    """
+    value = loss(clean, batch.y, batch.valid, batch.task).detach()
+    if "threshold" in settings:
+        threshold = torch.full_like(value, float(settings["threshold"]))
+        rise = (threshold - value).abs()
+    else:
+        rise = value.abs() * float(settings.get("rise", RISE))
+        threshold = value + rise
+    return threshold, torch.where(rise > 0, rise, 1)
 
 
 @contextmanager
@@ -237,6 +254,8 @@ def frozen(model: Model) -> Iterator[None]:
 
 
 def _share(value: Any, eps: float) -> Any:
-    """Work out "0.25*eps" and "1/4*eps"; anything else is returned as it is."""
-    found = _SHARE.match(value) if isinstance(value, str) else None
+    """Work out "0.25*eps" and "1/4*eps", inside tables too; anything else is returned as it is."""
+    if isinstance(value, Mapping):
+        return {key: _share(entry, eps) for key, entry in value.items()}
+    found = SHARE.match(value) if isinstance(value, str) else None
     return float(found[1]) / float(found[2] or 1) * eps if found else value

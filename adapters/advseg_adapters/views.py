@@ -82,8 +82,9 @@ class LossView(_View):
 class MarginView(_View):
     """A two-class classifier that asks "is this segmentation still good?": class 1 where L exceeds a threshold.
 
-    The logits are [0, (L - threshold) / scale], so the class flips exactly at the threshold and the gradient of the
-    cross-entropy is a positive multiple of that of L. For attacks that stop at success or search for a minimal norm.
+    The logits are [-m/2, m/2] with m = (L - threshold) / scale, so the class flips exactly at the threshold and the
+    gradient of the cross-entropy is a positive multiple of that of L. For attacks that stop at success or search for a
+    minimal norm. Neither logit is constant: attacks that look at one class at a time (CW, saliency maps) need both.
 
     Args:
         model: Images -> logits of the segmentation.
@@ -100,7 +101,7 @@ class MarginView(_View):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, *S) -> logits (N, 2). Cost: one forward of the model."""
         margin = (self.values(x) - self._threshold) / self._scale
-        return torch.stack([torch.zeros_like(margin), margin], 1)
+        return torch.stack([-margin / 2, margin / 2], 1)
 
 
 class BlindView(nn.Module):
