@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advseg_bench import attacks, geometry, losses, metrics, testing
+    from advseg_bench.attacks.function import attack
     from advseg_bench.benchmark import run
     from advseg_bench.cells import Cell, plan
     from advseg_bench.results import Run
@@ -28,6 +29,7 @@ __all__ = [
     "Run",
     "Suite",
     "Task",
+    "attack",
     "attacks",
     "geometry",
     "list_suites",
@@ -47,6 +49,7 @@ _HOMES = {
     "Run": "results",
     "Suite": "suite",
     "Task": "types",
+    "attack": "attacks.function",
     "list_suites": "suite",
     "plan": "cells",
     "run": "benchmark",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from advseg_bench.types import Model
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -22,10 +26,31 @@ class ModelGuard:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.modules())
-        self.tensors = [*model.parameters(), *model.buffers()]
+        named = dict(model.named_parameters()) | dict(model.named_buffers())
+        self.names, self.tensors = list(named), list(named.values())
+        self.grads = [None if tensor.grad is None else tensor.grad.clone() for tensor in self.tensors]
         self.values = [tensor.detach().clone() for tensor in self.tensors]
         self.flags = self._read_flags()
         self.hooks = self._read_hooks()
+
+    def find_changes(self) -> list[str]:
+        """Name what was changed, the worst first; gradients that were there before are compared by value."""
+        changed = [n for n, t, v in zip(self.names, self.tensors, self.values, strict=True) if not _is_same(t, v)]
+        (training, wanted, _), hooks = self._read_flags(), self._read_hooks()
+        grads = [
+            name
+            for name, tensor, grad in zip(self.names, self.tensors, self.grads, strict=True)
+            if (tensor.grad is None) != (grad is None)
+            or (grad is not None and tensor.grad is not None and not _is_same(tensor.grad, grad))
+        ]
+        flagged = [name for name, now, was in zip(self.names, wanted, self.flags[1], strict=True) if now != was]
+        return [
+            *(f"value of {name}" for name in changed),
+            *(["training flags"] if training != self.flags[0] else []),
+            *(f"requires_grad of {name}" for name in flagged),
+            *(f"gradient of {name}" for name in grads),
+            *(["hooks"] if hooks != self.hooks else []),
+        ]
 
     def restore(self) -> bool:
         """Put back what was changed. Returns: whether anything was."""
@@ -53,6 +78,19 @@ class ModelGuard:
 
     def _read_hooks(self) -> list[dict[str, dict[Any, Any]]]:
         return [{name: dict(getattr(module, name)) for name in HOOKS} for module in self.modules]
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """Let the parameters of a model, if it is a module, collect no gradients meanwhile."""
+    flags = [(p, p.requires_grad) for p in model.parameters()] if isinstance(model, nn.Module) else []
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 def _is_same(tensor: torch.Tensor, value: torch.Tensor) -> bool:

@@ -73,6 +73,38 @@ class Batch:
     spacing: tuple[tuple[float, ...], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What an attack says of itself, as its attribute `claims`. `advseg_bench.testing` holds it to that.
+
+    An attack without the attribute claims the default of each field.
+
+    Attributes:
+        norms: Norms of a budget it can be given.
+        kinds: Kinds of task it can be given.
+        dims: Numbers of space axes it can be given.
+        gradient: Whether it differentiates the model; False for a search that only looks at logits.
+        control: Whether it never looks at the model, such as noise.
+        minimal_norm: Whether it seeks the smallest perturbation that breaks a segmentation, so that it may leave a
+            part of the budget unused.
+        random: Whether its result depends on the generators; None if it says neither.
+        share: What part of the exact optimum it reaches on segmenters where that is known; None for the usual part.
+        forwards: Model evaluations per image; None if it does not say.
+        backwards: Gradient evaluations per image; None if it does not say.
+    """
+
+    norms: tuple[Norm, ...] = ("linf", "l2")
+    kinds: tuple[TaskKind, ...] = ("binary", "multilabel", "multiclass")
+    dims: tuple[int, ...] = (2, 3)
+    gradient: bool = True
+    control: bool = False
+    minimal_norm: bool = False
+    random: bool | None = None
+    share: float | None = None
+    forwards: float | None = None
+    backwards: float | None = None
+
+
 Model = Callable[["Tensor"], "Tensor"]
 """Images (N, C, *S) inside the bounds -> logits (N, K, *S). Normalisation and padding are inside."""
 

@@ -146,7 +146,7 @@ def test_the_probe_refuses_what_is_no_attack_loss(fault, message):
 def test_a_loss_by_path_is_probed_too():
     with pytest.raises(IncompatibleError, match="swapped"):
         load_loss("test_losses:swapped", make_task("multilabel"))
-    with pytest.raises(PluginError, match="test_losses:nothing could not be imported: AttributeError"):
+    with pytest.raises(PluginError, match="loss test_losses:nothing: unknown object of test_losses 'nothing'"):
         load_loss("test_losses:nothing", make_task("multilabel"))
 
 

@@ -222,7 +222,7 @@ def test_a_broken_attack_is_flagged_and_only_its_projection_is_scored(attack, fl
         ("no_tensor", "expected a tensor of adversarial images, got ndarray"),
         ("corrupts_and_raises", "RuntimeError: boom"),
         ("BreaksAtOnce", "RuntimeError: boom"),
-        ("absent", "could not be imported: AttributeError"),
+        ("absent", "attack test_runner:absent: unknown object of test_runner 'absent'"),
     ],
 )
 def test_a_failing_attack_is_a_failure_and_no_number(attack, message):

@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from advseg_bench import catalogue, plugins
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError, expected, unknown
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.probe import describe, probe
@@ -79,7 +79,7 @@ def build_model(
     edges = (size, size) if isinstance(size, int) else tuple(size)
     library, _, name = spec.architecture.partition(".")
     with _seeded(seed):
-        if ":" in spec.architecture:
+        if spec.architecture not in catalogue.ARCHITECTURES:
             net, stride = _build_user(where, spec, channels, len(task.classes)), 1
         elif library == "smp":
             if len(edges) != 2:
@@ -243,7 +243,7 @@ def _find_monai_stride(name: str, net: Any, axes: int) -> int:
 
 
 def _build_user(where: str, spec: ModelSpec, channels: int, classes: int) -> nn.Module:
-    """Build a user's network from `package.module:callable`."""
+    """Build a user's network from `package.module:callable`, or one of a plug-in."""
     if spec.encoder is not None:
         raise SpecError(expected(where, "no `encoder` for a network of your own", spec.encoder, "Use `settings`."))
     make = _import_callable(where, spec.architecture)
@@ -261,27 +261,15 @@ def _build_user(where: str, spec: ModelSpec, channels: int, classes: int) -> nn.
     return net
 
 
-def _import_callable(where: str, path: str) -> Callable[..., Any]:
-    """Import the class or function that makes a user's network."""
-    module_name, _, name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise PluginError(
-            f"{where}: module {module_name!r} cannot be imported: {describe(error)}. "
-            "Install its package, or set PYTHONPATH to the folder that holds it."
-        ) from error
-    try:
-        make = attrgetter(name)(module)
-    except AttributeError:
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise PluginError(unknown(where, f"object of {module_name}", name, names)) from None
+def _import_callable(where: str, name: str) -> Callable[..., Any]:
+    """Import the class or function that makes a user's network, from a path or a plug-in."""
+    make = plugins.load_object("architecture", name, where)
     if callable(make) and not isinstance(make, nn.Module):
         with suppress(ValueError):  # a few built-in callables have no signature
             inspect.signature(make)
-            return make  # type: ignore[no-any-return]
+            return make
     kind = type(make).__name__
-    raise PluginError(expected(where, f"{path} to be a class or function that makes a network", kind))
+    raise PluginError(expected(where, f"{name} to be a class or function that makes a network", kind))
 
 
 def _check_settings(where: str, spec: ModelSpec, known: Collection[str], fixed: Mapping[str, str]) -> None:
