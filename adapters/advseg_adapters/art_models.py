@@ -1,0 +1,78 @@
+"""The segmenter behind an ART estimator: run once to see that it yields logits, and left in the mode it had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from advseg_adapters.art_inputs import check_logits, read_task
+from advseg_bench import catalogue
+from advseg_bench.errors import IncompatibleError, expected
+from advseg_bench.losses import Loss, probe
+from advseg_bench.models import probe as models
+from advseg_bench.models.module import SegmentationModule
+from advseg_bench.registry import load_loss
+from advseg_bench.types import Task, TaskKind
+
+
+def read_loss(loss: str | Loss | None, task: Task) -> Loss:
+    """Return a loss that was checked to be one for the task. Raises: IncompatibleError, PluginError."""
+    if loss is None:
+        loss = "ce" if task.kind == "multiclass" else "bce"
+    if not isinstance(loss, str):
+        probe(loss, task, getattr(loss, "__name__", type(loss).__name__))
+        return loss
+    entry = catalogue.LOSSES.get(loss)
+    if entry is not None and task.kind not in entry.kinds:
+        remedy = f"Use one of {', '.join(sorted(n for n, e in catalogue.LOSSES.items() if task.kind in e.kinds))}."
+        raise IncompatibleError(expected("loss", f"a loss for {task.kind} tasks", loss, remedy))
+    return load_loss(loss, task)
+
+
+class Function(nn.Module):
+    """A model that is a plain function, as a module without parameters."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        return self._function(x)
+
+
+def check_model(
+    model: nn.Module, task: Task | TaskKind, shape: Sequence[int], bounds: tuple[float, float], device: torch.device
+) -> Task:
+    """Run a model on a random image: it must yield logits. Returns: the task, its classes numbered if need be."""
+    generator = torch.Generator().manual_seed(0)
+    x = bounds[0] + (bounds[1] - bounds[0]) * torch.rand((1, *shape), generator=generator)
+    x = x.to(device)
+    with mode(model, False), torch.no_grad():
+        try:
+            logits = model(x)
+        except Exception as error:
+            raise IncompatibleError(
+                f"model: fails on an image of shape {tuple(shape)}: {models.describe(error)}. Check `input_shape`."
+            ) from error
+    outputs = logits.shape[1] if isinstance(logits, Tensor) and logits.dim() > 1 else 0
+    known = read_task(task, outputs)
+    check_logits(logits, known, x)
+    wrapped = SegmentationModule(model).to(device)
+    models.probe("model", wrapped, x, known)
+    return known
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Set training or eval mode, and put back each module's own flag."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
