@@ -15,8 +15,8 @@ from rich.table import Table
 
 from advseg_bench import catalogue
 from advseg_bench.cells import Cell, estimate, plan, show_eps
-from advseg_bench.errors import SpecError, UserError, unknown
-from advseg_bench.suite import Suite, list_suites
+from advseg_bench.errors import UserError
+from advseg_bench.suite import Suite
 
 app = typer.Typer(
     name="advseg-bench",
@@ -146,22 +146,13 @@ def plan_command(
 @app.command("list")
 def list_command(
     what: Annotated[str, typer.Argument(help="attacks, models, losses, datasets or suites")],
+    every: Annotated[bool, typer.Option("--all", help="Also what cannot run on segmenters, with the reason.")] = False,
 ) -> None:
-    """List what is there by name."""
-    listings = {
-        "attacks": lambda: {name: entry.summary for name, entry in catalogue.ATTACKS.items()},
-        "losses": lambda: {name: f"{e.summary} ({', '.join(e.kinds)})" for name, e in catalogue.LOSSES.items()},
-        "models": lambda: dict.fromkeys(catalogue.ARCHITECTURES, "") | {"package.module:callable": "your network"},
-        "datasets": lambda: catalogue.DATASETS,
-        "suites": lambda: {name: Suite.load(name).title for name in list_suites()},
-    }
-    if what not in listings:
-        raise SpecError(unknown("list", "kind", what, listings))
-    for name, summary in listings[what]().items():
-        console.print(f"{name:<24} {summary}".rstrip(), markup=False, highlight=False, soft_wrap=True)
-    plugins = _plugin_names(what)
-    for name, owner in plugins.items():
-        console.print(f"{name:<24} (plug-in of {owner})", markup=False, highlight=False, soft_wrap=True)
+    """List what is there by name, with the names of plug-ins."""
+    from advseg_bench.listing import list_lines
+
+    for line in list_lines(what, every):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("crosscheck")
@@ -214,14 +205,6 @@ def default_workers(suite: Suite) -> int:
     """Return how many workers of the suite's threads this machine's cores feed, at most one per model."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores // suite.compute.threads, len(suite.models)))
-
-
-def _plugin_names(what: str) -> dict[str, str]:
-    """Names of entry points and the distributions that own them; nothing is imported."""
-    from importlib.metadata import entry_points
-
-    found = entry_points(group=f"advseg_bench.{what}")
-    return {entry.name: entry.dist.name if entry.dist else "?" for entry in found}
 
 
 def _print_grid(suite: Suite, cells: tuple[Cell, ...]) -> None:

@@ -20,7 +20,7 @@ FLOORS = [
     {"toolkits"},
     {"specs"},
     {"batches", "geometry", "losses", "suite", "stats", "environment", "guard"},
-    {"metrics", "cells"},
+    {"metrics", "cells", "listing"},
     {"attacks", "models", "data", "testing", "work", "records", "scores", "timing"},
     {"registry", "selection"},
     {"training", "runner", "results"},
