@@ -140,7 +140,9 @@ def plan_command(
             f"Expected: {expected.minutes:.1f} min with {used} workers ({expected.source}), untrained models."
         )
     else:
-        console.print("Expected minutes: unknown until the suite has run once on this machine.")
+        known = images and estimate(planned)
+        why = "until the suite has run once on this machine" if known else "since a plug-in does not tell its own"
+        console.print(f"Expected minutes: unknown {why}.")
 
 
 @app.command("list")
@@ -187,6 +189,20 @@ def crosscheck_command(
         images=images,
     )
     if not command.run(options, out or Path("crosscheck") / attack, console):
+        raise typer.Exit(1)
+
+
+@app.command("check-attack")
+def check_attack_command(
+    name: Annotated[str, typer.Argument(help="In the catalogue, of a plug-in, or package.module:object.")],
+    loss: Annotated[str | None, typer.Option(help="What it follows; by default bce, for multiclass ce.")] = None,
+    settings: Annotated[list[str] | None, typer.Option(help="A constructor argument, as steps=10; repeatable.")] = None,
+    device: Annotated[str, typer.Option(help="Where to try it.")] = "cpu",
+) -> None:
+    """Hold an attack to the contract that every attack must keep, one line per rule; exit code 1 if it breaks one."""
+    from advseg_bench.testing import command
+
+    if not command.run(name, loss, settings or (), device, console):
         raise typer.Exit(1)
 
 

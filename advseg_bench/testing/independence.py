@@ -1,0 +1,117 @@
+"""The rules about what an image's result may depend on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from advseg_bench.batches import select_images
+from advseg_bench.testing.case import Case, show
+from advseg_bench.testing.rules import usual_budgets
+from advseg_bench.testing.scenes import Scene, make_batch, make_coupled, make_linear, relabel_void
+from advseg_bench.testing.violations import ContractViolation
+from advseg_bench.types import Budget
+
+SAME = 1e-6
+"""Rounding moves a value of an image by less than this."""
+DIFFERENT_PIXELS = 1e-3
+"""Share of an image's pixels that may differ by more than rounding, where a sum in another order flips a sign."""
+
+
+def check_repeatable(case: Case) -> None:
+    """Equal generators give equal bits, whatever was attacked before and whatever the global generators hold."""
+    differs = False
+    for scene, budget in usual_budgets(case):
+        scene = replace(scene, void=0.4)  # a random start shows where there is no gradient to overcome it
+        batch, other = make_batch(scene, case.device), make_batch(replace(scene, n=2), case.device)
+        for model in (make_linear(batch), make_coupled(batch)):
+            first = case.run(model, batch, budget, scene)
+            case.run(model, other, budget, scene, seed=5)
+            for elsewhere, after in (
+                (0, "in a second call"),
+                (1, "once the global generators of torch, NumPy and Python were seeded otherwise"),
+            ):
+                if not torch.equal(case.run(model, batch, budget, scene, elsewhere=elsewhere), first):
+                    raise ContractViolation(
+                        f"expected equal results from equal generators, got others {after} [{scene}, {show(budget)}]. "
+                        "Draw from `generators[i]` alone, and keep nothing from one call to the next."
+                    )
+            differs |= not torch.equal(case.run(model, batch, budget, scene, seed=1), first)
+    if case.claims.random is True and not differs:
+        raise ContractViolation(
+            "expected other results from other generators, as it claims to be random, got the same in every scene. "
+            "Pass `generator=generators[i]` to every draw, or declare `Claims(random=False)`."
+        )
+    if case.claims.random is False and differs:
+        raise ContractViolation(
+            "expected the same results from other generators, as it claims not to be random, got others. "
+            "Declare `Claims(random=True)`."
+        )
+
+
+def check_neighbours(case: Case) -> None:
+    """An image's result is the same alone, in another batch and in another order.
+
+    Exactly up to rounding on a segmenter of single pixels; at all but 1e-3 of the pixels on a network.
+    """
+    for scene, budget in usual_budgets(case):
+        batch = make_batch(replace(scene, n=4), case.device)
+        models: tuple[tuple[nn.Module, float, str], ...] = (
+            (make_linear(batch), 0.0, "on a linear segmenter"),
+            (make_coupled(batch), DIFFERENT_PIXELS, "on a small network"),
+        )
+        for model, allowed, where in models:
+            whole = case.run(model, batch, budget, scene)
+            for rows in ((2,), (0,), (3, 1, 0, 2), (1, 2)):
+                part = case.run(model, select_images(batch, rows), budget, scene)
+                for result, row in zip(part, rows, strict=True):
+                    share = _pixels_apart(result, whole[row])
+                    if share > allowed:
+                        company = "alone" if len(rows) == 1 else f"in a batch of the images {list(rows)}"
+                        raise ContractViolation(
+                            f"expected image {row} to have one result, got another {company} than among 4 at "
+                            f"{share:.1%} of its pixels {where} [{scene.kind}, {show(budget)}]. Sum one loss value per "
+                            "image (no mean over the batch, no pooled Dice), and take image, label and generator i "
+                            "together."
+                        )
+
+
+def check_void(case: Case) -> None:
+    """Pixels that are not valid have no influence: neither their labels, nor the model's answer there."""
+    for scene, budget in usual_budgets(case):
+        batch = make_batch(replace(scene, void=0.4), case.device)
+        model = make_linear(batch)
+        plain = case.run(model, batch, budget, scene)
+        _agree(case.run(model, relabel_void(batch), budget, scene), plain, scene, budget, "other labels there")
+        empty = replace(batch, valid=torch.zeros_like(batch.valid))
+        opposite = make_linear(batch)
+        opposite.weight.neg_()
+        result = case.run(model, empty, budget, scene)
+        _agree(case.run(opposite, empty, budget, scene), result, scene, budget, "another model, with no valid pixel")
+        claims = case.claims
+        drawn = claims.random or not torch.equal(case.run(model, batch, budget, scene, seed=1), plain)
+        still = (plain - batch.x).abs().amax(1) <= SAME
+        if claims.gradient and not drawn and not still[~batch.valid].all():
+            moved = 1 - float(still[~batch.valid].double().mean())
+            raise ContractViolation(
+                f"expected pixels that are not valid to stay, since they have no gradient, got {moved:.0%} of them "
+                f"moved [{scene}, {show(budget)}]. The sign of 0 is 0: use `torch.sign`, not a comparison with 0."
+            )
+
+
+def _pixels_apart(one: Tensor, other: Tensor) -> float:
+    """Share of the pixels of an image (C, *S) at which two results differ by more than rounding."""
+    return float(((one.double() - other.double()).abs().amax(0) > SAME).double().mean())
+
+
+def _agree(one: Tensor, other: Tensor, scene: Scene, budget: Budget, what: str) -> None:
+    """Hold two results to each other."""
+    shares = [_pixels_apart(a, b) for a, b in zip(one, other, strict=True)]
+    if max(shares) > 0:
+        raise ContractViolation(
+            f"expected pixels that are not valid to have no influence, got other results at {max(shares):.0%} of an "
+            f"image's pixels with {what} [{scene}, {show(budget)}]. Pass `batch.valid` to the loss, "
+            "and multiply by it before summing."
+        )

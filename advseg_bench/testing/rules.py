@@ -1,0 +1,258 @@
+"""The rules about what an attack may return and touch. Each is a function of a case that returns if it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from advseg_bench.geometry import distance
+from advseg_bench.guard import ModelGuard
+from advseg_bench.runner import BUDGET_TOLERANCE
+from advseg_bench.testing.case import Case, check_form, copy_batch, show
+from advseg_bench.testing.process import isolated, read_globals
+from advseg_bench.testing.scenes import UNIT, Scene, make_batch, make_coupled, make_linear
+from advseg_bench.testing.violations import ContractViolation
+from advseg_bench.types import Bounds, Budget, Norm
+
+USUAL_EPS: dict[Norm, float] = {"linf": 0.1, "l2": 0.5}
+OTHER_BOUNDS = (Bounds(-1.0, 1.0), Bounds(0.25, 3.0))
+
+_SPACES = {1: ((23,),), 2: ((11, 8), (9, 9), (7, 5)), 3: ((5, 4, 3),)}
+
+
+def check_runs(case: Case) -> None:
+    """It takes every kind of task, norm, number of axes and size that it claims, and a single image."""
+    tried = list(_grid(case))
+    failed: dict[int, str] = {}
+    for i, (scene, budget) in enumerate(tried):
+        batch = make_batch(scene, case.device)
+        try:
+            with isolated():
+                case.call(make_linear(batch), copy_batch(batch), budget, scene)
+        except ContractViolation as violation:
+            failed[i] = str(violation)
+    if not failed:
+        return
+    for what, which, remedy in _traits(case, [scene for scene, _ in tried], [budget.norm for _, budget in tried]):
+        if which == failed.keys():
+            raise ContractViolation(f"{next(iter(failed.values()))}. This happens with {what} and only there. {remedy}")
+    where = "everywhere" if len(failed) == len(tried) else f"in {len(failed)} of {len(tried)} scenes"
+    raise ContractViolation(f"{next(iter(failed.values()))}. This happens {where}.")
+
+
+def check_output(case: Case) -> None:
+    """It returns finite images of the shape, dtype and device of `batch.x`, without a graph behind them."""
+    for scene, budget in [*_grid(case), *_hard(case)]:
+        batch = make_batch(scene, case.device)
+        with isolated():
+            result = case.call(make_linear(batch), copy_batch(batch), budget, scene)
+        x_adv = check_form(result, batch, scene)
+        if x_adv.requires_grad:
+            raise ContractViolation(
+                f"expected images without a graph, got a tensor that requires grad [{scene}]. Return `x_adv.detach()`."
+            )
+        finite = x_adv.isfinite().flatten(1).all(1)
+        if not finite.all():
+            image = int((~finite).nonzero()[0])
+            reason = "has no valid pixel, so its gradient is zero" if scene.hard and image == 0 else "is a usual one"
+            raise ContractViolation(
+                f"expected finite images, got NaN or infinity in image {image}, which {reason} [{scene}, "
+                f"{show(budget)}]. Divide by a norm or a count only where it is not zero."
+            )
+
+
+def check_batch(case: Case) -> None:
+    """It leaves images, labels and valid pixels of the batch as they were."""
+    for scene, budget in usual_budgets(case):
+        batch = make_batch(scene, case.device)
+        lent = copy_batch(batch)
+        with isolated():
+            case.call(make_linear(batch), lent, budget, scene)
+        for name in ("x", "y", "valid"):
+            if not torch.equal(getattr(lent, name), getattr(batch, name)):
+                raise ContractViolation(
+                    f"expected batch.{name} unchanged, got other values after the call [{scene}]. "
+                    f"Work on a copy: `batch.{name}.clone()`; functions ending in _ and `out=` write in place."
+                )
+        if lent.x.requires_grad or lent.x.grad is not None:
+            raise ContractViolation(
+                f"expected batch.x without a gradient, got one required or left on it [{scene}]. "
+                "Differentiate a copy: `batch.x.clone().requires_grad_()`."
+            )
+
+
+_MODEL_REMEDIES = {
+    "value": "Leave the modes of the model alone (in training mode batch norms learn) and change no weight.",
+    "training": "Leave the modes alone; calling `model.train()` afterwards unfreezes layers that were in eval mode.",
+    "requires_grad": "Put the flags back in a `finally`, or differentiate by the image alone.",
+    "gradient": "Use `torch.autograd.grad(loss, x)`, not `loss.backward()` or `model.zero_grad()`.",
+    "hooks": "Remove hooks in a `finally`: `handle.remove()`.",
+}
+
+
+def check_model(case: Case) -> None:
+    """It leaves values, modes, requires_grad flags, gradients and hooks of the model as they were."""
+    for scene, budget in usual_budgets(case):
+        batch = make_batch(scene, case.device)
+        for mode in ("in eval mode", "in training mode with its batch norm and dropout in eval mode"):
+            model = make_coupled(batch)
+            if mode != "in eval mode":
+                _train_but_frozen(model)
+            guard = ModelGuard(model)
+            with isolated():
+                case.call(model, copy_batch(batch), budget, scene)
+            changes = guard.find_changes()
+            if changes:
+                what = ", ".join(changes[:3]) + (", ..." if len(changes) > 3 else "")
+                remedy = _MODEL_REMEDIES[changes[0].split()[0]]
+                raise ContractViolation(f"expected the model as it was, {mode}; changed: {what} [{scene}]. {remedy}")
+
+
+def check_globals(case: Case) -> None:
+    """It leaves the global generators of torch, NumPy and Python and torch's global modes as they were."""
+    for scene, budget in usual_budgets(case):
+        batch = make_batch(scene, case.device)
+        model = make_linear(batch)
+        with isolated():
+            before = read_globals()
+            case.call(model, copy_batch(batch), budget, scene)
+            after = read_globals()
+        changed = [name for name, value in before.items() if after[name] != value]
+        if changed:
+            remedy = "Draw from `generators[i]` for image i, and seed nothing."
+            if "generator" not in changed[0]:
+                remedy = "Use a context manager, which puts it back."
+            raise ContractViolation(f"expected {changed[0]} unchanged, got another state [{scene}]. {remedy}")
+
+
+def check_bounds(case: Case) -> None:
+    """Its images are inside the bounds of the batch, exactly, whatever these are."""
+    for bounds in (UNIT, *OTHER_BOUNDS):
+        for norm in case.claims.norms:
+            for kind in case.kinds:
+                scene = replace(usual_scene(case), kind=kind, bounds=bounds)
+                batch = make_batch(scene, case.device)
+                size = batch.x[0].numel() ** 0.5 if norm == "l2" else 1.0
+                budget = Budget(norm, 0.3 * (bounds.upper - bounds.lower) * size)
+                x_adv = case.run(make_linear(batch), batch, budget, scene)
+                low, high = float(x_adv.amin()), float(x_adv.amax())
+                if low < bounds.lower or high > bounds.upper:
+                    raise ContractViolation(
+                        f"expected intensities in [{bounds.lower:g}, {bounds.upper:g}], got {low:.4g} to {high:.4g} "
+                        f"[{scene}, {show(budget)}]. "
+                        "Clip last: `x_adv.clamp(batch.bounds.lower, batch.bounds.upper)`."
+                    )
+
+
+def check_budget(case: Case) -> None:
+    """No image moves further than eps, in every norm it claims; rounding up to 1e-6 is allowed."""
+    radii: dict[Norm, tuple[float, ...]] = {"linf": (1e-4, 1 / 255, 0.1), "l2": (1e-3, 0.1, 1.0)}
+    kept: list[str] = []
+    for bounds in (UNIT, OTHER_BOUNDS[0]):
+        for norm in case.claims.norms:
+            for eps in reversed(radii[norm]):
+                for kind in case.kinds:
+                    scene = replace(usual_scene(case), kind=kind, bounds=bounds)
+                    batch = make_batch(scene, case.device)
+                    x_adv = case.run(make_linear(batch), batch, Budget(norm, eps), scene)
+                    moved = float(distance(x_adv, batch.x, norm).max())
+                    if moved > eps + BUDGET_TOLERANCE:
+                        raise ContractViolation(
+                            f"expected no image to move further than {norm} eps {eps:.4g}, got {moved:.4g}, "
+                            f"{moved / eps:.3g} times as far [{scene}]. {_why_too_far(moved, eps, bounds, norm, kept)}"
+                        )
+                kept.append(f"{norm} {bounds} {eps}")
+
+
+def _why_too_far(moved: float, eps: float, bounds: Bounds, norm: Norm, kept: list[str]) -> str:
+    """The likeliest cause of a broken budget, from how far it is broken and where it was kept before."""
+    if bounds != UNIT:
+        return "In bounds [0, 1] it keeps to it. Clamp to batch.bounds, not to [0, 1]."
+    if any(entry.startswith(norm) for entry in kept):
+        return (
+            "At a larger eps it keeps to it. Is the step too large for a small eps, or are the images rounded on the "
+            "way (float16, whole grey levels)?"
+        )
+    if moved > 0.8:
+        return "Is eps taken for a number of grey levels out of 255? It is in the units of the images."
+    return "Project last: `geometry.project(x_adv, batch.x, budget, batch.bounds)`."
+
+
+def check_zero_eps(case: Case) -> None:
+    """A budget of zero gives the images back, bit for bit."""
+    for scene, budget in usual_budgets(case):
+        batch = make_batch(scene, case.device)
+        x_adv = case.run(make_linear(batch), batch, replace(budget, eps=0.0), scene)
+        if not torch.equal(x_adv, batch.x):
+            moved = float((x_adv.double() - batch.x.double()).abs().max())
+            raise ContractViolation(
+                f"expected the images themselves for eps 0, got them moved by up to {moved:.3g} [{scene}, "
+                f"{budget.norm}]. Scale every step and every start by eps, and do not convert the images to and fro."
+            )
+
+
+def usual_scene(case: Case) -> Scene:
+    """The scene of rules that need no more than one."""
+    return Scene(kind=case.kinds[0], space=_SPACES[_dims(case)[0]][0])
+
+
+def _dims(case: Case) -> list[int]:
+    """Numbers of space axes to try, two first."""
+    return sorted((d for d in case.claims.dims if d in _SPACES), key=lambda d: (d != 2, d))
+
+
+def _grid(case: Case) -> Iterator[tuple[Scene, Budget]]:
+    """Everything that is claimed, once."""
+    for kind in case.kinds:
+        for norm in case.claims.norms:
+            budget = Budget(norm, USUAL_EPS[norm])
+            for dims in _dims(case):
+                for space in _SPACES[dims]:
+                    yield Scene(kind=kind, space=space), budget
+            yield replace(usual_scene(case), kind=kind, n=1), budget
+
+
+def _hard(case: Case) -> Iterator[tuple[Scene, Budget]]:
+    """Degenerate images."""
+    for kind in case.kinds:
+        for norm in case.claims.norms:
+            yield replace(usual_scene(case), kind=kind, n=4, hard=True), Budget(norm, USUAL_EPS[norm])
+
+
+def usual_budgets(case: Case) -> Iterator[tuple[Scene, Budget]]:
+    """The usual scene with every kind of task and every norm."""
+    for kind in case.kinds:
+        for norm in case.claims.norms:
+            yield replace(usual_scene(case), kind=kind), Budget(norm, USUAL_EPS[norm])
+
+
+def _traits(case: Case, tried: list[Scene], norms: list[Norm]) -> Iterator[tuple[str, set[int], str]]:
+    """What may set the scenes apart in which an attack raises: in words, which scenes, and what to do then."""
+    claims = case.claims
+    for kind in case.kinds if len(case.kinds) > 1 else ():
+        others = tuple(k for k in case.kinds if k != kind)
+        which = {i for i, scene in enumerate(tried) if scene.kind == kind}
+        yield f"{kind} tasks", which, f"Or declare `Claims(kinds={others!r})`."
+    for norm in claims.norms if len(claims.norms) > 1 else ():
+        which = {i for i, other in enumerate(norms) if other == norm}
+        yield f"{norm} budgets", which, f"Or declare `Claims(norms={tuple(n for n in claims.norms if n != norm)!r})`."
+    for dims in claims.dims if len(claims.dims) > 1 else ():
+        rest = tuple(d for d in claims.dims if d != dims)
+        which = {i for i, scene in enumerate(tried) if len(scene.space) == dims}
+        remedy = f"Take the axes behind the first two as they come, or declare `Claims(dims={rest!r})`."
+        yield f"images with {dims} space axes", which, remedy
+    which = {i for i, scene in enumerate(tried) if scene.n == 1}
+    yield "one image", which, "Keep the batch axis: `squeeze()` drops it."
+    which = {i for i, scene in enumerate(tried) if len(set(scene.space)) > 1}
+    yield "images that are not square", which, "Read the sizes of the axes separately."
+
+
+def _train_but_frozen(model: nn.Module) -> None:
+    """Training mode, with the layers in eval mode that people freeze."""
+    model.train()
+    for module in model.modules():
+        if not list(module.children()) and type(module).__name__.startswith(("BatchNorm", "Dropout")):
+            module.eval()
