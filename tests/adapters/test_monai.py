@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -588,6 +589,26 @@ def test_workers_and_cache_threads_compute_what_one_process_does() -> None:
     cached = CacheDataset(samples, transform, num_workers=4, progress=False)
     assert torch.equal(torch.stack([cached[i]["image"].as_tensor() for i in range(4)]), alone)
     assert network.training
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Takes longer for a brighter corner, and looks whether the model is still frozen at the end."""
+
+    def __call__(self, model: nn.Module, batch: Batch, *, budget: Budget, generators: Any) -> Tensor:
+        time.sleep(float(batch.x.flatten()[0]))
+        if any(module.training for module in model.modules()):
+            raise RuntimeError("another thread has thawed the model")
+        return batch.x + 0.01
+
+
+def test_threads_do_not_thaw_each_others_model() -> None:
+    samples = [make_disc(i) for i in range(4)]
+    for i, sample in enumerate(samples):
+        sample["image"][0, 0, 0] = 0.05 * (i + 1)
+    transform = Compose([attack_disc(model=GridNetwork(2, 1, 1, **SMALL), attack=Slow(), loss=None)])
+    cached = CacheDataset(samples, transform, num_workers=4, progress=False)
+    assert len(cached) == 4
 
 
 # Mistakes.
