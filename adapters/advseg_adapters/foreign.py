@@ -19,12 +19,14 @@ from advseg_bench.batches import select_images
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.geometry import project
 from advseg_bench.losses import Loss
-from advseg_bench.types import Batch, Bounds, Budget, Model, Norm
+from advseg_bench.types import Batch, Bounds, Budget, Claims, Model, Norm
 
 RISE = 0.1
 """By what share of its clean loss an image must get worse to count as broken, unless a threshold is given."""
 
-SHARE = re.compile(r"^\s*([0-9.eE+-]+)(?:\s*/\s*([0-9.]+))?\s*\*\s*eps\s*$")
+_NUMBER = r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+SHARE = re.compile(rf"^\s*{_NUMBER}(?:\s*/\s*{_NUMBER})?\s*\*\s*eps\s*$")
+"""A setting as a share of the radius: "0.25*eps", "1/4*eps"."""
 
 View = Literal["native", "loss", "margin", "none"]
 Objective = Literal["follows loss", "success-gated", "own loss", "none"]
@@ -47,6 +49,8 @@ class Route:
         settings: Defaults of ours where the class's own make no sense here. A text such as "0.25*eps" is a share of
             the radius.
         random: Whether it draws random numbers, with these settings or with others that it takes.
+        random_by: If only some settings make it draw: those. It draws when one of them is given and not false.
+        gradient: Whether it differentiates the model.
         dims: Numbers of space axes it can be given.
         note: What its user must know, as a full sentence; "" if nothing.
         reason: Why it cannot run; "" if it can.
@@ -58,6 +62,8 @@ class Route:
     eps: str | None = "eps"
     settings: Mapping[str, Any] = field(default_factory=dict)
     random: bool = False
+    random_by: tuple[str, ...] = ()
+    gradient: bool = True
     dims: tuple[int, ...] = (2, 3)
     note: str = ""
     reason: str = ""
@@ -138,6 +144,23 @@ class ForeignAttack(ABC):
     def together(self, n: int) -> int:
         """Return how many of `n` images share a call."""
         return n if self.batched and not self.route.random else 1
+
+    @property
+    def claims(self) -> Claims:
+        """What `advseg_bench.testing` may hold this attack to."""
+        route = self.route
+        return Claims(
+            norms=route.norms,
+            dims=route.dims,
+            gradient=route.gradient and route.objective == "follows loss",
+            control=route.view == "none",
+            minimal_norm=route.eps is None or route.objective == "success-gated",
+        )
+
+    def is_random(self) -> bool:
+        """Return whether it draws random numbers with its settings."""
+        by = self.route.random_by
+        return self.route.random and (not by or any(self.settings.get(name) for name in by))
 
     def _is_mapped(self, batch: Batch) -> bool:
         return self.unit and batch.bounds != UNIT

@@ -1,0 +1,228 @@
+"""Foolbox: each of its attack classes on segmenters, through the image-level views.
+
+Foolbox sees a `PyTorchModel` of the view and the criterion "another class than 0". Attacks with an epsilon get the
+radius and return what their own distance clips to it. Attacks that look for a minimal norm know no radius: what they
+find is projected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from advseg_adapters.foreign import ForeignAttack, Route
+from advseg_adapters.loading import check_settings, find_route, is_batched
+from advseg_bench.errors import SpecError
+from advseg_bench.losses import Loss
+from advseg_bench.types import Attack, Batch, Budget, Model, Task
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # it imports from an old place of SciPy
+    import foolbox
+    from foolbox import attacks as library
+    from foolbox.attacks.base import MinimizationAttack
+
+CLASSES: dict[str, type[library.Attack]] = {
+    kind.__name__: kind
+    for kind in vars(library).values()
+    if inspect.isclass(kind) and issubclass(kind, library.Attack) and kind is not library.Attack
+}
+"""Every attack class that the installed package exports, by its own name; short names such as PGD are left out."""
+
+FIXED = {
+    "distance": "the key `norm` of a suite",
+    "constraint": "the key `norm` of a suite",
+    "init_attack": "an object, which a suite cannot name",
+    "tensorboard": "off: a run has its own record",
+    "channel_axis": "given by the harness",
+}
+
+_STARTED: dict[str, Any] = {"random": True}
+_PLAIN: dict[str, Any] = {"random": True, "random_by": ("random_start",)}
+_NOISE: dict[str, Any] = {"view": "none", "objective": "none", "random": True, "gradient": False}
+_GATED: dict[str, Any] = {"view": "margin", "objective": "success-gated"}
+_MINIMAL: dict[str, Any] = _GATED | {"norms": ("l2",), "eps": None}
+_L1: dict[str, Any] = {
+    "norms": ("l2",),
+    "eps": None,
+    "note": "Its L1 radius is the smallest that holds the L2 ball; the result is projected.",
+}
+_NUMBA = "it needs numba, which foolbox does not install"
+_REPEATED: dict[str, Any] = _GATED | {"random": True, "settings": {"repeats": 50}}
+
+ROUTES: dict[str, Route] = {
+    "L2ContrastReductionAttack": Route(view="none", objective="none", norms=("l2",)),
+    "VirtualAdversarialAttack": Route(
+        objective="own loss", norms=("l2",), random=True, settings={"steps": 5, "xi": 0.01}
+    ),
+    "DDNAttack": Route(**_MINIMAL, random=True),
+    "L1ProjectedGradientDescentAttack": Route(**_L1, **_STARTED),
+    "L2ProjectedGradientDescentAttack": Route(norms=("l2",), **_STARTED),
+    "LinfProjectedGradientDescentAttack": Route(**_STARTED),
+    "L1AdamProjectedGradientDescentAttack": Route(**_L1, **_STARTED),
+    "L2AdamProjectedGradientDescentAttack": Route(norms=("l2",), **_STARTED),
+    "LinfAdamProjectedGradientDescentAttack": Route(**_STARTED),
+    "L1BasicIterativeAttack": Route(**_L1, **_PLAIN),
+    "L2BasicIterativeAttack": Route(norms=("l2",), **_PLAIN),
+    "LinfBasicIterativeAttack": Route(**_PLAIN),
+    "L1AdamBasicIterativeAttack": Route(**_L1, **_PLAIN),
+    "L2AdamBasicIterativeAttack": Route(norms=("l2",), **_PLAIN),
+    "LinfAdamBasicIterativeAttack": Route(**_PLAIN),
+    "L1MomentumIterativeFastGradientMethod": Route(**_L1, **_PLAIN),
+    "L2MomentumIterativeFastGradientMethod": Route(norms=("l2",), **_PLAIN),
+    "LinfMomentumIterativeFastGradientMethod": Route(
+        **_PLAIN, note="Accumulates signs: the gradient is not divided by its L1 norm."
+    ),
+    "L1FastGradientAttack": Route(**_L1, **_PLAIN),
+    "L2FastGradientAttack": Route(norms=("l2",), **_PLAIN),
+    "LinfFastGradientAttack": Route(**_PLAIN),
+    "L2AdditiveGaussianNoiseAttack": Route(**_NOISE, norms=("l2",)),
+    "L2AdditiveUniformNoiseAttack": Route(**_NOISE, norms=("l2",)),
+    "L2ClippingAwareAdditiveGaussianNoiseAttack": Route(**_NOISE, norms=("l2",)),
+    "L2ClippingAwareAdditiveUniformNoiseAttack": Route(**_NOISE, norms=("l2",)),
+    "LinfAdditiveUniformNoiseAttack": Route(**_NOISE),
+    "L2RepeatedAdditiveGaussianNoiseAttack": Route(**_REPEATED, norms=("l2",)),
+    "L2RepeatedAdditiveUniformNoiseAttack": Route(**_REPEATED, norms=("l2",)),
+    "L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack": Route(**_REPEATED, norms=("l2",)),
+    "L2ClippingAwareRepeatedAdditiveUniformNoiseAttack": Route(**_REPEATED, norms=("l2",)),
+    "LinfRepeatedAdditiveUniformNoiseAttack": Route(**_REPEATED),
+    "SparseL1DescentAttack": Route(**_L1, **_PLAIN),
+    "InversionAttack": Route(view="none", objective="none", norms=("l2",), eps=None),
+    "BinarySearchContrastReductionAttack": Route(**_MINIMAL),
+    "LinearSearchContrastReductionAttack": Route(**_MINIMAL, settings={"steps": 100}),
+    "L2CarliniWagnerAttack": Route(**_MINIMAL, settings={"binary_search_steps": 5, "steps": 50, "initial_const": 0.1}),
+    "NewtonFoolAttack": Route(**_MINIMAL),
+    "EADAttack": Route(**_MINIMAL, settings={"binary_search_steps": 5, "steps": 50, "initial_const": 0.1}),
+    "GaussianBlurAttack": Route(**_MINIMAL, settings={"steps": 50, "max_sigma": 5.0}, dims=(2,)),
+    "SpatialAttack": Route(reason="it turns and shifts the image, which no norm bounds, and leaves the mask"),
+    "L2DeepFoolAttack": Route(**_MINIMAL),
+    "LinfDeepFoolAttack": Route(**_GATED, eps=None),
+    "SaltAndPepperNoiseAttack": Route(**_MINIMAL, random=True, settings={"steps": 100}),
+    "LinearSearchBlendedUniformNoiseAttack": Route(**_MINIMAL, random=True, settings={"directions": 10, "steps": 100}),
+    "BinarizationRefinementAttack": Route(reason="it refines the result of another attack on models that binarize"),
+    "DatasetAttack": Route(reason="it returns other images of the data set, which no budget holds"),
+    "BoundaryAttack": Route(**_MINIMAL, random=True, settings={"steps": 500}),
+    "HopSkipJumpAttack": Route(
+        **_GATED,
+        norms=("linf", "l2"),
+        eps=None,
+        random=True,
+        settings={"steps": 5, "initial_gradient_eval_steps": 50},
+    ),
+    "L0BrendelBethgeAttack": Route(reason=_NUMBA),
+    "L1BrendelBethgeAttack": Route(reason=_NUMBA),
+    "L2BrendelBethgeAttack": Route(reason=_NUMBA),
+    "LinfinityBrendelBethgeAttack": Route(reason=_NUMBA),
+    "L0FMNAttack": Route(**_MINIMAL),
+    "L1FMNAttack": Route(**_MINIMAL),
+    "L2FMNAttack": Route(**_MINIMAL),
+    "LInfFMNAttack": Route(**_GATED, eps=None),
+    "GenAttack": Route(**_GATED, random=True, settings={"steps": 100}),
+    "PointwiseAttack": Route(**_MINIMAL, random=True),
+}
+
+
+def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Task) -> Attack:
+    """Build an attack from the name of a class.
+
+    Args:
+        class_name: Of the package, such as "LinfProjectedGradientDescentAttack".
+        settings: Parameters of the class, and `threshold` or `rise` for success-gated ones.
+        loss: One value per image.
+        task: Not needed: the views serve every kind.
+    Raises:
+        PluginError: an unknown class.
+        IncompatibleError: a class that cannot attack a segmenter.
+        SpecError: settings that the class does not take, or no loss.
+    """
+    name = f"foolbox.{class_name}"
+    route = find_route("foolbox", class_name, ROUTES, CLASSES)
+    attack = FoolboxAttack(
+        name=name, route=route, loss=loss, settings=settings, batched=is_batched("foolbox", class_name)
+    )
+    check_settings(f"attack {name}", CLASSES[class_name], settings, fixed=FIXED)
+    attack.build(Budget(route.norms[0], 1 / 255))
+    return attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoolboxAttack(ForeignAttack):
+    """A class of Foolbox in the shape of ours; see `ForeignAttack`."""
+
+    unit: ClassVar[bool] = True
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class in its package."""
+        return self.name.partition(".")[2]
+
+    def build(self, budget: Budget) -> library.Attack:
+        """Construct the class; its radius, if it has one, comes with the call.
+
+        Raises: SpecError: the class refuses its settings.
+        """
+        kind = CLASSES[self.class_name]
+        arguments = self.parameters(budget)
+        arguments.pop("eps", None)
+        takes = inspect.signature(kind).parameters
+        if "constraint" in takes:
+            arguments["constraint"] = budget.norm
+        try:
+            return kind(**arguments)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise SpecError(f"attack {self.name}: does not take these settings: {error}") from None
+
+    def attack(self, target: Model, batch: Batch, budget: Budget) -> Tensor:
+        """Run the class on images of the view; see `ForeignAttack.attack`."""
+        assert isinstance(target, nn.Module)
+        bounds = (batch.bounds.lower, batch.bounds.upper)
+        model = foolbox.PyTorchModel(target, bounds=bounds, device=batch.x.device)
+        attack = self.build(budget)
+        labels = torch.zeros(len(batch.x), dtype=torch.int64, device=batch.x.device)
+        criterion: foolbox.criteria.Criterion = foolbox.criteria.Misclassification(labels)
+        if self.class_name == "GenAttack":  # it only knows targets; of two classes the other one is the target
+            criterion = foolbox.criteria.TargetedMisclassification(labels + 1)
+        with _quiet():
+            try:
+                _, found, _ = attack(model, batch.x, criterion, epsilons=self._radius(attack, batch, budget))
+            except (AssertionError, ValueError) as error:
+                if not _is_start_missing(error):
+                    raise
+                return batch.x.clone()
+        result: Tensor = torch.where((found == 0).flatten(1).all(1).view(-1, *[1] * (found.dim() - 1)), batch.x, found)
+        return result
+
+    def _radius(self, attack: library.Attack, batch: Batch, budget: Budget) -> float | None:
+        """The radius in the distance of the class; None for a class that minimizes it."""
+        if isinstance(attack, MinimizationAttack):
+            return None
+        if attack.distance is foolbox.distances.l1:
+            return budget.eps * math.sqrt(batch.x[0].numel())
+        return budget.eps
+
+
+def _is_start_missing(error: Exception) -> bool:
+    """Whether an attack that starts from a broken segmentation found none, or lost it to rounding: a bare assertion."""
+    return not str(error) or "init_attack failed" in str(error)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Foolbox's warnings about its own steps away, and its messages from configuring the root logger."""
+    handler = logging.NullHandler()
+    logging.root.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"foolbox|eagerpy|numpy")
+            yield
+    finally:
+        logging.root.removeHandler(handler)

@@ -1,0 +1,238 @@
+"""torchattacks: each of its attack classes on segmenters, through the image-level views.
+
+The classes see a view, never the model: what they do to training flags, normalisation or parameters of "their"
+classifier does not reach it. They know only images in [0, 1] with two space axes; other bounds are mapped, volumes are
+laid out as one tall slice for the classes that treat every pixel alike, and a single channel stands for three where a
+class convolves three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from advseg_adapters.foreign import ForeignAttack, Route
+from advseg_adapters.loading import check_settings, find_route, is_batched
+from advseg_bench.errors import IncompatibleError, SpecError, expected
+from advseg_bench.losses import Loss
+from advseg_bench.types import Attack, Batch, Budget, Model, Task
+
+CLASSES: dict[str, type] = {name: getattr(torchattacks, name) for name in torchattacks.__all__}
+"""Every attack class that the installed package exports."""
+
+NORMS = {"linf": "Linf", "l2": "L2"}
+THREE_CHANNELS = ("TIFGSM", "PIFGSM", "PIFGSMPP")
+FIXED = {
+    "model": "given by the harness",
+    "norm": "the key `norm` of a suite",
+    "verbose": "off: a run has its own progress",
+    "n_classes": "given by the view, which has two classes",
+    "multi_targeted": "off: the view has one other class",
+}
+CHOICES = {"UPGD": ("ce",), "APGD": ("ce",), "Square": ("margin", "ce")}
+"""Values of the setting `loss` that two classes allow; DLR needs three, and UPGD's margin is flat in a `LossView`."""
+
+STEP = {"alpha": "0.25*eps"}
+SEARCH = {"binary_search_steps": 5, "max_iterations": 50, "initial_const": 0.1}
+_SHIFTED = "Shifts the image but not its mask; images must be square."
+_ZERO_PIXELS = "A pixel at a bound cannot move: its place on the tanh curve is infinite."
+
+ROUTES: dict[str, Route] = {
+    "VANILA": Route(reason="it returns the clean image", eps=None),
+    "GN": Route(view="none", objective="none", norms=("linf", "l2"), eps=None, random=True),
+    "FGSM": Route(),
+    "BIM": Route(settings=STEP),
+    "RFGSM": Route(settings=STEP, random=True),
+    "PGD": Route(settings=STEP, random=True),
+    "EOTPGD": Route(settings=STEP, random=True),
+    "FFGSM": Route(settings={"alpha": "1.25*eps"}, random=True),
+    "TPGD": Route(objective="own loss", settings=STEP, random=True, note="Climbs the divergence from the clean view."),
+    "MIFGSM": Route(settings=STEP),
+    "UPGD": Route(settings=STEP, random=True, random_by=("random_start",)),
+    "APGD": Route(norms=("linf", "l2"), random=True, note="Runs in its own mode `best_loss`, which stops at no class."),
+    "APGDT": Route(reason="its targeted DLR loss needs four classes, and a view has two"),
+    "DIFGSM": Route(settings=STEP, random=True, dims=(2,), note=_SHIFTED),
+    "TIFGSM": Route(settings=STEP, random=True, dims=(2,), note=f"{_SHIFTED} Images have 1 or 3 channels."),
+    "Jitter": Route(reason="it divides the logits by the largest, and of two classes nothing is left to climb"),
+    "NIFGSM": Route(settings=STEP),
+    "PGDRS": Route(settings=STEP | {"noise_sd": "1*eps"}, random=True),
+    "SINIFGSM": Route(settings=STEP),
+    "VMIFGSM": Route(settings=STEP, random=True),
+    "VNIFGSM": Route(settings=STEP, random=True),
+    "SPSA": Route(settings={"delta": "0.5*eps", "lr": "0.25*eps", "nb_iter": 10, "nb_sample": 32}, random=True),
+    "JSMA": Route(
+        view="margin",
+        objective="success-gated",
+        eps="theta",
+        settings={"gamma": 0.01},
+        note="Memory grows with the square of the pixels: 64 x 64 take 0.5 GB.",
+    ),
+    "EADL1": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, settings=SEARCH),
+    "EADEN": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, settings=SEARCH),
+    "PIFGSM": Route(eps="max_epsilon", dims=(2,), note="Images have 1 or 3 channels."),
+    "PIFGSMPP": Route(eps="max_epsilon", dims=(2,), note="Images have 1 or 3 channels."),
+    "CW": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, note=_ZERO_PIXELS),
+    "PGDL2": Route(norms=("l2",), settings={"alpha": "0.2*eps"}, random=True),
+    "DeepFool": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, settings={"overshoot": 0.1}),
+    "PGDRSL2": Route(norms=("l2",), settings={"alpha": "0.2*eps", "noise_sd": 0.02}, random=True),
+    "SparseFool": Route(view="margin", objective="success-gated", norms=("l2",), eps=None),
+    "OnePixel": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, random=True),
+    "Pixle": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, random=True, dims=(2,)),
+    "FAB": Route(
+        view="margin", objective="success-gated", norms=("linf", "l2"), settings={"n_classes": 2}, random=True
+    ),
+    "AutoAttack": Route(reason="its ensembles use the DLR loss, which needs three classes or more, and a view has two"),
+    "Square": Route(
+        view="margin",
+        objective="success-gated",
+        norms=("linf", "l2"),
+        settings={"n_queries": 500},
+        random=True,
+        dims=(2,),
+    ),
+    "MultiAttack": Route(reason="it takes attack objects; name its attacks in the suite, one entry each"),
+    "LGV": Route(reason="it trains copies of the classifier it attacks, and a view has no weights of its own"),
+}
+
+
+def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Task) -> Attack:
+    """Build an attack from the name of a class.
+
+    Args:
+        class_name: Of the package, such as "PGD".
+        settings: Parameters of the class, and `threshold` or `rise` for success-gated ones.
+        loss: One value per image.
+        task: Not needed: the views serve every kind.
+    Raises:
+        PluginError: an unknown class.
+        IncompatibleError: a class that cannot attack a segmenter.
+        SpecError: settings that the class does not take, or no loss.
+    """
+    name = f"torchattacks.{class_name}"
+    route = find_route("torchattacks", class_name, ROUTES, CLASSES)
+    attack = TorchattacksAttack(
+        name=name, route=route, loss=loss, settings=settings, batched=is_batched("torchattacks", class_name)
+    )
+    eps = {route.eps: "the key `eps` of a suite"} if route.eps else {}
+    check_settings(f"attack {name}", CLASSES[class_name], settings, fixed=FIXED | eps)
+    allowed = CHOICES.get(class_name)
+    if allowed and settings.get("loss", allowed[0]) not in allowed:
+        choices = " or ".join(map(repr, allowed))
+        raise SpecError(
+            expected(f"attack {name}: setting 'loss'", f"{choices} with a view's two classes", settings["loss"])
+        )
+    attack.build(nn.Identity(), Budget(route.norms[0], 1 / 255))
+    return attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchattacksAttack(ForeignAttack):
+    """A class of torchattacks in the shape of ours; see `ForeignAttack`."""
+
+    unit: ClassVar[bool] = True
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class in its package."""
+        return self.name.partition(".")[2]
+
+    def build(self, target: nn.Module, budget: Budget) -> torchattacks.attack.Attack:
+        """Construct the class for a classifier and a budget.
+
+        Raises: SpecError: the class refuses its settings.
+        """
+        kind = CLASSES[self.class_name]
+        arguments = self.parameters(budget)
+        takes = inspect.signature(kind).parameters
+        if "norm" in takes:
+            arguments["norm"] = NORMS[budget.norm]
+        if "seed" in takes and "seed" not in self.settings:
+            arguments["seed"] = int(torch.initial_seed() % 2**31)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                return kind(target, **arguments)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise SpecError(f"attack {self.name}: does not take these settings: {error}") from None
+
+    def attack(self, target: Model, batch: Batch, budget: Budget) -> Tensor:
+        """Run the class on images of the view; see `ForeignAttack.attack`."""
+        assert isinstance(target, nn.Module)
+        x = batch.x
+        laid = self._lay_out(x)
+        view = target if laid.shape == x.shape else _LaidOut(target, x.shape[1:])
+        attack = self.build(view, budget)
+        run = RUNS.get(self.class_name, _call)
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = run(attack, laid, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+        return found[:, : x.shape[1]].reshape(x.shape)
+
+    def _lay_out(self, x: Tensor) -> Tensor:
+        """Images in the one shape that the class knows: two space axes, and three channels where it convolves three."""
+        if x.dim() > 4:
+            x = x.flatten(2, -2)
+        if self.class_name not in THREE_CHANNELS or x.shape[1] == 3:
+            return x
+        if x.shape[1] == 1:
+            return x.expand(-1, 3, *x.shape[2:])
+        raise IncompatibleError(
+            expected(f"attack {self.name}", "images with 1 or 3 channels", x.shape[1], "Use another attack.")
+        )
+
+
+class _LaidOut(nn.Module):
+    """A view for images that were laid out anew: their first channels, in the shape the view knows.
+
+    A class that convolves each of three equal channels by itself gives the first one what it would give a single one;
+    the others get no gradient and are dropped.
+    """
+
+    def __init__(self, view: nn.Module, shape: torch.Size) -> None:
+        super().__init__()
+        self.view, self.shape = view, shape
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Laid-out images -> logits (N, 2)."""
+        logits: Tensor = self.view(x[:, : self.shape[0]].reshape(-1, *self.shape))
+        return logits
+
+
+def _call(attack: torchattacks.attack.Attack, x: Tensor, y: Tensor) -> Tensor:
+    """Run a class the public way."""
+    found: Tensor = attack(x, y)
+    return found
+
+
+def _climb(attack: torchattacks.attack.Attack, x: Tensor, y: Tensor) -> Tensor:
+    """Run APGD for the largest loss; called the public way it returns the clean image unless the class flips."""
+    found: Tensor = attack.perturb(x, y, best_loss=True)[1]
+    return found
+
+
+def _remember(attack: torchattacks.attack.Attack, x: Tensor, y: Tensor) -> Tensor:
+    """Run a class that returns the clean image unless the class flips; then return the best its last run had."""
+    single, ends = attack.attack_single_run, [x]
+
+    def recorded(*args: Any, **settings: Any) -> Any:
+        found = single(*args, **settings)
+        ends.append(found[-1] if isinstance(found, tuple) else found)
+        return found
+
+    attack.__dict__["attack_single_run"] = recorded
+    found: Tensor = attack(x, y)
+    return ends[-1] if torch.equal(found, x) else found
+
+
+RUNS: dict[str, Callable[[torchattacks.attack.Attack, Tensor, Tensor], Tensor]] = {
+    "APGD": _climb,
+    "FAB": _remember,
+    "Square": _remember,
+}
