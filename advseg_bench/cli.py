@@ -140,8 +140,11 @@ def plan_command(
             f"Expected: {expected.minutes:.1f} min with {used} workers ({expected.source}), untrained models."
         )
     else:
-        known = images and estimate(planned)
-        why = "until the suite has run once on this machine" if known else "since a plug-in does not tell its own"
+        why = "until the suite has run once on this machine"
+        if not images:
+            why = "since the data set is not loaded to count its images"
+        elif estimate(planned) is None:
+            why = "since a plug-in does not tell its cost"
         console.print(f"Expected minutes: unknown {why}.")
 
 

@@ -1,0 +1,1 @@
+"""An attack, a model, a loss and a data set for advseg-bench."""
