@@ -106,9 +106,10 @@ def check_model(case: Case) -> None:
                 case.call(model, copy_batch(batch), budget, scene)
             changes = guard.find_changes()
             if changes:
-                what = ", ".join(changes[:3]) + (", ..." if len(changes) > 3 else "")
                 remedy = _MODEL_REMEDIES[changes[0].split()[0]]
-                raise ContractViolation(f"expected the model as it was, {mode}; changed: {what} [{scene}]. {remedy}")
+                raise ContractViolation(
+                    f"expected the model as it was, {mode}; changed: {_summarise(changes)} [{scene}]. {remedy}"
+                )
 
 
 def check_globals(case: Case) -> None:
@@ -248,6 +249,14 @@ def _traits(case: Case, tried: list[Scene], norms: list[Norm]) -> Iterator[tuple
     yield "one image", which, "Keep the batch axis: `squeeze()` drops it."
     which = {i for i, scene in enumerate(tried) if len(set(scene.space)) > 1}
     yield "images that are not square", which, "Read the sizes of the axes separately."
+
+
+def _summarise(changes: list[str]) -> str:
+    """The first change of each sort, and how many more of it there are."""
+    sorts: dict[str, list[str]] = {}
+    for change in changes:
+        sorts.setdefault(change.split()[0], []).append(change)
+    return ", ".join(found[0] + (f" (and {len(found) - 1} more)" if found[1:] else "") for found in sorts.values())
 
 
 def _train_but_frozen(model: nn.Module) -> None:

@@ -1,0 +1,769 @@
+"""Broken attacks, each with one planted fault, the rule of the contract that must catch it, and what it must say.
+
+`FAULTS` holds them all; `SOUND` holds attacks written in other ways than the package's, which no rule may refuse. Both
+take a loss: `FAULTS["wrong_sign"].attack(loss=losses.bce)`.
+
+Not here, because the closed form and the tiny network of the contract cannot tell them from sound ones: a gradient
+wrong on 1 % of the pixels, signs flipped in a thin band, one step too few, a step from the clean image's gradient
+repeated, another momentum normalisation, a start that is not uniform. They are for cross-validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advseg_bench import geometry
+from advseg_bench.batches import select_images
+from advseg_bench.losses import Loss, one_hot, probabilities
+from advseg_bench.metrics import predict
+from advseg_bench.testing.segmenters import margins
+from advseg_bench.types import Batch, Budget, Claims
+
+LINF = Claims(norms=("linf",))
+BOTH = Claims()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A broken attack.
+
+    Attributes:
+        attack: Takes the keyword `loss`.
+        rule: The first rule of the contract that it breaks.
+        says: Part of the message, a regular expression.
+    """
+
+    attack: type[Planted]
+    rule: str
+    says: str
+
+
+@dataclass(kw_only=True)
+class Planted:
+    """An attack whose call is a function (loss, model, batch, budget, generators)."""
+
+    loss: Loss
+    claims: ClassVar[Claims] = BOTH
+    function: ClassVar[Callable[..., Any]]
+
+    def __call__(self, model: nn.Module, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Any:
+        return type(self).function(self.loss, model, batch, budget, generators)
+
+
+FAULTS: dict[str, Fault] = {}
+SOUND: dict[str, type[Planted]] = {}
+
+
+def _attack_of(function: Callable[..., Any], claims: Claims) -> type[Planted]:
+    return type(function.__name__, (Planted,), {"function": staticmethod(function), "claims": claims})
+
+
+def fault(rule: str, says: str, claims: Claims = LINF) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def plant(function: Callable[..., Any]) -> Callable[..., Any]:
+        FAULTS[function.__name__] = Fault(_attack_of(function, claims), rule, says)
+        return function
+
+    return plant
+
+
+def sound(claims: Claims = BOTH) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def keep(function: Callable[..., Any]) -> Callable[..., Any]:
+        SOUND[function.__name__] = _attack_of(function, claims)
+        return function
+
+    return keep
+
+
+# What the attacks are made of: all of it right.
+
+
+def gradient(loss: Loss, model: Callable[[Tensor], Tensor], x: Tensor, batch: Batch) -> Tensor:
+    leaf = x.detach().clone().requires_grad_()
+    value = loss(model(leaf), batch.y, batch.valid, batch.task).sum()
+    return torch.autograd.grad(value, leaf)[0]
+
+
+def clip(x: Tensor, batch: Batch) -> Tensor:
+    return x.clamp(batch.bounds.lower, batch.bounds.upper)
+
+
+def confine(x: Tensor, batch: Batch, budget: Budget) -> Tensor:
+    return clip(batch.x + (x - batch.x).clamp(-budget.eps, budget.eps), batch)
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def length(x: Tensor) -> Tensor:
+    return per_image(x.flatten(1).norm(dim=1), x)
+
+
+def fgsm(loss: Loss, model: nn.Module, batch: Batch, budget: Budget) -> Tensor:
+    return clip(batch.x + budget.eps * gradient(loss, model, batch.x, batch).sign(), batch)
+
+
+# Where it runs at all.
+
+
+@fault("runs", r"not enough values|too many values.*with images with 3 space axes and only there.*dims=\(2,\)")
+def needs_four_axes(loss, model, batch, budget, generators):
+    _, _, _, _ = batch.x.shape
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("runs", r"with images that are not square and only there", Claims(norms=("linf",), dims=(2,)))
+def needs_square_images(loss, model, batch, budget, generators):
+    step = gradient(loss, model, batch.x, batch).sign()
+    side = batch.x.shape[2]
+    return clip(batch.x + budget.eps * step.reshape(*batch.x.shape[:2], side, side), batch)
+
+
+@fault("runs", r"with multiclass tasks and only there.*kinds=\('binary', 'multilabel'\)")
+def knows_no_classes(loss, model, batch, budget, generators):
+    leaf = batch.x.clone().requires_grad_()
+    value = F.binary_cross_entropy_with_logits(model(leaf), batch.y.float(), reduction="none")
+    (g,) = torch.autograd.grad((value * batch.valid.unsqueeze(1)).sum(), leaf)
+    return clip(batch.x + budget.eps * g.sign(), batch)
+
+
+@fault("runs", r"NotImplementedError.*with l2 budgets and only there.*norms=\('linf',\)", BOTH)
+def claims_a_norm_too_many(loss, model, batch, budget, generators):
+    if budget.norm == "l2":
+        raise NotImplementedError("only linf")
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("runs", r"IndexError.*with one image and only there")
+def needs_two_images(loss, model, batch, budget, generators):
+    assert batch.x[1] is not None
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("runs", r"ValueError: out of luck.*everywhere")
+def raises_always(loss, model, batch, budget, generators):
+    raise ValueError("out of\nluck")
+
+
+# What it returns.
+
+
+@fault("output", r"dtype torch.float32, got torch.float64")
+def returns_float64(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, budget).double()
+
+
+@fault("output", r"expected images of shape \(1, 1, 11, 8\), got \(1, 11, 8\)")
+def squeezes_one_image(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, budget).squeeze(0)
+
+
+@fault("output", r"got tuple .*Return the images")
+def returns_a_pair(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, budget), True
+
+
+@fault("output", r"got a tensor that requires grad.*detach")
+def keeps_the_graph(loss, model, batch, budget, generators):
+    leaf = batch.x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(loss(model(leaf), batch.y, batch.valid, batch.task).sum(), leaf)
+    return clip(leaf + budget.eps * g.sign(), batch)
+
+
+@fault("output", r"got NaN or infinity in image 0, which has no valid pixel", Claims(norms=("l2",)))
+def divides_by_a_zero_gradient(loss, model, batch, budget, generators):
+    g = gradient(loss, model, batch.x, batch)
+    return clip(batch.x + budget.eps * g / length(g), batch)
+
+
+@fault("output", r"expected images of shape .*, got")
+def returns_a_lower_resolution(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, budget)[..., ::2]
+
+
+# What it leaves behind.
+
+
+@fault("batch", r"batch.x unchanged.*clone\(\)")
+def writes_into_the_images(loss, model, batch, budget, generators):
+    g = gradient(loss, model, batch.x, batch)
+    return batch.x.add_(budget.eps * g.sign()).clamp_(batch.bounds.lower, batch.bounds.upper)
+
+
+@fault("batch", r"batch.y unchanged")
+def writes_into_the_labels(loss, model, batch, budget, generators):
+    result = fgsm(loss, model, batch, budget)
+    batch.y.zero_()
+    return result
+
+
+@fault("batch", r"batch.valid unchanged")
+def writes_into_the_valid_pixels(loss, model, batch, budget, generators):
+    batch.valid[..., 0] = False
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("batch", r"batch.x without a gradient")
+def differentiates_the_images_themselves(loss, model, batch, budget, generators):
+    batch.x.requires_grad_()
+    (g,) = torch.autograd.grad(loss(model(batch.x), batch.y, batch.valid, batch.task).sum(), batch.x)
+    return clip(batch.x.detach() + budget.eps * g.sign(), batch)
+
+
+@fault(
+    "model",
+    r"in eval mode; changed: value of body.1.running_mean.*, training flags.*in training mode batch norms learn",
+)
+def leaves_training_mode(loss, model, batch, budget, generators):
+    model.train()
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("model", r"in eval mode; changed: value of body.1.running_mean .and 2 more. ")
+def updates_batch_norm(loss, model, batch, budget, generators):
+    model.train()
+    result = fgsm(loss, model, batch, budget)
+    model.eval()
+    return result
+
+
+@fault("model", r"in training mode with its batch norm.*changed: training flags.*unfreezes")
+def unfreezes_what_was_frozen(loss, model, batch, budget, generators):
+    was_training = model.training
+    model.eval()
+    result = fgsm(loss, model, batch, budget)
+    model.train(was_training)
+    return result
+
+
+@fault("model", r"changed: gradient of body.0.weight.*autograd.grad")
+def leaves_gradients(loss, model, batch, budget, generators):
+    leaf = batch.x.clone().requires_grad_()
+    loss(model(leaf), batch.y, batch.valid, batch.task).sum().backward()
+    return clip(batch.x + budget.eps * leaf.grad.sign(), batch)
+
+
+@fault("model", r"changed: gradient of body.0.weight")
+def clears_gradients(loss, model, batch, budget, generators):
+    model.zero_grad()
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("model", r"changed: requires_grad of body.0.weight.*finally")
+def leaves_the_model_frozen(loss, model, batch, budget, generators):
+    model.requires_grad_(False)
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("model", r"changed: hooks.*handle.remove")
+def leaves_hooks(loss, model, batch, budget, generators):
+    next(m for m in model.modules() if not list(m.children())).register_forward_hook(lambda *_: None)
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("globals", r"torch's global generator unchanged.*seed nothing")
+def seeds_torch(loss, model, batch, budget, generators):
+    torch.manual_seed(0)
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("globals", r"NumPy's global generator unchanged")
+def draws_from_numpy(loss, model, batch, budget, generators):
+    start = torch.from_numpy(np.random.uniform(-1, 1, batch.x.shape)).to(batch.x)  # noqa: NPY002
+    x = confine(batch.x + budget.eps * start, batch, budget)
+    return confine(x + 2 * budget.eps * gradient(loss, model, x, batch).sign(), batch, budget)
+
+
+@fault("globals", r"torch's gradient mode unchanged.*context manager")
+def turns_gradients_off(loss, model, batch, budget, generators):
+    result = fgsm(loss, model, batch, budget)
+    torch.set_grad_enabled(False)
+    return result
+
+
+@fault("globals", r"torch's default dtype unchanged")
+def changes_the_default_dtype(loss, model, batch, budget, generators):
+    torch.set_default_dtype(torch.float64)
+    return fgsm(loss, model, batch, budget)
+
+
+# Bounds and budget.
+
+
+@fault("bounds", r"expected intensities in \[0, 1\], got -0.29.. to 1.299.*Clip last")
+def does_not_clip(loss, model, batch, budget, generators):
+    return batch.x + budget.eps * gradient(loss, model, batch.x, batch).sign()
+
+
+@fault("bounds", r"expected intensities in \[0, 1\]", Claims(norms=("l2",)))
+def projects_after_the_clip_to_full_length(loss, model, batch, budget, generators):
+    g = gradient(loss, model, batch.x, batch)
+    delta = clip(batch.x + budget.eps * geometry.steepest(g, "l2"), batch) - batch.x
+    return batch.x + budget.eps * geometry.steepest(delta, "l2")
+
+
+@fault("bounds", r"expected intensities in \[0, 1\], got -0.0")
+def clips_before_the_last_step(loss, model, batch, budget, generators):
+    x = batch.x
+    for _ in range(4):
+        x = clip(x, batch) + budget.eps / 4 * gradient(loss, model, x, batch).sign()
+    return x
+
+
+@fault("bounds", r"expected intensities in \[0, 1\], got -")
+def returns_the_perturbation(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, budget) - batch.x
+
+
+@fault("bounds", r"expected intensities in \[0.25, 3\], got 0 to 1")
+def normalises_the_result(loss, model, batch, budget, generators):
+    x = fgsm(loss, model, batch, budget)
+    return x if batch.bounds.upper <= 1 else (x - x.amin()) / (x.amax() - x.amin())
+
+
+@fault("budget", r"further than linf eps 0.1, got 1, 10 times as far.*grey levels out of 255")
+def takes_eps_times_255(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, Budget(budget.norm, budget.eps * 255))
+
+
+@fault("budget", r"got 0.25, 2.5 times as far.*Project last")
+def does_not_project(loss, model, batch, budget, generators):
+    x = batch.x
+    for _ in range(10):
+        x = clip(x + 0.25 * budget.eps * gradient(loss, model, x, batch).sign(), batch)
+    return x
+
+
+@fault("budget", r"got 0.2, 2 times as far")
+def steps_twice(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, Budget(budget.norm, 2 * budget.eps))
+
+
+@fault("budget", r"bounds \[-1, 1\].*In bounds \[0, 1\] it keeps to it. Clamp to batch.bounds")
+def clamps_to_zero_and_one(loss, model, batch, budget, generators):
+    x = batch.x + budget.eps * gradient(loss, model, batch.x, batch).sign()
+    return clip(x.clamp(0, 1), batch)
+
+
+@fault("budget", r"further than linf eps 0.1, got 0.1002, 1 times as far")
+def rounds_to_float16(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, budget).half().float()
+
+
+@fault("budget", r"further than linf eps 0.1, got 0.103")
+def truncates_to_grey_levels(loss, model, batch, budget, generators):
+    x = fgsm(loss, model, batch, budget)
+    return x if batch.bounds.lower < 0 else clip((x * 255).to(torch.uint8).float() / 255, batch)
+
+
+@fault("budget", r"eps 0.0001, got 0.00392.*At a larger eps it keeps to it")
+def has_a_smallest_step(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, Budget(budget.norm, budget.eps and max(budget.eps, 1 / 255)))
+
+
+@fault("budget", r"further than l2 eps 1, got .*Project last|further than l2 eps 1, got .*255", BOTH)
+def takes_l2_for_linf(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("budget", r"further than linf eps 0.1, got")
+def projects_around_the_last_iterate(loss, model, batch, budget, generators):
+    x = batch.x
+    for _ in range(4):
+        step = 2 * budget.eps * gradient(loss, model, x, batch).sign()
+        x = clip(x + step.clamp(-budget.eps, budget.eps), batch)
+    return x
+
+
+@fault("zero_eps", r"expected the images themselves for eps 0.*convert the images to and fro")
+def normalises_to_and_fro(loss, model, batch, budget, generators):
+    inside = (batch.x - 0.43) / 0.27
+    step = gradient(lambda *a: loss(*a), lambda z: model(z * 0.27 + 0.43), inside, batch).sign()
+    return clip((inside + budget.eps * 0.99999 / 0.27 * step) * 0.27 + 0.43, batch)
+
+
+# What a result may depend on.
+
+
+@fault("repeatable", r"as it claims to be random, got the same", Claims(norms=("linf",), random=True))
+def ignores_the_generators(loss, model, batch, budget, generators):
+    start = torch.rand(batch.x.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x = confine(batch.x + budget.eps * start, batch, budget)
+    return confine(x + 2 * budget.eps * gradient(loss, model, x, batch).sign(), batch, budget)
+
+
+@fault("repeatable", r"got others in a second call")
+def draws_without_a_seed(loss, model, batch, budget, generators):
+    start = torch.from_numpy(np.random.default_rng().uniform(-1, 1, batch.x.shape)).to(batch.x)
+    x = confine(batch.x + budget.eps * start, batch, budget)
+    return confine(x + 2 * budget.eps * gradient(loss, model, x, batch).sign(), batch, budget)
+
+
+@fault("repeatable", r"once the global generators of torch, NumPy and Python were seeded otherwise")
+def draws_from_a_fork_of_the_global_generator(loss, model, batch, budget, generators):
+    with torch.random.fork_rng(devices=[]):
+        start = torch.rand_like(batch.x) * 2 - 1
+    x = confine(batch.x + budget.eps * start, batch, budget)
+    return confine(x + 2 * budget.eps * gradient(loss, model, x, batch).sign(), batch, budget)
+
+
+_memory: dict[str, Tensor] = {}
+
+
+@fault("repeatable", r"got others in a second call.*keep nothing from one call")
+def keeps_momentum_between_calls(loss, model, batch, budget, generators):
+    g = gradient(loss, model, batch.x, batch)
+    g = g / g.abs().flatten(1).sum(1).clamp(min=1e-12).view(-1, *[1] * (g.dim() - 1))
+    last = _memory.get("g")
+    if last is not None and last.shape[1:] == g.shape[1:]:
+        g = g + 3 * last[:1]
+    _memory["g"] = g
+    return clip(batch.x + budget.eps * g.sign(), batch)
+
+
+@fault("repeatable", r"as it claims not to be random, got others", Claims(norms=("linf",), random=False))
+def is_random_unawares(loss, model, batch, budget, generators):
+    x = confine(batch.x + budget.eps * geometry.random_uniform(batch.x, generators), batch, budget)
+    return confine(x + 2 * budget.eps * gradient(loss, model, x, batch).sign(), batch, budget)
+
+
+@fault("neighbours", r"on a small network.*no pooled Dice")
+def pools_dice_over_the_batch(loss, model, batch, budget, generators):
+    def pooled(logits: Tensor, y: Tensor, valid: Tensor, task: Any) -> Tensor:
+        p, t = probabilities(logits, task), one_hot(y, task, logits)
+        weight = valid.unsqueeze(1)
+        return 1 - 2 * (p * t * weight).sum() / ((p + t) * weight).sum().clamp(min=1e-5)
+
+    return fgsm(pooled, model, batch, budget)
+
+
+@fault("neighbours", r"Sum one loss value per image \(no mean over the batch")
+def averages_the_loss_over_the_batch(loss, model, batch, budget, generators):
+    def mean(*arguments: Any) -> Tensor:
+        return loss(*arguments).mean()
+
+    step = 20 * budget.eps * batch.x[0].numel() * gradient(mean, model, batch.x, batch)
+    return confine(batch.x + step, batch, budget)
+
+
+@fault("neighbours", r"take image, label and generator i together")
+def follows_the_first_image(loss, model, batch, budget, generators):
+    g = gradient(loss, model, batch.x, batch)
+    return clip(batch.x + budget.eps * g[:1].sign(), batch)
+
+
+@fault("neighbours", r"expected image . to have one result")
+def takes_the_neighbours_label(loss, model, batch, budget, generators):
+    rolled = replace(batch, y=batch.y.roll(1, 0))
+    return clip(batch.x + budget.eps * gradient(loss, model, batch.x, rolled).sign(), batch)
+
+
+@fault("neighbours", r"expected image . to have one result", Claims(norms=("linf",), random=True))
+def draws_everything_from_one_generator(loss, model, batch, budget, generators):
+    start = torch.rand(batch.x.shape, generator=generators[0]) * 2 - 1
+    x = confine(batch.x + budget.eps * start, batch, budget)
+    return confine(x + 0.5 * budget.eps * gradient(loss, model, x, batch).sign(), batch, budget)
+
+
+@fault("neighbours", r"expected image . to have one result", Claims(norms=("l2",)))
+def takes_the_length_of_the_batch(loss, model, batch, budget, generators):
+    g = gradient(loss, model, batch.x, batch)
+    return clip(batch.x + budget.eps * g / g.norm().clamp(min=1e-20), batch)
+
+
+@fault("neighbours", r"expected image . to have one result")
+def stops_when_the_batch_is_broken(loss, model, batch, budget, generators):
+    x, clean = batch.x, None
+    for _ in range(10):
+        with torch.no_grad():
+            value = loss(model(x), batch.y, batch.valid, batch.task).mean()
+        clean = value if clean is None else clean
+        if value > 1.15 * clean:
+            break
+        x = confine(x + budget.eps / 10 * gradient(loss, model, x, batch).sign(), batch, budget)
+    return x
+
+
+@fault("void", r"with other labels there.*Pass `batch.valid` to the loss")
+def counts_pixels_that_are_not_valid(loss, model, batch, budget, generators):
+    def everywhere(logits: Tensor, y: Tensor, valid: Tensor, task: Any) -> Tensor:
+        return loss(logits, y, torch.ones_like(valid), task)
+
+    return fgsm(everywhere, model, batch, budget)
+
+
+@fault("void", r"with another model, with no valid pixel")
+def takes_void_for_background(loss, model, batch, budget, generators):
+    valid = batch.valid if batch.task.kind == "multiclass" else batch.valid.unsqueeze(1)
+
+    def everywhere(logits: Tensor, y: Tensor, _: Tensor, task: Any) -> Tensor:
+        return loss(logits, torch.where(valid, y, 0).to(y.dtype), torch.ones_like(batch.valid), task)
+
+    return fgsm(everywhere, model, batch, budget)
+
+
+@fault("void", r"expected images without a valid pixel to stay.*The sign of 0 is 0")
+def takes_the_sign_of_zero_for_one(loss, model, batch, budget, generators):
+    g = gradient(loss, model, batch.x, batch)
+    return clip(batch.x + budget.eps * torch.where(g >= 0, 1.0, -1.0), batch)
+
+
+# Strength and cost.
+
+
+@fault("noise", r"It goes towards the loss's minimum: is a sign wrong")
+def goes_the_wrong_way(loss, model, batch, budget, generators):
+    return clip(batch.x - budget.eps * gradient(loss, model, batch.x, batch).sign(), batch)
+
+
+@fault("noise", r"got them back as they were")
+def returns_the_clean_images(loss, model, batch, budget, generators):
+    fgsm(loss, model, batch, budget)
+    return batch.x.clone()
+
+
+@fault("noise", r"got them back as they were.*Is the gradient zero")
+def takes_cross_entropy_of_one_channel(loss, model, batch, budget, generators):
+    def of_classes(logits: Tensor, y: Tensor, valid: Tensor, task: Any) -> Tensor:
+        label = y if task.kind == "multiclass" else y[:, 0].long() * 0
+        return F.cross_entropy(logits, label, reduction="none").flatten(1).mean(1)
+
+    if batch.task.kind == "binary":
+        return fgsm(of_classes, model, batch, budget)
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("noise", r"does not follow the loss")
+def mixes_up_the_axes(loss, model, batch, budget, generators):
+    return clip(batch.x + budget.eps * gradient(loss, model, batch.x, batch).flip(2, 3).sign(), batch)
+
+
+@fault("noise", r"does not follow the loss.*control=True")
+def is_noise(loss, model, batch, budget, generators):
+    fgsm(loss, model, batch, budget)
+    noise = torch.rand(batch.x.shape[1:], generator=torch.Generator().manual_seed(3)) - 0.5
+    return clip(
+        batch.x + budget.eps * (noise * batch.valid.any() * gradient(loss, model, batch.x, batch).ne(0)).sign(), batch
+    )
+
+
+@fault(
+    "optimum",
+    r"Pixels labelled 0 hardly move. Are prediction and target of the loss swapped",
+    Claims(norms=("linf",), kinds=("binary", "multilabel")),
+)
+def swaps_the_arguments_of_the_loss(loss, model, batch, budget, generators):
+    def swapped(logits: Tensor, y: Tensor, valid: Tensor, task: Any) -> Tensor:
+        value = F.binary_cross_entropy_with_logits(y.float(), logits.sigmoid(), reduction="none")
+        return (value * valid.unsqueeze(1)).flatten(1).mean(1)
+
+    return fgsm(swapped, model, batch, budget)
+
+
+@fault("optimum", r"It uses 0.0039 of the budget")
+def divides_eps_by_255(loss, model, batch, budget, generators):
+    g = gradient(loss, model, batch.x, batch)
+    return clip(batch.x + budget.eps / 255 * g.sign(), batch)
+
+
+@fault("optimum", r"It uses 0.5 of the budget")
+def uses_half_of_eps(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, Budget(budget.norm, budget.eps / 2))
+
+
+@fault("optimum", r"exact optimum, got 3.% .multilabel")
+def attacks_the_first_channel(loss, model, batch, budget, generators):
+    g = gradient(loss, model, batch.x, batch)
+    g[:, 1:] = 0
+    return clip(batch.x + budget.eps * g.sign(), batch)
+
+
+@fault("optimum", r"Does every step follow the gradient of the loss")
+def attacks_the_models_own_labels(loss, model, batch, budget, generators):
+    with torch.no_grad():
+        own = predict(model(batch.x), batch.task)
+    return clip(batch.x + budget.eps * gradient(loss, model, batch.x, replace(batch, y=own)).sign(), batch)
+
+
+@fault("optimum", r"It uses 0.58 of the budget")
+def takes_the_root_mean_square_for_the_step(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, Budget("linf", budget.eps / 3**0.5))
+
+
+@fault("more_budget", r"expected linf eps 0.2 to do no less than 0.1.*eps is in the units of the images")
+def guesses_the_unit_of_eps(loss, model, batch, budget, generators):
+    unit = 255 if 0.15 < budget.eps < 0.25 else 1
+    return fgsm(loss, model, batch, Budget(budget.norm, budget.eps / unit))
+
+
+@fault("cost", r"expected 1 forwards per image, as it states, got 2", Claims(norms=("linf",), forwards=1, backwards=1))
+def looks_twice(loss, model, batch, budget, generators):
+    with torch.no_grad():
+        model(batch.x)
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("cost", r"expected 5 backwards per image, as it states, got 1", Claims(norms=("linf",), backwards=5))
+def takes_fewer_steps_than_it_states(loss, model, batch, budget, generators):
+    return fgsm(loss, model, batch, budget)
+
+
+@fault("cost", r"expected 0 forwards per image.*A control never looks at the model", Claims(control=True))
+def is_no_control(loss, model, batch, budget, generators):
+    with torch.no_grad():
+        model(batch.x)
+    return geometry.project(batch.x + budget.eps / 2, batch.x, budget, batch.bounds)
+
+
+@fault("cost", r"got no backward pass.*gradient=False")
+def needs_no_gradient_unawares(loss, model, batch, budget, generators):
+    return searches_by_finite_differences(loss, model, batch, budget, generators)
+
+
+# Sound ones, written otherwise than the package's.
+
+
+@sound(Claims(norms=("linf",), gradient=False))
+def searches_by_finite_differences(loss, model, batch, budget, generators):
+    """Every pixel at once: right where pixels share nothing."""
+    with torch.no_grad():
+        step = torch.zeros_like(batch.x)
+        for c in range(batch.x.shape[1]):
+            shift = torch.zeros_like(batch.x)
+            shift[:, c] = 0.01
+            step[:, c] = pixel_loss(model(batch.x + shift), batch) - pixel_loss(model(batch.x - shift), batch)
+        return clip(batch.x + budget.eps * step.sign(), batch)
+
+
+def pixel_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of each pixel, 0 where it is not valid."""
+    if batch.task.kind == "multiclass":
+        value = F.cross_entropy(logits.double(), batch.y, reduction="none")
+    else:
+        value = F.binary_cross_entropy_with_logits(logits.double(), batch.y.double(), reduction="none").sum(1)
+    return value * batch.valid
+
+
+@sound(Claims(norms=("linf",), gradient=False, random=True))
+def searches_at_random(loss, model, batch, budget, generators):
+    """Signs of some values are drawn again, and kept where the image's loss grows."""
+    with torch.no_grad():
+        delta = torch.zeros_like(batch.x)
+        best = loss(model(batch.x), batch.y, batch.valid, batch.task)
+        for _ in range(60):
+            pick = geometry.random_uniform(batch.x, generators) > 0.8
+            new = torch.where(pick, budget.eps * geometry.random_sign(batch.x, generators), delta)
+            value = loss(model(confine(batch.x + new, batch, budget)), batch.y, batch.valid, batch.task)
+            kept = value > best
+            delta = torch.where(per_image(kept, delta), new, delta)
+            best = torch.where(kept, value, best)
+        return confine(batch.x + delta, batch, budget)
+
+
+@sound(Claims(norms=("linf",), forwards=1, backwards=1, random=False))
+def takes_images_one_by_one(loss, model, batch, budget, generators):
+    return torch.cat([fgsm(loss, model, select_images(batch, [i]), budget) for i in range(len(batch.x))])
+
+
+@sound(Claims(norms=("linf",)))
+def freezes_and_thaws(loss, model, batch, budget, generators):
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        model.requires_grad_(False)
+        leaf = batch.x.clone().requires_grad_()
+        loss(model(leaf), batch.y, batch.valid, batch.task).mean().backward()
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+    return clip(batch.x + budget.eps * leaf.grad.sign(), batch)
+
+
+@sound(Claims(norms=("linf",), random=False))
+def computes_in_numpy(loss, model, batch, budget, generators):
+    step = np.sign(gradient(loss, model, batch.x, batch).numpy().astype(np.float64))
+    x = np.clip(batch.x.numpy() + np.float32(budget.eps) * step, batch.bounds.lower, batch.bounds.upper)
+    return torch.from_numpy(x).to(batch.x.dtype)
+
+
+@sound(Claims(random=True))
+def starts_at_random_and_keeps_the_best(loss, model, batch, budget, generators):
+    """Two starts of three steps, in float64; per image the result of larger loss."""
+    results, values = [], []
+    for _ in range(2):
+        start = budget.eps * geometry.random_in_ball(batch.x, budget.norm, generators)
+        x = geometry.project(batch.x + start, batch.x, budget, batch.bounds)
+        for _ in range(3):
+            step = budget.eps * geometry.steepest(gradient(loss, model, x, batch), budget.norm)
+            x = geometry.project((x.double() + step).float(), batch.x, budget, batch.bounds)
+        with torch.no_grad():
+            values.append(loss(model(x), batch.y, batch.valid, batch.task))
+        results.append(x)
+    return torch.where(per_image(values[0] >= values[1], batch.x), *results)
+
+
+@sound(Claims(norms=("linf",)))
+def attacks_what_is_still_right(loss, model, batch, budget, generators):
+    """The loss of pixels that are right, then ever more of the others (as SegPGD weighs them)."""
+    x, steps = batch.x, 5
+    for t in range(steps):
+        leaf = x.clone().requires_grad_()
+        logits = model(leaf)
+        wrong = predict(logits.detach(), batch.task) != batch.y
+        wrong = wrong if batch.task.kind == "multiclass" else wrong.any(1)
+        share = t / (2 * steps)
+        value = pixel_loss(logits, batch) * torch.where(wrong, share, 1 - share)
+        (g,) = torch.autograd.grad(value.sum(), leaf)
+        x = confine(x + budget.eps / 3 * g.sign(), batch, budget)
+    return x
+
+
+@sound(Claims(norms=("linf",)))
+def pushes_margins_until_they_break(loss, model, batch, budget, generators):
+    """A loss without a gradient where a pixel is well broken, as of Carlini and Wagner."""
+    x = batch.x
+    for _ in range(6):
+        leaf = x.clone().requires_grad_()
+        margin = margins(model(leaf), batch.y, batch.task)
+        value = -(margin.clamp(min=-0.05) * batch.valid.unsqueeze(1)).sum()
+        (g,) = torch.autograd.grad(value, leaf)
+        x = confine(x + budget.eps / 4 * g.sign(), batch, budget)
+    return x
+
+
+@sound(Claims(norms=("linf",), minimal_norm=True, random=False))
+def seeks_the_smallest_radius(loss, model, batch, budget, generators):
+    """Bisects, image by image, the radius at which the loss has grown by a fifth."""
+    step = gradient(loss, model, batch.x, batch).sign()
+    with torch.no_grad():
+        aim = 1.2 * loss(model(batch.x), batch.y, batch.valid, batch.task)
+        low, high = torch.zeros(len(batch.x)), torch.full((len(batch.x),), budget.eps)
+        for _ in range(8):
+            middle = (low + high) / 2
+            x = clip(batch.x + per_image(middle, step) * step, batch)
+            enough = loss(model(x), batch.y, batch.valid, batch.task) >= aim
+            low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return clip(batch.x + per_image(high, step) * step, batch)
+
+
+@sound(Claims(control=True, random=False))
+def brightens(loss, model, batch, budget, generators):
+    return geometry.project(batch.x + budget.eps / 2, batch.x, budget, batch.bounds)
+
+
+@sound(Claims(norms=("l2",), random=False))
+def normalises_with_care(loss, model, batch, budget, generators):
+    x, memory = batch.x, torch.zeros_like(batch.x)
+    for _ in range(4):
+        g = gradient(loss, model, x, batch)
+        memory = 0.5 * memory + g / length(g).clamp(min=1e-12)
+        x = x + budget.eps / 2 * memory / length(memory).clamp(min=1e-12)
+        delta = x - batch.x
+        x = clip(batch.x + delta * (budget.eps / length(delta).clamp(min=1e-12)).clamp(max=1), batch)
+    return x
