@@ -66,6 +66,11 @@ class ProjectedAscent:
             x_adv = self.move(x_adv, memory, batch, budget)
         return x_adv
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a direction depends on more than the last gradient."""
+        return self.decay is not None
+
     def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return the first iterate."""
         if not self.random_start:

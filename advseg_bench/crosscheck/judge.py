@@ -168,7 +168,7 @@ class _Envelope:
 
     def explain(self, points: Sequence[Tensor], after: Tensor, off: Tensor) -> Tensor:
         """Tell where rounding explains that `after` is not what the reference computed from the last point."""
-        for point in points[self.done :]:
+        for point in points[self.done :] if self.reference.remembers else points[-1:]:
             gradients = self._recompute(point)
             self.memories = self.memories or [None] * len(gradients)
             self.memories = [self.reference.accumulate(m, g) for m, g in zip(self.memories, gradients, strict=True)]

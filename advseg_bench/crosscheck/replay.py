@@ -22,6 +22,10 @@ class Stepwise(Protocol):
     def steps(self) -> int:
         """Number of gradients."""
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a direction depends on more than the last gradient."""
+
     def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return the first iterate."""
 
@@ -41,6 +45,7 @@ class OneStep:
 
     attack: FGSM
     steps: int = 1
+    remembers: bool = False
 
     def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return the images."""
@@ -104,7 +109,7 @@ class _Changed:
     """A replay that passes on what it does not change."""
 
     def __init__(self, inner: Stepwise) -> None:
-        self.inner, self.steps = inner, inner.steps
+        self.inner, self.steps, self.remembers = inner, inner.steps, inner.remembers
 
     def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         return self.inner.start(batch, budget, generators)
