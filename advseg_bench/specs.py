@@ -17,6 +17,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    field_validator,
     model_validator,
 )
 
@@ -78,7 +79,6 @@ def _known(kind: Kind, name: str) -> str:
 LossName = Annotated[str, AfterValidator(partial(_known, "loss"))]
 AttackName = Annotated[str, AfterValidator(partial(_known, "attack"))]
 ArchitectureName = Annotated[str, AfterValidator(partial(_known, "architecture"))]
-DatasetName = Annotated[str, AfterValidator(partial(_known, "data set"))]
 Eps = Annotated[float, BeforeValidator(_eps)]
 
 
@@ -94,6 +94,11 @@ class _ImageData(Spec):
     task: TaskKind = "multilabel"
     size: int = Field(default=64, ge=16, le=1024)
     channels: Literal[1, 3] = 1
+
+    @field_validator("name", check_fields=False)
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return _known("data set", name)
 
 
 class Mni152Data(_ImageData):
@@ -174,7 +179,7 @@ class PluginData(_ImageData):
         settings: Its further arguments.
     """
 
-    name: DatasetName
+    name: str
     settings: Settings = Field(default_factory=dict)
 
 
