@@ -36,7 +36,7 @@ def print_findings(pairs: Sequence[Pair], console: Console) -> None:
                 row[5] = f"{_mean(t.gain - o.gain for o, t in effects):+.2g}"
                 row[6] = f"{_mean(t.dice - o.dice for o, t in effects):+.2g}"
             table.add_row(*row)
-    console.print(table)
+    console.print(table, width=max(console.width, 110), crop=False, no_wrap=True)
     console.print(
         "max diff in input units; loss gained and Dice: the other's minus the reference's, mean over points.",
         soft_wrap=True,

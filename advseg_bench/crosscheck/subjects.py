@@ -99,7 +99,8 @@ def _fill(reference: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     filled = {name: getattr(attack, name, None) for name in ("steps", "step_size", "random_start", "decay")}
     filled |= settings
     steps = filled["steps"] or 1
-    return filled | {"steps": steps, "step_size": filled["step_size"] or 1 / steps}
+    start = bool(filled["random_start"])
+    return filled | {"steps": steps, "step_size": filled["step_size"] or 1 / steps, "random_start": start}
 
 
 def _read_spec(text: str) -> ModelSpec:
