@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from advseg_bench import catalogue, losses
 from advseg_bench.attacks.function import FunctionAttack
 from advseg_bench.cells import Cell
+from advseg_bench.environment import describe_device
 from advseg_bench.errors import SpecError, UserError, expected
 from advseg_bench.registry import load_attack, load_loss
 from advseg_bench.testing.process import isolated, seed_globals
@@ -102,6 +103,7 @@ def find_case(
         device: Where to try it.
     Raises: UserError: if it cannot be built as said.
     """
+    describe_device(device)
     build, name = _builder(attack, dict(settings or {}), loss)
     attacks: dict[TaskKind, Attack] = {}
     used: dict[TaskKind, str] = {}
