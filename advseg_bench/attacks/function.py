@@ -173,8 +173,8 @@ def _make(
     function: Function, norm: Norm | Sequence[Norm], per_image: bool, claims: Mapping[str, Any]
 ) -> FunctionAttack:
     """Check a function and wrap it."""
-    name = getattr(function, "__qualname__", "")
-    where = f"attack {name or function!r}"
+    name = getattr(function, "__qualname__", repr(function))
+    where = f"attack {name}"
     if not inspect.isfunction(function):
         raise PluginError(expected(where, "a function f(model, x, y, eps)", type(function).__name__))
     norms = (norm,) if isinstance(norm, str) else tuple(norm)
