@@ -46,7 +46,7 @@ def load(spec: PluginData) -> Dataset:
         name=dataset.name,
         task=dataset.task,
         cases=dataset.cases,
-        read=lambda index: _check_sample(f"{where}: {dataset.cases[index].image}", dataset.read(index), dataset, spec),
+        read=lambda index: _read_sample(where, index, dataset, spec),
         fingerprint=content_hash([spec.model_dump(mode="json"), code, dataset.fingerprint], length=64),
         note=dataset.note,
     )
@@ -87,9 +87,15 @@ def _check_dataset(where: str, dataset: object, spec: PluginData) -> None:
         raise DataError(f"{where}: two cases are named {twice!r}. Give each image a name of its own.")
 
 
-def _check_sample(where: str, sample: Sample, dataset: Dataset, spec: PluginData) -> Sample:
-    """Refuse a sample whose arrays are not what `Sample` promises."""
-    space = (spec.size, spec.size)
+def _read_sample(where: str, index: int, dataset: Dataset, spec: PluginData) -> Sample:
+    """Read a sample and refuse one whose arrays are not what `Sample` promises."""
+    where, space = f"{where}: {dataset.cases[index].image}", (spec.size, spec.size)
+    try:
+        sample = Sample(*dataset.read(index))
+    except UserError:
+        raise
+    except Exception as error:
+        raise DataError(f"{where}: cannot be read: {plugins.tell(error)}.") from error
     image, label, valid = sample
     _check_array(f"{where}: image", image, "float32", (spec.channels, *space))
     if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
