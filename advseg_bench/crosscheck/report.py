@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from advseg_bench.cache import write_json
 from advseg_bench.cells import show_eps
@@ -20,9 +19,7 @@ EXAMPLES = 5
 
 def print_findings(pairs: Sequence[Pair], console: Console) -> None:
     """Print one line per implementation, then each distinct finding that is more than rounding."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("implementation", "verdict", "points", "pixels equal", "max diff", "loss", "Dice"):
-        table.add_column(heading, no_wrap=True)
+    table = [["implementation", "verdict", "points", "pixels equal", "max diff", "loss", "Dice"]]
     for name, counts in count_verdicts(pairs).items():
         for verdict, count in counts.items():
             mine = [p.finding for p in pairs if p.implementation == name and p.finding.verdict == verdict]
@@ -35,8 +32,11 @@ def print_findings(pairs: Sequence[Pair], console: Console) -> None:
             if effects:
                 row[5] = f"{_mean(t.gain - o.gain for o, t in effects):+.2g}"
                 row[6] = f"{_mean(t.dice - o.dice for o, t in effects):+.2g}"
-            table.add_row(*row)
-    console.print(table, width=max(console.width, 110), crop=False, no_wrap=True)
+            table.append(row)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        console.print(line.rstrip(), soft_wrap=True, markup=False, highlight=False)
     console.print(
         "max diff in input units; loss gained and Dice: the other's minus the reference's, mean over points.",
         soft_wrap=True,
