@@ -44,7 +44,9 @@ def write_globals(state: Mapping[str, Any]) -> None:
 
 def seed_globals(seed: int) -> None:
     """Seed every global generator. Only inside `isolated`."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed)  # noqa: NPY002
     random.seed(seed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,9 @@ class Scene:
         return what + (", degenerate images" if self.hard else "")
 
 
+@lru_cache(maxsize=64)
 def make_batch(scene: Scene, device: str = "cpu") -> Batch:
-    """Return the batch of a scene. Image i is the same whatever `n` is.
+    """Return the batch of a scene: the one there is, not to be written to. Image i is the same whatever `n` is.
 
     Brightness differs from image to image, so that masks are of very different sizes. Labels are the linear
     segmenter's own prediction but for a share `WRONG` of the pixels.

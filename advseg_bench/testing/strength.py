@@ -187,7 +187,10 @@ def _why_too_weak(stage: _Stage, x_adv: Tensor, budget: Budget) -> str:
         least = min(means, key=lambda label: means[label])
         if means[least] < 0.3 * means[not least]:
             return f"Pixels labelled {int(least)} hardly move. Are prediction and target of the loss swapped?"
-    return "Does every step follow the gradient of the loss at the current images?"
+    return (
+        "Does every step follow the gradient of the loss at the current images, and do the steps add up to eps, or to "
+        "2 eps from a random start?"
+    )
 
 
 def _noise(batch: Batch, length: Tensor) -> Iterator[Tensor]:

@@ -1,0 +1,319 @@
+"""The contract: every planted fault is caught for the right reason, and no sound attack is refused."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+import torch
+from faults import FAULTS, SOUND
+from torch import nn
+
+import advseg_bench as ab
+from advseg_bench import losses, types
+from advseg_bench.attacks.ascent import PGD
+from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.attacks.noise import RandomSign
+from advseg_bench.cli import main
+from advseg_bench.errors import PluginError, SpecError
+from advseg_bench.guard import ModelGuard
+from advseg_bench.testing import RULES, AttackContract, Trial, check_attack, find_case
+from advseg_bench.testing.command import read_settings
+from advseg_bench.testing.process import isolated, read_globals
+from advseg_bench.types import Claims
+
+STATED = [rule.name for rule in RULES]
+
+
+def first_broken(case) -> tuple[str, str]:
+    """The first broken rule and its message, as a user reads them; ("", "") if there is none."""
+    trial = Trial(case)
+    for rule in RULES:
+        outcome = trial.ask(rule)
+        if outcome.verdict == "FAILED":
+            return rule.name, outcome.message
+    return "", ""
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_planted_fault_is_caught_with_the_right_reason(name):
+    planted = FAULTS[name]
+    rule, message = first_broken(find_case(planted.attack))
+    assert rule == planted.rule, message
+    assert re.search(planted.says, message), message
+    assert "\n" not in message
+
+
+def test_every_rule_is_needed():
+    assert {planted.rule for planted in FAULTS.values()} == set(STATED)
+    assert len(FAULTS) >= 20
+
+
+SHIPPED = [
+    ("fgsm", {}),
+    ("fgsm", {"loss": "dice"}),
+    ("fgsm", {"loss": "focal"}),
+    ("fgsm", {"loss": "dice_focal"}),
+    ("fgsm", {"settings": {"targeted": True}}),
+    ("fgsm", {"settings": {"label": "predicted"}}),
+    ("fgsm", {"settings": {"label": "empty", "targeted": True}}),
+    ("bim", {}),
+    ("bim", {"settings": {"steps": 3, "step_size": 1.0, "label": "empty", "targeted": True}}),
+    ("pgd", {}),
+    ("pgd", {"loss": "dice", "settings": {"steps": 6}}),
+    ("mifgsm", {}),
+    ("mifgsm", {"settings": {"decay": 0.5, "momentum_norm": "none", "random_start": True, "step_size": 0.25}}),
+    ("random_sign", {}),
+    ("uniform_noise", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), SHIPPED, ids=str)
+def test_no_shipped_attack_is_refused(name, options):
+    assert first_broken(find_case(name, **options)) == ("", "")
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_no_sound_attack_is_refused(name):
+    case = find_case(SOUND[name])
+    assert first_broken(case) == ("", "")
+    assert case.kinds == ("binary", "multilabel", "multiclass")
+
+
+class TestByInstance(AttackContract):
+    attack = FGSM(loss=losses.dice)
+
+
+class TestByName(AttackContract):
+    attack = "pgd"
+    loss = "dice"
+    settings = MappingProxyType({"steps": 4, "step_size": 0.5})
+
+
+class TestControl(ab.testing.AttackContract):
+    attack = RandomSign()
+
+
+@ab.attack(per_image=True)
+def one_step(model, x, y, valid, task, eps, bounds, loss, generator):
+    """The decorator's form: a random start, then a full step."""
+    x = x + eps * (2 * torch.rand(x.shape, generator=generator) - 1) / 2
+    x.requires_grad_()
+    loss(model(x), y, valid, task).sum().backward()
+    return (x + eps / 2 * x.grad.sign()).clamp(bounds.lower, bounds.upper)
+
+
+def test_a_decorated_function_is_held_to_the_contract():
+    rule, message = first_broken(find_case(one_step))
+    assert rule == "optimum", message  # half a step from anywhere cannot reach the border of the budget
+    assert first_broken(find_case(one_step, claims=Claims(norms=("linf",), random=True, share=0.3))) == ("", "")
+
+
+def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """pytest as a user starts it, with the plug-in and no other."""
+    command = [sys.executable, "-m", "pytest", "-p", "advseg_bench.testing.pytest_plugin", "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def test_a_subclass_is_a_whole_test_file(tmp_path):
+    (tmp_path / "test_mine.py").write_text(
+        "import advseg_bench as ab\nfrom faults import FAULTS\n\n"
+        "class TestMine(ab.testing.AttackContract):\n    attack = FAULTS['steps_twice'].attack\n\n"
+        "class TestMuch(ab.testing.AttackContract):\n    attack = FAULTS['needs_four_axes'].attack\n\n"
+        "class TestNothing(ab.testing.AttackContract):\n    pass\n"
+    )
+    done = run_pytest(tmp_path, "-q", "-rs", "-k", "budget or runs")
+    assert done.returncode == 1
+    assert "attack steps_twice, rule budget: expected no image to move further than linf eps 0.1" in done.stdout
+    assert "attack needs_four_axes, rule runs: raised ValueError" in done.stdout
+    assert "not checked: since it breaks 'runs'" in done.stdout
+    assert "TestNothing: names no attack. Add the line `attack = MyAttack()`." in done.stdout
+    assert "contract.py" not in done.stdout.split("TestNothing")[0], "the message hides behind a traceback"
+
+
+def test_the_option_needs_no_file(tmp_path):
+    (tmp_path / "test_other.py").write_text("def test_other():\n    raise AssertionError\n")
+    attacks = ["--advseg-attack", "fgsm", "--advseg-attack", "faults:FAULTY"]
+    (tmp_path / "conftest.py").write_text("import faults\nfaults.FAULTY = faults.FAULTS['steps_twice'].attack\n")
+    done = run_pytest(tmp_path, "-v", *attacks, "--advseg-loss", "dice")
+    assert done.returncode == 1
+    assert f"1 failed, {2 * len(RULES) - 1} passed" in done.stdout
+    assert "advseg-bench::fgsm::neighbours PASSED" in done.stdout
+    assert "attack faults:FAULTY, rule budget: expected no image to move further" in done.stdout
+    both = run_pytest(tmp_path, "-q", "--advseg-attack", "random_sign", "test_other.py")
+    assert "1 failed, 12 passed, 3 skipped" in both.stdout
+
+
+def test_a_mistake_in_the_option_is_a_usage_error(tmp_path):
+    done = run_pytest(tmp_path, "--advseg-attack", "bim", "--advseg-settings", "step=3")
+    assert done.returncode == 4
+    assert "attack bim: does not take these settings" in done.stderr
+
+
+def test_the_plugin_is_idle_and_light_without_the_option(tmp_path):
+    (tmp_path / "test_other.py").write_text(
+        "import sys\n\ndef test_other():\n"
+        "    ours = {name for name in sys.modules if name.startswith('advseg_bench')}\n"
+        "    assert ours == {'advseg_bench', 'advseg_bench.testing', 'advseg_bench.testing.pytest_plugin'}\n"
+        "    assert not {'torch', 'numpy', 'pydantic', 'typer', 'rich'} & set(sys.modules)\n"
+    )
+    done = run_pytest(tmp_path, "-q", "-W", "error")
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["advseg-bench", "check-attack", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def test_the_command_tells_one_line_per_rule(command):
+    code, out, _ = command("fgsm", "--loss", "bce", "--settings", "label=predicted", "--settings", "targeted=false")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == "fgsm: binary (bce), multilabel (bce); linf, l2; 2-D, 3-D"
+    assert lines[1] == "left out        multiclass: loss bce is defined for binary and multilabel tasks"
+    assert [line.split()[1] for line in lines[2:-1]] == STATED
+    assert lines[-1] == "15 rules: 15 ok."
+    code, out, _ = command("random_sign")
+    assert code == 0
+    assert "not applicable  optimum      it declares control=True" in out
+    assert out.endswith("15 rules: 12 ok, 3 not applicable.\n")
+
+
+def test_the_command_ends_with_one_where_a_rule_is_broken(command):
+    code, out, _ = command("test_contract:one_step")
+    assert code == 1
+    assert re.search(r"^FAILED          optimum      expected at least 90% .*", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fgsmm"], "unknown attack 'fgsmm'. Did you mean 'fgsm'?"),
+        (["nowhere:Attack"], "nowhere:Attack"),
+        (["bim", "--settings", "steps"], "--settings: expected key=value, such as steps=10, got 'steps'"),
+        (["bim", "--settings", "steps=2", "--settings", "steps=3"], "'steps' is given twice"),
+        (["bim", "--settings", "steps=0"], "steps: expected a whole number of at least 1, got 0"),
+        (["fgsm", "--loss", "bcee"], "unknown loss 'bcee'"),
+        (["random_sign", "--loss", "bce"], "does not take these settings"),
+        (["fgsm", "--device", "quantum"], "expected a device of this machine, got 'quantum'"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_line(command, arguments, message):
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_settings_are_json_or_text():
+    given = read_settings(["steps=10", "label=empty", "random_start=true", "x=[1, 2]", 'name="3"', "a=b=c"])
+    assert given == {
+        "steps": 10, "label": "empty", "random_start": True, "x": [1, 2], "name": "3", "a": "b=c",
+    }  # fmt: skip
+
+
+def test_claims_come_from_the_attack_the_catalogue_or_the_caller():
+    assert find_case(PGD(loss=losses.dice, steps=7)).claims == Claims(random=True, forwards=7, backwards=7)
+    assert find_case("pgd", settings={"random_start": False}).claims.random is False
+    control = find_case(RandomSign).claims
+    assert (control.control, control.gradient, control.random) == (True, False, True)
+    assert find_case(SOUND["computes_in_numpy"]).claims.norms == ("linf",)
+    assert find_case(FGSM, claims=Claims(dims=(2,))).claims.dims == (2,)
+    limited = find_case(FGSM(loss=losses.bce))
+    assert limited.kinds == ("binary", "multilabel")
+    assert "bce is defined for" in limited.left_out["multiclass"]
+    assert find_case(FGSM, claims=Claims(kinds=("multiclass",))).left_out["binary"] == "not claimed"
+
+
+@pytest.mark.parametrize(
+    ("attack", "options", "error", "message"),
+    [
+        (3, {}, SpecError, "expected an attack, its class or its name, got 3"),
+        (FGSM(loss=losses.ce), {"loss": "dice"}, SpecError, "is built already"),
+        (FGSM(loss=losses.ce), {"claims": Claims(kinds=("binary",))}, SpecError, "no kind of task to try it on"),
+        (FGSM, {"settings": {"lable": "true"}}, SpecError, "does not take these settings"),
+        (FGSM, {"claims": Claims(norms=())}, SpecError, "claims no norm"),
+        (FGSM, {"claims": Claims(share=1.5)}, SpecError, "a claimed share between 0 and 1, got 1.5"),
+        ("faults:nothing", {}, PluginError, "nothing"),
+    ],
+)
+def test_an_attack_that_cannot_be_tried_is_one_line(attack, options, error, message):
+    with pytest.raises(error, match=message) as raised:
+        find_case(attack, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_claims_of_another_type_are_refused():
+    class Attack:
+        claims = "linf"
+
+        def __call__(self, model, batch, *, budget, generators):
+            return batch.x
+
+    with pytest.raises(SpecError, match="expected `claims` to be a Claims"):
+        find_case(Attack)
+
+
+def test_the_contract_leaves_the_process_as_it_was():
+    for name in ("seeds_torch", "draws_from_numpy", "turns_gradients_off", "changes_the_default_dtype"):
+        before = read_globals()
+        check_attack(FAULTS[name].attack)
+        assert read_globals() == before, name
+
+
+def test_isolation_puts_back_every_state_it_reads():
+    before = read_globals()
+    with isolated():
+        torch.manual_seed(3)
+        np.random.seed(3)  # noqa: NPY002
+        random.seed(3)
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(2)
+        torch.use_deterministic_algorithms(True)
+        inside = read_globals()
+    assert read_globals() == before
+    changed = {name for name, value in inside.items() if value != before[name]}
+    assert changed == set(before) - {"torch's generators of CUDA"}
+
+
+def test_a_guard_names_what_was_changed():
+    with torch.random.fork_rng():
+        model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).eval()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    guard = ModelGuard(model)
+    assert guard.find_changes() == []
+    model[0].weight.grad.add_(1)
+    model[0].bias.grad = torch.zeros(2)
+    assert guard.find_changes() == ["gradient of 0.weight", "gradient of 0.bias"]
+    model[1].running_mean.fill_(7)
+    model[1].train()
+    model[0].bias.requires_grad_(False)
+    handle = model[0].register_forward_hook(lambda *_: None)
+    assert guard.find_changes()[:3] == ["value of 1.running_mean", "training flags", "requires_grad of 0.bias"]
+    assert guard.find_changes()[-1] == "hooks"
+    handle.remove()
+
+
+def test_every_rule_says_what_it_asks_in_one_sentence():
+    for rule in RULES:
+        assert rule.statement.endswith("."), rule.name
+        assert len(rule.statement) < 120
+    assert all(name in dir(AttackContract) for name in (f"test_{rule.name}" for rule in RULES))
+    assert "claims" not in types.Attack.__dict__, "an attack may have no claims"
