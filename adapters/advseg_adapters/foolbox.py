@@ -56,13 +56,23 @@ _L1: dict[str, Any] = {
     "eps": None,
     "note": "Its L1 radius is the smallest that holds the L2 ball; the result is projected.",
 }
+_BOTH_WAYS = "Climbs the divergence from the clean view, upwards or downwards: it may improve a segmentation."
+_PLAIN_STEPS = "Takes Adam's settings, but its steps are those of {} (Foolbox 3.3.4)."
+_CONTRAST = "A network that normalises does not mind contrast."
+_DRAWN = "Returns the clean image unless a draw passes the threshold."
+_FAR = "Starts from noise far away; what it finds is brought into the budget, and seldom passes the threshold there."
 _NUMBA = "it needs numba, which foolbox does not install"
-_REPEATED: dict[str, Any] = _GATED | {"random": True, "settings": {"repeats": 50}}
+_REPEATED: dict[str, Any] = _GATED | {
+    "random": True,
+    "settings": {"repeats": 50},
+    "gradient": False,
+    "note": _DRAWN,
+}
 
 ROUTES: dict[str, Route] = {
-    "L2ContrastReductionAttack": Route(view="none", objective="none", norms=("l2",)),
+    "L2ContrastReductionAttack": Route(view="none", objective="none", norms=("l2",), gradient=False, note=_CONTRAST),
     "VirtualAdversarialAttack": Route(
-        objective="own loss", norms=("l2",), random=True, settings={"steps": 5, "xi": 0.01}
+        objective="own loss", norms=("l2",), random=True, settings={"steps": 5, "xi": 0.01}, note=_BOTH_WAYS
     ),
     "DDNAttack": Route(**_MINIMAL, random=True),
     "L1ProjectedGradientDescentAttack": Route(**_L1, **_STARTED),
@@ -74,8 +84,10 @@ ROUTES: dict[str, Route] = {
     "L1BasicIterativeAttack": Route(**_L1, **_PLAIN),
     "L2BasicIterativeAttack": Route(norms=("l2",), **_PLAIN),
     "LinfBasicIterativeAttack": Route(**_PLAIN),
-    "L1AdamBasicIterativeAttack": Route(**_L1, **_PLAIN),
-    "L2AdamBasicIterativeAttack": Route(norms=("l2",), **_PLAIN),
+    "L1AdamBasicIterativeAttack": Route(
+        **_L1 | {"note": f"{_L1['note']} {_PLAIN_STEPS.format('L1BasicIterativeAttack')}"}, **_PLAIN
+    ),
+    "L2AdamBasicIterativeAttack": Route(norms=("l2",), **_PLAIN, note=_PLAIN_STEPS.format("L2BasicIterativeAttack")),
     "LinfAdamBasicIterativeAttack": Route(**_PLAIN),
     "L1MomentumIterativeFastGradientMethod": Route(**_L1, **_PLAIN),
     "L2MomentumIterativeFastGradientMethod": Route(norms=("l2",), **_PLAIN),
@@ -96,27 +108,28 @@ ROUTES: dict[str, Route] = {
     "L2ClippingAwareRepeatedAdditiveUniformNoiseAttack": Route(**_REPEATED, norms=("l2",)),
     "LinfRepeatedAdditiveUniformNoiseAttack": Route(**_REPEATED),
     "SparseL1DescentAttack": Route(**_L1, **_PLAIN),
-    "InversionAttack": Route(view="none", objective="none", norms=("l2",), eps=None),
-    "BinarySearchContrastReductionAttack": Route(**_MINIMAL),
-    "LinearSearchContrastReductionAttack": Route(**_MINIMAL, settings={"steps": 100}),
+    "InversionAttack": Route(view="none", objective="none", norms=("l2",), eps=None, gradient=False, note=_CONTRAST),
+    "BinarySearchContrastReductionAttack": Route(**_MINIMAL, gradient=False, note=_CONTRAST),
+    "LinearSearchContrastReductionAttack": Route(**_MINIMAL, settings={"steps": 100}, gradient=False, note=_CONTRAST),
     "L2CarliniWagnerAttack": Route(**_MINIMAL, settings={"binary_search_steps": 5, "steps": 50, "initial_const": 0.1}),
     "NewtonFoolAttack": Route(**_MINIMAL),
     "EADAttack": Route(**_MINIMAL, settings={"binary_search_steps": 5, "steps": 50, "initial_const": 0.1}),
-    "GaussianBlurAttack": Route(**_MINIMAL, settings={"steps": 50, "max_sigma": 5.0}, dims=(2,)),
+    "GaussianBlurAttack": Route(**_MINIMAL, settings={"steps": 50, "max_sigma": 5.0}, gradient=False, dims=(2,)),
     "SpatialAttack": Route(reason="it turns and shifts the image, which no norm bounds, and leaves the mask"),
     "L2DeepFoolAttack": Route(**_MINIMAL),
     "LinfDeepFoolAttack": Route(**_GATED, eps=None),
-    "SaltAndPepperNoiseAttack": Route(**_MINIMAL, random=True, settings={"steps": 100}),
+    "SaltAndPepperNoiseAttack": Route(**_MINIMAL, random=True, settings={"steps": 100}, gradient=False),
     "LinearSearchBlendedUniformNoiseAttack": Route(**_MINIMAL, random=True, settings={"directions": 10, "steps": 100}),
     "BinarizationRefinementAttack": Route(reason="it refines the result of another attack on models that binarize"),
     "DatasetAttack": Route(reason="it returns other images of the data set, which no budget holds"),
-    "BoundaryAttack": Route(**_MINIMAL, random=True, settings={"steps": 500}),
+    "BoundaryAttack": Route(**_MINIMAL, random=True, settings={"steps": 500}, gradient=False, note=_FAR),
     "HopSkipJumpAttack": Route(
         **_GATED,
         norms=("linf", "l2"),
         eps=None,
         random=True,
         settings={"steps": 5, "initial_gradient_eval_steps": 50},
+        gradient=False,
     ),
     "L0BrendelBethgeAttack": Route(reason=_NUMBA),
     "L1BrendelBethgeAttack": Route(reason=_NUMBA),
@@ -124,10 +137,12 @@ ROUTES: dict[str, Route] = {
     "LinfinityBrendelBethgeAttack": Route(reason=_NUMBA),
     "L0FMNAttack": Route(**_MINIMAL),
     "L1FMNAttack": Route(**_MINIMAL),
-    "L2FMNAttack": Route(**_MINIMAL),
+    "L2FMNAttack": Route(
+        **_MINIMAL, note="Its projection does nothing (Foolbox 3.3.4): in a small budget it is the L2 FGSM."
+    ),
     "LInfFMNAttack": Route(**_GATED, eps=None),
-    "GenAttack": Route(**_GATED, random=True, settings={"steps": 100}),
-    "PointwiseAttack": Route(**_MINIMAL, random=True),
+    "GenAttack": Route(**_GATED, random=True, settings={"steps": 100}, gradient=False),
+    "PointwiseAttack": Route(**_MINIMAL, random=True, gradient=False),
 }
 
 

@@ -43,18 +43,19 @@ CHOICES = {"UPGD": ("ce",), "APGD": ("ce",), "Square": ("margin", "ce")}
 STEP = {"alpha": "0.25*eps"}
 SEARCH = {"binary_search_steps": 5, "max_iterations": 50, "initial_const": 0.1}
 _SHIFTED = "Shifts the image but not its mask; images must be square."
+_BOTH_WAYS = "Climbs the divergence from the clean view, whichever way it began: it may improve a segmentation."
 _ZERO_PIXELS = "A pixel at a bound cannot move: its place on the tanh curve is infinite."
 
 ROUTES: dict[str, Route] = {
     "VANILA": Route(reason="it returns the clean image", eps=None),
-    "GN": Route(view="none", objective="none", norms=("linf", "l2"), eps=None, random=True),
+    "GN": Route(gradient=False, view="none", objective="none", norms=("linf", "l2"), eps=None, random=True),
     "FGSM": Route(),
     "BIM": Route(settings=STEP),
     "RFGSM": Route(settings=STEP, random=True),
     "PGD": Route(settings=STEP, random=True),
     "EOTPGD": Route(settings=STEP, random=True),
     "FFGSM": Route(settings={"alpha": "1.25*eps"}, random=True),
-    "TPGD": Route(objective="own loss", settings=STEP, random=True, note="Climbs the divergence from the clean view."),
+    "TPGD": Route(objective="own loss", settings=STEP, random=True, note=_BOTH_WAYS),
     "MIFGSM": Route(settings=STEP),
     "UPGD": Route(settings=STEP, random=True, random_by=("random_start",)),
     "APGD": Route(norms=("linf", "l2"), random=True, note="Runs in its own mode `best_loss`, which stops at no class."),
@@ -67,7 +68,9 @@ ROUTES: dict[str, Route] = {
     "SINIFGSM": Route(settings=STEP),
     "VMIFGSM": Route(settings=STEP, random=True),
     "VNIFGSM": Route(settings=STEP, random=True),
-    "SPSA": Route(settings={"delta": "0.5*eps", "lr": "0.25*eps", "nb_iter": 10, "nb_sample": 32}, random=True),
+    "SPSA": Route(
+        gradient=False, settings={"delta": "0.5*eps", "lr": "0.25*eps", "nb_iter": 10, "nb_sample": 32}, random=True
+    ),
     "JSMA": Route(
         view="margin",
         objective="success-gated",
@@ -84,8 +87,10 @@ ROUTES: dict[str, Route] = {
     "DeepFool": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, settings={"overshoot": 0.1}),
     "PGDRSL2": Route(norms=("l2",), settings={"alpha": "0.2*eps", "noise_sd": 0.02}, random=True),
     "SparseFool": Route(view="margin", objective="success-gated", norms=("l2",), eps=None),
-    "OnePixel": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, random=True),
-    "Pixle": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, random=True, dims=(2,)),
+    "OnePixel": Route(gradient=False, view="margin", objective="success-gated", norms=("l2",), eps=None, random=True),
+    "Pixle": Route(
+        gradient=False, view="margin", objective="success-gated", norms=("l2",), eps=None, random=True, dims=(2,)
+    ),
     "FAB": Route(
         view="margin", objective="success-gated", norms=("linf", "l2"), settings={"n_classes": 2}, random=True
     ),
@@ -95,6 +100,7 @@ ROUTES: dict[str, Route] = {
         objective="success-gated",
         norms=("linf", "l2"),
         settings={"n_queries": 500},
+        gradient=False,
         random=True,
         dims=(2,),
     ),

@@ -1,0 +1,305 @@
+"""Measures what each attack class of a toolkit can do on a trained segmenter.
+
+Run it as `python -m advseg_adapters.measure_support torchattacks foolbox art --page docs/support.md`. One network of
+the suite `quick` is put to all three kinds of task, and every class that has a route attacks the same four images, with
+the settings of its route and no others. The result is one JSON table a toolkit, beside the adapters, which the core
+reads without importing anything; `support_page` words it for people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from advseg_adapters import support_page
+from advseg_adapters.foreign import ForeignAttack, Route
+from advseg_adapters.loading import SUPPORT
+from advseg_bench.cache import write_json
+from advseg_bench.data import load_dataset
+from advseg_bench.geometry import distance, project, random_sign, steepest
+from advseg_bench.losses import dice
+from advseg_bench.models.recast import RecastModel, recast_batch
+from advseg_bench.suite import Suite
+from advseg_bench.training import obtain_model
+from advseg_bench.types import Batch, Budget, Norm, TaskKind
+
+DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox", "torchattacks": "torchattacks", "foolbox": "foolbox"}
+KINDS: tuple[TaskKind, ...] = ("binary", "multilabel", "multiclass")
+EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 1.0}
+IMAGES = 4
+SEED = 0
+TOLERANCE = 1e-6
+ATTEMPT_S = 60
+"""How long a class that is said not to run may try."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One kind of task: a trained network and images that show every class.
+
+    Attributes:
+        model: Images -> logits; counts its passes.
+        batch: Images and labels.
+    """
+
+    model: CountedModel
+    batch: Batch
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Return the loss of each image."""
+        with torch.no_grad():
+            return dice(self.model.model(x), self.batch.y, self.batch.valid, self.batch.task)
+
+
+class CountedModel(nn.Module):
+    """Counts images forwards and backwards; evaluates one image after the other if `rowwise`.
+
+    Row by row an image's logits have the same bits in any batch, so that what a batch changes is the attack's doing.
+    """
+
+    def __init__(self, model: nn.Module, *, rowwise: bool = False) -> None:
+        super().__init__()
+        self.model, self.rowwise = model, rowwise
+        self.forwards = self.backwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images -> logits."""
+        self.forwards += len(x)
+        rows = torch.split(x, 1) if self.rowwise else [x]
+        logits = torch.cat([self.model(row) for row in rows])
+        if logits.requires_grad:
+            logits = _Counted.apply(logits, self)
+        return logits
+
+
+class _Counted(torch.autograd.Function):
+    """The identity; tells its model how many images are differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, model: CountedModel) -> Tensor:
+        ctx.model = model
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        ctx.model.backwards += len(gradients[0])
+        return gradients[0], None
+
+
+def make_scenes(rowwise: bool = False) -> dict[TaskKind, Scene]:
+    """Return the scenes of all kinds of task; trains the network if it is not in the cache yet."""
+    suite = Suite.load("quick")
+    torch.set_num_threads(suite.compute.threads)
+    dataset = load_dataset(suite.data)
+    spec = next(model for model in suite.models if model.name == "basicunet-s")
+    network = obtain_model(spec, suite.training, dataset, suite.seed).model.eval()
+    indices = dataset.split("test")
+    whole = dataset.batch(indices)
+    shown = [i for i, y in zip(indices, whole.y, strict=True) if y.flatten(1).any(1).all()]
+    chosen = dataset.batch(shown[:: max(1, len(shown) // IMAGES)][:IMAGES])
+    scenes = {}
+    for kind in KINDS:
+        batch = recast_batch(chosen, kind)
+        scenes[kind] = Scene(CountedModel(RecastModel(network, chosen.task, kind), rowwise=rowwise), batch)
+    return scenes
+
+
+def measure_toolkit(toolkit: str, only: Sequence[str] = ()) -> Json:
+    """Return the support table of a toolkit; rows that are not asked for are taken over from the file.
+
+    Args:
+        toolkit: "art", "torchattacks" or "foolbox".
+        only: Class names; all if empty.
+    """
+    module = import_module(f"advseg_adapters.{toolkit}")
+    path = SUPPORT / f"{toolkit}.json"
+    before = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if only and path.is_file() else {}
+    scenes, rowwise = make_scenes(), make_scenes(rowwise=True)
+    rows = []
+    for name in module.ROUTES:
+        row = before.get(f"{toolkit}.{name}")
+        if row is None or not only or name in only:
+            started = time.perf_counter()
+            row = measure_class(module, toolkit, name, scenes, rowwise)
+            took = time.perf_counter() - started
+            print(f"{row['name']:60} {row['status']:7} {row['batching']:17} {took:6.1f} s  {_brief(row)}", flush=True)
+        rows.append(row)
+    measured = {
+        "versions": {name: version(name) for name in ("torch", "monai", "numpy", DISTRIBUTIONS[toolkit])},
+        "model": "basicunet-s of the suite quick, recast to each kind of task",
+        "loss": "dice",
+        "images": list(scenes["binary"].batch.images),
+        "eps": EPS,
+        "seed": SEED,
+    }
+    return {"toolkit": toolkit, "version": version(DISTRIBUTIONS[toolkit]), "measured_with": measured, "rows": rows}
+
+
+def measure_class(
+    module: ModuleType, toolkit: str, name: str, scenes: dict[TaskKind, Scene], rowwise: dict[TaskKind, Scene]
+) -> Json:
+    """Return one row: what the route says, and what a run of every kind and norm gave."""
+    route: Route = module.ROUTES[name]
+    row: Json = {"name": f"{toolkit}.{name}", "status": "cannot", "reason": route.reason}
+    row |= {"view": "" if route.view == "none" else route.view}
+    row |= {"objective": "" if route.objective == "none" else route.objective}
+    row |= {"norms": list(route.norms), "kinds": [], "dims": list(route.dims), "batching": "", "random": route.random}
+    row |= {"settings": dict(route.settings), "note": route.note, "raises": False, "evidence": []}
+    if route.reason:
+        return row | {"view": "", "objective": "", "norms": [], "attempt": _attempt(module, name, scenes)}
+    try:
+        evidence = [_measure_run(module, name, kind, norm, scenes[kind]) for kind in KINDS for norm in route.norms]
+    except Exception as error:
+        return row | {"reason": f"{type(error).__name__}: {error}".splitlines()[0]}
+    violated = sorted({word for entry in evidence for word in entry.pop("violated")})
+    if violated:
+        return row | {"reason": f"its result is {' and '.join(violated)}", "evidence": evidence}
+    preserved = not route.random or bool(route.random_by)
+    preserved = preserved and all(
+        _is_preserved(module, name, kind, norm, rowwise[kind]) for kind in KINDS for norm in route.norms
+    )
+    return row | {
+        "status": "runs",
+        "kinds": list(KINDS),
+        "batching": "batch-preserving" if preserved else "one image",
+        "raises": all(entry["raises"] for entry in evidence),
+        "evidence": evidence,
+    }
+
+
+def _build(module: ModuleType, name: str, scene: Scene) -> ForeignAttack:
+    attack = module.load(name, {}, dice, scene.batch.task)
+    assert isinstance(attack, ForeignAttack)
+    return attack
+
+
+def _run(attack: ForeignAttack, scene: Scene, norm: Norm) -> Tensor:
+    generators = [torch.Generator().manual_seed(SEED + i) for i in range(len(scene.batch.x))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a toolkit's deprecations are no finding about its attacks
+        return attack(scene.model, scene.batch, budget=Budget(norm, EPS[norm]), generators=generators)
+
+
+def _measure_run(module: ModuleType, name: str, kind: TaskKind, norm: Norm, scene: Scene) -> Json:
+    """Attack the images of a scene, one image a call, and say what came of it."""
+    attack = replace(_build(module, name, scene), batched=False)
+    batch, model, n = scene.batch, scene.model, len(scene.batch.x)
+    model.forwards = model.backwards = 0
+    started = time.perf_counter()
+    x_adv = _run(attack, scene, norm)
+    seconds = time.perf_counter() - started
+    passes = {"forwards": model.forwards / n, "backwards": model.backwards / n}
+    clean, attacked, noise = scene.loss(batch.x), scene.loss(x_adv), scene.loss(_random_sign(batch, norm))
+    with torch.no_grad():
+        reached = attack.reached(model(x_adv), model(batch.x), batch)
+    count = None if reached is None else int(reached.sum())
+    moved = distance(x_adv, batch.x, norm)
+    return {
+        "kind": kind,
+        "norm": norm,
+        "loss": {"clean": _mean(clean), "attacked": _mean(attacked), "random_sign": _mean(noise)},
+        "reached": count,
+        "raises": bool(attacked.mean() > max(clean.mean(), noise.mean())) or bool(count),
+        "unchanged": int((x_adv == batch.x).flatten(1).all(1).sum()),
+        **passes,
+        "seconds": round(seconds / n, 3),
+        "violated": [
+            word
+            for word, wrong in {
+                "not finite": not x_adv.isfinite().all(),
+                "out of bounds": bool(x_adv.amin() < batch.bounds.lower or x_adv.amax() > batch.bounds.upper),
+                "over budget": bool((moved > EPS[norm] + TOLERANCE).any()),
+            }.items()
+            if wrong
+        ],
+    }
+
+
+def _is_preserved(module: ModuleType, name: str, kind: TaskKind, norm: Norm, scene: Scene) -> bool:
+    """Whether one call of all images gives the bits that a call of each gives."""
+    attack = _build(module, name, scene)
+    alone = _run(replace(attack, batched=False), scene, norm)
+    try:
+        together = _run(replace(attack, batched=True), scene, norm)
+    except Exception:  # whatever it is, it comes of the batch: one by one the same images went through
+        return False
+    return torch.equal(alone, together)
+
+
+def _attempt(module: ModuleType, name: str, scenes: dict[TaskKind, Scene]) -> str:
+    """Run a class against its reason, and say what happens."""
+    scene = scenes["multilabel"]
+    route = replace(module.ROUTES[name], reason="")
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"stopped after {ATTEMPT_S} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(ATTEMPT_S)
+    try:
+        with patch.dict(module.ROUTES, {name: route}):
+            x_adv = _run(_build(module, name, scene), scene, route.norms[0])
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0][:160]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    if torch.equal(x_adv, scene.batch.x):
+        return "returned the clean images"
+    clean, attacked = _mean(scene.loss(scene.batch.x)), _mean(scene.loss(x_adv))
+    return f"ran; loss {clean:.3f} -> {attacked:.3f}"
+
+
+def _random_sign(batch: Batch, norm: Norm) -> Tensor:
+    """The control: a random sign at full radius."""
+    generators = [torch.Generator().manual_seed(SEED + i) for i in range(len(batch.x))]
+    direction = steepest(random_sign(batch.x, generators), norm)
+    return project(batch.x + EPS[norm] * direction, batch.x, Budget(norm, EPS[norm]), batch.bounds)
+
+
+def _mean(values: Tensor) -> float:
+    mean = float(values.mean())
+    return round(mean, 4) if math.isfinite(mean) else mean
+
+
+def _brief(row: Json) -> str:
+    if row["status"] == "cannot":
+        return str(row["reason"])
+    parts = [f"{e['loss']['clean']:.3f}->{e['loss']['attacked']:.3f} {e['reached'] or ''}" for e in row["evidence"]]
+    return ("raises " if row["raises"] else "WEAK   ") + "  ".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure toolkits and write their tables."""
+    parser = argparse.ArgumentParser(prog="advseg_adapters.measure_support", description=main.__doc__)
+    parser.add_argument("toolkits", nargs="*", choices=[*DISTRIBUTIONS, []], help="none: only the page is written")
+    parser.add_argument("--only", default="", help="class names, separated by commas; other rows are kept")
+    parser.add_argument("--page", type=Path, help="write the tables as Markdown here, such as docs/support.md")
+    options = parser.parse_args(arguments)
+    only = [name for name in options.only.split(",") if name]
+    for toolkit in options.toolkits:
+        write_json(SUPPORT / f"{toolkit}.json", measure_toolkit(toolkit, only))
+    if options.page:
+        options.page.write_text(support_page.render(support_page.read_tables(SUPPORT)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
