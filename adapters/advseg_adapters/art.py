@@ -1,0 +1,304 @@
+"""ART: its attack classes on segmenters, and segmenters as estimators and classifiers of ART.
+
+Classes that ask for no more than loss gradients run natively, on an estimator whose labels are masks; those that ask
+for a classifier run through the image-level views. Importing this module imports ART, without a file or a change of
+logging left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advseg_adapters.art_classifier import ViewClassifier, as_classifier
+from advseg_adapters.art_estimator import SegmentationEstimator, as_estimator
+from advseg_adapters.art_models import Function, mode
+from advseg_adapters.art_routes import MANNERS, ROUTES, Manner
+from advseg_adapters.art_toolkit import EVASION, EvasionAttack
+from advseg_adapters.foreign import ForeignAttack, Route
+from advseg_adapters.loading import check_settings, find_route, is_batched
+from advseg_adapters.views import BlindView
+from advseg_bench.errors import IncompatibleError, SpecError
+from advseg_bench.losses import Loss
+from advseg_bench.types import Attack, Batch, Bounds, Budget, Model, Norm, Task
+
+__all__ = ["CLASSES", "ROUTES", "ArtAttack", "SegmentationEstimator", "as_classifier", "as_estimator", "load"]
+
+CLASSES: dict[str, Any] = {
+    name: kind
+    for name, kind in vars(EVASION).items()
+    if isinstance(kind, type) and issubclass(kind, EvasionAttack) and not name.startswith("_")
+}
+"""Every evasion attack class that the installed ART exports."""
+
+OPTIONAL = {"BrendelBethgeAttack"}
+"""Those it exports only where another package is installed."""
+
+NORMS: dict[Norm, float] = {"linf": np.inf, "l2": 2}
+TRIES = 100
+"""Random images looked at for one that is segmented badly."""
+
+ROUNDING = 1e-6
+VOID = -1
+FIXED = {
+    "estimator": "given by the harness",
+    "classifier": "given by the harness",
+    "norm": "the key `norm` of a suite",
+    "verbose": "off: a run has its own progress",
+    "targeted": "off: attacks raise the loss",
+    "summary_writer": "off: it writes files where it runs",
+    "random_eps": "off: the radius is the key `eps` of a suite",
+    "adv_criterion": "given by the harness",
+    "optimizer": "off: it would have to be an object",
+    "debug": "off: it writes files",
+}
+MASKED = (
+    "ProjectedGradientDescent",
+    "ProjectedGradientDescentNumpy",
+    "ProjectedGradientDescentPyTorch",
+    "BasicIterativeMethod",
+    "MomentumIterativeMethod",
+    "HopSkipJump",
+)
+"""Classes that keep to a `mask` on the way they run here."""
+
+
+def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Task) -> Attack:
+    """Build an attack from the name of a class.
+
+    Args:
+        class_name: Of `art.attacks.evasion`, such as "ProjectedGradientDescent".
+        settings: Parameters of the class; `mask`, numbers that fit an image, where the class keeps to one; and
+            `threshold` or `rise` for success-gated ones.
+        loss: One value per image.
+        task: Not needed: estimator and views serve every kind.
+    Raises:
+        PluginError: an unknown class.
+        IncompatibleError: a class, or a setting, that cannot attack a segmenter.
+        SpecError: settings that the class does not take, or no loss.
+    """
+    name = f"art.{class_name}"
+    route = _adapt(find_route("art", class_name, ROUTES, CLASSES.keys() | OPTIONAL), settings)
+    attack = ArtAttack(name=name, route=route, loss=loss, settings=settings, batched=is_batched("art", class_name))
+    if class_name not in CLASSES:
+        raise IncompatibleError(f"attack {name}: the installed ART does not export it. Install what it needs.")
+    _check_mask(f"attack {name}", class_name, settings)
+    eps = {route.eps: "the key `eps` of a suite"} if route.eps else {}
+    check_settings(
+        f"attack {name}", CLASSES[class_name], {k: v for k, v in settings.items() if k != "mask"}, fixed=FIXED | eps
+    )
+    if settings.get("loss_type") == "difference_logits_ratio":
+        raise IncompatibleError(
+            f"attack {name}: the difference of logits ratio needs three classes, and a view has two. "
+            "Remove `loss_type`."
+        )
+    attack.rehearse()
+    return attack
+
+
+def _adapt(route: Route, settings: dict[str, Any]) -> Route:
+    """Choose another way for what ART does with classifiers alone: random starts, and the smallest step of FGM."""
+    if "num_random_init" not in route.random_by:
+        return route
+    if settings.get("minimal"):
+        extra = {"eps_step": "0.05*eps", **route.settings}
+        return replace(route, view="margin", objective="success-gated", settings=extra)
+    starts = settings.get("num_random_init", 0)
+    if not isinstance(starts, int) or starts < 1:
+        return route
+    # Of several starts ART keeps the last that succeeds, and in a loss view every start does.
+    return replace(route, view="loss" if starts == 1 else "margin")
+
+
+def _check_mask(where: str, class_name: str, settings: dict[str, Any]) -> None:
+    """Refuse a mask that the class would drop without a word, and one that is none."""
+    if "mask" not in settings:
+        return
+    if class_name == "FastGradientMethod":
+        raise IncompatibleError(
+            f"{where}: drops `mask` on estimators that are not classifiers. "
+            'Use art.ProjectedGradientDescent with max_iter = 1 and eps_step = "1*eps", which keeps to it.'
+        )
+    if class_name not in MASKED:
+        raise IncompatibleError(f"{where}: does not keep to a `mask`. Use one of {', '.join(MASKED)}.")
+    try:
+        mask = np.asarray(settings["mask"], dtype=np.float32)
+    except (TypeError, ValueError):
+        mask = np.full(1, np.nan)
+    if not np.isin(mask, (0, 1)).all():
+        raise SpecError(f"{where}: setting 'mask': expected zeros and ones that fit an image (C, *S).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtAttack(ForeignAttack):
+    """A class of ART in the shape of ours; see `ForeignAttack`."""
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class in its package."""
+        return self.name.partition(".")[2]
+
+    @property
+    def manner(self) -> Manner:
+        """How the class wants to be called."""
+        return MANNERS.get(self.class_name, Manner())
+
+    def together(self, n: int) -> int:
+        """Return how many of `n` images share a call: no more than the class's `batch_size`."""
+        default = inspect.signature(CLASSES[self.class_name]).parameters.get("batch_size")
+        size = {**self.route.settings, **self.settings}.get("batch_size", default.default if default else 1)
+        return max(1, min(super().together(n), int(size)))
+
+    def build(self, estimator: Any, budget: Budget) -> Any:
+        """Construct the class for an estimator, or classifier, and a budget.
+
+        Raises: SpecError: the class refuses its settings.
+        """
+        kind = CLASSES[self.class_name]
+        takes = inspect.signature(kind).parameters
+        arguments = {key: value for key, value in self.parameters(budget).items() if key != "mask"}
+        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+        if "verbose" in takes:
+            arguments["verbose"] = False
+        if "norm" in takes and self.manner.norm:
+            arguments["norm"] = NORMS[budget.norm]
+        if "patch_shape" in takes:
+            channels, *space = estimator.input_shape
+            arguments.setdefault("patch_shape", (channels, min(space), min(space)))
+        if self.route.view == "native" and "adv_criterion" in takes:
+            arguments["adv_criterion"] = lambda logits, y: np.zeros(len(y), dtype=bool)
+            arguments["loss"] = lambda x, y: -estimator.compute_loss(x, y)
+        try:
+            return kind(estimator, **arguments)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise SpecError(f"attack {self.name}: does not take these settings: {error}") from None
+
+    def rehearse(self) -> None:
+        """Construct the class for a model that is none, so that a wrong setting shows before anything runs."""
+        nan, one = (float("nan"), float("nan")), ("",)
+        zeros = torch.zeros(1, 1, 32, 32)
+        batch = Batch(
+            zeros, zeros.bool(), zeros[:, 0] == 0, Task("binary", ("",)), Bounds(), one, one, one, spacing=(nan,)
+        )
+        target = nn.Identity() if self.route.view == "native" else BlindView(batch)
+        self.build(self._estimator(target, batch), Budget(self.route.norms[0], 1 / 255))
+
+    def attack(self, target: Model, batch: Batch, budget: Budget) -> Tensor:
+        """Run the class on images of the view, or of the model itself; see `ForeignAttack.attack`."""
+        x = batch.x.detach().cpu().numpy().copy()
+        with _contained(batch.x.device, writes=self.manner.writes), _kept_mode(target):
+            estimator = self._estimator(target, batch)
+            attack = self.build(estimator, budget)
+            extra: dict[str, Any] = {}
+            if "mask" in self.settings:
+                extra["mask"] = np.broadcast_to(np.asarray(self.settings["mask"], np.float32), x.shape[1:]).copy()
+            if self.manner.start and (start := _find_start(estimator, x)) is not None:
+                extra["x_adv_init"] = start
+            elif self.manner.start:
+                return batch.x
+            if self.class_name == "GeoDA":
+                write_cosines(attack.sub_dim, x.shape[2])
+            found = attack.generate(x.copy(), self._labels(estimator, batch, x), **extra)
+            if self.manner.patch:
+                found = attack.apply_patch(x.copy(), scale=self.parameters(budget)["scale_max"])
+            if self.manner.rounds:
+                found = np.where(np.abs(found - x) < ROUNDING, x, found)
+            if self.manner.best:
+                found = _choose(estimator, found, getattr(attack, "x_max", found))
+        return torch.from_numpy(np.asarray(found, dtype=np.float32)).to(batch.x)
+
+    def _estimator(self, target: Model, batch: Batch) -> Any:
+        """What the class is to attack: an estimator of masks, or a view as a classifier."""
+        if self.route.view != "native":
+            assert isinstance(target, nn.Module)
+            classifier = ViewClassifier(target, batch, probabilities=self.manner.probabilities, third=self.manner.third)
+            if self.manner.wide:
+                classifier._clip_values = classifier._clip_values.astype(np.float64)
+            return classifier
+        assert self.loss is not None
+        return SegmentationEstimator(
+            target if isinstance(target, nn.Module) else Function(target),
+            task=batch.task,
+            loss=self.loss,
+            input_shape=batch.x.shape[1:],
+            device=batch.x.device,
+            clip_values=(batch.bounds.lower, batch.bounds.upper),
+            ignore=VOID,
+            preprocessing=None,
+        )
+
+    def _labels(self, estimator: Any, batch: Batch, x: np.ndarray) -> np.ndarray | None:
+        """What the class gets as `y`."""
+        if self.class_name.startswith("FeatureAdversaries"):
+            return np.flip(x, axis=tuple(range(2, x.ndim))).copy()
+        if self.route.view != "native":
+            return None if self.manner.label is None else estimator.one_hot(self.manner.label)
+        valid = batch.valid if batch.task.kind == "multiclass" else batch.valid.unsqueeze(1)
+        return torch.where(valid, batch.y.long(), VOID).cpu().numpy()
+
+
+def _find_start(classifier: ViewClassifier, x: np.ndarray) -> np.ndarray | None:
+    """Draw uniform noise until one image of it is segmented badly; ART draws it from a generator nobody can seed."""
+    lower, upper = classifier.clip_values
+    for _ in range(TRIES):
+        noise = np.random.uniform(lower, upper, size=x.shape).astype(np.float32)  # noqa: NPY002
+        if classifier.predict(noise).argmax(1).all():
+            return noise
+    return None
+
+
+def write_cosines(frequencies: int, edge: int) -> None:
+    """Write the basis that GeoDA looks for where it runs: its own function for it fails with NumPy 2.
+
+    Column i_u * frequencies + i_v holds the product of cosine i_u along the rows and i_v along the columns of an image,
+    each of length 1.
+    """
+    pixels, waves = np.arange(edge), np.arange(frequencies)[:, None]
+    cosines = np.cos((2 * pixels + 1) * waves * np.pi / (2 * max(edge, frequencies)))
+    cosines *= np.where(waves == 0, 1, np.sqrt(2)) / np.sqrt(max(edge, frequencies))
+    basis = np.einsum("ux,vy->yxuv", cosines, cosines).reshape(edge * edge, frequencies**2)
+    np.save(f"2d_dct_basis_{frequencies}_{edge}.npy", basis.astype(np.float32))
+
+
+def _choose(classifier: ViewClassifier, found: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Return, image by image, the result or the best iterate, whichever is segmented worse."""
+    if best.shape != found.shape:
+        return found
+    better = classifier.predict(best)[:, 1] > classifier.predict(found)[:, 1]
+    return np.where(better.reshape(-1, *[1] * (found.ndim - 1)), best, found)
+
+
+@contextlib.contextmanager
+def _contained(device: torch.device, *, writes: bool) -> Iterator[None]:
+    """Run ART on a device, its own warnings unheard and its files thrown away."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=r"art\.")
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        if writes:
+            stack.enter_context(contextlib.chdir(_folder().name))
+        yield
+
+
+@contextlib.contextmanager
+def _kept_mode(target: Model) -> Iterator[None]:
+    """Put back the training flags of a model."""
+    with mode(target, target.training) if isinstance(target, nn.Module) else contextlib.nullcontext():
+        yield
+
+
+@lru_cache(maxsize=1)
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder that lives as long as the process: GeoDA keeps its basis where it runs."""
+    return tempfile.TemporaryDirectory()

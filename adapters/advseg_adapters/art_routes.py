@@ -1,0 +1,221 @@
+"""What each attack class of ART is to a segmenter; proven, class by class, by `measure_support`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from advseg_adapters.foreign import Route
+from advseg_bench.types import Norm
+
+_STARTS: dict[str, Any] = {"random": True, "random_by": ("num_random_init",)}
+_STEPS = {"eps_step": "0.25*eps", "max_iter": 10}
+_AUTO = {"eps_step": "2*eps", "max_iter": 20, "nb_random_init": 1}
+_PATCH = {"scale_min": 0.3, "scale_max": 0.5, "max_iter": 20}
+_BOTH: tuple[Norm, ...] = ("linf", "l2")
+_PLACED = "Learns a patch for each image alone and lays it somewhere; what is left of it inside the budget is scored."
+_DETECTION = "for object detection: its labels are boxes"
+_AUDIO = "for speech"
+
+
+def _gated(norms: tuple[Norm, ...] = ("l2",), /, **rest: Any) -> Route:
+    """A class that stops at success, or looks for the smallest perturbation that has it."""
+    return Route(**{"view": "margin", "objective": "success-gated", "norms": norms, "eps": None} | rest)
+
+
+def _none(reason: str) -> Route:
+    return Route(reason=reason, eps=None)
+
+
+ROUTES: dict[str, Route] = {
+    # Climb the loss on an estimator of masks.
+    "FastGradientMethod": Route(view="native", norms=_BOTH, **_STARTS),
+    "BasicIterativeMethod": Route(view="native", settings=_STEPS),
+    "ProjectedGradientDescent": Route(view="native", norms=_BOTH, settings=_STEPS, **_STARTS),
+    "ProjectedGradientDescentNumpy": Route(view="native", norms=_BOTH, settings=_STEPS, **_STARTS),
+    "MomentumIterativeMethod": Route(view="native", norms=_BOTH, settings=_STEPS),
+    "SquareAttack": Route(
+        view="native",
+        norms=_BOTH,
+        settings={"max_iter": 200},
+        random=True,
+        dims=(2,),
+        note="Given a criterion that is never met and the loss itself, it does not stop at success.",
+        gradient=False,
+    ),
+    "FeatureAdversariesPyTorch": Route(
+        view="native",
+        objective="own loss",
+        eps="delta",
+        settings={"step_size": "0.25*eps", "max_iter": 10},
+        note="Moves the features of a layer towards those of the image turned by 180 degrees.",
+    ),
+    # Climb the loss through a view.
+    "ProjectedGradientDescentPyTorch": Route(norms=_BOTH, settings=_STEPS, **_STARTS),
+    "AdversarialPatch": Route(
+        eps=None,
+        settings=_PATCH | {"targeted": False, "learning_rate": 0.1},
+        random=True,
+        objective="own loss",
+        dims=(2,),
+        norms=_BOTH,
+        note=_PLACED,
+    ),
+    "AdversarialPatchPyTorch": Route(
+        eps=None,
+        settings=_PATCH | {"targeted": False, "learning_rate": 0.1},
+        random=True,
+        objective="own loss",
+        dims=(2,),
+        norms=_BOTH,
+        note=_PLACED,
+    ),
+    "AdversarialPatchNumpy": _gated(
+        _BOTH, settings=_PATCH | {"learning_rate": 50.0}, objective="own loss", random=True, dims=(2,), note=_PLACED
+    ),
+    # Stop at success within a budget.
+    "AutoProjectedGradientDescent": _gated(_BOTH, eps="eps", settings=_AUTO, random=True),
+    "AutoConjugateGradient": _gated(_BOTH, eps="eps", settings=_AUTO, random=True),
+    "RescalingAutoConjugateGradient": _gated(_BOTH, eps="eps", settings=_AUTO, random=True),
+    "UniversalPerturbation": _gated(
+        _BOTH,
+        eps="eps",
+        settings={"max_iter": 3, "attacker_params": {"verbose": False, "max_iter": 20, "epsilon": 0.02}},
+        random=True,
+        note="Of one image at a time: a perturbation for many images is not what is measured.",
+    ),
+    "TargetedUniversalPerturbation": _gated(
+        ("linf",),
+        eps="eps",
+        settings={"max_iter": 3, "attacker_params": {"eps": "1*eps", "targeted": True}},
+        random=True,
+        note="Of one image at a time; its target is the class of broken segmentations.",
+    ),
+    "ThresholdAttack": _gated(
+        ("linf",), eps=None, settings={"th": "255*eps", "es": 1, "max_iter": 1}, random=True, dims=(2,), gradient=False
+    ),
+    # Look for the smallest perturbation, or know no budget: what they find is brought into it.
+    "DeepFool": _gated(settings={"max_iter": 50, "epsilon": 0.02}),
+    "CarliniL2Method": _gated(settings={"binary_search_steps": 5}),
+    "CarliniLInfMethod": _gated(("linf",), settings={"const_factor": 10.0, "decrease_factor": 0.8}),
+    "CarliniL0Method": _gated(settings={"binary_search_steps": 3, "initial_const": 1.0}),
+    "ElasticNet": _gated(settings={"binary_search_steps": 3, "initial_const": 1.0, "max_iter": 30}),
+    "NewtonFool": _gated(settings={"max_iter": 50}),
+    "SaliencyMapMethod": _gated(settings={"gamma": 0.05}, note="Its target is the class of broken segmentations."),
+    "BoundaryAttack": _gated(settings={"targeted": False, "max_iter": 30}, random=True, gradient=False),
+    "HopSkipJump": _gated(
+        _BOTH, settings={"max_iter": 5, "max_eval": 500, "init_eval": 50}, random=True, gradient=False
+    ),
+    "GeoDA": _gated(_BOTH, settings={"max_iter": 500}, random=True, dims=(2,), gradient=False),
+    "SignOPTAttack": _gated(
+        settings={"targeted": False, "max_iter": 3, "k": 20, "num_trial": 10}, random=True, gradient=False
+    ),
+    "SimBA": _gated(
+        ("linf",), settings={"attack": "px", "max_iter": 300, "epsilon": "1*eps"}, random=True, gradient=False
+    ),
+    "ZooAttack": _gated(
+        settings={"use_resize": False, "use_importance": False, "abort_early": False, "max_iter": 25}
+        | {"initial_const": 100.0, "variable_h": 0.01, "learning_rate": 0.02},
+        random=True,
+        gradient=False,
+    ),
+    "PixelAttack": _gated(settings={"th": 50, "max_iter": 10}, random=True, dims=(2,), gradient=False),
+    "SpatialTransformation": _gated(
+        _BOTH,
+        settings={"max_translation": 10.0, "num_translations": 3, "max_rotation": 10.0, "num_rotations": 3},
+        dims=(2,),
+        note="Moves the image, and not its mask.",
+        gradient=False,
+    ),
+    "Wasserstein": _gated(
+        _BOTH,
+        settings={"norm": "inf", "eps_step": 0.02, "max_iter": 10, "projected_sinkhorn_max_iter": 50},
+        dims=(2,),
+        note="Signed steps, projected into a Wasserstein ball of its own.",
+    ),
+    "ShadowAttack": _gated(
+        _BOTH, objective="own loss", settings={"nb_steps": 30, "batch_size": 8, "sigma": 0.05}, random=True, dims=(2,)
+    ),
+    "VirtualAdversarialMethod": _gated(
+        objective="own loss", eps="eps", settings={"max_iter": 1, "finite_diff": 0.01}, random=True, gradient=False
+    ),
+    # Cannot run.
+    "AutoAttack": _none("its difference-of-logits-ratio part needs three classes, and a view has two"),
+    "FeatureAdversariesNumpy": _none("it has no gradient: each step evaluates the model once for every pixel"),
+    "CompositeAdversarialAttackPyTorch": _none("it is written for colour images of 32 x 32 pixels"),
+    "GRAPHITEBlackbox": _none("it needs OpenCV, which ART does not install, and photographs of road signs"),
+    "GRAPHITEWhiteboxPyTorch": _none("it needs OpenCV, which ART does not install, and photographs of road signs"),
+    "BrendelBethgeAttack": _none("it needs numba, which ART does not install"),
+    "LaserAttack": _none("it takes images with channels last and in colour"),
+    "FrameSaliencyAttack": _none("for videos: it takes another attack and chooses frames for it"),
+    "OverTheAirFlickeringPyTorch": _none("for videos"),
+    "AdversarialTexturePyTorch": _none("for videos of tracked objects"),
+    "LowProFool": _none("for tables: each input is a row of features"),
+    "DecisionTreeAttack": _none("for decision trees"),
+    "HighConfidenceLowUncertainty": _none("for Gaussian processes"),
+    "MalwareGDTensorFlow": _none("for executable files"),
+    "AdversarialPatchTensorFlowV2": _none("it needs a model of TensorFlow"),
+    "FeatureAdversariesTensorFlowV2": _none("it needs a model of TensorFlow"),
+    "ProjectedGradientDescentTensorFlowV2": _none("it needs a model of TensorFlow"),
+    "DPatch": _none(_DETECTION),
+    "RobustDPatch": _none(_DETECTION),
+    "OverloadPyTorch": _none(_DETECTION),
+    "SNAL": _none(_DETECTION),
+    "CarliniWagnerASR": _none(_AUDIO),
+    "ImperceptibleASR": _none(_AUDIO),
+    "ImperceptibleASRPyTorch": _none(_AUDIO),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a class wants to be called.
+
+    Attributes:
+        label: The class of the label it gets: 0, an image as it is; 1, a broken segmentation, for classes that can only
+            head for a target; or None, the class then takes the predicted one, which is 0.
+        probabilities: It wants them in place of logits.
+        start: It looks for a first success with randomness of its own, so it is given one.
+        writes: It writes a file where it runs, and reads one that is there.
+        rounds: It goes through 8-bit values and back, so that an image it leaves alone differs in the last bits.
+        third: It refuses two classes, so it gets a third one that never wins.
+        wide: It wants bounds in float64.
+        patch: It returns a patch, which is then laid on the image.
+        best: It keeps the best iterate to itself, in `x_max`.
+        norm: Its parameter `norm` is that of the budget.
+    """
+
+    label: Literal[0, 1] | None = 0
+    probabilities: bool = False
+    start: bool = False
+    writes: bool = False
+    rounds: bool = False
+    third: bool = False
+    wide: bool = False
+    patch: bool = False
+    best: bool = False
+    norm: bool = True
+
+
+MANNERS: Mapping[str, Manner] = {
+    "AdversarialPatch": Manner(patch=True),
+    "AdversarialPatchPyTorch": Manner(patch=True),
+    "AdversarialPatchNumpy": Manner(patch=True, label=1, wide=True),
+    "AutoProjectedGradientDescent": Manner(best=True),
+    "AutoConjugateGradient": Manner(best=True),
+    "RescalingAutoConjugateGradient": Manner(best=True),
+    "TargetedUniversalPerturbation": Manner(label=1),
+    "ThresholdAttack": Manner(label=None, rounds=True),
+    "PixelAttack": Manner(label=None, rounds=True),
+    "ShadowAttack": Manner(label=None),
+    "SignOPTAttack": Manner(third=True),
+    "SaliencyMapMethod": Manner(label=1),
+    "NewtonFool": Manner(probabilities=True),
+    "SimBA": Manner(probabilities=True),
+    "VirtualAdversarialMethod": Manner(probabilities=True),
+    "BoundaryAttack": Manner(start=True),
+    "HopSkipJump": Manner(start=True),
+    "GeoDA": Manner(writes=True),
+    "Wasserstein": Manner(norm=False),
+}
