@@ -143,7 +143,7 @@ class ForeignAttack(ABC):
 
     def together(self, n: int) -> int:
         """Return how many of `n` images share a call."""
-        return n if self.batched and not self.route.random else 1
+        return n if self.batched and not self.is_random() else 1
 
     @property
     def claims(self) -> Claims:

@@ -104,13 +104,19 @@ class _Counted(torch.autograd.Function):
         return gradients[0], None
 
 
-def make_scenes(rowwise: bool = False) -> dict[TaskKind, Scene]:
-    """Return the scenes of all kinds of task; trains the network if it is not in the cache yet."""
-    suite = Suite.load("quick")
+def make_scenes(name: str = "quick", network: str = "basicunet-s", *, rowwise: bool = False) -> dict[TaskKind, Scene]:
+    """Return the scenes of all kinds of task; trains the network if it is not in the cache yet.
+
+    Args:
+        name: Of a shipped suite.
+        network: One of its models.
+        rowwise: See `CountedModel`.
+    """
+    suite = Suite.load(name)
     torch.set_num_threads(suite.compute.threads)
     dataset = load_dataset(suite.data)
-    spec = next(model for model in suite.models if model.name == "basicunet-s")
-    network = obtain_model(spec, suite.training, dataset, suite.seed).model.eval()
+    spec = next(model for model in suite.models if model.name == network)
+    trained = obtain_model(spec, suite.training, dataset, suite.seed).model.eval()
     indices = dataset.split("test")
     whole = dataset.batch(indices)
     shown = [i for i, y in zip(indices, whole.y, strict=True) if y.flatten(1).any(1).all()]
@@ -118,7 +124,7 @@ def make_scenes(rowwise: bool = False) -> dict[TaskKind, Scene]:
     scenes = {}
     for kind in KINDS:
         batch = recast_batch(chosen, kind)
-        scenes[kind] = Scene(CountedModel(RecastModel(network, chosen.task, kind), rowwise=rowwise), batch)
+        scenes[kind] = Scene(CountedModel(RecastModel(trained, chosen.task, kind), rowwise=rowwise), batch)
     return scenes
 
 

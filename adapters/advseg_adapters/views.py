@@ -63,7 +63,8 @@ class LossView(_View):
 
     The logits are [0, M + log(-expm1(-M))] with M = 1 + L: then log(1 + exp(logit)) = M exactly, for binary, multilabel
     and multiclass masks alike, and an attack that climbs cross-entropy climbs our loss. A loss that can be negative
-    enters as M = 1 / (1 - L) there: the same value and slope at 0, increasing, never 0.
+    enters as M = 1 / (1 - L) there: the same value and slope at 0, increasing, never 0. (In float32 a toolkit's own
+    cross-entropy of a small M is M to 1e-7, so far below 0 its value is coarse; its gradient is not.)
 
     Args:
         model: Images -> logits of the segmentation.
@@ -74,7 +75,8 @@ class LossView(_View):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, *S) -> logits (N, 2). Cost: one forward of the model."""
         value = self.values(x)
-        m = torch.where(value >= 0, 1 + value.clamp(min=0), 1 / (1 - value.clamp(max=0)))
+        above, below = torch.where(value >= 0, value, 0), torch.where(value < 0, value, 0)
+        m = torch.where(value >= 0, 1 + above, 1 / (1 - below))
         logit = m + torch.log(-torch.expm1(-m))
         return torch.stack([torch.zeros_like(logit), logit], 1)
 
