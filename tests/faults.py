@@ -545,7 +545,7 @@ def mixes_up_the_axes(loss, model, batch, budget, generators):
     return clip(batch.x + budget.eps * gradient(loss, model, batch.x, batch).flip(2, 3).sign(), batch)
 
 
-@fault("noise", r"does not follow the loss.*control=True")
+@fault("noise", r"It does not follow the loss.*control=True")
 def is_noise(loss, model, batch, budget, generators):
     fgsm(loss, model, batch, budget)
     noise = torch.rand(batch.x.shape[1:], generator=torch.Generator().manual_seed(3)) - 0.5

@@ -317,3 +317,13 @@ def test_every_rule_says_what_it_asks_in_one_sentence():
         assert len(rule.statement) < 120
     assert all(name in dir(AttackContract) for name in (f"test_{rule.name}" for rule in RULES))
     assert "claims" not in types.Attack.__dict__, "an attack may have no claims"
+
+
+def test_the_page_lists_the_rules_and_its_example_says_what_it_shows(capsys):
+    text = (Path(__file__).parent.parent / "docs" / "contract.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| ([A-Z].*) \|$", text, re.MULTILINE)
+    assert listed == [(rule.name, rule.statement) for rule in RULES]
+    (block,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    exec(compile(block, "contract.md", "exec", dont_inherit=True), {})
+    shown = " ".join(line.removeprefix("# ") for line in block.splitlines() if line.startswith("# "))
+    assert capsys.readouterr().out.strip() == shown

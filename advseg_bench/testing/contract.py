@@ -62,7 +62,7 @@ RULES: tuple[Rule, ...] = tuple(
         strength.check_cost,
     )
 )
-"""All rules. The first two are asked first, and the others say nothing about an attack that breaks one of these."""
+"""All rules. The first two are gates: about an attack that breaks one, the rules behind it say nothing."""
 
 GATES = 2
 

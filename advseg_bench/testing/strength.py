@@ -24,14 +24,14 @@ USUAL_SHARE: dict[Norm, float] = {"linf": 0.9, "l2": 0.35}
 Under L_inf one signed step of any shipped loss ends at the optimum. Under L2 a loss also decides on which pixels the
 radius is spent: of the shipped ones dice reaches 0.85 and focal, which looks at wrong pixels first, 0.41.
 """
-NOISE_DRAWS = 8
-NOISE_FACTOR = 2.0
+NOISE_DRAWS = 16
+"""A direction that has nothing to do with the model beats all of them in one scene out of 34, and in all never."""
 LADDER = (0.01, 0.03, 0.1, 0.2)
 """Radii for `more_budget`: of each value for L_inf, of the root mean square for L2."""
 
 
 def check_noise(case: Case) -> None:
-    """It does more harm than random signs of the same length."""
+    """It does more harm than 16 draws of random signs of the same length."""
     if case.claims.control:
         raise NotApplicable("it is declared to be a control")
     for scene, budget in usual_budgets(case):
@@ -45,12 +45,14 @@ def check_noise(case: Case) -> None:
             )
         fall = float(stage.fall(x_adv).sum())
         noise = max(abs(float(stage.fall(sample).sum())) for sample in _noise(stage.batch, moved))
-        if fall <= NOISE_FACTOR * noise:
-            way = "towards the loss's minimum: is a sign wrong?" if fall < -noise else "and does not follow the loss."
+        if fall <= noise:
+            way = "It does not follow the loss."
+            if fall < -noise:
+                way = "It goes towards the loss's minimum: is a sign wrong?"
             raise ContractViolation(
-                f"expected margins to fall by more than {NOISE_FACTOR:g} x {noise:.3g}, which noise of that length "
-                f"does, got {fall:.3g} [{scene}, {show(budget)}]. It goes {way} A control that never looks at the "
-                "model declares `Claims(control=True)`."
+                f"expected margins to fall by more than {noise:.3g}, which noise of that length does, got {fall:.3g} "
+                f"[{scene}, {show(budget)}]. {way} A control that never looks at the model declares "
+                "`Claims(control=True)`."
             )
 
 
