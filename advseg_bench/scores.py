@@ -106,8 +106,8 @@ def score_classes(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFr
         rows: As for `score_rows`.
         task: What the counts mean.
         scoring: The empty rule is applied to each class; the threshold is not used.
-    Returns: One row per input row that is a measurement and scored class: the columns that name the row, `class`, and the columns
-        of `CLASS_SCORES`. Null where the rule leaves the class out.
+    Returns: One row per input row that is a measurement and scored class: the columns that name the row, `class`,
+        and the columns of `CLASS_SCORES`. Null where the rule leaves the class out.
     """
     names = ("cell", *SWEEP, "eps", "draw", "image", "subject", "block")
     frames = [

@@ -142,7 +142,7 @@ class Loop:
         for t in range(self.steps):
             g = gradient(model, batch, self.loss, self.point_of(batch.x, x))
             if self.momentum is not None:
-                g = g / g.abs().sum((1, 2, 3), keepdim=True) if self.norm else g
+                g = g.sign() if self.norm is None else g / g.abs().sum((1, 2, 3), keepdim=True) if self.norm else g
                 g = memory = self.momentum * memory + g
             delta = (x + self.step_of(t, budget.eps) * g.sign() - batch.x).clamp(-budget.eps, budget.eps)
             x = (batch.x + delta).clamp(0, 1)
@@ -195,6 +195,12 @@ class Momentum(Loop):
 
 class PlainMomentum(Momentum):
     norm = False
+
+
+class SignMomentum(Momentum):
+    """Accumulates signs."""
+
+    norm = None
 
 
 class ForgetfulMomentum(Momentum):

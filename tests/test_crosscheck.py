@@ -112,6 +112,7 @@ def test_many_steps_are_judged_one_by_one(trained, name, verdict, reason):
     [
         ("Momentum", ("identical", "equal up to rounding"), ""),
         ("PlainMomentum", ("equal under a convention",), "momentum normalisation: gradients are divided by nothing"),
+        ("SignMomentum", ("equal under a convention",), "signs of gradients are accumulated"),
         ("ForgetfulMomentum", ("weaker", "stronger"), "wrong gradient"),
         ("Loop", ("equal under a convention",), "no momentum"),
     ],

@@ -31,8 +31,9 @@ class ProjectedAscent:
         step_size: As a share of the radius; None stands for 1 / steps.
         random_start: Start at a point drawn uniformly from the ball, clipped to the bounds, instead of at the image.
         decay: Weight of the accumulated gradient; None is no momentum (and no normalisation).
-        momentum_norm: What a gradient is divided by before it is accumulated: its L1 norm per image, the mean of its
-            absolute values, or nothing. The first two differ by a constant that no direction depends on.
+        momentum_norm: What a gradient is divided by before it is accumulated: its L1 or L2 norm per image, the mean of
+            its absolute values ("mean": as "l1", up to a constant that no direction depends on), or nothing ("none").
+            "sign" accumulates signs instead.
         label: What the loss compares with: "true" labels or the "empty" mask.
         targeted: Decrease the loss instead.
     """
@@ -42,7 +43,7 @@ class ProjectedAscent:
     step_size: float | None = None
     random_start: bool = False
     decay: float | None = None
-    momentum_norm: Literal["l1", "mean", "none"] = "l1"
+    momentum_norm: Literal["l1", "l2", "mean", "sign", "none"] = "l1"
     label: Literal["true", "empty"] = "true"
     targeted: bool = False
 
@@ -54,8 +55,8 @@ class ProjectedAscent:
             raise ValueError(f"step_size: expected a positive share of eps, such as 0.25, got {self.step_size!r}.")
         if self.label not in ("true", "empty"):
             raise ValueError(f"label: expected 'true' or 'empty', got {self.label!r}.")
-        if self.momentum_norm not in ("l1", "mean", "none"):
-            raise ValueError(f"momentum_norm: expected 'l1', 'mean' or 'none', got {self.momentum_norm!r}.")
+        if self.momentum_norm not in (norms := ("l1", "l2", "mean", "sign", "none")):
+            raise ValueError(f"momentum_norm: expected one of {', '.join(norms)}, got {self.momentum_norm!r}.")
 
     def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return adversarial images; shape and dtype of `batch.x`. Cost: `steps` forwards and backwards."""
@@ -88,7 +89,9 @@ class ProjectedAscent:
         """Return what the next direction is made of, from what the last one was made of (None at first)."""
         if self.decay is None:
             return gradient
-        if self.momentum_norm != "none":
+        if self.momentum_norm in ("sign", "l2"):
+            gradient = steepest(gradient, "linf" if self.momentum_norm == "sign" else "l2")
+        elif self.momentum_norm != "none":
             sizes = gradient.abs().flatten(1)
             size = sizes.sum(1) if self.momentum_norm == "l1" else sizes.mean(1)
             # A gradient that is zero everywhere adds nothing, rather than NaN.

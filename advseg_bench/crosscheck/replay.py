@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,14 @@ from advseg_bench.attacks.ascent import ProjectedAscent
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.geometry import project
 from advseg_bench.types import Batch, Bounds, Budget
+
+MOMENTUM: dict[Literal["l1", "l2", "mean", "sign", "none"], str] = {
+    "l1": "gradients are divided by the L1 norm",
+    "mean": "gradients are divided by the mean absolute value",
+    "none": "gradients are divided by nothing",
+    "sign": "signs of gradients are accumulated",
+    "l2": "gradients are divided by the L2 norm",
+}
 
 
 class Stepwise(Protocol):
@@ -86,13 +94,9 @@ def conventions(attack: FGSM | ProjectedAscent, *, finite: bool) -> Iterator[tup
             yield "label: the model's own prediction", OneStep(replace(attack, label="predicted"))
         return
     if attack.decay is not None:
-        for norm in ("l1", "mean", "none"):
+        for norm, name in MOMENTUM.items():
             if norm != attack.momentum_norm:
-                name = {"l1": "the L1 norm", "mean": "the mean absolute value", "none": "nothing"}[norm]
-                yield (
-                    f"momentum normalisation: gradients are divided by {name}",
-                    replace(attack, momentum_norm=norm),
-                )
+                yield f"momentum normalisation: {name}", replace(attack, momentum_norm=norm)
         yield "momentum normalisation: none, and no momentum", replace(attack, decay=None)
     size = 1 / attack.steps if attack.step_size is None else attack.step_size
     for steps in (attack.steps - 1, attack.steps + 1):
