@@ -7,13 +7,8 @@ logging left behind.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import tempfile
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,8 +17,9 @@ from torch import Tensor, nn
 
 from advseg_adapters.art_classifier import ViewClassifier, as_classifier
 from advseg_adapters.art_estimator import SegmentationEstimator, as_estimator
-from advseg_adapters.art_models import Function, mode
+from advseg_adapters.art_models import Function
 from advseg_adapters.art_routes import MANNERS, ROUTES, Manner
+from advseg_adapters.art_run import check_shape, choose, contained, find_start, fit_share, write_cosines
 from advseg_adapters.art_toolkit import EVASION, EvasionAttack
 from advseg_adapters.foreign import ForeignAttack, Route
 from advseg_adapters.loading import check_settings, find_route, is_batched
@@ -45,9 +41,6 @@ OPTIONAL = {"BrendelBethgeAttack"}
 """Those it exports only where another package is installed."""
 
 NORMS: dict[Norm, float] = {"linf": np.inf, "l2": 2}
-TRIES = 100
-"""Random images looked at for one that is segmented badly."""
-
 ROUNDING = 1e-6
 VOID = -1
 FIXED = {
@@ -172,9 +165,13 @@ class ArtAttack(ForeignAttack):
             arguments["verbose"] = False
         if "norm" in takes and self.manner.norm:
             arguments["norm"] = NORMS[budget.norm]
+        channels, *space = estimator.input_shape
         if "patch_shape" in takes:
-            channels, *space = estimator.input_shape
             arguments.setdefault("patch_shape", (channels, min(space), min(space)))
+        if "p_init" in takes:
+            arguments.setdefault("p_init", fit_share(space))
+        if "nb_parallel" in takes:
+            arguments["nb_parallel"] = min(arguments["nb_parallel"], channels * int(np.prod(space)))
         if self.route.view == "native" and "adv_criterion" in takes:
             arguments["adv_criterion"] = lambda logits, y: np.zeros(len(y), dtype=bool)
             arguments["loss"] = lambda x, y: -estimator.compute_loss(x, y)
@@ -195,27 +192,32 @@ class ArtAttack(ForeignAttack):
 
     def attack(self, target: Model, batch: Batch, budget: Budget) -> Tensor:
         """Run the class on images of the view, or of the model itself; see `ForeignAttack.attack`."""
+        check_shape(self.class_name, batch.x.shape[1:], budget.norm)
         x = batch.x.detach().cpu().numpy().copy()
-        with _contained(batch.x.device, writes=self.manner.writes), _kept_mode(target):
+        with contained(target, batch.x.device, writes=self.manner.writes):
             estimator = self._estimator(target, batch)
-            attack = self.build(estimator, budget)
-            extra: dict[str, Any] = {}
-            if "mask" in self.settings:
-                extra["mask"] = np.broadcast_to(np.asarray(self.settings["mask"], np.float32), x.shape[1:]).copy()
-            if self.manner.start and (start := _find_start(estimator, x)) is not None:
-                extra["x_adv_init"] = start
-            elif self.manner.start:
-                return batch.x
-            if self.class_name == "GeoDA":
-                write_cosines(attack.sub_dim, x.shape[2])
-            found = attack.generate(x.copy(), self._labels(estimator, batch, x), **extra)
-            if self.manner.patch:
-                found = attack.apply_patch(x.copy(), scale=self.parameters(budget)["scale_max"])
-            if self.manner.rounds:
-                found = np.where(np.abs(found - x) < ROUNDING, x, found)
-            if self.manner.best:
-                found = _choose(estimator, found, getattr(attack, "x_max", found))
+            start = find_start(estimator, x, self.manner.start) if self.manner.start else x
+            found = x if start is None else self._generate(estimator, batch, budget, x, start)
         return torch.from_numpy(np.asarray(found, dtype=np.float32)).to(batch.x)
+
+    def _generate(self, estimator: Any, batch: Batch, budget: Budget, x: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Run the class the public way, and make of its result what it owes."""
+        attack = self.build(estimator, budget)
+        extra: dict[str, Any] = {}
+        if "mask" in self.settings:
+            extra["mask"] = np.broadcast_to(np.asarray(self.settings["mask"], np.float32), x.shape[1:]).copy()
+        if self.manner.start == "uniform":
+            extra["x_adv_init"] = start
+        if self.class_name == "GeoDA":
+            write_cosines(attack.sub_dim, x.shape[2])
+        found = attack.generate(x.copy(), self._labels(estimator, batch, x), **extra)
+        if self.manner.patch:
+            found = attack.apply_patch(x.copy(), scale=self.parameters(budget)["scale_max"])
+        if self.manner.rounds:
+            found = np.where(np.abs(found - x) < ROUNDING, x, found)
+        if self.manner.best:
+            found = choose(estimator, found, getattr(attack, "x_max", found))
+        return np.asarray(found)
 
     def _estimator(self, target: Model, batch: Batch) -> Any:
         """What the class is to attack: an estimator of masks, or a view as a classifier."""
@@ -245,60 +247,3 @@ class ArtAttack(ForeignAttack):
             return None if self.manner.label is None else estimator.one_hot(self.manner.label)
         valid = batch.valid if batch.task.kind == "multiclass" else batch.valid.unsqueeze(1)
         return torch.where(valid, batch.y.long(), VOID).cpu().numpy()
-
-
-def _find_start(classifier: ViewClassifier, x: np.ndarray) -> np.ndarray | None:
-    """Draw uniform noise until one image of it is segmented badly; ART draws it from a generator nobody can seed."""
-    lower, upper = classifier.clip_values
-    for _ in range(TRIES):
-        noise = np.random.uniform(lower, upper, size=x.shape).astype(np.float32)  # noqa: NPY002
-        if classifier.predict(noise).argmax(1).all():
-            return noise
-    return None
-
-
-def write_cosines(frequencies: int, edge: int) -> None:
-    """Write the basis that GeoDA looks for where it runs: its own function for it fails with NumPy 2.
-
-    Column i_u * frequencies + i_v holds the product of cosine i_u along the rows and i_v along the columns of an image,
-    each of length 1.
-    """
-    pixels, waves = np.arange(edge), np.arange(frequencies)[:, None]
-    cosines = np.cos((2 * pixels + 1) * waves * np.pi / (2 * max(edge, frequencies)))
-    cosines *= np.where(waves == 0, 1, np.sqrt(2)) / np.sqrt(max(edge, frequencies))
-    basis = np.einsum("ux,vy->yxuv", cosines, cosines).reshape(edge * edge, frequencies**2)
-    np.save(f"2d_dct_basis_{frequencies}_{edge}.npy", basis.astype(np.float32))
-
-
-def _choose(classifier: ViewClassifier, found: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """Return, image by image, the result or the best iterate, whichever is segmented worse."""
-    if best.shape != found.shape:
-        return found
-    better = classifier.predict(best)[:, 1] > classifier.predict(found)[:, 1]
-    return np.where(better.reshape(-1, *[1] * (found.ndim - 1)), best, found)
-
-
-@contextlib.contextmanager
-def _contained(device: torch.device, *, writes: bool) -> Iterator[None]:
-    """Run ART on a device, its own warnings unheard and its files thrown away."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", module=r"art\.")
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
-        if writes:
-            stack.enter_context(contextlib.chdir(_folder().name))
-        yield
-
-
-@contextlib.contextmanager
-def _kept_mode(target: Model) -> Iterator[None]:
-    """Put back the training flags of a model."""
-    with mode(target, target.training) if isinstance(target, nn.Module) else contextlib.nullcontext():
-        yield
-
-
-@lru_cache(maxsize=1)
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder that lives as long as the process: GeoDA keeps its basis where it runs."""
-    return tempfile.TemporaryDirectory()

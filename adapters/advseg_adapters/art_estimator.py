@@ -219,7 +219,7 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         if isinstance(layer, int) and -len(names) <= layer < len(names):
             layer = names[layer]
         if not isinstance(layer, str) or layer not in names:
-            what = f"an index below {len(names)}, or one of the `layer_names`"
+            what = f"an index below {len(names)}, or one of the `layer_names`" if names else "a model with layers"
             raise SpecError(expected("get_activations: layer", what, layer))
         return cast(nn.Module, self._model.get_submodule(layer))
 

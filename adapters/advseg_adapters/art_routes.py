@@ -93,7 +93,12 @@ ROUTES: dict[str, Route] = {
         note="Of one image at a time; its target is the class of broken segmentations.",
     ),
     "ThresholdAttack": _gated(
-        ("linf",), eps=None, settings={"th": "255*eps", "es": 1, "max_iter": 1}, random=True, dims=(2,), gradient=False
+        ("linf",),
+        settings={"th": "255*eps", "es": 1, "max_iter": 1},
+        random=True,
+        dims=(2,),
+        gradient=False,
+        note="Evaluates the model twice for every pixel, and again for every generation.",
     ),
     # Look for the smallest perturbation, or know no budget: what they find is brought into it.
     "DeepFool": _gated(settings={"max_iter": 50, "epsilon": 0.02}),
@@ -115,8 +120,8 @@ ROUTES: dict[str, Route] = {
         ("linf",), settings={"attack": "px", "max_iter": 300, "epsilon": "1*eps"}, random=True, gradient=False
     ),
     "ZooAttack": _gated(
-        settings={"use_resize": False, "use_importance": False, "abort_early": False, "max_iter": 25}
-        | {"initial_const": 100.0, "variable_h": 0.01, "learning_rate": 0.02},
+        settings={"use_resize": False, "use_importance": False, "abort_early": False, "max_iter": 20}
+        | {"initial_const": 100.0, "variable_h": 0.01, "learning_rate": 0.05, "nb_parallel": 64},
         random=True,
         gradient=False,
     ),
@@ -138,7 +143,12 @@ ROUTES: dict[str, Route] = {
         _BOTH, objective="own loss", settings={"nb_steps": 30, "batch_size": 8, "sigma": 0.05}, random=True, dims=(2,)
     ),
     "VirtualAdversarialMethod": _gated(
-        objective="own loss", eps="eps", settings={"max_iter": 1, "finite_diff": 0.01}, random=True, gradient=False
+        objective="own loss",
+        eps="eps",
+        settings={"max_iter": 1, "finite_diff": 0.01},
+        random=True,
+        gradient=False,
+        note="Evaluates the model once for every pixel and iteration.",
     ),
     # Cannot run.
     "AutoAttack": _none("its difference-of-logits-ratio part needs three classes, and a view has two"),
@@ -176,7 +186,8 @@ class Manner:
         label: The class of the label it gets: 0, an image as it is; 1, a broken segmentation, for classes that can only
             head for a target; or None, the class then takes the predicted one, which is 0.
         probabilities: It wants them in place of logits.
-        start: It looks for a first success with randomness of its own, so it is given one.
+        start: It needs a first success of noise. "uniform": it draws that from a generator nobody can seed, so it is
+            given one. "extreme": it would look for it for ever.
         writes: It writes a file where it runs, and reads one that is there.
         rounds: It goes through 8-bit values and back, so that an image it leaves alone differs in the last bits.
         third: It refuses two classes, so it gets a third one that never wins.
@@ -188,7 +199,7 @@ class Manner:
 
     label: Literal[0, 1] | None = 0
     probabilities: bool = False
-    start: bool = False
+    start: Literal["uniform", "extreme"] | None = None
     writes: bool = False
     rounds: bool = False
     third: bool = False
@@ -214,8 +225,8 @@ MANNERS: Mapping[str, Manner] = {
     "NewtonFool": Manner(probabilities=True),
     "SimBA": Manner(probabilities=True),
     "VirtualAdversarialMethod": Manner(probabilities=True),
-    "BoundaryAttack": Manner(start=True),
-    "HopSkipJump": Manner(start=True),
-    "GeoDA": Manner(writes=True),
+    "BoundaryAttack": Manner(start="uniform"),
+    "HopSkipJump": Manner(start="uniform"),
+    "GeoDA": Manner(writes=True, start="extreme"),
     "Wasserstein": Manner(norm=False),
 }
