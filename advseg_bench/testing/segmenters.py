@@ -165,8 +165,8 @@ class LinearSegmenter(nn.Module):
             return side * logits, side.unsqueeze(2) * weight.view(1, *weight.shape, *space)
         own = (logits * label).sum(1, keepdim=True)
         own_weight = torch.einsum("nk...,kc->nc...", label, weight).unsqueeze(1)
-        slopes = torch.where(label.unsqueeze(2) > 0, 0, own_weight - weight.view(1, *weight.shape, *space))
-        return torch.where(label > 0, torch.inf, own - logits), slopes
+        pairs = torch.where(label > 0, torch.inf, own - logits)
+        return pairs, own_weight - weight.view(1, *weight.shape, *space)
 
 
 def _room(batch: Batch) -> tuple[Tensor, Tensor]:
