@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from advseg_adapters.foreign import ForeignAttack, Route
 from advseg_adapters.loading import check_settings, find_route, is_batched
-from advseg_bench.errors import SpecError
+from advseg_bench.errors import PluginError, SpecError
 from advseg_bench.losses import Loss
 from advseg_bench.types import Attack, Batch, Budget, Model, Task
 
@@ -155,11 +155,14 @@ def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Tas
         loss: One value per image.
         task: Not needed: the views serve every kind.
     Raises:
-        PluginError: an unknown class.
+        PluginError: an unknown class, or a short name.
         IncompatibleError: a class that cannot attack a segmenter.
         SpecError: settings that the class does not take, or no loss.
     """
     name = f"foolbox.{class_name}"
+    full = getattr(library, class_name, None)
+    if class_name not in CLASSES and full in CLASSES.values():
+        raise PluginError(f"attack {name}: is short for a name of Foolbox. Use foolbox.{full.__name__}.")
     route = find_route("foolbox", class_name, ROUTES, CLASSES)
     attack = FoolboxAttack(
         name=name, route=route, loss=loss, settings=settings, batched=is_batched("foolbox", class_name)

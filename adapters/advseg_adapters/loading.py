@@ -57,13 +57,13 @@ def check_settings(
         where: "attack <name>".
         build: The class.
         settings: As the user gave them.
-        fixed: Parameters that are not the user's to set -> why; "" stands for unknown to the user.
+        fixed: Parameters that are not the user's to set -> what they are.
     Raises: SpecError: a name the class does not take, or a value of another type than its default.
     """
     parameters = _parameters(build)
     known = {name for name in parameters if name not in fixed} | set(OURS)
     for key, value in settings.items():
-        if fixed.get(key):
+        if key in fixed and key in parameters:
             raise SpecError(f"{where}: the setting {key!r} is {fixed[key]}. Remove it.")
         if key not in known:
             raise SpecError(unknown(where, "setting", key, known))

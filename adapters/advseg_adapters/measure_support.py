@@ -223,7 +223,8 @@ def _measure_run(module: ModuleType, name: str, kind: TaskKind, norm: Norm, scen
         "norm": norm,
         "loss": {"clean": _mean(clean), "attacked": _mean(attacked), "random_sign": _mean(noise)},
         "reached": count,
-        "raises": bool(attacked.mean() > max(clean.mean(), noise.mean())) or bool(count),
+        "raises": attack.route.view != "none"
+        and (bool(attacked.mean() > max(clean.mean(), noise.mean())) or bool(count)),
         "unchanged": int((x_adv == batch.x).flatten(1).all(1).sum()),
         **passes,
         "seconds": round(seconds / n, 3),

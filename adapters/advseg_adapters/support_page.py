@@ -24,7 +24,8 @@ runs every class and makes this page. Tests hold the adapters to it.
 - **images a call**: *many*: one call of four images gave the bits of four calls of one. *1*: it did not, or the class
   draws random numbers, so the harness calls it for each image with that image's generator.
 - **loss**: mean over the images: clean -> attacked, for binary / multilabel / multiclass, and under it what a random
-  sign of the same norm and radius reaches. A result in *italics* is not above both, and no image reached the threshold.
+  sign of the same norm and radius reaches. A result in *italics* is not above both, and no image reached the threshold;
+  or the class never looks at the model, and harms by chance.
 - **reached**: images past the threshold, of {images}, for the three kinds.
 - **unchanged**: results equal to the clean image, over all kinds and norms; such a result is flagged in every run and
   is no sign of robustness.

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from advseg_adapters.foreign import ForeignAttack, Route
 from advseg_adapters.loading import check_settings, find_route, is_batched
 from advseg_bench.errors import IncompatibleError, SpecError, expected
+from advseg_bench.geometry import project
 from advseg_bench.losses import Loss
 from advseg_bench.types import Attack, Batch, Budget, Model, Task
 
@@ -163,7 +165,7 @@ class TorchattacksAttack(ForeignAttack):
         if "seed" in takes and "seed" not in self.settings:
             arguments["seed"] = int(torch.initial_seed() % 2**31)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with _quiet():
                 return kind(target, **arguments)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise SpecError(f"attack {self.name}: does not take these settings: {error}") from None
@@ -176,9 +178,10 @@ class TorchattacksAttack(ForeignAttack):
         view = target if laid.shape == x.shape else _LaidOut(target, x.shape[1:])
         attack = self.build(view, budget)
         run = RUNS.get(self.class_name, _call)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _quiet():
             found = run(attack, laid, torch.zeros(len(x), dtype=torch.int64, device=x.device))
-        return found[:, : x.shape[1]].reshape(x.shape)
+        found = found[:, : x.shape[1]].reshape(x.shape)
+        return project(found, x, budget, batch.bounds) if self.class_name in RUNS else found
 
     def _lay_out(self, x: Tensor) -> Tensor:
         """Images in the one shape that the class knows: two space axes, and three channels where it convolves three."""
@@ -191,6 +194,14 @@ class TorchattacksAttack(ForeignAttack):
         raise IncompatibleError(
             expected(f"attack {self.name}", "images with 1 or 3 channels", x.shape[1], "Use another attack.")
         )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torchattacks' printing and the deprecations of its own calls away."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torchattacks")
+        yield
 
 
 class _LaidOut(nn.Module):
@@ -224,7 +235,10 @@ def _climb(attack: torchattacks.attack.Attack, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _remember(attack: torchattacks.attack.Attack, x: Tensor, y: Tensor) -> Tensor:
-    """Run a class that returns the clean image unless the class flips; then return the best its last run had."""
+    """Run a class that returns the clean image unless the class flips; then return the best its last run had.
+
+    FAB's may lie outside the budget, so it is projected.
+    """
     single, ends = attack.attack_single_run, [x]
 
     def recorded(*args: Any, **settings: Any) -> Any:
