@@ -173,7 +173,7 @@ def crosscheck_command(
     eps: Annotated[str, typer.Option(help="Radii in image units.")] = "",
     steps: Annotated[int | None, typer.Option(min=1, help="Of the reference and its equivalents.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Test images of a batch.")] = 4,
-    out: Annotated[Path | None, typer.Option(help="Where to write; by default crosscheck/ATTACK.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; by default runs/crosscheck-ATTACK.")] = None,
 ) -> None:
     """Check implementations of an attack against the reference, down to the last bit, and say why they differ."""
     from advseg_bench.crosscheck import command
@@ -191,7 +191,7 @@ def crosscheck_command(
         steps=steps,
         images=images,
     )
-    if not command.run(options, out or Path("crosscheck") / attack, console):
+    if not command.run(options, out or Path("runs") / f"crosscheck-{attack}", console):
         raise typer.Exit(1)
 
 
