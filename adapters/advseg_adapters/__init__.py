@@ -1,5 +1,1 @@
-"""Adapters between advseg-bench and adversarial toolkits.
-
-The adapters of ART, torchattacks, Foolbox and MONAI are being written; nothing is here yet. The core never imports
-this package.
-"""
+"""Adapters between advseg-bench and ART, torchattacks, Foolbox and MONAI. The core never imports this package."""
