@@ -21,7 +21,7 @@ from advseg_adapters.art_models import Function
 from advseg_adapters.art_routes import MANNERS, ROUTES, Manner
 from advseg_adapters.art_run import check_shape, choose, contained, find_start, fit_share, write_cosines
 from advseg_adapters.art_toolkit import EVASION, EvasionAttack
-from advseg_adapters.foreign import ForeignAttack, Route
+from advseg_adapters.foreign import ForeignAttack, Route, isolated_randomness
 from advseg_adapters.loading import check_settings, find_route, is_batched
 from advseg_adapters.views import BlindView
 from advseg_bench.errors import IncompatibleError, SpecError
@@ -147,9 +147,10 @@ class ArtAttack(ForeignAttack):
         return MANNERS.get(self.class_name, Manner())
 
     def together(self, n: int) -> int:
-        """Return how many of `n` images share a call: no more than the class's `batch_size`."""
-        default = inspect.signature(CLASSES[self.class_name]).parameters.get("batch_size")
-        size = {**self.route.settings, **self.settings}.get("batch_size", default.default if default else 1)
+        """Return how many of `n` images share a call: no more than the `batch_size`, and one if that is the default."""
+        takes = inspect.signature(CLASSES[self.class_name]).parameters
+        default = self.route.settings.get("batch_size", takes["batch_size"].default if "batch_size" in takes else 1)
+        size = self.settings.get("batch_size", default) if default > 1 else 1
         return max(1, min(super().together(n), int(size)))
 
     def build(self, estimator: Any, budget: Budget) -> Any:
@@ -177,7 +178,7 @@ class ArtAttack(ForeignAttack):
             arguments["loss"] = lambda x, y: -estimator.compute_loss(x, y)
         try:
             return kind(estimator, **arguments)
-        except (TypeError, ValueError, NotImplementedError) as error:
+        except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
             raise SpecError(f"attack {self.name}: does not take these settings: {error}") from None
 
     def rehearse(self) -> None:
@@ -188,7 +189,8 @@ class ArtAttack(ForeignAttack):
             zeros, zeros.bool(), zeros[:, 0] == 0, Task("binary", ("",)), Bounds(), one, one, one, spacing=(nan,)
         )
         target = nn.Identity() if self.route.view == "native" else BlindView(batch)
-        self.build(self._estimator(target, batch), Budget(self.route.norms[0], 1 / 255))
+        with isolated_randomness(torch.Generator()):
+            self.build(self._estimator(target, batch), Budget(self.route.norms[0], 1 / 255))
 
     def attack(self, target: Model, batch: Batch, budget: Budget) -> Tensor:
         """Run the class on images of the view, or of the model itself; see `ForeignAttack.attack`."""

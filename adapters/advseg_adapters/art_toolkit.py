@@ -24,7 +24,7 @@ def _import_art() -> Any:
     home. `art` replaces the configuration of logging, which closes the handlers of everybody else: here it keeps
     silent, and its logger gets the handler that does nothing, as libraries' loggers should have.
     """
-    if "art" in sys.modules:
+    if sys.modules.get("art") is not None:
         return import_module("art")
     spec = importlib.util.find_spec("art")
     if spec is None or not spec.submodule_search_locations:
