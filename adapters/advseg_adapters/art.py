@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from advseg_adapters.art_classifier import ViewClassifier, as_classifier
 from advseg_adapters.art_estimator import SegmentationEstimator, as_estimator
 from advseg_adapters.art_models import Function
 from advseg_adapters.art_routes import MANNERS, ROUTES, Manner
-from advseg_adapters.art_run import check_shape, choose, contained, find_start, fit_share, write_cosines
+from advseg_adapters.art_run import check_shape, choose, contained, find_start, fit_share, to_lower, write_cosines
 from advseg_adapters.art_toolkit import EVASION, EvasionAttack
 from advseg_adapters.foreign import ForeignAttack, Route, isolated_randomness
 from advseg_adapters.loading import check_settings, find_route, is_batched
@@ -175,7 +176,7 @@ class ArtAttack(ForeignAttack):
             arguments["nb_parallel"] = min(arguments["nb_parallel"], channels * int(np.prod(space)))
         if self.route.view == "native" and "adv_criterion" in takes:
             arguments["adv_criterion"] = lambda logits, y: np.zeros(len(y), dtype=bool)
-            arguments["loss"] = lambda x, y: -estimator.compute_loss(x, y)
+            arguments["loss"] = partial(to_lower, estimator)
         try:
             return kind(estimator, **arguments)
         except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from advseg_adapters.art_classifier import ViewClassifier
+from advseg_adapters.art_estimator import SegmentationEstimator
 from advseg_adapters.art_models import mode
 from advseg_bench.errors import IncompatibleError, expected
 from advseg_bench.types import Model, Norm
@@ -50,6 +51,15 @@ def check_shape(class_name: str, shape: Sequence[int], norm: Norm) -> None:
 def fit_share(space: Sequence[int]) -> float:
     """Return the share of an image that SquareAttack's first tile may take: 0.8, or what fits into the shorter edge."""
     return min(0.8, (min(space) - 2) ** 2 / float(np.prod(space)))
+
+
+def to_lower(estimator: SegmentationEstimator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return what SquareAttack shall lower, (N,): minus the loss, and infinity for candidates of NaN that it makes."""
+    finite = np.isfinite(x).reshape(len(x), -1).all(1)
+    value = np.full(len(x), np.inf)
+    if finite.any():
+        value[finite] = -np.asarray(estimator.compute_loss(x[finite], y[finite]))
+    return value
 
 
 def find_start(classifier: ViewClassifier, x: np.ndarray, kind: Literal["uniform", "extreme"]) -> np.ndarray | None:
