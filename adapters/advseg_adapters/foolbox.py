@@ -111,9 +111,11 @@ ROUTES: dict[str, Route] = {
     "InversionAttack": Route(view="none", objective="none", norms=("l2",), eps=None, gradient=False, note=_CONTRAST),
     "BinarySearchContrastReductionAttack": Route(**_MINIMAL, gradient=False, note=_CONTRAST),
     "LinearSearchContrastReductionAttack": Route(**_MINIMAL, settings={"steps": 100}, gradient=False, note=_CONTRAST),
-    "L2CarliniWagnerAttack": Route(**_MINIMAL, settings={"binary_search_steps": 5, "steps": 50, "initial_const": 0.1}),
+    "L2CarliniWagnerAttack": Route(
+        **_MINIMAL, settings={"binary_search_steps": 5, "steps": 50, "initial_const": 0.1}, single=True
+    ),
     "NewtonFoolAttack": Route(**_MINIMAL),
-    "EADAttack": Route(**_MINIMAL, settings={"binary_search_steps": 5, "steps": 50, "initial_const": 0.1}),
+    "EADAttack": Route(**_MINIMAL, settings={"binary_search_steps": 5, "steps": 50, "initial_const": 0.1}, single=True),
     "GaussianBlurAttack": Route(**_MINIMAL, settings={"steps": 50, "max_sigma": 5.0}, gradient=False, dims=(2,)),
     "SpatialAttack": Route(reason="it turns and shifts the image, which no norm bounds, and leaves the mask"),
     "L2DeepFoolAttack": Route(**_MINIMAL),
@@ -160,9 +162,9 @@ def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Tas
         SpecError: settings that the class does not take, or no loss.
     """
     name = f"foolbox.{class_name}"
-    full = getattr(library, class_name, None)
-    if class_name not in CLASSES and full in CLASSES.values():
-        raise PluginError(f"attack {name}: is short for a name of Foolbox. Use foolbox.{full.__name__}.")
+    full = next((known for known, kind in CLASSES.items() if getattr(library, class_name, None) is kind), class_name)
+    if full != class_name:
+        raise PluginError(f"attack {name}: is short for a name of Foolbox. Use foolbox.{full}.")
     route = find_route("foolbox", class_name, ROUTES, CLASSES)
     attack = FoolboxAttack(
         name=name, route=route, loss=loss, settings=settings, batched=is_batched("foolbox", class_name)

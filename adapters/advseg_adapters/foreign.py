@@ -51,6 +51,8 @@ class Route:
         random: Whether it draws random numbers, with these settings or with others that it takes.
         random_by: If only some settings make it draw: those. It draws when one of them is given and not false.
         gradient: Whether it differentiates the model.
+        single: Whether images of one call can influence each other, such as by a stop that asks for progress of the
+            whole batch, though few images need not show it.
         dims: Numbers of space axes it can be given.
         note: What its user must know, as a full sentence; "" if nothing.
         reason: Why it cannot run; "" if it can.
@@ -64,6 +66,7 @@ class Route:
     random: bool = False
     random_by: tuple[str, ...] = ()
     gradient: bool = True
+    single: bool = False
     dims: tuple[int, ...] = (2, 3)
     note: str = ""
     reason: str = ""
@@ -143,7 +146,7 @@ class ForeignAttack(ABC):
 
     def together(self, n: int) -> int:
         """Return how many of `n` images share a call."""
-        return n if self.batched and not self.is_random() else 1
+        return n if self.batched and not self.is_random() and not self.route.single else 1
 
     @property
     def claims(self) -> Claims:

@@ -178,10 +178,7 @@ def measure_class(
     violated = sorted({word for entry in evidence for word in entry.pop("violated")})
     if violated:
         return row | {"reason": f"its result is {' and '.join(violated)}", "evidence": evidence}
-    preserved = not route.random or bool(route.random_by)
-    preserved = preserved and all(
-        _is_preserved(module, name, kind, norm, rowwise[kind]) for kind in KINDS for norm in route.norms
-    )
+    preserved = all(_is_preserved(module, name, kind, norm, rowwise[kind]) for kind in KINDS for norm in route.norms)
     return row | {
         "status": "runs",
         "kinds": list(KINDS),

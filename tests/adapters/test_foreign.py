@@ -84,6 +84,11 @@ def test_a_class_that_draws_by_a_setting_shares_calls_without_it():
         assert len(attack.seen) == calls
 
 
+def test_a_class_whose_images_can_meet_never_shares_a_call():
+    assert Step(batched=True, route=Route(single=True)).together(3) == 1
+    assert Step(batched=True).together(3) == 3
+
+
 def test_it_equals_fgsm_through_the_view():
     batch, _ = make_batch("binary", n=3)
     wanted = FGSM(loss=losses.bce)(make_model(), batch, budget=BUDGET, generators=make_generators(3))
