@@ -270,8 +270,9 @@ def _attempt(module: ModuleType, name: str, scenes: dict[TaskKind, Scene]) -> st
         signal.signal(signal.SIGALRM, before)
     if torch.equal(x_adv, scene.batch.x):
         return "returned the clean images"
-    clean, attacked = _mean(scene.loss(scene.batch.x)), _mean(scene.loss(x_adv))
-    return f"ran; loss {clean:.3f} -> {attacked:.3f}"
+    images = (scene.batch.x, x_adv, _random_sign(scene.batch, route.norms[0]))
+    clean, attacked, noise = (_mean(scene.loss(x)) for x in images)
+    return f"ran; loss {clean:.3f} -> {attacked:.3f} ({noise:.3f})"
 
 
 def _random_sign(batch: Batch, norm: Norm) -> Tensor:

@@ -61,7 +61,7 @@ ROUTES: dict[str, Route] = {
     "MIFGSM": Route(settings=STEP),
     "UPGD": Route(settings=STEP, random=True, random_by=("random_start",)),
     "APGD": Route(norms=("linf", "l2"), random=True, note="Runs in its own mode `best_loss`, which stops at no class."),
-    "APGDT": Route(reason="its targeted DLR loss needs four classes, and a view has two"),
+    "APGDT": Route(view="margin", reason="its targeted DLR loss needs four classes, and a view has two"),
     "DIFGSM": Route(settings=STEP, random=True, dims=(2,), note=_SHIFTED),
     "TIFGSM": Route(settings=STEP, random=True, dims=(2,), note=f"{_SHIFTED} Images have 1 or 3 channels."),
     "Jitter": Route(reason="it divides the logits by the largest, and of two classes nothing is left to climb"),
@@ -96,7 +96,10 @@ ROUTES: dict[str, Route] = {
     "FAB": Route(
         view="margin", objective="success-gated", norms=("linf", "l2"), settings={"n_classes": 2}, random=True
     ),
-    "AutoAttack": Route(reason="its ensembles use the DLR loss, which needs three classes or more, and a view has two"),
+    "AutoAttack": Route(
+        view="margin",
+        reason="where its first APGD fails it goes on with DLR losses, which need three classes or more, and a view has two",
+    ),
     "Square": Route(
         view="margin",
         objective="success-gated",
@@ -106,8 +109,10 @@ ROUTES: dict[str, Route] = {
         random=True,
         dims=(2,),
     ),
-    "MultiAttack": Route(reason="it takes attack objects; name its attacks in the suite, one entry each"),
-    "LGV": Route(reason="it trains copies of the classifier it attacks, and a view has no weights of its own"),
+    "MultiAttack": Route(eps=None, reason="it takes attack objects; name its attacks in the suite, one entry each"),
+    "LGV": Route(
+        eps=None, reason="it trains copies of the classifier it attacks, and a view has no weights of its own"
+    ),
 }
 
 
