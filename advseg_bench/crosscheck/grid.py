@@ -18,6 +18,7 @@ from advseg_bench.cells import Cell
 from advseg_bench.crosscheck.trace import Trace, run_traced
 from advseg_bench.crosscheck.verdict import SOUND, Case, Effect, Finding, Verdict, judge, measure_effect
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, unknown
+from advseg_bench.guard import ModelGuard
 from advseg_bench.models.recast import RecastModel, recast_batch
 from advseg_bench.registry import load_attack
 from advseg_bench.runner import image_generators
@@ -133,15 +134,20 @@ def crosscheck(
     """
     for subject in subjects:
         subject.model.eval().requires_grad_(False)
+    others: dict[tuple[str, str, Task], Attack] = {}
     for subject in subjects:
         for kind, loss in _rows(plan):
+            task = recast_batch(subject.batch, kind).task
             for name, settings in plan.others.items():
-                _load(name, settings, loss, plan, recast_batch(subject.batch, kind).task)
+                if (name, loss, task) not in others:
+                    others[name, loss, task] = _load(name, settings, loss, plan, task)
     total, done = len(subjects) * len(_rows(plan)) * len(plan.eps), 0
     pairs = []
     for subject in subjects:
         for point in _scenes(plan, subject):
-            pairs += [_judge_one(name, plan, point) for name in plan.others]
+            for name in plan.others:
+                attack = others[name, point.place.loss, point.case.batch.task]
+                pairs.append(_judge_one(name, attack, plan, point))
             done += 1
             progress(done, total)
     return pairs
@@ -188,6 +194,7 @@ class _Scene:
     ours: Tensor
     effect: Effect
     seconds: float | None
+    guard: ModelGuard
 
 
 def _rows(plan: Plan) -> list[tuple[TaskKind, str]]:
@@ -204,6 +211,7 @@ def _scenes(plan: Plan, subject: Subject) -> Iterator[_Scene]:
         losses = [loss for k, loss in _rows(plan) if k == kind]
         attacks = {loss: _load(plan.reference, plan.settings, loss, plan, batch.task) for loss in losses}
         gradients = _share_gradients(attacks, model, batch)
+        guard = ModelGuard(model)
         with torch.no_grad():
             clean = model(batch.x)
         for loss, attack in attacks.items():
@@ -213,10 +221,10 @@ def _scenes(plan: Plan, subject: Subject) -> Iterator[_Scene]:
                 if isinstance(attack, FGSM):
                     ours, seconds = attack.step(batch, gradients[loss], case.budget), None
                 else:
-                    run = run_traced(attack, model, batch, case.budget, _generators(plan, batch))
+                    run = run_traced(attack, model, batch, case.budget, _generators(plan, batch), guard)
                     ours, seconds = run.x_adv, run.seconds
                 place = Place(subject.name, kind, loss, plan.norm, eps)
-                yield _Scene(place, case, ours, measure_effect(case, ours), seconds)
+                yield _Scene(place, case, ours, measure_effect(case, ours), seconds, guard)
 
 
 def _share_gradients(attacks: Mapping[str, Attack], model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -249,12 +257,11 @@ def judge_at(plan: Plan, place: Place, name: str, model: nn.Module, batch: Batch
     return judge(case, ours, theirs, measure_effect(case, ours)), case, theirs
 
 
-def _judge_one(name: str, plan: Plan, scene: _Scene) -> Pair:
+def _judge_one(name: str, attack: Attack, plan: Plan, scene: _Scene) -> Pair:
     """Run one implementation; whatever it raises is its verdict."""
     case, place = scene.case, scene.place
-    attack = _load(name, plan.others[name], place.loss, plan, case.batch.task)
     try:
-        theirs = run_traced(attack, case.model, case.batch, case.budget, _generators(plan, case.batch))
+        theirs = run_traced(attack, case.model, case.batch, case.budget, _generators(plan, case.batch), scene.guard)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Pair(name, place, Finding("fails", reason), {})

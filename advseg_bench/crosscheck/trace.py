@@ -37,10 +37,25 @@ class Trace:
 
 
 def run_traced(
-    attack: Attack, model: nn.Module, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]
+    attack: Attack,
+    model: nn.Module,
+    batch: Batch,
+    budget: Budget,
+    generators: Sequence[torch.Generator],
+    guard: ModelGuard | None = None,
 ) -> Trace:
-    """Run an attack on a recording model. Cost: that of the attack, and a copy of each point."""
-    recorder, guard = _Recorder(model), ModelGuard(model)
+    """Run an attack on a recording model.
+
+    Args:
+        attack: What to run.
+        model: Images -> logits.
+        batch: Images and labels.
+        budget: Norm and radius.
+        generators: One per image.
+        guard: Of `model`, to save the copy of its weights where many attacks meet it.
+    Returns: What it did. Cost: that of the attack, and a copy of each point.
+    """
+    recorder, guard = _Recorder(model), guard or ModelGuard(model)
     recorder.training = model.training  # its own flag only
     started = time.perf_counter()
     x_adv = attack(recorder, batch, budget=budget, generators=generators)
