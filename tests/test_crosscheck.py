@@ -33,9 +33,9 @@ from advseg_bench.crosscheck import (
     save_example,
 )
 from advseg_bench.crosscheck.subjects import load_subjects
-from advseg_bench.errors import PluginError, SpecError
+from advseg_bench.errors import DataError, IncompatibleError, PluginError, SpecError
 from advseg_bench.suite import Suite
-from advseg_bench.types import Budget
+from advseg_bench.types import Budget, Task
 
 FEW = {"kinds": ("multilabel",), "losses": ("dice",), "eps": (4 / 255,)}
 
@@ -220,3 +220,50 @@ def test_mistakes_are_one_line_before_anything_is_computed(trained, changes, err
     with pytest.raises(error, match=message) as caught:
         crosscheck(Plan(**FEW | {"others": {"implementations:Signed": {}}} | changes), trained)
     assert "\n" not in str(caught.value)
+
+
+def change(batch, kind):
+    """A user's mistake in a multilabel batch."""
+    x, y = batch.x, batch.y
+    return {
+        "normalised": replace(batch, x=(x - 0.5) / 0.25),
+        "grey masks": replace(batch, y=y.float() * 255),
+        "one class too few": replace(batch, y=y[:, :2]),
+        "double": replace(batch, x=x.double()),
+        "void": replace(batch, valid=batch.valid.float()),
+        "255": replace(batch, y=torch.where(y[:, 0], 255, 0), task=Task("multiclass", ("a", "b", "c"))),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("normalised", r"intensities from 0 to 1, got \(-2.0, .* Put the normalisation into the model"),
+        ("grey masks", r"y: expected torch.bool .* multilabel task, got 'torch.float32"),
+        ("one class too few", r"y: expected torch.bool \(4, 3, 32, 32\)"),
+        ("double", "x: expected float32 images"),
+        ("void", "valid: expected torch.bool"),
+        ("255", r"labels from 0 to 2, got \[255\]. Put `valid` to False"),
+    ],
+)
+def test_mistakes_in_a_batch_are_one_line(trained, mistake, message):
+    plan = Plan(**FEW | {"others": {"implementations:Signed": {}}})
+    subject = Subject("mine", trained[0].model, change(trained[0].batch, mistake))
+    with pytest.raises(DataError, match=message) as caught:
+        crosscheck(plan, [subject])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("last", "message"), [(nn.Sigmoid(), "expected raw logits"), (nn.Softmax(1), "expected raw logits")]
+)
+def test_a_network_of_probabilities_is_one_line(trained, last, message):
+    plan = Plan(**FEW | {"others": {"implementations:Signed": {}}})
+    with torch.random.fork_rng():
+        three, two = nn.Conv2d(1, 3, 1), nn.Conv2d(1, 2, 1)
+    subject = Subject("mine", nn.Sequential(three, last), trained[0].batch)
+    with pytest.raises(IncompatibleError, match=message):
+        crosscheck(plan, [subject])
+    few = Subject("mine", two, trained[0].batch)
+    with pytest.raises(IncompatibleError, match="crosscheck: mine"):
+        crosscheck(plan, [few])

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from advseg_bench import catalogue, environment
 from advseg_bench.attacks.ascent import ProjectedAscent
 from advseg_bench.attacks.gradient import FGSM, input_gradients
+from advseg_bench.batches import check_batch
 from advseg_bench.cells import Cell
 from advseg_bench.crosscheck.trace import Trace, run_traced
 from advseg_bench.crosscheck.verdict import SOUND, Case, Effect, Finding, Verdict, judge, measure_effect
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, unknown
 from advseg_bench.guard import ModelGuard
+from advseg_bench.models.module import SegmentationModule
+from advseg_bench.models.probe import probe
 from advseg_bench.models.recast import RecastModel, recast_batch
 from advseg_bench.registry import load_attack
 from advseg_bench.runner import image_generators
@@ -134,6 +137,10 @@ def crosscheck(
     """
     for subject in subjects:
         subject.model.eval().requires_grad_(False)
+        where = f"crosscheck: {subject.name}"
+        check_batch(subject.batch, where)
+        if subject.spec is None:  # nobody has looked at it yet
+            probe(where, SegmentationModule(subject.model), subject.batch.x[:2], subject.batch.task)
     others: dict[tuple[str, str, Task], Attack] = {}
     for subject in subjects:
         for kind, loss in _rows(plan):
