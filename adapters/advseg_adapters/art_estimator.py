@@ -14,10 +14,10 @@ from advseg_adapters.art_defences import defend
 from advseg_adapters.art_inputs import check_logits, read_bounds, read_images, read_labels
 from advseg_adapters.art_models import Function, check_model, mode, read_loss
 from advseg_adapters.art_toolkit import PyTorchEstimator
-from advseg_adapters.foreign import frozen
 from advseg_bench import metrics
 from advseg_bench.attacks.gradient import input_gradients
 from advseg_bench.errors import SpecError, expected
+from advseg_bench.guard import frozen
 from advseg_bench.losses import Loss
 from advseg_bench.types import Model, Task, TaskKind
 

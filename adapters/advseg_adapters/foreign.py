@@ -12,12 +12,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advseg_adapters.views import BlindView, LossView, MarginView
 from advseg_bench.batches import select_images
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.geometry import project
+from advseg_bench.guard import frozen
 from advseg_bench.losses import Loss
 from advseg_bench.types import Batch, Bounds, Budget, Claims, Model, Norm
 
@@ -264,19 +265,6 @@ def isolated_randomness(generator: torch.Generator) -> Iterator[None]:
         finally:
             np.random.set_state(of_numpy)  # noqa: NPY002
             random.setstate(of_python)
-
-
-@contextmanager
-def frozen(model: Model) -> Iterator[None]:
-    """Let the parameters of a model collect no gradients meanwhile."""
-    flags = [(p, p.requires_grad) for p in model.parameters()] if isinstance(model, nn.Module) else []
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 def _share(value: Any, eps: float) -> Any:
