@@ -38,8 +38,8 @@ CLASSES: dict[str, Any] = {
 }
 """Every evasion attack class that the installed ART exports."""
 
-OPTIONAL = {"BrendelBethgeAttack"}
-"""Those it exports only where another package is installed."""
+OPTIONAL = {"BrendelBethgeAttack", "RescalingAutoConjugateGradient", "ShapeShifter", "SNAL"}
+"""Those that only some versions of ART export, or only beside another package."""
 
 NORMS: dict[Norm, float] = {"linf": np.inf, "l2": 2}
 ROUNDING = 1e-6
@@ -62,7 +62,6 @@ MASKED = (
     "ProjectedGradientDescentPyTorch",
     "BasicIterativeMethod",
     "MomentumIterativeMethod",
-    "HopSkipJump",
 )
 """Classes that keep to a `mask` on the way they run here."""
 
@@ -85,7 +84,7 @@ def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Tas
     route = _adapt(find_route("art", class_name, ROUTES, CLASSES.keys() | OPTIONAL), settings)
     attack = ArtAttack(name=name, route=route, loss=loss, settings=settings, batched=is_batched("art", class_name))
     if class_name not in CLASSES:
-        raise IncompatibleError(f"attack {name}: the installed ART does not export it. Install what it needs.")
+        raise IncompatibleError(f"attack {name}: the installed ART does not export it. Install another version.")
     _check_mask(f"attack {name}", class_name, settings)
     eps = {route.eps: "the key `eps` of a suite"} if route.eps else {}
     check_settings(

@@ -172,6 +172,7 @@ ROUTES: dict[str, Route] = {
     "RobustDPatch": _none(_DETECTION),
     "OverloadPyTorch": _none(_DETECTION),
     "SNAL": _none(_DETECTION),
+    "ShapeShifter": _none(_DETECTION),
     "CarliniWagnerASR": _none(_AUDIO),
     "ImperceptibleASR": _none(_AUDIO),
     "ImperceptibleASRPyTorch": _none(_AUDIO),
