@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from advseg_adapters.art_inputs import check_logits, read_task
 from advseg_bench import catalogue
@@ -61,8 +62,13 @@ def check_model(
     outputs = logits.shape[1] if isinstance(logits, Tensor) and logits.dim() > 1 else 0
     known = read_task(task, outputs)
     check_logits(logits, known, x)
-    wrapped = SegmentationModule(model).to(device)
-    models.probe("model", wrapped, x, known)
+    models.probe("model", SegmentationModule(model).to(device), x, known)
+    layered = any(isinstance(module, (_ConvNd, nn.Linear)) for module in model.modules())
+    if not layered and bool((logits >= 0).all() and (logits <= 1).all()):
+        raise IncompatibleError(
+            "model: expected raw logits, got nothing but values between 0 and 1, which would mean every class at every "
+            "pixel. Remove the final sigmoid or softmax."
+        )
     return known
 
 

@@ -508,6 +508,8 @@ def build(kind, model, **settings):
         ("binary", lambda net: nn.Sequential(*net, nn.Sigmoid()), {}, "model: expected raw logits"),
         ("multilabel", lambda net: nn.Sequential(*net, nn.Softmax(1)), {}, "Remove the final sigmoid or softmax"),
         ("multiclass", lambda net: nn.Sequential(*net, nn.Softmax(1)), {}, "model: expected raw logits"),
+        ("binary", lambda net: lambda x: net(x).sigmoid(), {}, "model: expected raw logits, got nothing but values"),
+        ("multiclass", lambda net: lambda x: net(x).softmax(1), {}, "which would mean every class at every pixel"),
         ("multilabel", lambda net: net[:4], {}, r"model: expected 3 logit channels \(class0, class1, class2\), got 6"),
         ("multilabel", lambda net: net, {"task": "binary"}, "one logit channel for a binary task, got 3"),
         ("binary", lambda net: net, {"task": "multiclass"}, "two or more logit channels for exclusive classes, got 1"),
