@@ -61,7 +61,11 @@ _PLAIN_STEPS = "Takes Adam's settings, but its steps are those of {} (Foolbox 3.
 _CONTRAST = "A network that normalises does not mind contrast."
 _DRAWN = "Returns the clean image unless a draw passes the threshold."
 _FAR = "Starts from noise far away; what it finds is brought into the budget, and seldom passes the threshold there."
-_NUMBA = "it needs numba, which foolbox does not install"
+_BRENDEL: dict[str, Any] = {
+    "settings": {"steps": 50},
+    "random": True,
+    "note": "Needs numba, which foolbox does not install, and compiles for half a minute.",
+}
 _REPEATED: dict[str, Any] = _GATED | {
     "random": True,
     "settings": {"repeats": 50},
@@ -133,10 +137,10 @@ ROUTES: dict[str, Route] = {
         settings={"steps": 5, "initial_gradient_eval_steps": 50},
         gradient=False,
     ),
-    "L0BrendelBethgeAttack": Route(reason=_NUMBA),
-    "L1BrendelBethgeAttack": Route(reason=_NUMBA),
-    "L2BrendelBethgeAttack": Route(reason=_NUMBA),
-    "LinfinityBrendelBethgeAttack": Route(reason=_NUMBA),
+    "L0BrendelBethgeAttack": Route(**_MINIMAL, **_BRENDEL),
+    "L1BrendelBethgeAttack": Route(**_MINIMAL, **_BRENDEL),
+    "L2BrendelBethgeAttack": Route(**_MINIMAL, **_BRENDEL),
+    "LinfinityBrendelBethgeAttack": Route(**_GATED, **_BRENDEL, eps=None),
     "L0FMNAttack": Route(**_MINIMAL),
     "L1FMNAttack": Route(**_MINIMAL),
     "L2FMNAttack": Route(
@@ -188,7 +192,9 @@ class FoolboxAttack(ForeignAttack):
     def build(self, budget: Budget) -> library.Attack:
         """Construct the class; its radius, if it has one, comes with the call.
 
-        Raises: SpecError: the class refuses its settings.
+        Raises:
+            SpecError: the class refuses its settings.
+            PluginError: a package that only this class needs is missing.
         """
         kind = CLASSES[self.class_name]
         arguments = self.parameters(budget)
@@ -197,7 +203,12 @@ class FoolboxAttack(ForeignAttack):
         if "constraint" in takes:
             arguments["constraint"] = budget.norm
         try:
-            return kind(**arguments)
+            with _quiet():
+                return kind(**arguments)
+        except ImportError as error:
+            raise PluginError(
+                f"attack {self.name}: needs {error.name}, which foolbox does not install. Run: pip install {error.name}"
+            ) from None
         except (TypeError, ValueError, AssertionError) as error:
             raise SpecError(f"attack {self.name}: does not take these settings: {error}") from None
 

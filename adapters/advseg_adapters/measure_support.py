@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,8 +149,9 @@ def measure_toolkit(toolkit: str, only: Sequence[str] = ()) -> Json:
             took = time.perf_counter() - started
             print(f"{row['name']:60} {row['status']:7} {row['batching']:17} {took:6.1f} s  {_brief(row)}", flush=True)
         rows.append(row)
+    used = ["torch", "monai", "numpy", DISTRIBUTIONS[toolkit], *(["numba"] if find_spec("numba") else [])]
     measured = {
-        "versions": {name: version(name) for name in ("torch", "monai", "numpy", DISTRIBUTIONS[toolkit])},
+        "versions": {name: version(name) for name in used},
         "model": "basicunet-s of the suite quick, recast to each kind of task",
         "loss": "dice",
         "images": list(scenes["binary"].batch.images),

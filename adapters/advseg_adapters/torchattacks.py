@@ -98,7 +98,7 @@ ROUTES: dict[str, Route] = {
     ),
     "AutoAttack": Route(
         view="margin",
-        reason="where its first APGD fails it goes on with DLR losses, which need three classes or more, and a view has two",
+        reason="where its first APGD fails it goes on with DLR losses, which need three classes, and a view has two",
     ),
     "Square": Route(
         view="margin",
