@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 
-import foolbox
 import pytest
 import torch
 from strategies import make_batch
-from toolkit_checks import check_class, generators, run, scenes
+from toolkit_checks import check_class, generators, run, scenes, tiny
 from torch import nn
 
 from advseg_adapters import foolbox as adapter
@@ -20,26 +20,18 @@ from advseg_bench.errors import IncompatibleError, PluginError, SpecError
 from advseg_bench.losses import bce, dice
 from advseg_bench.types import Budget
 
+library = adapter.library  # imported by the adapter, which keeps Foolbox's warnings away
 ROWS = {row["name"]: row for row in json.loads((SUPPORT / "foolbox.json").read_text())["rows"]}
 COMPILED = [name for name in adapter.ROUTES if "BrendelBethge" in name]
 """Numba compiles each of them for half a minute; the support table has measured them."""
 RUNS = [name for name, route in adapter.ROUTES.items() if not route.reason and name not in COMPILED]
 CHEAP = {
-    **{f"{norm}ProjectedGradientDescentAttack": {"steps": 5} for norm in ("L1", "L2", "Linf")},
-    **{f"{norm}AdamProjectedGradientDescentAttack": {"steps": 5} for norm in ("L1", "L2", "Linf")},
+    **{name: {"steps": 3} for name in RUNS if "steps" in inspect.signature(adapter.CLASSES[name]).parameters},
     **{name: {"repeats": 3} for name in RUNS if "Repeated" in name},
-    **{f"{norm}FMNAttack": {"steps": 5} for norm in ("L0", "L1", "L2", "LInf")},
-    "DDNAttack": {"steps": 5},
-    "LinearSearchContrastReductionAttack": {"steps": 5},
     "L2CarliniWagnerAttack": {"binary_search_steps": 2, "steps": 5},
     "EADAttack": {"binary_search_steps": 2, "steps": 5},
-    "NewtonFoolAttack": {"steps": 5},
-    "GaussianBlurAttack": {"steps": 5},
-    "SaltAndPepperNoiseAttack": {"steps": 10},
     "LinearSearchBlendedUniformNoiseAttack": {"directions": 3, "steps": 5},
-    "BoundaryAttack": {"steps": 10},
     "HopSkipJumpAttack": {"steps": 1, "initial_gradient_eval_steps": 5},
-    "GenAttack": {"steps": 3},
     "PointwiseAttack": {"l2_binary_search": False},
 }
 
@@ -59,15 +51,13 @@ def test_a_package_that_only_some_classes_need_is_told(name, monkeypatch):
 
 def test_every_class_of_the_package_has_a_route():
     exported = {
-        kind.__name__
-        for kind in vars(foolbox.attacks).values()
-        if isinstance(kind, type) and issubclass(kind, foolbox.attacks.Attack)
+        kind.__name__ for kind in vars(library).values() if isinstance(kind, type) and issubclass(kind, library.Attack)
     }
     assert set(adapter.ROUTES) == exported - {"Attack"}
 
 
 def test_a_class_of_a_later_version_is_told(monkeypatch):
-    monkeypatch.setitem(adapter.CLASSES, "NewestAttack", foolbox.attacks.LinfFastGradientAttack)
+    monkeypatch.setitem(adapter.CLASSES, "NewestAttack", library.LinfFastGradientAttack)
     with pytest.raises(PluginError, match=r"foolbox\.NewestAttack: not in the support table yet"):
         adapter.load("NewestAttack", {}, dice, scenes()["binary"].batch.task)
 
@@ -147,8 +137,8 @@ def test_a_search_that_finds_nothing_leaves_the_image_as_it_is(name):
 
 @pytest.mark.parametrize("name", ["BoundaryAttack", "HopSkipJumpAttack", "PointwiseAttack"])
 def test_a_search_without_a_start_leaves_the_image_as_it_is(name):
-    scene = scenes()["multilabel"]
-    attack, found = run(adapter, name, "l2", {"threshold": 2.0} | CHEAP[name], scene)
+    scene = tiny()
+    attack, found = run(adapter, name, "l2", {"threshold": 1e6} | CHEAP[name], scene)
     assert torch.equal(found, scene.batch.x)
     with torch.no_grad():
         logits = scene.model(found)
