@@ -173,7 +173,7 @@ def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Tas
     attack = FoolboxAttack(
         name=name, route=route, loss=loss, settings=settings, batched=is_batched("foolbox", class_name)
     )
-    check_settings(f"attack {name}", CLASSES[class_name], settings, fixed=FIXED)
+    check_settings(f"attack {name}", CLASSES[class_name], settings, fixed=FIXED, gated=route.view == "margin")
     attack.build(Budget(route.norms[0], 1 / 255))
     return attack
 

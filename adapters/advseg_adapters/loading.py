@@ -49,7 +49,12 @@ def is_batched(toolkit: str, class_name: str) -> bool:
 
 
 def check_settings(
-    where: str, build: Callable[..., object], settings: Mapping[str, Any], *, fixed: Mapping[str, str]
+    where: str,
+    build: Callable[..., object],
+    settings: Mapping[str, Any],
+    *,
+    fixed: Mapping[str, str],
+    gated: bool = True,
 ) -> None:
     """Check a user's settings against the parameters of a class.
 
@@ -58,10 +63,11 @@ def check_settings(
         build: The class.
         settings: As the user gave them.
         fixed: Parameters that are not the user's to set -> what they are.
+        gated: Whether `threshold` and `rise` are settings too.
     Raises: SpecError: a name the class does not take, or a value of another type than its default.
     """
     parameters = _parameters(build)
-    known = {name for name in parameters if name not in fixed} | set(OURS)
+    known = {name for name in parameters if name not in fixed} | (set(OURS) if gated else set())
     for key, value in settings.items():
         if key in fixed and key in parameters:
             raise SpecError(f"{where}: the setting {key!r} is {fixed[key]}. Remove it.")

@@ -135,7 +135,7 @@ def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Tas
         name=name, route=route, loss=loss, settings=settings, batched=is_batched("torchattacks", class_name)
     )
     eps = {route.eps: "the key `eps` of a suite"} if route.eps else {}
-    check_settings(f"attack {name}", CLASSES[class_name], settings, fixed=FIXED | eps)
+    check_settings(f"attack {name}", CLASSES[class_name], settings, fixed=FIXED | eps, gated=route.view == "margin")
     allowed = CHOICES.get(class_name)
     if allowed and settings.get("loss", allowed[0]) not in allowed:
         choices = " or ".join(map(repr, allowed))

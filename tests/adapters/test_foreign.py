@@ -285,6 +285,13 @@ def test_settings_are_held_to_the_signature():
     check(steps="2*eps")
 
 
+def test_settings_of_ours_are_offered_only_where_they_work():
+    with pytest.raises(SpecError, match=r"Known: extra, kind, size, start, steps\."):
+        check_settings("attack toy.Toy", Toy, {"stops": 1}, fixed={"model": "", "eps": ""}, gated=False)
+    with pytest.raises(SpecError, match="rise, size, start, steps, threshold"):
+        check_settings("attack toy.Toy", Toy, {"stops": 1}, fixed={"model": "", "eps": ""})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
