@@ -111,7 +111,11 @@ ROUTES: dict[str, Route] = {
     "L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack": Route(**_REPEATED, norms=("l2",)),
     "L2ClippingAwareRepeatedAdditiveUniformNoiseAttack": Route(**_REPEATED, norms=("l2",)),
     "LinfRepeatedAdditiveUniformNoiseAttack": Route(**_REPEATED),
-    "SparseL1DescentAttack": Route(**_L1, **_PLAIN),
+    "SparseL1DescentAttack": Route(
+        **_L1 | {"note": f"{_L1['note']} Its projection moves an image by what its neighbours do."},
+        **_PLAIN,
+        single=True,
+    ),
     "InversionAttack": Route(view="none", objective="none", norms=("l2",), eps=None, gradient=False, note=_CONTRAST),
     "BinarySearchContrastReductionAttack": Route(**_MINIMAL, gradient=False, note=_CONTRAST),
     "LinearSearchContrastReductionAttack": Route(**_MINIMAL, settings={"steps": 100}, gradient=False, note=_CONTRAST),
@@ -125,7 +129,9 @@ ROUTES: dict[str, Route] = {
     "L2DeepFoolAttack": Route(**_MINIMAL),
     "LinfDeepFoolAttack": Route(**_GATED, eps=None),
     "SaltAndPepperNoiseAttack": Route(**_MINIMAL, random=True, settings={"steps": 100}, gradient=False),
-    "LinearSearchBlendedUniformNoiseAttack": Route(**_MINIMAL, random=True, settings={"directions": 10, "steps": 100}),
+    "LinearSearchBlendedUniformNoiseAttack": Route(
+        **_MINIMAL, random=True, settings={"directions": 10, "steps": 100}, gradient=False, note=_FAR
+    ),
     "BinarizationRefinementAttack": Route(reason="it refines the result of another attack on models that binarize"),
     "DatasetAttack": Route(reason="it returns other images of the data set, which no budget holds"),
     "BoundaryAttack": Route(**_MINIMAL, random=True, settings={"steps": 500}, gradient=False, note=_FAR),
