@@ -92,14 +92,6 @@ ROUTES: dict[str, Route] = {
         random=True,
         note="Of one image at a time; its target is the class of broken segmentations.",
     ),
-    "ThresholdAttack": _gated(
-        ("linf",),
-        settings={"th": "255*eps", "es": 1, "max_iter": 1},
-        random=True,
-        dims=(2,),
-        gradient=False,
-        note="Evaluates the model twice for every pixel, and again for every generation.",
-    ),
     # Look for the smallest perturbation, or know no budget: what they find is brought into it.
     "DeepFool": _gated(settings={"max_iter": 50, "epsilon": 0.02}),
     "CarliniL2Method": _gated(settings={"binary_search_steps": 5}),
@@ -119,12 +111,6 @@ ROUTES: dict[str, Route] = {
     "SimBA": _gated(
         ("linf",), settings={"attack": "px", "max_iter": 300, "epsilon": "1*eps"}, random=True, gradient=False
     ),
-    "ZooAttack": _gated(
-        settings={"use_resize": False, "use_importance": False, "abort_early": False, "max_iter": 20}
-        | {"initial_const": 100.0, "variable_h": 0.01, "learning_rate": 0.05, "nb_parallel": 64},
-        random=True,
-        gradient=False,
-    ),
     "PixelAttack": _gated(settings={"th": 50, "max_iter": 10}, random=True, dims=(2,), gradient=False),
     "SpatialTransformation": _gated(
         _BOTH,
@@ -142,15 +128,12 @@ ROUTES: dict[str, Route] = {
     "ShadowAttack": _gated(
         _BOTH, objective="own loss", settings={"nb_steps": 30, "batch_size": 8, "sigma": 0.05}, random=True, dims=(2,)
     ),
-    "VirtualAdversarialMethod": _gated(
-        objective="own loss",
-        eps="eps",
-        settings={"max_iter": 1, "finite_diff": 0.01},
-        random=True,
-        gradient=False,
-        note="Evaluates the model once for every pixel and iteration.",
-    ),
     # Cannot run.
+    "VirtualAdversarialMethod": _none("it evaluates the model once for every pixel and iteration: minutes an image"),
+    "ZooAttack": _none("it estimates a gradient pixel by pixel: minutes an image"),
+    "ThresholdAttack": _none(
+        "it evaluates the model twice for every pixel, and again for every generation: minutes an image"
+    ),
     "AutoAttack": _none("its difference-of-logits-ratio part needs three classes, and a view has two"),
     "FeatureAdversariesNumpy": _none("it has no gradient: each step evaluates the model once for every pixel"),
     "CompositeAdversarialAttackPyTorch": _none("it is written for colour images of 32 x 32 pixels"),
