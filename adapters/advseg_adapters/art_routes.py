@@ -132,7 +132,7 @@ ROUTES: dict[str, Route] = {
     "VirtualAdversarialMethod": _none("it evaluates the model once for every pixel and iteration: minutes an image"),
     "ZooAttack": _none("it estimates a gradient pixel by pixel: minutes an image"),
     "ThresholdAttack": _none(
-        "it evaluates the model twice for every pixel, and again for every generation: minutes an image"
+        "it evaluates the model twice for every pixel and generation: minutes an image"
     ),
     "AutoAttack": _none("its difference-of-logits-ratio part needs three classes, and a view has two"),
     "FeatureAdversariesNumpy": _none("it has no gradient: each step evaluates the model once for every pixel"),
