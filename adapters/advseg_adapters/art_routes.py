@@ -131,9 +131,7 @@ ROUTES: dict[str, Route] = {
     # Cannot run.
     "VirtualAdversarialMethod": _none("it evaluates the model once for every pixel and iteration: minutes an image"),
     "ZooAttack": _none("it estimates a gradient pixel by pixel: minutes an image"),
-    "ThresholdAttack": _none(
-        "it evaluates the model twice for every pixel and generation: minutes an image"
-    ),
+    "ThresholdAttack": _none("it evaluates the model twice for every pixel and generation: minutes an image"),
     "AutoAttack": _none("its difference-of-logits-ratio part needs three classes, and a view has two"),
     "FeatureAdversariesNumpy": _none("it has no gradient: each step evaluates the model once for every pixel"),
     "CompositeAdversarialAttackPyTorch": _none("it is written for colour images of 32 x 32 pixels"),
