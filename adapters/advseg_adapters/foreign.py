@@ -55,6 +55,7 @@ class Route:
         single: Whether images of one call can influence each other, such as by a stop that asks for progress of the
             whole batch, though few images need not show it.
         dims: Numbers of space axes it can be given.
+        square: Whether it fails on images whose space axes differ in length.
         note: What its user must know, as a full sentence; "" if nothing.
         reason: Why it cannot run; "" if it can.
     """
@@ -69,6 +70,7 @@ class Route:
     gradient: bool = True
     single: bool = False
     dims: tuple[int, ...] = (2, 3)
+    square: bool = False
     note: str = ""
     reason: str = ""
 
@@ -120,7 +122,8 @@ class ForeignAttack(ABC):
     def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return adversarial images, inside the budget; shape and dtype of `batch.x`. Cost: that of the class.
 
-        Raises: IncompatibleError: the class does not know the norm or the number of space axes.
+        Raises: IncompatibleError: the class does not know the norm, the number of space axes, or images that are not
+            square.
         """
         if budget.norm not in self.route.norms:
             remedy = f"Use {' or '.join(self.route.norms)}."
@@ -131,11 +134,16 @@ class ForeignAttack(ABC):
             raise IncompatibleError(
                 expected(f"attack {self.name}", f"images with {dims} space axes", axes, "Use another attack.")
             )
+        size = tuple(batch.x.shape[2:])
+        if self.route.square and len(set(size)) > 1:
+            raise IncompatibleError(
+                expected(f"attack {self.name}", "square images", size, "Resize or pad them, or use another attack.")
+            )
         if budget.eps == 0:
             return batch.x.clone()
         n = len(batch.x)
-        size = self.together(n)
-        groups = [range(i, min(i + size, n)) for i in range(0, n, size)]
+        share = self.together(n)
+        groups = [range(i, min(i + share, n)) for i in range(0, n, share)]
         results = []
         for group in groups:
             part = select_images(batch, group)

@@ -44,7 +44,7 @@ CHOICES = {"UPGD": ("ce",), "APGD": ("ce",), "Square": ("margin", "ce")}
 
 STEP = {"alpha": "0.25*eps"}
 SEARCH = {"binary_search_steps": 5, "max_iterations": 50, "initial_const": 0.1}
-_SHIFTED = "Shifts the image but not its mask; images must be square."
+_SHIFTED = "Shifts the image but not its mask. Images must be square."
 _BOTH_WAYS = "Climbs the divergence from the clean view, whichever way it began: it may improve a segmentation."
 _ZERO_PIXELS = "A pixel at a bound cannot move: its place on the tanh curve is infinite."
 
@@ -62,8 +62,10 @@ ROUTES: dict[str, Route] = {
     "UPGD": Route(settings=STEP, random=True, random_by=("random_start",)),
     "APGD": Route(norms=("linf", "l2"), random=True, note="Runs in its own mode `best_loss`, which stops at no class."),
     "APGDT": Route(view="margin", reason="its targeted DLR loss needs four classes, and a view has two"),
-    "DIFGSM": Route(settings=STEP, random=True, dims=(2,), note=_SHIFTED),
-    "TIFGSM": Route(settings=STEP, random=True, dims=(2,), note=f"{_SHIFTED} Images have 1 or 3 channels."),
+    "DIFGSM": Route(settings=STEP, random=True, dims=(2,), square=True, note=_SHIFTED),
+    "TIFGSM": Route(
+        settings=STEP, random=True, dims=(2,), square=True, note=f"{_SHIFTED} Images have 1 or 3 channels."
+    ),
     "Jitter": Route(reason="it divides the logits by the largest, and of two classes nothing is left to climb"),
     "NIFGSM": Route(settings=STEP),
     "PGDRS": Route(settings=STEP | {"noise_sd": "1*eps"}, random=True),
@@ -91,7 +93,15 @@ ROUTES: dict[str, Route] = {
     "SparseFool": Route(view="margin", objective="success-gated", norms=("l2",), eps=None),
     "OnePixel": Route(gradient=False, view="margin", objective="success-gated", norms=("l2",), eps=None, random=True),
     "Pixle": Route(
-        gradient=False, view="margin", objective="success-gated", norms=("l2",), eps=None, random=True, dims=(2,)
+        view="margin",
+        objective="success-gated",
+        norms=("l2",),
+        eps=None,
+        gradient=False,
+        random=True,
+        dims=(2,),
+        square=True,
+        note="Images must be square.",
     ),
     "FAB": Route(
         view="margin", objective="success-gated", norms=("linf", "l2"), settings={"n_classes": 2}, random=True
@@ -108,6 +118,8 @@ ROUTES: dict[str, Route] = {
         gradient=False,
         random=True,
         dims=(2,),
+        square=True,
+        note="Images must be square.",
     ),
     "MultiAttack": Route(eps=None, reason="it takes attack objects; name its attacks in the suite, one entry each"),
     "LGV": Route(

@@ -167,6 +167,16 @@ def test_a_volume_is_refused_where_the_class_looks_at_neighbours():
         )
 
 
+@pytest.mark.parametrize("name", ["DIFGSM", "TIFGSM", "Pixle", "Square"])
+def test_images_that_are_not_square_are_refused_in_one_line(name):
+    batch, _ = make_batch("binary", space=(11, 8))
+    norm = adapter.ROUTES[name].norms[0]
+    with pytest.raises(IncompatibleError, match=r"expected square images, got \(11, 8\)\. Resize or pad them"):
+        adapter.load(name, {}, bce, batch.task)(
+            lambda x: x[:, :1], batch, budget=Budget(norm, 0.1), generators=generators(3)
+        )
+
+
 @pytest.mark.parametrize("name", ["PIFGSM", "TIFGSM"])
 def test_one_channel_stands_for_three_where_the_class_convolves_three(name):
     scene = scenes()["multilabel"]
