@@ -121,7 +121,7 @@ def trains(model, batch, *, budget, generators):
 
 
 def writes_weights(model, batch, *, budget, generators):
-    model.net.get_buffer("weight").data.mul_(-1.0)
+    model.net.weight.data.mul_(-1.0)
     return (batch.x + budget.eps / 2).clamp(0, 1)
 
 
@@ -136,7 +136,7 @@ def writes_labels(model, batch, *, budget, generators):
 
 
 def corrupts_and_raises(model, batch, *, budget, generators):
-    model.net.get_buffer("weight").data.mul_(-1.0)
+    model.net.weight.data.mul_(-1.0)
     raise RuntimeError("boom")
 
 

@@ -14,8 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from advseg_bench.errors import PluginError
-
 
 def _import_art() -> Any:
     """Import ART with its two side effects contained; one that is imported already is taken as it is.
@@ -28,10 +26,7 @@ def _import_art() -> Any:
         return import_module("art")
     spec = importlib.util.find_spec("art")
     if spec is None or not spec.submodule_search_locations:
-        raise PluginError(
-            "attacks art.*: the Adversarial Robustness Toolbox is not installed. "
-            'Install it with pip install "advseg-bench[art]".'
-        )
+        raise ModuleNotFoundError('art is not installed. Run: pip install "advseg-bench[art]"', name="art")
     try:
         if not Path("~/.art/config.json").expanduser().exists():
             _load_config(Path(spec.submodule_search_locations[0], "config.py"))

@@ -271,5 +271,7 @@ def _remember(attack: torchattacks.attack.Attack, x: Tensor, y: Tensor) -> Tenso
 RUNS: dict[str, Callable[[torchattacks.attack.Attack, Tensor, Tensor], Tensor]] = {
     "APGD": _climb,
     "FAB": _remember,
+    "SPSA": _call,
     "Square": _remember,
 }
+"""Classes whose result is projected here, with the way they are run. (SPSA leaves the bounds by a rounding.)"""

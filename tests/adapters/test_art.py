@@ -60,13 +60,11 @@ CHEAP = {
     "GeoDA": {"max_iter": 260, "sub_dim": 4},
     "SignOPTAttack": {"max_iter": 1, "k": 3, "num_trial": 3},
     "SimBA": {"max_iter": 10},
-    "ZooAttack": {"max_iter": 1, "nb_parallel": 8},
     "PixelAttack": {"th": 3, "max_iter": 1, "rise": 1e-4},
     "Wasserstein": {"max_iter": 1, "projected_sinkhorn_max_iter": 5},
     "ShadowAttack": {"nb_steps": 3, "batch_size": 2},
-    "ThresholdAttack": {"max_iter": 1, "rise": 1e-4},
 }
-SLOW = {"PixelAttack", "ThresholdAttack", "VirtualAdversarialMethod"}
+SLOW = {"PixelAttack"}
 """Those that evaluate the model hundreds of times whatever their settings: they meet a small image instead."""
 
 
@@ -107,7 +105,7 @@ def test_every_class_that_runs_and_takes_long(name):
 @pytest.mark.parametrize("name", [n for n in RUNS if 3 in adapter.ROUTES[n].dims and n != "FeatureAdversariesPyTorch"])
 def test_every_class_that_takes_volumes(name):
     norm = adapter.ROUTES[name].norms[0]
-    settings = {} if name == "VirtualAdversarialMethod" else CHEAP.get(name, {})
+    settings = CHEAP.get(name, {})
     _, batch, x_adv, _ = attack_linear(name, "multiclass", (3, 4, 2), settings, norm)
     assert x_adv.shape == batch.x.shape
     assert (distance(x_adv, batch.x, norm) <= 0.5 + 1e-6).all()
@@ -432,4 +430,4 @@ def test_without_art_there_is_one_line_with_the_command(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert re.search(r'not installed\. Install it with pip install "advseg-bench\[art\]"', last)
+    assert re.search(r'not installed\. Run: pip install "advseg-bench\[art\]"', last)
