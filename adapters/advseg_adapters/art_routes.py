@@ -129,9 +129,9 @@ ROUTES: dict[str, Route] = {
         _BOTH, objective="own loss", settings={"nb_steps": 30, "batch_size": 8, "sigma": 0.05}, random=True, dims=(2,)
     ),
     # Cannot run.
-    "VirtualAdversarialMethod": _none("it evaluates the model once for every pixel and iteration: minutes an image"),
-    "ZooAttack": _none("it estimates a gradient pixel by pixel: minutes an image"),
-    "ThresholdAttack": _none("it evaluates the model twice for every pixel and generation: minutes an image"),
+    "VirtualAdversarialMethod": _none("left out for its cost: some 4,000 evaluations, up to a minute an image"),
+    "ZooAttack": _none("left out for its cost: some 2,600 evaluations, 15 s an image"),
+    "ThresholdAttack": _none("left out for its cost: some 8,000 evaluations, about a minute an image"),
     "AutoAttack": _none("its difference-of-logits-ratio part needs three classes, and a view has two"),
     "FeatureAdversariesNumpy": _none("it has no gradient: each step evaluates the model once for every pixel"),
     "CompositeAdversarialAttackPyTorch": _none("it is written for colour images of 32 x 32 pixels"),
