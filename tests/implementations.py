@@ -55,6 +55,20 @@ class Band(Signed):
         return g
 
 
+class LeftFlipped(Signed):
+    """The gradient has the wrong sign in the left half."""
+
+    def change(self, g):
+        return torch.cat([-g[..., : g.shape[-1] // 2], g[..., g.shape[-1] // 2 :]], -1)
+
+
+class RightFlipped(LeftFlipped):
+    """The gradient has the wrong sign in the right half."""
+
+    def change(self, g):
+        return -super().change(g)
+
+
 class Reversed(Signed):
     def change(self, g):
         return -g
@@ -129,6 +143,9 @@ class Loop:
     def point_of(self, x, x_adv):
         return x_adv
 
+    def change(self, t, g):
+        return g
+
     def __call__(self, model, batch, *, budget, generators):
         x, memory = batch.x.clone(), 0
         if self.random:
@@ -144,6 +161,7 @@ class Loop:
             if self.momentum is not None:
                 g = g.sign() if self.norm is None else g / g.abs().sum((1, 2, 3), keepdim=True) if self.norm else g
                 g = memory = self.momentum * memory + g
+            g = self.change(t, g)
             delta = (x + self.step_of(t, budget.eps) * g.sign() - batch.x).clamp(-budget.eps, budget.eps)
             x = (batch.x + delta).clamp(0, 1)
         return x
@@ -159,6 +177,15 @@ class LoopFromBounds(Loop):
             x = x + self.step_of(t, budget.eps) * g.sign()
             x = torch.minimum(torch.maximum(x, batch.x - budget.eps), batch.x + budget.eps).clamp(0, 1)
         return x
+
+
+class EarlyBand(Loop):
+    """Only the second step has the wrong sign in two rows."""
+
+    def change(self, t, g):
+        g = g.clone()
+        g[:, :, 10:12] *= -1 if t == 1 else 1
+        return g
 
 
 class FiveSteps(Loop):
@@ -205,3 +232,47 @@ class SignMomentum(Momentum):
 
 class ForgetfulMomentum(Momentum):
     momentum = 0.5
+
+
+class EachFromBounds(LoopFromBounds):
+    """Sound: the same, image after image."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        from advseg_bench.batches import select_images
+
+        parts = [select_images(batch, [i]) for i in range(len(batch.x))]
+        call = super().__call__
+        return torch.cat([call(model, part, budget=budget, generators=generators) for part in parts])
+
+
+class BoundsFirst(Loop):
+    """L2 steps of eps / 2, clipped to the bounds before they are brought into the ball."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        x = batch.x.clone()
+        for _ in range(self.steps):
+            g = gradient(model, batch, self.loss, x)
+            step = (x + budget.eps / 2 * g / length(g)).clamp(0, 1) - batch.x
+            x = batch.x + step * (budget.eps / length(step)).clamp(max=1)
+        return x
+
+
+def length(t):
+    return t.flatten(1).norm(dim=1).view(-1, *[1] * (t.dim() - 1))
+
+
+class NanToZero(Signed):
+    """Sound in L2, by another convention."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        g = gradient(model, batch, self.loss, batch.x).nan_to_num(0.0)
+        return (batch.x + budget.eps * g / length(g)).clamp(0, 1)
+
+
+class Trains(Signed):
+    """Leaves the model in training mode."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        result = super().__call__(model, batch, budget=budget, generators=generators)
+        model.train()
+        return result

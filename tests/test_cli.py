@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -199,11 +200,15 @@ def test_a_reader_that_stops_is_no_error():
 
 @contextmanager
 def long_run(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run with two workers that would train for minutes; entered when its workers have started."""
+    """A run with two workers that would train for minutes; entered when its workers have started.
+
+    It hears Ctrl-C even where the tests do not, such as in the background of a shell.
+    """
     suite = write_suite(folder, ("epochs = 3", "epochs = 3000"))
     command = [*CLI, "run", str(suite), "--out", str(folder / "run"), "--workers", "2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as process:
+    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, text=True, start_new_session=True, preexec_fn=hearing, **pipes) as process:
         deadline = time.monotonic() + 120
         while not (folder / "run" / "run.json").exists() and time.monotonic() < deadline:
             time.sleep(0.1)

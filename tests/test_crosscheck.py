@@ -76,6 +76,7 @@ def test_sound_implementations_pass_on_every_task_loss_and_network(trained):
         ("Nothing", "weaker", "returned the clean image"),
         ("TooFar", "violates", r"exceeded eps by 0\.000157 \(1\.0%\)"),
         ("Outside", "violates", "left the bounds by 0.0157"),
+        ("Trains", "violates", "changed the model it attacked"),
         ("Raises", "fails", "RuntimeError: no kernel"),
         ("Predicted", "equal under a convention", "label: the model's own prediction"),
     ],
@@ -93,7 +94,9 @@ FOUR = {"reference": "bim", "settings": {"steps": 4}}
     ("name", "verdict", "reason"),
     [
         ("Loop", "identical", ""),
-        ("LoopFromBounds", "equal up to rounding", ""),
+        ("LoopFromBounds", "equal up to rounding", "every step within 4 ulp"),
+        ("EachFromBounds", "equal up to rounding", ""),
+        ("EarlyBand", "weaker", r"wrong gradient .* one connected band \(pixels 10-11 x"),
         ("FiveSteps", "equal under a convention", "step rule: 5 steps instead of 4"),
         ("SmallSteps", "equal under a convention", r"step rule: steps of eps / 5 instead of 0\.25 \* eps"),
         ("LateSchedule", "weaker", r"wrong step size: 0\.\d+ times"),
@@ -169,6 +172,90 @@ def test_moving_values_without_a_gradient_is_no_rounding():
             assert finding.real is not None
             assert finding.real[..., :4].all()
             assert not finding.real[:, 0, :, 4:].any()
+
+
+class Noisy(nn.Module):
+    """The left half's logits are 1 for any image, by two functions whose gradients cancel up to rounding."""
+
+    def forward(self, x):
+        width = x.shape[-1] // 2
+        left = x[..., :width].tanh() ** 2 + 1 / x[..., :width].cosh() ** 2
+        return torch.cat([left, x[..., width:]], -1).sum(1, keepdim=True)
+
+
+class Kinked(nn.Module):
+    """Each image's first pixel lies on a kink: an ulp decides between a gradient of 1000 and one of 1."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.register_buffer("at", x[:, :, 0, 0].clone())
+
+    def forward(self, x):
+        rows = (x[:, None, :, 0, 0] - self.at).abs().sum(-1).argmin(1)  # whose image it is, in any part of the batch
+        steep = torch.zeros_like(x)
+        steep[:, :, 0, 0] = 1000 * (x[:, :, 0, 0] - self.at[rows]).relu()
+        return (x + steep).sum(1, keepdim=True)
+
+
+CUBE = Budget("linf", 0.1)
+
+
+def judge_on(model, batch, attack, budget=CUBE):
+    reference = FGSM(loss=losses.bce)
+    with torch.no_grad():
+        case = Case(reference, model, batch, budget, model(batch.x))
+    ours = reference(model, batch, budget=budget, generators=make_generators(len(batch.x)))
+    theirs = run_traced(attack, model, batch, budget, make_generators(len(batch.x)))
+    return judge(case, ours, theirs, measure_effect(case, ours))
+
+
+def test_a_gradient_that_is_all_rounding_may_have_any_sign_and_a_fault_beside_it_is_real():
+    from implementations import LeftFlipped, RightFlipped
+
+    batch, _ = make_batch("binary", n=3, space=(24, 24))
+    free = judge_on(Noisy(), batch, LeftFlipped(losses.bce))
+    assert free.verdict == "equal up to rounding", free.reason
+    assert free.steps.disagree == free.steps.explained > 100
+    fault = judge_on(Noisy(), batch, RightFlipped(losses.bce))
+    assert fault.verdict == "weaker"
+    assert fault.real[..., 12:].all()
+    assert not fault.real[..., :12].any()
+
+
+def test_one_kink_excuses_itself_and_nothing_else():
+    from implementations import Percent
+
+    batch, _ = make_batch("binary", n=3, space=(24, 24))
+    finding = judge_on(Kinked(batch.x), batch, Percent(losses.bce))
+    assert finding.verdict == "weaker", finding.reason
+    assert finding.steps.disagree - finding.steps.explained >= 20
+
+
+class Cornered(nn.Module):
+    """The gradient of the left half is NaN."""
+
+    def forward(self, x):
+        width = x.shape[-1] // 2
+        return torch.cat([(x[..., :width] * 0).sqrt(), x[..., width:]], -1).sum(1, keepdim=True)
+
+
+def test_nan_to_zero_is_a_convention_with_a_name():
+    from implementations import NanToZero, Signed
+
+    batch, _ = make_batch("binary", n=2, space=(6, 8))
+    ball = Budget("l2", 0.5)
+    finding = judge_on(Cornered(), batch, NanToZero(losses.bce), ball)
+    assert finding.verdict == "equal under a convention", finding.reason
+    assert "NaN to 0" in finding.reason
+    assert judge_on(Cornered(), batch, Signed(losses.bce)).verdict == "identical"  # the sign of NaN is 0
+    assert judge_on(Cornered(), batch, FGSM(loss=losses.bce), ball).verdict == "violates"
+
+
+def test_the_projection_order_is_a_convention_with_a_name(trained):
+    ball = {"norm": "l2", "eps": (2.0,)}
+    pair, _ = check(trained, "BoundsFirst", **FOUR | ball | {"settings": {"steps": 4, "step_size": 0.5}})
+    assert pair.finding.verdict == "equal under a convention", pair.finding.reason
+    assert pair.finding.reason == "projection order: bounds first, budget second"
 
 
 def test_compare_counts_float32_numbers():

@@ -94,3 +94,14 @@ def test_uniform_noise_fills_the_interval():
     assert -1 <= noise.min() < -0.99
     assert 0.99 < noise.max() < 1
     assert noise.std().item() == pytest.approx(3**-0.5, abs=0.01)
+
+
+def test_random_starts_fill_the_ball_evenly():
+    x = torch.zeros(2000, 1, 1, 2)
+    drawn = geometry.random_in_ball(x, "l2", make_generators(2000))
+    radius = drawn.flatten(1).norm(dim=1)
+    assert radius.max() <= 1 + 1e-6
+    for r in (0.3, 0.5, 0.8):  # in the plane, r^2 of the points lie within r
+        assert abs(float((radius <= r).double().mean()) - r**2) < 0.04
+    corners = geometry.random_in_ball(x, "linf", make_generators(2000))
+    assert abs(float((corners.abs().amax(dim=(1, 2, 3)) <= 0.5).double().mean()) - 0.25) < 0.04

@@ -23,7 +23,8 @@ class ProjectedAscent:
     (the sign for L_inf, g / ||g||_2 for L2), m_t = g_t without momentum and m_t = decay * m_{t-1} + g_t / ||g_t||_1
     with it, and g_t is the gradient of the sum of one loss value per image. P clips the perturbation to the budget
     first and the image to the bounds second. The last iterate is returned, whatever the loss was on the way. A
-    gradient of NaN makes the result NaN, for the harness to see.
+    value whose gradient is NaN does not move under L_inf, since the sign of NaN is 0 in torch; under L2 the image
+    becomes NaN.
 
     Attributes:
         loss: What to increase, see `advseg_bench.losses`.

@@ -60,7 +60,7 @@ class Example:
 
     def judge(self) -> Finding:
         """Run both implementations and compare them."""
-        return judge_at(self.plan, self.place, self.name, self.model, self.batch)[0]
+        return judge_at(self.plan, self.place, self.name, self.model, self.batch)
 
 
 def save_example(pair: Pair, plan: Plan, subject: Subject, folder: Path) -> Path:
@@ -73,7 +73,8 @@ def save_example(pair: Pair, plan: Plan, subject: Subject, folder: Path) -> Path
         folder: Made for it: reproduce.py, case.json, tensors.safetensors, model.safetensors.
     Returns: The script. Cost: some ten judgements of ever smaller images.
     """
-    assert pair.case is not None and pair.theirs is not None and pair.finding.real is not None  # noqa: PT018
+    assert pair.case is not None
+    assert pair.finding.real is not None
     worst = int(pair.finding.real.flatten(1).sum(1).argmax())
     example = Example(plan, pair.place, pair.implementation, pair.case.model, select_images(pair.case.batch, [worst]))
     finding = example.judge()

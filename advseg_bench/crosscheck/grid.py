@@ -16,7 +16,7 @@ from advseg_bench.attacks.ascent import ProjectedAscent
 from advseg_bench.attacks.gradient import FGSM, input_gradients
 from advseg_bench.batches import check_batch
 from advseg_bench.cells import Cell
-from advseg_bench.crosscheck.trace import Trace, run_traced
+from advseg_bench.crosscheck.trace import run_traced
 from advseg_bench.crosscheck.verdict import SOUND, Case, Effect, Finding, Verdict, judge, measure_effect
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, unknown
 from advseg_bench.guard import ModelGuard
@@ -110,7 +110,6 @@ class Pair:
         finding: The verdict.
         cost: The other's forwards, backwards (per image) and seconds; and the reference's seconds where both ran alone.
         case: What both were given, kept where the disagreement is real; else None.
-        theirs: The other's call, kept likewise.
     """
 
     implementation: str
@@ -118,7 +117,6 @@ class Pair:
     finding: Finding
     cost: Mapping[str, float | None]
     case: Case | None = None
-    theirs: Trace | None = None
 
 
 def crosscheck(
@@ -242,7 +240,7 @@ def _share_gradients(attacks: Mapping[str, Attack], model: nn.Module, batch: Bat
     return dict(zip(fgsm, input_gradients(model, batch.x, objectives)[1], strict=True))
 
 
-def judge_at(plan: Plan, place: Place, name: str, model: nn.Module, batch: Batch) -> tuple[Finding, Case, Trace]:
+def judge_at(plan: Plan, place: Place, name: str, model: nn.Module, batch: Batch) -> Finding:
     """Run the reference and one implementation at one point of the grid.
 
     Args:
@@ -251,7 +249,7 @@ def judge_at(plan: Plan, place: Place, name: str, model: nn.Module, batch: Batch
         name: The implementation.
         model: Images -> logits of the task of `batch`.
         batch: Images and labels.
-    Returns: The finding, what both were given, and the other's call. Raises: whatever the implementation raises.
+    Returns: The finding. Raises: whatever the implementation raises.
     """
     reference = _load(plan.reference, plan.settings, place.loss, plan, batch.task)
     assert isinstance(reference, (FGSM, ProjectedAscent))
@@ -261,7 +259,7 @@ def judge_at(plan: Plan, place: Place, name: str, model: nn.Module, batch: Batch
     ours = reference(model, batch, budget=case.budget, generators=_generators(plan, batch))
     attack = _load(name, plan.others[name], place.loss, plan, batch.task)
     theirs = run_traced(attack, model, batch, case.budget, _generators(plan, batch))
-    return judge(case, ours, theirs, measure_effect(case, ours)), case, theirs
+    return judge(case, ours, theirs, measure_effect(case, ours))
 
 
 def _judge_one(name: str, attack: Attack, plan: Plan, scene: _Scene) -> Pair:
@@ -280,7 +278,7 @@ def _judge_one(name: str, attack: Attack, plan: Plan, scene: _Scene) -> Pair:
         "reference_seconds": scene.seconds,
     }
     kept = finding.real is not None and finding.real.any()
-    return Pair(name, place, finding, cost, case if kept else None, theirs if kept else None)
+    return Pair(name, place, finding, cost, case if kept else None)
 
 
 def _load(name: str, settings: Mapping[str, Any], loss: str, plan: Plan, task: Task) -> Attack:

@@ -140,7 +140,7 @@ def judge_steps(
 def _is_off(after: Tensor, expected: Tensor, batch: Batch) -> Tensor:
     """Where a value is not where it is expected, by more than two ways of writing the same step differ."""
     far = (_order(after) - _order(expected)).abs() > ROUNDING_ULP
-    far &= (after - expected).abs() > ROUNDING_ULP * torch.finfo(torch.float32).eps * batch.bounds.upper
+    far &= (after - expected).abs() > _rounding(batch)
     return far | after.isnan() | expected.isnan()
 
 
@@ -178,7 +178,7 @@ class _Envelope:
         batch, budget, move = self.batch, self.budget, self.reference.move
         center = move(x.double(), exact, batch, budget)
         spread = torch.stack([(move(x, m.to(x), batch, budget).double() - center).abs() for m in others]).amax(0)
-        ulp = ROUNDING_ULP * torch.finfo(torch.float32).eps * batch.bounds.upper
+        ulp = _rounding(batch)
         near = (after.double() - center).abs() <= 2 * spread + ulp
         noise = torch.stack([(m.double() - exact).abs() for m in others]).amax(0)
         floor = noise.flatten(1).quantile(NOISE_QUANTILE, dim=1).view(-1, *[1] * (x.dim() - 1))
@@ -193,7 +193,7 @@ class _Envelope:
         """Where a value went where some gradient (up, down or none) would have put it."""
         batch, budget = self.batch, self.budget
         ends = [self.reference.move(x, torch.full_like(x, sign), batch, budget) for sign in (-1.0, 0.0, 1.0)]
-        ulp = ROUNDING_ULP * torch.finfo(torch.float32).eps * batch.bounds.upper
+        ulp = _rounding(batch)
         return torch.stack([(after - end).abs() <= ulp for end in ends]).any(0)
 
     def _recompute(self, x: Tensor) -> list[Tensor]:
@@ -217,6 +217,12 @@ class _Envelope:
             moved = torch.nextafter(x, torch.full_like(x, towards))
             found.append(gradient_at(reference, model, batch, moved, size=n))
         return [exact, *found]
+
+
+def _rounding(batch: Batch) -> float:
+    """What `ROUNDING_ULP` amounts to at the largest intensity."""
+    largest = max(abs(batch.bounds.lower), abs(batch.bounds.upper))
+    return ROUNDING_ULP * torch.finfo(torch.float32).eps * largest
 
 
 def _order(x: Tensor) -> Tensor:

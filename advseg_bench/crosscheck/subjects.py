@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
@@ -18,6 +18,7 @@ from advseg_bench.models.build import build_model
 from advseg_bench.registry import load_attack
 from advseg_bench.specs import ModelSpec
 from advseg_bench.suite import Suite
+from advseg_bench.toolkits import check_attack
 from advseg_bench.training import obtain_model
 from advseg_bench.types import Batch, Norm, Task
 
@@ -79,17 +80,24 @@ def find_equivalents(
     missing = []
     full = _fill(reference, settings)
     for name in names:
-        if "." not in name and ":" not in name and name not in toolkits:
-            try:
-                load_attack(Cell("", "", name, "dice", "{}", norm, 0.0, 0, name, None), Task("binary", ("a",)))
-            except PluginError:
-                raise SpecError(unknown("crosscheck", "toolkit", name, toolkits)) from None
+        if name not in toolkits:
+            _check_name(name, toolkits)
         equivalent = toolkits[name].load()(reference, norm, full) if name in toolkits else (name, {})
         if equivalent is None:
             missing.append(name)
         else:
             found[equivalent[0]] = equivalent[1]
     return found, missing
+
+
+def _check_name(name: str, toolkits: Collection[str]) -> None:
+    """Refuse what is no attack; a bare word was meant for a toolkit."""
+    try:
+        check_attack(name)
+    except PluginError:
+        if "." in name or ":" in name:
+            raise
+        raise SpecError(unknown("crosscheck", "toolkit", name, toolkits)) from None
 
 
 def _fill(reference: str, settings: Mapping[str, Any]) -> dict[str, Any]:
