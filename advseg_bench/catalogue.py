@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from advseg_bench.types import TaskKind
 
@@ -23,6 +23,9 @@ class AttackEntry:
         backwards: Gradient evaluations per image and step, stand-alone.
         steps: Steps unless the setting of that name says otherwise.
         shared: Whether it is a `OneGradientAttack`, whose budgets and losses share their passes.
+        control: Whether it is there to be compared with.
+        defaults: What its settings are unless given; a setting that equals its default is as good as not given.
+        step_settings: Settings that the gradient of a shared attack does not depend on.
     """
 
     target: str
@@ -33,15 +36,26 @@ class AttackEntry:
     backwards: int
     steps: int = 1
     shared: bool = False
+    control: bool = False
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    step_settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LossEntry:
-    """A shipped loss, what it is, and the kinds of task it is defined for."""
+    """A shipped loss.
+
+    Attributes:
+        target: `module:object` to import.
+        summary: One line for `list`.
+        kinds: The kinds of task it is defined for.
+        swappable: Whether it can be called with mask and logits swapped, as the study's released code does.
+    """
 
     target: str
     summary: str
     kinds: tuple[TaskKind, ...]
+    swappable: bool = False
 
 
 ATTACKS: dict[str, AttackEntry] = {
@@ -53,6 +67,14 @@ ATTACKS: dict[str, AttackEntry] = {
         forwards=1,
         backwards=1,
         shared=True,
+        defaults={
+            "label": "true",
+            "targeted": False,
+            "order": "defined",
+            "form": "additive",
+            "channels": "independent",
+        },
+        step_settings=("form", "channels"),
     ),
     "bim": AttackEntry(
         "advseg_bench.attacks.ascent:BIM",
@@ -88,6 +110,17 @@ ATTACKS: dict[str, AttackEntry] = {
         random=True,
         forwards=0,
         backwards=0,
+        control=True,
+    ),
+    "shuffled_sign": AttackEntry(
+        "advseg_bench.attacks.noise:ShuffledSign",
+        "control: FGSM's signs with their pixels in random order",
+        needs_loss=True,
+        random=True,
+        forwards=1,
+        backwards=1,
+        shared=True,
+        control=True,
     ),
     "uniform_noise": AttackEntry(
         "advseg_bench.attacks.noise:UniformNoise",
@@ -96,6 +129,7 @@ ATTACKS: dict[str, AttackEntry] = {
         random=True,
         forwards=0,
         backwards=0,
+        control=True,
     ),
 }
 
@@ -115,11 +149,16 @@ LOSSES: dict[str, LossEntry] = {
         "advseg_bench.losses:bce",
         "binary cross-entropy of each channel, mean over valid pixels and channels",
         ("binary", "multilabel"),
+        swappable=True,
     ),
     "ce": LossEntry("advseg_bench.losses:ce", "softmax cross-entropy, mean over valid pixels", ("multiclass",)),
-    "dice": LossEntry("advseg_bench.losses:dice", "1 - soft Dice, mean over channels", ALL_KINDS),
-    "focal": LossEntry("advseg_bench.losses:focal", "focal loss, gamma 2 (arXiv 1708.02002)", ALL_KINDS),
-    "dice_focal": LossEntry("advseg_bench.losses:dice_focal", "Dice + focal, the study's training loss", ALL_KINDS),
+    "dice": LossEntry("advseg_bench.losses:dice", "1 - soft Dice, mean over channels", ALL_KINDS, swappable=True),
+    "focal": LossEntry(
+        "advseg_bench.losses:focal", "focal loss, gamma 2 (arXiv 1708.02002)", ALL_KINDS, swappable=True
+    ),
+    "dice_focal": LossEntry(
+        "advseg_bench.losses:dice_focal", "Dice + focal, the study's training loss", ALL_KINDS, swappable=True
+    ),
 }
 
 DATASETS: dict[str, str] = {

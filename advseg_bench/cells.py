@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 from advseg_bench import catalogue, toolkits
 from advseg_bench.cache import content_hash
@@ -93,7 +95,7 @@ def estimate(cells: tuple[Cell, ...]) -> Cost | None:
         if alone is None:
             return None
         shared = catalogue.ATTACKS[cell.attack].shared
-        key = (cell.model, cell.attack, cell.loss, cell.settings)
+        key = _gradient_of(cell) if shared else cell.id
         cost[0] += 1 if shared else alone[0] + 1
         cost[1] += alone[1] if not shared or key not in gradients else 0
         cost[2] += alone[0] + 1
@@ -102,17 +104,23 @@ def estimate(cells: tuple[Cell, ...]) -> Cost | None:
     return Cost(*cost)
 
 
+def _gradient_of(cell: Cell) -> str:
+    """What cells of shared attacks with the same gradient have in common."""
+    steps = catalogue.ATTACKS[cell.attack].step_settings
+    settings = {name: value for name, value in json.loads(cell.settings).items() if name not in steps}
+    return json.dumps([cell.model, cell.loss, settings], sort_keys=True)
+
+
 def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
     """The cells of one model."""
     identity = model_identity(suite, model)
     yield _cell(identity, model.name, "none", "", "{}", "linf", 0.0, 0, None)
     for attack in suite.attacks:
-        settings = json.dumps(attack.settings, sort_keys=True)
-        for loss in attack.losses or ("",):
-            skip = _why_skip(suite, attack, loss)
-            for eps in attack.eps:
-                for draw in range(attack.draws):
-                    yield _cell(identity, model.name, attack.name, loss, settings, attack.norm, eps, draw, skip)
+        for each, loss in product(attack.list_settings(), attack.losses or ("",)):
+            settings = json.dumps(each, sort_keys=True)
+            skip = _why_skip(suite, attack, loss) or _why_skip_settings(suite, attack, loss, each)
+            for eps, draw in product(attack.eps, range(attack.draws)):
+                yield _cell(identity, model.name, attack.name, loss, settings, attack.norm, eps, draw, skip)
 
 
 def _cell(
@@ -154,4 +162,21 @@ def _why_skip(suite: Suite, attack: AttackSpec, loss: str) -> str | None:
     entry = catalogue.LOSSES.get(loss)
     if entry is not None and suite.data.task not in entry.kinds:
         return f"loss {loss!r} is defined for {' and '.join(entry.kinds)} tasks, not for {suite.data.task}"
+    return None
+
+
+def _why_skip_settings(suite: Suite, attack: AttackSpec, loss: str, settings: dict[str, Any]) -> str | None:
+    """The reason why settings of FGSM have no meaning together, or say nothing new, for the suite's data; else None."""
+    if attack.name != "fgsm":
+        return None
+    if settings.get("order") == "released":
+        if suite.data.task == "multiclass":
+            return "order 'released' swaps masks with logits of their shape, which a multiclass task lacks"
+        entry = catalogue.LOSSES.get(loss)
+        if entry is None or not entry.swappable:
+            return f"loss {loss!r} has no meaning with its arguments swapped (order 'released')"
+    if settings.get("form", "additive") != "additive" and attack.norm != "linf":
+        return f"form {settings['form']!r} is defined for L_inf budgets"
+    if settings.get("channels") == "tied" and suite.data.channels == 1:
+        return "images of one channel have nothing to tie: channels 'tied' equals 'independent'"
     return None

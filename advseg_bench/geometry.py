@@ -65,9 +65,38 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     return torch.where(length > 0, scaled / length, scaled).to(gradient.dtype)
 
 
+def blend_share(x: Tensor, direction: Tensor, reference: Tensor) -> Tensor:
+    """Return how far to blend each image into its sign pattern for the same largest change as another image has.
+
+    A blend is clip((1 - e) * x + e * direction, 0, 1). A value changes by e * |direction - x|, but by no more than x
+    where it is pushed down. So the smallest e is the wanted change over the largest |direction - x| of the values
+    that can change so much, and no other value then changes more.
+
+    Args:
+        x: Images (N, C, *S) between 0 and 1.
+        direction: -1, 0 or 1 for each value.
+        reference: clip(x + eps * direction): the images whose largest change is wanted.
+    Returns: e, float64 (N, 1, ...), between 0 and 1; 0 where nothing changes.
+    """
+    clean, towards = x.double(), direction.double()
+    wanted = distance(reference, x, "linf").view(-1, *[1] * (x.dim() - 1))
+    room = torch.where(towards < 0, clean, 1.0)
+    reach = torch.where(room >= wanted, (towards - clean).abs(), 0.0).flatten(1).amax(1).view_as(wanted)
+    return torch.where(wanted > 0, wanted / reach.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+
+
 def random_sign(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Draw +1 or -1 for each value, image i from generator i. Returns: Tensor like `x`."""
     return torch.stack([_draw(one, g).round() * 2 - 1 for one, g in zip(x, generators, strict=True)])
+
+
+def shuffle_pixels(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Put each image's pixels in random order, channels together, image i by generator i. Returns: Tensor like `x`."""
+    shuffled = []
+    for one, generator in zip(x, generators, strict=True):
+        order = torch.randperm(one[0].numel(), generator=generator, device=generator.device).to(one.device)
+        shuffled.append(one.flatten(1)[:, order].view_as(one))
+    return torch.stack(shuffled)
 
 
 def random_uniform(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,6 +94,11 @@ def attack_one(cell: Cell, index: int, model: nn.Module, dataset: Dataset, setti
     return dict(zip(("x", "x_adv", "truth", "clean", "attacked"), (a.cpu().numpy() for a in arrays), strict=True))
 
 
+def overshoot(attack: Attack) -> float:
+    """Return how many times eps an attack may move an image: 1, unless its definition says more."""
+    return max(1.0, float(getattr(attack, "overshoot", 1.0)))
+
+
 def image_generators(seed: int, cell: str, images: Sequence[str]) -> list[torch.Generator]:
     """Return one generator per image, seeded by suite, cell and image and by nothing else."""
     keys = (hashlib.sha256(f"{seed}/{cell}/{image}".encode()).digest()[:8] for image in images)
@@ -161,12 +166,13 @@ class _Scene:
         return logits
 
     def shared_gradients(self, attacks: dict[str, Attack]) -> tuple[Tensor, dict[str, Tensor | Exception]]:
-        """Clean logits, and for each one-gradient cell its gradient: one forward, one backward per distinct attack.
+        """Clean logits, and for each one-gradient cell its gradient: one forward, one backward per distinct gradient.
 
         If that raises, each attack is tried alone, and what raises then stands in the gradient's place.
         """
-        distinct = {id(attack): attack for attack in attacks.values() if is_shared(attack)}
-        of: dict[int, Tensor | Exception] = {}
+        keys = {cell: attack.gradient_key() for cell, attack in attacks.items() if is_shared(attack)}
+        distinct = {keys[cell]: attack for cell, attack in attacks.items() if is_shared(attack)}
+        of: dict[Hashable, Tensor | Exception] = {}
         if not distinct:
             logits = self.forward(self.batch.x)
         else:
@@ -176,7 +182,7 @@ class _Scene:
             except Exception:
                 logits = self.forward(self.batch.x)
                 of = {key: self._differentiate_alone(attack) for key, attack in distinct.items()}
-        return logits, {cell: of[id(attack)] for cell, attack in attacks.items() if id(attack) in of}
+        return logits, {cell: of[key] for cell, key in keys.items()}
 
     def _differentiate(self, attacks: Sequence[OneGradientAttack]) -> tuple[Tensor, list[Tensor]]:
         objectives = [lambda out, a=attack: a.objective(out, self.batch) for attack in attacks]
@@ -200,11 +206,11 @@ class _Scene:
             raise gradient
         budget, x = Budget(cell.norm, cell.eps), self.batch.x
         lent = replace(self.batch, x=x.clone(), y=self.batch.y.clone(), valid=self.batch.valid.clone())
+        generators = image_generators(self.seed, cell.id, self.batch.images)
         if gradient is not None:
             assert is_shared(attack)
-            x_adv = attack.step(lent, gradient, budget)
+            x_adv = attack.step(lent, gradient, budget, generators)
         else:
-            generators = image_generators(self.seed, cell.id, self.batch.images)
             with torch.enable_grad():  # and whatever mode the attack leaves behind ends here
                 x_adv = attack(self.model, lent, budget=budget, generators=generators)
         if not isinstance(x_adv, Tensor):
@@ -217,22 +223,25 @@ class _Scene:
         pairs = ((lent.x, x), (lent.y, self.batch.y), (lent.valid, self.batch.valid))
         if not all(torch.equal(ours, theirs) for ours, theirs in pairs):
             common.add("input_changed")
-        return self._check(x_adv.detach(), budget, common)
+        return self._check(x_adv.detach(), budget, overshoot(attack), common)
 
-    def _check(self, x_adv: Tensor, budget: Budget, common: set[str]) -> tuple[Tensor, list[set[str]]]:
+    def _check(self, x_adv: Tensor, budget: Budget, times: float, common: set[str]) -> tuple[Tensor, list[set[str]]]:
         """Measure in float64, name the violations, and project."""
         x, bounds = self.batch.x, self.batch.bounds
         finite = x_adv.isfinite().flatten(1).all(1)
         x_adv = torch.where(x_adv.isfinite(), x_adv, x)
         flat = x_adv.flatten(1)
         outside = (flat.amin(1) < bounds.lower) | (flat.amax(1) > bounds.upper)
-        over = geometry.distance(x_adv, x, budget.norm) > budget.eps + BUDGET_TOLERANCE
+        moved = geometry.distance(x_adv, x, budget.norm)
+        over = moved > times * budget.eps + BUDGET_TOLERANCE
+        beyond = ~over & (moved > budget.eps + BUDGET_TOLERANCE)
         same = (x_adv == x).flatten(1).all(1) & (budget.eps > 0)
-        found = {"non_finite": ~finite, "out_of_bounds": outside, "over_budget": over, "unchanged": same}
+        found = {"non_finite": ~finite, "out_of_bounds": outside, "over_budget": over}
+        found |= {"beyond_eps": beyond, "unchanged": same}
         columns = {name: mask.tolist() for name, mask in found.items()}
         flags = [common | {name for name, mask in columns.items() if mask[i]} for i in range(len(x))]
         if (outside | over).any():
-            fixed = geometry.project(x_adv, x, budget, bounds)
+            fixed = geometry.project(x_adv, x, Budget(budget.norm, times * budget.eps), bounds)
             broken = (outside | over).view(-1, *[1] * (x.dim() - 1))
             x_adv = torch.where(broken, fixed, x_adv)
         return x_adv, flags

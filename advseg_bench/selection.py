@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from advseg_bench import catalogue
+
 if TYPE_CHECKING:
     from advseg_bench.results import Run
 
@@ -31,10 +33,12 @@ class Budgets:
 
 
 def find_controls(rows: pl.DataFrame) -> frozenset[str]:
-    """Return the attacks that never ask the model: noise, against which an attack is to be compared."""
+    """Return the attacks that are there to be compared with: shipped controls, and what never asks the model."""
+    shipped = {name for name, entry in catalogue.ATTACKS.items() if entry.control}
     cost = pl.col("forwards").fill_null(1) + pl.col("backwards").fill_null(1)
     attacks = rows.filter(pl.col("attack") != "none").group_by("attack").agg(cost.max().alias("cost"))
-    return frozenset(attacks.filter(pl.col("cost") == 0)["attack"].to_list())
+    free = attacks.filter((pl.col("cost") == 0) | pl.col("attack").is_in(sorted(shipped)))
+    return frozenset(free["attack"].to_list())
 
 
 def choose_reference(eps: Iterable[float]) -> float | None:
@@ -60,16 +64,19 @@ def find_strongest(run: Run, budgets: Budgets) -> dict[str, dict[str, Any]]:
     """Return, for each model, the attack, loss and settings with the largest mean drop at the reference
     budget.
 
-    The choice is made on the same images that are reported, so the largest of several drops is slightly too
-    large.
+    Attacks that moved any image beyond eps are left out: at equal eps they are no rivals. The choice is made on the
+    same images that are reported, so the largest of several drops is slightly too large.
 
     Returns: Model -> row of `run.table("drop", ...)`. Models without such rows are left out.
     """
-    table = run.table(
-        "drop",
-        by=("model", "attack", "loss", "settings"),
-        where={"norm": budgets.norm, "eps": budgets.reference},
+    keys = ("model", "attack", "loss", "settings")
+    table = run.table("drop", by=keys, where={"norm": budgets.norm, "eps": budgets.reference})
+    beyond = run.rows.filter(
+        pl.col("flags").list.contains("beyond_eps"),
+        pl.col("norm") == budgets.norm,
+        pl.col("eps") == budgets.reference,
     )
+    table = table.join(beyond.select(keys).unique(), on=keys, how="anti", maintain_order="left")
     attacks = table.filter(~pl.col("attack").is_in(sorted(run.controls)) & pl.col("mean").is_not_null())
     ranked = attacks.sort("mean", descending=True, maintain_order=True)
     return {row["model"]: row for row in reversed(ranked.to_dicts())}

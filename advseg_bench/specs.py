@@ -6,6 +6,7 @@ import json
 import math
 from fractions import Fraction
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -306,6 +307,7 @@ class AttackSpec(Spec):
         norm: Norm of the budget.
         draws: Independent repetitions of a random attack.
         settings: Constructor arguments of the attack.
+        vary: Settings with a list of values each; every combination is an attack of its own.
     """
 
     name: AttackName
@@ -314,6 +316,18 @@ class AttackSpec(Spec):
     norm: Norm = "linf"
     draws: int = Field(default=1, ge=1)
     settings: Settings = Field(default_factory=dict)
+    vary: Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], AfterValidator(_plain)] = Field(
+        default_factory=dict
+    )
+
+    def list_settings(self) -> list[dict[str, Any]]:
+        """Return every combination of settings; what equals the default of a shipped attack is left out."""
+        entry = catalogue.ATTACKS.get(self.name)
+        defaults = entry.defaults if entry else {}
+        combined = (
+            self.settings | dict(zip(self.vary, values, strict=True)) for values in product(*self.vary.values())
+        )
+        return [{k: v for k, v in each.items() if k not in defaults or defaults[k] != v} for each in combined]
 
     @model_validator(mode="after")
     def _fits(self) -> AttackSpec:
@@ -324,7 +338,11 @@ class AttackSpec(Spec):
                 raise ValueError(
                     f"eps: expected L_inf radii below 1, in units of the image (0 to 1), got {value:g}. {hint}"
                 )
-        for what, values in (("eps", self.eps), ("losses", self.losses)):
+        for key in self.vary:
+            if key in self.settings:
+                raise ValueError(f"vary: {key!r} of attack {self.name!r} stands in settings too. Remove one")
+        lists = {"eps": self.eps, "losses": self.losses} | {f"vary.{key}": values for key, values in self.vary.items()}
+        for what, values in lists.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"{what}: a value of attack {self.name!r} is listed twice")
         entry = catalogue.ATTACKS.get(self.name) or toolkits.find_row(self.name)

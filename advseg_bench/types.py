@@ -84,7 +84,7 @@ class Claims:
         kinds: Kinds of task it can be given.
         dims: Numbers of space axes it can be given.
         gradient: Whether it differentiates the model; False for a search that only looks at logits.
-        control: Whether it never looks at the model, such as noise.
+        control: Whether it is there to be compared with, such as noise. It costs nothing unless it says so.
         minimal_norm: Whether it seeks the smallest perturbation that breaks a segmentation, so that it may leave a
             part of the budget unused.
         random: Whether its result depends on the generators; None if it says neither.
@@ -111,6 +111,9 @@ Model = Callable[["Tensor"], "Tensor"]
 
 class Attack(Protocol):
     """Any callable of this shape is an attack; a frozen dataclass with keyword-only settings is the house style.
+
+    An attack whose definition moves an image by more than eps may say how many times as far in an attribute
+    `overshoot`; the harness holds it to that, and flags every image that it moved beyond eps.
 
     An attack that stops at success may have a method `reached(logits, clean, batch) -> bool (N,) or None`, which tells
     from the logits of the scored and of the clean images where it succeeded; the harness flags the others.

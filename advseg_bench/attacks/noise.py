@@ -1,15 +1,18 @@
-"""Controls: perturbations of full size that know nothing of the model. An attack must beat them to mean anything."""
+"""Controls: perturbations of full size that know not where to go. An attack must beat them to mean anything."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from advseg_bench.geometry import project, random_sign, random_uniform, steepest
-from advseg_bench.types import Batch, Budget, Model
+from advseg_bench.attacks.gradient import FGSM, OneGradientAttack
+from advseg_bench.geometry import project, random_sign, random_uniform, shuffle_pixels, steepest
+from advseg_bench.losses import Loss
+from advseg_bench.types import Batch, Budget, Claims, Model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,3 +42,36 @@ class UniformNoise:
         if budget.norm == "l2":
             noise = steepest(noise, "l2")
         return project(batch.x + budget.eps * noise, batch.x, budget, batch.bounds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShuffledSign(OneGradientAttack):
+    """Take FGSM's step with its pixels in random order: as many values go up, down and nowhere, at the wrong places.
+
+    What an attack does beyond this control comes from where it moves the image, not from how its signs are
+    distributed. All channels of a pixel stay together.
+
+    Attributes:
+        loss: Whose gradient is shuffled.
+
+    Cost: 1 forward, 1 backward, which FGSM with the same loss shares.
+    """
+
+    claims: ClassVar[Claims] = Claims(control=True, random=True, forwards=1, backwards=1)
+
+    loss: Loss
+
+    def gradient_key(self) -> Hashable:
+        """Return FGSM's key: the gradient is the same."""
+        return FGSM(loss=self.loss).gradient_key()
+
+    def objective(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the loss per image (N,)."""
+        return FGSM(loss=self.loss).objective(logits, batch)
+
+    def step(
+        self, batch: Batch, gradient: Tensor, budget: Budget, generators: Sequence[torch.Generator] = ()
+    ) -> Tensor:
+        """Return clip(x + eps * shuffled direction); shape and dtype of `batch.x`."""
+        pattern = shuffle_pixels(steepest(gradient, budget.norm), generators)
+        return (batch.x + budget.eps * pattern).clamp(batch.bounds.lower, batch.bounds.upper)

@@ -21,6 +21,7 @@ from advseg_bench.results import Run
 
 FLAGS = {
     "over_budget": "the attack left its budget; the result was projected back and only that was scored",
+    "beyond_eps": "the attack is defined to move an image further than eps and did; not comparable at equal eps",
     "out_of_bounds": "the attack left the image's intensities; the result was clipped and only that was scored",
     "non_finite": "the attack returned NaN or infinity; these values were put back to the clean image's",
     "unchanged": "the attack returned the clean image; that says nothing about robustness, and no mean contains it",

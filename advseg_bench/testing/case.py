@@ -223,7 +223,7 @@ def _read_claims(attack: Attack) -> Claims:
     steps = getattr(attack, "steps", entry.steps)
     return Claims(
         gradient=entry.backwards > 0,
-        control=entry.forwards == 0,
+        control=entry.control,
         random=getattr(attack, "random_start", entry.random),
         forwards=entry.forwards * steps,
         backwards=entry.backwards * steps,

@@ -10,7 +10,7 @@ from torch import nn
 
 from advseg_bench.geometry import distance
 from advseg_bench.guard import ModelGuard
-from advseg_bench.runner import BUDGET_TOLERANCE
+from advseg_bench.runner import BUDGET_TOLERANCE, overshoot
 from advseg_bench.testing.case import Case, check_form, copy_batch, show
 from advseg_bench.testing.process import isolated, read_globals
 from advseg_bench.testing.scenes import UNIT, Scene, make_batch, make_coupled, make_linear
@@ -160,7 +160,7 @@ def check_budget(case: Case) -> None:
                     batch = make_batch(scene, case.device)
                     x_adv = case.run(make_linear(batch), batch, Budget(norm, eps), scene)
                     moved = float(distance(x_adv, batch.x, norm).max())
-                    if moved > eps + BUDGET_TOLERANCE:
+                    if moved > eps * overshoot(case.attacks[kind]) + BUDGET_TOLERANCE:
                         raise ContractViolation(
                             f"expected no image to move further than {norm} eps {eps:.4g}, got {moved:.4g}, "
                             f"{moved / eps:.3g} times as far [{scene}]. {_why_too_far(moved, eps, bounds, norm, kept)}"

@@ -98,7 +98,9 @@ def check_more_budget(case: Case) -> None:
 def check_cost(case: Case) -> None:
     """It costs what it says: forwards and backwards per image, counted at the model."""
     claims = case.claims
-    stated = (0.0, 0.0) if claims.control else (claims.forwards, claims.backwards)
+    stated = (claims.forwards, claims.backwards)
+    if claims.control:
+        stated = (claims.forwards or 0.0, claims.backwards or 0.0)
     if stated == (None, None) and not claims.gradient:
         raise NotApplicable("it states no cost")
     for scene, budget in usual_budgets(case):
@@ -110,7 +112,7 @@ def check_cost(case: Case) -> None:
             ("forwards", "backwards"), stated, (meter.forwards, meter.backwards), strict=True
         ):
             if wanted is not None and count != wanted * scene.n:
-                who = "A control never looks at the model: correct" if claims.control else "Correct"
+                who = "A control costs nothing unless it says so: correct" if claims.control else "Correct"
                 raise ContractViolation(
                     f"expected {wanted:g} {what} per image, as it states, got {count / scene.n:g} [{scene}, "
                     f"{show(budget)}]. {who} `claims` or the attack."

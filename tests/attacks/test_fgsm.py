@@ -164,11 +164,6 @@ def test_an_objective_without_the_image_in_it_gives_a_zero_gradient():
     assert not gradient.any()
 
 
-def test_an_unknown_label_rule_is_refused():
-    with pytest.raises(ValueError, match="expected label 'true', 'predicted' or 'empty', got 'guess'"):
-        FGSM(loss=losses.bce, label="guess")
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("control", [RandomSign(), UniformNoise()])
 def test_controls_use_the_budget_and_belong_to_the_image(control, norm):
