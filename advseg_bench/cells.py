@@ -77,6 +77,16 @@ def model_identity(suite: Suite, model: ModelSpec) -> dict[str, object]:
     return {"model": spec, "data": suite.data.model_dump(mode="json"), "recipe": recipe, "seed": suite.seed}
 
 
+def is_of(cell: Cell, attack: AttackSpec) -> bool:
+    """Return whether a cell comes from an attack table of its suite."""
+    return (
+        (cell.attack, cell.norm) == (attack.name, attack.norm)
+        and cell.eps in attack.eps
+        and cell.loss in (attack.losses or ("",))
+        and json.loads(cell.settings) in attack.list_settings()
+    )
+
+
 def estimate(cells: tuple[Cell, ...]) -> Cost | None:
     """Count the evaluations per test image that the cells to be run cost together.
 

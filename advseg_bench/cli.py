@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from advseg_bench import catalogue
-from advseg_bench.cells import Cell, estimate, plan, show_eps
+from advseg_bench.cells import Cell, estimate, is_of, plan, show_eps
 from advseg_bench.errors import UserError
 from advseg_bench.suite import Suite
 
@@ -30,6 +30,8 @@ STOPPED = "stopped. Run the same command again to go on from here."
 UsageError = cast(type[Exception], typer.BadParameter.__base__)
 
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite, or the path of a TOML file.")]
+Profile = Annotated[str | None, typer.Option(help="One of the suite's profiles, such as cpu of wang2024.")]
+DataPath = Annotated[Path | None, typer.Option("--data", help="Where the data set is, in place of the suite's path.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core, at most one per model.")]
 
 
@@ -68,14 +70,16 @@ def _end(message: str, code: int) -> NoReturn:
 @app.command("run")
 def run_command(
     suite: SuiteName,
+    profile: Profile = None,
+    data: DataPath = None,
     out: Annotated[Path | None, typer.Option(help="Run directory, resumed if there; by default runs/SUITE.")] = None,
     workers: Workers = None,
     device: Annotated[str, typer.Option(help='Where to attack, such as "cuda"; training is on the CPU.')] = "cpu",
     shard: Annotated[int, typer.Option(min=1, help="Images a unit of work; results do not depend on it.")] = 8,
 ) -> None:
     """Train the suite's models, attack them, score the results and write the report."""
-    loaded = Suite.load(suite)
-    folder = out or Path("runs") / loaded.name
+    loaded = Suite.load(suite, profile=profile, data=data)
+    folder = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.profile)))
     from advseg_bench.benchmark import run
     from advseg_bench.progress import show_progress
     from advseg_bench.report import print_report, write_report
@@ -117,13 +121,15 @@ def report_command(
 @app.command("plan")
 def plan_command(
     suite: SuiteName,
+    profile: Profile = None,
+    data: DataPath = None,
     workers: Workers = None,
     cells: Annotated[bool, typer.Option("--cells", help="List every cell.")] = False,
 ) -> None:
     """Show what a suite would run, what is skipped and why, and what it costs."""
     from advseg_bench.timing import expect
 
-    loaded = Suite.load(suite)
+    loaded = Suite.load(suite, profile=profile, data=data)
     planned = plan(loaded)
     _print_grid(loaded, planned)
     if cells:
@@ -228,21 +234,24 @@ def default_workers(suite: Suite) -> int:
 
 def _print_grid(suite: Suite, cells: tuple[Cell, ...]) -> None:
     """The models, and one line per attack: its cells over all models."""
-    console.print(f"{suite.name}: {suite.title}", markup=False, highlight=False)
+    profile = f" ({suite.profile})" if suite.profile else ""
+    console.print(f"{suite.name}{profile}: {suite.title}", markup=False, highlight=False)
+    if suite.note:
+        console.print(f"note: {suite.note}", markup=False, highlight=False)
     console.print(f"data: {suite.data.name}, {suite.data.task}, {suite.data.size} px", highlight=False)
     for model in suite.models:
         parts = (model.architecture, model.encoder or "", f"weights {model.weights}" if model.weights else "")
         console.print(f"model: {model.name} ({', '.join(p for p in parts if p)})", markup=False, highlight=False)
     table = Table("attack", "losses", "norm", "eps", "settings", "draws", "cells", "skipped")
     for attack in suite.attacks:
-        settings = json.dumps(attack.settings, sort_keys=True)
-        key = (attack.name, settings, attack.norm)
-        mine = [c for c in cells if (c.attack, c.settings, c.norm) == key and c.eps in attack.eps]
+        mine = [cell for cell in cells if is_of(cell, attack)]
         skipped = sum(cell.skip is not None for cell in mine)
         eps = " ".join(show_eps(value) for value in attack.eps)
         losses = " ".join(attack.losses) or "-"
+        settings = {key: [value] for key, value in attack.settings.items()} | attack.vary
+        shown = "; ".join(f"{key}: {' '.join(map(str, values))}" for key, values in settings.items())
         numbers = (str(attack.draws), str(len(mine)), str(skipped))
-        table.add_row(attack.name, losses, attack.norm, eps, "" if settings == "{}" else settings, *numbers)
+        table.add_row(attack.name, losses, attack.norm, eps, shown, *numbers)
     console.print(table)
 
 

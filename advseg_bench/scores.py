@@ -8,6 +8,8 @@ Definitions, for one image and its valid pixels:
   class has no score), "one" gives 1 if no pixel was predicted as it and 0 otherwise, "zero" gives 0.
 - `pooled_dice`, `pooled_iou`: TP, FP and FN are summed over the images first, then the ratio, then the mean
   over classes (CmIoU of arXiv 2407.09150; `iou` averages to its NmIoU).
+- `dice_released`: what the code of arXiv 2401.11224 scores: (2 TP + 1e-5) / (2 TP + FP + FN + 1e-5), the mean over all
+  classes of the task, of images that show any; a class that is neither there nor predicted scores 1.
 - `drop` = clean Dice - Dice. `diff`, the study's "Diff" (arXiv 2401.11224) = (mean clean Dice - mean Dice) /
   mean clean Dice: a ratio of means, so it exists for groups of images only.
 - `apsr`, attack pixel success rate against the ground truth (arXiv 2206.07179): share of pixels with any
@@ -24,7 +26,7 @@ A result that is the clean image itself (flag `unchanged`) is no measurement: it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import polars as pl
 
@@ -37,6 +39,7 @@ SWEEP = ("dataset", "model", "attack", "loss", "settings", "norm")
 ROW_SCORES: dict[str, str] = {
     "dice": "mean Dice over classes",
     "iou": "mean IoU over classes",
+    "dice_released": "smoothed Dice over all classes of images that show any, as in the code of arXiv 2401.11224",
     "drop": "clean Dice minus Dice",
     "apsr": "share of pixels wrong against the ground truth",
     "flipped": "share of pixels that differ from the clean prediction",
@@ -44,6 +47,7 @@ ROW_SCORES: dict[str, str] = {
     "dice_below": "share of the images at or above the Dice threshold when clean that fall below it",
     "dice_clean": "mean Dice over classes of the clean image",
     "iou_clean": "mean IoU over classes of the clean image",
+    "dice_released_clean": "dice_released of the clean image",
     "apsr_clean": "share of pixels wrong before the attack",
 }
 """Scores of one row, in the order in which `score_rows` documents them."""
@@ -83,14 +87,16 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
     valid = pl.col("valid_pixels")
     scored = rows.with_columns(
         *(pl.mean_horizontal([_ratio(name, k, scoring) for k in places]).alias(name) for name in ("dice", "iou")),
+        _released_dice(places).alias("dice_released"),
         pl.when(valid > 0).then(pl.col("wrong_pixels") / valid).alias("apsr"),
         pl.when(valid > 0).then(pl.col("flipped_pixels") / valid).alias("flipped"),
         pl.when(valid > 0).then(100 * pl.col("wrong_pixels") >= 99 * valid).cast(pl.Float64).alias("apsr99"),
     )
     scored = scored.with_columns(
-        pl.when(MEASURED).then(pl.col(name)).alias(name) for name in ("dice", "iou", "apsr", "flipped", "apsr99")
+        pl.when(MEASURED).then(pl.col(name)).alias(name)
+        for name in ("dice", "iou", "dice_released", "apsr", "flipped", "apsr99")
     )
-    scored = _join_clean(scored, ("dice", "iou", "apsr"))
+    scored = _join_clean(scored, ("dice", "iou", "dice_released", "apsr"))
     eligible = pl.col("dice_clean") >= scoring.dice_threshold
     below = (pl.col("dice") < scoring.dice_threshold).cast(pl.Float64)
     return scored.with_columns(
@@ -232,6 +238,17 @@ def _join_clean(scored: pl.DataFrame, scores: Sequence[str], *more: str) -> pl.D
         *keys, *(pl.col(name).alias(f"{name}_clean") for name in scores)
     )
     return scored.with_row_index("place").join(clean, on=keys, how="left").sort("place").drop("place")
+
+
+RELEASED_SMOOTH = 1e-5
+
+
+def _released_dice(places: Collection[int]) -> pl.Expr:
+    """`dice_released` from list columns."""
+    tp, fp, fn = ([pl.col(count).list.get(k) for k in places] for count in ("tp", "fp", "fn"))
+    ratios = [(2 * t + RELEASED_SMOOTH) / (2 * t + p + n + RELEASED_SMOOTH) for t, p, n in zip(tp, fp, fn, strict=True)]
+    shows_any = pl.any_horizontal([t + n > 0 for t, n in zip(tp, fn, strict=True)])
+    return pl.when(shows_any).then(pl.mean_horizontal(ratios))
 
 
 def _ratio(score: str, place: int, scoring: Scoring, *, listed: bool = True) -> pl.Expr:

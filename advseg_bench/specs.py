@@ -83,7 +83,7 @@ ArchitectureName = Annotated[str, AfterValidator(partial(_known, "architecture")
 Eps = Annotated[float, BeforeValidator(_eps)]
 
 
-class _ImageData(Spec):
+class ImageData(Spec):
     """What every data set can be asked for.
 
     Attributes:
@@ -102,13 +102,13 @@ class _ImageData(Spec):
         return _known("data set", name)
 
 
-class Mni152Data(_ImageData):
+class Mni152Data(ImageData):
     """Axial slices of the MNI152 T1 average head, shipped in the package."""
 
     name: Literal["mni152"]
 
 
-class PhantomData(_ImageData):
+class PhantomData(ImageData):
     """Procedural abdominal MRI phantom.
 
     Attributes:
@@ -125,7 +125,7 @@ class PhantomData(_ImageData):
     seed: int = Field(default=0, ge=0)
 
 
-class FolderData(_ImageData):
+class FolderData(ImageData):
     """Images and masks on disk, matched by file stem.
 
     `path/images/NAME.{png,tif,tiff,nii,nii.gz}` goes with `path/masks/NAME.*` (binary, multiclass), or with
@@ -172,7 +172,7 @@ class FolderData(_ImageData):
         return self
 
 
-class PluginData(_ImageData):
+class PluginData(ImageData):
     """A data set of a plug-in, or of your own: a function `f(spec, **settings) -> Dataset`.
 
     Attributes:

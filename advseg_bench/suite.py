@@ -10,18 +10,23 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from advseg_bench import catalogue
-from advseg_bench.errors import SpecError, unknown
+from advseg_bench.errors import SpecError, expected, unknown
 from advseg_bench.specs import (
     PLUGIN_TAG,
     AttackSpec,
     Compute,
     DataSpec,
+    ImageData,
     ModelSpec,
     PluginData,
     Recipe,
     Scoring,
     Spec,
 )
+
+Tables = dict[str, Any]
+FILE_KEYS = ["extends", "profiles"]
+"""Keys of a file that are resolved before there is a suite: whose tables it starts from, and what else it can be."""
 
 
 class Suite(Spec):
@@ -31,6 +36,8 @@ class Suite(Spec):
         schema_version: The version of this format, `schema` in TOML.
         name: Short name, used in paths and tables.
         title: One line for the report.
+        profile: Which of the file's profiles this is, "" if none.
+        note: What a reader of the report must know, such as that a run is scaled down.
         seed: Seeds model initialisation, training and every random draw of every attack.
         data: The data set.
         models: The grid.
@@ -43,6 +50,8 @@ class Suite(Spec):
     schema_version: Literal[1] = Field(default=1, alias="schema")
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     title: str = ""
+    profile: str = ""
+    note: str = ""
     seed: int = Field(default=0, ge=0)
     data: DataSpec
     models: tuple[ModelSpec, ...] = Field(min_length=1)
@@ -61,23 +70,20 @@ class Suite(Spec):
         return models
 
     @classmethod
-    def load(cls, source: str | Path) -> Suite:
+    def load(cls, source: str | Path, *, profile: str | None = None, data: str | Path | None = None) -> Suite:
         """Read a shipped suite by name, or a TOML file.
 
         Args:
             source: A name that `list_suites` knows, or a path.
+            profile: One of the file's profiles, in place of the one that it names.
+            data: Where the data set is, in place of the path that the file names.
         Raises: SpecError: one line that names the file, the key, what was expected and the nearest known name.
         """
-        text = str(source)
-        if text in list_suites():
-            return parse_suite(files("advseg_bench.suites").joinpath(f"{text}.toml").read_text(), text)
-        path = Path(source)
-        if not path.is_file():
-            raise SpecError(f"{unknown(source, 'suite', text, list_suites())} Or give the path of a TOML file.")
-        try:
-            return parse_suite(path.read_text(), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"{path}: cannot be read as text: {error}") from None
+        where, tables = _read_tables(source, Path())
+        tables = _unfold(tables, where, profile, Path(source).parent)
+        if data is not None:
+            tables = _overlay(tables, {"data": {"path": str(data)}})
+        return _validate(tables, where)
 
     def as_json(self) -> dict[str, Any]:
         """Return the suite as JSON values, complete with defaults; `parse` of it gives the suite back."""
@@ -91,12 +97,77 @@ def list_suites() -> list[str]:
     )
 
 
-def parse_suite(text: str, where: str) -> Suite:
+def parse_suite(text: str, where: str, profile: str | None = None) -> Suite:
     """Validate TOML text. Raises: SpecError: one line, prefixed by `where`."""
+    return _validate(_unfold(_parse(text, where), where, profile, Path()), where)
+
+
+def _read_tables(source: str | Path, folder: Path) -> tuple[str, Tables]:
+    """Read the file of a shipped suite, or one at a path from a folder; return what errors call it, and its tables."""
+    text = str(source)
+    if text in list_suites():
+        return text, _parse(files("advseg_bench.suites").joinpath(f"{text}.toml").read_text(), text)
+    path = folder / source
+    if not path.is_file():
+        raise SpecError(f"{unknown(source, 'suite', text, list_suites())} Or give the path of a TOML file.")
     try:
-        return Suite.model_validate(tomllib.loads(text))
+        return str(path), _parse(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read as text: {error}") from None
+
+
+def _parse(text: str, where: str) -> Tables:
+    """Read TOML."""
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{where}: is not TOML: {error}.") from None
+
+
+def _unfold(tables: Tables, where: str, profile: str | None, folder: Path, within: tuple[str, ...] = ()) -> Tables:
+    """Lay a file over the suite that it extends, and the chosen profile over that.
+
+    A profile that the file lacks is looked for in the suite that it extends.
+    """
+    own = {key: value for key, value in tables.items() if key not in FILE_KEYS}
+    profiles = tables.get("profiles", {})
+    if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
+        raise SpecError(expected(where, "profiles to be tables [profiles.NAME]", profiles))
+    chosen = tables.get("profile", "") if profile is None else profile
+    extends = tables.get("extends")
+    if extends is not None:
+        if not isinstance(extends, str) or extends in within:
+            what = "extends to name another suite, or a TOML file beside this one"
+            raise SpecError(expected(where, what, extends))
+        name, base = _read_tables(extends, folder)
+        passed_on = None if not chosen or chosen in profiles else chosen
+        base = _unfold(base, name, passed_on, (folder / extends).parent, (*within, extends))
+        return _overlay(_overlay(base, own | {"profile": chosen or base.get("profile", "")}), profiles.get(chosen, {}))
+    if chosen and chosen not in profiles:
+        raise SpecError(unknown(where, "profile", str(chosen), profiles) if profiles else f"{where}: has no profiles.")
+    return _overlay(own | ({"profile": chosen} if chosen else {}), profiles.get(chosen, {}))
+
+
+def _overlay(base: Tables, over: Tables) -> Tables:
+    """Replace values by those of another table; tables in both are merged, lists are not.
+
+    Of another data set only what every data set has is kept: how the labels are put to the model, size, channels.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            if key == "data" and value.get("name", old.get("name")) != old.get("name"):
+                old = {name: old[name] for name in old if name in ImageData.model_fields}
+            value = _overlay(old, value)
+        merged[key] = value
+    return merged
+
+
+def _validate(tables: Tables, where: str) -> Suite:
+    """Check the values. Raises: SpecError: one line, prefixed by `where`."""
+    try:
+        return Suite.model_validate(tables)
     except ValidationError as error:
         first, others = error.errors()[0], error.error_count() - 1
         more = f" ({others} more problem{'s' if others > 1 else ''} in this file)" if others else ""
@@ -121,7 +192,7 @@ def _explain(error: Any) -> str:
 
 def _keys(model: type[BaseModel]) -> list[str]:
     """The keys that a TOML table of this model may have."""
-    return [field.alias or name for name, field in model.model_fields.items()]
+    return [field.alias or name for name, field in model.model_fields.items()] + (FILE_KEYS if model is Suite else [])
 
 
 def _walk(loc: tuple[str | int, ...]) -> tuple[list[str], list[type[BaseModel]]]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.losses import DiceLoss
 from monai.metrics import compute_dice, compute_iou
 from scipy.integrate import trapezoid
 from torchmetrics.functional.segmentation import dice_score
@@ -345,3 +346,24 @@ def test_a_million_rows_in_under_three_seconds():
     assert scored["dice_clean"].null_count() == 0
     assert scored["model"].n_unique() == models
     assert min(seconds) < 3
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 0.6), st.floats(0, 0.6))
+def test_the_released_dice_is_monais_of_mask_and_prediction(seed, density, error):
+    """`1 - DiceLoss()(mask, prediction)` with MONAI's defaults, on one image; empty classes included."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.rand((2, 6, 6), generator=generator) < density
+    truth[1] &= density > 0.3  # a class that is often missing
+    found = truth ^ (torch.rand((2, 6, 6), generator=generator) < error)
+    counts = {
+        "tp": (truth & found).sum((1, 2)).tolist(),
+        "fp": (~truth & found).sum((1, 2)).tolist(),
+        "fn": (truth & ~found).sum((1, 2)).tolist(),
+    }
+    score = score_rows(make_frame(counts), TWO, Scoring())["dice_released"].item()
+    if not truth.any():
+        assert score is None
+    else:
+        theirs = 1 - DiceLoss()(truth[None].float(), found[None].float())
+        assert score == pytest.approx(float(theirs), abs=1e-6)

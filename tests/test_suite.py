@@ -154,3 +154,124 @@ def test_the_minutes_of_a_shipped_suite_are_known_before_it_has_run(name, tmp_pa
     assert "measured on" in expected.source
     slower = expect(suite, plan(suite), images=36, workers=1)
     assert slower.minutes > expected.minutes
+
+
+CROSSED = """
+[[attacks]]
+name = "fgsm"
+losses = ["bce", "ce"]
+eps = ["4/255"]
+vary = { order = ["defined", "released"], form = ["additive", "blend"], channels = ["tied"] }
+"""
+
+
+def test_vary_makes_an_attack_of_every_combination_and_defaults_are_not_told():
+    text = TEXT.split("[[attacks]]")[0].replace("size = 32", "size = 32\nchannels = 3") + CROSSED
+    cells = [cell for cell in plan(parse_suite(text, "s")) if cell.model == "unet-xs" and cell.loss == "bce"]
+    assert [json.loads(cell.settings) for cell in cells] == [
+        {"channels": "tied"},
+        {"channels": "tied", "form": "blend"},
+        {"channels": "tied", "order": "released"},
+        {"channels": "tied", "order": "released", "form": "blend"},
+    ]
+    assert not any(cell.skip for cell in cells)
+    cost = estimate(tuple(cells))
+    assert (cost.shared_backwards, cost.separate_backwards) == (2, 4), "form and channels share a gradient"
+    assert cost.shared_forwards == 4
+
+
+def test_shuffled_signs_share_the_gradient_of_fgsm():
+    both = '[[attacks]]\nname = "{}"\nlosses = ["bce"]\neps = ["4/255"]\n'
+    text = TEXT.split("[[attacks]]")[0] + both.format("fgsm") + both.format("shuffled_sign")
+    cost = estimate(plan(parse_suite(text, "s")))
+    assert (cost.shared_backwards, cost.separate_backwards) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"tied"', '"tied"', "images of one channel have nothing to tie"),
+        ('losses = ["bce", "ce"]', 'losses = ["ce"]', "loss 'ce' is defined for multiclass tasks, not for multilabel"),
+        ('eps = ["4/255"]', 'eps = [0.5]\nnorm = "l2"', "form 'blend' is defined for L_inf budgets"),
+        ('"multilabel"', '"multiclass"', "order 'released' swaps masks with logits of their shape"),
+        ('["bce", "ce"]', '["my.losses:mine"]', "loss 'my.losses:mine' has no meaning with its arguments swapped"),
+    ],
+)
+def test_settings_without_meaning_are_skipped_with_the_reason(old, new, reason):
+    text = TEXT.split("[[attacks]]")[0] + CROSSED.replace('"tied"', '"tied", "independent"')
+    cells = plan(parse_suite(text.replace(old, new), "s"))
+    assert any(cell.skip and cell.skip.startswith(reason) for cell in cells), {cell.skip for cell in cells}
+
+
+def test_a_setting_stands_in_one_place():
+    text = TEXT.split("[[attacks]]")[0] + CROSSED
+    with pytest.raises(SpecError, match=r"vary: 'order' of attack 'fgsm' stands in settings too\. Remove one"):
+        parse_suite(text + 'settings = { order = "released" }\n', "s")
+    with pytest.raises(SpecError, match=r"vary\.channels: a value of attack 'fgsm' is listed twice"):
+        parse_suite(text.replace('["tied"]', '["tied", "tied"]'), "s")
+
+
+PROFILES = """
+[profiles.small]
+note = "smaller"
+training = { epochs = 2 }
+data = { size = 16 }
+
+[[profiles.small.models]]
+name = "one"
+architecture = "monai.UNet"
+settings = { channels = [8, 16], strides = [2] }
+"""
+
+
+def test_a_profile_is_laid_over_the_suite():
+    suite = parse_suite(TEXT + PROFILES, "s", "small")
+    plain = parse_suite(TEXT + PROFILES, "s")
+    assert (suite.profile, suite.note, suite.training.epochs, suite.data.size) == ("small", "smaller", 2, 16)
+    assert (suite.training.floor, suite.data.task) == (plain.training.floor, "multilabel"), "the rest stays"
+    assert [model.name for model in suite.models] == ["one"]
+    assert suite.attacks == plain.attacks == parse_suite(TEXT, "s").attacks
+    assert plain.profile == ""
+    with pytest.raises(SpecError, match=r"s: unknown profile 'smal'\. Did you mean 'small'\?"):
+        parse_suite(TEXT + PROFILES, "s", "smal")
+    with pytest.raises(SpecError, match="s: has no profiles"):
+        parse_suite(TEXT, "s", "small")
+
+
+def test_a_suite_extends_another_with_a_data_set_of_its_own(tmp_path):
+    (tmp_path / "base.toml").write_text(TEXT + PROFILES)
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        'extends = "base.toml"\nprofile = "small"\nname = "mine"\n'
+        '[data]\nname = "folder"\npath = "here"\nclasses = ["a"]\n[profiles.other]\nseed = 3\n'
+    )
+    suite = Suite.load(mine)
+    assert (suite.name, suite.profile, suite.note) == ("mine", "small", "smaller")
+    assert (suite.data.name, suite.data.size, suite.data.task) == ("folder", 16, "multilabel")
+    assert [model.name for model in suite.models] == ["one"]
+    other = Suite.load(mine, profile="other")
+    assert (other.seed, other.profile, len(other.models)) == (3, "other", 2)
+    assert str(Suite.load(mine, data="there").data.path) == "there"
+    with pytest.raises(SpecError, match="unknown profile 'bad'"):
+        Suite.load(mine, profile="bad")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "nowhere"', "unknown suite 'nowhere'"),
+        ('extends = "self.toml"', "extends to name another suite, or a TOML file beside this one, got 'self.toml'"),
+        ("extends = 3", "expected extends to name another suite"),
+        ('extends = "smoke"\nprofiles = 3', "expected profiles to be tables"),
+        ('extends = "smoke"\nextend = 3', "unknown key 'extend'. Did you mean 'extends'?"),
+    ],
+)
+def test_a_file_that_cannot_be_resolved_is_one_line(text, message, tmp_path):
+    (tmp_path / "self.toml").write_text(text)
+    with pytest.raises(SpecError, match=message):
+        Suite.load(tmp_path / "self.toml")
+
+
+def test_a_path_for_data_without_one_is_refused():
+    with pytest.raises(SpecError, match="smoke: data: unknown key 'path'"):
+        Suite.load("smoke", data="x")
