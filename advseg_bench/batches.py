@@ -26,6 +26,11 @@ def select_images(batch: Batch, indices: Sequence[int]) -> Batch:
     )
 
 
+def move_batch(batch: Batch, device: str | torch.device) -> Batch:
+    """Return the batch on a device."""
+    return replace(batch, x=batch.x.to(device), y=batch.y.to(device), valid=batch.valid.to(device))
+
+
 def check_batch(batch: Batch, where: str) -> None:
     """Check that images, labels and valid pixels are of the form that `Batch` documents.
 

@@ -74,7 +74,7 @@ def run_command(
     data: DataPath = None,
     out: Annotated[Path | None, typer.Option(help="Run directory, resumed if there; by default runs/SUITE.")] = None,
     workers: Workers = None,
-    device: Annotated[str, typer.Option(help='Where to attack, such as "cuda"; training is on the CPU.')] = "cpu",
+    device: Annotated[str, typer.Option(help='Where to train and attack, such as "cuda".')] = "cpu",
     shard: Annotated[int, typer.Option(min=1, help="Images a unit of work; results do not depend on it.")] = 8,
 ) -> None:
     """Train the suite's models, attack them, score the results and write the report."""

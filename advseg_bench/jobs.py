@@ -142,7 +142,7 @@ def _model(
     if key not in _loaded:
         suite = _suite(context)
         spec = next(model for model in suite.models if model.name == name)
-        trained = obtain_model(spec, suite.training, _dataset(context), suite.seed, progress)
+        trained = obtain_model(spec, suite.training, _dataset(context), suite.seed, progress, context.device)
         info = trained.info | {"weights_sha256": _digest(trained.model)}
         _loaded.clear()
         _loaded[key] = (trained.model, info)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from advseg_bench import catalogue, geometry, metrics
 from advseg_bench.attacks.gradient import OneGradientAttack, input_gradients, is_shared
+from advseg_bench.batches import move_batch
 from advseg_bench.cells import Cell
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import UserError
@@ -68,7 +69,7 @@ def run_unit(unit: Unit, model: nn.Module, dataset: Dataset, setting: Setting) -
     for start in range(0, len(unit.indices), setting.batch):
         indices = unit.indices[start : start + setting.batch]
         padded = [indices[i % len(indices)] for i in range(setting.batch)]
-        batch = _to(dataset.batch(padded), setting.device)
+        batch = move_batch(dataset.batch(padded), setting.device)
         scene = _Scene(model, guard, batch, dataset=dataset.name, n=len(indices), seed=setting.seed)
         new, failed = scene.attack_and_score([c for c in unit.cells if c.attack == "none" or c.id in attacks], attacks)
         rows += new
@@ -82,7 +83,7 @@ def attack_one(cell: Cell, index: int, model: nn.Module, dataset: Dataset, setti
     Returns: Arrays `x` and `x_adv` float32 (C, *S), `truth`, `clean`, `attacked` bool (K, *S).
     """
     model.to(setting.device).eval().requires_grad_(False)
-    batch = _to(dataset.batch([index] * setting.batch), setting.device)
+    batch = move_batch(dataset.batch([index] * setting.batch), setting.device)
     scene = _Scene(model, ModelGuard(model), batch, dataset=dataset.name, n=1, seed=setting.seed)
     attack = load_attack(cell, dataset.task)
     logits, gradients = scene.shared_gradients({cell.id: attack})
@@ -123,11 +124,6 @@ def _load_attacks(unit: Unit, dataset: Dataset) -> tuple[dict[str, Attack], list
         except Exception as error:
             failures.append(Failure(unit.model, "attack", cell.id, f"{type(error).__name__}: {error}"))
     return attacks, failures
-
-
-def _to(batch: Batch, device: str) -> Batch:
-    """The batch on a device."""
-    return replace(batch, x=batch.x.to(device), y=batch.y.to(device), valid=batch.valid.to(device))
 
 
 class _Scene:

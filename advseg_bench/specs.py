@@ -239,6 +239,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "sampling": "uniform",
         "augment": ["flip", "rot90", "affine", "brightness"],
         "head_bias": None,
+        "amp": True,
     },
     # Small networks at 64 px in about a minute each on one CPU thread.
     "quick": {
@@ -269,6 +270,8 @@ class Recipe(Spec):
         augment: Any of "flip", "rot90", "affine", "brightness".
         head_bias: Initial bias of the output layer; about -2.5 keeps rare sigmoid classes from collapsing. "none"
             leaves it as it is.
+        amp: Automatic mixed precision: float16 with a scaled loss on an accelerator, bfloat16 on a CPU. The loss itself
+            is computed in float32.
         evaluate_every: Epochs between validations; the best checkpoint by validation Dice is kept.
         floor: A model trained here whose validation Dice stays under it is not handed on.
     """
@@ -283,6 +286,7 @@ class Recipe(Spec):
     sampling: Literal["uniform", "balanced"]
     augment: tuple[Literal["flip", "rot90", "affine", "brightness"], ...]
     head_bias: Annotated[float | None, BeforeValidator(_none)]
+    amp: bool = False
     evaluate_every: int = Field(default=1, ge=1)
     floor: float = Field(default=0.5, ge=0, le=1)
 

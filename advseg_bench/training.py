@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench import environment, metrics
+from advseg_bench.batches import move_batch
 from advseg_bench.cache import cache_dir, content_hash, write_bytes, write_json
 from advseg_bench.data.augment import Augmentation
 from advseg_bench.data.dataset import Dataset
@@ -52,7 +54,12 @@ class TrainedModel:
 
 
 def obtain_model(
-    spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, progress: Progress = lambda done, total: None
+    spec: ModelSpec,
+    recipe: Recipe,
+    dataset: Dataset,
+    seed: int,
+    progress: Progress = lambda done, total: None,
+    device: str = "cpu",
 ) -> TrainedModel:
     """Return a model in eval mode: from its `weights`, from the cache, or trained now and cached.
 
@@ -62,6 +69,7 @@ def obtain_model(
         dataset: Train split for the weights, validation split for the choice of checkpoint.
         seed: Seeds initialisation and training.
         progress: Told after every epoch.
+        device: Where it is trained. On a CPU the same call gives the same bits; an accelerator does not promise that.
     Raises:
         TrainingError: if a model trained here learned nothing: its validation Dice is under `recipe.floor`.
         DataError: if no validation image shows a class.
@@ -78,14 +86,15 @@ def obtain_model(
     if spec.weights:
         given = {"key": None, "validation_dice": evaluate(model.eval(), dataset, recipe.batch), "train_seconds": None}
         return TrainedModel(model, info | given)
-    key = content_hash(_dependencies(spec, recipe, dataset, seed))
+    key = content_hash(_dependencies(spec, recipe, dataset, seed, torch.device(device).type))
     with _locked(cache_dir("models", key)) as folder:
         weights, sidecar = folder / "model.safetensors", folder / "model.json"
         if not _is_whole(weights, sidecar, model):
             if recipe.head_bias is not None:
                 set_head_bias(model, recipe.head_bias)
-            with torch.random.fork_rng(devices=[]), _deterministic():
-                _Training(model, recipe, dataset, seed, folder).run(progress)
+            with torch.random.fork_rng(devices=[]), _deterministic(device):
+                _Training(model.to(device), recipe, dataset, seed, folder).run(progress)
+            model.to("cpu")
         load_weights(weights, model)
         outcome = json.loads(sidecar.read_text())
     if not outcome["validation_dice"] >= recipe.floor:
@@ -120,7 +129,7 @@ def _is_whole(weights: Path, sidecar: Path, model: SegmentationModule) -> bool:
         return False
 
 
-def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int) -> dict[str, Any]:
+def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, device: str) -> dict[str, Any]:
     """Everything that trained weights depend on, as JSON; the floor and the names of model and preset are not."""
     return {
         "version": TRAINING_VERSION,
@@ -129,6 +138,7 @@ def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int) 
         "data": dataset.fingerprint,
         "seed": seed,
         "threads": torch.get_num_threads(),
+        "device": device,
         "libraries": environment.describe_libraries(),
         "code": environment.describe_code([("architecture", spec.architecture), ("loss", recipe.loss)]),
     }
@@ -148,9 +158,10 @@ def evaluate(model: nn.Module, dataset: Dataset, batch: int) -> float:
     Raises: DataError: if no validation image shows a class.
     """
     indices = dataset.split("validation")
+    device = next(model.parameters()).device
     values = []
     for start in range(0, len(indices), batch):
-        images = dataset.batch(indices[start : start + batch])
+        images = move_batch(dataset.batch(indices[start : start + batch]), device)
         with torch.no_grad():
             prediction = metrics.predict(model(images.x), images.task)
         values.append(metrics.mean_dice(metrics.count(prediction, prediction, images), images.task))
@@ -173,6 +184,11 @@ class _Training:
         self.augmentation = Augmentation(recipe.augment, dataset.batch([0]).x.shape[-1])
         self.steps = recipe.epochs * self.sampler.steps_per_epoch
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.device = next(model.parameters()).device
+        half = torch.bfloat16 if self.device.type == "cpu" else torch.float16
+        self.autocast = partial(torch.autocast, self.device.type, half, enabled=recipe.amp)
+        # bfloat16 has the range of float32: only float16 needs its loss scaled.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp and half == torch.float16)
         self.epoch = 0
         self.best_dice = -1.0
         self.best: dict[str, Tensor] = {}
@@ -209,15 +225,18 @@ class _Training:
         for step in range(first, first + self.sampler.steps_per_epoch):
             rng = np.random.default_rng([self.seed, step])
             torch.manual_seed(int(rng.integers(2**63)))
-            batch = self.augmentation(self.dataset.batch(self.sampler.draw(step)), rng)
+            batch = move_batch(self.augmentation(self.dataset.batch(self.sampler.draw(step)), rng), self.device)
             for group in self.optimizer.param_groups:
                 group["lr"] = _cosine(self.recipe, step / self.steps)
-            value = self.loss(self.model(batch.x), batch.y, batch.valid, batch.task).mean()
+            with self.autocast():
+                logits = self.model(batch.x)
+            value = self.loss(logits.float(), batch.y, batch.valid, batch.task).mean()
             if not value.isfinite():
                 raise TrainingError(f"training diverged at step {step}: the loss is {value.item()}. Lower training.lr.")
             self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(value)
-            self.optimizer.step()
+            torch.autograd.backward(self.scaler.scale(value))
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
 
     def _keep_best(self) -> None:
         dice = evaluate(self.model.eval(), self.dataset, self.recipe.batch)
@@ -227,7 +246,7 @@ class _Training:
 
     def _save(self) -> None:
         state = {name: getattr(self, name) for name in ("epoch", "best_dice", "best", "seconds")}
-        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_bytes(self.folder / "resume.pt", buffer.getvalue())
@@ -237,11 +256,11 @@ class _Training:
         if not path.exists():
             return
         try:
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception:  # torch raises many types for a damaged file; the training then starts again
             return
-        self.model.load_state_dict(state.pop("model"))
-        self.optimizer.load_state_dict(state.pop("optimizer"))
+        for name in ("model", "optimizer", "scaler"):
+            getattr(self, name).load_state_dict(state.pop(name))
         for name, value in state.items():
             setattr(self, name, value)
 
@@ -283,10 +302,10 @@ def _cosine(recipe: Recipe, done: float) -> float:
 
 
 @contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
-    """Deterministic algorithms inside, the caller's setting again outside."""
+def _deterministic(device: str) -> Iterator[None]:
+    """Deterministic algorithms inside, the caller's setting again outside; an accelerator lacks some of them."""
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(torch.device(device).type == "cpu")
     try:
         yield
     finally:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -246,3 +247,37 @@ def test_the_sidecar_is_plain_json():
     trained = obtain_model(SPEC, recipe(epochs=1), discs(), 0)
     text = (cache_dir("models", trained.info["key"]) / "model.json").read_text()
     assert set(json.loads(text)) == {"validation_dice", "train_seconds", "epochs", "threads", "torch"}
+
+
+class HalfSeen(torch.nn.Conv2d):
+    """A network of one layer that notes in which precision it computes."""
+
+    seen: ClassVar[set[torch.dtype]] = set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        if self.training:
+            self.seen.add(out.dtype)
+        return out
+
+
+def make_half_seen(in_channels: int, classes: int) -> HalfSeen:
+    return HalfSeen(in_channels, classes, 3, padding=1)
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_mixed_precision_computes_in_half_and_keeps_weights_whole(amp, dtype):
+    HalfSeen.seen.clear()
+    spec = ModelSpec(name="m", architecture="test_training:make_half_seen")
+    trained = obtain_model(spec, recipe(epochs=2, amp=amp, floor=0.0), discs(), 0)
+    assert HalfSeen.seen == {dtype}
+    assert {weight.dtype for weight in weights(trained)} == {torch.float32}
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_mixed_precision_learns_as_much():
+    dice = {
+        amp: obtain_model(SPEC, recipe(epochs=8, amp=amp), discs(), 0).info["validation_dice"] for amp in (True, False)
+    }
+    assert dice[True] == pytest.approx(dice[False], abs=0.1)
+    assert dice[True] > 0.6
