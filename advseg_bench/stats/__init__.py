@@ -1,0 +1,34 @@
+"""Statistics whose unit is the subject: slices of one body are one observation, not many. Loads no torch."""
+
+from advseg_bench.stats.correlation import Coefficient, Correlation, correlate
+from advseg_bench.stats.equivalence import Equivalence, equivalence, equivalent_correlation
+from advseg_bench.stats.family import Verdict, decide, holm, holm_level
+from advseg_bench.stats.intervals import (
+    FEWEST_SUBJECTS,
+    Interval,
+    subject_interval,
+    subject_intervals,
+    subject_means,
+)
+from advseg_bench.stats.paired import PairedTest, compare_paired, sign_flip_ps
+
+__all__ = [
+    "FEWEST_SUBJECTS",
+    "Coefficient",
+    "Correlation",
+    "Equivalence",
+    "Interval",
+    "PairedTest",
+    "Verdict",
+    "compare_paired",
+    "correlate",
+    "decide",
+    "equivalence",
+    "equivalent_correlation",
+    "holm",
+    "holm_level",
+    "sign_flip_ps",
+    "subject_interval",
+    "subject_intervals",
+    "subject_means",
+]

@@ -1,0 +1,163 @@
+"""Does one property of the models go with another? With four models almost nothing can be said, and this says so."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri, stdtr, stdtrit
+from scipy.stats import rankdata
+
+from advseg_bench.stats.intervals import HIGHEST_LEVEL, Floats, check_share
+
+MOST_EXACT_RANKS = 8
+"""Up to this many points every order is counted (40,320)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficient:
+    """One correlation coefficient.
+
+    Attributes:
+        value: -1 to 1.
+        lower: Lower end of its interval; None under four points, and for a perfect rank order, whose interval
+            on Fisher's scale has no width at any n.
+        upper: Upper end.
+        p: Two-sided p of "no association"; None under three points.
+        smallest_p: The smallest p that any n points could have given: 0 for Pearson's, 2 / n! for Spearman's.
+        smallest_detectable: The smallest absolute value that n points show to be significant at 1 - level;
+            None if none does.
+    """
+
+    value: float
+    lower: float | None
+    upper: float | None
+    p: float | None
+    smallest_p: float
+    smallest_detectable: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """Linear and rank correlation of n points.
+
+    Attributes:
+        n: Number of points.
+        pearson: Linear correlation; None where it is undefined.
+        spearman: Rank correlation; None where it is undefined.
+        level: Level of the intervals; 1 - level is that of `smallest_detectable`.
+        reason: Why the coefficients are undefined; "" if they are not.
+    """
+
+    n: int
+    pearson: Coefficient | None
+    spearman: Coefficient | None
+    level: float
+    reason: str
+
+
+def correlate(x: Sequence[float] | Floats, y: Sequence[float] | Floats, level: float = 0.95) -> Correlation:
+    """Correlate two properties of the same things, such as parameters and attack success of models.
+
+    Pearson's p is Student's t with n - 2 degrees of freedom, his interval Fisher's z. Spearman's p counts all
+    orders of up to eight points, ties as they are, and is Student's t above; his interval is Fisher's z with
+    the variance (1 + rho**2 / 2) / (n - 3).
+
+    Args:
+        x: One finite number per thing, (n,).
+        y: One finite number per thing, (n,).
+        level: Confidence level, above 0 and up to 0.999.
+    Returns: Both coefficients; undefined, with the reason, under two points or where x or y does not vary.
+        Cost: 1 ms, after 50 ms for the first table of orders.
+    Raises: SpecError: if the level is out of range.
+    Source: Fisher 1921; Bonett and Wright 2000 for the interval of Spearman's.
+    """
+    check_share("level", level, HIGHEST_LEVEL)
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    assert a.ndim == 1, "one number per thing"
+    assert a.shape == b.shape, "as many y as x"
+    assert np.isfinite(a).all(), "leave out things without a number"
+    assert np.isfinite(b).all(), "leave out things without a number"
+    n = len(a)
+    if n < 2:
+        return Correlation(n, None, None, level, f"{n} points have no correlation" if n else "there are no points")
+    still = " and ".join(name for name, v in (("x", a), ("y", b)) if _is_constant(v))
+    if still:
+        return Correlation(n, None, None, level, f"{still} does not vary" if len(still) == 1 else "nothing varies")
+    return Correlation(n, _measure_linear(a, b, level), _measure_ranks(a, b, level), level, "")
+
+
+def _is_constant(values: Floats) -> bool:
+    """Whether nothing but rounding tells the values apart."""
+    return float(np.ptp(values)) <= 1e-12 * float(np.abs(values).max())
+
+
+def _measure_linear(x: Floats, y: Floats, level: float) -> Coefficient:
+    """Pearson's coefficient."""
+    n, r = len(x), _cosine(x, y)
+    lower, upper = _bound(r, n, level, 1.0)
+    critical = None
+    if n >= 3:
+        quantile = float(stdtrit(n - 2, 0.5 + level / 2))
+        critical = quantile / math.sqrt(n - 2 + quantile**2)
+    return Coefficient(r, lower, upper, _test_t(r, n), 0.0 if n >= 3 else 1.0, critical)
+
+
+def _measure_ranks(x: Floats, y: Floats, level: float) -> Coefficient:
+    """Spearman's coefficient."""
+    n = len(x)
+    first, second = rankdata(x), rankdata(y)
+    rho = _cosine(first, second)
+    lower, upper = _bound(rho, n, level, 1 + rho**2 / 2) if abs(rho) < 1 else (None, None)
+    smallest_p = min(1.0, 2 / math.factorial(n))
+    if n > MOST_EXACT_RANKS:
+        quantile = float(stdtrit(n - 2, 0.5 + level / 2))
+        return Coefficient(rho, lower, upper, _test_t(rho, n), smallest_p, quantile / math.sqrt(n - 2 + quantile**2))
+    centred, orders = second - second.mean(), _list_orders(n)
+    products = np.abs((first - first.mean())[orders] @ centred)
+    p = float((products >= abs((first - first.mean()) @ centred) - 1e-9).mean()) if n >= 3 else None
+    return Coefficient(rho, lower, upper, p, smallest_p, _find_critical_rank(n, 1 - level))
+
+
+def _cosine(x: Floats, y: Floats) -> float:
+    """Pearson's r; numbers as large as parameter counts are scaled first."""
+    a, b = x - x.mean(), y - y.mean()
+    a, b = a / np.abs(a).max(), b / np.abs(b).max()
+    r = float(a @ b / math.sqrt(float(a @ a) * float(b @ b)))
+    return math.copysign(1.0, r) if abs(r) > 1 - 1e-12 else r
+
+
+def _test_t(r: float, n: int) -> float | None:
+    """Two-sided p of a correlation by Student's t."""
+    if n < 3:
+        return None
+    return 2 * float(stdtr(n - 2, -abs(r) * math.sqrt((n - 2) / (1 - r * r)))) if abs(r) < 1 else 0.0
+
+
+def _bound(r: float, n: int, level: float, variance: float) -> tuple[float | None, float | None]:
+    """Interval on Fisher's scale, with a variance in units of 1 / (n - 3)."""
+    if n < 4:
+        return None, None
+    half = float(ndtri(0.5 + level / 2)) * math.sqrt(variance / (n - 3))
+    z = math.atanh(r) if abs(r) < 1 else math.copysign(math.inf, r)
+    return math.tanh(z - half), math.tanh(z + half)
+
+
+@lru_cache(maxsize=MOST_EXACT_RANKS)
+def _list_orders(n: int) -> NDArray[np.intp]:
+    """All orders of n points, (n!, n)."""
+    return np.array(list(itertools.permutations(range(n))), dtype=np.intp)
+
+
+@lru_cache(maxsize=64)
+def _find_critical_rank(n: int, alpha: float) -> float | None:
+    """The smallest absolute rho of n points without ties whose exact p is at most alpha."""
+    ranks = np.arange(n) - (n - 1) / 2
+    values = np.sort(np.abs(np.round(ranks[_list_orders(n)] @ ranks / (ranks @ ranks), 12)))
+    reached = [float(v) for v in np.unique(values) if float((values >= v).mean()) <= alpha + 1e-12]
+    return min(reached, default=None)

@@ -1,0 +1,100 @@
+"""Is a difference, or a correlation, small enough to be called none? A test that is not significant does not say so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
+
+from advseg_bench.errors import SpecError, expected
+from advseg_bench.stats.intervals import FEWEST_SUBJECTS, Floats, check_share
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalence:
+    """Two one-sided tests of "as far from zero as the margin, or farther".
+
+    Attributes:
+        n: Number of subjects, or of points of a correlation.
+        estimate: Mean difference, or the correlation; None without data.
+        margin: What still counts as no difference, in the unit of the estimate; chosen before the data.
+        lower: Lower end of the interval of level 1 - 2 alpha; None where there are too few data for one.
+        upper: Its upper end. Equivalence is the same as this interval lying within the margin.
+        level: 1 - 2 alpha.
+        p: The larger of the two p values; None with too few data.
+        equivalent: Whether p is at most alpha.
+    """
+
+    n: int
+    estimate: float | None
+    margin: float
+    lower: float | None
+    upper: float | None
+    level: float
+    p: float | None
+    equivalent: bool
+
+
+def equivalence(differences: Sequence[float] | Floats, margin: float, alpha: float = 0.05) -> Equivalence:
+    """Test whether a mean difference lies within a margin around zero.
+
+    Args:
+        differences: Mean of (a - b) over the images of each subject, (subjects,), finite.
+        margin: Largest difference that counts as none, above 0; the unit is that of the score.
+        alpha: Error rate, above 0 and under 0.5.
+    Returns: Student's t against either end of the margin; without p and not equivalent under five subjects,
+        as there is no interval either. Cost: none to speak of.
+    Raises: SpecError: if margin or alpha is out of range.
+    Source: Schuirmann 1987; Lakens 2017.
+    """
+    _check_settings(margin, alpha)
+    values = np.asarray(differences, dtype=np.float64)
+    assert values.ndim == 1, "one difference per subject"
+    assert np.isfinite(values).all(), "leave out subjects without a score"
+    n = len(values)
+    mean = float(values.mean()) if n else None
+    if mean is None or n < FEWEST_SUBJECTS:
+        return Equivalence(n, mean, margin, None, None, 1 - 2 * alpha, None, False)
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    half = float(stdtrit(n - 1, 1 - alpha)) * error
+    if error > 1e-12 * float(np.abs(values).max()):
+        p = float(max(stdtr(n - 1, -(mean + margin) / error), stdtr(n - 1, (mean - margin) / error)))
+    else:
+        p = float(abs(mean) >= margin)
+    return Equivalence(n, mean, margin, mean - half, mean + half, 1 - 2 * alpha, p, p <= alpha)
+
+
+def equivalent_correlation(r: float | None, n: int, margin: float, alpha: float = 0.05) -> Equivalence:
+    """Test whether a correlation lies within a margin around zero, on Fisher's scale.
+
+    Args:
+        r: Pearson's correlation, -1 to 1; None where it is undefined.
+        n: Number of points.
+        margin: Largest correlation that counts as none, between 0 and 1.
+        alpha: Error rate, above 0 and under 0.5.
+    Returns: As for a mean; without p and not equivalent under four points. Cost: none to speak of.
+    Raises: SpecError: if margin or alpha is out of range.
+    Source: Goertzen and Cribbie 2010; Fisher 1921.
+    """
+    _check_settings(margin, alpha)
+    check_share("margin of a correlation", margin)
+    if r is None or n < 4:
+        return Equivalence(n, r, margin, None, None, 1 - 2 * alpha, None, False)
+    assert -1 <= r <= 1, "a correlation lies between -1 and 1"
+    with np.errstate(divide="ignore"):
+        z = float(np.arctanh(r))
+    bound, error = math.atanh(margin), 1 / math.sqrt(n - 3)
+    p = float(max(ndtr(-(z + bound) / error), ndtr((z - bound) / error)))
+    half = float(ndtri(1 - alpha)) * error
+    return Equivalence(n, r, margin, math.tanh(z - half), math.tanh(z + half), 1 - 2 * alpha, p, p <= alpha)
+
+
+def _check_settings(margin: float, alpha: float) -> None:
+    """Refuse a margin that is no distance, and an error rate of half or more."""
+    if not 0 < margin < math.inf:
+        raise SpecError(expected("margin", "a finite number above 0", margin, "Zero would ask for exact equality."))
+    if not 0 < alpha < 0.5:
+        raise SpecError(expected("alpha", "a number above 0 and under 0.5", alpha))

@@ -1,0 +1,178 @@
+"""Means over subjects and their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from advseg_bench.errors import SpecError, expected
+
+Floats: TypeAlias = NDArray[np.float64]
+
+FEWEST_SUBJECTS = 5
+"""Under this many subjects no population interval is given."""
+
+RESAMPLES = 4000
+"""Resamples of a bootstrap: half are drawn, half are their mirror images."""
+
+HIGHEST_LEVEL = 0.999
+"""Above this level fewer than two resamples would lie beyond an end."""
+
+_SEED = 2401
+_VALUES_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over subjects with its confidence interval.
+
+    Attributes:
+        mean: Mean of the subjects' means; every subject counts once, however many images it has.
+        lower: Lower end. It may leave [0, 1]: the interval knows nothing of a score's range.
+        upper: Upper end. The mean need not be in the middle.
+        n_subjects: Number of subjects.
+        level: Confidence level, such as 0.95.
+    """
+
+    mean: float
+    lower: float
+    upper: float
+    n_subjects: int
+    level: float
+
+
+def check_share(name: str, value: float, highest: float = 1.0) -> None:
+    """Refuse a level, an error rate or the margin of a correlation that does not lie between 0 and `highest`."""
+    if not 0 < value <= highest or value == 1:
+        what = "a number between 0 and 1" if highest == 1 else f"a number above 0 and up to {highest}"
+        raise SpecError(expected(name, what, value))
+
+
+def subject_means(
+    values: Sequence[float] | Floats, subjects: Sequence[Hashable]
+) -> tuple[Floats, tuple[Hashable, ...]]:
+    """Average the values of each subject: the one step that turns images into observations.
+
+    Args:
+        values: One finite score per image; several per image, such as draws, may follow each other.
+        subjects: Whom each image shows; same length.
+    Returns: One mean per subject, and the subjects, in order of first appearance. Cost: one pass.
+    """
+    assert len(values) == len(subjects), "one subject for each value"
+    scores = np.asarray(values, dtype=np.float64)
+    assert np.isfinite(scores).all(), "leave out images without a score"
+    index = {subject: i for i, subject in enumerate(dict.fromkeys(subjects))}
+    which = np.array([index[subject] for subject in subjects], dtype=np.intp)
+    return np.bincount(which, weights=scores) / np.bincount(which), tuple(index)
+
+
+def subject_interval(
+    values: Sequence[float] | Floats, subjects: Sequence[Hashable], level: float = 0.95
+) -> Interval | None:
+    """Give a confidence interval for the mean score of the population that the subjects come from.
+
+    Images of one subject resemble each other, so the observations are the subjects' means; over images the
+    interval would be far too narrow. `subject_intervals` says how it is made.
+
+    Args:
+        values: One finite score per image.
+        subjects: Whom each image shows; same length.
+        level: Confidence level, above 0 and up to 0.999.
+    Returns: The interval, or None when there are fewer than five subjects. Cost: under a millisecond, after
+        10 ms for the first interval with this many subjects.
+    Raises: SpecError: if the level is out of range.
+    """
+    means, _ = subject_means(values, subjects)
+    if len(means) < FEWEST_SUBJECTS:
+        check_share("level", level, HIGHEST_LEVEL)
+        return None
+    lower, upper = subject_intervals(means[None], level)
+    return Interval(
+        mean=float(means.mean()), lower=float(lower[0]), upper=float(upper[0]), n_subjects=len(means), level=level
+    )
+
+
+def subject_intervals(means: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
+    """Give the intervals of many groups with equally many subjects: studentised bootstrap over subjects.
+
+    Subjects are drawn with replacement; each resample has its own mean m* and standard error s*, and the
+    quantiles of (m* - m) / s* take the place of Student's in m - q s. That follows a skewed score, where
+    Student's interval covers too little, and few subjects, where a percentile bootstrap does (85 % instead of
+    95 % at five subjects). The resamples depend on the number of subjects alone and on a fixed seed, so equal
+    data give equal intervals; the order of subjects does not matter, and the interval of -x is the mirror
+    image of that of x.
+
+    A resample of one value repeated has no standard error, and its quotient is infinite. Where few subjects
+    have few different values, such as success rates of 0 and 1, so many are that a quantile is infinite too:
+    then the interval of that group is Student's t. If all subjects are equal it has no width.
+
+    Args:
+        means: Subject means, (groups, subjects), finite, at least five subjects.
+        level: Confidence level, above 0 and up to 0.999.
+    Returns: Lower and upper ends, (groups,). Cost: 4,000 resamples as two matrix products and a partition;
+        5,000 groups of 40 subjects take about a second.
+    Raises: SpecError: if the level is out of range.
+    Source: Davison and Hinkley 1997, section 5.2.1; Student 1908; measured coverage in docs/statistics.md.
+    """
+    check_share("level", level, HIGHEST_LEVEL)
+    groups, n = means.shape
+    assert n >= FEWEST_SUBJECTS, "fewer than five subjects have no interval"
+    assert np.isfinite(means).all(), "leave out subjects without a score"
+    lower, upper = np.empty(groups), np.empty(groups)
+    step = max(1, _VALUES_AT_ONCE // RESAMPLES)
+    for start in range(0, groups, step):
+        part = slice(start, start + step)
+        lower[part], upper[part] = _bound(np.sort(means[part], axis=1), level)
+    return lower, upper
+
+
+def _bound(means: Floats, level: float) -> tuple[Floats, Floats]:
+    """Lower and upper ends from sorted subject means, (groups, subjects)."""
+    n = means.shape[1]
+    centre, spread = means.mean(axis=1), means.std(axis=1, ddof=1)
+    equal = spread <= 1e-12 * np.abs(means).max(axis=1)
+    scaled = np.where(equal[:, None], 0.0, means - centre[:, None]) / np.where(equal, 1.0, spread)[:, None]
+    quotients = _studentise(scaled)
+    tail = max(1, math.floor((RESAMPLES + 1) * (1 - level) / 2))
+    quotients.partition((tail - 1, RESAMPLES - tail), axis=1)
+    low, high = quotients[:, tail - 1], quotients[:, RESAMPLES - tail]
+    student = float(stdtrit(n - 1, 0.5 + level / 2))
+    bounded = np.isfinite(low) & np.isfinite(high)
+    low, high = np.where(bounded, low, -student), np.where(bounded, high, student)
+    error = np.where(equal, 0.0, spread) / math.sqrt(n)
+    return centre - high * error, centre - low * error
+
+
+def _studentise(scaled: Floats) -> Floats:
+    """(m* - m) / s* of every resample, (groups, resamples), from values of mean 0 and standard deviation 1.
+
+    A spread under 1e-5 of the sample's is rounding: the resample is one value repeated.
+    """
+    n = scaled.shape[1]
+    weights = _draw_weights(n)
+    shifts = scaled @ weights
+    variances = (scaled * scaled) @ weights - shifts * shifts
+    flat = variances < 1e-10
+    errors = np.sqrt(np.where(flat, 1.0, variances) / (n - 1))
+    endless = np.where(np.abs(shifts) < 1e-5, 0.0, np.copysign(np.inf, shifts))
+    return np.where(flat, endless, shifts / errors)
+
+
+@lru_cache(maxsize=32)
+def _draw_weights(n: int) -> Floats:
+    """How much each of n sorted subjects counts in each resample, (n, resamples).
+
+    The second half mirrors the first: it gives the largest what the first gave the smallest.
+    """
+    generator = np.random.default_rng((_SEED, n))
+    counts = generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES // 2)
+    weights = np.concatenate([counts, counts[:, ::-1]]).T / n
+    weights.setflags(write=False)
+    return np.ascontiguousarray(weights)
