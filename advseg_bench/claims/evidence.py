@@ -1,0 +1,151 @@
+"""What claims are judged by: scores of arms, image by image, paired and averaged over each subject's images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from advseg_bench.results import Run
+from advseg_bench.selection import choose_reference
+from advseg_bench.stats import PairedTest, compare_paired
+
+NORM = "linf"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to perturb images: an attack with a loss and settings, all draws together.
+
+    Attributes:
+        attack: The attack's name.
+        loss: The loss's name, "" if it follows none.
+        settings: What differs from the attack's defaults, as canonical JSON.
+    """
+
+    attack: str
+    loss: str = ""
+    settings: str = "{}"
+
+    @property
+    def label(self) -> str:
+        """Return the arm in words."""
+        settings = (str(value) for value in json.loads(self.settings).values())
+        return " ".join(part for part in (self.attack, self.loss, *settings) if part)
+
+
+def make_arm(attack: str, loss: str = "", settings: Mapping[str, Any] | None = None) -> Arm:
+    """Return an arm; settings as they stand in the suite."""
+    return Arm(attack, loss, json.dumps(dict(settings or {}), sort_keys=True))
+
+
+class Evidence:
+    """The results of a run that claims are judged by: L_inf attacks at one budget.
+
+    Args:
+        run: The run.
+
+    Attributes:
+        run: The same.
+        eps: The budget: 4/255 where it was used, else the middle one; None if no attack has a result.
+        arms: The arms that have results at this budget.
+        models: The models that have, in the order of the suite.
+        training_loss: What the models were trained with.
+        reference: The arm that stands for FGSM: as defined, with the training loss if it was run, else with the first.
+        controls: Arms of noise of equal norm; of shuffled signs only those of the reference's loss.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        rows = run.scores().filter((pl.col("norm") == NORM) & (pl.col("attack") != "none"))
+        self.eps = choose_reference(rows["eps"].unique().to_list())
+        self._rows = rows.filter(pl.col("eps") == (self.eps or 0.0)).select(
+            "model", "attack", "loss", "settings", "image", "subject", "linf", "drop", "dice", "dice_clean"
+        )
+        keys = self._rows.select("attack", "loss", "settings").unique(maintain_order=True)
+        self.arms = frozenset(Arm(*key) for key in keys.iter_rows())
+        there = set(self._rows["model"])
+        self.models = tuple(name for name in run.model_names if name in there)
+        self.training_loss = str(run.info["suite"].get("training", {}).get("loss", ""))
+        planned = (Arm(cell["attack"], cell["loss"], cell["settings"]) for cell in run.info["cells"])
+        losses = [arm.loss for arm in planned if arm in self.arms and arm == make_arm("fgsm", arm.loss)]
+        chosen = self.training_loss if self.training_loss in losses else next(iter(losses), None)
+        self.reference = None if chosen is None else make_arm("fgsm", chosen)
+        noise = [arm for arm in self.arms if arm.attack in run.controls and arm == make_arm(arm.attack, arm.loss)]
+        usable = [arm for arm in noise if arm.loss in ("", chosen)]
+        self.controls = tuple(sorted(usable, key=lambda arm: (arm.attack != "random_sign", arm.attack)))
+
+    def values(self, model: str, arm: Arm, score: str = "drop") -> pl.DataFrame:
+        """Return an arm's score on a model.
+
+        Args:
+            model: Its name.
+            arm: What was done to the images.
+            score: "drop", "dice_clean" or "linf".
+        Returns: One row per image with a score: `image`, `subject`, `value`, the mean over draws.
+        """
+        mine = self._rows.filter(
+            pl.col("model") == model,
+            pl.col("attack") == arm.attack,
+            pl.col("loss") == arm.loss,
+            pl.col("settings") == arm.settings,
+            pl.col(score).is_not_null(),
+        )
+        return mine.group_by("image", "subject").agg(pl.col(score).mean().alias("value")).sort("image")
+
+    def compare(self, contrast: Contrast) -> PairedTest:
+        """Estimate a contrast, and test whether it is zero, with the subject as the unit.
+
+        Only images with a score under every arm and model of the contrast count.
+        """
+        return compare_paired(_average(self._join(contrast.terms, contrast.size)))
+
+    def _join(self, terms: Sequence[Term], size: int) -> pl.DataFrame:
+        """The weighted sum of terms over `size`, image by image, where every term has a value."""
+        total: pl.DataFrame | None = None
+        for model, arm, score, weight in terms:
+            term = self.values(model, arm, score).with_columns(pl.col("value") * weight / size)
+            if total is None:
+                total = term
+                continue
+            joined = total.join(term, on=("image", "subject"), suffix="_more")
+            total = joined.select("image", "subject", pl.col("value") + pl.col("value_more"))
+        assert total is not None, "a contrast has terms"
+        return total.sort("image")
+
+
+Term = tuple[str, Arm, str, float]
+"""Model, arm, score and weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """A weighted sum of scores, image by image.
+
+    Attributes:
+        terms: What is added up.
+        size: What the sum is divided by: the number of models it averages.
+    """
+
+    terms: tuple[Term, ...]
+    size: int = 1
+
+    def __sub__(self, other: Contrast) -> Contrast:
+        """Return the difference of two contrasts of one size."""
+        assert self.size == other.size, "only contrasts over as many models have a difference"
+        return Contrast((*self.terms, *((m, a, s, -w) for m, a, s, w in other.terms)), self.size)
+
+
+def average(arm: Arm, models: Sequence[str], score: str = "drop") -> Contrast:
+    """Return a score under an arm, by default the loss of Dice, averaged over models."""
+    return Contrast(tuple((model, arm, score, 1.0) for model in models), len(models))
+
+
+def _average(images: pl.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Subject means, ordered by subject."""
+    means = images.group_by("subject").agg(pl.col("value").mean()).sort("subject")
+    return means["value"].to_numpy()
