@@ -49,7 +49,8 @@ class LossEntry:
         target: `module:object` to import.
         summary: One line for `list`.
         kinds: The kinds of task it is defined for.
-        swappable: Whether it can be called with mask and logits swapped, as the study's released code does.
+        swappable: Whether it can be called with mask and output swapped, as arXiv 2401.11224's released code does, in
+            binary and multilabel tasks.
     """
 
     target: str
@@ -158,6 +159,32 @@ LOSSES: dict[str, LossEntry] = {
     ),
     "dice_focal": LossEntry(
         "advseg_bench.losses:dice_focal", "Dice + focal, the study's training loss", ALL_KINDS, swappable=True
+    ),
+    "dice_ce": LossEntry("advseg_bench.losses:dice_ce", "Dice + cross-entropy", ALL_KINDS, swappable=True),
+    "tversky": LossEntry(
+        "advseg_bench.losses:tversky",
+        "1 - Tversky index, weights 0.3 FP and 0.7 FN, mean over channels (arXiv 1706.05721)",
+        ALL_KINDS,
+        swappable=True,
+    ),
+    "focal_tversky": LossEntry(
+        "advseg_bench.losses:focal_tversky",
+        "(1 - Tversky index)^(3/4), mean over channels (arXiv 1810.07842)",
+        ALL_KINDS,
+    ),
+    "generalized_dice": LossEntry(
+        "advseg_bench.losses:generalized_dice",
+        "1 - Dice of channels weighed by 1 / area^2 (arXiv 1707.03237)",
+        ALL_KINDS,
+    ),
+    "jaccard": LossEntry(
+        "advseg_bench.losses:jaccard", "1 - soft Jaccard index, mean over channels", ALL_KINDS, swappable=True
+    ),
+    "lovasz": LossEntry(
+        "advseg_bench.losses:lovasz", "Lovasz hinge of each channel, or Lovasz softmax (arXiv 1705.08790)", ALL_KINDS
+    ),
+    "margin": LossEntry(
+        "advseg_bench.losses:margin", "the logit margin of each decision, mean over valid pixels, unbounded", ALL_KINDS
     ),
 }
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import monai.losses
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +8,7 @@ from strategies import KINDS, kinds, make_batch, make_task, seeds, spaces
 from advseg_bench import catalogue, losses
 from advseg_bench.errors import IncompatibleError, PluginError
 from advseg_bench.registry import load_loss
+from advseg_bench.types import Task
 
 few = settings(max_examples=40, deadline=None)
 PAIRS = [(name, kind) for name, entry in catalogue.LOSSES.items() for kind in entry.kinds]
@@ -45,32 +45,29 @@ def test_void_pixels_change_nothing_and_get_no_gradient(seed, space, kind):
         assert value.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["binary", "multilabel"])
-def test_sigmoid_losses_equal_monai(kind):
-    batch, logits = make_batch(kind, space=(16, 12))
-    y, valid = batch.y.float(), batch.valid
-    one = {"include_background": True, "sigmoid": True, "reduction": "none"}
-    dice = monai.losses.DiceLoss(**one)(logits, y).flatten(1).mean(1)
-    focal = monai.losses.FocalLoss(reduction="none")(logits, y).flatten(1).mean(1)
-    both = monai.losses.DiceFocalLoss(sigmoid=True, reduction="none")(logits, y).flatten(1).mean(1)
-    bce = torch.nn.BCEWithLogitsLoss(reduction="none")(logits, y).flatten(1).mean(1)
-    for name, reference in (("dice", dice), ("focal", focal), ("dice_focal", both), ("bce", bce)):
-        ours = getattr(losses, name)(logits, batch.y, valid, batch.task)
-        torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6, msg=name)
+@pytest.mark.parametrize("space", [(16, 12), (4, 5, 6)])
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_void_pixels_are_as_if_cut_out(name, kind, space):
+    batch, logits = make_batch(kind, space=space, void=0.4)
+    loss = getattr(losses, name)
+    value = loss(logits, batch.y, batch.valid, batch.task)
+    for i, kept in enumerate(batch.valid):
+        y = batch.y[i : i + 1, ..., kept]
+        cut = loss(logits[i : i + 1, :, kept], y, torch.ones((1, int(kept.sum())), dtype=torch.bool), batch.task)
+        torch.testing.assert_close(cut[0], value[i])
 
 
-def test_softmax_losses_equal_monai():
-    batch, logits = make_batch("multiclass", space=(16, 12))
-    y = batch.y.unsqueeze(1)
-    dice = monai.losses.DiceLoss(softmax=True, to_onehot_y=True, reduction="none")(logits, y).flatten(1).mean(1)
-    focal = monai.losses.FocalLoss(use_softmax=True, to_onehot_y=True, reduction="none")(logits, y)
-    entropy = torch.nn.functional.cross_entropy(logits, batch.y, reduction="none").flatten(1).mean(1)
-    valid = batch.valid
-    torch.testing.assert_close(losses.dice(logits, batch.y, valid, batch.task), dice)
-    torch.testing.assert_close(losses.focal(logits, batch.y, valid, batch.task), focal.flatten(1).mean(1))
-    both = monai.losses.DiceFocalLoss(softmax=True, to_onehot_y=True, reduction="none")(logits, y).flatten(1).mean(1)
-    torch.testing.assert_close(losses.dice_focal(logits, batch.y, valid, batch.task), both)
-    torch.testing.assert_close(losses.ce(logits, batch.y, valid, batch.task), entropy)
+@pytest.mark.parametrize("fill", [0, 1])
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_masks_that_are_empty_or_full_give_finite_values_and_gradients(name, kind, fill):
+    batch, logits = make_batch(kind, void=0.3)
+    leaf = logits.clone().requires_grad_()
+    valid = batch.valid & torch.tensor([True, True, False]).view(-1, 1, 1)  # the last image has no valid pixel
+    value = getattr(losses, name)(leaf, torch.full_like(batch.y, fill), valid, batch.task)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+    assert value[2] == 0
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
@@ -93,6 +90,12 @@ def test_extreme_logits_give_finite_values_and_gradients(name, kind, value):
     (gradient,) = torch.autograd.grad(result.sum(), leaf)
     assert result.isfinite().all()
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("classes", [2, 8, 60])
+@pytest.mark.parametrize("name", [name for name, kind in PAIRS if kind == "multiclass"])
+def test_the_probe_takes_shipped_losses_of_few_and_many_classes(name, classes):
+    losses.probe(getattr(losses, name), Task("multiclass", tuple(f"class{i}" for i in range(classes))), name)
 
 
 def swapped(logits, y, valid, task):
@@ -148,6 +151,16 @@ def test_a_loss_by_path_is_probed_too():
         load_loss("test_losses:swapped", make_task("multilabel"))
     with pytest.raises(PluginError, match="loss test_losses:nothing: unknown object of test_losses 'nothing'"):
         load_loss("test_losses:nothing", make_task("multilabel"))
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel"])
+@pytest.mark.parametrize("name", [name for name, entry in catalogue.LOSSES.items() if entry.swappable])
+def test_the_probe_refuses_every_loss_with_mask_and_output_swapped(name, kind):
+    def fault(logits, y, valid, task):
+        return getattr(losses, name)(y.to(logits.dtype), logits, valid, task)
+
+    with pytest.raises(IncompatibleError, match=r"loss mine: .* Are prediction and target swapped\?"):
+        losses.probe(fault, make_task(kind), "mine")
 
 
 def test_every_kind_has_a_loss():
