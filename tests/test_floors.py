@@ -24,6 +24,7 @@ FLOORS = [
     {"attacks", "models", "data", "work", "records", "scores", "timing"},
     {"registry", "selection"},
     {"training", "runner", "results"},
+    {"claims"},
     {"jobs", "report", "crosscheck", "testing"},
     {"executors"},
     {"benchmark"},

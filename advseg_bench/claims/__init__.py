@@ -1,0 +1,26 @@
+"""The claims of arXiv 2401.11224, judged on any run: rows -> tests over subjects -> verdicts. No model is run."""
+
+from advseg_bench.claims.associations import NO_CORRELATION, PROPERTIES, Association, associate
+from advseg_bench.claims.crossing import Crossing, compare_orders, cross
+from advseg_bench.claims.evidence import Arm, Contrast, Evidence, average, make_arm
+from advseg_bench.claims.findings import ALPHA, Finding
+from advseg_bench.claims.judge import Claim, judge_claims
+
+__all__ = [
+    "ALPHA",
+    "NO_CORRELATION",
+    "PROPERTIES",
+    "Arm",
+    "Association",
+    "Claim",
+    "Contrast",
+    "Crossing",
+    "Evidence",
+    "Finding",
+    "associate",
+    "average",
+    "compare_orders",
+    "cross",
+    "judge_claims",
+    "make_arm",
+]

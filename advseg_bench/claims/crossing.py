@@ -1,0 +1,73 @@
+"""Is BCE's lead an artefact of swapped arguments? The losses under every argument order and step form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from advseg_bench.claims.evidence import Arm, Evidence, average, make_arm
+from advseg_bench.claims.findings import Finding, sort_out
+from advseg_bench.stats import PairedTest
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """BCE against the training loss under one argument order and step form, on the mean over models.
+
+    Attributes:
+        order: "defined" or "released".
+        form: "additive", "blend" or "blend_released".
+        bce: Drop of Dice under BCE.
+        other: Drop of Dice under the training loss.
+        linf: Mean measured L_inf under either, in image units.
+        finding: bce less other.
+    """
+
+    order: str
+    form: str
+    bce: PairedTest
+    other: PairedTest
+    linf: tuple[float | None, float | None]
+    finding: Finding
+
+
+def cross(evidence: Evidence) -> tuple[Crossing, ...]:
+    """Compare BCE with the training loss under every argument order and step form that was run with both."""
+    made: list[tuple[str, str, Arm, Arm]] = []
+    for order in ("defined", "released"):
+        for form in ("additive", "blend", "blend_released"):
+            settings = {k: v for k, v in (("order", order), ("form", form)) if v not in ("defined", "additive")}
+            bce, other = (make_arm("fgsm", loss, settings) for loss in ("bce", evidence.training_loss))
+            if bce != other and {bce, other} <= evidence.arms:
+                made.append((order, form, bce, other))
+    models = evidence.models
+    tests = [evidence.compare(average(bce, models) - average(other, models)) for _, _, bce, other in made]
+    findings = sort_out([f"{order}, {form}" for order, form, _, _ in made], tests)
+    return tuple(
+        Crossing(
+            order,
+            form,
+            evidence.compare(average(bce, models)),
+            evidence.compare(average(other, models)),
+            (_mean_linf(evidence, bce), _mean_linf(evidence, other)),
+            finding,
+        )
+        for (order, form, bce, other), finding in zip(made, findings, strict=True)
+    )
+
+
+def _mean_linf(evidence: Evidence, arm: Arm) -> float | None:
+    """How far an arm moved images, on the mean over models and subjects."""
+    return evidence.compare(average(arm, evidence.models, "linf")).mean
+
+
+def compare_orders(evidence: Evidence) -> PairedTest | None:
+    """Return how much of BCE's lead comes from swapped arguments: lead as released less lead as defined, additive."""
+    losses = ("bce", evidence.training_loss)
+    arms = {
+        order: [make_arm("fgsm", loss, {} if order == "defined" else {"order": order}) for loss in losses]
+        for order in ("defined", "released")
+    }
+    if not {arm for pair in arms.values() for arm in pair} <= evidence.arms or len(set(losses)) < 2:
+        return None
+    lead = {order: average(a, evidence.models) - average(b, evidence.models) for order, (a, b) in arms.items()}
+    return evidence.compare(lead["released"] - lead["defined"])
