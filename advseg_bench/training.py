@@ -32,6 +32,7 @@ from advseg_bench.losses import Loss
 from advseg_bench.models.build import build_model, set_head_bias
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.weights import count_parameters, load_weights, save_weights
+from advseg_bench.properties import count_flops, measure_receptive_field
 from advseg_bench.registry import load_loss
 from advseg_bench.specs import ModelSpec, Recipe
 from advseg_bench.types import Batch
@@ -40,6 +41,9 @@ TRAINING_VERSION = 2
 SAVE_EVERY_S = 2.0
 SAVE_SHARE = 0.03
 """A training is saved at most so often, and takes at most this share of its time for it."""
+
+DESCRIBED_IMAGES = 4
+"""Images on which a receptive field is measured."""
 
 Progress = Callable[[int, int], None]
 """(epochs done, epochs in all)."""
@@ -85,7 +89,7 @@ def obtain_model(
     }
     if spec.weights:
         given = {"key": None, "validation_dice": evaluate(model.eval(), dataset, recipe.batch), "train_seconds": None}
-        return TrainedModel(model, info | given)
+        return TrainedModel(model, info | given | _describe(model, dataset))
     key = content_hash(_dependencies(spec, recipe, dataset, seed, torch.device(device).type))
     with _locked(cache_dir("models", key)) as folder:
         weights, sidecar = folder / "model.safetensors", folder / "model.json"
@@ -103,7 +107,13 @@ def obtain_model(
             f"{outcome['validation_dice']:.3f} after {recipe.epochs} epochs: it learned nothing worth attacking. "
             "Train longer, change the learning rate, or lower the floor."
         )
-    return TrainedModel(model.eval(), info | outcome | {"key": key})
+    return TrainedModel(model.eval(), info | outcome | {"key": key} | _describe(model.eval(), dataset))
+
+
+def _describe(model: SegmentationModule, dataset: Dataset) -> dict[str, Any]:
+    """Properties of the network, seen on a few validation images."""
+    x = dataset.batch(dataset.split("validation")[:DESCRIBED_IMAGES]).x
+    return {"flops": count_flops(model, x), "receptive_field_px": measure_receptive_field(model, x)}
 
 
 def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationModule:

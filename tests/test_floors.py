@@ -22,7 +22,7 @@ FLOORS = [
     {"batches", "geometry", "losses", "suite", "stats", "environment", "guard"},
     {"metrics", "cells", "listing"},
     {"attacks", "models", "data", "work", "records", "scores", "timing"},
-    {"registry", "selection"},
+    {"properties", "registry", "selection"},
     {"training", "runner", "results"},
     {"claims"},
     {"jobs", "report", "crosscheck", "testing"},

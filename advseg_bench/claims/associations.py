@@ -56,10 +56,12 @@ def associate(evidence: Evidence, what: str) -> Association:
         x = math.log10(known) if what in PROPERTIES[:2] and known > 0 else float(known)
         points.append((model, x, drop / clean))
     models = tuple(model for model, _, _ in points)
-    x, y = tuple(x for _, x, _ in points), tuple(y for _, _, y in points)
-    correlation = correlate(x, y)
+    values, success = tuple(x for _, x, _ in points), tuple(y for _, _, y in points)
+    correlation = correlate(values, success)
     r = correlation.pearson.value if correlation.pearson else None
-    return Association(what, models, x, y, correlation, equivalent_correlation(r, len(points), NO_CORRELATION))
+    return Association(
+        what, models, values, success, correlation, equivalent_correlation(r, len(points), NO_CORRELATION)
+    )
 
 
 def count_models_needed() -> int:

@@ -1,0 +1,50 @@
+"""Properties of a network that attack success may go with: its work, and how far a pixel's decision sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from advseg_bench.attacks.gradient import input_gradients
+
+SHARE = 0.95
+"""Part of the gradient that an effective receptive field holds."""
+
+
+def count_flops(model: nn.Module, x: Tensor) -> int:
+    """Count the floating-point operations of one forward pass of one image: two for each multiplication with addition.
+
+    Args:
+        model: Images -> logits.
+        x: Images (N, C, *S); the first is used.
+    Returns: Those of convolutions and matrix products, which are nearly all. Cost: 1 forward of one image.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x[:1])
+    return int(counter.get_total_flops())
+
+
+def measure_receptive_field(model: nn.Module, x: Tensor) -> float:
+    """Measure the effective receptive field of the central pixel, which is smaller than the one in principle.
+
+    Args:
+        model: Images -> logits.
+        x: Images (N, C, *S).
+    Returns: Edge length in pixels of the square around the centre that holds 95 % of the absolute gradient of the
+        central pixel's logits, the median over images; 0 if there is no gradient. Cost: 1 forward, 1 backward.
+    Source: Luo et al., NeurIPS 2016, arXiv:1701.04128; there the standard deviation of a Gaussian fit is doubled.
+    """
+    centre = [size // 2 for size in x.shape[2:]]
+    middle = int(np.ravel_multi_index(centre, x.shape[2:]))
+    _, (gradient,) = input_gradients(model, x, [lambda logits: logits.flatten(2)[..., middle].sum(1)])
+    axes = [torch.arange(size, device=x.device) - c for size, c in zip(x.shape[2:], centre, strict=True)]
+    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).abs().amax(0).flatten()
+    mass = gradient.abs().double().sum(1).flatten(1)
+    within = torch.zeros((len(x), int(radius.max()) + 1), dtype=mass.dtype, device=x.device)
+    within.index_add_(1, radius, mass)
+    grown = within.cumsum(1)
+    smallest = (grown < SHARE * grown[:, -1:]).sum(1)
+    edges = torch.where(grown[:, -1] > 0, 2 * smallest + 1, 0)
+    return float(edges.double().quantile(0.5))
