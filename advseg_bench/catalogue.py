@@ -192,6 +192,7 @@ DATASETS: dict[str, str] = {
     "mni152": "155 axial slices of the MNI152 T1 average head (grey matter, white matter, CSF), in the package",
     "phantom": "procedural abdominal MRI phantom: large bowel, small bowel, stomach; subjects and days",
     "folder": "images and masks on disk: PNG, TIFF, NIfTI",
+    "uw_madison": "UW-Madison GI Tract as downloaded: large bowel, small bowel, stomach; make-data writes a small one",
 }
 
 SMP_ARCHITECTURES: tuple[str, ...] = (

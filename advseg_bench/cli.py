@@ -215,6 +215,22 @@ def check_attack_command(
         raise typer.Exit(1)
 
 
+@app.command("make-data")
+def make_data_command(
+    path: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    cases: Annotated[int, typer.Option(min=1, help="Subjects.")] = 12,
+    slices: Annotated[int, typer.Option(min=1, help="Slices of a scan.")] = 8,
+    days: Annotated[int, typer.Option(min=1, help="Scans of a subject.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other anatomies.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Write a small folder in the format of the UW-Madison GI Tract data, drawn by the phantom."""
+    from advseg_bench.data.make_uw_madison import write_uw_madison
+
+    write_uw_madison(path, cases=cases, slices=slices, days=days, seed=seed, workers=workers)
+    console.print(f"{path}: {cases * days * slices} slices of {cases} cases.", markup=False, highlight=False)
+
+
 @app.command("schema")
 def schema_command() -> None:
     """Print the JSON schema of suite files, for editors."""

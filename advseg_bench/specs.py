@@ -17,8 +17,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -65,6 +67,7 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 Millimetres = Annotated[float, Field(gt=0)]
+ScanName = Annotated[str, Field(pattern=r"^case\d+_day\d+$")]
 Settings = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
@@ -80,6 +83,7 @@ def _known(kind: Kind, name: str) -> str:
 LossName = Annotated[str, AfterValidator(partial(_known, "loss"))]
 AttackName = Annotated[str, AfterValidator(partial(_known, "attack"))]
 ArchitectureName = Annotated[str, AfterValidator(partial(_known, "architecture"))]
+Fit = Literal["pad", "stretch"]
 Eps = Annotated[float, BeforeValidator(_eps)]
 
 
@@ -88,13 +92,23 @@ class ImageData(Spec):
 
     Attributes:
         task: How the labels are put to the model.
-        size: Edge length in pixels; images are padded to a square and resized by area.
+        size: Edge length in pixels; images are made square and resized by area.
         channels: 1, or 3 equal copies of the grey image.
+        fit: How an image becomes square: "pad" around its centre, or "stretch" its shorter edge.
     """
 
     task: TaskKind = "multilabel"
     size: int = Field(default=64, ge=16, le=1024)
     channels: Literal[1, 3] = 1
+    fit: Fit = "pad"
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Say `fit` only where it is not the default: ids and fingerprints from before it existed stay as they were."""
+        told: dict[str, Any] = handler(self)
+        if told.get("fit") == type(self).model_fields["fit"].default:
+            del told["fit"]
+        return told
 
     @field_validator("name", check_fields=False)
     @classmethod
@@ -172,6 +186,47 @@ class FolderData(ImageData):
         return self
 
 
+class UwMadisonData(ImageData):
+    """UW-Madison GI Tract: abdominal MRI with masks of large bowel, small bowel and stomach, as Kaggle hands it out.
+
+    Attributes:
+        path: The folder that holds train.csv and train/; relative to the working directory.
+        fit: "stretch" is what the study of arXiv 2401.11224 does with slices that are not square.
+        exclude: Scans to leave out: "common" (the two that are known to be mislabelled), "official" (twelve), "none",
+            or a list such as ["case7_day0"].
+        folds: Parts that the cases are divided in, about equal by number of slices.
+        fold: The part that is for test, from 0.
+        validation: Share of the other cases that chooses the checkpoint; at least one case.
+        seed: Which cases are for validation.
+        labelled_only: Whether the test split has only slices with a mask; training and validation have all.
+        every: Keep each n-th slice of a scan only.
+        neighbours: Whether the three channels are the slice before, the slice and the one after, not three copies.
+    """
+
+    name: Literal["uw_madison"]
+    path: Path
+    fit: Fit = "stretch"
+    exclude: Literal["common", "official", "none"] | tuple[ScanName, ...] = "common"
+    folds: int = Field(default=10, ge=2)
+    fold: int = Field(default=0, ge=0)
+    validation: float = Field(default=0.15, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    labelled_only: bool = True
+    every: int = Field(default=1, ge=1)
+    neighbours: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> UwMadisonData:
+        """The keys agree with each other."""
+        if self.task == "multiclass":
+            raise ValueError("task: masks may overlap, so it cannot be multiclass. Set multilabel or binary")
+        if self.fold >= self.folds:
+            raise ValueError(f"fold: expected 0 to {self.folds - 1}, got {self.fold}. Change it, or `folds`")
+        if self.neighbours and self.channels != 3:
+            raise ValueError("neighbours: three slices need channels = 3, got 1. Set channels, or neighbours = false")
+        return self
+
+
 class PluginData(ImageData):
     """A data set of a plug-in, or of your own: a function `f(spec, **settings) -> Dataset`.
 
@@ -199,6 +254,7 @@ DataSpec = Annotated[
     Annotated[Mni152Data, Tag("mni152")]
     | Annotated[PhantomData, Tag("phantom")]
     | Annotated[FolderData, Tag("folder")]
+    | Annotated[UwMadisonData, Tag("uw_madison")]
     | Annotated[PluginData, Tag(PLUGIN_TAG)],
     Discriminator(_tag),
 ]

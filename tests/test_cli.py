@@ -297,3 +297,11 @@ def test_crosscheck_says_whether_all_is_sound(here, tmp_path, monkeypatch):
         "implementations:Band": {"weaker": 1}
     }
     assert (tmp_path / "bad" / "disagreements" / "0-implementations-Band" / "reproduce.py").is_file()
+
+
+def test_make_data_writes_a_folder_once(here, tmp_path):
+    path = tmp_path / "uw"
+    done = here("make-data", path, "--cases", 1, "--slices", 2)
+    assert (done.returncode, done.stdout.strip()) == (0, f"{path}: 2 slices of 1 cases.")
+    assert len((path / "train.csv").read_text().splitlines()) == 1 + 2 * 3
+    assert_one_line(here("make-data", path), "uw: expected a new or an empty folder")

@@ -68,7 +68,7 @@ def load(spec: FolderData) -> Dataset:
     places: list[tuple[_Entry, int]] = []
     for entry, subject in zip(entries, subjects, strict=True):
         volume = entry.header.slices is not None
-        spacing = scaled_spacing(entry.header.shape, spec.spacing or entry.header.spacing, spec.size)
+        spacing = scaled_spacing(entry.header.shape, spec.spacing or entry.header.spacing, spec)
         for z in range(entry.header.slices or 1):
             image = f"{entry.stem}/z{z:03d}" if volume else entry.stem
             cases.append(Case(image, subject, entry.stem if volume else subject, spacing, splits[subject]))

@@ -53,7 +53,7 @@ def load(spec: Mni152Data) -> Dataset:
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
         t1, labels, spacing_mm = arrays["t1"], arrays["labels"], arrays["spacing_mm"]
     used = split_slices(len(t1))
-    spacing = scaled_spacing(t1.shape, (float(spacing_mm[0]), float(spacing_mm[1])), spec.size)
+    spacing = scaled_spacing(t1.shape, (float(spacing_mm[0]), float(spacing_mm[1])), spec)
     cases = [Case(f"mni152/z{z:03d}", "mni152", f"block{z // BLOCK:02d}", spacing, split) for z, split in used.items()]
     slices = list(used)
     return Dataset(
@@ -94,4 +94,6 @@ def _read(t1: NDArray[np.uint8], labels: NDArray[np.uint8], spec: Mni152Data) ->
     """Prepare one slice; what surrounds the head is background, so that padding is valid."""
     count = 1 if spec.task == "binary" else len(CLASSES)
     planes = labels == np.arange(1, count + 1, dtype=np.uint8)[:, None, None]
-    return prepare(pad_to_square(t1 / np.float32(255)), pad_to_square(planes), None, spec)
+    if spec.fit == "pad":
+        return prepare(pad_to_square(t1 / np.float32(255)), pad_to_square(planes), None, spec)
+    return prepare(t1 / np.float32(255), planes, None, spec)

@@ -1,10 +1,10 @@
 """The one home of resizing: from an image and class planes of any size to the `Sample` that a model meets.
 
 All data sets end in `prepare`, so that they agree on what a pixel, a label and a tie are. Images are padded
-to a square around their centre and then resized by area: an output pixel is the mean of the input pixels
-under it (`torch.nn.functional.adaptive_avg_pool2d`; where the sizes do not divide, neighbouring windows share
-a row of pixels, and an image smaller than the result has its pixels repeated). Labels go the same way as
-shares and are decided once, at the end.
+to a square around their centre, unless they are to be stretched, and then resized by area: an output pixel is
+the mean of the input pixels under it (`torch.nn.functional.adaptive_avg_pool2d`; where the sizes do not divide,
+neighbouring windows share a row of pixels, and an image smaller than the result has its pixels repeated). Labels
+go the same way as shares and are decided once, at the end.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ def task_for(kind: TaskKind, classes: Sequence[str], background: str = "backgrou
     return Task(kind, (background, *classes) if kind == "multiclass" else tuple(classes))
 
 
-def scaled_spacing(shape: tuple[int, ...], spacing: tuple[float, float], size: int) -> tuple[float, float]:
-    """Return a pixel's edge lengths after padding to a square and resizing.
+def scaled_spacing(shape: tuple[int, ...], spacing: tuple[float, float], spec: DataSpec) -> tuple[float, float]:
+    """Return a pixel's edge lengths after an image is made square and resized.
 
     Args:
-        shape: Rows and columns (the last two entries) before padding.
-        spacing: Edge lengths (rows, columns) in mm before resizing; NaN stays NaN.
-        size: Edge length of the result in pixels.
-    Returns: Edge lengths (rows, columns) in mm. Both scale by one factor, the longer edge over `size`.
+        shape: Rows and columns (the last two entries) before.
+        spacing: Edge lengths (rows, columns) in mm before; NaN stays NaN.
+        spec: `size` and `fit` are used.
+    Returns: Edge lengths (rows, columns) in mm. With "pad" both scale by one factor, the longer edge over
+        `spec.size`; with "stretch" each by its own.
     """
-    factor = max(shape[-2:]) / size
-    return spacing[0] * factor, spacing[1] * factor
+    rows, columns = shape[-2:] if spec.fit == "stretch" else (max(shape[-2:]),) * 2
+    return spacing[0] * (rows / spec.size), spacing[1] * (columns / spec.size)
 
 
 def pad_to_square(array: Array, fill: float = 0) -> Array:
@@ -73,10 +74,10 @@ def pad_to_square(array: Array, fill: float = 0) -> Array:
 
 
 def resize_image(image: Array, size: int) -> Floats:
-    """Resize square images by area.
+    """Resize images by area.
 
     Args:
-        image: Shape (..., E, E), values in [0, 1].
+        image: Shape (..., H, W), values in [0, 1].
         size: Edge length of the result.
     Returns: float32 (..., size, size), clipped to [0, 1] so that rounding cannot leave the bounds.
     """
@@ -91,8 +92,8 @@ def resize_masks(masks: Array, valid: Bools, size: int, kind: TaskKind) -> tuple
     wins, where the background has what the planes leave; of equal shares the first wins.
 
     Args:
-        masks: Shares in [0, 1], shape (K, E, E), one plane for each class without the background.
-        valid: Shape (E, E).
+        masks: Shares in [0, 1], shape (K, H, W), one plane for each class without the background.
+        valid: Shape (H, W).
         size: Edge length of the result.
         kind: How the labels are put to the model.
     Returns: Labels, bool (K, size, size) for binary and multilabel, int64 (size, size) for multiclass; and
@@ -118,7 +119,7 @@ def prepare(image: Array, masks: Array, valid: Bools | None, spec: DataSpec) -> 
         masks: bool, or shares in [0, 1]; shape (K, H, W), one plane for each class without the background;
             K = 1 for binary. Planes may overlap for multilabel; for multiclass their sum must not pass 1.
         valid: Shape (H, W), False where a pixel shall not count; None if all count.
-        spec: Any data specification; `task`, `size` and `channels` are used.
+        spec: Any data specification; `task`, `size`, `channels` and `fit` are used.
     Returns: The sample, `spec.size` pixels square. Pixels that padding adds are not valid; a data set whose
         surroundings are known to be background pads with `pad_to_square` before. A grey image is copied to
         `spec.channels` channels.
@@ -130,8 +131,10 @@ def prepare(image: Array, masks: Array, valid: Bools | None, spec: DataSpec) -> 
     channels = image[None] if image.ndim == 2 else image
     assert len(channels) in (1, spec.channels), f"{len(channels)} channels for {spec.channels}"
     seen = np.ones(image.shape[-2:], bool) if valid is None else valid.astype(bool)
-    label, still_valid = resize_masks(pad_to_square(masks), pad_to_square(seen).astype(bool), spec.size, spec.task)
-    pixels = resize_image(pad_to_square(channels), spec.size)
+    if spec.fit == "pad":
+        channels, masks, seen = pad_to_square(channels), pad_to_square(masks), pad_to_square(seen).astype(bool)
+    label, still_valid = resize_masks(masks, seen, spec.size, spec.task)
+    pixels = resize_image(channels, spec.size)
     if len(pixels) < spec.channels:
         pixels = np.repeat(pixels, spec.channels, axis=0)
     return Sample(pixels, label, still_valid)
@@ -154,7 +157,7 @@ def fingerprint(spec: DataSpec, content: str) -> str:
 
 
 def _area(array: Array, size: int) -> Floats:
-    """Average (..., E, E) over the area of each of size x size pixels, in float32."""
+    """Average (..., H, W) over the area of each of size x size pixels, in float32."""
     values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     planes = values.reshape(-1, *values.shape[-2:])
     pooled = torch.nn.functional.adaptive_avg_pool2d(planes, size)

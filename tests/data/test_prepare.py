@@ -15,12 +15,12 @@ from advseg_bench.data.prepare import (
     scaled_spacing,
     task_for,
 )
-from advseg_bench.specs import FolderData, Mni152Data, PhantomData
+from advseg_bench.specs import FolderData, Mni152Data, PhantomData, UwMadisonData
 from advseg_bench.types import Task
 
 
-def spec(task="multilabel", size=16, channels=1):
-    return Mni152Data(name="mni152", task=task, size=size, channels=channels)
+def spec(task="multilabel", size=16, channels=1, fit="pad"):
+    return Mni152Data(name="mni152", task=task, size=size, channels=channels, fit=fit)
 
 
 def all_valid(edge):
@@ -214,10 +214,38 @@ def test_task_for():
 
 
 def test_scaled_spacing_follows_the_longer_edge():
-    assert scaled_spacing((310, 360), (1.5, 1.25), 90) == (6.0, 5.0)
-    assert scaled_spacing((3, 32, 16), (1.0, 1.0), 64) == (0.5, 0.5)
-    unknown = scaled_spacing((8, 8), (float("nan"), float("nan")), 16)
+    assert scaled_spacing((310, 360), (1.5, 1.25), spec(size=90)) == (6.0, 5.0)
+    assert scaled_spacing((3, 32, 16), (1.0, 1.0), spec(size=64)) == (0.5, 0.5)
+    unknown = scaled_spacing((8, 8), (float("nan"), float("nan")), spec())
     assert all(np.isnan(edge) for edge in unknown)
+
+
+def test_scaled_spacing_of_a_stretched_image_scales_each_edge():
+    assert scaled_spacing((32, 64), (1.5, 1.5), spec(fit="stretch")) == (3.0, 6.0)
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (48, 32)])
+def test_stretching_averages_over_the_area_and_adds_no_pixels(shape):
+    image = np.random.default_rng(0).random(shape)
+    masks = image[None] > 0.5
+    sample = prepare(image, masks, None, spec(fit="stretch"))
+    rows, columns = (n // 16 for n in shape)
+    blocks = image.reshape(16, rows, 16, columns)
+    np.testing.assert_allclose(sample.image[0], blocks.mean(axis=(1, 3)), rtol=1e-5)
+    assert (sample.label[0] == ((blocks > 0.5).mean(axis=(1, 3)) >= 0.5)).all()
+    assert sample.valid.all()
+
+
+def test_how_to_fit_is_said_only_where_it_is_not_the_default():
+    assert "fit" not in spec().model_dump()
+    assert spec(fit="stretch").model_dump(mode="json")["fit"] == "stretch"
+    keys = {"name": "uw_madison", "path": Path("here")}
+    for fit in ("pad", "stretch"):
+        given = UwMadisonData(**keys, fit=fit)
+        assert UwMadisonData(**given.model_dump()) == given
+    assert fingerprint(spec(), "c") != fingerprint(spec(fit="stretch"), "c")
+    # as it was before the key existed
+    assert fingerprint(Mni152Data(name="mni152"), "x").startswith("500bef9367142a51")
 
 
 def test_fingerprint_sees_every_key_but_the_path():
