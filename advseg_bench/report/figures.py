@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from advseg_bench.report.document import NARROW, Figure, show_budget
 from advseg_bench.report.series import Series, choose_drawn
@@ -132,7 +133,7 @@ def _draw_success(run: Run, budgets: Budgets, series: Sequence[Series], models: 
     shown: dict[Series, Mark] = {}
     for ax, score, label in zip(axes, ("diff", "dice_below"), titles, strict=True):
         table = run.table(score, by=IDENTITY, where=where)
-        for s, mark in marks.items():
+        for i, (s, mark) in enumerate(marks.items()):
             mine = table.filter(*(pl.col(k) == v for k, v in s.where().items()), pl.col("mean").is_not_null())
             points = sorted(
                 (parameters[row["model"]], row["mean"]) for row in mine.to_dicts() if row["model"] in parameters
@@ -140,21 +141,31 @@ def _draw_success(run: Run, budgets: Budgets, series: Sequence[Series], models: 
             if points:
                 shown[s] = mark
                 x, y = zip(*points, strict=True)
-                ax.plot(x, y, mark.marker, color=mark.colour, markersize=5, clip_on=False, zorder=3)
-        ax.set_xscale("log")
+                size = max(7.5 - 0.7 * i, 4)  # what lies below another mark of the same value shows around it
+                ax.plot(x, y, mark.marker, color=mark.colour, markersize=size, clip_on=False, zorder=3)
+        _scale_parameters(ax, parameters)
         if score == "dice_below":
             ax.set_ylim(-0.03, 1.03)
         else:
             ax.set_ylim(min(0.0, ax.get_ylim()[0]), max(0.1, ax.get_ylim()[1]))
         ax.set_ylabel(label)
-    low, high = min(parameters.values()), max(parameters.values())
-    axes[0].set_xlim(low / 1.6, max(high, low * 2) * 1.6)
     for ax in axes[:1] if narrow else axes:
         _name_models(ax, parameters, gap=0.07 if narrow else 0.06)
     for ax in axes[1:] if narrow else axes:
         ax.set_xlabel("Parameters")
     add_legend(drawing, [mark for s, mark in marks.items() if s in shown], width)
     return drawing
+
+
+def _scale_parameters(ax: Axes, parameters: dict[str, int]) -> None:
+    """A logarithmic axis with round numbers."""
+    low, high = min(parameters.values()), max(parameters.values())
+    ax.set_xscale("log")
+    middle, half = math.sqrt(low * high), 1.6 * math.sqrt(max(high / low, 2))
+    ax.set_xlim(middle / half, middle * half)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
+    ax.xaxis.set_major_formatter(lambda value, _: shorten(round(value)))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def _name_models(ax: Axes, parameters: dict[str, int], gap: float) -> None:

@@ -298,37 +298,50 @@ def _draw(panels: Sequence[Panel], classes: Sequence[tuple[str, str]], width: fl
     """The rows of pictures of each case, placed by hand: a layout engine takes seconds for so many axes."""
     titles, labelled = panels[0].titles, bool(panels[0].strips[0].label)
     width = min(width, PRINT_WIDTH) if labelled else width
-    edge, gap, line, head = 0.1, 0.06, 0.13, 0.25
-    start = edge + (0.18 if labelled else 0)
+    edge, gap, line = 0.1, 0.06, 0.13
+    start = edge + (0.32 if labelled else 0)
     side = (width - start - edge - gap * (len(titles) - 1)) / len(titles)
     letters = int((width - 2 * edge) / LETTER)
     headings = [textwrap.wrap(f"{panel.title}, {panel.caption}", letters) for panel in panels]
-    keys = [key for title, entries in (("Classes:", classes), ("Errors:", [*ERROR_COLOURS.items()]))
-            for key in _split_key(title, entries, width)]  # fmt: skip
-    rows = sum(len(panel.strips) * (side + gap) for panel in panels) + sum(len(h) * line + 0.1 for h in headings)
-    height = head + rows + 0.2 * len(keys) + 0.05
+    lines = [*_split_key("Classes:", classes, width), *_split_key("Errors:", tuple(ERROR_COLOURS.items()), width)]
+    above = [len(heading) * line + 0.04 for heading in headings]
+    head = 0.33
+    strips = sum(len(panel.strips) for panel in panels) * (side + gap)
+    height = edge + sum(above) + head + strips + 0.05 + 0.2 * len(lines)
     drawing = Drawing(figsize=(width, height))
-    for column, title in enumerate(titles):
-        drawing.text((start + column * (side + gap)) / width, 1 - 0.7 * head / height, title, fontsize=8, weight="bold")
-    top = height - head
-    for panel, heading in zip(panels, headings, strict=True):
-        drawing.text(edge / width, (top - 0.02) / height, "\n".join(heading), fontsize=7, va="top")
-        top -= len(heading) * line + 0.1
+    top = height - edge
+    for i, panel in enumerate(panels):
+        drawing.text(edge / width, top / height, "\n".join(headings[i]), fontsize=7, va="top")
+        top -= above[i] + (0 if i else head)
+        if not i:
+            _write_titles(drawing, titles, [start + column * (side + gap) for column in range(len(titles))], top, side)
         for strip in panel.strips:
+            label = strip.label.replace(": ", "\n")
             middle = (top - side / 2) / height
-            drawing.text(edge / width, middle, strip.label, fontsize=7, rotation=90, ha="left", va="center")
+            drawing.text(edge / width, middle, label, fontsize=7, rotation=90, ha="left", va="center", ma="center")
             for column, picture in enumerate(strip.tiles):
                 left = start + column * (side + gap)
                 ax = drawing.add_axes((left / width, (top - side) / height, side / width, side / height))
                 ax.imshow(_enlarge(picture), interpolation="none")
                 ax.set_axis_off()
             top -= side + gap
-    for handles in keys:
+    for handles in lines:
         place = (edge / width, top / height)
         key = drawing.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=len(handles), **KEY_STYLE)
         key.get_texts()[0].set_fontweight("bold")
         top -= 0.2
     return drawing
+
+
+def _write_titles(drawing: Drawing, titles: Sequence[str], places: Sequence[float], foot: float, side: float) -> None:
+    """Write what each column shows above it, on two lines and smaller where it has no room."""
+    width, height = drawing.get_size_inches()
+    bold = 0.078
+    wrapped = [textwrap.fill(title, max(int(side / bold), 1), break_long_words=False) for title in titles]
+    longest = max(len(line) for text in wrapped for line in text.split("\n"))
+    size = 8 * min(1.0, side / (bold * longest))
+    for text, place in zip(wrapped, places, strict=True):
+        drawing.text(place / width, (foot + 0.06) / height, text, fontsize=size, weight="bold", va="bottom")
 
 
 def _split_key(title: str, entries: Sequence[tuple[str, str]], width: float) -> list[list[Patch]]:
