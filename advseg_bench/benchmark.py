@@ -228,7 +228,7 @@ def _remember_timings(state: _Run, cells: Sequence[Cell], images: int) -> None:
 
 
 def _draw_panels(state: _Run, cells: Sequence[Cell]) -> None:
-    """Keep the images of each model's best and worst case, for the report."""
+    """Keep the images of each model's best and worst case, the worst at several budgets, for the report."""
     import numpy as np
 
     by_id = {cell.id: cell for cell in cells}
@@ -238,7 +238,8 @@ def _draw_panels(state: _Run, cells: Sequence[Cell]) -> None:
         stale.unlink()
     chosen = {path: case for path, case in wanted.items() if not path.exists()}
     for done, (path, case) in enumerate(chosen.items()):
-        shown = state.executor.submit("show", state.context, by_id[case["cell"]], case["image"])
+        sweep = tuple(by_id[step["cell"]] for step in case["sweep"])
+        shown = state.executor.submit("show", state.context, sweep, case["image"])
         arrays, digest = collect(shown)
         _check_weights(state.out / "models" / f"{case['model']}.json", digest)
         buffer = io.BytesIO()

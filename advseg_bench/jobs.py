@@ -94,12 +94,14 @@ def attack(emit: Emit, context: Context, unit: Unit) -> tuple[list[Row], list[Fa
     return rows, failures, time.perf_counter() - started
 
 
-def show(emit: Emit, context: Context, cell: Cell, image: str) -> tuple[dict[str, np.ndarray], str]:
-    """Return the arrays behind one row, see `runner.attack_one`, and the digest of the weights they were made with."""
+def show(emit: Emit, context: Context, cells: tuple[Cell, ...], image: str) -> tuple[dict[str, np.ndarray], str]:
+    """Return the arrays behind an image's rows of one attack, see `runner.attack_one`, and the digest of the weights
+    they were made with.
+    """
     dataset = _dataset(context)
     index = next(i for i, case in enumerate(dataset.cases) if case.image == image)
-    model, info = _model(context, cell.model)
-    return runner.attack_one(cell, index, model, dataset, _setting(context)), info["weights_sha256"]
+    model, info = _model(context, cells[0].model)
+    return runner.attack_one(cells, index, model, dataset, _setting(context)), info["weights_sha256"]
 
 
 def forget() -> None:

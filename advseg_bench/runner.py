@@ -77,22 +77,39 @@ def run_unit(unit: Unit, model: nn.Module, dataset: Dataset, setting: Setting) -
     return rows, failures
 
 
-def attack_one(cell: Cell, index: int, model: nn.Module, dataset: Dataset, setting: Setting) -> dict[str, np.ndarray]:
-    """Return the images behind one row, for the report: clean, attacked, truth and both predictions.
+def attack_one(
+    cells: Sequence[Cell], index: int, model: nn.Module, dataset: Dataset, setting: Setting
+) -> dict[str, np.ndarray]:
+    """Return the images behind rows of one image, for the report: clean, attacked, truth and predictions.
 
-    Returns: Arrays `x` and `x_adv` float32 (C, *S), `truth`, `clean`, `attacked` bool (K, *S).
+    Args:
+        cells: E cells of one attack with one loss and settings, such as the budgets of a sweep.
+        index: The image's position in the data set.
+        model: Logits from images; it is frozen and put into eval mode here.
+        dataset: Where the image is.
+        setting: Compute batch, seed, device.
+    Returns: Arrays `x` float32 (C, *S), `x_adv` float32 (E, C, *S), `truth` and `clean` bool (K, *S), `attacked` bool
+        (E, K, *S); the bits that were scored. Cost: 1 forward and, for a one-gradient attack, 1 backward for all
+        cells; each other attack's own cost, and a forward, per cell.
     """
     model.to(setting.device).eval().requires_grad_(False)
     batch = move_batch(dataset.batch([index] * setting.batch), setting.device)
     scene = _Scene(model, ModelGuard(model), batch, dataset=dataset.name, n=1, seed=setting.seed)
-    attack = load_attack(cell, dataset.task)
-    logits, gradients = scene.shared_gradients({cell.id: attack})
-    x_adv, _ = scene.perturb(cell, attack, gradients.get(cell.id))
-    like = torch.empty(0, dtype=torch.bool)
-    clean, attacked = (metrics.predict(out, batch.task) for out in (logits, scene.forward(x_adv)))
-    masks = (one_hot(labels, batch.task, like)[0] for labels in (batch.y, clean, attacked))
-    arrays = (batch.x[0], x_adv[0], *masks)
-    return dict(zip(("x", "x_adv", "truth", "clean", "attacked"), (a.cpu().numpy() for a in arrays), strict=True))
+    attack = load_attack(cells[0], dataset.task)
+    logits, gradients = scene.shared_gradients({cell.id: attack for cell in cells})
+    attacked = [scene.perturb(cell, attack, gradients.get(cell.id))[0] for cell in cells]
+
+    def mask(labels: Tensor) -> Tensor:
+        return one_hot(labels, batch.task, torch.empty(0, dtype=torch.bool))[0]
+
+    arrays = {
+        "x": batch.x[0],
+        "x_adv": torch.stack([x_adv[0] for x_adv in attacked]),
+        "truth": mask(batch.y),
+        "clean": mask(metrics.predict(logits, batch.task)),
+        "attacked": torch.stack([mask(metrics.predict(scene.forward(x_adv), batch.task)) for x_adv in attacked]),
+    }
+    return {name: array.cpu().numpy() for name, array in arrays.items()}
 
 
 def overshoot(attack: Attack) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 REFERENCE_EPS = 4 / 255
 """The budget that summaries speak of, where a sweep has it."""
+
+LONGEST_SWEEP = 5
+"""Budgets at which pictures show a case, beside the clean image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,17 @@ def list_budgets(run: Run) -> tuple[Budgets, ...]:
     return tuple(found)
 
 
-def find_strongest(run: Run, budgets: Budgets) -> dict[str, dict[str, Any]]:
+def find_strongest(run: Run, budgets: Budgets, *, swept: bool = False) -> dict[str, dict[str, Any]]:
     """Return, for each model, the attack, loss and settings with the largest mean drop at the reference
     budget.
 
     Attacks that moved any image beyond eps are left out: at equal eps they are no rivals. The choice is made on the
     same images that are reported, so the largest of several drops is slightly too large.
 
+    Args:
+        run: Where the rows are.
+        budgets: Norm and reference budget.
+        swept: Choose among attacks with rows at several budgets, where the model has any: what is shown over eps.
     Returns: Model -> row of `run.table("drop", ...)`. Models without such rows are left out.
     """
     keys = ("model", "attack", "loss", "settings")
@@ -78,34 +85,61 @@ def find_strongest(run: Run, budgets: Budgets) -> dict[str, dict[str, Any]]:
     )
     table = table.join(beyond.select(keys).unique(), on=keys, how="anti", maintain_order="left")
     attacks = table.filter(~pl.col("attack").is_in(sorted(run.controls)) & pl.col("mean").is_not_null())
-    ranked = attacks.sort("mean", descending=True, maintain_order=True)
-    return {row["model"]: row for row in reversed(ranked.to_dicts())}
+    key = ("model", "attack", "loss", "settings")
+    counts = run.rows.filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0).group_by(key)
+    several = counts.agg(pl.col("eps").n_unique()).filter(pl.col("eps") > 1)
+    sweeps = set(several.select(key).iter_rows())
+    ranked = sorted(
+        attacks.to_dicts(),
+        key=lambda row: (swept and tuple(row[name] for name in key) not in sweeps, -row["mean"]),
+    )
+    return {row["model"]: row for row in reversed(ranked)}
 
 
 def find_extremes(run: Run) -> list[dict[str, Any]]:
-    """Find the image that each model's strongest attack harms most, and the one that it harms least.
+    """Find the image that each model's strongest swept attack harms most, and the one that it harms least.
 
     Only images at or above the Dice threshold when clean are eligible, unless no image is.
 
     Returns: One dict per case, in the order of the models, the worst before the best: "kind" ("worst" or "best"),
-        "model", "image", "cell", "attack", "loss", "norm", "eps", "dice_clean", "dice_attacked".
+        "model", "image", "cell", "attack", "loss", "settings", "norm", "eps", "dice_clean", "dice_attacked", and
+        "sweep": the budgets at which to show it, ascending, as dicts of "cell", "eps" and "dice". The worst case has
+        up to `LONGEST_SWEEP` budgets, "eps" among them; the best has "eps" alone.
     """
     budgets = list_budgets(run)[:1]
-    strongest = find_strongest(run, budgets[0]) if budgets else {}
+    strongest = find_strongest(run, budgets[0], swept=True) if budgets else {}
     cases = []
     for model in run.model_names:
         if model not in strongest:
             continue
         same = {name: strongest[model][name] for name in ("model", "attack", "loss", "settings")}
-        same |= {"norm": budgets[0].norm, "eps": budgets[0].reference}
-        rows = run.scores().filter(pl.col("drop").is_not_null(), *(pl.col(k) == v for k, v in same.items()))
+        same |= {"norm": budgets[0].norm}
+        sweep = run.scores().filter(pl.col("eps") > 0, *(pl.col(k) == v for k, v in same.items()))
+        rows = sweep.filter(pl.col("drop").is_not_null(), pl.col("eps") == budgets[0].reference)
         eligible = rows.filter(pl.col("dice_below").is_not_null())
         ranked = (eligible if len(eligible) else rows).sort("drop", "image", "draw").to_dicts()
-        cases += [_describe_case("worst", ranked[-1]), _describe_case("best", ranked[0])]
+        worst, best = ranked[-1], ranked[0]
+        same_image = [pl.col(name) == worst[name] for name in ("image", "draw")]
+        steps = _thin_sweep(sweep.filter(*same_image).sort("eps").to_dicts(), worst["eps"])
+        cases += [_describe_case("worst", worst, steps), _describe_case("best", best, [best])]
     return cases
 
 
-def _describe_case(kind: str, row: dict[str, Any]) -> dict[str, Any]:
-    """What a picture of a row must say."""
-    names = ("model", "image", "cell", "attack", "loss", "norm", "eps", "dice_clean")
-    return {"kind": kind, **{name: row[name] for name in names}, "dice_attacked": row["dice"]}
+def _thin_sweep(rows: Sequence[dict[str, Any]], reference: float) -> list[dict[str, Any]]:
+    """At most `LONGEST_SWEEP` rows of a sweep, evenly by rank: the first, the last and the reference among them."""
+    if len(rows) <= LONGEST_SWEEP:
+        return list(rows)
+    middle = next(i for i, row in enumerate(rows) if row["eps"] == reference)
+    last = len(rows) - 1
+    places = [round(i * last / (LONGEST_SWEEP - 1)) for i in range(LONGEST_SWEEP)]
+    inner = range(1, LONGEST_SWEEP - 1)
+    if middle not in places:
+        places[min(inner, key=lambda i: abs(places[i] - middle))] = middle
+    return [rows[i] for i in places]
+
+
+def _describe_case(kind: str, row: dict[str, Any], steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What pictures of a row, and of the same image at other budgets, must say."""
+    names = ("model", "image", "cell", "attack", "loss", "settings", "norm", "eps", "dice_clean")
+    sweep = [{name: step[name] for name in ("cell", "eps", "dice")} for step in steps]
+    return {"kind": kind, **{name: row[name] for name in names}, "dice_attacked": row["dice"], "sweep": sweep}

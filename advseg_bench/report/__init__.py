@@ -39,7 +39,7 @@ def write_report(run: Run, out: Path | None = None) -> list[Path]:
         make_folder(folder / part)
     document = compose(run)
     drawn = list(_find(document, Figure))
-    drawn += [panels.make_panel_figure(run, gallery.panels) for gallery in _find(document, Gallery)]
+    drawn += [figure for gallery in _find(document, Gallery) for figure in gallery.figures]
     pictures = {figure.name: figures.render(figure, WIDE, "svg", "png") for figure in drawn}
     wide = {name: svg for name, (svg, _) in pictures.items()}
     files = {

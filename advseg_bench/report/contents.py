@@ -7,12 +7,11 @@ import shlex
 
 import polars as pl
 
-from advseg_bench.report import figures, integrity, panels, tables
+from advseg_bench.report import curves, figures, integrity, panels, tables
 from advseg_bench.report.document import (
     Block,
     Code,
     Document,
-    Gallery,
     Section,
     Table,
     Text,
@@ -109,7 +108,7 @@ def _show_sweep(run: Run, budgets: Budgets, series: tuple[Series, ...]) -> Secti
     suffix = "" if budgets.norm == "linf" else f" ({NORMS.get(budgets.norm, budgets.norm)})"
     blocks: list[Block] = []
     if run.rows.filter(pl.col("attack") == "none").height:
-        blocks.append(figures.make_sweep_figure(run, budgets, series))
+        blocks += [figure for figure in (curves.make_sweep_figure(run, budgets, series),) if figure]
     blocks += [tables.make_sweep_table(run, budgets, series, score) for score in ("dice", "diff")]
     return Section(f"sweep-{budgets.norm}", f"Dice against eps{suffix}", tuple(blocks))
 
@@ -128,17 +127,17 @@ def _show_details(
     """The sweep in two numbers, and class by class."""
     if not budgets:
         return ()
-    curves = Section("curves", "The sweep in two numbers", (tables.make_curve_table(run, series),))
+    summary = Section("curves", "The sweep in two numbers", (tables.make_curve_table(run, series),))
     if len(run.task.classes) == 1 or not contrasts:
-        return (curves,)
-    return (curves, Section("classes", "Class by class", (tables.make_class_table(run, budgets[0], contrasts),)))
+        return (summary,)
+    figure = curves.make_class_figure(run, budgets[0], series)
+    table = tables.make_class_table(run, budgets[0], contrasts)
+    return (summary, Section("classes", "Class by class", (figure, table) if figure else (table,)))
 
 
 def _show_cases(run: Run) -> Section:
-    """Pictures of the best and worst cases."""
-    cases = panels.load_panels(run)
-    gallery = Gallery("Best and worst cases", panels.caption_panels(run), cases)
-    return Section("cases", "Best and worst cases", (gallery,) if cases else ())
+    """Pictures of the best and worst cases, and of the worst over eps."""
+    return Section("cases", "Best and worst cases", panels.make_galleries(run))
 
 
 def _check(run: Run, series: tuple[Series, ...]) -> tuple[Block, ...]:

@@ -95,11 +95,12 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Images of single cases."""
+    """Images of single cases, and the same as figures for print."""
 
     title: str
     caption: str
     panels: tuple[Panel, ...]
+    figures: tuple[Figure, ...]
 
 
 Block = Table | Figure | Text | Code | Gallery

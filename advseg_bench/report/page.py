@@ -45,7 +45,6 @@ def render_html(document: Document, wide: Mapping[str, bytes], colours: tuple[tu
         sections=sections,
         classes=colours,
         errors=tuple(panels.ERROR_COLOURS.items()),
-        titles=panels.TITLES,
     )
 
 
@@ -72,7 +71,7 @@ def _as_markdown(block: object, section: str) -> list[str]:
         case Figure():
             return [f"![{block.title}](figures/{block.name}.svg)", "", block.caption]
         case Gallery():
-            return [f"![{block.title}](figures/panels.png)", "", block.caption]
+            return [*(f"![{figure.title}](figures/{figure.name}.png)\n" for figure in block.figures), block.caption]
         case Table():
             head = [column.label for column in block.columns]
             rule = ["---:" if column.number else ":---" for column in block.columns]
@@ -98,11 +97,12 @@ def _prepare(block: object, wide: Mapping[str, bytes]) -> dict[str, Any]:
     elif isinstance(block, Gallery):
         shown, size = [], 0
         for panel in block.panels:
-            pictures = [panels.encode_png(tile) for tile in panel.tiles]
-            size += sum(map(len, pictures))
+            strips = [(strip.label, [panels.encode_png(tile) for tile in strip.tiles]) for strip in panel.strips]
+            size += sum(len(picture) for _, pictures in strips for picture in pictures)
             if size > panels.LARGEST_GALLERY:
                 break
-            shown.append((panel, [_data_uri(picture, "png") for picture in pictures]))
+            encoded = [(label, [_data_uri(picture, "png") for picture in pictures]) for label, pictures in strips]
+            shown.append((panel, encoded))
         prepared["shown"], prepared["left_out"] = shown, len(block.panels) - len(shown)
     return prepared
 

@@ -1,10 +1,12 @@
-"""The images behind single results: the case, the perturbation, the predictions and their errors."""
+"""The images behind single results, alone and over eps: the case, the perturbation, the predictions, their errors."""
 
 from __future__ import annotations
 
 import io
 import json
+import textwrap
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +19,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from advseg_bench.errors import RecordError
-from advseg_bench.report.document import Figure, show_budget, show_number
+from advseg_bench.report.document import Figure, Gallery, show_budget, show_number
 from advseg_bench.results import Run
 from advseg_bench.scores import find_scored_classes
 
@@ -26,9 +28,26 @@ ERROR_COLOURS = {"true positive": "#0072B2", "false positive": "#F0E442", "false
 """Okabe and Ito's palette: three colours that differ in lightness as well as in hue."""
 
 TITLES = ("Image", "Perturbation", "Ground truth", "Clean prediction", "Attacked prediction", "Errors")
+SWEEP_TITLES = ("Image", "Perturbation", "Prediction", "Errors")
 LARGEST_SIDE = 128
 LARGEST_GALLERY = 1_500_000
-"""Bytes of all pictures in the HTML page together; cases beyond that are left to the figure file."""
+"""Bytes of a gallery's pictures in the HTML page; cases beyond that are left to the figure files."""
+PRINT_WIDTH = 6.5
+"""Inches that a case over eps is wide at most: at that its rows fit on a page."""
+
+LETTER = 0.052
+"""Inches that a letter of 7 points takes at most, on average."""
+KEY_STYLE: dict[str, Any] = {"fontsize": 7, "handlelength": 1, "borderaxespad": 0, "borderpad": 0, "columnspacing": 1.2}
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Pictures side by side, as uint8 (H, W, 3), one per column of their panel; `label` says what the row is."""
+
+    label: str
+    tiles: tuple[Array, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +57,62 @@ class Panel:
     Attributes:
         title: Model and kind of case.
         caption: Image, attack, scores, and the class of the error map.
-        tiles: Pictures as uint8 (H, W, 3), one per entry of `TITLES`.
+        titles: Of the columns.
+        strips: The rows: one, or one per eps.
     """
 
     title: str
     caption: str
-    tiles: tuple[np.ndarray[Any, Any], ...]
+    titles: tuple[str, ...]
+    strips: tuple[Strip, ...]
 
 
-def load_panels(run: Run) -> tuple[Panel, ...]:
-    """Read the pictures that a run has kept, in the order of the models, the worst case first.
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What a run has kept of one image: `selection.find_extremes` and `runner.attack_one` say what is in it."""
 
+    meta: dict[str, Any]
+    arrays: dict[str, Array]
+
+    @property
+    def sweep(self) -> list[dict[str, Any]]:
+        """The budgets, ascending; runs of earlier versions kept one."""
+        alone = {"cell": self.meta["cell"], "eps": self.meta["eps"], "dice": self.meta["dice_attacked"]}
+        return list(self.meta.get("sweep", [alone]))
+
+    @property
+    def place(self) -> int:
+        """Where in the sweep the case was chosen."""
+        return [step["cell"] for step in self.sweep].index(self.meta["cell"])
+
+
+def make_galleries(run: Run) -> tuple[Gallery, ...]:
+    """Make the galleries of a run: each model's best and worst case, and the worst over eps.
+
+    Returns: Only galleries that have a picture, with a figure for print of all cases, and one per model over eps.
     Raises: RecordError: naming a file that cannot be read.
     """
+    cases = _load_cases(run)
+    colours = list_class_colours(run)
+    alone = tuple(_make_panel(run, case) for case in cases)
+    swept = {case.meta["model"]: _make_sweep_panel(run, case) for case in cases if len(case.sweep) > 1}
+    galleries = []
+    if alone:
+        title, caption = "Best and worst cases", _caption_cases(run)
+        figure = Figure("panels", title, caption, partial(_draw, alone, colours))
+        galleries.append(Gallery(title, caption, alone, (figure,)))
+    if swept:
+        caption = _caption_sweeps()
+        figures = tuple(
+            Figure(f"panels_{model}", f"{panel.title}. {panel.caption}", caption, partial(_draw, (panel,), colours))
+            for model, panel in swept.items()
+        )
+        galleries.append(Gallery("Worst cases over eps", caption, tuple(swept.values()), figures))
+    return tuple(galleries)
+
+
+def _load_cases(run: Run) -> tuple[_Case, ...]:
+    """Read what a run has kept, in the order of the models, the worst case first. Raises: as `make_galleries`."""
     order = {name: i for i, name in enumerate(run.model_names)}
     found = []
     for path in sorted((run.path / "panels").glob("*.npz")):
@@ -58,29 +120,44 @@ def load_panels(run: Run) -> tuple[Panel, ...]:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 meta = json.loads(str(arrays["meta"]))
                 key = (order.get(meta["model"], len(order)), meta["kind"] != "worst", path.name)
-                found.append((key, _make_panel(run, meta, {name: arrays[name] for name in arrays.files})))
+                found.append((key, _read_case(meta, {name: arrays[name] for name in arrays.files})))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RecordError(
                 f"{path}: is damaged ({type(error).__name__}). Delete this file and run the same command again: only "
                 "its picture is made again."
             ) from None
-    return tuple(panel for _, panel in sorted(found, key=lambda pair: pair[0]))
+    return tuple(case for _, case in sorted(found, key=lambda pair: pair[0]))
 
 
-def caption_panels(run: Run) -> str:
+def _read_case(meta: dict[str, Any], arrays: dict[str, Array]) -> _Case:
+    """A case whose attacked images and predictions have a leading axis of budgets. Raises: ValueError, KeyError."""
+    if "sweep" not in meta:
+        arrays |= {name: arrays[name][None] for name in ("x_adv", "attacked")}
+    case = _Case(meta, arrays)
+    if not len(arrays["x_adv"]) == len(arrays["attacked"]) == len(case.sweep):
+        raise ValueError("arrays of another number of budgets")
+    return case
+
+
+def _caption_cases(run: Run) -> str:
     """Say what the columns show and what the colours mean."""
     return (
-        "Worst: the image whose mean Dice the model's strongest attack lowers most; best: least. Only images at or "
+        "Worst: the image whose mean Dice the model's strongest attack (of those with several eps, if there are any) "
+        "lowers most; best: least. Only images at or "
         f"above Dice {run.scoring.dice_threshold:g} when clean. Perturbation: attacked minus clean image, white is 0, "
         "red up to +eps, blue down to -eps (amplified to the full colour scale; first channel). Errors: of the one "
         "class whose Dice falls most, named with each case."
     )
 
 
-def make_panel_figure(run: Run, panels: tuple[Panel, ...]) -> Figure:
-    """Make the figure of all cases, for print."""
-    colours = (*list_class_colours(run), *ERROR_COLOURS.items())
-    return Figure("panels", "Best and worst cases", caption_panels(run), partial(_draw, panels, colours))
+def _caption_sweeps() -> str:
+    """The same for the pictures over eps."""
+    return (
+        "Each model's worst case, the clean image first. Perturbation: attacked minus clean image, white is 0, red "
+        "positive, blue negative, amplified alike at all eps of a case, so that it is seen to grow (first channel). "
+        "Dice: mean over classes of that image. Errors: of the one class whose Dice falls most at the eps at which "
+        "the case was chosen."
+    )
 
 
 def list_class_colours(run: Run) -> tuple[tuple[str, str], ...]:
@@ -89,7 +166,7 @@ def list_class_colours(run: Run) -> tuple[tuple[str, str], ...]:
     return tuple((name, CLASS_COLOURS[i % len(CLASS_COLOURS)]) for i, name in enumerate(names))
 
 
-def encode_png(tile: np.ndarray[Any, Any]) -> bytes:
+def encode_png(tile: Array) -> bytes:
     """Write a picture as PNG, reduced to at most `LARGEST_SIDE` pixels."""
     image = Image.fromarray(tile)
     largest = max(image.size)
@@ -101,46 +178,109 @@ def encode_png(tile: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _make_panel(run: Run, meta: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]) -> Panel:
-    """Turn arrays into pictures."""
-    grey = _grey(arrays["x"])
-    scored = find_scored_classes(run.task)
-    colours = dict(list_class_colours(run))
-    name = max(scored, key=lambda c: _dice(arrays, "clean", scored[c]) - _dice(arrays, "attacked", scored[c]))
-    masks = [
-        _paint(grey, [(arrays[key][k], colours[c]) for c, k in scored.items()])
-        for key in ("truth", "clean", "attacked")
-    ]
-    delta = (arrays["x_adv"][0] - arrays["x"][0]).astype(np.float64)
-    largest = meta["eps"] if meta.get("norm", "linf") == "linf" else float(abs(delta).max())
-    scale = max(largest, 1e-12)
-    perturbation = matplotlib.colormaps["RdBu_r"](0.5 + delta / (2 * scale))[..., :3]
-    truth, attacked = (arrays[key][scored[name]] for key in ("truth", "attacked"))
-    errors = _paint(
+def _make_panel(run: Run, case: _Case) -> Panel:
+    """Turn the arrays of the budget at which the case was chosen into pictures."""
+    meta, arrays, place = case.meta, case.arrays, case.place
+    grey, name, scored = _grey(arrays["x"]), _find_worst_class(run, case), find_scored_classes(run.task)
+    scale = _scale(case, [place])
+    tiles = (
         grey,
-        list(zip((truth & attacked, ~truth & attacked, truth & ~attacked), ERROR_COLOURS.values(), strict=True)),
-        alpha=0.85,
+        _paint_perturbation(case, place, scale),
+        *(_paint_classes(run, grey, masks) for masks in (arrays["truth"], arrays["clean"], arrays["attacked"][place])),
+        _paint_errors(grey, arrays["truth"][scored[name]], arrays["attacked"][place][scored[name]]),
     )
-    tiles = (grey, perturbation, *masks, errors)
-    attack = " ".join(part for part in (meta["attack"], meta["loss"]) if part)
     caption = (
-        f"image {meta['image']}, {attack} at eps {show_budget(meta['eps'])}: Dice {show_number(meta['dice_clean'])} "
-        f"clean, {show_number(meta['dice_attacked'])} attacked; perturbation \u00b1{show_budget(scale)}; "
-        f"errors of {name}"
+        f"image {meta['image']}, {_name_attack(meta)} at eps {show_budget(meta['eps'])}: Dice "
+        f"{show_number(meta['dice_clean'])} clean, {show_number(meta['dice_attacked'])} attacked; perturbation "
+        f"\u00b1{show_budget(scale)}; errors of {name}"
     )
-    pictures = tuple((np.clip(tile, 0, 1) * 255).round().astype(np.uint8) for tile in tiles)
-    return Panel(f"{meta['model']}: {meta['kind']} case", caption, pictures)
+    return Panel(f"{meta['model']}: {meta['kind']} case", caption, TITLES, (Strip("", _as_pictures(tiles)),))
 
 
-def _grey(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _make_sweep_panel(run: Run, case: _Case) -> Panel:
+    """Turn the arrays of all budgets into rows of pictures, the clean image first."""
+    meta, arrays = case.meta, case.arrays
+    name, scored = _find_worst_class(run, case), find_scored_classes(run.task)
+    scale = _scale(case, range(len(case.sweep)))
+    truth = arrays["truth"][scored[name]]
+    strips = []
+    for place, step in [(None, {"eps": 0.0, "dice": meta["dice_clean"]}), *enumerate(case.sweep)]:
+        grey = _grey(arrays["x"] if place is None else arrays["x_adv"][place])
+        found = arrays["clean"] if place is None else arrays["attacked"][place]
+        perturbation = _paint_perturbation(case, place, scale)
+        tiles = (grey, perturbation, _paint_classes(run, grey, found), _paint_errors(grey, truth, found[scored[name]]))
+        label = "clean" if place is None else f"eps {show_budget(step['eps'])}"
+        strips.append(Strip(f"{label}: Dice {show_number(step['dice'])}", _as_pictures(tiles)))
+    caption = (
+        f"image {meta['image']}, {_name_attack(meta)}; perturbation amplified {1 / (2 * scale):.3g} times, full "
+        f"colour is \u00b1{show_budget(scale)}; errors of {name}"
+    )
+    return Panel(f"{meta['model']}: {meta['kind']} case over eps", caption, SWEEP_TITLES, tuple(strips))
+
+
+def _name_attack(meta: dict[str, Any]) -> str:
+    """Attack, loss and settings."""
+    settings = json.loads(meta.get("settings", "{}"))
+    parts = (meta["attack"], meta["loss"], *(f"{name}={value}" for name, value in settings.items()))
+    return " ".join(part for part in parts if part)
+
+
+def _find_worst_class(run: Run, case: _Case) -> str:
+    """The class whose Dice falls most at the budget at which the case was chosen."""
+    truth, clean, attacked = (case.arrays[name] for name in ("truth", "clean", "attacked"))
+    falls = {
+        name: _dice(truth[k], clean[k]) - _dice(truth[k], attacked[case.place][k])
+        for name, k in find_scored_classes(run.task).items()
+    }
+    return max(falls, key=lambda name: falls[name])
+
+
+def _scale(case: _Case, places: Sequence[int]) -> float:
+    """The change of intensity that gets the full colour: the largest eps, or under L2 the largest change."""
+    if case.meta.get("norm", "linf") == "linf":
+        largest = max(float(case.sweep[place]["eps"]) for place in places)
+    else:
+        largest = max(float(abs(_delta(case, place)).max()) for place in places)
+    return max(largest, 1e-12)
+
+
+def _delta(case: _Case, place: int) -> Array:
+    """The change of the first channel."""
+    delta: Array = (case.arrays["x_adv"][place][0] - case.arrays["x"][0]).astype(np.float64)
+    return delta
+
+
+def _paint_perturbation(case: _Case, place: int | None, scale: float) -> Array:
+    """The change from blue over white to red."""
+    delta = np.zeros_like(case.arrays["x"][0], np.float64) if place is None else _delta(case, place)
+    painted: Array = matplotlib.colormaps["RdBu_r"](0.5 + delta / (2 * scale))[..., :3]
+    return painted
+
+
+def _paint_classes(run: Run, grey: Array, masks: Array) -> Array:
+    """A segmentation in the colours of its classes."""
+    colours = dict(list_class_colours(run))
+    return _paint(grey, [(masks[k], colours[name]) for name, k in find_scored_classes(run.task).items()])
+
+
+def _paint_errors(grey: Array, truth: Array, found: Array) -> Array:
+    """One class in the colours of right and wrong."""
+    masks = (truth & found, ~truth & found, truth & ~found)
+    return _paint(grey, list(zip(masks, ERROR_COLOURS.values(), strict=True)), alpha=0.85)
+
+
+def _as_pictures(tiles: Sequence[Array]) -> tuple[Array, ...]:
+    """Bytes of colours."""
+    return tuple((np.clip(tile, 0, 1) * 255).round().astype(np.uint8) for tile in tiles)
+
+
+def _grey(x: Array) -> Array:
     """An image as (H, W, 3) in [0, 1]: colours if it has three channels, else its first channel in grey."""
     channels = x[:3] if len(x) >= 3 else np.repeat(x[:1], 3, axis=0)
     return np.moveaxis(channels.astype(np.float64), 0, -1)
 
 
-def _paint(
-    grey: np.ndarray[Any, Any], layers: list[tuple[np.ndarray[Any, Any], str]], alpha: float = 0.6
-) -> np.ndarray[Any, Any]:
+def _paint(grey: Array, layers: list[tuple[Array, str]], alpha: float = 0.6) -> Array:
     """Lay colours over an image; the image's own light and dark stay visible."""
     out = grey.copy()
     for mask, colour in layers:
@@ -148,36 +288,77 @@ def _paint(
     return out
 
 
-def _dice(arrays: dict[str, np.ndarray[Any, Any]], which: str, k: int) -> float:
-    """Dice of one class of a prediction; 1 where neither shows it."""
-    truth, found = arrays["truth"][k], arrays[which][k]
+def _dice(truth: Array, found: Array) -> float:
+    """Dice of one class; 1 where neither shows it."""
     total = int(truth.sum()) + int(found.sum())
     return 2 * int((truth & found).sum()) / total if total else 1.0
 
 
-def _draw(panels: tuple[Panel, ...], colours: tuple[tuple[str, str], ...], width: float) -> Drawing:
-    """One row of pictures for each case, placed by hand: a layout engine takes seconds for so many axes."""
-    edge, gap, line, head, foot = 0.1, 0.06, 0.22, 0.25, 0.3
-    side = (width - 2 * edge - gap * (len(TITLES) - 1)) / len(TITLES)
-    height = head + len(panels) * (side + line + gap) + foot
+def _draw(panels: Sequence[Panel], classes: Sequence[tuple[str, str]], width: float) -> Drawing:
+    """The rows of pictures of each case, placed by hand: a layout engine takes seconds for so many axes."""
+    titles, labelled = panels[0].titles, bool(panels[0].strips[0].label)
+    width = min(width, PRINT_WIDTH) if labelled else width
+    edge, gap, line = 0.1, 0.06, 0.13
+    start = edge + (0.32 if labelled else 0)
+    side = (width - start - edge - gap * (len(titles) - 1)) / len(titles)
+    letters = int((width - 2 * edge) / LETTER)
+    headings = [textwrap.wrap(f"{panel.title}, {panel.caption}", letters) for panel in panels]
+    lines = [*_split_key("Classes:", classes, width), *_split_key("Errors:", tuple(ERROR_COLOURS.items()), width)]
+    above = [len(heading) * line + 0.04 for heading in headings]
+    head = 0.33
+    strips = sum(len(panel.strips) for panel in panels) * (side + gap)
+    height = edge + sum(above) + head + strips + 0.05 + 0.2 * len(lines)
     drawing = Drawing(figsize=(width, height))
-    for column, title in enumerate(TITLES):
-        x = (edge + column * (side + gap)) / width
-        drawing.text(x, 1 - 0.7 * head / height, title, fontsize=8, weight="bold")
-    for row, panel in enumerate(panels):
-        top = height - head - row * (side + line + gap) - line
-        drawing.text(edge / width, (top + 0.06) / height, f"{panel.title}, {panel.caption}", fontsize=7)
-        for column, picture in enumerate(panel.tiles):
-            left = edge + column * (side + gap)
-            ax = drawing.add_axes((left / width, (top - side) / height, side / width, side / height))
-            ax.imshow(_enlarge(picture), interpolation="none")
-            ax.set_axis_off()
-    handles = [Patch(facecolor=colour, edgecolor="#555555", linewidth=0.5, label=name) for name, colour in colours]
-    drawing.legend(handles=handles, loc="lower left", ncols=len(handles), fontsize=7, handlelength=1, borderaxespad=0.3)
+    top = height - edge
+    for i, panel in enumerate(panels):
+        drawing.text(edge / width, top / height, "\n".join(headings[i]), fontsize=7, va="top")
+        top -= above[i] + (0 if i else head)
+        if not i:
+            _write_titles(drawing, titles, [start + column * (side + gap) for column in range(len(titles))], top, side)
+        for strip in panel.strips:
+            label = strip.label.replace(": ", "\n")
+            middle = (top - side / 2) / height
+            drawing.text(edge / width, middle, label, fontsize=7, rotation=90, ha="left", va="center", ma="center")
+            for column, picture in enumerate(strip.tiles):
+                left = start + column * (side + gap)
+                ax = drawing.add_axes((left / width, (top - side) / height, side / width, side / height))
+                ax.imshow(_enlarge(picture), interpolation="none")
+                ax.set_axis_off()
+            top -= side + gap
+    for handles in lines:
+        place = (edge / width, top / height)
+        key = drawing.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=len(handles), **KEY_STYLE)
+        key.get_texts()[0].set_fontweight("bold")
+        top -= 0.2
     return drawing
 
 
-def _enlarge(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _write_titles(drawing: Drawing, titles: Sequence[str], places: Sequence[float], foot: float, side: float) -> None:
+    """Write what each column shows above it, on two lines and smaller where it has no room."""
+    width, height = drawing.get_size_inches()
+    bold = 0.078
+    wrapped = [textwrap.fill(title, max(int(side / bold), 1), break_long_words=False) for title in titles]
+    longest = max(len(line) for text in wrapped for line in text.split("\n"))
+    size = 8 * min(1.0, side / (bold * longest))
+    for text, place in zip(wrapped, places, strict=True):
+        drawing.text(place / width, (foot + 0.06) / height, text, fontsize=size, weight="bold", va="bottom")
+
+
+def _split_key(title: str, entries: Sequence[tuple[str, str]], width: float) -> list[list[Patch]]:
+    """The legend of colours, in as many lines as the width asks for; each begins with a title or a blank."""
+    lines: list[list[Patch]] = []
+    room = 0.0
+    for name, colour in entries:
+        needed = 0.4 + LETTER * len(name)
+        if needed > room:
+            lines.append([Patch(visible=False, label="" if lines else title)])
+            room = width - 1
+        lines[-1].append(Patch(facecolor=colour, edgecolor="#555555", linewidth=0.5, label=name))
+        room -= needed
+    return lines
+
+
+def _enlarge(picture: Array) -> Array:
     """Repeat pixels until no viewer has a reason to blur them."""
     times = max(1, 256 // max(picture.shape[:2]))
     return picture.repeat(times, axis=0).repeat(times, axis=1)
