@@ -189,4 +189,6 @@ def _why_skip_settings(suite: Suite, attack: AttackSpec, loss: str, settings: di
         return f"form {settings['form']!r} is defined for L_inf budgets"
     if settings.get("channels") == "tied" and suite.data.channels == 1:
         return "images of one channel have nothing to tie: channels 'tied' equals 'independent'"
+    if settings.get("channels") == "tied" and getattr(suite.data, "neighbours", False):
+        return "the channels are three slices and no copies of one: channels 'tied' has no meaning"
     return None
