@@ -89,8 +89,8 @@ def run_command(
         finished = run(loaded, folder, workers=used, device=device, shard=shard, progress=progress)
     paths = write_report(finished)
     print_report(finished, console)
-    page = next(path for path in paths if path.suffix == ".html")
-    console.print(f"\nReport: {page}", soft_wrap=True, highlight=False)
+    for page in (path for path in paths if path.suffix == ".html"):
+        console.print(f"\n{page.stem.capitalize()}: {page}", soft_wrap=True, highlight=False)
     if finished.failures:
         labels = {cell.id: cell.label for cell in plan(loaded)}
         for failure in finished.failures:
@@ -114,6 +114,20 @@ def report_command(
     paths = write_report(opened, out)
     print_report(opened, console)
     for path in paths:
+        if path.suffix in (".html", ".md"):
+            console.print(str(path), soft_wrap=True, highlight=False)
+
+
+@app.command("claims")
+def claims_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, one for each data set.")],
+    out: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/claims"),
+) -> None:
+    """Judge the claims of arXiv 2401.11224 on one or more runs: tables, figures, Markdown and a one-file HTML page."""
+    from advseg_bench.report import write_claims
+    from advseg_bench.results import Run
+
+    for path in write_claims([Run(run) for run in runs], out):
         if path.suffix in (".html", ".md"):
             console.print(str(path), soft_wrap=True, highlight=False)
 

@@ -152,12 +152,14 @@ def _judge_best(evidence: Evidence) -> Claim:
     tests = [evidence.compare(beyond[best] - beyond[model]) for model in others]
     findings = sort_out([f"{best} less {model}" for model in others], tests)
     verdict = judge_all(findings)
-    closest = min(tests, key=lambda test: -math.inf if test.mean is None else test.mean)
-    led = lead.p is not None and lead.p <= ALPHA
+    closest, rival = min(
+        zip(tests, others, strict=True), key=lambda pair: -math.inf if pair[0].mean is None else pair[0].mean
+    )
+    led = "significant" if lead.p is not None and lead.p <= ALPHA else "not significant"
     answer = (
-        f"{say_where(evidence)}, {best} has the best clean Dice ({clean[best]:.3f}; its lead over {second} is "
-        f"{'significant' if led else 'not significant'}, p = {show_p(lead.p)}). To {fgsm.label} it loses "
-        f"{show_difference(closest)} more beyond {noise.label} than the other model that loses most; largest p of "
+        f"{say_where(evidence)}, {best} has the best clean Dice ({clean[best]:.3f}; its lead over {second} is {led}, "
+        f"p = {show_p(lead.p)}). What {fgsm.label} takes from it beyond {noise.label}, less what it takes from "
+        f"{rival}, the other model that loses most, is {show_difference(closest)}; largest p of "
         f"{show_count(len(findings), 'comparison')}: {show_p(find_largest_p(tests))}. "
         f"{conclude(verdict, closest.n, 'subject')}"
     )
@@ -182,8 +184,8 @@ def _judge_size(evidence: Evidence) -> Claim:
     answer = (
         f"{say_where(evidence)}, log parameters and Diff of {show_count(n, 'model')} have the correlation "
         f"{show_correlation(pearson.value, pearson.lower, pearson.upper)} and the rank correlation "
-        f"{spearman.value:+.2f}, p = {show_p(spearman.p)}. With so many models a correlation under {detectable} cannot "
-        f"be told from chance, and showing that there is none (within {NO_CORRELATION:g}) takes at least "
-        f"{count_models_needed()}. {conclude(verdict, n, 'model')}"
+        f"{spearman.value:+.2f}, p = {show_p(spearman.p)}. With {show_count(n, 'model')} a correlation under "
+        f"{detectable} cannot be told from chance, and showing that there is none (within {NO_CORRELATION:g}) takes "
+        f"at least {count_models_needed()}. {conclude(verdict, n, 'model')}"
     )
     return Claim("size", *text, verdict, answer)

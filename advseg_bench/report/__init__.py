@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,13 +12,14 @@ from rich.console import Console
 
 from advseg_bench.cache import make_folder, write_bytes
 from advseg_bench.report import figures, panels
+from advseg_bench.report.claims import compose_claims
 from advseg_bench.report.contents import compose
 from advseg_bench.report.document import WIDE, Document, Figure, Gallery, Table
 from advseg_bench.report.page import render_html, render_markdown
 from advseg_bench.report.terminal import print_document
 from advseg_bench.results import Run
 
-__all__ = ["print_report", "write_report"]
+__all__ = ["print_report", "write_claims", "write_report"]
 
 T = TypeVar("T")
 
@@ -26,25 +28,46 @@ def write_report(run: Run, out: Path | None = None) -> list[Path]:
     """Write the report of a run: Markdown, one HTML file, tables as CSV, figures as SVG and PNG.
 
     A run that is not finished is reported as far as it is, and says so. The same rows give the same bytes
-    under the same versions of the libraries.
+    under the same versions of the libraries. Where a claim of arXiv 2401.11224 can be asked, its page is written too.
 
     Args:
         run: What to report.
         out: The folder; `report` in the run directory if None.
-    Returns: The files written: report.html, report.md, tables/*.csv, figures/*.svg, figures/*.png.
+    Returns: The files written: report.html, report.md, claims.html, claims.md, tables/*.csv, figures/*.svg,
+        figures/*.png.
     Raises: RecordError: if a file of the run is damaged, or the folder cannot be written.
     """
     folder = run.path / "report" if out is None else Path(out)
+    document = compose(run)
+    paths = _write(document, folder, "report", panels.list_class_colours(run))
+    if any(section.anchor == "claims" for section in document.sections):
+        paths += _write(compose_claims((run,)), folder, "claims", ())
+    return paths
+
+
+def write_claims(runs: Sequence[Run], out: Path) -> list[Path]:
+    """Write the claims page of one or more runs, each on a data set of its own.
+
+    Args:
+        runs: What to judge.
+        out: The folder.
+    Returns: The files written: claims.html, claims.md, tables/*.csv, figures/*.svg, figures/*.png.
+    Raises: RecordError: as `write_report`.
+    """
+    return _write(compose_claims(runs), out, "claims", ())
+
+
+def _write(document: Document, folder: Path, stem: str, colours: tuple[tuple[str, str], ...]) -> list[Path]:
+    """Write a document in every format, with its tables and figures."""
     for part in ("tables", "figures"):
         make_folder(folder / part)
-    document = compose(run)
     drawn = list(_find(document, Figure))
     drawn += [figure for gallery in _find(document, Gallery) for figure in gallery.figures]
     pictures = {figure.name: figures.render(figure, WIDE, "svg", "png") for figure in drawn}
     wide = {name: svg for name, (svg, _) in pictures.items()}
     files = {
-        "report.html": render_html(document, wide, panels.list_class_colours(run)).encode(),
-        "report.md": render_markdown(document).encode(),
+        f"{stem}.html": render_html(document, wide, colours).encode(),
+        f"{stem}.md": render_markdown(document).encode(),
     }
     for table in _find(document, Table):
         if table.data is not None:

@@ -8,6 +8,7 @@ import shlex
 import polars as pl
 
 from advseg_bench.report import curves, figures, integrity, panels, tables
+from advseg_bench.report.claims import summarise_claims
 from advseg_bench.report.document import (
     Block,
     Code,
@@ -33,6 +34,7 @@ def compose(run: Run) -> Document:
     clean = not run.rows.filter(pl.col("attack") == "none").is_empty()
     sections = (
         _summarise(run, budgets, contrasts),
+        Section("claims", "Claims of arXiv 2401.11224", summarise_claims(run)),
         Section("models", "Models before the attack", (tables.make_clean_table(run),) if clean else ()),
         *(_show_sweep(run, each, series) for each in budgets),
         *(_show_success(run, each, series) for each in budgets),
@@ -71,6 +73,8 @@ def _list_facts(run: Run, series: tuple[Series, ...], budgets: tuple[Budgets, ..
 def _warn(run: Run) -> tuple[str, ...]:
     """What a reader must know before any number."""
     warnings = []
+    if note := run.info["suite"].get("note"):
+        warnings.append(note)
     if run.missing:
         share = run.missing / run.planned
         share_text = f"{share:.0%}" if share >= 0.01 else "under 1 %"
