@@ -10,6 +10,7 @@ for labels of any real value. `catalogue.LossEntry.swappable` tells which.
 """
 
 from advseg_bench.losses.base import SMOOTH, Loss, one_hot, probabilities
+from advseg_bench.losses.foreign import per_image
 from advseg_bench.losses.pixel import bce, ce, focal, margin
 from advseg_bench.losses.probing import probe
 from advseg_bench.losses.region import (
@@ -38,6 +39,7 @@ __all__ = [
     "lovasz",
     "margin",
     "one_hot",
+    "per_image",
     "probabilities",
     "probe",
     "tversky",

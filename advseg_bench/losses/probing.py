@@ -17,7 +17,8 @@ def probe(loss: Loss, task: Task, name: str) -> None:
     channel of a sigmoid, a pixel of a softmax), asks for some gradient on logits of either label, and compares each
     image alone with the batch.
 
-    Raises: IncompatibleError: with the fault: swapped arguments, batch pooling, a wrong shape, void pixels that count.
+    Raises: IncompatibleError: with the fault: swapped arguments, batch pooling, a wrong shape, NaN, void pixels that
+        count.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (3, len(task.classes), 8, 8)
@@ -32,6 +33,11 @@ def probe(loss: Loss, task: Task, name: str) -> None:
         raise IncompatibleError(
             f"loss {name}: expected one value per image, shape (3,), got {tuple(value.shape)}. "
             "Average over all axes but the first."
+        )
+    if not value.isfinite().all():
+        raise IncompatibleError(
+            f"loss {name}: expected finite values on random logits, got {[round(v, 4) for v in value.tolist()]}. "
+            "Does it want probabilities, where it is given logits?"
         )
     alone = torch.cat([loss(logits[i : i + 1], y[i : i + 1], valid[i : i + 1], task) for i in range(3)])
     if not torch.allclose(alone, value, rtol=1e-9, atol=1e-12):
