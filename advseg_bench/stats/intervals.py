@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import betaincinv, stdtrit
 
 from advseg_bench.errors import SpecError, expected
 
@@ -19,11 +19,14 @@ Floats: TypeAlias = NDArray[np.float64]
 FEWEST_SUBJECTS = 5
 """Under this many subjects no population interval is given."""
 
-RESAMPLES = 10_000
+RESAMPLES = 2**13
 """Resamples of a bootstrap: half are drawn, half are their mirror images."""
 
+MOST_RESAMPLED = 500
+"""Above this many subjects the interval is Student's t, which then is as good and needs no memory."""
+
 HIGHEST_LEVEL = 0.999
-"""Above this level fewer than five resamples would lie beyond an end."""
+"""Above this level fewer than four resamples would lie beyond an end."""
 
 _SEED = 2401
 _VALUES_AT_ONCE = 2_000_000
@@ -86,7 +89,7 @@ def subject_interval(
         subjects: Whom each image shows; same length.
         level: Confidence level, above 0 and up to 0.999.
     Returns: The interval, or None when there are fewer than five subjects. Cost: under a millisecond, after
-        10 ms for the first interval with this many subjects.
+        0.1 s for the first interval with this many subjects.
     Raises: SpecError: if the level is out of range.
     """
     means, _ = subject_means(values, subjects)
@@ -113,14 +116,14 @@ def subject_intervals(means: Floats, level: float = 0.95) -> tuple[Floats, Float
     order of subjects does not matter, and the interval of -x is the mirror image of that of x.
 
     If a group has two different values, one of them in fewer than three subjects, (m* - m) / s* has no finite
-    variance, and the interval is Student's t. If all its subjects are equal the interval has no width: then
-    it says nothing about how far other subjects may differ.
+    variance, and the interval is Student's t, as it is above 500 subjects. If all its subjects are equal the
+    interval has no width: then it says nothing about how far other subjects may differ.
 
     Args:
         means: Subject means, (groups, subjects), finite, at least five subjects.
         level: Confidence level, above 0 and up to 0.999.
-    Returns: Lower and upper ends, (groups,). Cost: 10,000 resamples as two matrix products and a partition;
-        5,000 groups of 40 subjects take 1 to 2 s.
+    Returns: Lower and upper ends, (groups,). Cost: 8,192 resamples as two matrix products and a partition;
+        5,000 groups of 40 subjects take about a second.
     Raises: SpecError: if the level is out of range.
     Source: Owen 2025, arXiv:2508.10083; Davison and Hinkley 1997, section 5.2.1; Student 1908. Measured
         coverage: docs/statistics.md.
@@ -165,15 +168,17 @@ def _bound(means: Floats, level: float) -> tuple[Floats, Floats]:
     centre, spread = means.mean(axis=1), means.std(axis=1)
     equal = spread <= 1e-12 * np.abs(means).max(axis=1)
     spread[equal] = 0.0
+    student = float(stdtrit(n - 1, 0.5 + level / 2)) / math.sqrt(n - 1)
+    if n > MOST_RESAMPLED:
+        return centre - student * spread, centre + student * spread
     scaled = np.where(equal[:, None], 0.0, means - centre[:, None]) / np.where(equal, 1.0, spread)[:, None]
     weights = _draw_weights(n)
     shifts = scaled @ weights
     variances = (scaled * scaled) @ weights - shifts * shifts
     quotients = shifts / np.sqrt(np.maximum(variances, 1e-12))
-    tail = max(1, math.floor((RESAMPLES + 1) * (1 - level) / 2))
+    tail = math.floor((RESAMPLES + 1) * (1 - level) / 2)
     quotients.partition((tail - 1, RESAMPLES - tail), axis=1)
     low, high = quotients[:, tail - 1], quotients[:, RESAMPLES - tail]
-    student = float(stdtrit(n - 1, 0.5 + level / 2)) / math.sqrt(n - 1)
     coarse = _is_coarse(scaled)
     return centre - np.where(coarse, student, high) * spread, centre - np.where(coarse, -student, low) * spread
 
@@ -186,13 +191,17 @@ def _is_coarse(scaled: Floats) -> NDArray[np.bool_]:
     return coarse
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def _draw_weights(n: int) -> Floats:
     """How much each of n sorted subjects counts in each resample, (n, resamples); the sum over subjects is 1.
 
-    The second half mirrors the first: it gives the largest what the first gave the smallest.
+    The second half mirrors the first: it gives the largest what the first gave the smallest. Sobol points
+    instead of random ones: over seeds the width of an interval then varies by 0.2 to 0.7 % instead of 1.2 %.
     """
-    drawn = np.random.default_rng((_SEED, n)).beta(0.5, 1.5, size=(RESAMPLES // 2, n))
+    from scipy.stats import qmc  # here, as it takes half a second to load
+
+    points = qmc.Sobol(n, seed=_SEED).random(RESAMPLES // 2)
+    drawn = betaincinv(0.5, 1.5, np.maximum(points, 1e-12))
     drawn /= drawn.sum(axis=1, keepdims=True)
     weights = np.ascontiguousarray(np.concatenate([drawn, drawn[:, ::-1]]).T)
     weights.setflags(write=False)
