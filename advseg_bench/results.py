@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from advseg_bench import records, scores, selection
 from advseg_bench.errors import RecordError, SpecError, expected, unknown
 from advseg_bench.specs import Scoring
-from advseg_bench.stats import subject_interval
+from advseg_bench.stats import group_intervals
 from advseg_bench.types import Task
 
 POOLED_SCORES = ("pooled_dice", "pooled_iou")
@@ -147,11 +147,11 @@ class Run:
             by: Columns of the rows that make the groups; also "class" for scores made of one class's counts.
             where: Column -> the value, or the list of values, of the rows to keep.
             scoring: Conventions; the suite's own if None.
-            level: Confidence level of the interval.
+            level: Confidence level of the interval, above 0 and up to 0.999.
         Returns: One row per group in the order of the suite: `by`, `mean`, `lower`, `upper`, `n_images` (with
-            a score) and `n_subjects`. `lower` and `upper` are null under five subjects, and for "diff" and
-            pooled scores.
-        Raises: SpecError: naming the nearest name for an unknown score or column.
+            a score) and `n_subjects`. `lower` and `upper`, from `stats.subject_intervals`, are null under five
+            subjects, and for "diff" and pooled scores.
+        Raises: SpecError: naming the nearest name for an unknown score or column, or if the level is out of range.
         """
         by = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
         frame = self._score_frame(score, by, scoring, classes="class" in {*by, *(where or {})})
@@ -260,14 +260,12 @@ def _average(frame: pl.DataFrame, score: str, by: Sequence[str], level: float) -
     )
     table = frame.select(by).unique().join(groups, on=by, how="left")
     means = [pl.col(f"{part} of subjects").list.mean() for part in parts]
-    intervals = [
-        subject_interval(values, range(len(values)), level) if values is not None and score != "diff" else None
-        for values in table[f"{parts[0]} of subjects"].to_list()
-    ]
+    values = [] if score == "diff" else table[f"{parts[0]} of subjects"].to_list()
+    intervals = group_intervals([group or [] for group in values], level) or [None] * len(table)
     return table.select(
         *by,
         (pl.when(means[1] > 0).then(1 - means[0] / means[1]) if score == "diff" else means[0]).alias("mean"),
-        pl.Series("lower", [i and i.lower for i in intervals], dtype=pl.Float64),
-        pl.Series("upper", [i and i.upper for i in intervals], dtype=pl.Float64),
+        pl.Series("lower", [i and i[0] for i in intervals], dtype=pl.Float64),
+        pl.Series("upper", [i and i[1] for i in intervals], dtype=pl.Float64),
         pl.col("n_images", "n_subjects").fill_null(0),
     )

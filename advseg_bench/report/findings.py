@@ -157,7 +157,7 @@ def _say_reach(run: Run) -> list[str]:
     if subjects >= FEWEST_SUBJECTS:
         return [
             f"Means are over {subjects} subjects; \u00b1 is half the width of a 95 % interval for the population they "
-            "come from (Student's t on subject means)."
+            "come from (studentised bootstrap over subjects)."
         ]
     if not subjects:
         return []

@@ -6,6 +6,7 @@ from advseg_bench.stats.family import Verdict, decide, holm, holm_level
 from advseg_bench.stats.intervals import (
     FEWEST_SUBJECTS,
     Interval,
+    group_intervals,
     subject_interval,
     subject_intervals,
     subject_means,
@@ -25,6 +26,7 @@ __all__ = [
     "decide",
     "equivalence",
     "equivalent_correlation",
+    "group_intervals",
     "holm",
     "holm_level",
     "sign_flip_ps",

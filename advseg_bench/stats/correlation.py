@@ -11,7 +11,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtr, stdtrit
-from scipy.stats import rankdata
 
 from advseg_bench.stats.intervals import HIGHEST_LEVEL, Floats, check_share
 
@@ -84,12 +83,19 @@ def correlate(x: Sequence[float] | Floats, y: Sequence[float] | Floats, level: f
     assert np.isfinite(a).all(), "leave out things without a number"
     assert np.isfinite(b).all(), "leave out things without a number"
     n = len(a)
-    if n < 2:
-        return Correlation(n, None, None, level, f"{n} points have no correlation" if n else "there are no points")
-    still = " and ".join(name for name, v in (("x", a), ("y", b)) if _is_constant(v))
-    if still:
-        return Correlation(n, None, None, level, f"{still} does not vary" if len(still) == 1 else "nothing varies")
+    if reason := _find_obstacle(a, b):
+        return Correlation(n, None, None, level, reason)
     return Correlation(n, _measure_linear(a, b, level), _measure_ranks(a, b, level), level, "")
+
+
+def _find_obstacle(x: Floats, y: Floats) -> str:
+    """Why two properties have no correlation; "" if they have one."""
+    if len(x) < 2:
+        return "one point has no correlation" if len(x) else "there are no points"
+    still = [name for name, values in (("x", x), ("y", y)) if _is_constant(values)]
+    if len(still) == 2:
+        return "neither x nor y varies"
+    return f"{still[0]} does not vary" if still else ""
 
 
 def _is_constant(values: Floats) -> bool:
@@ -110,6 +116,8 @@ def _measure_linear(x: Floats, y: Floats, level: float) -> Coefficient:
 
 def _measure_ranks(x: Floats, y: Floats, level: float) -> Coefficient:
     """Spearman's coefficient."""
+    from scipy.stats import rankdata  # here, as it takes half a second to load
+
     n = len(x)
     first, second = rankdata(x), rankdata(y)
     rho = _cosine(first, second)

@@ -9,7 +9,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from advseg_bench.stats.intervals import HIGHEST_LEVEL, Floats, Interval, check_share, subject_interval
 
@@ -138,6 +137,8 @@ def _standardise(values: Floats) -> float | None:
 
 def _correlate_ranks(values: Floats) -> float | None:
     """Matched-pairs rank-biserial correlation; differences of zero are left out, as Wilcoxon did."""
+    from scipy.stats import rankdata  # here, as it takes half a second to load
+
     moved = values[values != 0]
     if not len(moved):
         return None

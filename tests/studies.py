@@ -1,0 +1,140 @@
+"""Simulated studies with clustered slices, and how often intervals and tests are right; prints the tables of the docs.
+
+`python tests/studies.py` takes about a minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.stats
+
+from advseg_bench.stats import sign_flip_ps, subject_intervals
+
+SLICES = 24
+SEEDS = (1, 2, 3, 4, 5)
+STUDIES = 1000
+
+
+def beta_around(generator: np.random.Generator, rates: np.ndarray, size: float) -> np.ndarray:
+    """Slices between 0 and 1 whose mean is their subject's rate."""
+    shape = (*rates.shape, SLICES)
+    return generator.beta((rates * size + 1e-12)[..., None], ((1 - rates) * size + 1e-12)[..., None], size=shape)
+
+
+def normal(generator, shape):
+    """Subjects and their slices vary alike."""
+    return generator.normal(0.8, 0.05, size=shape)[..., None] + generator.normal(0, 0.05, size=(*shape, SLICES))
+
+
+def dice(generator, shape):
+    """Good Dice: mean 0.86, with a tail to the left."""
+    return beta_around(generator, generator.beta(9, 1.5, size=shape), 20)
+
+
+def mixed_dice(generator, shape):
+    """Dice of a model that fails on some subjects: strongly skewed."""
+    return beta_around(generator, generator.beta(4, 0.7, size=shape), 10)
+
+
+def success(generator, shape):
+    """Slices that were fooled or not, subjects that are easy or hard."""
+    rates = generator.beta(4, 1, size=shape)
+    return (generator.random((*shape, SLICES)) < rates[..., None]).astype(float)
+
+
+def lost_dice(generator, shape):
+    """Dice after a strong attack: near 0 in most subjects, high in a few."""
+    return beta_around(generator, generator.beta(0.3, 2, size=shape), 10)
+
+
+def one_success(generator, shape):
+    """One outcome per subject, fooled or not."""
+    return np.repeat((generator.random(shape) < 0.8).astype(float)[..., None], SLICES, axis=-1)
+
+
+SCORES: dict[str, tuple[Callable, float]] = {
+    "normal": (normal, 0.8),
+    "good Dice, skewed": (dice, 9 / 10.5),
+    "mixed Dice, strongly skewed": (mixed_dice, 4 / 4.7),
+    "success rate over slices": (success, 0.8),
+    "lost Dice, near 0 in most": (lost_dice, 0.3 / 2.3),
+    "one success or failure per subject": (one_success, 0.8),
+}
+HARD = ("lost Dice, near 0 in most", "one success or failure per subject")
+
+
+def clustered(draw: Callable, n: int, seed: int, studies: int = STUDIES, fewest: int = 2) -> np.ndarray:
+    """Slices of many studies, (studies, subjects, slices); a subject has 2 to 24 of them, the others are NaN."""
+    generator = np.random.default_rng((seed, n))
+    values = draw(generator, (studies, n))
+    counts = generator.integers(fewest, SLICES + 1, size=(studies, n))
+    return np.where(np.arange(SLICES) < counts[..., None], values, np.nan)
+
+
+def covered(score: str, n: int, seed: int) -> tuple[float, float]:
+    """Share of studies whose 95 % interval holds the truth: the package's, and Student's t."""
+    draw, truth = SCORES[score]
+    means = np.nanmean(clustered(draw, n, seed), axis=2)
+    lower, upper = subject_intervals(means)
+    half = scipy.stats.t.ppf(0.975, n - 1) * scipy.stats.sem(means, axis=1)
+    near = 1e-9
+    ours = (lower <= truth + near) & (truth - near <= upper)
+    return float(ours.mean()), float((np.abs(means.mean(axis=1) - truth) <= half + near).mean())
+
+
+def differ(draw: Callable) -> Callable:
+    """Two attacks between which nothing differs: each has its own draw for each subject and slice."""
+    return lambda generator, shape: draw(generator, shape) - draw(generator, shape)
+
+
+def lopsided(generator, shape):
+    """Differences of mean 0 that are not symmetric, which the test assumes: small losses, seldom a large gain."""
+    return (generator.exponential(0.1, size=shape) - 0.1)[..., None] + generator.normal(0, 0.02, size=(*shape, SLICES))
+
+
+NULLS: dict[str, Callable] = {
+    "normal": differ(normal),
+    "mixed Dice, strongly skewed": differ(mixed_dice),
+    "success rate over slices": differ(success),
+    "lost Dice, near 0 in most": differ(lost_dice),
+    "lopsided, mean 0": lopsided,
+}
+
+
+def alarms(null: str, n: int, seed: int) -> float:
+    """Share of studies without an effect that the sign-flip test on subject means calls one, at 5 %."""
+    return float((sign_flip_ps(np.nanmean(clustered(NULLS[null], n, seed), axis=2)) <= 0.05).mean())
+
+
+def slice_alarms(null: str, n: int, seed: int, studies: int = 200) -> float:
+    """The same of Wilcoxon's signed-rank test on slices."""
+    slices = clustered(NULLS[null], n, seed, studies).reshape(studies, -1)
+    ps = [scipy.stats.wilcoxon(row[~np.isnan(row)], method="approx").pvalue for row in slices]
+    return float((np.array(ps) <= 0.05).mean())
+
+
+def show(shares: list[float]) -> str:
+    """Mean over the seeds, and the lowest and highest of them, in per cent."""
+    return f"{100 * np.mean(shares):.1f} ({100 * min(shares):.1f}-{100 * max(shares):.1f})"
+
+
+def main() -> None:
+    """Print both tables as Markdown."""
+    print("| score | method | n = 5 | 8 | 20 | 40 |\n|---|---|---|---|---|---|")
+    for score in SCORES:
+        shares = [[covered(score, n, seed) for seed in SEEDS] for n in (5, 8, 20, 40)]
+        for i, method in enumerate(("ours", "Student's t")):
+            print(f"| {score if not i else ''} | {method} |", " | ".join(show([s[i] for s in c]) for c in shares), "|")
+    print(
+        "\n| no effect in | sign flip, n = 8 | 20 | 40 | Wilcoxon over slices, n = 8 | 20 |\n|---|---|---|---|---|---|"
+    )
+    for null in NULLS:
+        found = [show([alarms(null, n, seed) for seed in SEEDS]) for n in (8, 20, 40)]
+        naive = [f"{100 * slice_alarms(null, n, 1):.0f}" for n in (8, 20)]
+        print(f"| {null} |", " | ".join(found + naive), "|")
+
+
+if __name__ == "__main__":
+    main()
