@@ -231,11 +231,13 @@ def write_panels(out: Path, plot: Synthetic) -> None:
         if plot.kind == "binary":
             masks = [m[:1] for m in masks]
         clean_image = np.clip(image, 0, 1)[None].astype(np.float32)
+        arrays = dict(zip(("truth", "clean", "attacked"), masks, strict=True))
+        steps = [step["eps"] for step in case["sweep"]]
         np.savez_compressed(
             out / "panels" / f"{case['model']}-{case['kind']}.npz",
             x=clean_image,
-            x_adv=np.clip(clean_image + case["eps"] * sign, 0, 1).astype(np.float32),
-            **dict(zip(("truth", "clean", "attacked"), masks, strict=True)),
+            x_adv=np.stack([np.clip(clean_image + eps * sign, 0, 1).astype(np.float32) for eps in steps]),
+            **arrays | {"attacked": np.stack([arrays["attacked"]] * len(steps))},
             meta=np.array(json.dumps(case)),
         )
 

@@ -18,11 +18,20 @@ from advseg_bench.cache import write_json
 from advseg_bench.errors import RecordError
 from advseg_bench.report import figures, print_report, write_report
 from advseg_bench.report.contents import compose
-from advseg_bench.report.document import Figure, Table, show_budget, show_estimate, show_number, show_times, thin
+from advseg_bench.report.document import (
+    Figure,
+    Table,
+    show_budget,
+    show_estimate,
+    show_number,
+    show_times,
+    thin,
+)
 from advseg_bench.report.findings import contrast_models
 from advseg_bench.report.page import render_html, render_markdown
-from advseg_bench.report.panels import ERROR_COLOURS, TITLES, encode_png, load_panels
-from advseg_bench.report.series import list_series
+from advseg_bench.report.panels import ERROR_COLOURS, SWEEP_TITLES, TITLES, make_galleries
+from advseg_bench.report.series import choose_drawn, list_series
+from advseg_bench.report.sheets import encode_png
 from advseg_bench.results import Run
 from advseg_bench.selection import list_budgets
 
@@ -82,7 +91,8 @@ def files(one):
 
 def test_every_format_is_written(files):
     names = {"report.html", "report.md", *(f"tables/{n}.csv" for n in ("clean", "dice", "diff", "success", "noise"))}
-    names |= {f"figures/{n}.{kind}" for n in ("dice_eps", "parameters", "panels") for kind in ("svg", "png")}
+    drawn = ("dice_eps", "parameters", "classes_eps", "panels", "panels_basicunet-s", "panels_unet-mobilenet")
+    names |= {f"figures/{n}.{kind}" for n in drawn for kind in ("svg", "png")}
     assert names <= set(files)
     assert all(path.stat().st_size for path in files.values())
 
@@ -271,7 +281,7 @@ def test_other_tasks(tmp_path, kind, loss):
     text = say(run)
     assert ("Class by class" in text) == (kind == "multiclass")
     assert "| background |" not in text
-    assert len(load_panels(run)) == 4
+    assert [len(gallery.panels) for gallery in make_galleries(run)] == [4, 2]
 
 
 def test_other_norms_settings_and_foreign_attacks(tmp_path):
@@ -285,7 +295,7 @@ def test_other_norms_settings_and_foreign_attacks(tmp_path):
                       "random_sign", "uniform_noise"]  # fmt: skip
     blocks = [block for section in compose(run).sections for block in section.blocks]
     drawn = {block.name: block for block in blocks if isinstance(block, Figure)}
-    assert set(drawn) == {"dice_eps", "dice_eps_l2", "parameters", "parameters_l2"}
+    assert set(drawn) == {"dice_eps", "dice_eps_l2", "parameters", "parameters_l2", "classes_eps"}
     (svg,) = figures.render(drawn["dice_eps_l2"], 4.0, "svg")
     assert b"eps (L_2, in image units)" in svg
     assert b"mypkg.attacks:Mine" in svg
@@ -293,6 +303,128 @@ def test_other_norms_settings_and_foreign_attacks(tmp_path):
     assert [c.label for c in find_table(run, "dice_l2").columns][-2:] == ["0.25", "0.5"]
     (row, *_) = [r for r in find_table(run, "integrity").rows() if r[0] == "mypkg.attacks:Mine"]
     assert row[-2] == "-", "a plug-in's cost is not known"
+
+
+def find_figure(run: Run, name: str) -> Figure | None:
+    return next((b for s in compose(run).sections for b in s.blocks if isinstance(b, Figure) and b.name == name), None)
+
+
+def draw_panels(figure: Figure, width: float = 9.0) -> dict[str, dict[str, list]]:
+    """Title of each panel -> legend label -> its points, in the colours of the legend."""
+    drawing = figure.draw(width)
+    (legend,) = drawing.legends
+    handles = {h.get_color() + h.get_linestyle(): h.get_label() for h in legend.legend_handles}
+    assert len(handles) == len(legend.legend_handles), "two entries of a legend look alike"
+    return {
+        ax.get_title(loc="left"): {
+            handles[line.get_color() + line.get_linestyle()]: list(zip(*line.get_data(), strict=True))
+            for line in ax.get_lines()
+        }
+        for ax in drawing.axes
+        if ax.get_title(loc="left")
+    }
+
+
+CROSSED = tuple(
+    {"name": "fgsm", "losses": ["bce", "dice"], "eps": ["2/255", "4/255"], "settings": settings}
+    for settings in ({"targeted": True}, {"label": "empty"}, {"label": "predicted"}, {"label": "true"})
+)
+
+
+def test_a_figure_leaves_variants_and_single_budgets_to_the_tables(tmp_path):
+    extra = (
+        *CROSSED,
+        {"name": "fgsm", "losses": ["dice_focal"], "eps": ["4/255"]},
+        {"name": "mypkg.attacks:Mine", "eps": ["2/255", "4/255"], "settings": {"steps": 3}},
+    )
+    run = Run(write_run(tmp_path / "r", Synthetic(extra=extra, models=("unet-vgg13", "basicunet-s"))))
+    series = list_series(run)
+    assert [s.label for s in series if s.variant] == [
+        f"fgsm {loss} {setting}"
+        for setting in ("targeted=True", "label=empty", "label=predicted", "label=true")
+        for loss in ("bce", "dice")
+    ]
+    plain = ["fgsm bce default", "fgsm dice default", "mypkg.attacks:Mine", "random_sign", "uniform_noise"]
+    figure = find_figure(run, "dice_eps")
+    for lines in draw_panels(figure).values():
+        assert set(lines) == set(plain)
+    assert (
+        "Only in the tables: 8 further variants with other settings and 1 attack with a single eps." in figure.caption
+    )
+    scatter = find_figure(run, "parameters")
+    assert "Only in the tables: 8 further variants with other settings." in scatter.caption
+    (legend,) = scatter.draw(9.0).legends
+    assert {text.get_text() for text in legend.get_texts()} == {*plain, "fgsm dice_focal"}
+    labels = {row[1] for row in find_table(run, "dice").rows()}
+    assert labels == {s.label for s in series}, "the tables have all"
+
+
+def test_up_to_twenty_four_lines_look_different(tmp_path):
+    run = Run(write_run(tmp_path / "r", Synthetic(extra=CROSSED, losses=("bce", "dice", "dice_focal"))))
+    series = [s for s in list_series(run) if not s.control]
+    assert len(series) == 11
+    assert len({(s.colour, s.dash) for s in series}) == len({(s.marker, s.dash) for s in series}) == 11
+    drawn, _ = choose_drawn(series, "linf", curves=True)
+    assert {s.dash for s in drawn} == {"-"}, "variants do not use up the plainest lines"
+
+
+def test_without_a_series_of_several_budgets_there_is_no_curve(tmp_path):
+    run = Run(write_run(tmp_path / "r", Synthetic(eps=(4,))))
+    assert find_figure(run, "dice_eps") is None
+    assert find_figure(run, "parameters")
+    assert "figures/dice_eps" not in say(run)
+
+
+def test_a_series_without_a_plain_one_of_its_attack_is_no_variant(tmp_path):
+    run = Run(write_run(tmp_path / "r", Synthetic(extra=CROSSED)))
+    rewrite_rows(run.path, lambda rows: rows.filter((pl.col("attack") != "fgsm") | (pl.col("settings") != "{}")))
+    series = list_series(Run(run.path))
+    assert not any(s.variant for s in series)
+    assert choose_drawn(series, "linf", curves=True) == (series, "")
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("multilabel", "bce"), ("multiclass", "dice_focal")])
+def test_the_class_figure_holds_the_run_s_own_numbers(tmp_path, kind, loss):
+    run = Run(write_run(tmp_path / "r", Synthetic(kind=kind, subjects=5, losses=("bce", "dice_focal"))))
+    figure = find_figure(run, "classes_eps")
+    panels = draw_panels(figure)
+    assert list(panels) == ["grey matter\n30 images", "white matter\n29 images", "csf\n30 images"]
+    assert f"strongest attack, fgsm {loss} (at eps 4/255" in figure.caption
+    assert "Bands: 95 % interval for the population mean, of classes in >= 5 subjects." in figure.caption
+    for title, lines in panels.items():
+        assert list(lines) == ["unet-mobilenet", "basicunet-s"], "the first model is drawn last, over the others"
+        for model, points in lines.items():
+            where = {"class": title.split("\n")[0], "model": model}
+            clean = run.table("dice", "eps", where=where | {"attack": "none"})["mean"].to_list()
+            attacked = run.table("dice", "eps", where=where | {"loss": loss})
+            assert [y for _, y in points] == clean + attacked["mean"].to_list()
+            assert [x for x, _ in points] == pytest.approx([0, 2, 4])
+    bands = [ax.collections[0].get_paths()[0].vertices for ax in figure.draw(4.0).axes[:3]]
+    row = run.table("dice", "eps", where={"class": "csf", "model": "unet-mobilenet", "loss": loss}).row(-1, named=True)
+    heights = bands[2][:, 1]
+    assert any(abs(heights - row["lower"]) < 1e-9)
+    assert any(abs(heights - row["upper"]) < 1e-9)
+
+
+def test_the_class_figure_leaves_out_what_is_not_there(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13", "basicunet-s")))
+    absent = (
+        pl.concat_list(pl.lit(0), pl.col("tp").list.slice(1)),
+        pl.concat_list(pl.lit(0), pl.col("fn").list.slice(1)),
+    )
+    rewrite_rows(out, lambda rows: rows.with_columns(tp=absent[0], fn=absent[1]))
+    figure = find_figure(Run(out), "classes_eps")
+    assert list(draw_panels(figure)) == ["white matter\n5 images", "csf\n6 images"]
+    assert "No class has 5 subjects, so there is no interval." in figure.caption
+    assert not any(ax.collections for ax in figure.draw(9.0).axes)
+
+
+def test_the_class_figure_names_attacks_where_they_differ(tmp_path):
+    run = Run(write_run(tmp_path / "r"))
+    other = (pl.col("model") == "basicunet-s") & (pl.col("loss") == "bce")
+    rewrite_rows(run.path, lambda rows: rows.filter(~other))
+    lines = next(iter(draw_panels(find_figure(Run(run.path), "classes_eps")).values()))
+    assert set(lines) == {"basicunet-s, fgsm dice", "unet-mobilenet, fgsm bce"}
 
 
 def test_names_are_shown_as_they_are(tmp_path):
@@ -307,8 +439,8 @@ def test_names_are_shown_as_they_are(tmp_path):
     assert "| a\\|b |" in render_markdown(document)
 
 
-def test_pictures_show_what_the_arrays_hold(tmp_path):
-    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+def make_case() -> tuple[dict, dict]:
+    """What a run of the first versions kept of a case: one budget. Of csf two pixels are true and one stays found."""
     x = np.full((1, 2, 2), 0.5, np.float32)
     sign = np.array([[[1, -1], [0, 1]]], np.float32)
     empty = np.zeros((3, 2, 2), bool)
@@ -318,21 +450,80 @@ def test_pictures_show_what_the_arrays_hold(tmp_path):
     case = {"kind": "worst", "model": "unet-vgg13", "image": "i", "attack": "fgsm", "loss": "bce", "eps": 0.25}
     case |= {"norm": "linf", "cell": "c", "dice_clean": 1.0, "dice_attacked": 0.5}
     arrays = {"x": x, "x_adv": x + sign / 4, "truth": truth, "clean": clean, "attacked": attacked}
+    return case, arrays
+
+
+def check_errors(tile: np.ndarray) -> None:
+    """A true positive, a false positive and a false negative in their colours, and grey elsewhere."""
+    for pixel, colour in zip((tile[0, 0], tile[1, 0], tile[0, 1]), ERROR_COLOURS.values(), strict=True):
+        target = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        assert abs(pixel - (0.15 * 127.5 + 0.85 * target)).max() <= 1
+    assert (tile[1, 1] == 128).all()
+
+
+def test_pictures_show_what_the_arrays_hold(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+    case, arrays = make_case()
     np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
-    (panel,) = load_panels(Run(out))
+    ((panel,),) = (gallery.panels for gallery in make_galleries(Run(out)))
     assert "errors of csf" in panel.caption
-    tiles = dict(zip(TITLES, (tile.astype(int) for tile in panel.tiles), strict=True))
+    (strip,) = panel.strips
+    tiles = dict(zip(TITLES, (tile.astype(int) for tile in strip.tiles), strict=True))
     assert (tiles["Image"] == 128).all()
     red, blue, white = tiles["Perturbation"][0, 0], tiles["Perturbation"][0, 1], tiles["Perturbation"][1, 0]
     assert red[0] > 2 * red[2]
     assert blue[2] > 2 * blue[0]
     assert white.min() > 240
     assert (tiles["Ground truth"] == tiles["Clean prediction"]).all()
-    found = [tiles["Errors"][0, 0], tiles["Errors"][1, 0], tiles["Errors"][0, 1]]
-    for pixel, colour in zip(found, ERROR_COLOURS.values(), strict=True):
-        target = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-        assert abs(pixel - (0.15 * 127.5 + 0.85 * target)).max() <= 1
-    assert (tiles["Errors"][1, 1] == 128).all()
+    check_errors(tiles["Errors"])
+
+
+def test_pictures_over_eps_show_each_budget(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+    case, arrays = make_case()
+    sweep = [{"cell": "b", "eps": 0.125, "dice": 0.75}, {"cell": "c", "eps": 0.25, "dice": 0.5}]
+    case |= {"sweep": sweep, "settings": '{"label": "predicted"}'}
+    half = (arrays["x"] + arrays["x_adv"]) / 2
+    arrays |= {"x_adv": np.stack([half, arrays["x_adv"]]), "attacked": np.stack([arrays["clean"], arrays["attacked"]])}
+    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
+    alone, swept = make_galleries(Run(out))
+    assert len(alone.panels[0].strips) == 1
+    check_errors(alone.panels[0].strips[0].tiles[5].astype(int))
+    (panel,) = swept.panels
+    assert (
+        "fgsm bce label=predicted; perturbation amplified 2 times, full colour is a change of 0.25; errors of csf"
+        in (panel.caption)
+    )
+    assert [strip.label for strip in panel.strips] == [
+        "clean: Dice 1.000",
+        "eps 0.125: Dice 0.750",
+        "eps 0.25: Dice 0.500",
+    ]
+    clean, small, large = (dict(zip(SWEEP_TITLES, (t.astype(int) for t in s.tiles), strict=True)) for s in panel.strips)
+    assert [tiles["Image"][0, 0, 0] for tiles in (clean, small, large)] == [128, 159, 191]
+    blues = [tiles["Perturbation"][0, 0, 2] for tiles in (clean, small, large)]
+    assert blues[0] > 240 > blues[1] > blues[2], "one amplification for all: a larger change has more colour"
+    assert (clean["Prediction"] == small["Prediction"]).sum() < small["Prediction"].size, "over the attacked image"
+    blue = np.array([0, 0x72, 0xB2])
+    for tiles in (clean, small):
+        assert (abs(tiles["Errors"][0] - 0.85 * blue) <= 0.15 * 255).all()
+    assert (large["Errors"][0, 1] != small["Errors"][0, 1]).any()
+    assert [figure.name for figure in swept.figures] == ["panels_unet-vgg13"]
+    (png,) = figures.render(swept.figures[0], 9.0, "png")
+    assert png[:4] == b"\x89PNG"
+
+
+def test_a_case_whose_arrays_do_not_fit_its_sweep_is_damaged(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+    case, arrays = make_case()
+    case["sweep"] = [{"cell": "c", "eps": 0.25, "dice": 0.5}]
+    arrays |= {name: arrays[name][None] for name in ("x_adv", "attacked")}
+    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
+    make_galleries(Run(out))
+    case["sweep"] *= 2
+    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
+    with pytest.raises(RecordError, match=r"p.npz: is damaged \(ValueError\)"):
+        make_galleries(Run(out))
 
 
 def test_large_pictures_are_made_small():

@@ -272,6 +272,35 @@ def test_extremes_are_the_largest_and_smallest_drop(one):
         assert rows.filter(cell=case["cell"], image=case["image"])["dice"].item() == case["dice_attacked"]
 
 
+def test_the_worst_case_is_followed_over_eps(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",), eps=(1, 2, 3, 4, 6, 8, 10, 12, 16)))
+    run = Run(out)
+    worst, best = run.extremes()
+    assert [round(255 * step["eps"]) for step in worst["sweep"]] == [1, 4, 6, 10, 16]
+    for step in worst["sweep"]:
+        row = run.scores().filter(cell=step["cell"], image=worst["image"]).row(0, named=True)
+        assert (row["attack"], row["loss"], row["eps"], row["dice"]) == ("fgsm", "bce", step["eps"], step["dice"])
+    assert best["sweep"] == [{"cell": best["cell"], "eps": best["eps"], "dice": best["dice_attacked"]}]
+    gone = worst["sweep"][0]["cell"]
+    rewrite_rows(out, lambda rows: rows.filter((pl.col("cell") != gone) | (pl.col("image") != worst["image"])))
+    sweep = Run(out).extremes()[0]["sweep"]
+    assert gone not in {step["cell"] for step in sweep}, "what failed is not shown"
+    assert [round(255 * step["eps"]) for step in sweep] == [2, 4, 8, 10, 16]
+
+
+def test_what_is_shown_over_eps_is_the_strongest_attack_with_several(tmp_path):
+    alone = {"name": "fgsm", "losses": ["dice_focal"], "eps": ["4/255"]}
+    loud = ((("fgsm", "dice_focal"), 2.0),)
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",), extra=(alone,), strength=loud))
+    run = Run(out)
+    (budgets,) = list_budgets(run)
+    assert find_strongest(run, budgets)["unet-vgg13"]["loss"] == "dice_focal"
+    assert find_strongest(run, budgets, swept=True)["unet-vgg13"]["loss"] == "bce"
+    assert {case["loss"] for case in run.extremes()} == {"bce"}
+    rewrite_rows(out, lambda rows: rows.filter(pl.col("loss").is_in(["", "dice_focal"])))
+    assert find_strongest(Run(out), budgets, swept=True)["unet-vgg13"]["loss"] == "dice_focal"
+
+
 def test_extremes_prefer_images_that_were_good(tmp_path):
     out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
     bad = (pl.col("image") == "s00-z005") & (pl.col("attack") == "none")

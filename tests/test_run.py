@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -74,6 +75,36 @@ def test_a_run_is_complete_and_sound(undisturbed):
     attacked = undisturbed.rows.filter(attack="fgsm")
     assert ((attacked["linf"] - attacked["eps"]).abs() < 1e-6).all()
     assert len(list((undisturbed.path / "panels").glob("*.npz"))) == 4
+
+
+def test_pictures_are_those_of_the_rows_at_every_eps(undisturbed):
+    for path in (undisturbed.path / "panels").glob("*-worst-*.npz"):
+        with np.load(path) as arrays:
+            meta = json.loads(str(arrays["meta"]))
+            assert [step["eps"] for step in meta["sweep"]] == [2 / 255, 8 / 255]
+            for i, step in enumerate(meta["sweep"]):
+                row = undisturbed.scores().filter(cell=step["cell"], image=meta["image"]).row(0, named=True)
+                attacked, truth = arrays["attacked"][i], arrays["truth"]
+                assert [int(n) for n in (attacked & truth).sum((1, 2))] == row["tp"]
+                assert [int(n) for n in (attacked & ~truth).sum((1, 2))] == row["fp"]
+                delta = arrays["x_adv"][i].astype(float) - arrays["x"]
+                assert abs(delta).max() == row["linf"]
+                assert row["dice"] == step["dice"]
+
+
+def test_a_lost_picture_is_made_again_and_no_other(undisturbed, tmp_path):
+    run = ab.run(tiny(), tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (undisturbed.path / "panels").iterdir()}
+    lost, *kept = sorted((run.path / "panels").iterdir())
+    lost.unlink()
+    stale = lost.with_name("a-worst-0000000000000000.npz")
+    stale.write_bytes(b"of other rows")
+    times = [path.stat().st_mtime_ns for path in kept]
+    events = []
+    ab.run(tiny(), run.path, progress=events.append)
+    assert [(event.stage, event.total) for event in events if event.stage == "panels"] == [("panels", 1)]
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    assert {path.name: path.read_bytes() for path in (run.path / "panels").iterdir()} == before
 
 
 @pytest.mark.parametrize(("shard", "workers"), [(1, 1), (3, 1), (8, 2)])

@@ -320,7 +320,7 @@ def test_bits_depend_on_compute_batch_and_threads_alone(spec):
 
     def adversarial(batch: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
         torch.set_num_threads(threads)
-        out = runner.attack_one(cells[1], test[3], model, data, Setting(seed=0, batch=batch))
+        out = runner.attack_one(cells[1:2], test[3], model, data, Setting(seed=0, batch=batch))
         return out["x_adv"], out["attacked"]
 
     x_adv, prediction = adversarial(4, 1)
@@ -330,15 +330,25 @@ def test_bits_depend_on_compute_batch_and_threads_alone(spec):
         assert (prediction != other_prediction).mean() <= 1e-3
 
 
-def test_attack_one_gives_the_images_behind_the_row():
-    data, model = tiny_data(4), LinearSegmenter(torch.tensor([2.0, -3.0]), 0.4)
-    for one in (cell("fgsm", "bce"), cell("random_sign")):
-        rows, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, one)), model, data, SETTING)
-        arrays = runner.attack_one(one, 2, model, data, SETTING)
-        row = rows[4 + 2]
-        assert np.abs(arrays["x_adv"].astype(float) - arrays["x"]).max() == row["linf"]
-        assert (arrays["attacked"] & arrays["truth"]).sum() == row["tp"][0]
-        assert (arrays["attacked"] != arrays["clean"]).sum() == row["flipped_pixels"]
+@pytest.mark.parametrize(("attack", "loss", "cost"), [("fgsm", "bce", (1 + 3, 1)), ("random_sign", "", (1 + 3, 0))])
+def test_attack_one_gives_the_images_behind_the_rows_of_a_sweep(attack, loss, cost):
+    data, model = tiny_data(4), Counter()
+    sweep = [cell(attack, loss, eps) for eps in (1 / 255, EPS, 16 / 255)]
+    rows, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, *sweep)), model, data, SETTING)
+    model.forwards = model.backwards = 0
+    arrays = runner.attack_one(sweep, 2, model, data, SETTING)
+    assert (model.forwards, model.backwards) == cost, "one clean forward, one gradient, one forward per eps"
+    assert arrays["x_adv"].shape == (3, *arrays["x"].shape)
+    assert arrays["attacked"].shape == (3, *arrays["truth"].shape)
+    found = [row for row in rows if row["image"] == "i2" and row["attack"] == attack]
+    for row, x_adv, attacked in zip(found, arrays["x_adv"], arrays["attacked"], strict=True):
+        assert np.abs(x_adv.astype(float) - arrays["x"]).max() == row["linf"]
+        assert np.linalg.norm(x_adv.astype(float) - arrays["x"]) == pytest.approx(row["l2"], rel=1e-12)
+        assert (attacked & arrays["truth"]).sum() == row["tp"][0]
+        assert (attacked & ~arrays["truth"]).sum() == row["fp"][0]
+        assert (attacked != arrays["clean"]).sum() == row["flipped_pixels"]
+    alone = runner.attack_one(sweep[1:2], 2, model, data, SETTING)
+    assert np.array_equal(alone["x_adv"][0], arrays["x_adv"][1])
 
 
 def test_every_suite_cell_can_be_built():

@@ -182,7 +182,7 @@ def _draw_multiples(panels: Sequence[Panel], budgets: Budgets, width: float) -> 
         ax.set_ylabel("Dice" if i % columns == 0 else "")
     for ax in free:
         ax.set_axis_off()
-    _label_budgets(used, budgets, small=width <= NARROW)
+    _label_budgets(used, budgets, inches=width / columns - 0.5)
     add_legend(drawing, list(marks.values()), width)
     return drawing
 
@@ -214,11 +214,12 @@ def _arrange(count: int, width: float) -> tuple[int, int]:
     return max(columns, 1), max(math.ceil(count / max(columns, 1)), 1)
 
 
-def _label_budgets(axes: Sequence[Axes], budgets: Budgets, *, small: bool) -> None:
-    """Ticks at the budgets of the sweep where they are few and far enough apart."""
+def _label_budgets(axes: Sequence[Axes], budgets: Budgets, *, inches: float) -> None:
+    """Ticks at the budgets of the sweep where they are far enough apart on axes of that length."""
     ticks = [0.0, *(eps * _scale(budgets.norm) for eps in budgets.eps)]
     gaps = [b - a for a, b in pairwise(ticks)]
-    few = min(gaps) / ticks[-1] > (0.065 if small else 0.04)
+    widest = max(len(f"{tick:g}") for tick in ticks)
+    few = inches * min(gaps) / ticks[-1] > 0.03 + 0.08 * widest
     for ax in axes:
         ax.xaxis.set_major_locator(FixedLocator(ticks) if few else MaxNLocator(5))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

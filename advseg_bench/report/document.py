@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure as Drawing
 
-    from advseg_bench.report.panels import Panel
+    from advseg_bench.report.sheets import Panel
 
 NOTHING = "-"
 """What a cell shows where a value is not defined; captions say why."""

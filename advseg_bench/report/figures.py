@@ -163,7 +163,7 @@ def _scale_parameters(ax: Axes, parameters: dict[str, int]) -> None:
     ax.set_xscale("log")
     middle, half = math.sqrt(low * high), 1.6 * math.sqrt(max(high / low, 2))
     ax.set_xlim(middle / half, middle * half)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 20 * low else (1.0,)))
     ax.xaxis.set_major_formatter(lambda value, _: shorten(round(value)))
     ax.xaxis.set_minor_locator(NullLocator())
 

@@ -18,6 +18,7 @@ from advseg_bench.report.document import (
     Table,
     Text,
 )
+from advseg_bench.report.sheets import encode_png
 
 
 def render_html(document: Document, wide: Mapping[str, bytes], colours: tuple[tuple[str, str], ...]) -> str:
@@ -71,7 +72,11 @@ def _as_markdown(block: object, section: str) -> list[str]:
         case Figure():
             return [f"![{block.title}](figures/{block.name}.svg)", "", block.caption]
         case Gallery():
-            return [*(f"![{figure.title}](figures/{figure.name}.png)\n" for figure in block.figures), block.caption]
+            lines = []
+            for figure in block.figures:
+                own = [_escape(figure.caption), ""] if figure.caption != block.caption else []
+                lines += [f"![{figure.title}](figures/{figure.name}.png)", "", *own]
+            return [*lines, block.caption]
         case Table():
             head = [column.label for column in block.columns]
             rule = ["---:" if column.number else ":---" for column in block.columns]
@@ -97,7 +102,7 @@ def _prepare(block: object, wide: Mapping[str, bytes]) -> dict[str, Any]:
     elif isinstance(block, Gallery):
         shown, size = [], 0
         for panel in block.panels:
-            strips = [(strip.label, [panels.encode_png(tile) for tile in strip.tiles]) for strip in panel.strips]
+            strips = [(strip.label, [encode_png(tile) for tile in strip.tiles]) for strip in panel.strips]
             size += sum(len(picture) for _, pictures in strips for picture in pictures)
             if size > panels.LARGEST_GALLERY:
                 break

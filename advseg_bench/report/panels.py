@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import textwrap
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +12,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure as Drawing
-from matplotlib.patches import Patch
-from PIL import Image
 
 from advseg_bench.errors import RecordError
 from advseg_bench.report.document import Figure, Gallery, show_budget, show_number
+from advseg_bench.report.sheets import Array, Panel, Strip, draw_sheet
 from advseg_bench.results import Run
 from advseg_bench.scores import find_scored_classes
 
@@ -29,42 +25,8 @@ ERROR_COLOURS = {"true positive": "#0072B2", "false positive": "#F0E442", "false
 
 TITLES = ("Image", "Perturbation", "Ground truth", "Clean prediction", "Attacked prediction", "Errors")
 SWEEP_TITLES = ("Image", "Perturbation", "Prediction", "Errors")
-LARGEST_SIDE = 128
 LARGEST_GALLERY = 1_500_000
 """Bytes of a gallery's pictures in the HTML page; cases beyond that are left to the figure files."""
-PRINT_WIDTH = 6.5
-"""Inches that a case over eps is wide at most: at that its rows fit on a page."""
-
-LETTER = 0.052
-"""Inches that a letter of 7 points takes at most, on average."""
-KEY_STYLE: dict[str, Any] = {"fontsize": 7, "handlelength": 1, "borderaxespad": 0, "borderpad": 0, "columnspacing": 1.2}
-
-Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Strip:
-    """Pictures side by side, as uint8 (H, W, 3), one per column of their panel; `label` says what the row is."""
-
-    label: str
-    tiles: tuple[Array, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One case.
-
-    Attributes:
-        title: Model and kind of case.
-        caption: Image, attack, scores, and the class of the error map.
-        titles: Of the columns.
-        strips: The rows: one, or one per eps.
-    """
-
-    title: str
-    caption: str
-    titles: tuple[str, ...]
-    strips: tuple[Strip, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +55,18 @@ def make_galleries(run: Run) -> tuple[Gallery, ...]:
     Raises: RecordError: naming a file that cannot be read.
     """
     cases = _load_cases(run)
-    colours = list_class_colours(run)
+    keys = (("Classes:", list_class_colours(run)), ("Errors:", tuple(ERROR_COLOURS.items())))
     alone = tuple(_make_panel(run, case) for case in cases)
     swept = {case.meta["model"]: _make_sweep_panel(run, case) for case in cases if len(case.sweep) > 1}
     galleries = []
     if alone:
         title, caption = "Best and worst cases", _caption_cases(run)
-        figure = Figure("panels", title, caption, partial(_draw, alone, colours))
+        figure = Figure("panels", title, caption, partial(draw_sheet, alone, keys))
         galleries.append(Gallery(title, caption, alone, (figure,)))
     if swept:
         caption = _caption_sweeps()
         figures = tuple(
-            Figure(f"panels_{model}", f"{panel.title}. {panel.caption}", caption, partial(_draw, (panel,), colours))
+            Figure(f"panels_{model}", panel.title, panel.caption, partial(draw_sheet, (panel,), keys))
             for model, panel in swept.items()
         )
         galleries.append(Gallery("Worst cases over eps", caption, tuple(swept.values()), figures))
@@ -131,10 +93,11 @@ def _load_cases(run: Run) -> tuple[_Case, ...]:
 
 def _read_case(meta: dict[str, Any], arrays: dict[str, Array]) -> _Case:
     """A case whose attacked images and predictions have a leading axis of budgets. Raises: ValueError, KeyError."""
+    arrays = {name: arrays[name] for name in ("x", "x_adv", "truth", "clean", "attacked")}
     if "sweep" not in meta:
         arrays |= {name: arrays[name][None] for name in ("x_adv", "attacked")}
     case = _Case(meta, arrays)
-    if not len(arrays["x_adv"]) == len(arrays["attacked"]) == len(case.sweep):
+    if not case.place < len(case.sweep) == len(arrays["x_adv"]) == len(arrays["attacked"]):
         raise ValueError("arrays of another number of budgets")
     return case
 
@@ -143,10 +106,9 @@ def _caption_cases(run: Run) -> str:
     """Say what the columns show and what the colours mean."""
     return (
         "Worst: the image whose mean Dice the model's strongest attack (of those with several eps, if there are any) "
-        "lowers most; best: least. Only images at or "
-        f"above Dice {run.scoring.dice_threshold:g} when clean. Perturbation: attacked minus clean image, white is 0, "
-        "red up to +eps, blue down to -eps (amplified to the full colour scale; first channel). Errors: of the one "
-        "class whose Dice falls most, named with each case."
+        f"lowers most; best: least. Only images at or above Dice {run.scoring.dice_threshold:g} when clean. "
+        "Perturbation: attacked minus clean image, white is 0, red up to +eps, blue down to -eps (amplified to the "
+        "full colour scale; first channel). Errors: of the one class whose Dice falls most, named with each case."
     )
 
 
@@ -164,18 +126,6 @@ def list_class_colours(run: Run) -> tuple[tuple[str, str], ...]:
     """Return the colour of each scored class in the predictions."""
     names = list(find_scored_classes(run.task))
     return tuple((name, CLASS_COLOURS[i % len(CLASS_COLOURS)]) for i, name in enumerate(names))
-
-
-def encode_png(tile: Array) -> bytes:
-    """Write a picture as PNG, reduced to at most `LARGEST_SIDE` pixels."""
-    image = Image.fromarray(tile)
-    largest = max(image.size)
-    if largest > LARGEST_SIDE:
-        size = tuple(max(1, round(side * LARGEST_SIDE / largest)) for side in image.size)
-        image = image.resize(size, Image.Resampling.BOX)  # type: ignore[arg-type]
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def _make_panel(run: Run, case: _Case) -> Panel:
@@ -213,7 +163,7 @@ def _make_sweep_panel(run: Run, case: _Case) -> Panel:
         strips.append(Strip(f"{label}: Dice {show_number(step['dice'])}", _as_pictures(tiles)))
     caption = (
         f"image {meta['image']}, {_name_attack(meta)}; perturbation amplified {1 / (2 * scale):.3g} times, full "
-        f"colour is \u00b1{show_budget(scale)}; errors of {name}"
+        f"colour is a change of {show_budget(scale)}; errors of {name}"
     )
     return Panel(f"{meta['model']}: {meta['kind']} case over eps", caption, SWEEP_TITLES, tuple(strips))
 
@@ -292,73 +242,3 @@ def _dice(truth: Array, found: Array) -> float:
     """Dice of one class; 1 where neither shows it."""
     total = int(truth.sum()) + int(found.sum())
     return 2 * int((truth & found).sum()) / total if total else 1.0
-
-
-def _draw(panels: Sequence[Panel], classes: Sequence[tuple[str, str]], width: float) -> Drawing:
-    """The rows of pictures of each case, placed by hand: a layout engine takes seconds for so many axes."""
-    titles, labelled = panels[0].titles, bool(panels[0].strips[0].label)
-    width = min(width, PRINT_WIDTH) if labelled else width
-    edge, gap, line = 0.1, 0.06, 0.13
-    start = edge + (0.32 if labelled else 0)
-    side = (width - start - edge - gap * (len(titles) - 1)) / len(titles)
-    letters = int((width - 2 * edge) / LETTER)
-    headings = [textwrap.wrap(f"{panel.title}, {panel.caption}", letters) for panel in panels]
-    lines = [*_split_key("Classes:", classes, width), *_split_key("Errors:", tuple(ERROR_COLOURS.items()), width)]
-    above = [len(heading) * line + 0.04 for heading in headings]
-    head = 0.33
-    strips = sum(len(panel.strips) for panel in panels) * (side + gap)
-    height = edge + sum(above) + head + strips + 0.05 + 0.2 * len(lines)
-    drawing = Drawing(figsize=(width, height))
-    top = height - edge
-    for i, panel in enumerate(panels):
-        drawing.text(edge / width, top / height, "\n".join(headings[i]), fontsize=7, va="top")
-        top -= above[i] + (0 if i else head)
-        if not i:
-            _write_titles(drawing, titles, [start + column * (side + gap) for column in range(len(titles))], top, side)
-        for strip in panel.strips:
-            label = strip.label.replace(": ", "\n")
-            middle = (top - side / 2) / height
-            drawing.text(edge / width, middle, label, fontsize=7, rotation=90, ha="left", va="center", ma="center")
-            for column, picture in enumerate(strip.tiles):
-                left = start + column * (side + gap)
-                ax = drawing.add_axes((left / width, (top - side) / height, side / width, side / height))
-                ax.imshow(_enlarge(picture), interpolation="none")
-                ax.set_axis_off()
-            top -= side + gap
-    for handles in lines:
-        place = (edge / width, top / height)
-        key = drawing.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=len(handles), **KEY_STYLE)
-        key.get_texts()[0].set_fontweight("bold")
-        top -= 0.2
-    return drawing
-
-
-def _write_titles(drawing: Drawing, titles: Sequence[str], places: Sequence[float], foot: float, side: float) -> None:
-    """Write what each column shows above it, on two lines and smaller where it has no room."""
-    width, height = drawing.get_size_inches()
-    bold = 0.078
-    wrapped = [textwrap.fill(title, max(int(side / bold), 1), break_long_words=False) for title in titles]
-    longest = max(len(line) for text in wrapped for line in text.split("\n"))
-    size = 8 * min(1.0, side / (bold * longest))
-    for text, place in zip(wrapped, places, strict=True):
-        drawing.text(place / width, (foot + 0.06) / height, text, fontsize=size, weight="bold", va="bottom")
-
-
-def _split_key(title: str, entries: Sequence[tuple[str, str]], width: float) -> list[list[Patch]]:
-    """The legend of colours, in as many lines as the width asks for; each begins with a title or a blank."""
-    lines: list[list[Patch]] = []
-    room = 0.0
-    for name, colour in entries:
-        needed = 0.4 + LETTER * len(name)
-        if needed > room:
-            lines.append([Patch(visible=False, label="" if lines else title)])
-            room = width - 1
-        lines[-1].append(Patch(facecolor=colour, edgecolor="#555555", linewidth=0.5, label=name))
-        room -= needed
-    return lines
-
-
-def _enlarge(picture: Array) -> Array:
-    """Repeat pixels until no viewer has a reason to blur them."""
-    times = max(1, 256 // max(picture.shape[:2]))
-    return picture.repeat(times, axis=0).repeat(times, axis=1)
