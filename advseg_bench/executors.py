@@ -50,32 +50,39 @@ def open_executor(workers: int, threads: int, emit: Emit) -> Iterator[Executor]:
         with _threads(threads):
             yield _InProcess(emit)
         return
-    context = multiprocessing.get_context("spawn")
-    events, stop = context.SimpleQueue(), threading.Event()
-    listener = threading.Thread(target=_listen, args=(events, emit, stop), daemon=True)
-    listener.start()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads, events))
-    with _interrupts_ignored():
-        # Each of these starts a worker, which inherits that Ctrl-C is none of its business.
-        for _ in range(workers):
-            pool.submit(os.getpid)
-    try:
-        yield _Processes(pool, workers)
-    except BaseException:
-        # An interrupted run must not wait for a training: what a worker has not returned is computed again.
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        stop.set()
-        listener.join(timeout=1)
+    with _Interrupts() as interrupts:
+        context = multiprocessing.get_context("spawn")
+        events, stop = context.SimpleQueue(), threading.Event()
+        listener = threading.Thread(target=_listen, args=(events, emit, stop), daemon=True)
+        listener.start()
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads, events))
+        try:
+            with _interrupts_blocked():
+                # Each of these starts a worker, which inherits that Ctrl-C is none of its business.
+                for _ in range(workers):
+                    pool.submit(os.getpid)
+            interrupts.kill(pool)
+            yield _Processes(pool, workers)
+        except BaseException:
+            # A run that ends early must not wait for a training: what a worker has not returned is computed again.
+            _kill(pool)
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            stop.set()
+            listener.join(timeout=1)
 
 
 def collect(future: Future[Any]) -> Any:
     """Return a job's result. Raises: WorkerError: if its worker process died."""
-    try:
+    with _deaths_told():
         return future.result()
+
+
+@contextmanager
+def _deaths_told() -> Iterator[None]:
+    try:
+        yield
     except BrokenProcessPool:
         raise WorkerError(
             "A worker process was killed, probably for lack of memory. What was finished is kept: "
@@ -109,7 +116,8 @@ class _Processes:
         self.capacity = 2 * workers
 
     def submit(self, job: str, *arguments: Any) -> Future[Any]:
-        return self.pool.submit(_work_here, job, arguments)
+        with _deaths_told():
+            return self.pool.submit(_work_here, job, arguments)
 
 
 @contextmanager
@@ -125,25 +133,71 @@ def _threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class _Interrupts:
+    """Ctrl-C while there are workers: it kills them, ends what waits for them, and is raised when all is tidied up.
+
+    Raised at once it could leave a lock of the pool taken, and the run would wait for that lock for ever. Only the main
+    thread is ever interrupted, and a caller's own way with Ctrl-C is left alone.
+    """
+
+    def __init__(self) -> None:
+        self.noted = False
+        self.pool: ProcessPoolExecutor | None = None
+
+    def kill(self, pool: ProcessPoolExecutor) -> None:
+        """Say whose workers to kill. Raises: KeyboardInterrupt: if Ctrl-C has come before."""
+        self.pool = pool
+        if self.noted:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> _Interrupts:
+        main = threading.current_thread() is threading.main_thread()
+        self.ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self.ours:
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.noted:
+            raise KeyboardInterrupt from None
+
+    def _note(self, number: int, frame: object) -> None:
+        self.noted = True
+        if self.pool:
+            _kill(self.pool)
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """Kill a pool's workers, so that nothing waits for what they would have returned."""
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    # Without this the pool would wait for the rest of a result that a worker was writing.
+    if pool._result_queue:
+        pool._result_queue._writer.close()  # type: ignore[attr-defined]
+
+
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C inside; only the main thread can, and only it is ever interrupted."""
-    if threading.current_thread() is not threading.main_thread():
+def _interrupts_blocked() -> Iterator[None]:
+    """Start processes inside: they never hear Ctrl-C. This one hears it here or, if it has no other thread, later."""
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _emit_from_worker: Emit = lambda what, done, total: None  # noqa: E731
 
 
 def _start_worker(threads: int, events: Any) -> None:
-    """Prepare a worker, which does not outlive its parent."""
+    """Prepare a worker, which neither hears Ctrl-C nor outlives its parent."""
     global _emit_from_worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 

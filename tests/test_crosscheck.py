@@ -300,6 +300,11 @@ def test_the_replay_of_the_reference_is_the_reference(trained):
         ({"others": {}}, SpecError, "something to compare with"),
         ({"losses": ("dise",)}, SpecError, "Did you mean 'dice'"),
         ({"eps": (0.0,)}, SpecError, "radii above 0"),
+        ({"eps": ("4/255",)}, SpecError, "radii above 0, got '4/255'"),
+        ({"eps": ()}, SpecError, "and a radius"),
+        ({"kinds": ("binry",)}, SpecError, "unknown task 'binry'. Did you mean 'binary'"),
+        ({"norm": "l1"}, SpecError, "unknown norm 'l1'"),
+        ({"losses": ("ce",)}, SpecError, "a loss that is defined for one of the tasks"),
         ({"others": {"implementations:Sined": {}}}, PluginError, "crosscheck: attack implementations:Sined"),
         ({"others": {"implementations:Signed": {"eps": 1}}}, SpecError, "crosscheck: attack implementations:Signed"),
     ],
@@ -308,6 +313,11 @@ def test_mistakes_are_one_line_before_anything_is_computed(trained, changes, err
     with pytest.raises(error, match=message) as caught:
         crosscheck(Plan(**FEW | {"others": {"implementations:Signed": {}}} | changes), trained)
     assert "\n" not in str(caught.value)
+
+
+def test_nothing_to_attack_is_not_sound():
+    with pytest.raises(SpecError, match="a network to attack"):
+        crosscheck(Plan(**FEW | {"others": {"implementations:Signed": {}}}), [])
 
 
 def change(batch, kind):

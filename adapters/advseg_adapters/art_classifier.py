@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advseg_adapters.art_inputs import read_bounds, read_images, read_labels
+from advseg_adapters.art_inputs import as_tensor, read_bounds, read_images, read_labels, read_shape
 from advseg_adapters.art_models import Function, check_model, read_loss
 from advseg_adapters.art_toolkit import PyTorchClassifier
 from advseg_adapters.foreign import find_threshold
@@ -139,7 +139,8 @@ def as_classifier(
     bounds = read_bounds(clip_values)
     module = model if isinstance(model, nn.Module) else Function(model)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    shape = tuple(x.shape[1:])
+    x = as_tensor("x", x)
+    shape = read_shape(tuple(x.shape[1:]))
     known = check_model(module, task, shape, bounds, device)
     images = read_images(x, shape, bounds, device)
     labels, valid = read_labels(y, known, images, ignore)
@@ -161,6 +162,9 @@ def make_margin_view(model: Model, batch: Batch, loss: Loss, settings: dict[str,
     """Return the margin view of images, its threshold worked out from their clean logits."""
     if len(settings) == 2:
         raise SpecError("threshold, rise: expected one of them, got both. Remove one.")
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise SpecError(expected(name, "a number, such as 0.1", value))
     if settings.get("rise", 1) <= 0:
         raise SpecError(expected("rise", "a positive share of the clean loss, such as 0.1", settings["rise"]))
     with torch.no_grad():

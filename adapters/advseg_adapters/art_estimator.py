@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from advseg_adapters.art_defences import defend
-from advseg_adapters.art_inputs import check_logits, read_bounds, read_images, read_labels
+from advseg_adapters.art_inputs import check_logits, read_bounds, read_images, read_labels, read_shape
 from advseg_adapters.art_models import Function, check_model, mode, read_loss
 from advseg_adapters.art_toolkit import PyTorchEstimator
 from advseg_bench import metrics
 from advseg_bench.attacks.gradient import input_gradients
-from advseg_bench.errors import SpecError, expected
+from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.guard import frozen
 from advseg_bench.losses import Loss
 from advseg_bench.types import Model, Task, TaskKind
@@ -123,7 +123,7 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         y, valid = read_labels(y, self.task, images, self.ignore)
         with mode(self._model, training_mode), frozen(self._model):
             _, (gradient,) = input_gradients(
-                self._logits, images, [lambda logits: self._loss(logits, y, valid, self.task)]
+                self._differentiable, images, [lambda logits: self._loss(logits, y, valid, self.task)]
             )
         return gradient if isinstance(x, Tensor) else gradient.cpu().numpy()
 
@@ -214,6 +214,15 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         logits = self._model(defend(images, self.preprocessing_operations, fit=fit))
         return check_logits(logits, self.task, images)
 
+    def _differentiable(self, images: Tensor) -> Tensor:
+        logits = self._logits(images)
+        if not logits.requires_grad:
+            raise IncompatibleError(
+                "model: expected logits that can be differentiated by the images, got some without a graph. Remove "
+                "`torch.no_grad`, `detach` or NumPy from the model."
+            )
+        return logits
+
     def _find_layer(self, layer: int | str) -> nn.Module:
         names: list[str] = self._layer_names
         if isinstance(layer, int) and -len(names) <= layer < len(names):
@@ -269,17 +278,19 @@ def as_estimator(
         SpecError, PluginError: an argument without a meaning, or an unknown loss.
     Cost: two forwards of one image, to see that the model returns logits.
     """
-    bounds = read_bounds(clip_values)
+    bounds, shape = read_bounds(clip_values), read_shape(input_shape)
+    if device_type not in ("cpu", "gpu", None):
+        raise SpecError(expected("device_type", "'cpu', 'gpu' or None", device_type))
     module = model if isinstance(model, nn.Module) else Function(model)
     if device_type is not None:
         module.to("cuda" if device_type == "gpu" and torch.cuda.is_available() else "cpu")
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    known = check_model(module, task, input_shape, bounds, device)
+    known = check_model(module, task, shape, bounds, device)
     return SegmentationEstimator(
         module,
         task=known,
         loss=read_loss(loss, known),
-        input_shape=input_shape,
+        input_shape=shape,
         device=device,
         clip_values=bounds,
         ignore=ignore,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,22 @@ def read_task(task: Task | TaskKind, outputs: int) -> Task:
 
 
 def read_bounds(clip_values: Any) -> tuple[float, float]:
-    """Return the two bounds. Raises: SpecError: anything but two numbers in order."""
-    array = np.asarray(clip_values, dtype=np.float64) if clip_values is not None else np.empty(0)
-    if array.shape != (2,) or not array[0] < array[1]:
+    """Return the two bounds. Raises: SpecError: anything but two finite numbers in order."""
+    try:
+        array = np.asarray(() if clip_values is None else clip_values, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape != (2,) or not -np.inf < array[0] < array[1] < np.inf:
         raise SpecError(expected("clip_values", "two numbers, the smaller first", clip_values, "Such as (0.0, 1.0)."))
     return float(array[0]), float(array[1])
+
+
+def read_shape(input_shape: Any) -> tuple[int, ...]:
+    """Return the shape of one image. Raises: SpecError: anything but a channel axis and one space axis or more."""
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    if len(shape) < 2 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in shape):
+        raise SpecError(expected("input_shape", "the shape (C, *S) of one image", input_shape, "Such as (1, 64, 64)."))
+    return shape
 
 
 def read_images(x: Any, shape: Sequence[int], bounds: tuple[float, float], device: torch.device) -> Tensor:
@@ -57,7 +69,7 @@ def read_images(x: Any, shape: Sequence[int], bounds: tuple[float, float], devic
         device: Where the model is.
     Raises: IncompatibleError: another shape. DataError: not finite, or outside the bounds.
     """
-    images = _as_tensor(x).to(device=device, dtype=torch.float32)
+    images = as_tensor("x", x).to(device=device, dtype=torch.float32)
     if tuple(images.shape[1:]) != tuple(shape):
         what = f"images of shape (N, {', '.join(map(str, shape))}), channels first"
         raise IncompatibleError(expected("x", what, tuple(images.shape), "Or give another `input_shape`."))
@@ -83,9 +95,13 @@ def read_labels(y: Any, task: Task, images: Tensor, ignore: int | None) -> tuple
         images: The images they belong to.
         ignore: A value that marks pixels which do not count, in any channel; None if there is none.
     Returns: Labels, and valid bool (N, *S).
-    Raises: DataError: another shape or other values.
+    Raises:
+        DataError: another shape or other values.
+        SpecError: `ignore` is no number.
     """
-    labels = _as_tensor(y).to(images.device)
+    if ignore is not None and not isinstance(ignore, Real):
+        raise SpecError(expected("ignore", "a number such as 255", ignore))
+    labels = as_tensor("y", y).to(images.device)
     n, k, space = len(images), len(task.classes), tuple(images.shape[2:])
     wanted = (n, *space) if task.kind == "multiclass" else (n, k, *space)
     if k == 1 and tuple(labels.shape) == (n, *space):
@@ -105,11 +121,14 @@ def read_labels(y: Any, task: Task, images: Tensor, ignore: int | None) -> tuple
     return labels.bool(), ~void.any(1)
 
 
-def _as_tensor(values: Any) -> Tensor:
-    """A tensor of an array, sharing its memory where torch can."""
+def as_tensor(name: str, values: Any) -> Tensor:
+    """Return a tensor of an array, sharing its memory where torch can. Raises: DataError: no numbers."""
     if isinstance(values, Tensor):
         return values
     array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        what = type(values).__name__ if array.dtype == object else str(array.dtype)
+        raise DataError(expected(name, "an array of real numbers", what))
     if array.dtype.kind == "u" and array.dtype != np.uint8:
         array = array.astype(np.int64)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
@@ -150,7 +169,7 @@ def _word_values(wrong: Tensor, task: Task, ignore: int | None) -> str:
         remedy = "If 255 marks pixels that do not count, give ignore=255."
         if task.kind != "multiclass":
             remedy = f"If 255 is the class, give y > 0. {remedy}"
-    elif any(value != round(value) for value in values):
+    elif not all(float(value).is_integer() for value in values):
         remedy = "Without `y` ART puts the prediction there: give y=estimator.predict_masks(x)."
     elif task.kind == "multiclass":
         remedy = f"The model has {last + 1} classes."

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from advseg_adapters.art_inputs import check_logits, read_task
+from advseg_adapters.art_inputs import ROUNDING, check_logits, read_task
 from advseg_bench import catalogue
-from advseg_bench.errors import IncompatibleError, expected
+from advseg_bench.errors import IncompatibleError, UserError, expected
 from advseg_bench.losses import Loss, probe
 from advseg_bench.models import probe as models
 from advseg_bench.models.module import SegmentationModule
@@ -24,13 +24,27 @@ def read_loss(loss: str | Loss | None, task: Task) -> Loss:
     if loss is None:
         loss = "ce" if task.kind == "multiclass" else "bce"
     if not isinstance(loss, str):
-        probe(loss, task, getattr(loss, "__name__", type(loss).__name__))
+        _probe_loss(loss, task, getattr(loss, "__name__", type(loss).__name__))
         return loss
     entry = catalogue.LOSSES.get(loss)
     if entry is not None and task.kind not in entry.kinds:
         remedy = f"Use one of {', '.join(sorted(n for n, e in catalogue.LOSSES.items() if task.kind in e.kinds))}."
         raise IncompatibleError(expected("loss", f"a loss for {task.kind} tasks", loss, remedy))
     return load_loss(loss, task)
+
+
+def _probe_loss(loss: Loss, task: Task, name: str) -> None:
+    """Check a loss, such as one of torch, which is called with other arguments."""
+    try:
+        probe(loss, task, name)
+    except UserError:
+        raise
+    except Exception as error:
+        what = "a function (logits, y, valid, task) -> one value per image"
+        remedy = "Write such a function around it, or name one of ours, such as 'dice'."
+        raise IncompatibleError(
+            f"loss {name}: expected {what}; called as one it fails: {models.describe(error)}. {remedy}"
+        ) from error
 
 
 class Function(nn.Module):
@@ -59,17 +73,27 @@ def check_model(
             raise IncompatibleError(
                 f"model: fails on an image of shape {tuple(shape)}: {models.describe(error)}. Check `input_shape`."
             ) from error
-    outputs = logits.shape[1] if isinstance(logits, Tensor) and logits.dim() > 1 else 0
+    if not isinstance(logits, Tensor):
+        remedy = "Return the segmentation alone, without auxiliary outputs."
+        raise IncompatibleError(expected("model", "one tensor of logits", type(logits).__name__, remedy))
+    outputs = logits.shape[1] if logits.dim() > 1 else 0
     known = read_task(task, outputs)
     check_logits(logits, known, x)
     models.probe("model", SegmentationModule(model).to(device), x, known)
     layered = any(isinstance(module, (_ConvNd, nn.Linear)) for module in model.modules())
-    if not layered and bool((logits >= 0).all() and (logits <= 1).all()):
+    if not layered and _looks_squeezed(logits, known):
         raise IncompatibleError(
-            "model: expected raw logits, got nothing but values between 0 and 1, which would mean every class at every "
-            "pixel. Remove the final sigmoid or softmax."
+            "model: expected raw logits, got nothing but values between 0 and 1"
+            + (" that sum to 1" if known.kind == "multiclass" else ", which would mean every class at every pixel")
+            + ". Remove the final sigmoid or softmax."
         )
     return known
+
+
+def _looks_squeezed(logits: Tensor, task: Task) -> bool:
+    """Whether logits look like probabilities by their values alone, in a model whose layers cannot be asked."""
+    unit = bool((logits >= 0).all() and (logits <= 1).all())
+    return unit and (task.kind != "multiclass" or bool(((logits.sum(1) - 1).abs() < ROUNDING).all()))
 
 
 @contextmanager

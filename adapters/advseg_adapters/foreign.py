@@ -280,4 +280,6 @@ def _share(value: Any, eps: float) -> Any:
     if isinstance(value, Mapping):
         return {key: _share(entry, eps) for key, entry in value.items()}
     found = SHARE.match(value) if isinstance(value, str) else None
+    if found and float(found[2] or 1) == 0:
+        raise SpecError(expected("a share of the radius", "no division by 0", value, 'Such as "1/4*eps".'))
     return float(found[1]) / float(found[2] or 1) * eps if found else value

@@ -84,9 +84,17 @@ class Plan:
         for loss in self.losses:
             if loss not in catalogue.LOSSES and ":" not in loss:
                 raise SpecError(unknown("crosscheck", "loss", loss, catalogue.LOSSES))
+        for kind in self.kinds:
+            if kind not in get_args(TaskKind):
+                raise SpecError(unknown("crosscheck", "task", kind, get_args(TaskKind)))
+        if self.norm not in get_args(Norm):
+            raise SpecError(unknown("crosscheck", "norm", self.norm, get_args(Norm)))
+        if not _rows(self) or not self.eps:
+            what = "a loss that is defined for one of the tasks, and a radius"
+            raise SpecError(expected("crosscheck", what, (*self.losses, *self.kinds, *self.eps), "Name others."))
         for eps in self.eps:
-            if not (math.isfinite(eps) and eps > 0):
-                raise SpecError(expected("crosscheck", "radii above 0", eps, 'Write them as "4/255".'))
+            if not (isinstance(eps, (int, float)) and math.isfinite(eps) and eps > 0):
+                raise SpecError(expected("crosscheck", "radii above 0", eps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +147,8 @@ def crosscheck(
         check_batch(subject.batch, where)
         if subject.spec is None:  # nobody has looked at it yet
             probe(where, SegmentationModule(subject.model), subject.batch.x[:2], subject.batch.task)
+    if not subjects:
+        raise SpecError(expected("crosscheck", "a network to attack", "none"))
     others: dict[tuple[str, str, Task], Attack] = {}
     for subject in subjects:
         for kind, loss in _rows(plan):

@@ -61,6 +61,11 @@ def probe(where: str, model: SegmentationModule, x: Tensor, task: Task) -> str |
             f"{where}: expected raw logits, got values that stay between 0 and 1 whatever the layer {last!r} yields. "
             "Remove the final sigmoid or softmax from the network."
         )
+    if len(task.classes) > 1 and task.kind == "multilabel" and bool((logits.logsumexp(1).abs() < 1e-4).all()):
+        raise IncompatibleError(
+            f"{where}: expected raw logits, got logarithms of probabilities, which would mean no class anywhere. "
+            "Remove the final log-softmax from the network."
+        )
     step = _steps(len(task.classes)).view(-1, *[1] * (x.dim() - 2))
     tolerance = 1e-3 + 1e-5 * float(logits.abs().max())
     return last if wide and torch.allclose(shifted, logits + step, rtol=0, atol=tolerance) else None

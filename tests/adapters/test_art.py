@@ -377,11 +377,18 @@ def test_a_label_that_would_lower_the_loss_is_refused():
         ({"rise": 0.1}, "rise: a loss view knows no success"),
         ({"view": "margin", "rise": 0.1, "threshold": 0.3}, "expected one of them, got both"),
         ({"view": "margin", "rise": -1.0}, "rise: expected a positive share"),
+        ({"view": "margin", "threshold": "high"}, "threshold: expected a number, such as 0.1, got 'high'"),
     ],
 )
 def test_wrong_arguments_of_a_classifier(settings, message):
     with pytest.raises(SpecError, match=message):
         make_classifier(**settings)
+
+
+def test_images_and_masks_may_be_lists():
+    scene = scenes()["multilabel"]
+    x, y = scene.batch.x[:1].tolist(), scene.batch.y[:1].tolist()
+    assert adapter.as_classifier(scene.model, x, y, task=scene.batch.task).input_shape == scene.batch.x.shape[1:]
 
 
 @pytest.mark.usefixtures("forked")

@@ -443,6 +443,10 @@ def spoil(batch, how):
         y[0, 0, 0] = 9
     elif how == "negative":
         y[0, ..., 0, 0] = -1
+    elif how == "nan":
+        return y * np.nan
+    elif how == "words":
+        return y.astype(str)
     elif how == "probabilities":
         return y * 0.7
     return y
@@ -457,6 +461,8 @@ def spoil(batch, how):
         ("multilabel", "2", "masks of zeros and ones, got 2. Split labels with several values"),
         ("multiclass", "class 9", "class numbers from 0 to 3, got 9. The model has 4 classes"),
         ("multiclass", "negative", "class numbers from 0 to 3, got -1"),
+        ("multiclass", "nan", "class numbers from 0 to 3, got nan"),
+        ("multilabel", "words", "y: expected an array of real numbers, got '<U"),
         ("multilabel", "probabilities", r"zeros and ones, got 0.7. Without `y` ART puts the prediction there"),
     ],
 )
@@ -509,12 +515,24 @@ def build(kind, model, **settings):
         ("multilabel", lambda net: nn.Sequential(*net, nn.Softmax(1)), {}, "Remove the final sigmoid or softmax"),
         ("multiclass", lambda net: nn.Sequential(*net, nn.Softmax(1)), {}, "model: expected raw logits"),
         ("binary", lambda net: lambda x: net(x).sigmoid(), {}, "model: expected raw logits, got nothing but values"),
-        ("multiclass", lambda net: lambda x: net(x).softmax(1), {}, "which would mean every class at every pixel"),
+        ("multilabel", lambda net: nn.Sequential(*net, nn.LogSoftmax(1)), {}, "Remove the final log-softmax"),
+        (
+            "binary",
+            lambda net: net,
+            {"loss": nn.BCEWithLogitsLoss()},
+            r"BCEWithLogitsLoss: expected a function \(logits",
+        ),
+        ("multiclass", lambda net: lambda x: net(x).softmax(1), {}, "nothing but values between 0 and 1 that sum to 1"),
         ("multilabel", lambda net: net[:4], {}, r"model: expected 3 logit channels \(class0, class1, class2\), got 6"),
         ("multilabel", lambda net: net, {"task": "binary"}, "one logit channel for a binary task, got 3"),
         ("binary", lambda net: net, {"task": "multiclass"}, "two or more logit channels for exclusive classes, got 1"),
         ("binary", lambda net: net, {"input_shape": (3, 7, 5)}, r"fails on an image of shape \(3, 7, 5\)"),
-        ("binary", lambda net: lambda x: [net(x)], {}, "expected 1 logit channels .class0., got 0"),
+        (
+            "binary",
+            lambda net: lambda x: [net(x)],
+            {},
+            "model: expected one tensor of logits, got 'list'. Return the segmentation alone",
+        ),
         ("binary", lambda net: nn.Sequential(*net, nn.MaxPool2d(2)), {}, r"expected logits of shape \(1, 1, 7, 5\)"),
         (
             "multilabel",
@@ -544,11 +562,33 @@ def test_models_and_losses_that_do_not_fit_are_one_line(kind, model, settings, m
         ({"task": "panoptic"}, SpecError, "task: expected 'binary', 'multilabel', 'multiclass' or a Task"),
         ({"clip_values": (1, 0)}, SpecError, "clip_values: expected two numbers, the smaller first"),
         ({"clip_values": None}, SpecError, "clip_values: expected two numbers"),
+        ({"clip_values": "01"}, SpecError, "clip_values: expected two numbers"),
+        ({"clip_values": (0, np.inf)}, SpecError, "clip_values: expected two numbers"),
+        ({"input_shape": 64}, SpecError, r"input_shape: expected the shape \(C, \*S\) of one image, got 64"),
+        ({"input_shape": (1, -7, 5)}, SpecError, "input_shape: expected"),
+        ({"device_type": "tpu"}, SpecError, "device_type: expected 'cpu', 'gpu' or None, got 'tpu'"),
     ],
 )
 def test_wrong_arguments_are_one_line(settings, error, message):
     with pytest.raises(error, match=message):
         make("binary", **settings)
+
+
+def test_class_scores_between_0_and_1_are_no_probabilities():
+    build("multiclass", lambda net: lambda x: net(x).sigmoid())
+
+
+def test_a_label_to_ignore_is_a_number():
+    estimator, _, batch = make("binary", ignore="255")
+    with pytest.raises(SpecError, match="ignore: expected a number such as 255, got '255'"):
+        estimator.loss_gradient(batch.x, batch.y)
+
+
+def test_a_model_without_a_graph_is_one_line():
+    estimator = build("binary", lambda net: lambda x: net(x).detach() - 1)
+    batch, _ = make_batch("binary", n=4)
+    with pytest.raises(IncompatibleError, match=r"logits that can be differentiated .* Remove `torch\.no_grad`"):
+        estimator.loss_gradient(batch.x, batch.y)
 
 
 def test_an_unknown_reduction():

@@ -259,6 +259,8 @@ def test_shares_of_the_radius_are_worked_out():
     assert attack.parameters(BUDGET) == {"alpha": 0.025, "steps": 3, "beta": 0.025, "eps": 0.1}
     assert replace(attack, settings={"alpha": 0.5}).parameters(BUDGET)["alpha"] == 0.5
     assert replace(attack, settings={"alpha": "1e-2*eps"}).parameters(BUDGET)["alpha"] == pytest.approx(0.001)
+    with pytest.raises(SpecError, match="a share of the radius: expected no division by 0, got '1/0\\*eps'"):
+        replace(attack, settings={"alpha": "1/0*eps"}).parameters(BUDGET)
     with pytest.raises(SpecError, match="is the key `eps` of a suite"):
         replace(attack, settings={"eps": 0.5}).parameters(BUDGET)
 

@@ -1,0 +1,147 @@
+"""Worker processes and Ctrl-C: whenever it comes, nothing is lost, nothing hangs, and no process is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import wait
+
+import pytest
+
+from advseg_bench import executors
+from advseg_bench.errors import WorkerError
+
+BEGIN = """
+import contextlib, multiprocessing, os, signal, struct, sys, time
+from concurrent import futures
+from advseg_bench import executors
+
+def no_news(what, done, total):
+    pass
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+MOMENTS = {
+    "while workers start": """
+class Pool(executors.ProcessPoolExecutor):
+    def _spawn_process(self):
+        super()._spawn_process()
+        if len(self._processes) == 1:
+            ctrl_c()
+
+if __name__ == "__main__":
+    executors.ProcessPoolExecutor = Pool
+    with executors.open_executor(2, 1, no_news):
+        print("went on")
+""",
+    "while a lock of the pool is held": """
+class Acquire(futures._base._AcquireFutures):
+    def __enter__(self):
+        self.futures[0]._condition.acquire()
+        ctrl_c()
+        for future in self.futures[1:]:
+            future._condition.acquire()
+
+if __name__ == "__main__":
+    with executors.open_executor(2, 1, no_news) as executor:
+        waiting = [executor.pool.submit(time.sleep, 1000) for _ in range(2)]
+        futures._base._AcquireFutures = Acquire
+        futures.wait(waiting)
+        executors.collect(waiting[0])
+""",
+    "while a result is half written": """
+def half_a_result():
+    frame = sys._getframe()
+    while "result_queue" not in frame.f_locals:
+        frame = frame.f_back
+    frame.f_locals["result_queue"]._writer._send(struct.pack("!i", 1000) + b"half")
+    time.sleep(1000)
+
+if __name__ == "__main__":
+    with executors.open_executor(2, 1, no_news) as executor:
+        future = executor.pool.submit(half_a_result)
+        time.sleep(5)
+        ctrl_c()
+        executors.collect(future)
+""",
+    "when the last job has ended": """
+if __name__ == "__main__":
+    with executors.open_executor(2, 1, no_news) as executor:
+        executors.collect(executor.pool.submit(os.getpid))
+        ctrl_c()
+""",
+    "after polars has put its own ear to it": """
+if __name__ == "__main__":
+    import polars, threading
+    with executors.open_executor(2, 1, no_news) as executor:
+        threading.Timer(1, ctrl_c).start()
+        executors.collect(executor.pool.submit(time.sleep, 1000))
+""",
+}
+
+
+def run_script(tmp_path, text: str) -> subprocess.CompletedProcess[str]:
+    """Run a script that hears Ctrl-C; it and its workers are killed if it does not end within a minute."""
+    path = tmp_path / "script.py"
+    path.write_text(BEGIN + text)
+    process = subprocess.Popen(
+        [sys.executable, path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        out, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return subprocess.CompletedProcess(path, process.returncode, out, errors)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_ctrl_c_is_never_lost(tmp_path, moment):
+    done = run_script(tmp_path, MOMENTS[moment])
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "")
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+
+
+def test_a_callers_own_way_with_ctrl_c_is_left_alone():
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        with executors.open_executor(2, 1, print) as executor:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert executors.collect(executor.pool.submit(abs, -3)) == 3
+    finally:
+        after = signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT]
+    assert after.__name__ == "<lambda>"
+
+
+def test_workers_can_be_had_in_a_thread_and_never_hear_ctrl_c():
+    def use():
+        with executors.open_executor(2, 1, print) as executor:
+            ignored.append(executors.collect(executor.pool.submit(signal.getsignal, signal.SIGINT)))
+
+    ignored = []
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert ignored == [signal.SIG_IGN]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_job_after_a_workers_death_is_told_so():
+    told = pytest.raises(WorkerError, match="A worker process was killed")
+    with told, executors.open_executor(2, 1, print) as executor:
+        wait([executor.pool.submit(os._exit, 1)])
+        executor.submit("describe")
