@@ -84,6 +84,7 @@ LossName = Annotated[str, AfterValidator(partial(_known, "loss"))]
 AttackName = Annotated[str, AfterValidator(partial(_known, "attack"))]
 ArchitectureName = Annotated[str, AfterValidator(partial(_known, "architecture"))]
 Fit = Literal["pad", "stretch"]
+Scale = Literal["max", "percentile", "dtype"] | tuple[float, float]
 Eps = Annotated[float, BeforeValidator(_eps)]
 
 
@@ -139,39 +140,47 @@ class PhantomData(ImageData):
     seed: int = Field(default=0, ge=0)
 
 
-class FolderData(ImageData):
+class SplitData(ImageData):
+    """Files of a user, whose subjects are sent to the splits by chance.
+
+    Attributes:
+        path: The folder; relative to the working directory.
+        validation: Share of the subjects that choose the checkpoint.
+        test: Share of the subjects that are attacked.
+        seed: Which subjects go where.
+    """
+
+    path: Path
+    validation: float = Field(default=0.15, gt=0, lt=1)
+    test: float = Field(default=0.25, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class FolderData(SplitData):
     """Images and masks on disk, matched by file stem.
 
     `path/images/NAME.{png,tif,tiff,nii,nii.gz}` goes with `path/masks/NAME.*` (binary, multiclass), or with
     `path/masks/CLASS/NAME.*` for each class (multilabel). A NIfTI volume gives one image per slice of its last axis.
 
     Attributes:
-        path: The folder; relative to the working directory.
         classes: Class names. For multiclass the first is the background and mask values count from 0.
         soft: Masks hold probabilities scaled to the data type's maximum, binarised at 0.5. Otherwise only
             0 and 1, or 0 and 255 (0, 1, 2, ... for multiclass) are accepted.
         ignore: Mask value of pixels that count in no loss and no score, such as 255.
-        scale: "max" divides an image (a volume, for NIfTI) by its own maximum, "dtype" by its type's largest
-            value; a pair (lower, upper) is a window that is clipped and mapped to [0, 1].
+        scale: "max" divides an image (a volume, for NIfTI) by its own maximum, "percentile" by its 99.5th percentile,
+            "dtype" by its type's largest value; a pair (lower, upper) is a window. All are clipped to [0, 1].
         subject: Regular expression with one group that finds the subject in a file's stem; by default the whole
             stem, so that each file is a subject of its own.
         spacing: Pixel edge lengths in mm (rows, columns); read from NIfTI headers when left out.
-        validation: Share of the subjects that choose the checkpoint.
-        test: Share of the subjects that are attacked.
-        seed: Which subjects go where.
     """
 
     name: Literal["folder"]
-    path: Path
     classes: tuple[str, ...] = Field(min_length=1)
     soft: bool = False
     ignore: int | None = None
-    scale: Literal["max", "dtype"] | tuple[float, float] = "max"
+    scale: Scale = "max"
     subject: str | None = None
     spacing: tuple[Millimetres, Millimetres] | None = None
-    validation: float = Field(default=0.15, gt=0, lt=1)
-    test: float = Field(default=0.25, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> FolderData:
@@ -227,6 +236,63 @@ class UwMadisonData(ImageData):
         return self
 
 
+class SliceData(SplitData):
+    """Volumes, or what is left of them, whose slices are the images.
+
+    Attributes:
+        inputs: The one or three channels of the data, by name, that become the channels of the image; by default all
+            of them, if the data have as many as `channels`, or one.
+        scale: As for `folder`, for each channel of a volume by itself.
+        labelled_only: Whether the test split has only slices that show a class; training and validation have all.
+        every: Keep each n-th slice of a volume only.
+    """
+
+    inputs: tuple[str, ...] | None = Field(default=None, min_length=1)
+    scale: Scale = "max"
+    labelled_only: bool = True
+    every: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _inputs_fit(self) -> SliceData:
+        """As many inputs as channels, or one that is copied."""
+        if self.inputs is not None and len(self.inputs) not in (1, self.channels):
+            wanted = "one" if self.channels == 1 else "one or three"
+            raise ValueError(f"inputs: channels = {self.channels} takes {wanted}, got {len(self.inputs)}")
+        return self
+
+
+class NnunetData(SliceData):
+    """A raw data set of nnU-Net v2: dataset.json, imagesTr/CASE_0000.*, labelsTr/CASE.*.
+
+    Attributes:
+        subject: Regular expression with one group that finds the subject in a case's name; by default the whole name.
+        fold: Take the cases of `val` of this fold of splits_final.json for test, and those for validation from its
+            `train`; by default `validation`, `test` and `seed` decide alone.
+    """
+
+    name: Literal["nnunet"]
+    subject: str | None = None
+    fold: int | None = Field(default=None, ge=0)
+
+
+class DecathlonData(SliceData):
+    """A task of the Medical Segmentation Decathlon: dataset.json, imagesTr/, labelsTr/.
+
+    Attributes:
+        subject: Regular expression with one group that finds the subject in a case's name; by default the whole name.
+    """
+
+    name: Literal["decathlon"]
+    subject: str | None = None
+
+
+class LggData(SliceData):
+    """Low-grade glioma MRI, kaggle_3m: a folder for each patient with three-channel TIFFs and their masks."""
+
+    name: Literal["lgg"]
+    scale: Scale = "dtype"
+
+
 class PluginData(ImageData):
     """A data set of a plug-in, or of your own: a function `f(spec, **settings) -> Dataset`.
 
@@ -255,6 +321,9 @@ DataSpec = Annotated[
     | Annotated[PhantomData, Tag("phantom")]
     | Annotated[FolderData, Tag("folder")]
     | Annotated[UwMadisonData, Tag("uw_madison")]
+    | Annotated[NnunetData, Tag("nnunet")]
+    | Annotated[DecathlonData, Tag("decathlon")]
+    | Annotated[LggData, Tag("lgg")]
     | Annotated[PluginData, Tag(PLUGIN_TAG)],
     Discriminator(_tag),
 ]

@@ -6,19 +6,17 @@ the fingerprint needs each byte anyhow. Pixels are not kept; images are read aga
 
 from __future__ import annotations
 
-import hashlib
-import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from advseg_bench.data.dataset import Case, Dataset, Sample, Split
-from advseg_bench.data.formats import Header, list_files, read_header, read_slices
-from advseg_bench.data.pixels import check_labels, find_window, to_channels, to_planes
+from advseg_bench.data.dataset import Case, Dataset, Sample
+from advseg_bench.data.formats import Header, hash_files, list_files, read_header, read_slices
+from advseg_bench.data.pixels import check_labels, check_window, find_window, to_channels, to_planes
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
+from advseg_bench.data.splits import check_pattern, find_subject, split_subjects
 from advseg_bench.errors import DataError, expected, unknown
 from advseg_bench.specs import FolderData
 
@@ -62,7 +60,7 @@ def load(spec: FolderData) -> Dataset:
     """
     _check(spec)
     entries = [_inspect(stem, image, masks, spec) for stem, image, masks in _pair(spec)]
-    subjects = [_subject(entry, spec) for entry in entries]
+    subjects = [find_subject(entry.stem, spec.subject, entry.image) for entry in entries]
     splits = split_subjects(subjects, spec)
     cases: list[Case] = []
     places: list[tuple[_Entry, int]] = []
@@ -74,37 +72,15 @@ def load(spec: FolderData) -> Dataset:
             cases.append(Case(image, subject, entry.stem if volume else subject, spacing, splits[subject]))
             places.append((entry, z))
     background, classes = _split_background(spec)
+    files = [path for entry in entries for path in (entry.image, *entry.masks)]
     return Dataset(
         name=spec.name,
         task=task_for(spec.task, classes, background),
         cases=cases,
         read=lambda index: _read(*places[index], spec),
-        fingerprint=fingerprint(spec, _digest(entries, spec)),
+        fingerprint=fingerprint(spec, hash_files(files, spec.path)),
         note="" if spec.subject else NOTE,
     )
-
-
-def split_subjects(subjects: Sequence[str], spec: FolderData) -> dict[str, Split]:
-    """Send subjects to the splits by chance, so that no subject is in two.
-
-    Args:
-        subjects: Subject of each file; repetitions count once, and the order does not matter.
-        spec: Shares of the subjects, each rounded to a number of at least one, and the seed.
-    Returns: Subject -> split.
-    Raises: DataError: if no subject is left for training.
-    """
-    names = sorted(set(subjects))
-    validation, test = (max(1, round(share * len(names))) for share in (spec.validation, spec.test))
-    if len(names) <= validation + test:
-        what = "subjects for each of training, validation and test"
-        found = f"{len(names)} subjects, {validation} for validation and {test} for test"
-        remedy = "Add subjects, or lower the shares `validation` and `test`."
-        raise DataError(expected(spec.path, what, found, remedy))
-    order = np.random.default_rng(spec.seed).permutation(len(names))
-    splits: dict[str, Split] = {}
-    for rank, position in enumerate(order):
-        splits[names[position]] = "validation" if rank < validation else "test" if rank < validation + test else "train"
-    return splits
 
 
 def _check(spec: FolderData) -> None:
@@ -113,14 +89,8 @@ def _check(spec: FolderData) -> None:
     if spec.task == "multiclass" and spec.soft:
         remedy = "Set soft = false, or another task."
         raise DataError(expected(where, "class numbers in the masks of task 'multiclass'", "soft = true", remedy))
-    if not isinstance(spec.scale, str) and not -math.inf < spec.scale[0] < spec.scale[1] < math.inf:
-        raise DataError(expected(where, "scale = [lower, upper] with lower < upper", list(spec.scale)))
-    try:
-        groups = re.compile(spec.subject or "()").groups
-    except re.error as error:
-        raise DataError(expected(where, f"a regular expression in subject ({error})", spec.subject)) from None
-    if groups != 1:
-        raise DataError(expected(where, "one group in the regular expression subject", spec.subject))
+    check_window(spec.scale, where)
+    check_pattern(spec.subject, where)
 
 
 def _split_background(spec: FolderData) -> tuple[str, tuple[str, ...]]:
@@ -170,21 +140,11 @@ def _mask_folders(spec: FolderData) -> list[Path]:
     return [masks / name for name in spec.classes]
 
 
-def _subject(entry: _Entry, spec: FolderData) -> str:
-    """Find the subject in a stem."""
-    if spec.subject is None:
-        return entry.stem
-    match = re.search(spec.subject, entry.stem)
-    if match is None or not match[1]:
-        remedy = "Mend the regular expression `subject`."
-        raise DataError(expected(entry.image, f"a name that matches {spec.subject!r}", entry.stem, remedy))
-    return match[1]
-
-
 def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) -> _Entry:
     """Read an image and its masks from end to end and check all that can be wrong with them."""
     header = read_header(image)
-    lower, upper = find_window(image, header, spec)
+    values = (to_channels(pixels, spec.channels) for pixels in read_slices(image))
+    lower, upper = find_window(image, header, spec.scale, values)
     tops = []
     for mask in masks:
         found = read_header(mask)
@@ -202,17 +162,6 @@ def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) 
 def _size(header: Header) -> str:
     """Word a size for a message."""
     return " x ".join(str(n) for n in (*header.shape, *([header.slices] if header.slices else [])))
-
-
-def _digest(entries: Sequence[_Entry], spec: FolderData) -> str:
-    """Hash names and contents of all files, wherever the folder lies."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        for path in (entry.image, *entry.masks):
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{content}  {path.relative_to(spec.path).as_posix()}\n".encode())
-    return digest.hexdigest()
 
 
 def _read(entry: _Entry, z: int, spec: FolderData) -> Sample:

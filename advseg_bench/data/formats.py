@@ -6,10 +6,11 @@ NIfTI, whose last axis counts the slices. Nothing is turned or flipped.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class Header:
         largest: Largest value of its integer type, or None if pixels are not plain integers.
         spacing: Edge lengths of a pixel (rows, columns) in mm; NaN where the file does not say.
         axes: Where the axes of a NIfTI file point, such as "RAS"; "" for other formats.
+        channels: Volumes in a NIfTI file, along its fourth axis.
     """
 
     shape: tuple[int, int]
@@ -66,6 +68,7 @@ class Header:
     largest: int | None
     spacing: tuple[float, float]
     axes: str
+    channels: int = 1
 
 
 def list_files(folder: Path) -> dict[str, Path]:
@@ -92,24 +95,25 @@ def list_files(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, stacked: bool = False) -> Header:
     """Read what comes before the pixels.
 
     Args:
         path: A file of one of `SUFFIXES`.
+        stacked: Whether a NIfTI file may have channels along a fourth axis.
     Returns: The header.
     Raises: DataError: if the file cannot be read or holds more than one grey or colour image a slice.
     """
     with _one_line_errors(path):
         if _is_volume(path):
-            return _volume_header(path, _open_volume(path))
+            return _volume_header(_open_volume(path, stacked))
         with Image.open(path) as picture:
             _check_single(path, picture)
             shape = (picture.height, picture.width)
             return Header(shape, None, _largest(picture), (math.nan, math.nan), "")
 
 
-def read_slices(path: Path, *, first: int = 0, labels: bool = False) -> Iterator[Array]:
+def read_slices(path: Path, *, first: int = 0, labels: bool = False, channel: int | None = None) -> Iterator[Array]:
     """Decode a file slice by slice, so that no more than one slice is in memory.
 
     Args:
@@ -117,21 +121,36 @@ def read_slices(path: Path, *, first: int = 0, labels: bool = False) -> Iterator
         first: Slice to begin with. A .nii.gz has to be unpacked up to there, a .nii has not.
         labels: Whether it is a mask: palette indices stay indices, and colour is an error. Otherwise palettes
             and colour spaces become RGB, and alpha is dropped.
+        channel: The one that is wanted of a colour picture, or of a volume that has a fourth axis.
     Returns: Slices, shape (H, W), or (3, H, W) for colour; in the file's own type and scale.
-    Raises: DataError: if the file is damaged, or a mask has more than one channel.
+    Raises: DataError: if the file is damaged, a mask has more than one channel, or a picture has not the one wanted.
     """
     with _one_line_errors(path):
         if not _is_volume(path):
             with Image.open(path) as picture:
                 _check_single(path, picture)
-                yield _decode(path, picture, labels)
+                pixels = _decode(path, picture, labels)
+                if channel is not None and pixels.ndim == 2:
+                    raise DataError(expected(path, "a picture of several channels", "one", "Replace the file."))
+                yield pixels if channel is None else pixels[channel]
             return
-        volume = _open_volume(path)
+        volume = _open_volume(path, channel is not None)
         if len(volume.shape) == 2:
             yield np.asanyarray(volume.dataobj)
             return
         for index in range(first, volume.shape[2]):
-            yield np.asarray(volume.dataobj[..., index])
+            place = (..., index) if len(volume.shape) == 3 else (..., index, channel)
+            yield np.asarray(volume.dataobj[place])
+
+
+def hash_files(paths: Iterable[Path], root: Path) -> str:
+    """Hash contents of files and their names below `root`, wherever that lies."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{content}  {path.relative_to(root).as_posix()}\n".encode())
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -152,26 +171,26 @@ def _is_volume(path: Path) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def _open_volume(path: Path) -> Any:
+def _open_volume(path: Path, stacked: bool) -> Any:
     """Open a NIfTI file; the handle stays open so that slices in order cost one pass through a .nii.gz."""
     volume = nibabel.load(path, mmap=False, keep_file_open=True)
     kind = volume.get_data_dtype().kind
-    if len(volume.shape) not in (2, 3) or 0 in volume.shape or kind not in "iuf":
+    if len(volume.shape) not in ((2, 3, 4) if stacked else (2, 3)) or 0 in volume.shape or kind not in "iuf":
         found = f"shape {volume.shape} of {volume.get_data_dtype()}"
         raise DataError(expected(path, "a volume of real numbers with 2 or 3 axes", found, "Save one channel a file."))
     return volume
 
 
-def _volume_header(path: Path, volume: Any) -> Header:
+def _volume_header(volume: Any) -> Header:
     """Describe a NIfTI file."""
     dtype = volume.get_data_dtype()
     plain = dtype.kind in "iu" and (volume.dataobj.slope, volume.dataobj.inter) == (1, 0)
     scale = _MM.get(volume.header.get_xyzt_units()[0], 1.0)
     rows, columns = (float(z) * scale if z > 0 else math.nan for z in volume.header.get_zooms()[:2])
     axes = "".join(code or "?" for code in nibabel.aff2axcodes(volume.affine))
-    slices = volume.shape[2] if len(volume.shape) == 3 else 1
+    slices, channels = (*volume.shape[2:], 1, 1)[:2]
     largest = int(np.iinfo(dtype).max) if plain else None
-    return Header((volume.shape[0], volume.shape[1]), slices, largest, (rows, columns), axes)
+    return Header((volume.shape[0], volume.shape[1]), slices, largest, (rows, columns), axes, channels)
 
 
 def _check_single(path: Path, picture: Image.Image) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 
 from advseg_bench.data.formats import Header, read_slices
 from advseg_bench.errors import DataError, expected
-from advseg_bench.specs import FolderData
+from advseg_bench.specs import FolderData, Scale
+
+PERCENTILE = 99.5
+"""What scale = "percentile" divides by."""
 
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue where a model wants grey (ITU-R BT.601)."""
@@ -19,35 +23,47 @@ Array = NDArray[np.generic]
 Floats = NDArray[np.float64]
 
 
-def find_window(path: Path, header: Header, spec: FolderData) -> tuple[float, float]:
-    """Read an image file to its end and find the intensities that become 0 and 1.
+def check_window(scale: Scale, where: str) -> None:
+    """Refuse a window that is empty or turned around."""
+    if not isinstance(scale, str) and not scale[0] < scale[1]:
+        raise DataError(expected(where, "scale = [lower, upper] with lower < upper", list(scale)))
+
+
+def find_window(path: Path, header: Header, scale: Scale, slices: Iterable[Array]) -> tuple[float, float]:
+    """Go through an image and find the intensities that become 0 and 1.
 
     Args:
-        path: Image file.
+        path: Image file, for messages.
         header: Its header.
-        spec: `scale` and `channels` are used.
+        scale: What the two shall be.
+        slices: All values of the image; "percentile" holds them in memory as float32, the others one slice at a time.
     Returns: Lower and upper end, with lower < upper.
     Raises: DataError: if a value is not finite, if all are the same, or if they do not fit `scale`.
     """
-    low, high = math.inf, -math.inf
-    for pixels in read_slices(path):
-        values = to_channels(pixels, spec.channels)
+    low, high, kept = math.inf, -math.inf, []
+    for values in slices:
         if not np.isfinite(values).all():
             found = float(values[~np.isfinite(values)][0])
             raise DataError(expected(path, "finite values", found, "Replace them before."))
         low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if scale == "percentile":
+            kept.append(values.astype(np.float32).reshape(-1))
     if low == high:
         raise DataError(expected(path, "an image that shows something", f"the value {low:g} everywhere"))
-    if not isinstance(spec.scale, str):
-        lower, upper = spec.scale
+    if not isinstance(scale, str):
+        lower, upper = scale
         if high <= lower or low >= upper:
             found_range = f"{low:g} to {high:g}"
             raise DataError(expected(path, f"values inside scale = [{lower:g}, {upper:g}]", found_range))
         return lower, upper
     remedy = "Give the window, scale = [lower, upper]."
     if low < 0:
-        raise DataError(expected(path, f"values >= 0 for scale = {spec.scale!r}", low, remedy))
-    if spec.scale == "max":
+        raise DataError(expected(path, f"values >= 0 for scale = {scale!r}", low, remedy))
+    if scale == "percentile":
+        high = float(np.percentile(np.concatenate(kept), PERCENTILE))
+        if high == 0:
+            raise DataError(expected(path, f"a {PERCENTILE}th percentile above 0", high, 'Set scale = "max".'))
+    if scale != "dtype":
         return 0.0, high
     if header.largest is None:
         raise DataError(expected(path, "plain integer pixels for scale = 'dtype'", "other ones", remedy))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from advseg_bench.data.dataset import Case, Dataset, Sample, Split
 from advseg_bench.data.formats import read_slices
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
+from advseg_bench.data.splits import split_rest
 from advseg_bench.data.uw_files import (
     COMMON_FAULTS,
     MARKER,
@@ -99,16 +100,8 @@ def split_cases(sizes: Mapping[int, int], spec: UwMadisonData) -> dict[int, Spli
         filled[fold] += sizes[case]
         if fold == spec.fold:
             held_out.add(case)
-    rest = sorted(sizes.keys() - held_out)
-    validation = max(1, round(spec.validation * len(rest)))
-    if len(rest) <= validation:
-        found = f"{len(rest)} cases, {validation} for validation"
-        raise DataError(expected(spec.path, "cases for training beside the test fold", found, "Add cases."))
-    chosen = np.random.default_rng(spec.seed).permutation(len(rest))[:validation]
-    splits: dict[int, Split] = dict.fromkeys(held_out, "test")
-    splits |= dict.fromkeys(rest, "train")
-    splits |= {rest[place]: "validation" for place in chosen}
-    return splits
+    splits = split_rest(sizes.keys() - held_out, spec.validation, spec.seed, spec.path)
+    return splits | dict.fromkeys(held_out, "test")
 
 
 def _excluded_names(spec: UwMadisonData) -> tuple[str, ...]:

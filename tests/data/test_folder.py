@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from advseg_bench.data.folder import load, split_subjects
+from advseg_bench.data.folder import load
 from advseg_bench.data.formats import read_header, read_slices
 from advseg_bench.data.pixels import find_window
+from advseg_bench.data.splits import split_subjects
 from advseg_bench.errors import DataError
 from advseg_bench.specs import FolderData
 
@@ -162,7 +163,7 @@ def test_memory_is_bounded_by_a_slice(tmp_path):
         path = tmp_path / f"a.{ending}"
         volume(path, voxels)
         tracemalloc.start()
-        assert find_window(path, read_header(path), spec(tmp_path)) == (0, 8)
+        assert find_window(path, read_header(path), "max", read_slices(path)) == (0, 8)
         peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak_bytes < voxels.nbytes / 2

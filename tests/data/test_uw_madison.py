@@ -237,7 +237,7 @@ def test_the_seed_moves_validation_and_never_the_test_fold(tmp_path):
     ("keys", "message"),
     [
         ({"folds": 10}, "expected a case for each of 10 folds, got '5 cases'. Set folds = 5 or lower"),
-        ({"folds": 2, "validation": 0.99}, "cases for training beside the test fold, got"),
+        ({"folds": 2, "validation": 0.99}, "subjects for training beside the test fold, got"),
         ({"exclude": ("case7_day1",)}, r"unknown scan 'case7_day1'\. Did you mean 'case7_day19'\?"),
         ({"every": 3}, r"expected a slice with a mask in fold 0, got 'none'\. Set labelled_only = false"),
     ],

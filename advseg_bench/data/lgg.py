@@ -1,0 +1,82 @@
+"""The data set `lgg`: MRI of low-grade gliomas, the folder kaggle_3m."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from advseg_bench.data.dataset import Dataset
+from advseg_bench.data.splits import split_subjects
+from advseg_bench.data.volumes import Channel, Labels, Source, choose_inputs, load_sources
+from advseg_bench.errors import DataError, expected
+from advseg_bench.specs import LggData
+
+CHANNELS = ("pre", "flair", "post")
+"""What the three channels of a picture are: before contrast, FLAIR, after contrast."""
+
+CLASS = "tumour"
+
+NOTE = "Where a sequence was missing, the data's authors put FLAIR in its place."
+
+_SLICE = re.compile(r"(TCGA_\w+)_(\d+)\.tif")
+_TOP_FILES = ("data.csv", "README.md")
+
+
+def load(spec: LggData) -> Dataset:
+    """Check every file and list the slices, by number within a patient.
+
+    Subject and block are the patient, a folder. There is one class, every value above 0 of a mask.
+
+    Args:
+        spec: Where the folder is and how it is put to the model; with one channel, `inputs` is FLAIR unless set.
+    Returns: The data set.
+    Raises: DataError: if a file is missing, damaged, or has no place in the layout.
+    """
+    if spec.inputs is None and spec.channels == 1:
+        spec = spec.model_copy(update={"inputs": ("flair",)})
+    inputs = choose_inputs(CHANNELS, spec, spec.path)
+    labels = Labels("a mask", {CLASS: tuple(range(1, 256))})
+    sources = []
+    for folder in _list_patients(spec.path):
+        for image, mask in _pair(folder):
+            channels = tuple(Channel(image, number) for number in inputs)
+            sources.append(Source(image.stem, folder.name, folder.name, channels, mask))
+    splits = split_subjects((source.subject for source in sources), spec)
+    return load_sources(sources, labels, splits, spec, NOTE)
+
+
+def _list_patients(root: Path) -> Iterator[Path]:
+    """Yield the patients' folders."""
+    if not root.is_dir():
+        raise DataError(expected(root, "a folder", "nothing of that name", "Set `path` to kaggle_3m."))
+    found = False
+    for path in sorted(root.iterdir()):
+        if path.name.startswith(".") or path.name in _TOP_FILES:
+            continue
+        if not path.is_dir() or not path.name.startswith("TCGA_"):
+            remedy = "Set `path` to kaggle_3m." if (root / "kaggle_3m").is_dir() else "Move it away."
+            raise DataError(expected(path, "a patient's folder TCGA_...", path.name, remedy))
+        found = True
+        yield path
+    if not found:
+        raise DataError(expected(root, "patients' folders TCGA_...", "none", "Set `path` to kaggle_3m."))
+
+
+def _pair(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Match the pictures of a patient with their masks, in the order of their numbers."""
+    files = {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
+    masks = {name: files.pop(name) for name in sorted(files) if name.endswith("_mask.tif")}
+    numbers = {}
+    for name in sorted(files):
+        match = _SLICE.fullmatch(name)
+        if match is None or match[1] != folder.name:
+            raise DataError(expected(files[name], f"a name {folder.name}_N.tif or {folder.name}_N_mask.tif", name))
+        numbers[name] = int(match[2])
+    for name in sorted(numbers, key=lambda name: numbers[name]):
+        mask = f"{name.removesuffix('.tif')}_mask.tif"
+        if mask not in masks:
+            raise DataError(expected(folder / mask, f"a mask of {name}", "nothing of that name"))
+        yield files[name], masks.pop(mask)
+    for name, path in masks.items():
+        raise DataError(expected(path, f"an image {name.replace('_mask', '')}", "none"))

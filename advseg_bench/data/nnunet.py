@@ -1,0 +1,148 @@
+"""The data set `nnunet`: a raw data set of nnU-Net v2, whose slices are the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from advseg_bench.data.dataset import Dataset, Split
+from advseg_bench.data.description import check_number, read_description, read_json, read_numbered, refuse
+from advseg_bench.data.formats import SUFFIXES
+from advseg_bench.data.splits import check_pattern, find_subject, split_rest, split_subjects
+from advseg_bench.data.volumes import SUBJECT_NOTE, Channel, Labels, Source, choose_inputs, load_sources
+from advseg_bench.errors import DataError, expected
+from advseg_bench.specs import NnunetData
+
+IGNORE = "ignore"
+"""The label that nnU-Net gives to pixels that do not count."""
+
+VOLUMES = (".nii", ".nii.gz")
+
+
+def load(spec: NnunetData) -> Dataset:
+    """Check every file of a raw data set and list its slices.
+
+    The block is the case. Classes, regions among them, and channels are those of dataset.json; label "ignore" is not
+    valid.
+
+    Args:
+        spec: Where the folder is and how it is put to the model. Multilabel: a channel for each label or region;
+            multiclass: labels that exclude each other; binary: any label.
+    Returns: The data set.
+    Raises: DataError: if a file is missing, left over, damaged, or is not what dataset.json says.
+    """
+    check_pattern(spec.subject, f"data {spec.path}")
+    path, content = read_description(spec.path, "nnunet")
+    names = read_numbered(path, content, "channel_names")
+    labels = _read_labels(path, content["labels"])
+    ending = content.get("file_ending")
+    if ending not in SUFFIXES:
+        refuse(path, f"`file_ending`, one of {', '.join(SUFFIXES)}", ending)
+    cases = _list_cases(spec.path, ending, len(names))
+    check_number(path, content, list(cases))
+    inputs = choose_inputs(names, spec, path)
+    sources = []
+    for case, files in cases.items():
+        subject = find_subject(case, spec.subject, files[0])
+        one = len(files) < len(names)
+        channels = tuple(Channel(files[0], n) if one else Channel(files[n], None) for n in inputs)
+        block = case if ending in VOLUMES else subject
+        sources.append(Source(case, subject, block, channels, spec.path / "labelsTr" / f"{case}{ending}"))
+    subjects = {source.name: source.subject for source in sources}
+    splits = split_subjects(subjects.values(), spec) if spec.fold is None else _read_fold(subjects, spec)
+    sources = [source for source in sources if source.subject in splits]
+    return load_sources(sources, labels, splits, spec, "" if spec.subject else SUBJECT_NOTE)
+
+
+def _read_labels(path: Path, table: Mapping[str, Any]) -> Labels:
+    """Read name -> value, or name -> values for regions."""
+    values: dict[str, tuple[int, ...]] = {}
+    for name, given in table.items():
+        several = given if isinstance(given, list) else [given]
+        if not several or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in several):
+            refuse(path, f"a whole number >= 0, or a list of them, as label {name!r}", given)
+        values[name] = tuple(several)
+    background = values.pop("background", None)
+    ignore = values.pop(IGNORE, None)
+    if background != (0,):
+        refuse(path, "label background = 0", list(background) if background else "none")
+    if ignore is not None and len(ignore) != 1:
+        refuse(path, "one value as label ignore", list(ignore))
+    if not values or any(0 in numbers for numbers in values.values()):
+        refuse(path, "labels above 0 beside the background", {name: list(v) for name, v in values.items()})
+    return Labels(path.name, values, ignore=ignore[0] if ignore else None)
+
+
+def _list_cases(root: Path, ending: str, channels: int) -> dict[str, list[Path]]:
+    """Match images with labels; return case -> its image files, one for each channel, or one colour picture."""
+    for folder in (root / "imagesTr", root / "labelsTr"):
+        if not folder.is_dir():
+            raise DataError(
+                expected(folder, "a folder", "nothing of that name", "Set `path` to the data set's folder.")
+            )
+    labels = _list_files(root / "labelsTr", ending)
+    images = _list_files(root / "imagesTr", ending)
+    if not labels:
+        raise DataError(expected(root / "labelsTr", f"labels CASE{ending}", "an empty folder"))
+    colour = channels == 3 and ending not in VOLUMES and not any(stem.endswith("_0001") for stem in images)
+    found = {}
+    for case in labels:
+        stems = [f"{case}_{number:04d}" for number in range(1 if colour else channels)]
+        for stem in stems:
+            if stem not in images:
+                what = f"an image {stem}{ending} for label {case}{ending}"
+                raise DataError(expected(root / "imagesTr" / f"{stem}{ending}", what, "none"))
+        found[case] = [images.pop(stem) for stem in stems]
+    for stem, path in images.items():
+        what = f"a label {stem[:-5]}{ending} in labelsTr/, and a channel of dataset.json"
+        raise DataError(expected(path, what, "none", "Add it, or move the image away."))
+    return found
+
+
+def _list_files(folder: Path, ending: str) -> dict[str, Path]:
+    """Return stem -> file, sorted; a file with another ending is refused, a hidden one passed over."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if not path.is_file() or not path.name.endswith(ending):
+            raise DataError(expected(path, f"a file ending in {ending}, as dataset.json says", path.name))
+        found[path.name[: -len(ending)]] = path
+    return found
+
+
+def _read_fold(subjects: Mapping[str, str], spec: NnunetData) -> dict[str, Split]:
+    """Take the test split from splits_final.json, and draw validation from the fold's training cases."""
+    assert spec.fold is not None
+    path = spec.path / "splits_final.json"
+    if not path.is_file():
+        remedy = "Copy it from nnU-Net's preprocessed folder, or remove `fold`."
+        raise DataError(expected(path, "a file (fold is set)", "nothing of that name", remedy))
+    folds = read_json(path)
+    if not _is_folds(folds):
+        refuse(path, 'a list of {"train": [case ...], "val": [case ...]}', type(folds).__name__)
+    if spec.fold >= len(folds):
+        raise DataError(expected(path, f"a fold {spec.fold}", f"{len(folds)} folds", "Change `fold`."))
+    sides = [_find_subjects(path, folds[spec.fold][key], subjects) for key in ("train", "val")]
+    if both := sorted(sides[0] & sides[1]):
+        remedy = "Split the folds by subject, or mend the regular expression `subject`."
+        raise DataError(expected(path, "no subject in both train and val", both[0], remedy))
+    splits = split_rest(sides[0], spec.validation, spec.seed, path)
+    return splits | dict.fromkeys(sides[1], "test")
+
+
+def _is_folds(folds: object) -> bool:
+    """Tell whether JSON has the form of splits_final.json."""
+    return isinstance(folds, list) and all(
+        isinstance(fold, dict) and all(isinstance(fold.get(key), list) and fold[key] for key in ("train", "val"))
+        for fold in folds
+    )
+
+
+def _find_subjects(path: Path, cases: Sequence[str], subjects: Mapping[str, str]) -> set[str]:
+    """Return the subjects of some cases."""
+    for case in cases:
+        if case not in subjects:
+            raise DataError(expected(path, "cases that are in labelsTr/", case, "Mend the file."))
+    return {subjects[case] for case in cases}

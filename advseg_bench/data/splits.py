@@ -1,0 +1,86 @@
+"""Who goes into which split: by subject, so that no subject is in two."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from advseg_bench.data.dataset import Split
+from advseg_bench.errors import DataError, expected
+from advseg_bench.specs import SplitData
+
+Name = TypeVar("Name", str, int)
+
+
+def split_subjects(subjects: Iterable[str], spec: SplitData) -> dict[str, Split]:
+    """Send subjects to the splits by chance.
+
+    Args:
+        subjects: Subject of each file; repetitions count once, and the order does not matter.
+        spec: Shares of the subjects, each rounded to a number of at least one, and the seed.
+    Returns: Subject -> split.
+    Raises: DataError: if no subject is left for training.
+    """
+    names = sorted(set(subjects))
+    validation, test = (max(1, round(share * len(names))) for share in (spec.validation, spec.test))
+    if len(names) <= validation + test:
+        what = "subjects for each of training, validation and test"
+        found = f"{len(names)} subjects, {validation} for validation and {test} for test"
+        remedy = "Add subjects, or lower the shares `validation` and `test`."
+        raise DataError(expected(spec.path, what, found, remedy))
+    order = np.random.default_rng(spec.seed).permutation(len(names))
+    splits: dict[str, Split] = {}
+    for rank, position in enumerate(order):
+        splits[names[position]] = "validation" if rank < validation else "test" if rank < validation + test else "train"
+    return splits
+
+
+def split_rest(rest: Collection[Name], share: float, seed: int, where: Path) -> dict[Name, Split]:
+    """Draw who chooses the checkpoint among those that are not held out for test.
+
+    Args:
+        rest: Subjects.
+        share: Share of them, rounded to a number of at least one.
+        seed: Which ones.
+        where: The data set, for messages.
+    Returns: Subject -> "train" or "validation".
+    Raises: DataError: if no subject is left for training.
+    """
+    names = sorted(rest)
+    validation = max(1, round(share * len(names)))
+    if len(names) <= validation:
+        found = f"{len(names)} subjects, {validation} for validation"
+        remedy = "Add subjects, or lower the share `validation`."
+        raise DataError(expected(where, "subjects for training beside the test fold", found, remedy))
+    splits: dict[Name, Split] = dict.fromkeys(names, "train")
+    for place in np.random.default_rng(seed).permutation(len(names))[:validation]:
+        splits[names[place]] = "validation"
+    return splits
+
+
+def check_pattern(pattern: str | None, where: str) -> None:
+    """Refuse a pattern for subjects that is no regular expression with one group; None is none."""
+    try:
+        groups = re.compile(pattern or "()").groups
+    except re.error as error:
+        raise DataError(expected(where, f"a regular expression in subject ({error})", pattern)) from None
+    if groups != 1:
+        raise DataError(expected(where, "one group in the regular expression subject", pattern))
+
+
+def find_subject(stem: str, pattern: str | None, path: Path) -> str:
+    """Find the subject in a stem; without a pattern it is the stem.
+
+    Raises: DataError: naming the file, if the pattern does not match.
+    """
+    if pattern is None:
+        return stem
+    match = re.search(pattern, stem)
+    if match is None or not match[1]:
+        remedy = "Mend the regular expression `subject`."
+        raise DataError(expected(path, f"a name that matches {pattern!r}", stem, remedy))
+    return match[1]

@@ -1,0 +1,233 @@
+"""What the readers of volumes share: slices of one or more channels with a file of label values, checked and read.
+
+A reader lists `Source`s and says what label values mean; `load_sources` does the rest. Every file is read once when
+the data set is loaded, so that a run does not fail after its models are trained. Slices are the images: a volume as
+one 3-D image is not supported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advseg_bench.data.dataset import Case, Dataset, Sample, Split
+from advseg_bench.data.formats import Header, hash_files, read_header, read_slices
+from advseg_bench.data.pixels import check_window, find_window
+from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
+from advseg_bench.errors import DataError, expected, unknown
+from advseg_bench.specs import DecathlonData, LggData, NnunetData
+
+VolumeData = NnunetData | DecathlonData | LggData
+
+BINARY_CLASS = "foreground"
+"""The class of a binary task on data with several classes: any of them."""
+
+SUBJECT_NOTE = "Each case counts as a subject of its own, because no pattern for subjects was given."
+
+
+class Channel(NamedTuple):
+    """Where a channel of an image is: its file, and which channel of it unless there is one only."""
+
+    path: Path
+    number: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A volume or a picture with its labels.
+
+    Attributes:
+        name: Of the image, or of the volume.
+        subject: Who it shows.
+        block: What its slices depend on together.
+        channels: As many as the image is made of.
+        label: The file of label values.
+    """
+
+    name: str
+    subject: str
+    block: str
+    channels: tuple[Channel, ...]
+    label: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What label values mean.
+
+    Attributes:
+        where: Who says so, for messages.
+        values: Class -> its values, without the background; a value in several classes is a region's.
+        background: Name of value 0.
+        ignore: Value of pixels that do not count.
+    """
+
+    where: str
+    values: Mapping[str, tuple[int, ...]]
+    background: str = "background"
+    ignore: int | None = None
+
+    def planes(self, label: NDArray[np.generic], task: str) -> NDArray[np.bool_]:
+        """Return one plane for each class, or one for any of them."""
+        planes = np.stack([np.isin(label, values) for values in self.values.values()])
+        return np.logical_or.reduce(planes)[None] if task == "binary" else planes
+
+    @property
+    def known(self) -> set[float]:
+        """Every value that has a meaning."""
+        return {0, *(value for values in self.values.values() for value in values)} | (
+            set() if self.ignore is None else {self.ignore}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A source as checked at load time: a window for each channel, and which slices show a class."""
+
+    source: Source
+    header: Header
+    windows: tuple[tuple[float, float], ...]
+    shown: tuple[bool, ...]
+
+
+def choose_inputs(names: Sequence[str], spec: VolumeData, where: Path) -> list[int]:
+    """Say which channels of the data become those of the image.
+
+    Raises: DataError: if `inputs` names none of them, or is needed and missing.
+    """
+    if spec.inputs is None:
+        if len(names) in (1, spec.channels):
+            return list(range(len(names)))
+        wanted = "one" if spec.channels == 1 else "one or three"
+        remedy = f"Set `inputs` to {wanted} of {list(names)}."
+        raise DataError(expected(where, f"{wanted} channel{'s' * (spec.channels > 1)}", len(names), remedy))
+    for name in spec.inputs:
+        if name not in names:
+            raise DataError(unknown(f"{where}: inputs", "channel", name, names))
+    return [names.index(name) for name in spec.inputs]
+
+
+def load_sources(
+    sources: Sequence[Source], labels: Labels, splits: Mapping[str, Split], spec: VolumeData, note: str = ""
+) -> Dataset:
+    """Check every file and list the slices.
+
+    A picture is named as its source, slice 7 of a volume "name/z007".
+
+    Args:
+        sources: In the order of the data set.
+        labels: Meaning of the label values.
+        splits: Subject -> split.
+        spec: How to scale, which slices to take, and how they are put to the model.
+        note: What the reader has to say.
+    Returns: The data set. Cost: as that of `folder`: a slice of a .nii.gz costs unpacking the file up to it.
+    Raises: DataError: if a file is missing, damaged, or not what `labels` or `spec` say.
+    """
+    check_window(spec.scale, f"data {spec.path}")
+    _check_regions(labels, spec)
+    entries = [_inspect(source, labels, spec) for source in sources]
+    cases: list[Case] = []
+    places: list[tuple[_Entry, int]] = []
+    for entry in entries:
+        source, split = entry.source, splits[entry.source.subject]
+        spacing = scaled_spacing(entry.header.shape, entry.header.spacing, spec)
+        for z in range(0, len(entry.shown), spec.every):
+            if split != "test" or not spec.labelled_only or entry.shown[z]:
+                name = source.name if entry.header.slices is None else f"{source.name}/z{z:03d}"
+                cases.append(Case(name, source.subject, source.block, spacing, split))
+                places.append((entry, z))
+    if not any(case.split == "test" for case in cases):
+        remedy = "Set labelled_only = false, every = 1, or another seed."
+        raise DataError(expected(spec.path, "a slice of the test split that shows a class", "none", remedy))
+    files = dict.fromkeys(path for s in sources for path in (*(c.path for c in s.channels), s.label))
+    classes = list(labels.values)
+    if spec.task == "binary" and len(classes) > 1:
+        classes = [BINARY_CLASS]
+    return Dataset(
+        name=spec.name,
+        task=task_for(spec.task, classes, labels.background),
+        cases=cases,
+        read=lambda index: _read(*places[index], labels, spec),
+        fingerprint=fingerprint(spec, hash_files(files, spec.path)),
+        note=" ".join(part for part in (note, _scored(spec)) if part),
+    )
+
+
+def _scored(spec: VolumeData) -> str:
+    """Say which slices are scored."""
+    return "Test images are the slices that show a class." if spec.labelled_only else ""
+
+
+def _check_regions(labels: Labels, spec: VolumeData) -> None:
+    """Refuse classes that share a value where they have to exclude each other."""
+    values = [value for values in labels.values.values() for value in values]
+    if spec.task == "multiclass" and len(set(values)) < len(values):
+        remedy = 'Set task = "multilabel" or "binary".'
+        raise DataError(expected(labels.where, "labels that exclude each other", "regions that overlap", remedy))
+
+
+def _inspect(source: Source, labels: Labels, spec: VolumeData) -> _Entry:
+    """Read a source from end to end and check all that can be wrong with it."""
+    headers = [read_header(channel.path, stacked=channel.number is not None) for channel in source.channels]
+    paths = [channel.path for channel in source.channels]
+    _check_same(paths[0], headers[0], [*zip(paths[1:], headers[1:], strict=True)])
+    _check_same(paths[0], headers[0], [(source.label, read_header(source.label))])
+    windows = tuple(
+        find_window(channel.path, header, spec.scale, _stream(channel))
+        for channel, header in zip(source.channels, headers, strict=True)
+    )
+    return _Entry(source, headers[0], windows, tuple(_find_shown(source.label, labels)))
+
+
+def _check_same(path: Path, header: Header, others: Sequence[tuple[Path, Header]]) -> None:
+    """Refuse files of one source that do not lie on each other."""
+    for other, found in others:
+        if (found.shape, found.slices or 1) != (header.shape, header.slices or 1):
+            raise DataError(expected(other, f"the size of {path.name}, {_size(header)}", _size(found)))
+        if found.axes and header.axes and found.axes != header.axes:
+            remedy = "Bring both into one orientation."
+            raise DataError(expected(other, f"the orientation of {path.name}, {header.axes}", found.axes, remedy))
+
+
+def _size(header: Header) -> str:
+    """Word a size for a message."""
+    return " x ".join(str(n) for n in (*header.shape, *([header.slices] if header.slices else [])))
+
+
+def _stream(channel: Channel, first: int = 0) -> Iterator[NDArray[np.generic]]:
+    """Yield the slices of a channel, each (H, W)."""
+    for pixels in read_slices(channel.path, first=first, channel=channel.number):
+        if pixels.ndim != 2:
+            what, remedy = "one channel", "Save each channel as a file."
+            raise DataError(expected(channel.path, what, f"{len(pixels)} channels in a picture", remedy))
+        yield pixels
+
+
+def _find_shown(path: Path, labels: Labels) -> Iterator[bool]:
+    """Read label values, refuse those without a meaning, and yield for each slice whether it shows a class."""
+    known = labels.known
+    empty = {0, labels.ignore}
+    for pixels in read_slices(path, labels=True):
+        seen = set(np.unique(pixels).tolist())
+        if wrong := sorted(seen - known):
+            values = [int(v) if float(v).is_integer() else v for v in wrong[:5]]
+            listed = ", ".join(f"{value:g}" for value in sorted(known)[:12]) + (", ..." if len(known) > 12 else "")
+            remedy = "Mend the labels, or what says what they mean."
+            raise DataError(expected(path, f"the label values of {labels.where}, {listed}", values, remedy))
+        yield bool(seen - empty)
+
+
+def _read(entry: _Entry, z: int, labels: Labels, spec: VolumeData) -> Sample:
+    """Read one slice with its labels."""
+    channels = []
+    for channel, (lower, upper) in zip(entry.source.channels, entry.windows, strict=True):
+        pixels = next(_stream(channel, z)).astype(np.float64)
+        channels.append(np.clip((pixels - lower) / (upper - lower), 0.0, 1.0))
+    label = next(read_slices(entry.source.label, first=z, labels=True))
+    valid = np.ones(label.shape, bool) if labels.ignore is None else label != labels.ignore
+    return prepare(np.stack(channels), labels.planes(label, spec.task), valid, spec)
