@@ -51,7 +51,7 @@ class Synthetic:
         images: Images of each subject, in three blocks.
         kind: The task; a multiclass one has a background class in front.
         extra: Further attack tables of the suite.
-        strength: Replaces entries of `STRENGTH`.
+        strength: Replaces entries of `STRENGTH`; a third part of a key is the settings as JSON.
         side: Edge length of the pictures in pixels.
         seed: Of everything made up.
     """
@@ -64,7 +64,7 @@ class Synthetic:
     images: int = 6
     kind: str = "multilabel"
     extra: tuple[dict[str, Any], ...] = ()
-    strength: tuple[tuple[tuple[str, str], float], ...] = ()
+    strength: tuple[tuple[tuple[str, ...], float], ...] = ()
     side: int = 32
     seed: int = 0
 
@@ -162,7 +162,8 @@ def list_images(plot: Synthetic) -> list[tuple[str, str, str, float]]:
 def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
     """One row per image; the first image shows no white matter, so that the empty rule matters."""
     _, _, _, clean_dice, vulnerability = MODELS[cell.model]
-    strength = (STRENGTH | dict(plot.strength)).get((cell.attack, cell.loss), 0.5)
+    known: dict[tuple[str, ...], float] = {**STRENGTH, **dict(plot.strength)}
+    strength = known.get((cell.attack, cell.loss, cell.settings), known.get((cell.attack, cell.loss), 0.5))
     grey_levels = cell.eps * 255 if cell.norm == "linf" else cell.eps * 8
     loss = 0.2 * vulnerability * strength * (grey_levels / 4) ** 0.8
     passes = {"fgsm": 1.0, "none": 0.0, "random_sign": 0.0, "uniform_noise": 0.0}.get(cell.attack)

@@ -18,35 +18,48 @@ class Finding:
         what: What is compared, such as a model's name.
         test: Estimate, interval and p; the estimate is above 0 where the claim is right.
         adjusted_p: p by Holm's method in the family of the claim's findings.
-        smallest_adjusted: What it could at best have been.
-        verdict: What the finding alone says.
+        verdict: What the finding says; by its own p if the claim needs all of them, else by the adjusted one.
     """
 
     what: str
     test: PairedTest
     adjusted_p: float | None
-    smallest_adjusted: float | None
     verdict: Verdict
 
 
-def sort_out(names: Sequence[str], tests: Sequence[PairedTest]) -> tuple[Finding, ...]:
-    """Adjust a family of tests for their number, and judge each."""
+def sort_out(names: Sequence[str], tests: Sequence[PairedTest], *, needs_all: bool = False) -> tuple[Finding, ...]:
+    """Judge each test of a family.
+
+    Args:
+        names: What each compares.
+        tests: As many.
+        needs_all: Whether the claim is that all differences are above 0. Then each is tested at the full level,
+            since all have to pass (intersection-union test); one below 0 that contradicts the claim is still one of
+            several, so it is adjusted.
+    """
     adjusted = holm([test.p for test in tests])
     smallest = holm([test.smallest_p for test in tests])
-    return tuple(
-        Finding(name, test, p, least, decide(test, p, least, ALPHA))
-        for name, test, p, least in zip(names, tests, adjusted, smallest, strict=True)
-    )
+    findings = []
+    for name, test, p, least in zip(names, tests, adjusted, smallest, strict=True):
+        right = needs_all and (test.mean or 0.0) > 0
+        verdict = decide(test, test.p, test.smallest_p, ALPHA) if right else decide(test, p, least, ALPHA)
+        findings.append(Finding(name, test, p, verdict))
+    return tuple(findings)
 
 
 def judge_all(findings: Sequence[Finding]) -> Verdict:
-    """Judge a claim that says something of all of its findings: each must hold by itself, so none is adjusted."""
-    single = [decide(f.test, f.test.p, f.test.smallest_p, ALPHA) for f in findings]
-    if any(finding.verdict == "contradicted" for finding in findings):
+    """Judge a claim that needs all of its findings.
+
+    Returns: "supported" if all are, "contradicted" if any is; else "undecidable" if no data of so few subjects could
+        have supported the claim, else "undecided".
+    Source: Berger 1982, Technometrics 24, for the intersection-union test.
+    """
+    verdicts = {finding.verdict for finding in findings}
+    if "contradicted" in verdicts:
         return "contradicted"
-    if "undecidable" in single:
-        return "undecidable"
-    return "supported" if set(single) == {"supported"} else "undecided"
+    if verdicts == {"supported"}:
+        return "supported"
+    return "undecidable" if any(finding.test.smallest_p > ALPHA for finding in findings) else "undecided"
 
 
 def find_largest_p(tests: Sequence[PairedTest]) -> float | None:

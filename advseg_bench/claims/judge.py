@@ -99,7 +99,7 @@ def _judge_vulnerable(evidence: Evidence) -> Claim:
         return Claim("vulnerable", *text, None, "Not asked: the run has no noise of equal norm to compare with.")
     pairs = [(model, control) for model in evidence.models for control in evidence.controls]
     tests = [evidence.compare(average(fgsm, [m]) - average(c, [m])) for m, c in pairs]
-    findings = sort_out([f"{model}: FGSM less {control.label}" for model, control in pairs], tests)
+    findings = sort_out([f"{model}: FGSM less {c.label}" for model, c in pairs], tests, needs_all=True)
     harm = {control: evidence.compare(average(control, evidence.models)).mean for control in evidence.controls}
     strongest = max(evidence.controls, key=lambda control: harm[control] or -math.inf)
     overall = evidence.compare(average(fgsm, evidence.models) - average(strongest, evidence.models))
@@ -150,7 +150,7 @@ def _judge_best(evidence: Evidence) -> Claim:
     beyond = {m: average(fgsm, [m]) - average(noise, [m]) for m in evidence.models}
     others = [model for model in evidence.models if model != best]
     tests = [evidence.compare(beyond[best] - beyond[model]) for model in others]
-    findings = sort_out([f"{best} less {model}" for model in others], tests)
+    findings = sort_out([f"{best} less {model}" for model in others], tests, needs_all=True)
     verdict = judge_all(findings)
     closest, rival = min(
         zip(tests, others, strict=True), key=lambda pair: -math.inf if pair[0].mean is None else pair[0].mean

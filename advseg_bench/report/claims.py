@@ -22,7 +22,7 @@ from advseg_bench.claims import (
     judge_claims,
 )
 from advseg_bench.claims.wording import show_difference, show_p
-from advseg_bench.report.claims_figures import make_association_figure, make_crossing_figure, make_finding_figure
+from advseg_bench.report.claims_figures import FORMS, make_association_figure, make_crossing_figure, make_finding_figure
 from advseg_bench.report.document import (
     NOTHING,
     Block,
@@ -188,12 +188,12 @@ def make_finding_table(name: str, data: str, findings: Sequence[Finding]) -> Tab
         Column("What", tuple(finding.what for finding in findings), number=False),
         *_show_tests(tests),
         Column("p (Holm)", tuple(show_p(finding.adjusted_p) for finding in findings)),
-        Column("Alone", tuple(finding.verdict for finding in findings), number=False),
+        Column("Line", tuple(finding.verdict for finding in findings), number=False),
     )
     caption = (
         "Differences in the drop of mean Dice, above 0 where the claim is right. d_z: mean over standard deviation of "
-        "the subjects' differences. Smallest p: what no data of so many subjects could have undercut. Alone: what a "
-        "line says by itself, after Holm's correction over the lines; a claim that needs all lines needs no correction."
+        "the subjects' differences. Smallest p: what no data of so many subjects could have undercut. Line: what it "
+        "says, after Holm's correction over the lines; a claim that needs every line is supported without it."
     )
     return Table(name, f"Tests, {data}", caption, columns, _frame(tests, what=[f.what for f in findings]))
 
@@ -243,11 +243,10 @@ def make_association_table(name: str, data: str, found: Sequence[Association]) -
 
 def make_crossing_table(name: str, data: str, crossings: Sequence[Crossing], loss: str) -> Table:
     """Make the table of BCE against the training loss under each argument order and step form."""
-    forms = {"additive": "additive", "blend": "blend, scaled", "blend_released": "blend, as released"}
     tests = [crossing.finding.test for crossing in crossings]
     columns = (
         Column("Argument order", tuple(f"as {crossing.order}" for crossing in crossings), number=False),
-        Column("Step", tuple(forms[crossing.form] for crossing in crossings), number=False),
+        Column("Step", tuple(FORMS[crossing.form] for crossing in crossings), number=False),
         Column("L_inf x 255, bce", tuple(_show_grey(crossing.linf[0]) for crossing in crossings)),
         Column(f"L_inf x 255, {loss}", tuple(_show_grey(crossing.linf[1]) for crossing in crossings)),
         Column("Drop, bce", tuple(show_number(crossing.bce.mean) for crossing in crossings)),

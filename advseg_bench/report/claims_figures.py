@@ -14,6 +14,9 @@ from advseg_bench.report.figures import Mark, add_legend
 from advseg_bench.report.series import COLOURS
 from advseg_bench.stats import PairedTest
 
+FORMS = {"additive": "additive", "blend": "blend, scaled", "blend_released": "blend, as released"}
+"""Step forms in words."""
+
 VERDICT_COLOURS = {"supported": "#0072B2", "contradicted": "#D55E00", "undecided": "#6b6b6b", "undecidable": "#a3a3a3"}
 
 
@@ -21,7 +24,7 @@ def make_finding_figure(name: str, data: str, claim: Claim) -> Figure:
     """Make the figure of the tests behind a claim: one line each, with its interval."""
     caption = (
         "Each point is a mean difference over subjects with its 95 % interval (none under five subjects); right of 0 "
-        "speaks for the claim. Colour: what the line says alone after Holm's correction."
+        "speaks for the claim. Colour: what the line says, as in the table."
     )
     return Figure(name, f"{claim.statement.rstrip('.')}: {data}", caption, partial(_draw_findings, claim))
 
@@ -120,7 +123,7 @@ def _draw_crossing(crossings: Sequence[Crossing], loss: str, width: float) -> Dr
         ax.grid(visible=False, axis="x")
     break_line = "\n" if narrow else " "
     names = [
-        f"{crossing.order}{break_line}{crossing.form.replace('_', break_line)}\n"
+        f"{crossing.order},{break_line}{FORMS[crossing.form].replace(', ', ',' + break_line)}\n"
         f"{break_line.join((_grey(crossing.linf[0]), '/ ' + _grey(crossing.linf[1])))}"
         for crossing in crossings
     ]

@@ -1,0 +1,262 @@
+"""The claims of the study on made-up runs whose truth is known, against averages taken by numpy and tests of SciPy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+import runs
+from runs import Synthetic, edit_json, rewrite_rows, write_run
+from scipy.stats import pearsonr, permutation_test
+
+from advseg_bench.claims import Evidence, associate, average, compare_orders, cross, judge_claims, make_arm
+from advseg_bench.report import write_claims, write_report
+from advseg_bench.report.claims import compose_claims
+from advseg_bench.results import Run
+
+EIGHT = Synthetic(losses=("bce", "dice_focal"), subjects=8)
+BCE, TRAINING = make_arm("fgsm", "bce"), make_arm("fgsm", "dice_focal")
+CROSSED = (
+    {"name": "fgsm", "losses": ["bce", "dice_focal"], "eps": ["4/255"], "vary": {"order": ["released"]}},
+    {"name": "fgsm", "losses": ["bce", "dice_focal"], "eps": ["4/255"], "settings": {"form": "blend"}},
+)
+
+
+def make(tmp_path, plot: Synthetic = EIGHT, **changes: object) -> Run:
+    from dataclasses import replace
+
+    return Run(write_run(tmp_path / "run", replace(plot, **changes)))
+
+
+def verdicts(run: Run) -> dict[str, str | None]:
+    return {claim.name: claim.verdict for claim in judge_claims(run)}
+
+
+def drops_by_hand(run: Run, model: str, attack: str, loss: str) -> dict[str, np.ndarray]:
+    """Drop of each image of each subject, from the counts, with draws averaged, at 4/255."""
+    rows = run.rows.filter(model=model)
+
+    def dice(row) -> float:
+        shown = [k for k in range(3) if row["tp"][k] + row["fn"][k]]
+        return np.mean([2 * row["tp"][k] / (2 * row["tp"][k] + row["fp"][k] + row["fn"][k]) for k in shown])
+
+    clean = {row["image"]: dice(row) for row in rows.filter(attack="none").to_dicts()}
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows.filter((pl.col("attack") == attack) & (pl.col("loss") == loss)).to_dicts():
+        if abs(row["eps"] - 4 / 255) < 1e-9:
+            found.setdefault(row["subject"], {}).setdefault(row["image"], []).append(clean[row["image"]] - dice(row))
+    return {subject: np.array([np.mean(v) for v in images.values()]) for subject, images in sorted(found.items())}
+
+
+def test_a_comparison_is_of_subject_means_and_its_p_is_scipys(tmp_path):
+    run = make(tmp_path)
+    rewrite_rows(run.path, lambda rows: rows.filter(~pl.col("image").is_in(["s03-z001", "s05-z002", "s05-z003"])))
+    run = Run(run.path)
+    evidence = Evidence(run)
+    test = evidence.compare(average(BCE, ["unet-mobilenet"]) - average(make_arm("random_sign"), ["unet-mobilenet"]))
+    ours = drops_by_hand(run, "unet-mobilenet", "fgsm", "bce")
+    noise = drops_by_hand(run, "unet-mobilenet", "random_sign", "")
+    differences = np.array([ours[s].mean() - noise[s].mean() for s in ours])
+    assert test.n == 8
+    assert test.mean == pytest.approx(differences.mean(), abs=1e-12)
+    theirs = permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert test.p == pytest.approx(theirs.pvalue)
+
+
+def test_a_mean_over_models_is_the_mean_of_their_images(tmp_path):
+    run = make(tmp_path)
+    overall = Evidence(run).compare(average(BCE, run.model_names))
+    hands = [drops_by_hand(run, model, "fgsm", "bce") for model in run.model_names]
+    assert overall.mean == pytest.approx(np.mean([np.mean([v.mean() for v in one.values()]) for one in hands]))
+
+
+def test_an_image_that_one_arm_lacks_counts_in_neither(tmp_path):
+    run = make(tmp_path)
+    wild = (pl.col("loss") == "dice_focal") & (pl.col("image") == "s00-z001")
+    rewrite_rows(
+        run.path,
+        lambda rows: rows.with_columns(flags=pl.when(wild).then(pl.lit(["unchanged"])).otherwise("flags")),
+    )
+    changed = Evidence(Run(run.path)).compare(average(BCE, ["basicunet-s"]) - average(TRAINING, ["basicunet-s"]))
+    rewrite_rows(run.path, lambda rows: rows.filter(pl.col("image") != "s00-z001"))
+    without = Evidence(Run(run.path)).compare(average(BCE, ["basicunet-s"]) - average(TRAINING, ["basicunet-s"]))
+    assert changed.mean == pytest.approx(without.mean, abs=1e-12)
+
+
+def test_the_reference_is_fgsm_with_the_training_loss_at_four(tmp_path):
+    evidence = Evidence(make(tmp_path, eps=(2, 4, 8), extra=CROSSED))
+    assert (evidence.reference, evidence.training_loss) == (TRAINING, "dice_focal")
+    assert evidence.eps == pytest.approx(4 / 255)
+    assert [control.attack for control in evidence.controls] == ["random_sign", "uniform_noise"]
+    other = Evidence(make(tmp_path / "other", losses=("dice", "bce")))
+    assert other.reference == make_arm("fgsm", "dice"), "the first, where the training loss was not run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "supported"),
+        ({"subjects": 1}, "undecidable"),
+        ({"subjects": 5}, "undecidable"),
+        ({"strength": ((("uniform_noise", ""), 1.5),)}, "contradicted"),
+        ({"strength": ((("uniform_noise", ""), 0.85),)}, "undecided"),
+    ],
+)
+def test_vulnerable_means_more_than_any_noise_of_equal_norm(tmp_path, changes, verdict):
+    assert verdicts(make(tmp_path, **changes))["vulnerable"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "supported"),
+        ({"subjects": 5}, "undecidable"),
+        ({"strength": ((("fgsm", "bce"), 0.6),)}, "contradicted"),
+        ({"strength": ((("fgsm", "bce"), 0.85),)}, "undecided"),
+        ({"losses": ("bce", "dice")}, None),
+    ],
+)
+def test_bce_against_the_training_loss(tmp_path, changes, verdict):
+    claim = judge_claims(make(tmp_path, **changes))[2]
+    assert claim.verdict == verdict
+    assert (verdict or "Not asked: the run has no result of fgsm dice_focal") in claim.answer
+    if verdict:
+        assert f"{claim.estimate.mean:.3f}" in claim.answer
+
+
+def test_models_trained_with_bce_are_not_asked_about_it(tmp_path):
+    run = make(tmp_path)
+    edit_json(run.path / "run.json", lambda info: info | {"suite": info["suite"] | {"training": {"loss": "bce"}}})
+    assert judge_claims(Run(run.path))[2].answer == "Not asked: the models were trained with BCE itself."
+
+
+@pytest.mark.parametrize(
+    ("models", "subjects", "verdict"),
+    [
+        (("basicunet-s", "attention-unet"), 8, "supported"),
+        (("basicunet-s", "attention-unet"), 4, "undecidable"),
+        (("basicunet-s", "attention-unet", "unet-mobilenet"), 8, "contradicted"),
+        (("basicunet-s",), 8, None),
+    ],
+)
+def test_the_best_model_may_be_the_most_vulnerable(tmp_path, models, subjects, verdict):
+    claim = judge_claims(make(tmp_path, models=models, subjects=subjects))[3]
+    assert claim.verdict == verdict
+    if verdict:
+        assert "basicunet-s has the best clean Dice" in claim.answer
+
+
+def test_few_models_cannot_tell_about_size(tmp_path):
+    claim = judge_claims(make(tmp_path))[1]
+    assert claim.verdict == "undecidable"
+    assert "no data of 2 models could have decided it" in claim.answer
+    assert judge_claims(make(tmp_path / "five", models=tuple(runs.MODELS)))[1].verdict == "undecided"
+
+
+def test_a_correlation_with_size_contradicts(tmp_path):
+    run = make(tmp_path, models=tuple(runs.MODELS))
+    order = sorted(runs.MODELS, key=lambda name: runs.MODELS[name][4])
+    for i, name in enumerate(order):
+        edit_json(run.path / "models" / f"{name}.json", lambda entry, i=i: entry | {"parameters": 10 ** (5 + i)})
+    run = Run(run.path)
+    assert verdicts(run)["size"] == "contradicted"
+    found = associate(Evidence(run), "parameters")
+    assert found.x == tuple(5.0 + order.index(name) for name in found.models)
+    assert found.correlation.pearson.value == pytest.approx(pearsonr(found.x, found.y).statistic)
+
+
+def test_many_models_of_every_size_and_equal_success_support(tmp_path, monkeypatch):
+    many = {f"m{i:02d}": ("monai.UNet", None, 10 ** (5 + i % 4), 0.85, 1.0 + 0.3 * (i // 4 % 2)) for i in range(40)}
+    monkeypatch.setattr(runs, "MODELS", many)
+    run = make(tmp_path, models=tuple(many), subjects=2, images=2, eps=(4,), draws=1)
+    claim = judge_claims(run)[1]
+    assert claim.verdict == "supported", claim.answer
+
+
+def test_the_crossing_tells_an_artefact_from_an_effect(tmp_path):
+    """As defined BCE is the weaker loss; with swapped arguments it seems the stronger one, since the other breaks."""
+    swapped = '{"order": "released"}'
+    strength = (
+        (("fgsm", "bce"), 0.7),
+        (("fgsm", "bce", swapped), 0.65),
+        (("fgsm", "dice_focal", swapped), 0.2),
+    )
+    run = make(tmp_path, extra=CROSSED, strength=strength)
+    evidence = Evidence(run)
+    crossings = {(c.order, c.form): c for c in cross(evidence)}
+    assert set(crossings) == {("defined", "additive"), ("defined", "blend"), ("released", "additive")}
+    assert crossings["defined", "additive"].finding.verdict == "contradicted"
+    assert crossings["released", "additive"].finding.verdict == "supported"
+    for crossing in crossings.values():
+        assert crossing.finding.test.mean == pytest.approx(crossing.bce.mean - crossing.other.mean)
+        assert crossing.linf == pytest.approx((4 / 255, 4 / 255))
+    artefact = compare_orders(evidence)
+    lead = {order: crossings[order, "additive"].finding.test.mean for order in ("defined", "released")}
+    assert artefact.mean == pytest.approx(lead["released"] - lead["defined"])
+    assert artefact.p == pytest.approx(2 / 2**8)
+    assert verdicts(run)["bce"] == "contradicted", "the claim is about the losses as they are defined"
+
+
+def test_a_run_without_fgsm_or_without_noise_is_not_asked(tmp_path):
+    run = make(tmp_path)
+    rewrite_rows(run.path, lambda rows: rows.filter(pl.col("attack").is_in(["none", "fgsm"])))
+    answers = [claim.answer for claim in judge_claims(Run(run.path))]
+    assert answers[0] == "Not asked: the run has no noise of equal norm to compare with."
+    assert answers[3] == "Not asked: the run lacks noise of equal norm to compare with."
+    rewrite_rows(run.path, lambda rows: rows.filter(pl.col("attack") == "none"))
+    assert set(verdicts(Run(run.path)).values()) == {None}
+    assert not any(path.name == "claims.html" for path in write_report(Run(run.path)))
+
+
+def test_the_page_tells_data_sets_apart_and_says_what_is_scaled_down(tmp_path):
+    one, two = make(tmp_path / "a", extra=CROSSED), make(tmp_path / "b", subjects=1)
+    edit_json(two.path / "run.json", lambda info: info | {"suite": info["suite"] | {"note": "Scaled down."}})
+    edit_json(two.path / "run.json", lambda info: info | {"data": info["data"] | {"name": "other"}})
+    paths = write_claims([one, Run(two.path)], tmp_path / "page")
+    assert len({path.name for path in paths}) == len(paths)
+    text = (tmp_path / "page" / "claims.md").read_text()
+    assert "other: Scaled down." in text
+    assert "On mni152 (8 subjects) at eps 4/255" in text
+    assert "On other (1 subject) at eps 4/255" in text
+    table = pl.read_csv(tmp_path / "page" / "tables" / "verdicts.csv")
+    assert table.height == 8
+    assert set(table.filter(data="other")["verdict"]) == {"undecidable"}
+    assert table.filter(pl.col("data") == "other")["lower"].null_count() == 4, "one subject has no interval"
+    crossing = pl.read_csv(tmp_path / "page" / "tables" / "bce_1_crossing.csv")
+    assert crossing["order"].to_list() == ["defined", "defined", "released"]
+    page = (tmp_path / "page" / "claims.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_every_figure_of_the_page_can_be_drawn_at_both_widths(tmp_path):
+    from advseg_bench.report.document import NARROW, WIDE, Figure
+    from advseg_bench.report.figures import render
+
+    run = make(tmp_path, models=tuple(runs.MODELS), extra=CROSSED)
+    figures = [b for s in compose_claims([run]).sections for b in s.blocks if isinstance(b, Figure)]
+    assert len(figures) == 5
+    for figure in figures:
+        for width in (NARROW, WIDE):
+            (svg,) = render(figure, width, "svg")
+            assert svg.startswith(b"<?xml")
+
+
+def test_an_unfinished_run_is_judged_as_far_as_it_is(tmp_path):
+    run = make(tmp_path)
+    rewrite_rows(run.path, lambda rows: rows.filter((pl.col("model") == "basicunet-s") | (pl.col("attack") == "none")))
+    run = Run(run.path)
+    assert Evidence(run).models == ("basicunet-s",)
+    assert verdicts(run)["vulnerable"] == "supported"
+    assert "results are missing" in compose_claims([run]).warnings[0]
+
+
+def test_the_smallest_p_decides_what_is_undecidable(tmp_path):
+    for subjects in (4, 5, 6):
+        claim = judge_claims(make(tmp_path / str(subjects), subjects=subjects))[2]
+        assert claim.estimate.smallest_p == 2 / 2**subjects
+        assert claim.verdict == ("supported" if claim.estimate.smallest_p <= 0.05 else "undecidable")
+        assert (claim.estimate.interval is None) == (subjects < 5)
+        assert not math.isnan(claim.estimate.mean)
