@@ -101,7 +101,7 @@ def run(
                 with suppress(RecordError):  # on a full disk the first error is the one to tell
                     write_json(out / "failures.json", sorted(state.failures, key=lambda f: order.index(f["model"])))
             _draw_panels(state, cells)
-            _remember_timings(state, cells, len(here["images"]))
+            _remember_timings(state, cells, here)
     return Run(out)
 
 
@@ -216,15 +216,16 @@ def _one_line(error: Exception) -> str:
     return str(error) if isinstance(error, (UserError, JobError)) else f"{type(error).__name__}: {error}"
 
 
-def _remember_timings(state: _Run, cells: Sequence[Cell], images: int) -> None:
+def _remember_timings(state: _Run, cells: Sequence[Cell], here: dict[str, Any]) -> None:
     """Keep what each model that was run from the start has cost, for `plan`."""
+    images, train_images = len(here["images"]), here["data"]["splits"]["train"]
     for model in state.suite.models:
         seconds = state.attack_seconds.get(model.name)
         cost = estimate(tuple(cell for cell in cells if cell.model == model.name))
         if seconds is None or cost is None or state.resumed:
             continue
         passes = images * (cost.shared_forwards + 2 * cost.shared_backwards)
-        remember(state.suite, model, Timing(state.train_seconds[model.name], seconds / passes))
+        remember(state.suite, model, Timing(state.train_seconds[model.name], seconds / passes, train_images))
 
 
 def _draw_panels(state: _Run, cells: Sequence[Cell]) -> None:

@@ -228,5 +228,5 @@ ARCHITECTURES: tuple[str, ...] = (
     *(f"monai.{name}" for name in MONAI_ARCHITECTURES),
 )
 
-TEST_IMAGES: dict[str, int] = {"mni152": 36}
-"""Test images of the data sets where the number is fixed."""
+IMAGES: dict[str, tuple[int, int]] = {"mni152": (91, 36)}
+"""Training and test images of the data sets where the numbers are fixed."""

@@ -141,6 +141,7 @@ def plan_command(
     cells: Annotated[bool, typer.Option("--cells", help="List every cell.")] = False,
 ) -> None:
     """Show what a suite would run, what is skipped and why, and what it costs."""
+    from advseg_bench.data import count_images
     from advseg_bench.timing import expect
 
     loaded = Suite.load(suite, profile=profile, data=data)
@@ -151,10 +152,10 @@ def plan_command(
             console.print(f"{cell.id}  {cell.label}" + (f"  SKIPPED: {cell.skip}" if cell.skip else ""), markup=False)
     for reason in sorted({cell.skip for cell in planned if cell.skip}):
         console.print(f"skipped: {reason} ({sum(cell.skip == reason for cell in planned)} cells)", markup=False)
-    _print_cost(loaded, planned)
-    images = catalogue.TEST_IMAGES.get(loaded.data.name)
+    images = count_images(loaded.data)
+    _print_cost(planned, images)
     used = workers or default_workers(loaded)
-    expected = expect(loaded, planned, images, used) if images else None
+    expected = expect(loaded, planned, images[:2], used) if images else None
     if expected:
         console.print(
             f"Expected: {expected.minutes:.1f} min with {used} workers ({expected.source}), untrained models."
@@ -285,17 +286,19 @@ def _print_grid(suite: Suite, cells: tuple[Cell, ...]) -> None:
     console.print(table)
 
 
-def _print_cost(suite: Suite, cells: tuple[Cell, ...]) -> None:
+def _print_cost(cells: tuple[Cell, ...], images: tuple[int, int, str] | None) -> None:
     """Model evaluations as this harness shares them, and as a loop over the cells would need them."""
     active = [cell for cell in cells if cell.skip is None]
     cost = estimate(cells)
     console.print(f"Cells: {len(active)} to run, {len(cells) - len(active)} skipped.")
+    if images and images[2]:
+        told = f"Images: {images[0]:,} for training, {images[1]:,} for test ({images[2]})."
+        console.print(told, highlight=False, soft_wrap=True)
     if cost is None:
         console.print("Cost: unknown, since a plug-in does not tell its own.")
         return
-    images = catalogue.TEST_IMAGES.get(suite.data.name)
-    unit = f"for {images} test images" if images else "per test image"
-    n = images or 1
+    unit = f"for {images[1]} test images" if images else "per test image"
+    n = images[1] if images else 1
     console.print(
         f"Cost {unit}: {n * cost.shared_forwards} forwards + {n * cost.shared_backwards} backwards "
         f"(cell by cell it would be {n * cost.separate_forwards} + {n * cost.separate_backwards})."

@@ -10,7 +10,7 @@ from importlib.resources import files
 from advseg_bench.cache import cache_dir, cache_root, content_hash, write_json
 from advseg_bench.cells import Cell, estimate, model_identity
 from advseg_bench.errors import RecordError
-from advseg_bench.specs import ModelSpec
+from advseg_bench.specs import ImageData, ModelSpec
 from advseg_bench.suite import Suite
 
 START_SECONDS = 12.0
@@ -24,10 +24,12 @@ class Timing:
     Attributes:
         train_seconds: The whole training; 0 for a model with weights of its own.
         pass_seconds: One forward of one image, with everything around it; a backward counts as two.
+        train_images: Training images it was measured with; the time for others is in proportion.
     """
 
     train_seconds: float
     pass_seconds: float
+    train_images: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,42 +43,50 @@ class Estimate:
 def remember(suite: Suite, model: ModelSpec, timing: Timing) -> None:
     """Keep what a model cost on this machine."""
     with suppress(RecordError):  # an estimate that cannot be kept is no reason to fail
-        write_json(cache_dir("timings") / f"{_key(suite, model)}.json", asdict(timing))
+        write_json(cache_dir("timings") / f"{timing_key(suite, model)}.json", asdict(timing))
 
 
 def recall(suite: Suite, model: ModelSpec) -> tuple[Timing, str] | None:
     """Return what a model cost here, else on the reference machine of the shipped suites, else None."""
-    path = cache_root() / "timings" / f"{_key(suite, model)}.json"
+    path = cache_root() / "timings" / f"{timing_key(suite, model)}.json"
     if path.exists():
         with suppress(ValueError, TypeError, OSError):  # a damaged file of estimates counts as no file
             return Timing(**json.loads(path.read_text())), "measured here"
     shipped = json.loads(files("advseg_bench.suites").joinpath("timings.json").read_text())
-    if (found := shipped["models"].get(_key(suite, model))) is not None:
+    if (found := shipped["models"].get(timing_key(suite, model))) is not None:
         return Timing(**found), f"measured on {shipped['machine']}"
     return None
 
 
-def expect(suite: Suite, cells: tuple[Cell, ...], images: int, workers: int) -> Estimate | None:
+def expect(suite: Suite, cells: tuple[Cell, ...], images: tuple[int, int], workers: int) -> Estimate | None:
     """Estimate the minutes of a run that trains every model.
 
+    Args:
+        suite: What is run.
+        cells: Its cells.
+        images: Training and test images.
+        workers: Processes.
     Returns: None if a model was never timed or an attack's cost is unknown.
     """
     sources = set()
     jobs = []
+    train, test = images
     for model in suite.models:
         found = recall(suite, model)
         cost = estimate(tuple(cell for cell in cells if cell.model == model.name))
         if found is None or cost is None:
             return None
-        passes = images * (cost.shared_forwards + 2 * cost.shared_backwards)
-        jobs.append(found[0].train_seconds + passes * found[0].pass_seconds)
-        sources.add(found[1])
+        timing, source = found
+        passes = test * (cost.shared_forwards + 2 * cost.shared_backwards)
+        jobs.append(timing.train_seconds * train / timing.train_images + passes * timing.pass_seconds)
+        sources.add(source)
     seconds = START_SECONDS + max(max(jobs), sum(jobs) / min(workers, len(jobs)))
     return Estimate(seconds / 60, ", ".join(sorted(sources)))
 
 
-def _key(suite: Suite, model: ModelSpec) -> str:
-    """Everything the cost depends on, beside the machine."""
+def timing_key(suite: Suite, model: ModelSpec) -> str:
+    """Return everything the cost depends on, beside the machine and the number of images."""
     identity = model_identity(suite, model) | {"compute": suite.compute.model_dump(mode="json")}
     identity["model"] = model.model_dump(mode="json", exclude={"name"})
+    identity["data"] = suite.data.model_dump(mode="json", include=set(ImageData.model_fields) | {"name"})
     return content_hash(identity)

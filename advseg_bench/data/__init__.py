@@ -5,10 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from advseg_bench.specs import DataSpec, PluginData
+from advseg_bench import catalogue
+from advseg_bench.specs import DataSpec, PhantomData, PluginData, UwMadisonData
 
 if TYPE_CHECKING:
     from advseg_bench.data.dataset import Dataset
+
+UW_SLICES, UW_LABELLED = 38_496, 16_590
+"""Slices of the whole UW-Madison data set, and those among them with a mask."""
 
 
 def load_dataset(spec: DataSpec) -> Dataset:
@@ -21,3 +25,23 @@ def load_dataset(spec: DataSpec) -> Dataset:
     module = "plugin" if isinstance(spec, PluginData) else spec.name
     dataset: Dataset = import_module(f"advseg_bench.data.{module}").load(spec)
     return dataset
+
+
+def count_images(spec: DataSpec) -> tuple[int, int, str] | None:
+    """Return how many training and test images there are, and how that is known; None if it is not.
+
+    Data on disk are loaded, which loads torch. For UW-Madison that is not there the published numbers stand in.
+
+    Raises: DataError: if the data are there and wrong.
+    """
+    if (fixed := catalogue.IMAGES.get(spec.name)) is not None:
+        return *fixed, ""
+    if isinstance(spec, UwMadisonData) and not spec.path.exists():
+        train = UW_SLICES * (1 - 1 / spec.folds) * (1 - spec.validation) / spec.every
+        test = (UW_LABELLED if spec.labelled_only else UW_SLICES) / spec.folds / spec.every
+        return round(train), round(test), f"{spec.path} is not there: numbers of the whole data set assumed"
+    if isinstance(spec, PluginData):
+        return None
+    dataset = load_dataset(spec)
+    where = "drawn" if isinstance(spec, PhantomData) else f"counted in {getattr(spec, 'path', spec.name)}"
+    return len(dataset.split("train")), len(dataset.split("test")), where
