@@ -155,23 +155,23 @@ def _fit(path: Path, state: dict[str, Tensor], net: nn.Module) -> dict[str, Tens
             f"{len(reshaped)} of another shape (first {key!r}: "
             f"{tuple(best[key].shape)} in the file, {tuple(wanted[key].shape)} in the network)"
         )
-    shapes = [(best[key].shape, wanted[key].shape) for key in reshaped]
+    shapes = {key: (best[key].shape, wanted[key].shape) for key in reshaped}
     raise SpecError(
         f"{path}: expected the {len(wanted)} tensors of this {type(net).__name__}, got those of another network: "
         f"{', '.join(parts)}. {_advise(missing + unexpected, shapes)}"
     )
 
 
-def _advise(alien: list[str], shapes: list[tuple[torch.Size, torch.Size]]) -> str:
+def _advise(alien: list[str], shapes: Mapping[str, tuple[torch.Size, torch.Size]]) -> str:
     """Say what to change: the classes or channels if nothing else differs, else what the network is built of.
 
     Args:
         alien: Keys that only the file or only the network has.
-        shapes: Shapes in the file and in the network that differ.
+        shapes: Shapes in the file and in the network where they differ.
     """
-    if alien and all(key.startswith("decoder.") for key in alien):
-        return "Only the decoder differs: give the `architecture` it was trained as."
-    changes = {_find_change(*pair) for pair in shapes}
+    if alien and all(key.startswith("decoder.") for key in (*alien, *shapes)):
+        return "Only the decoder differs: give the `architecture` and `settings` it was trained with."
+    changes = {_find_change(*pair) for pair in shapes.values()}
     found = {change[0]: change[1:] for change in changes if change is not None}
     if alien or len(found) < len(changes):  # more than one number of an axis, or shapes of another kind
         return "Give the architecture, encoder, channels and classes it was trained with."

@@ -102,7 +102,11 @@ MISTAKES = {
     "architecture": (
         ("smp.UnetPlusPlus", ORGANS, 3),
         r"expected the 374 tensors of this Unet, got those of another network: \d+ missing \(first 'decoder\..*\), \d+ "
-        r"unexpected \(first 'decoder\..*\)\. Only the decoder differs: give the `architecture` it was trained as\.$",
+        r"unexpected \(first 'decoder\..*\)\. Only the decoder differs: give the `architecture` and `settings` it was",
+    ),
+    "architecture and classes": (
+        ("smp.UnetPlusPlus", Task("binary", ("organ",)), 3),
+        r"2 of another shape .*\. Give the architecture, encoder, channels and classes it was trained with\.$",
     ),
     "classes": (
         ("smp.Unet", Task("binary", ("organ",)), 3),
