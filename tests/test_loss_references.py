@@ -98,6 +98,19 @@ def test_dice_ce_of_one_channel_equals_monai():
     torch.testing.assert_close(losses.dice_ce(logits, batch.y, batch.valid, batch.task)[0], theirs)
 
 
+def test_generalized_dice_weighs_empty_channels_as_monai_does():
+    batch, logits = make_batch("multilabel")
+    y, leaf = batch.y.clone(), logits.requires_grad_()
+    y[0, 1], y[1, :2], y[2] = False, False, False
+    reference = OF_SIGMOID["generalized_dice"]
+    ours = differentiate(lambda u: losses.generalized_dice(u, y, batch.valid, batch.task), leaf)
+    theirs = differentiate(
+        lambda u: torch.stack([reference(u[i : i + 1], y[i : i + 1].float()) for i in range(3)]), leaf
+    )
+    torch.testing.assert_close(ours, theirs)
+    assert ours[0][2] == 0
+
+
 def test_jaccard_equals_that_of_smp():
     batch, logits = make_batch("multilabel")
     reference = JaccardLoss("multilabel", smooth=losses.SMOOTH / 2)

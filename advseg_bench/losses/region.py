@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -158,7 +156,7 @@ def _extend_jaccard(errors: Tensor, label: Tensor, seen: Tensor) -> Tensor:
     where the label is 1, I / (U (U - 1)) where it is 0, with I and U the intersection and the union of the mask and
     what is then predicted. (Berman et al. subtract neighbouring Jaccard losses, which cancels digits.)
     """
-    errors = errors.masked_fill(~seen, -math.inf).flatten(2)  # last in the order, where they change no weight
+    errors = errors.masked_fill(~seen, 0).flatten(2)  # what comes after them in the order counts as 0 itself
     ranked, order = errors.sort(stable=True, dim=2, descending=True)
     hit = label.flatten(2).gather(2, order)
     size = hit.sum(2, keepdim=True)

@@ -155,10 +155,40 @@ def _fit(path: Path, state: dict[str, Tensor], net: nn.Module) -> dict[str, Tens
             f"{len(reshaped)} of another shape (first {key!r}: "
             f"{tuple(best[key].shape)} in the file, {tuple(wanted[key].shape)} in the network)"
         )
+    shapes = {key: (best[key].shape, wanted[key].shape) for key in reshaped}
     raise SpecError(
         f"{path}: expected the {len(wanted)} tensors of this {type(net).__name__}, got those of another network: "
-        f"{', '.join(parts)}. Give the architecture, encoder, channels and classes it was trained with."
+        f"{', '.join(parts)}. {_advise(missing + unexpected, shapes)}"
     )
+
+
+def _advise(alien: list[str], shapes: Mapping[str, tuple[torch.Size, torch.Size]]) -> str:
+    """Say what to change: the classes or channels if nothing else differs, else what the network is built of.
+
+    Args:
+        alien: Keys that only the file or only the network has.
+        shapes: Shapes in the file and in the network where they differ.
+    """
+    if alien and all(key.startswith("decoder.") for key in (*alien, *shapes)):
+        return "Only the decoder differs: give the `architecture` and `settings` it was trained with."
+    changes = {_find_change(*pair) for pair in shapes.values()}
+    found = {change[0]: change[1:] for change in changes if change is not None}
+    if alien or len(found) < len(changes):  # more than one number of an axis, or shapes of another kind
+        return "Give the architecture, encoder, channels and classes it was trained with."
+    advice = {
+        1: "Channels of an image: {0} in the file, {1} here; set `channels` in [data] to {0}.",
+        0: "Classes: {0} in the file, {1} here; give it a task of the classes it was trained for.",
+    }
+    return " ".join(advice[axis].format(*found[axis]) for axis in advice if axis in found)
+
+
+def _find_change(old: torch.Size, new: torch.Size) -> tuple[int, int, int] | None:
+    """Return axis, old and new length of two shapes that differ in the first or the second axis alone, else None."""
+    differing = [i for i, pair in enumerate(zip(old, new, strict=False)) if len(set(pair)) > 1]
+    if len(old) != len(new) or differing not in ([0], [1]):
+        return None
+    axis = differing[0]
+    return axis, old[axis], new[axis]
 
 
 def _strip_prefixes(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
