@@ -65,7 +65,7 @@ def test_equal_subjects_give_an_interval_of_no_width():
     apart_by_rounding = [0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2, 0.3]
     interval = subject_interval(apart_by_rounding, range(5))
     assert interval is not None
-    assert interval.lower == interval.mean == interval.upper
+    assert interval.lower == interval.upper == pytest.approx(interval.mean)
 
 
 def student(values: np.ndarray) -> tuple[float, float]:
