@@ -22,7 +22,7 @@ FEWEST_SUBJECTS = 5
 RESAMPLES = 2**13
 """Resamples of a bootstrap: half are drawn, half are their mirror images."""
 
-MOST_RESAMPLED = 500
+MOST_RESAMPLED = 200
 """Above this many subjects the interval is Student's t, which then is as good and needs no memory."""
 
 HIGHEST_LEVEL = 0.999
@@ -116,7 +116,7 @@ def subject_intervals(means: Floats, level: float = 0.95) -> tuple[Floats, Float
     order of subjects does not matter, and the interval of -x is the mirror image of that of x.
 
     If a group has two different values, one of them in fewer than three subjects, (m* - m) / s* has no finite
-    variance, and the interval is Student's t, as it is above 500 subjects. If all its subjects are equal the
+    variance, and the interval is Student's t, as it is above 200 subjects. If all its subjects are equal the
     interval has no width: then it says nothing about how far other subjects may differ.
 
     Args:
