@@ -360,7 +360,8 @@ def test_a_figure_leaves_variants_and_single_budgets_to_the_tables(tmp_path):
 
 
 def test_up_to_twenty_four_lines_look_different(tmp_path):
-    run = Run(write_run(tmp_path / "r", Synthetic(extra=CROSSED, losses=("bce", "dice", "dice_focal"))))
+    last = {"name": "fgsm", "losses": ["dice_focal"], "eps": ["2/255", "4/255"]}
+    run = Run(write_run(tmp_path / "r", Synthetic(extra=(*CROSSED, last))))
     series = [s for s in list_series(run) if not s.control]
     assert len(series) == 11
     assert len({(s.colour, s.dash) for s in series}) == len({(s.marker, s.dash) for s in series}) == 11
@@ -417,6 +418,14 @@ def test_the_class_figure_leaves_out_what_is_not_there(tmp_path):
     assert list(draw_panels(figure)) == ["white matter\n5 images", "csf\n6 images"]
     assert "No class has 5 subjects, so there is no interval." in figure.caption
     assert not any(ax.collections for ax in figure.draw(9.0).axes)
+
+
+def test_the_class_figure_shows_the_strongest_attack_with_several_eps(tmp_path):
+    alone = {"name": "fgsm", "losses": ["dice_focal"], "eps": ["4/255"]}
+    run = Run(write_run(tmp_path / "r", Synthetic(extra=(alone,), strength=((("fgsm", "dice_focal"), 2.0),))))
+    figure = find_figure(run, "classes_eps")
+    assert "strongest attack, fgsm bce (at eps 4/255, among those with several eps" in figure.caption
+    assert {len(points) for lines in draw_panels(figure).values() for points in lines.values()} == {3}
 
 
 def test_the_class_figure_names_attacks_where_they_differ(tmp_path):
@@ -484,7 +493,7 @@ def test_pictures_over_eps_show_each_budget(tmp_path):
     sweep = [{"cell": "b", "eps": 0.125, "dice": 0.75}, {"cell": "c", "eps": 0.25, "dice": 0.5}]
     case |= {"sweep": sweep, "settings": '{"label": "predicted"}'}
     half = (arrays["x"] + arrays["x_adv"]) / 2
-    arrays |= {"x_adv": np.stack([half, arrays["x_adv"]]), "attacked": np.stack([arrays["clean"], arrays["attacked"]])}
+    arrays |= {"x_adv": np.stack([half, arrays["x_adv"]]), "attacked": np.stack([~arrays["truth"], arrays["attacked"]])}
     np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
     alone, swept = make_galleries(Run(out))
     assert len(alone.panels[0].strips) == 1
@@ -504,10 +513,10 @@ def test_pictures_over_eps_show_each_budget(tmp_path):
     blues = [tiles["Perturbation"][0, 0, 2] for tiles in (clean, small, large)]
     assert blues[0] > 240 > blues[1] > blues[2], "one amplification for all: a larger change has more colour"
     assert (clean["Prediction"] == small["Prediction"]).sum() < small["Prediction"].size, "over the attacked image"
-    blue = np.array([0, 0x72, 0xB2])
-    for tiles in (clean, small):
-        assert (abs(tiles["Errors"][0] - 0.85 * blue) <= 0.15 * 255).all()
-    assert (large["Errors"][0, 1] != small["Errors"][0, 1]).any()
+    true, _, false_negative = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in ERROR_COLOURS.values())
+    for tiles, colour in ((clean, true), (small, false_negative)):
+        assert (abs(tiles["Errors"][0] - 0.85 * colour) <= 0.15 * 255).all()
+    assert (abs(large["Errors"][0] - 0.85 * np.stack([true, false_negative])) <= 0.15 * 255).all()
     assert [figure.name for figure in swept.figures] == ["panels_unet-vgg13"]
     (png,) = figures.render(swept.figures[0], 9.0, "png")
     assert png[:4] == b"\x89PNG"
