@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -436,19 +437,21 @@ def test_making_a_folder_does_not_depend_on_workers_and_overwrites_nothing(tmp_p
 
 
 BIG = """
-import resource, sys, time
+import re, sys, time
 from pathlib import Path
 from advseg_bench.data.uw_files import list_slices, read_table
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start, root = time.perf_counter(), Path(sys.argv[1])
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+before, start = peak(), time.perf_counter()
+root = Path(sys.argv[1])
 slices = list_slices(root)
 table = read_table(root / "train.csv", slices, ())
 painted = table.planes(1, slices[1].shape).sum()
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(len(slices), len(table.runs.starts), painted, time.perf_counter() - start, grown / 1024)
+print(len(slices), len(table.runs.starts), painted, time.perf_counter() - start, peak() - before)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_a_folder_of_the_real_size_takes_seconds_and_bounded_memory(tmp_path):
     code = " ".join(f"{start} 40" for start in range(2000, 70000, 700))
     lines, left = ["id,class,segmentation"], 38496
@@ -470,4 +473,4 @@ def test_a_folder_of_the_real_size_takes_seconds_and_bounded_memory(tmp_path):
     assert runs > 7e6
     assert painted == 3 * 98 * 40
     assert seconds < 40, "something grows faster than the folder"
-    assert megabytes < 2500
+    assert megabytes < 1000, "more than a few times the 67 MB of the table"
