@@ -164,6 +164,12 @@ def test_excluded_scans_are_compared_whole_and_said(good, exclude, left_out):
     assert NOTE in data.note
 
 
+def test_a_day_is_not_mistaken_for_one_that_begins_alike(tmp_path):
+    write(tmp_path, ((1, 2), (1, 20), (1, 21), (2, 2), (3, 0)))
+    data = load(spec(tmp_path, exclude=("case1_day2",), labelled_only=False))
+    assert {case.block for case in data.cases} == {"case1_day20", "case1_day21", "case2_day2", "case3_day0"}
+
+
 def test_lists_of_faulty_scans():
     assert set(COMMON_FAULTS) < set(OFFICIAL_FAULTS)
     assert (len(COMMON_FAULTS), len(set(OFFICIAL_FAULTS))) == (2, 12)
@@ -432,8 +438,20 @@ def test_making_a_folder_does_not_depend_on_workers_and_overwrites_nothing(tmp_p
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert len(files) == 4
     assert all((one / file).read_bytes() == (two / file).read_bytes() for file in files)
-    with pytest.raises(DataError, match="two: expected a new or an empty folder, got 'something there'"):
-        write_uw_madison(two, cases=1, slices=1)
+    taken = tmp_path / "taken"
+    (taken / "train").mkdir(parents=True)
+    for path in (two, taken, two / "train.csv"):
+        with pytest.raises(DataError, match=f"{path.name}: expected a new or an empty folder, got 'something there'"):
+            write_uw_madison(path, cases=1, slices=1)
+    assert (two / files[-1]).read_bytes() == (one / files[-1]).read_bytes()
+
+
+def test_an_interrupted_making_begins_again(tmp_path):
+    write_uw_madison(tmp_path, cases=2, slices=1)
+    (tmp_path / "train.csv").unlink()
+    write_uw_madison(tmp_path, cases=1, slices=1)
+    assert len(list((tmp_path / "train").rglob("*.png"))) == 1
+    assert len((tmp_path / "train.csv").read_text().splitlines()) == 4
 
 
 BIG = """
