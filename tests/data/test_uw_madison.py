@@ -111,8 +111,8 @@ def test_stretching_scales_both_edges_alike_and_leaves_all_valid(good):
     sample = data.read(find(data, "case1_day0_slice_0002"))
     assert sample.valid.all()
     rows, columns = np.nonzero(sample.label[0])
-    # rows 2 to 11 of 20 and columns 1 to 3 of 24; half of a window counts
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (1, 9, 0, 2)
+    # rows 2 to 11 of 20 become 1.6 to 9.6 of 16, columns 1 to 3 of 24 become .67 to 2.67; half of a window counts
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2, 9, 1, 2)
     grey = pixels(1, 2) / pixels(1, 2).max()
     assert abs(sample.image.mean() - grey.mean()) < 0.02
 
