@@ -13,11 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
 from advseg_bench.data.dataset import Sample
 from advseg_bench.specs import DataSpec, Fit
@@ -171,24 +173,20 @@ def _area_of_whole_pixels(array: Array, size: int) -> Floats:
 
 def _area_by_parts(array: Array, size: int) -> NDArray[np.float64]:
     """Average (..., H, W) over size x size windows, in float64 and without rounding where values are 0 and 1."""
-    sums = array.astype(np.float64)
-    for axis in (-2, -1):
-        sums = _sum_windows(np.moveaxis(sums, axis, 0), size)
-        sums = np.moveaxis(sums, 0, axis)
-    means: NDArray[np.float64] = sums / (array.shape[-2] * array.shape[-1])
+    height, width = array.shape[-2:]
+    rows, columns = _overlaps(height, size), _overlaps(width, size)
+    planes = array.reshape(-1, height, width).astype(np.float64)
+    sums = np.stack([(columns @ (rows @ plane).T).T for plane in planes])
+    means: NDArray[np.float64] = sums.reshape(*array.shape[:-2], size, size) / (height * width)
     return means
 
 
-def _sum_windows(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Sum `size` equal windows of the first axis; the result counts in units of 1 / size of a value."""
-    edges = np.arange(size + 1) * len(values)
-    whole, part = np.divmod(edges, size)
-    none = np.zeros((1, *values.shape[1:]))
-    before = np.concatenate([none, np.cumsum(values, axis=0)])[whole] * size
-    shape = (-1, *(1 for _ in values.shape[1:]))
-    on_the_edge = np.concatenate([values, none])[whole] * part.reshape(shape)
-    windows: NDArray[np.float64] = np.diff(before + on_the_edge, axis=0)
-    return windows
+@lru_cache(maxsize=32)
+def _overlaps(pixels: int, size: int) -> sparse.csr_array:
+    """Return how much of each window lies on each pixel, in units of 1 / size of a pixel, shape (size, pixels)."""
+    edges, pixel = np.arange(size + 1)[:, None] * pixels, np.arange(pixels) * size
+    shared = np.minimum(edges[1:], pixel + size) - np.maximum(edges[:-1], pixel)
+    return sparse.csr_array(np.maximum(shared, 0).astype(np.float64))
 
 
 _AREA: dict[Fit, Callable[[Array, int], NDArray[np.floating[Any]]]] = {
