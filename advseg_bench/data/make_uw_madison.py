@@ -6,6 +6,7 @@ It is drawn, not acquired: no claim about patients follows from it.
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -51,7 +52,7 @@ def write_uw_madison(
     The numbers of cases that have faulty scans in the real data are not used, so that no scan is left out for its name.
 
     Args:
-        path: A new or empty folder.
+        path: A new or empty folder, or one that an earlier call did not finish, which begins again.
         cases: Number of subjects; every third has slices of 360 x 310 pixels, the others of 266 x 266.
         slices: Slices of a scan, evenly over the abdomen.
         days: Scans of a case, called day0, day1 ...
@@ -62,14 +63,22 @@ def write_uw_madison(
         DataError: if the folder holds something.
         RecordError: if it cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DataError(expected(path, "a new or an empty folder", "something there", "Choose another, or remove it."))
-    make_folder(path)
+    _take_folder(path)
     write_bytes(path / MARKER, b"Drawn by the phantom of advseg-bench; no patient data.\n")
     scans = list(_plan(path, cases, days, slices, seed))
     rows = [row for part in _write_all(scans, workers) for row in part]
     write_bytes(path / "train.csv", "\n".join([",".join(COLUMNS), *rows, ""]).encode())
     return path
+
+
+def _take_folder(path: Path) -> None:
+    """Make the folder, or empty it of what an interrupted call has left; nothing else is touched."""
+    held = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if (path.exists() and not path.is_dir()) or (held and not {MARKER} <= held <= {MARKER, "train"}):
+        raise DataError(expected(path, "a new or an empty folder", "something there", "Choose another, or remove it."))
+    if "train" in held:
+        shutil.rmtree(path / "train")
+    make_folder(path)
 
 
 def slice_heights(slices: int) -> NDArray[np.float64]:

@@ -140,9 +140,9 @@ def _is_folds(folds: object) -> bool:
     )
 
 
-def _find_subjects(path: Path, cases: Sequence[str], subjects: Mapping[str, str]) -> set[str]:
+def _find_subjects(path: Path, cases: Sequence[object], subjects: Mapping[str, str]) -> set[str]:
     """Return the subjects of some cases."""
     for case in cases:
-        if case not in subjects:
+        if not isinstance(case, str) or case not in subjects:
             raise DataError(expected(path, "cases that are in labelsTr/", case, "Mend the file."))
-    return {subjects[case] for case in cases}
+    return {subjects[str(case)] for case in cases}

@@ -1,24 +1,28 @@
 """The one home of resizing: from an image and class planes of any size to the `Sample` that a model meets.
 
-All data sets end in `prepare`, so that they agree on what a pixel, a label and a tie are. Images are padded
-to a square around their centre, unless they are to be stretched, and then resized by area: an output pixel is
-the mean of the input pixels under it (`torch.nn.functional.adaptive_avg_pool2d`; where the sizes do not divide,
-neighbouring windows share a row of pixels, and an image smaller than the result has its pixels repeated). Labels
-go the same way as shares and are decided once, at the end.
+All data sets end in `prepare`, so that they agree on what a pixel, a label and a tie are. An output pixel is the
+mean of the input pixels under it. With fit = "pad" images are padded to a square around their centre, and whole pixels
+are averaged (`torch.nn.functional.adaptive_avg_pool2d`; where the sizes do not divide, neighbouring windows share a row
+of pixels, and an image smaller than the result has its pixels repeated). With fit = "stretch" each edge is resized by
+itself, and a pixel on the border of two windows is shared between them by area, as OpenCV's INTER_AREA does. Labels go
+the same way as shares and are decided once, at the end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
 from advseg_bench.data.dataset import Sample
-from advseg_bench.specs import DataSpec
+from advseg_bench.specs import DataSpec, Fit
 from advseg_bench.types import Task, TaskKind
 
 PREPARATION = 1
@@ -73,18 +77,20 @@ def pad_to_square(array: Array, fill: float = 0) -> Array:
     return np.pad(array, [(0, 0)] * (array.ndim - 2) + pairs, constant_values=fill)
 
 
-def resize_image(image: Array, size: int) -> Floats:
+def resize_image(image: Array, size: int, fit: Fit = "pad") -> Floats:
     """Resize images by area.
 
     Args:
         image: Shape (..., H, W), values in [0, 1].
         size: Edge length of the result.
+        fit: How pixels on a border are counted.
     Returns: float32 (..., size, size), clipped to [0, 1] so that rounding cannot leave the bounds.
     """
-    return np.clip(_area(image, size), 0.0, 1.0)
+    resized: Floats = np.clip(_AREA[fit](image, size), 0.0, 1.0).astype(np.float32)
+    return resized
 
 
-def resize_masks(masks: Array, valid: Bools, size: int, kind: TaskKind) -> tuple[Array, Bools]:
+def resize_masks(masks: Array, valid: Bools, size: int, kind: TaskKind, fit: Fit = "pad") -> tuple[Array, Bools]:
     """Resize class planes by area and decide the label of each pixel once, at the end.
 
     Only valid pixels have a say: a class is present where it covers at least half of the *valid* part of the
@@ -96,6 +102,7 @@ def resize_masks(masks: Array, valid: Bools, size: int, kind: TaskKind) -> tuple
         valid: Shape (H, W).
         size: Edge length of the result.
         kind: How the labels are put to the model.
+        fit: How pixels on a border are counted.
     Returns: Labels, bool (K, size, size) for binary and multilabel, int64 (size, size) for multiclass; and
         the valid pixels, bool (size, size). The label of an invalid pixel is False or 0.
     """
@@ -103,8 +110,8 @@ def resize_masks(masks: Array, valid: Bools, size: int, kind: TaskKind) -> tuple
     if kind == "multiclass":
         rest = np.clip(1.0 - planes.sum(axis=0, keepdims=True), 0.0, 1.0)
         planes = np.concatenate([rest, planes])
-    covered = _area(planes * valid, size)
-    share = _area(valid, size)
+    covered = _AREA[fit](planes * valid, size)
+    share = _AREA[fit](valid, size)
     still_valid = share >= 0.5
     if kind == "multiclass":
         return np.where(still_valid, covered.argmax(axis=0), 0).astype(np.int64), still_valid
@@ -133,8 +140,8 @@ def prepare(image: Array, masks: Array, valid: Bools | None, spec: DataSpec) -> 
     seen = np.ones(image.shape[-2:], bool) if valid is None else valid.astype(bool)
     if spec.fit == "pad":
         channels, masks, seen = pad_to_square(channels), pad_to_square(masks), pad_to_square(seen).astype(bool)
-    label, still_valid = resize_masks(masks, seen, spec.size, spec.task)
-    pixels = resize_image(channels, spec.size)
+    label, still_valid = resize_masks(masks, seen, spec.size, spec.task, spec.fit)
+    pixels = resize_image(channels, spec.size, spec.fit)
     if len(pixels) < spec.channels:
         pixels = np.repeat(pixels, spec.channels, axis=0)
     return Sample(pixels, label, still_valid)
@@ -156,9 +163,33 @@ def fingerprint(spec: DataSpec, content: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _area(array: Array, size: int) -> Floats:
+def _area_of_whole_pixels(array: Array, size: int) -> Floats:
     """Average (..., H, W) over the area of each of size x size pixels, in float32."""
     values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     planes = values.reshape(-1, *values.shape[-2:])
     pooled = torch.nn.functional.adaptive_avg_pool2d(planes, size)
     return pooled.reshape(*values.shape[:-2], size, size).numpy()
+
+
+def _area_by_parts(array: Array, size: int) -> NDArray[np.float64]:
+    """Average (..., H, W) over size x size windows, in float64 and without rounding where values are 0 and 1."""
+    height, width = array.shape[-2:]
+    rows, columns = _overlaps(height, size), _overlaps(width, size)
+    planes = array.reshape(-1, height, width).astype(np.float64)
+    sums = np.stack([(columns @ (rows @ plane).T).T for plane in planes])
+    means: NDArray[np.float64] = sums.reshape(*array.shape[:-2], size, size) / (height * width)
+    return means
+
+
+@lru_cache(maxsize=32)
+def _overlaps(pixels: int, size: int) -> sparse.csr_array:
+    """Return how much of each window lies on each pixel, in units of 1 / size of a pixel, shape (size, pixels)."""
+    edges, pixel = np.arange(size + 1)[:, None] * pixels, np.arange(pixels) * size
+    shared = np.minimum(edges[1:], pixel + size) - np.maximum(edges[:-1], pixel)
+    return sparse.csr_array(np.maximum(shared, 0).astype(np.float64))
+
+
+_AREA: dict[Fit, Callable[[Array, int], NDArray[np.floating[Any]]]] = {
+    "pad": _area_of_whole_pixels,
+    "stretch": _area_by_parts,
+}

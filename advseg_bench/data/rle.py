@@ -7,6 +7,7 @@ asked for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -14,6 +15,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from advseg_bench.errors import DataError, expected
+
+CHUNK = 8192
+"""Codes that are parsed at a time; their words take some hundred bytes a run meanwhile."""
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -68,10 +72,33 @@ def parse_runs(codes: pl.Series, pixels: Ints, where: Callable[[int], str]) -> R
         codes: Strings; null or blank is an empty mask.
         pixels: Number of pixels of each mask's image.
         where: Names the place of a code in messages.
-    Returns: The runs. Cost: about 1 s and 100 MB for a million runs.
-    Raises: DataError: at the first code with something else than whole numbers, an odd count, a run outside of the
-        image, or runs that overlap or are not in order.
+    Returns: The runs. Cost: about 0.3 s for a million, and 8 bytes of memory for each.
+    Raises: DataError: at a code with something else than whole numbers, an odd count, a run outside of the image, or
+        runs that overlap or are not in order.
     """
+    parts = []
+    for first in range(0, len(codes), CHUNK):
+        some = slice(first, first + CHUNK)
+        parts.append(_parse_some(codes[some], pixels[some], partial(_shifted, where, first)))
+    counts = np.concatenate([np.zeros(1, np.int64), *(part.counts for part in parts)])
+    starts, lengths = (np.concatenate([part[n] for part in parts]) for n in (0, 1))
+    return Runs(starts, lengths, np.cumsum(counts))
+
+
+def _shifted(where: Callable[[int], str], first: int, code: int) -> str:
+    return where(first + code)
+
+
+class _Part(NamedTuple):
+    """Runs of some masks, and how many each has."""
+
+    starts: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    counts: Ints
+
+
+def _parse_some(codes: pl.Series, pixels: Ints, where: Callable[[int], str]) -> _Part:
+    """Do what `parse_runs` does, all at once."""
     stripped = codes.fill_null("").str.strip_chars()
     filled = (stripped != "").to_numpy().nonzero()[0]
     words = stripped.gather(filled).str.split(" ")
@@ -95,9 +122,9 @@ def parse_runs(codes: pl.Series, pixels: Ints, where: Callable[[int], str]) -> R
     if tangled.size:
         last, run = (_show(firsts, lengths, tangled[0] - step) for step in (1, 0))
         _refuse(where(owner[tangled[0]]), f"runs in order that do not overlap, after {last!r}", run)
-    runs = np.zeros(len(codes) + 1, np.int64)
-    runs[filled + 1] = counts // 2
-    return Runs((firsts - 1).astype(np.int32), lengths.astype(np.int32), np.cumsum(runs))
+    runs = np.zeros(len(codes), np.int64)
+    runs[filled] = counts // 2
+    return _Part((firsts - 1).astype(np.int32), lengths.astype(np.int32), runs)
 
 
 def _show(firsts: Ints, lengths: Ints, run: int) -> str:

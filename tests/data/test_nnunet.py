@@ -178,6 +178,10 @@ def test_the_fold_of_a_file(good):
         load(spec(good, **keys, fold=0))
     with pytest.raises(DataError, match=r"splits_final\.json: expected a fold 2, got '2 folds'"):
         load(spec(good, **keys, fold=2))
+    folds[0]["val"] = [["lab_001_a"]]
+    (good / "splits_final.json").write_text(json.dumps(folds))
+    with pytest.raises(DataError, match=r"expected cases that are in labelsTr/, got \['lab_001_a'\]"):
+        load(spec(good, **keys, fold=0))
     folds[0]["val"] = ["lab_005"]
     (good / "splits_final.json").write_text(json.dumps(folds))
     with pytest.raises(DataError, match="expected cases that are in labelsTr/, got 'lab_005'"):

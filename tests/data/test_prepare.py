@@ -236,6 +236,30 @@ def test_stretching_averages_over_the_area_and_adds_no_pixels(shape):
     assert sample.valid.all()
 
 
+def windows(pixels, size):
+    """Row i: which share of window i lies on each pixel."""
+    weights = np.zeros((size, pixels))
+    for i in range(size):
+        for j in range(pixels):
+            weights[i, j] = max(0.0, min((i + 1) * pixels / size, j + 1) - max(i * pixels / size, j))
+    return weights * size / pixels
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 20), st.integers(0, 9))
+def test_stretching_shares_pixels_on_a_border_by_area(height, width, size, seed):
+    image = np.random.default_rng(seed).random((2, height, width))
+    expected = windows(height, size) @ image @ windows(width, size).T
+    np.testing.assert_allclose(resize_image(image, size, "stretch"), expected, atol=1e-6)
+    mask = image > 0.5
+    seen = np.ones((height, width), bool)
+    label, valid = resize_masks(mask, seen, size, "multilabel", "stretch")
+    shares = windows(height, size) @ mask @ windows(width, size).T
+    clear = abs(shares - 0.5) > 1e-9
+    assert (label == (shares > 0.5))[clear].all()
+    assert label[~clear].all()
+    assert valid.all()
+
+
 def test_how_to_fit_is_said_only_where_it_is_not_the_default():
     assert "fit" not in spec().model_dump()
     assert spec(fit="stretch").model_dump(mode="json")["fit"] == "stretch"

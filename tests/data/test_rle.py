@@ -53,6 +53,18 @@ def sizes(several):
     return np.array([mask.size for mask in several])
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_chunks_do_not_show(monkeypatch, chunk):
+    codes = ["2 2", None, "", "1 1 4 2", "5 1", None]
+    whole = parse(codes)
+    monkeypatch.setattr("advseg_bench.data.rle.CHUNK", chunk)
+    for one, other in zip(parse(codes), whole, strict=True):
+        assert one.dtype == other.dtype
+        assert (one == other).all()
+    with pytest.raises(DataError, match="row 4: expected pairs"):
+        parse([*codes[:4], "1 2 3"])
+
+
 def test_touching_runs_are_no_overlap():
     assert (decode_runs(np.array([0, 3, 5]), np.array([3, 2, 1]), (2, 4)).reshape(-1) == [1] * 6 + [0] * 2).all()
     assert parse(["1 3 4 2"]).starts.tolist() == [0, 3]
