@@ -245,6 +245,21 @@ class EachFromBounds(LoopFromBounds):
         return torch.cat([call(model, part, budget=budget, generators=generators) for part in parts])
 
 
+class OneByOneEachStep(LoopFromBounds):
+    """Sound: step after step, in each of them image after image."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        from advseg_bench.batches import select_images
+
+        x = batch.x.clone()
+        for t in range(self.steps):
+            parts = [select_images(batch, [i]) for i in range(len(x))]
+            g = torch.cat([gradient(model, part, self.loss, x[i : i + 1]) for i, part in enumerate(parts)])
+            x = x + self.step_of(t, budget.eps) * g.sign()
+            x = torch.minimum(torch.maximum(x, batch.x - budget.eps), batch.x + budget.eps).clamp(0, 1)
+        return x
+
+
 class BoundsFirst(Loop):
     """L2 steps of eps / 2, clipped to the bounds before they are brought into the ball."""
 

@@ -97,6 +97,7 @@ FOUR = {"reference": "bim", "settings": {"steps": 4}}
         ("Loop", "identical", ""),
         ("LoopFromBounds", "equal up to rounding", "every step within 4 ulp"),
         ("EachFromBounds", "equal up to rounding", ""),
+        ("OneByOneEachStep", "equal up to rounding", ""),
         ("EarlyBand", "weaker", r"wrong gradient .* one connected band \(pixels 10-11 x"),
         ("FiveSteps", "equal under a convention", "step rule: 5 steps instead of 4"),
         ("SmallSteps", "equal under a convention", r"step rule: steps of eps / 5 instead of 0\.25 \* eps"),

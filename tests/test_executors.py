@@ -15,9 +15,11 @@ from advseg_bench import executors
 from advseg_bench.errors import WorkerError
 
 BEGIN = """
-import contextlib, multiprocessing, os, signal, struct, sys, time
+import os, signal, struct, sys, time
 from concurrent import futures
 from advseg_bench import executors
+
+HALF = os.path.abspath(__file__) + ".half"
 
 def no_news(what, done, total):
     pass
@@ -60,12 +62,14 @@ def half_a_result():
     while "result_queue" not in frame.f_locals:
         frame = frame.f_back
     frame.f_locals["result_queue"]._writer._send(struct.pack("!i", 1000) + b"half")
+    open(HALF, "w").close()
     time.sleep(1000)
 
 if __name__ == "__main__":
     with executors.open_executor(2, 1, no_news) as executor:
         future = executor.pool.submit(half_a_result)
-        time.sleep(5)
+        while not os.path.exists(HALF):
+            time.sleep(0.05)
         ctrl_c()
         executors.collect(future)
 """,

@@ -68,8 +68,7 @@ def run_traced(
     if sizes and whole:
         points = recorder.points
     elif sizes and alone and len(sizes) % n == 0:
-        each = len(sizes) // n
-        points = [torch.cat(recorder.points[t::each]) for t in range(each)]
+        points = _sort_out(recorder.points, batch.x)
     return Trace(
         x_adv=x_adv.detach() if isinstance(x_adv, Tensor) else x_adv,
         points=points,
@@ -79,6 +78,14 @@ def run_traced(
         seconds=seconds,
         changed=changed,
     )
+
+
+def _sort_out(points: list[Tensor], x: Tensor) -> list[Tensor]:
+    """Join points that came one by one, all of an image after each other or all of a step: each near its own image."""
+    n, each = len(x), len(points) // len(x)
+    orders = ([points[t::each] for t in range(each)], [points[t * n : (t + 1) * n] for t in range(each)])
+    joined = [[torch.cat(step) for step in order] for order in orders]
+    return min(joined, key=lambda steps: max(float((step - x).abs().max()) for step in steps))
 
 
 class _Recorder(nn.Module):
