@@ -17,7 +17,10 @@ from advseg_bench.stats import group_intervals
 from advseg_bench.types import Task
 
 POOLED_SCORES = ("pooled_dice", "pooled_iou")
-SCORES = (*scores.ROW_SCORES, "diff", *POOLED_SCORES, *scores.CURVE_SCORES)
+RATIOS = {"diff": ("dice", "dice_clean"), "diff_released": ("dice_released", "dice_released_clean")}
+"""Scores that are 1 less the ratio of two means."""
+
+SCORES = (*scores.ROW_SCORES, *RATIOS, *POOLED_SCORES, *scores.CURVE_SCORES)
 """Every score that `Run.table` knows; `scores` defines them."""
 
 _CELL_COLUMNS = (*scores.SWEEP, "eps", "draw", "cell")
@@ -136,8 +139,8 @@ class Run:
         """Average a score over images and subjects.
 
         An image's value is its mean over everything that `by` leaves out, such as draws; a subject's is the
-        mean of its images; `mean` is the mean of the subjects. "diff" is made from such means of the clean
-        and the attacked Dice of the same images. Pooled scores sum counts over all images of a cell instead.
+        mean of its images; `mean` is the mean of the subjects. "diff" and "diff_released" are made from such means of
+        the clean and the attacked Dice of the same images. Pooled scores sum counts over all images of a cell instead.
 
         Different attacks are never averaged: where `by` leaves rows of two attacks, settings or norms in one
         group, these columns are added after `by`.
@@ -150,7 +153,7 @@ class Run:
             level: Confidence level of the interval, above 0 and up to 0.999.
         Returns: One row per group in the order of the suite: `by`, `mean`, `lower`, `upper`, `n_images` (with
             a score) and `n_subjects`. `lower` and `upper`, from `stats.subject_intervals`, are null under five
-            subjects, and for "diff" and pooled scores.
+            subjects, and for ratios of means and pooled scores.
         Raises: SpecError: naming the nearest name for an unknown score or column, or if the level is out of range.
         """
         by = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
@@ -243,7 +246,7 @@ def _find_mixed(frame: pl.DataFrame, by: Sequence[str]) -> list[str]:
 
 def _average(frame: pl.DataFrame, score: str, by: Sequence[str], level: float) -> pl.DataFrame:
     """Image means, then subject means, then the mean over subjects with its interval."""
-    parts = ("dice", "dice_clean") if score == "diff" else (score,)
+    parts = RATIOS.get(score, (score,))
     known = frame.filter(pl.all_horizontal(pl.col(part).is_not_null() for part in parts))
     images = known.group_by({*by, "subject", "image"}, maintain_order=True).agg(pl.col(part).mean() for part in parts)
     subjects = images.group_by({*by, "subject"}, maintain_order=True).agg(
@@ -260,11 +263,11 @@ def _average(frame: pl.DataFrame, score: str, by: Sequence[str], level: float) -
     )
     table = frame.select(by).unique().join(groups, on=by, how="left")
     means = [pl.col(f"{part} of subjects").list.mean() for part in parts]
-    values = [] if score == "diff" else table[f"{parts[0]} of subjects"].to_list()
+    values = [] if score in RATIOS else table[f"{parts[0]} of subjects"].to_list()
     intervals = group_intervals([group or [] for group in values], level) or [None] * len(table)
     return table.select(
         *by,
-        (pl.when(means[1] > 0).then(1 - means[0] / means[1]) if score == "diff" else means[0]).alias("mean"),
+        (pl.when(means[1] > 0).then(1 - means[0] / means[1]) if score in RATIOS else means[0]).alias("mean"),
         pl.Series("lower", [i and i[0] for i in intervals], dtype=pl.Float64),
         pl.Series("upper", [i and i[1] for i in intervals], dtype=pl.Float64),
         pl.col("n_images", "n_subjects").fill_null(0),

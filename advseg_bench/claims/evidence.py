@@ -63,6 +63,7 @@ class Evidence:
         self.run = run
         rows = run.scores().filter((pl.col("norm") == NORM) & (pl.col("attack") != "none"))
         self.eps = choose_reference(rows["eps"].unique().to_list())
+        self._values: dict[tuple[str, Arm, str], pl.DataFrame] = {}
         self._rows = rows.filter(pl.col("eps") == (self.eps or 0.0)).select(
             "model", "attack", "loss", "settings", "image", "subject", "linf", "drop", "dice", "dice_clean"
         )
@@ -88,6 +89,13 @@ class Evidence:
             score: "drop", "dice_clean" or "linf".
         Returns: One row per image with a score: `image`, `subject`, `value`, the mean over draws.
         """
+        key = (model, arm, score)
+        if key not in self._values:
+            self._values[key] = self._find_values(*key)
+        return self._values[key]
+
+    def _find_values(self, model: str, arm: Arm, score: str) -> pl.DataFrame:
+        """What `values` returns."""
         mine = self._rows.filter(
             pl.col("model") == model,
             pl.col("attack") == arm.attack,

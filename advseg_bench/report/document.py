@@ -141,9 +141,9 @@ def show_number(value: float | None, digits: int = 3) -> str:
 
 
 def show_estimate(mean: float | None, lower: float | None, upper: float | None) -> str:
-    """Write a mean, with half the width of its interval where there is one."""
-    half = "" if lower is None or upper is None else f" \u00b1{show_number((upper - lower) / 2)}"
-    return show_number(mean) + half
+    """Write a mean with its interval where there is one; its ends, for the mean need not be in the middle."""
+    ends = "" if lower is None or upper is None else f" [{show_number(lower)}, {show_number(upper)}]"
+    return show_number(mean) + ends
 
 
 def show_count(value: int | None) -> str:

@@ -156,8 +156,8 @@ def _say_reach(run: Run) -> list[str]:
     subjects = run.rows["subject"].n_unique()
     if subjects >= FEWEST_SUBJECTS:
         return [
-            f"Means are over {subjects} subjects; \u00b1 is half the width of a 95 % interval for the population they "
-            "come from (studentised bootstrap over subjects)."
+            f"Means are over {subjects} subjects; in brackets a 95 % interval for the population they come from "
+            "(studentised bootstrap over subjects)."
         ]
     if not subjects:
         return []
