@@ -10,10 +10,11 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from advseg_bench import attacks, geometry, losses, metrics, testing
+    from advseg_bench import attacks, geometry, losses, metrics, stats, testing
     from advseg_bench.attacks.function import attack
     from advseg_bench.benchmark import run
     from advseg_bench.cells import Cell, plan
+    from advseg_bench.claims import Claim, judge_claims
     from advseg_bench.results import Run
     from advseg_bench.suite import Suite, list_suites
     from advseg_bench.types import Attack, Batch, Bounds, Budget, Task
@@ -26,17 +27,20 @@ __all__ = [
     "Bounds",
     "Budget",
     "Cell",
+    "Claim",
     "Run",
     "Suite",
     "Task",
     "attack",
     "attacks",
     "geometry",
+    "judge_claims",
     "list_suites",
     "losses",
     "metrics",
     "plan",
     "run",
+    "stats",
     "testing",
 ]
 
@@ -46,10 +50,12 @@ _HOMES = {
     "Bounds": "types",
     "Budget": "types",
     "Cell": "cells",
+    "Claim": "claims",
     "Run": "results",
     "Suite": "suite",
     "Task": "types",
     "attack": "attacks.function",
+    "judge_claims": "claims",
     "list_suites": "suite",
     "plan": "cells",
     "run": "benchmark",
