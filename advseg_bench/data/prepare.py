@@ -25,7 +25,7 @@ from advseg_bench.data.dataset import Sample
 from advseg_bench.specs import DataSpec, Fit
 from advseg_bench.types import Task, TaskKind
 
-PREPARATION = 1
+PREPARATION: dict[Fit, int] = {"pad": 1, "stretch": 2}
 """Version of this module's arithmetic, part of every fingerprint: raise it when any output pixel changes."""
 
 Floats = NDArray[np.float32]
@@ -156,7 +156,7 @@ def fingerprint(spec: DataSpec, content: str) -> str:
     Returns: sha256 in hexadecimal.
     """
     parts = {
-        "preparation": PREPARATION,
+        "preparation": PREPARATION[spec.fit],
         "spec": spec.model_dump(mode="json", exclude={"path"}),
         "content": content,
     }

@@ -293,5 +293,5 @@ def test_fingerprint_sees_every_key_but_the_path():
 
 def test_fingerprint_sees_the_version_of_the_arithmetic(monkeypatch):
     before = fingerprint(spec(), "c")
-    monkeypatch.setattr(module, "PREPARATION", module.PREPARATION + 1)
+    monkeypatch.setitem(module.PREPARATION, "pad", module.PREPARATION["pad"] + 1)
     assert fingerprint(spec(), "c") != before
