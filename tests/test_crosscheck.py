@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from advseg_bench.crosscheck import (
     run_traced,
     save_example,
 )
+from advseg_bench.crosscheck.judge import usual_noise
 from advseg_bench.crosscheck.subjects import load_subjects
 from advseg_bench.errors import DataError, IncompatibleError, PluginError, SpecError
 from advseg_bench.suite import Suite
@@ -140,12 +142,22 @@ def test_a_disagreement_becomes_a_small_script_that_still_disagrees(trained, tmp
     assert done.stdout.startswith("weaker: wrong gradient"), done.stderr
 
 
-def test_an_example_of_a_network_without_a_spec_asks_for_it(trained, tmp_path):
-    pair, plan = check(trained, "Percent")
-    script = save_example(pair, plan, replace(trained[0], spec=None), tmp_path)
+def test_an_example_of_a_network_without_a_spec_asks_for_it(tmp_path):
+    batch, _ = make_batch("multilabel", n=2, space=(16, 16))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        subject = Subject("mine", nn.Conv2d(batch.x.shape[1], len(batch.task.classes), 3, padding=1), batch)
+    pair, plan = check([subject], "Band")
+    script = save_example(pair, plan, subject, tmp_path)
     with pytest.raises(SpecError, match="Give `model`"):
         load_example(script.parent)
-    assert load_example(script.parent, trained[0].model).judge().real.any()
+    assert load_example(script.parent, subject.model).judge().real.any()
+
+
+def test_the_noise_of_a_large_volume_can_be_told():
+    values = torch.rand((2, 1, 9, 11), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(usual_noise(values), values.flatten(1).quantile(0.99, dim=1, interpolation="higher"))
+    assert usual_noise(torch.arange(2**24 + 2).view(1, 2, -1)) == math.ceil(0.99 * (2**24 + 1))
 
 
 class Dying(nn.Module):

@@ -10,9 +10,11 @@ rounding noise of the image; else it is *real*.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +98,7 @@ def judge_steps(
     path: Sequence[Tensor],
     *,
     alone: bool,
+    known: dict[object, Any] | None = None,
 ) -> StepVerdict:
     """Replay the reference's step from each iterate of another implementation.
 
@@ -106,16 +109,20 @@ def judge_steps(
         budget: Norm and radius.
         path: The other's iterates and, last, its result: `reference.steps` + 1 tensors (N, C, *S).
         alone: Whether the other put images to the model one by one; so does the replay then.
+        known: Gradients by step, filled here: for another reference with the same objective on the same path.
     Returns: The comparison, which ends at the first real disagreement: what follows from it is no news. Cost per step:
         1 forward and backward; from the first value that disagrees on 6 more for each step, one of them in float64.
     """
     memory: Tensor | None = None
-    envelope = _Envelope(reference, model, batch, budget)
+    known = {} if known is None else known
+    envelope = _Envelope(reference, model, batch, budget, known)
     values = disagree = explained = 0
     real = torch.zeros_like(batch.x, dtype=torch.bool)
     moved = wanted = batch.x
     for t, (point, after) in enumerate(pairwise(path)):
-        gradient = gradient_at(reference, model, batch, point, size=1 if alone else len(point))
+        if t not in known:
+            known[t] = gradient_at(reference, model, batch, point, size=1 if alone else len(point))
+        gradient = known[t]
         memory = reference.accumulate(memory, gradient)
         expected = reference.move(point, memory, batch, budget)
         moved, wanted = after - point, expected - point
@@ -160,16 +167,20 @@ def _differentiate(reference: Stepwise, model: nn.Module, batch: Batch, x: Tenso
 class _Envelope:
     """What rounding does to the reference's steps, found by computing them again in other ways."""
 
-    def __init__(self, reference: Stepwise, model: nn.Module, batch: Batch, budget: Budget) -> None:
-        self.reference, self.model, self.batch, self.budget = reference, model, batch, budget
+    def __init__(
+        self, reference: Stepwise, model: nn.Module, batch: Batch, budget: Budget, known: dict[object, Any]
+    ) -> None:
+        self.reference, self.model, self.batch, self.budget, self.known = reference, model, batch, budget, known
         self.double: nn.Module | None = None
         self.memories: list[Tensor | None] = []
         self.done = 0
 
     def explain(self, points: Sequence[Tensor], after: Tensor, off: Tensor) -> Tensor:
         """Tell where rounding explains that `after` is not what the reference computed from the last point."""
-        for point in points[self.done :] if self.reference.remembers else points[-1:]:
-            gradients = self._recompute(point)
+        for t in range(self.done if self.reference.remembers else len(points) - 1, len(points)):
+            if ("all ways", t) not in self.known:
+                self.known["all ways", t] = self._recompute(points[t])
+            gradients: list[Tensor] = self.known["all ways", t]
             self.memories = self.memories or [None] * len(gradients)
             self.memories = [self.reference.accumulate(m, g) for m, g in zip(self.memories, gradients, strict=True)]
         self.done = len(points)
@@ -181,11 +192,11 @@ class _Envelope:
         ulp = _rounding(batch)
         near = (after.double() - center).abs() <= 2 * spread + ulp
         noise = torch.stack([(m.double() - exact).abs() for m in others]).amax(0)
-        floor = noise.flatten(1).quantile(NOISE_QUANTILE, dim=1).view(-1, *[1] * (x.dim() - 1))
+        floor = usual_noise(noise).view(-1, *[1] * (x.dim() - 1))
         dead = (exact == 0) & (noise == 0)  # no gradient at all is no rounding
         small = (exact.abs() <= torch.maximum(noise, floor)) & ~dead
         if budget.norm == "l2":  # one value's rounding moves all others through the length
-            reach = spread.flatten(1).quantile(NOISE_QUANTILE, dim=1).view(floor.shape)
+            reach = usual_noise(spread).view(floor.shape)
             return off & ((after.double() - center).abs() <= 4 * reach + ulp)
         return off & (near | (small & self._is_possible(after, x)))
 
@@ -217,6 +228,12 @@ class _Envelope:
             moved = torch.nextafter(x, torch.full_like(x, towards))
             found.append(gradient_at(reference, model, batch, moved, size=n))
         return [exact, *found]
+
+
+def usual_noise(spread: Tensor) -> Tensor:
+    """Return the `NOISE_QUANTILE` of each image's values, (N,). Older versions of `torch.quantile` take at most 2^24."""
+    values = spread.flatten(1)
+    return values.kthvalue(math.ceil(NOISE_QUANTILE * (values.shape[1] - 1)) + 1, dim=1).values
 
 
 def _rounding(batch: Batch) -> float:

@@ -77,8 +77,8 @@ def as_stepwise(attack: FGSM | ProjectedAscent) -> Stepwise:
     return OneStep(attack) if isinstance(attack, FGSM) else attack
 
 
-def conventions(attack: FGSM | ProjectedAscent, *, finite: bool) -> Iterator[tuple[str, Stepwise]]:
-    """Yield the reference with one convention changed each, and the convention's name.
+def conventions(attack: FGSM | ProjectedAscent, *, finite: bool) -> Iterator[tuple[str, Stepwise, bool]]:
+    """Yield the convention's name, the reference with it changed, and whether its objective is still the same.
 
     They are those in which toolkits and papers are known to differ and that are no fault by themselves; a wrong sign or
     a wrong gradient is not among them.
@@ -88,25 +88,29 @@ def conventions(attack: FGSM | ProjectedAscent, *, finite: bool) -> Iterator[tup
         finite: Whether its result is; what is done about NaN makes no difference then.
     """
     if not finite:
-        yield "NaN to 0: a gradient of NaN does not move", _NanToZero(as_stepwise(attack))
+        yield "NaN to 0: a gradient of NaN does not move", _NanToZero(as_stepwise(attack)), True
     if isinstance(attack, FGSM):
         if attack.label == "true":
-            yield "label: the model's own prediction", OneStep(replace(attack, label="predicted"))
+            yield "label: the model's own prediction", OneStep(replace(attack, label="predicted")), False
         return
     if attack.decay is not None:
         for norm, name in MOMENTUM.items():
             if norm != attack.momentum_norm:
-                yield f"momentum normalisation: {name}", replace(attack, momentum_norm=norm)
-        yield "momentum normalisation: none, and no momentum", replace(attack, decay=None)
+                yield f"momentum normalisation: {name}", replace(attack, momentum_norm=norm), True
+        yield "momentum normalisation: none, and no momentum", replace(attack, decay=None), True
     size = 1 / attack.steps if attack.step_size is None else attack.step_size
     for steps in (attack.steps - 1, attack.steps + 1):
         if steps:
-            yield f"step rule: {steps} steps instead of {attack.steps}", replace(attack, steps=steps, step_size=size)
+            yield (
+                f"step rule: {steps} steps instead of {attack.steps}",
+                replace(attack, steps=steps, step_size=size),
+                True,
+            )
             other = f"step rule: steps of eps / {steps} instead of {size:.4g} * eps"
-            yield other, replace(attack, step_size=1 / steps)
+            yield other, replace(attack, step_size=1 / steps), True
     if attack.step_size is not None:
-        yield "step rule: steps of eps / steps", replace(attack, step_size=None)
-    yield "projection order: bounds first, budget second", _BoundsFirst(attack)
+        yield "step rule: steps of eps / steps", replace(attack, step_size=None), True
+    yield "projection order: bounds first, budget second", _BoundsFirst(attack), True
 
 
 class _Changed:

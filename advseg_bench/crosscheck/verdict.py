@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ def judge(case: Case, ours: Tensor, theirs: Trace, effect: Effect) -> Finding:
         theirs: The other's result and how it came about.
         effect: Of the reference.
     Returns: The finding. Cost: nothing if the results are identical; else 1 forward, the replay of each step, and
-        that again for each convention tried.
+        that again, mostly without its gradients, for each convention tried.
     """
     if broken := find_violation(theirs.x_adv, case.batch, case.budget):
         return Finding("violates", broken)
@@ -94,15 +94,16 @@ def judge(case: Case, ours: Tensor, theirs: Trace, effect: Effect) -> Finding:
         return Finding("identical", "", difference, None, effect, effect)
     outcome = measure_effect(case, theirs.x_adv)
     stepwise = as_stepwise(case.reference)
-    steps = _replay(stepwise, case, theirs)
+    known: dict[object, Any] = {}
+    steps = _replay(stepwise, case, theirs, known)
     started = _describe_start(stepwise, case, theirs)
     if steps is not None and steps.agrees:
         if started:
             return Finding("equal under a convention", started, difference, steps, effect, outcome)
         reason = _describe_rounding(steps)
         return Finding("equal up to rounding", reason, difference, steps, effect, outcome)
-    for name, variant in conventions(case.reference, finite=bool(ours.isfinite().all())):
-        found = _replay(variant, case, theirs)
+    for name, variant, same in conventions(case.reference, finite=bool(ours.isfinite().all())):
+        found = _replay(variant, case, theirs, known if same else {})
         if found is not None and found.agrees:
             name = f"{name}; {started}" if started else name
             return Finding("equal under a convention", name, difference, steps, effect, outcome)
@@ -156,12 +157,12 @@ def diagnose(case: Case, theirs: Trace, steps: StepVerdict | None) -> str:
     return f"wrong gradient on {share:.2%} of the values, {_describe_place(steps.real)}"
 
 
-def _replay(stepwise: Stepwise, case: Case, theirs: Trace) -> StepVerdict | None:
+def _replay(stepwise: Stepwise, case: Case, theirs: Trace, known: dict[object, Any]) -> StepVerdict | None:
     """Judge the other's steps, or None if it took another number of them."""
     if theirs.points is None or len(theirs.points) != stepwise.steps:
         return None
     path = [*theirs.points, theirs.x_adv]
-    return judge_steps(stepwise, case.model, case.batch, case.budget, path, alone=theirs.alone)
+    return judge_steps(stepwise, case.model, case.batch, case.budget, path, alone=theirs.alone, known=known)
 
 
 def _describe_start(stepwise: Stepwise, case: Case, theirs: Trace) -> str:
