@@ -105,8 +105,8 @@ def _judge_vulnerable(evidence: Evidence) -> Claim:
     overall = evidence.compare(average(fgsm, evidence.models) - average(strongest, evidence.models))
     verdict = judge_all(findings)
     answer = (
-        f"{say_where(evidence)}, {fgsm.label} lowers Dice by {show_difference(overall)} more than {strongest.label}, "
-        "the most harmful noise of equal L_inf norm, on the mean of "
+        f"{say_where(evidence)}, the drop of Dice under {fgsm.label}, less that under {strongest.label}, the most "
+        f"harmful noise of equal L_inf norm, is {show_difference(overall)} on the mean of "
         f"{show_count(len(evidence.models), 'model')}; largest p of {show_count(len(findings), 'comparison')}: "
         f"{show_p(find_largest_p(tests))}. "
         f"{conclude(verdict, overall.n, 'subject')}"
@@ -128,8 +128,8 @@ def _judge_bce(evidence: Evidence) -> Claim:
     verdict = decide(overall, overall.p, overall.smallest_p)
     won = sum((test.mean or 0) > 0 for test in each)
     answer = (
-        f"{say_where(evidence)}, FGSM with BCE lowers Dice by {show_difference(overall)} more than with {other}, the "
-        f"training loss, on the mean of {show_count(len(evidence.models), 'model')}, and by more on {won} of them; "
+        f"{say_where(evidence)}, the drop of Dice under FGSM with BCE, less that with {other}, the training loss, is "
+        f"{show_difference(overall)} on the mean of {show_count(len(evidence.models), 'model')}, and above 0 on {won}; "
         f"p = {show_p(overall.p)}. {conclude(verdict, overall.n, 'subject')}"
     )
     return Claim("bce", *text, verdict, answer, overall, findings)
