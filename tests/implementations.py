@@ -55,6 +55,15 @@ class Band(Signed):
         return g
 
 
+class EverySecond(Signed):
+    """Every second row has no gradient."""
+
+    def change(self, g):
+        g = g.clone()
+        g[:, :, ::2] = 0
+        return g
+
+
 class LeftFlipped(Signed):
     """The gradient has the wrong sign in the left half."""
 

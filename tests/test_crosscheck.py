@@ -142,6 +142,14 @@ def test_a_disagreement_becomes_a_small_script_that_still_disagrees(trained, tmp
     assert done.stdout.startswith("weaker: wrong gradient"), done.stderr
 
 
+def test_a_cropped_disagreement_keeps_its_verdict(tmp_path):
+    """Where nothing of the mask is left, Dice cannot be lost, and neither gains anything."""
+    subjects = load_subjects(Suite.load("smoke"), models=["basicunet-xs"], images=2)
+    pair, plan = check(subjects, "EverySecond", kinds=("binary",), eps=(1 / 255,))
+    assert pair.finding.verdict == "weaker"
+    assert load_example(save_example(pair, plan, subjects[0], tmp_path).parent).judge().verdict == "weaker"
+
+
 def test_an_example_of_a_network_without_a_spec_asks_for_it(tmp_path):
     batch, _ = make_batch("multilabel", n=2, space=(16, 16))
     with torch.random.fork_rng():

@@ -13,7 +13,7 @@ from torch import nn
 from advseg_bench.batches import select_images
 from advseg_bench.cache import write_bytes, write_json
 from advseg_bench.crosscheck.grid import Pair, Place, Plan, Subject, judge_at
-from advseg_bench.crosscheck.verdict import SOUND, Finding
+from advseg_bench.crosscheck.verdict import Finding, Verdict
 from advseg_bench.errors import RecordError, SpecError, expected
 from advseg_bench.models.build import build_model
 from advseg_bench.models.recast import RecastModel
@@ -78,9 +78,9 @@ def save_example(pair: Pair, plan: Plan, subject: Subject, folder: Path) -> Path
     worst = int(pair.finding.real.flatten(1).sum(1).argmax())
     example = Example(plan, pair.place, pair.implementation, pair.case.model, select_images(pair.case.batch, [worst]))
     finding = example.judge()
-    if finding.verdict in SOUND:  # it takes the whole batch to disagree
+    if finding.verdict != pair.finding.verdict:  # it takes the whole batch
         example.batch, finding = pair.case.batch, pair.finding
-    while (smaller := _shrink(example)) is not None:
+    while (smaller := _shrink(example, finding.verdict)) is not None:
         example, finding = smaller
     batch = example.batch
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,15 +129,15 @@ def load_example(folder: Path, model: nn.Module | None = None) -> Example:
     return Example(plan, place, case["implementation"], RecastModel(model, source, place.kind).eval(), batch)
 
 
-def _shrink(example: Example) -> tuple[Example, Finding] | None:
-    """Cut an axis in half so that the two still disagree, or None if no cut does."""
+def _shrink(example: Example, verdict: Verdict) -> tuple[Example, Finding] | None:
+    """Cut an axis in half so that the two still disagree with the same verdict, or None if no cut does."""
     for batch in _halves(example.batch):
         smaller = Example(example.plan, example.place, example.name, example.model, batch)
         try:
             finding = smaller.judge()
         except (RuntimeError, ValueError):
             continue  # the network cannot take so small an image
-        if finding.real is not None and finding.real.any():
+        if finding.verdict == verdict and finding.real is not None and finding.real.any():
             return smaller, finding
     return None
 

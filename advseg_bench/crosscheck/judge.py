@@ -231,7 +231,7 @@ class _Envelope:
 
 
 def usual_noise(spread: Tensor) -> Tensor:
-    """Return the `NOISE_QUANTILE` of each image's values, (N,). Older versions of `torch.quantile` take at most 2^24."""
+    """Return the `NOISE_QUANTILE` of each image's values, (N,); old versions of `torch.quantile` take at most 2^24."""
     values = spread.flatten(1)
     return values.kthvalue(math.ceil(NOISE_QUANTILE * (values.shape[1] - 1)) + 1, dim=1).values
 

@@ -107,7 +107,7 @@ def judge(case: Case, ours: Tensor, theirs: Trace, effect: Effect) -> Finding:
         if found is not None and found.agrees:
             name = f"{name}; {started}" if started else name
             return Finding("equal under a convention", name, difference, steps, effect, outcome)
-    verdict: Verdict = "weaker" if outcome.gain < effect.gain else "stronger"
+    verdict: Verdict = "stronger" if outcome.gain > effect.gain else "weaker"
     reason = diagnose(case, theirs, steps)
     return Finding(verdict, reason, difference, steps, effect, outcome, steps.real if steps else None)
 
