@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from importlib.resources import files
 
 import pytest
@@ -144,16 +145,34 @@ def test_eps_is_shown_in_grey_levels_where_it_is_one():
     assert [show_eps(4 / 255), show_eps(0.007), show_eps(0.0)] == ["4/255", "0.007", "0/255"]
 
 
-@pytest.mark.parametrize("name", list_suites())
-def test_the_minutes_of_a_shipped_suite_are_known_before_it_has_run(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "profile", "images", "limits"),
+    [
+        ("quick", None, (91, 36), (1, 8)),
+        ("smoke", None, (91, 36), (0.1, 1)),
+        ("wang2024", "smoke", (60, 56), (0.1, 3)),
+        ("wang2024", "cpu", (60, 56), (5, 20)),
+        ("wang2024", "full", (29_449, 1_659), (10_000, 1_000_000)),
+    ],
+)
+def test_the_minutes_of_a_shipped_suite_are_known_before_it_has_run(
+    name, profile, images, limits, tmp_path, monkeypatch
+):
     monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path))
-    suite = Suite.load(name)
-    expected = expect(suite, plan(suite), images=(91, 36), workers=2)
-    assert expected is not None, "run the suite and put its timings into suites/timings.json"
-    assert 0.1 < expected.minutes < 8
+    suite = Suite.load(name, profile=profile)
+    expected = expect(suite, plan(suite), images=images, workers=2)
+    assert expected is not None, "run the suite, or benchmarks/measure_timings.py, and fill suites/timings.json"
+    assert limits[0] < expected.minutes < limits[1]
     assert "measured on" in expected.source
-    slower = expect(suite, plan(suite), images=(91, 36), workers=1)
-    assert slower.minutes > expected.minutes
+    slower = expect(suite, plan(suite), images=images, workers=1)
+    more = expect(suite, plan(suite), images=(2 * images[0], images[1]), workers=2)
+    assert min(slower.minutes, more.minutes) > expected.minutes
+
+
+def test_every_profile_of_a_shipped_suite_is_timed():
+    profiles = tomllib.loads(files("advseg_bench.suites").joinpath("wang2024.toml").read_text())["profiles"]
+    assert set(profiles) == {"full", "cpu", "smoke"}
+    assert set(list_suites()) == {"quick", "smoke", "wang2024"}
 
 
 CROSSED = """
