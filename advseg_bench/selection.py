@@ -85,13 +85,12 @@ def find_strongest(run: Run, budgets: Budgets, *, swept: bool = False) -> dict[s
     )
     table = table.join(beyond.select(keys).unique(), on=keys, how="anti", maintain_order="left")
     attacks = table.filter(~pl.col("attack").is_in(sorted(run.controls)) & pl.col("mean").is_not_null())
-    key = ("model", "attack", "loss", "settings")
-    counts = run.rows.filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0).group_by(key)
+    counts = run.rows.filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0).group_by(keys)
     several = counts.agg(pl.col("eps").n_unique()).filter(pl.col("eps") > 1)
-    sweeps = set(several.select(key).iter_rows())
+    sweeps = set(several.select(keys).iter_rows())
     ranked = sorted(
         attacks.to_dicts(),
-        key=lambda row: (swept and tuple(row[name] for name in key) not in sweeps, -row["mean"]),
+        key=lambda row: (swept and tuple(row[name] for name in keys) not in sweeps, -row["mean"]),
     )
     return {row["model"]: row for row in reversed(ranked)}
 

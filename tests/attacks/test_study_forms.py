@@ -161,6 +161,18 @@ def test_form_and_channels_share_a_gradient_and_nothing_else_does():
     assert len({each.gradient_key() for each in [one, *other]}) == 5
 
 
+class Reversed(FGSM):
+    """An attack of a user that follows another objective."""
+
+    def objective(self, logits, batch):
+        return -FGSM.objective(self, logits, batch)
+
+
+def test_a_subclass_with_an_objective_of_its_own_never_shares_the_gradient_of_fgsm():
+    one, other = Reversed(loss=losses.bce), Reversed(loss=losses.bce)
+    assert len({one.gradient_key(), other.gradient_key(), FGSM(loss=losses.bce).gradient_key()}) == 3
+
+
 def test_the_catalogue_tells_the_defaults_of_fgsm():
     given = {field.name: field.default for field in fields(FGSM) if field.name != "loss"}
     assert given == catalogue.ATTACKS["fgsm"].defaults
