@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -162,6 +162,20 @@ def show_eps(eps: float) -> str:
     """Write a radius as n/255 where it is one, as a decimal otherwise."""
     grey = eps * 255
     return f"{grey:.0f}/255" if abs(grey - round(grey)) < 1e-9 else f"{eps:.4g}"
+
+
+def show_radii(values: Sequence[float]) -> str:
+    """Write several radii in short: whole grey levels together, runs of them by their ends."""
+    greys = sorted(round(value * 255) for value in values if show_eps(value).endswith("/255"))
+    runs: list[list[int]] = []
+    for grey in greys:
+        if runs and grey == runs[-1][-1] + 1:
+            runs[-1].append(grey)
+        else:
+            runs.append([grey])
+    shown = " ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(map(str, run)) for run in runs)
+    others = [show_eps(value) for value in sorted(values) if not show_eps(value).endswith("/255")]
+    return ", ".join(([f"{shown} /255"] if runs else []) + others)
 
 
 def _why_skip(suite: Suite, attack: AttackSpec, loss: str) -> str | None:

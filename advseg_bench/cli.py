@@ -11,10 +11,10 @@ from typing import Annotated, NoReturn, cast
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from advseg_bench import catalogue
-from advseg_bench.cells import Cell, estimate, is_of, plan, show_eps
+from advseg_bench.cells import Cell, estimate, is_of, plan, show_radii
 from advseg_bench.errors import UserError
 from advseg_bench.suite import Suite
 
@@ -273,16 +273,17 @@ def _print_grid(suite: Suite, cells: tuple[Cell, ...]) -> None:
     for model in suite.models:
         parts = (model.architecture, model.encoder or "", f"weights {model.weights}" if model.weights else "")
         console.print(f"model: {model.name} ({', '.join(p for p in parts if p)})", markup=False, highlight=False)
-    table = Table("attack", "losses", "norm", "eps", "settings", "draws", "cells", "skipped")
+    names = ("attack", "losses", "eps", "settings", "draws", "cells", "skipped")
+    table = Table(*(Column(name, overflow="fold") for name in names), box=None, pad_edge=False)
     for attack in suite.attacks:
         mine = [cell for cell in cells if is_of(cell, attack)]
         skipped = sum(cell.skip is not None for cell in mine)
-        eps = " ".join(show_eps(value) for value in attack.eps)
+        eps = f"{attack.norm} {show_radii(attack.eps)}"
         losses = " ".join(attack.losses) or "-"
         settings = {key: [value] for key, value in attack.settings.items()} | attack.vary
         shown = "; ".join(f"{key}: {' '.join(map(str, values))}" for key, values in settings.items())
         numbers = (str(attack.draws), str(len(mine)), str(skipped))
-        table.add_row(attack.name, losses, attack.norm, eps, shown, *numbers)
+        table.add_row(attack.name, losses, eps, shown, *numbers)
     console.print(table)
 
 

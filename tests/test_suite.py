@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-from advseg_bench.cells import estimate, plan, show_eps
+from advseg_bench.cells import estimate, plan, show_eps, show_radii
 from advseg_bench.errors import SpecError
 from advseg_bench.suite import Suite, list_suites, parse_suite
 from advseg_bench.timing import expect
@@ -143,6 +143,12 @@ def test_the_head_bias_can_be_switched_off():
 
 def test_eps_is_shown_in_grey_levels_where_it_is_one():
     assert [show_eps(4 / 255), show_eps(0.007), show_eps(0.0)] == ["4/255", "0.007", "0/255"]
+
+
+def test_many_radii_are_shown_in_short():
+    assert show_radii([1 / 255, 2 / 255, 4 / 255, 8 / 255]) == "1 2 4 8 /255"
+    assert show_radii([0.009, *(n / 255 for n in range(17)), 0.007]) == "0-16 /255, 0.007, 0.009"
+    assert show_radii([0.5]) == "0.5"
 
 
 @pytest.mark.parametrize(
