@@ -260,3 +260,103 @@ def test_the_smallest_p_decides_what_is_undecidable(tmp_path):
         assert claim.verdict == ("supported" if claim.estimate.smallest_p <= 0.05 else "undecidable")
         assert (claim.estimate.interval is None) == (subjects < 5)
         assert not math.isnan(claim.estimate.mean)
+
+
+def test_the_best_model_is_judged_by_the_share_that_it_loses(tmp_path, monkeypatch):
+    """The better one loses more Dice, since it has more, and still the smaller share of it."""
+    one, two = ("monai.UNet", None, 100_000, 0.9, 1.0), ("monai.UNet", None, 200_000, 0.45, 0.7)
+    monkeypatch.setattr(runs, "MODELS", {"good": one, "poor": two})
+    run = make(tmp_path, models=("good", "poor"))
+    evidence, claim = Evidence(run), judge_claims(run)[3]
+    noise = make_arm("random_sign")
+    lost = {m: evidence.compare(average(TRAINING, [m]) - average(noise, [m])).mean for m in ("good", "poor")}
+    clean = {m: evidence.compare(average(TRAINING, [m], "dice_clean")).mean for m in ("good", "poor")}
+    assert lost["good"] > lost["poor"]
+    assert claim.verdict == "contradicted"
+    assert claim.estimate.mean == pytest.approx(lost["good"] / clean["good"] - lost["poor"] / clean["poor"])
+    assert claim.measure == "share of the clean Dice that is lost"
+
+
+def test_the_budget_is_one_of_fgsms(tmp_path):
+    run = make(tmp_path, eps=(2, 8), extra=({"name": "pgd", "losses": ["bce"], "eps": ["4/255"]},))
+    assert Evidence(run).eps == pytest.approx(2 / 255)
+    assert Evidence(run).reference == TRAINING
+
+
+def test_a_sweep_of_nothing_but_eps_zero_is_not_asked(tmp_path):
+    answers = {claim.answer for claim in judge_claims(make(tmp_path, eps=(0,)))}
+    assert answers == {"Not asked: the run has no result of FGSM as it is defined under an L_inf budget."}
+
+
+@pytest.mark.parametrize(
+    ("loss", "lacks"), [("dice_focal", {"vulnerable", "bce", "best"}), ("bce", {"bce"})], ids=["reference", "bce"]
+)
+def test_an_arm_that_failed_on_a_model_is_named_and_not_called_undecidable(tmp_path, loss, lacks):
+    run = make(tmp_path)
+    failed = (pl.col("model") == "unet-mobilenet") & (pl.col("loss") == loss)
+    rewrite_rows(run.path, lambda rows: rows.filter(~failed))
+    claims = [claim for claim in judge_claims(Run(run.path)) if claim.name != "size"]
+    assert {claim.name for claim in claims if claim.verdict is None} == lacks
+    named = f"Not asked: no image has a score under fgsm {loss} on unet-mobilenet."
+    assert {claim.answer for claim in claims if claim.verdict is None} == {named}
+
+
+def test_answers_tell_how_many_models_and_subjects_they_rest_on(tmp_path):
+    run = make(tmp_path)
+    lost = (pl.col("model") == "unet-mobilenet") | (pl.col("attack") == "fgsm") & (pl.col("subject") == "s00")
+    rewrite_rows(run.path, lambda rows: rows.filter(~lost))
+    answer = judge_claims(Run(run.path))[0].answer
+    assert answer.startswith("On mni152 (7 subjects) at eps 4/255")
+    assert "on the mean of 1 of 2 models" in answer
+
+
+def test_vanished_gradients_and_models_that_find_nothing_are_told(tmp_path):
+    run = make(tmp_path)
+    masked = (pl.col("attack") == "fgsm") & (pl.col("image").is_in(["s00-z002", "s01-z003"]))
+    rewrite_rows(
+        run.path,
+        lambda rows: rows.with_columns(
+            flags=pl.when(masked).then(pl.lit(["unchanged"])).otherwise("flags"),
+            tp=pl.when(pl.col("model") == "unet-mobilenet").then(pl.col("tp") * 0).otherwise("tp"),
+        ),
+    )
+    run = Run(run.path)
+    warnings = compose_claims([run]).warnings
+    assert warnings[0].startswith("mni152: 8 of 192 results of FGSM are the clean image")
+    assert warnings[1].startswith("mni152: the mean clean Dice of unet-mobilenet is under 0.5")
+    assert judge_claims(run)[3].answer == "Not asked: unet-mobilenet has no clean Dice to lose a share of."
+
+
+def test_diff_is_of_the_images_that_have_a_drop(tmp_path):
+    run = make(tmp_path)
+    masked = (pl.col("loss") == "dice_focal") & pl.col("image").str.ends_with("z001")
+    rewrite_rows(
+        run.path, lambda rows: rows.with_columns(flags=pl.when(masked).then(pl.lit(["unchanged"])).otherwise("flags"))
+    )
+    run = Run(run.path)
+    where = {"attack": "fgsm", "loss": "dice_focal", "eps": 4 / 255}
+    table = run.table("diff", by="model", where=where)
+    assert associate(Evidence(run), "parameters").y == pytest.approx(table["mean"].to_list())
+
+
+def test_a_control_beyond_eps_is_no_control(tmp_path):
+    run = make(tmp_path)
+    far = pl.col("attack") == "uniform_noise"
+    rewrite_rows(
+        run.path, lambda rows: rows.with_columns(flags=pl.when(far).then(pl.lit(["beyond_eps"])).otherwise("flags"))
+    )
+    assert [control.attack for control in Evidence(Run(run.path)).controls] == ["random_sign"]
+
+
+def test_the_p_of_a_claim_that_needs_every_line_is_the_largest(tmp_path):
+    run = make(tmp_path, strength=((("uniform_noise", ""), 0.85),))
+    claim = judge_claims(run)[0]
+    assert claim.p == max(finding.test.p for finding in claim.findings) > claim.estimate.p
+    write_claims([run], tmp_path / "page")
+    table = pl.read_csv(tmp_path / "page" / "tables" / "verdicts.csv")
+    assert table.filter(claim="vulnerable")["p"].item() == pytest.approx(claim.p)
+
+
+def test_noise_that_beats_the_gradient_is_no_robustness(tmp_path):
+    answer = judge_claims(make(tmp_path, strength=((("uniform_noise", ""), 1.5),)))[0].answer
+    assert "The claim is contradicted. A gradient that does less than noise misleads" in answer

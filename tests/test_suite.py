@@ -209,6 +209,8 @@ def test_a_setting_stands_in_one_place():
         parse_suite(text + 'settings = { order = "released" }\n', "s")
     with pytest.raises(SpecError, match=r"vary\.channels: a value of attack 'fgsm' is listed twice"):
         parse_suite(text.replace('["tied"]', '["tied", "tied"]'), "s")
+    with pytest.raises(SpecError, match=r"vary\.channels: a value of attack 'fgsm' is listed twice"):
+        parse_suite(text.replace('["tied"]', "[[1, 2], [1, 2]]"), "s")
 
 
 PROFILES = """
