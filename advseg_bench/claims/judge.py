@@ -89,10 +89,10 @@ _TEXTS = {
     ),
     "best": (
         "The model with the best clean score can be the most vulnerable.",
-        "Does the model with the best clean Dice lose a larger share of it beyond random noise of equal norm than every "
-        "other model? A share, since who has more can lose more. Supported if every difference is significant, so that "
-        "p is the largest of them; contradicted, as far as these data go, if another model loses a significantly "
-        "larger share (Holm).",
+        "Does the model with the best clean Dice lose a larger share of it beyond random noise of equal norm than "
+        "every other model? A share, since who has more can lose more. Supported if every difference is significant, "
+        "so that p is the largest of them; contradicted, as far as these data go, if another model loses a "
+        "significantly larger share (Holm).",
     ),
 }
 
@@ -114,8 +114,8 @@ def _judge_vulnerable(evidence: Evidence) -> Claim:
     overall = evidence.compare(average(fgsm, evidence.models) - average(strongest, evidence.models))
     verdict, p = judge_all(findings), find_largest_p(tests)
     answer = (
-        f"{say_where(evidence, overall)}, the drop of Dice under {fgsm.label}, less that under {strongest.label}, the most "
-        f"harmful noise of equal L_inf norm, is {show_difference(overall)} on the mean of "
+        f"{say_where(evidence, overall)}, the drop of Dice under {fgsm.label}, less that under {strongest.label}, the "
+        f"most harmful noise of equal L_inf norm, is {show_difference(overall)} on the mean of "
         f"{show_models(evidence)}; largest p of {show_count(len(findings), 'comparison')}: {show_p(p)}. "
         f"{conclude(verdict, overall.n, 'subject')}"
     )
@@ -140,8 +140,8 @@ def _judge_bce(evidence: Evidence) -> Claim:
     verdict = decide(overall, overall.p, overall.smallest_p)
     won = sum((test.mean or 0) > 0 for test in each)
     answer = (
-        f"{say_where(evidence, overall)}, the drop of Dice under FGSM with BCE, less that with {other}, the training loss, is "
-        f"{show_difference(overall)} on the mean of {show_models(evidence)}, and above 0 on {won}; "
+        f"{say_where(evidence, overall)}, the drop of Dice under FGSM with BCE, less that with {other}, the training "
+        f"loss, is {show_difference(overall)} on the mean of {show_models(evidence)}, and above 0 on {won}; "
         f"p = {show_p(overall.p)}. {conclude(verdict, overall.n, 'subject')}"
     )
     return Claim("bce", *text, verdict, answer, overall, overall.p, findings)
@@ -171,8 +171,8 @@ def _judge_best(evidence: Evidence) -> Claim:
     closest, rival = min(zip(tests, others, strict=True), key=lambda pair: _or_lowest(pair[0].mean))
     led = "significant" if lead.p is not None and lead.p <= ALPHA else "not significant"
     answer = (
-        f"{say_where(evidence, closest)}, {best} has the best clean Dice ({clean[best]:.3f}; its lead over {second} is {led}, "
-        f"p = {show_p(lead.p)}). The share that {fgsm.label} takes of it beyond {noise.label}, less the share that it "
+        f"{say_where(evidence, closest)}, {best} has the best clean Dice ({clean[best]:.3f}; its lead over {second} "
+        f"is {led}, p = {show_p(lead.p)}). The share that {fgsm.label} takes of it beyond {noise.label}, less the share that it "
         f"takes of {rival}'s, the largest among the others, is {show_difference(closest)}; largest p of "
         f"{show_count(len(findings), 'comparison')}: {show_p(p)}. "
         f"{conclude(verdict, closest.n, 'subject')}"
