@@ -172,8 +172,8 @@ def _judge_best(evidence: Evidence) -> Claim:
     led = "significant" if lead.p is not None and lead.p <= ALPHA else "not significant"
     answer = (
         f"{say_where(evidence, closest)}, {best} has the best clean Dice ({clean[best]:.3f}; its lead over {second} "
-        f"is {led}, p = {show_p(lead.p)}). The share that {fgsm.label} takes of it beyond {noise.label}, less the share that it "
-        f"takes of {rival}'s, the largest among the others, is {show_difference(closest)}; largest p of "
+        f"is {led}, p = {show_p(lead.p)}). The share that {fgsm.label} takes of it beyond {noise.label}, less the "
+        f"share that it takes of {rival}'s, the largest among the others, is {show_difference(closest)}; largest p of "
         f"{show_count(len(findings), 'comparison')}: {show_p(p)}. "
         f"{conclude(verdict, closest.n, 'subject')}"
     )
