@@ -14,6 +14,7 @@ from scipy.stats import pearsonr, permutation_test
 from advseg_bench.claims import Evidence, associate, average, compare_orders, cross, judge_claims, make_arm
 from advseg_bench.report import write_claims, write_report
 from advseg_bench.report.claims import compose_claims
+from advseg_bench.report.claims_tables import make_crossing_table, make_released_table
 from advseg_bench.results import Run
 
 EIGHT = Synthetic(losses=("bce", "dice_focal"), subjects=8)
@@ -360,3 +361,72 @@ def test_the_p_of_a_claim_that_needs_every_line_is_the_largest(tmp_path):
 def test_noise_that_beats_the_gradient_is_no_robustness(tmp_path):
     answer = judge_claims(make(tmp_path, strength=((("uniform_noise", ""), 1.5),)))[0].answer
     assert "The claim is contradicted. A gradient that does less than noise misleads" in answer
+
+
+def test_controls_are_plain_noise_at_the_reference_loss(tmp_path):
+    shuffled = {"name": "shuffled_sign", "losses": ["bce", "dice_focal"], "eps": ["4/255"]}
+    far = {"name": "uniform_noise", "eps": [4 / 255], "norm": "l2"}
+    evidence = Evidence(make(tmp_path, extra=(shuffled, far)))
+    assert [c.label for c in evidence.controls] == ["random_sign", "shuffled_sign dice_focal", "uniform_noise"]
+    rows = evidence.values("basicunet-s", make_arm("uniform_noise"))
+    alone = Evidence(make(tmp_path / "alone")).values("basicunet-s", make_arm("uniform_noise"))
+    assert rows["value"].to_list() == pytest.approx(alone["value"].to_list()), "no L2 result of the same eps among them"
+
+
+def test_the_estimate_of_the_first_claim_is_over_the_most_harmful_noise(tmp_path):
+    run = make(tmp_path, strength=((("uniform_noise", ""), 0.3),))
+    claim, evidence = judge_claims(run)[0], Evidence(run)
+    noise = average(make_arm("uniform_noise"), run.model_names)
+    assert claim.estimate == evidence.compare(average(TRAINING, run.model_names) - noise)
+    assert "less that under uniform_noise, the most harmful noise" in claim.answer
+
+
+def test_the_rival_of_the_best_model_is_the_one_that_loses_most(tmp_path):
+    run = make(tmp_path, models=("basicunet-s", "attention-unet", "unet-mobilenet"))
+    claim = judge_claims(run)[3]
+    assert claim.estimate.mean == min(finding.test.mean for finding in claim.findings)
+    assert "less the share that it takes of unet-mobilenet's" in claim.answer
+
+
+@pytest.mark.parametrize("models", [3, 4])
+def test_under_five_models_no_order_of_them_decides(tmp_path, models):
+    run = make(tmp_path, models=tuple(runs.MODELS)[:models])
+    order = sorted(run.model_names, key=lambda name: runs.MODELS[name][4])
+    for i, name in enumerate(order):
+        edit_json(run.path / "models" / f"{name}.json", lambda entry, i=i: entry | {"parameters": 10 ** (5 + i)})
+    claim = judge_claims(Run(run.path))[1]
+    assert "rank correlation +1.00" in claim.answer
+    assert claim.verdict == "undecidable"
+
+
+def test_every_line_of_the_crossing_is_one_of_several(tmp_path):
+    """Seven subjects are enough for two lines and too few for four."""
+    blends = {"name": "fgsm", "losses": ["bce", "dice_focal"], "eps": ["4/255"]}
+    blends |= {"vary": {"form": ["blend_released"]}, "settings": {"order": "released"}}
+    two, four = (make(tmp_path / str(len(e)), subjects=7, extra=e) for e in (CROSSED[:1], (*CROSSED, blends)))
+    assert {c.finding.adjusted_p for c in cross(Evidence(two))} == {2 * 2 / 2**7}
+    assert {c.finding.verdict for c in cross(Evidence(four))} == {"undecidable"}
+
+
+def test_the_studys_own_scores_are_those_of_its_text_and_of_its_code(tmp_path):
+    code = {"order": "released", "form": "blend_released"}
+    arm = {"name": "fgsm", "losses": ["bce", "dice_focal"], "eps": ["4/255"], "settings": code}
+    evidence = Evidence(make(tmp_path, extra=(arm, *CROSSED)))
+    data = make_released_table("released", "here", evidence).data
+    assert set(data["settings"]) == {"{}", make_arm("fgsm", "bce", code).settings}
+    assert data.height == 2 * 2 * 2
+    where = {"loss": "bce", "settings": "{}", "eps": 4 / 255, "model": "basicunet-s"}
+    row = data.filter(model="basicunet-s", loss="bce", settings="{}").row(0, named=True)
+    score = evidence.run.table("dice_released", where=where)["mean"].item()
+    assert row["dice_released"] == pytest.approx(score)
+    assert row["diff_released"] == pytest.approx(1 - score / row["dice_released_clean"])
+    assert score > evidence.run.table("dice", where=where)["mean"].item() + 1e-3, "what is not there scores 1"
+
+
+def test_the_table_of_the_crossing_holds_the_drops_of_both_losses(tmp_path):
+    evidence = Evidence(make(tmp_path, extra=CROSSED))
+    crossings = cross(evidence)
+    data = make_crossing_table("crossing", "here", crossings, "dice_focal").data
+    for name, arm in (("drop_bce", BCE), ("drop_other", TRAINING)):
+        assert data[name][0] == pytest.approx(evidence.compare(average(arm, evidence.models)).mean)
+    assert data["drop_bce"][0] != pytest.approx(data["drop_other"][0])
