@@ -79,7 +79,7 @@ class Evidence:
         losses = [arm.loss for arm in planned if arm in self.arms and arm == make_arm("fgsm", arm.loss)]
         chosen = self.training_loss if self.training_loss in losses else next(iter(losses), None)
         self.reference = None if chosen is None else make_arm("fgsm", chosen)
-        noise = [arm for arm in self.arms if arm.attack in run.controls and arm == make_arm(arm.attack, arm.loss)]
+        noise = [arm for arm in self.arms if arm.attack in run.controls]
         beyond = set(self._rows.filter(pl.col("flags").list.contains("beyond_eps"))["attack"]) - {"fgsm"}
         usable = [arm for arm in noise if arm.loss in ("", chosen) and arm.attack not in beyond]
         self.controls = tuple(sorted(usable, key=lambda arm: (arm.attack != "random_sign", arm.attack)))

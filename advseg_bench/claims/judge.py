@@ -195,7 +195,7 @@ def _judge_size(evidence: Evidence) -> Claim:
     verdict: Verdict = "undecided"
     if size.equivalence.equivalent:
         verdict = "supported"
-    elif n >= FEWEST_FOR_RANKS and spearman.p is not None and spearman.p <= ALPHA:
+    elif spearman.p is not None and spearman.p <= ALPHA:
         verdict = "contradicted"
     elif n < FEWEST_FOR_RANKS:
         verdict = "undecidable"

@@ -102,7 +102,7 @@ def make_verdicts(judged: Sequence[_Judged]) -> tuple[Block, ...]:
         | {"verdict": pl.String},
     )
     columns = [
-        Column("", tuple(str(number) for number, _, _ in lines)),
+        Column("", tuple(str(number) for number, _, _ in lines), number=False),
         Column("Verdict", tuple(claim.verdict or "not asked" for _, claim, _ in lines), number=False),
         Column("Claim", tuple(claim.statement for _, claim, _ in lines), number=False),
     ]
