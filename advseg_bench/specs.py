@@ -472,7 +472,7 @@ class AttackSpec(Spec):
                 raise ValueError(f"vary: {key!r} of attack {self.name!r} stands in settings too. Remove one")
         lists = {"eps": self.eps, "losses": self.losses} | {f"vary.{key}": values for key, values in self.vary.items()}
         for what, values in lists.items():
-            if len(set(values)) < len(values):
+            if any(value in values[:i] for i, value in enumerate(values)):
                 raise ValueError(f"{what}: a value of attack {self.name!r} is listed twice")
         entry = catalogue.ATTACKS.get(self.name) or toolkits.find_row(self.name)
         if entry is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -124,28 +125,45 @@ def _parse(text: str, where: str) -> Tables:
         raise SpecError(f"{where}: is not TOML: {error}.") from None
 
 
-def _unfold(tables: Tables, where: str, profile: str | None, folder: Path, within: tuple[str, ...] = ()) -> Tables:
-    """Lay a file over the suite that it extends, and the chosen profile over that.
-
-    A profile that the file lacks is looked for in the suite that it extends.
-    """
-    own = {key: value for key, value in tables.items() if key not in FILE_KEYS}
-    profiles = tables.get("profiles", {})
-    if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
-        raise SpecError(expected(where, "profiles to be tables [profiles.NAME]", profiles))
-    chosen = tables.get("profile", "") if profile is None else profile
-    extends = tables.get("extends")
-    if extends is not None:
-        if not isinstance(extends, str) or extends in within:
+def _read_chain(tables: Tables, where: str, folder: Path) -> list[Tables]:
+    """Return the tables of a file, of the suite that it extends, of the one that this extends, and so on."""
+    chain, seen = [tables], set[str]()
+    while True:
+        profiles, extends = tables.get("profiles", {}), tables.get("extends")
+        if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
+            raise SpecError(expected(where, "profiles to be tables [profiles.NAME]", profiles))
+        if not isinstance(tables.get("profile", ""), str):
+            raise SpecError(expected(where, "profile to be one of the names of its profiles", tables["profile"]))
+        if extends is None:
+            return chain
+        if not isinstance(extends, str) or extends in seen:
             what = "extends to name another suite, or a TOML file beside this one"
             raise SpecError(expected(where, what, extends))
-        name, base = _read_tables(extends, folder)
-        passed_on = None if not chosen or chosen in profiles else chosen
-        base = _unfold(base, name, passed_on, (folder / extends).parent, (*within, extends))
-        return _overlay(_overlay(base, own | {"profile": chosen or base.get("profile", "")}), profiles.get(chosen, {}))
-    if chosen and chosen not in profiles:
-        raise SpecError(unknown(where, "profile", str(chosen), profiles) if profiles else f"{where}: has no profiles.")
-    return _overlay(own | ({"profile": chosen} if chosen else {}), profiles.get(chosen, {}))
+        seen.add(extends)
+        where, tables = _read_tables(extends, folder)
+        folder = (folder / extends).parent
+        chain.append(tables)
+
+
+def _unfold(tables: Tables, where: str, profile: str | None, folder: Path) -> Tables:
+    """Lay a file over the suite that it extends, and the chosen profile of each over the whole so far."""
+    chain = _read_chain(tables, where, folder)
+    known = {name for each in chain for name in each.get("profiles", {})}
+    named = [each["profile"] for each in chain if each.get("profile")] if profile is None else [profile]
+    if named and named[0] and named[0] not in known:
+        raise SpecError(unknown(where, "profile", str(named[0]), known) if known else f"{where}: has no profiles.")
+    return _lay_over(chain, profile)
+
+
+def _lay_over(chain: Sequence[Tables], profile: str | None) -> Tables:
+    """Lay the first of several files over the others; a profile that the others lack leaves them at their own."""
+    tables, rest = chain[0], chain[1:]
+    chosen = tables.get("profile", "") if profile is None else profile
+    passed_on = chosen if any(chosen in each.get("profiles", {}) for each in rest) else None
+    base = _lay_over(rest, passed_on) if rest else {}
+    own = {key: value for key, value in tables.items() if key not in FILE_KEYS}
+    told = {"profile": chosen or base.get("profile", "")}
+    return _overlay(_overlay(base, own | told), tables.get("profiles", {}).get(chosen, {}))
 
 
 def _overlay(base: Tables, over: Tables) -> Tables:

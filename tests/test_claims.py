@@ -14,6 +14,7 @@ from scipy.stats import pearsonr, permutation_test
 from advseg_bench.claims import Evidence, associate, average, compare_orders, cross, judge_claims, make_arm
 from advseg_bench.report import write_claims, write_report
 from advseg_bench.report.claims import compose_claims
+from advseg_bench.report.claims_tables import make_crossing_table, make_released_table
 from advseg_bench.results import Run
 
 EIGHT = Synthetic(losses=("bce", "dice_focal"), subjects=8)
@@ -260,3 +261,172 @@ def test_the_smallest_p_decides_what_is_undecidable(tmp_path):
         assert claim.verdict == ("supported" if claim.estimate.smallest_p <= 0.05 else "undecidable")
         assert (claim.estimate.interval is None) == (subjects < 5)
         assert not math.isnan(claim.estimate.mean)
+
+
+def test_the_best_model_is_judged_by_the_share_that_it_loses(tmp_path, monkeypatch):
+    """The better one loses more Dice, since it has more, and still the smaller share of it."""
+    one, two = ("monai.UNet", None, 100_000, 0.9, 1.0), ("monai.UNet", None, 200_000, 0.45, 0.7)
+    monkeypatch.setattr(runs, "MODELS", {"good": one, "poor": two})
+    run = make(tmp_path, models=("good", "poor"))
+    evidence, claim = Evidence(run), judge_claims(run)[3]
+    noise = make_arm("random_sign")
+    lost = {m: evidence.compare(average(TRAINING, [m]) - average(noise, [m])).mean for m in ("good", "poor")}
+    clean = {m: evidence.compare(average(TRAINING, [m], "dice_clean")).mean for m in ("good", "poor")}
+    assert lost["good"] > lost["poor"]
+    assert claim.verdict == "contradicted"
+    assert claim.estimate.mean == pytest.approx(lost["good"] / clean["good"] - lost["poor"] / clean["poor"])
+    assert claim.measure == "share of the clean Dice that is lost"
+
+
+def test_the_budget_is_one_of_fgsms(tmp_path):
+    run = make(tmp_path, eps=(2, 8), extra=({"name": "pgd", "losses": ["bce"], "eps": ["4/255"]},))
+    assert Evidence(run).eps == pytest.approx(2 / 255)
+    assert Evidence(run).reference == TRAINING
+
+
+def test_a_sweep_of_nothing_but_eps_zero_is_not_asked(tmp_path):
+    answers = {claim.answer for claim in judge_claims(make(tmp_path, eps=(0,)))}
+    assert answers == {"Not asked: the run has no result of FGSM as it is defined under an L_inf budget."}
+
+
+@pytest.mark.parametrize(
+    ("loss", "lacks"), [("dice_focal", {"vulnerable", "bce", "best"}), ("bce", {"bce"})], ids=["reference", "bce"]
+)
+def test_an_arm_that_failed_on_a_model_is_named_and_not_called_undecidable(tmp_path, loss, lacks):
+    run = make(tmp_path)
+    failed = (pl.col("model") == "unet-mobilenet") & (pl.col("loss") == loss)
+    rewrite_rows(run.path, lambda rows: rows.filter(~failed))
+    claims = [claim for claim in judge_claims(Run(run.path)) if claim.name != "size"]
+    assert {claim.name for claim in claims if claim.verdict is None} == lacks
+    named = f"Not asked: no image has a score under fgsm {loss} on unet-mobilenet."
+    assert {claim.answer for claim in claims if claim.verdict is None} == {named}
+
+
+def test_answers_tell_how_many_models_and_subjects_they_rest_on(tmp_path):
+    run = make(tmp_path)
+    lost = (pl.col("model") == "unet-mobilenet") | (pl.col("attack") == "fgsm") & (pl.col("subject") == "s00")
+    rewrite_rows(run.path, lambda rows: rows.filter(~lost))
+    answer = judge_claims(Run(run.path))[0].answer
+    assert answer.startswith("On mni152 (7 subjects) at eps 4/255")
+    assert "on the mean of 1 of 2 models" in answer
+
+
+def test_vanished_gradients_and_models_that_find_nothing_are_told(tmp_path):
+    run = make(tmp_path)
+    masked = (pl.col("attack") == "fgsm") & (pl.col("image").is_in(["s00-z002", "s01-z003"]))
+    rewrite_rows(
+        run.path,
+        lambda rows: rows.with_columns(
+            flags=pl.when(masked).then(pl.lit(["unchanged"])).otherwise("flags"),
+            tp=pl.when(pl.col("model") == "unet-mobilenet").then(pl.col("tp") * 0).otherwise("tp"),
+        ),
+    )
+    run = Run(run.path)
+    warnings = compose_claims([run]).warnings
+    assert warnings[0].startswith("mni152: 8 of 192 results of FGSM are the clean image")
+    assert warnings[1].startswith("mni152: the mean clean Dice of unet-mobilenet is under 0.5")
+    assert judge_claims(run)[3].answer == "Not asked: unet-mobilenet has no clean Dice to lose a share of."
+
+
+def test_diff_is_of_the_images_that_have_a_drop(tmp_path):
+    run = make(tmp_path)
+    masked = (pl.col("loss") == "dice_focal") & pl.col("image").str.ends_with("z001")
+    rewrite_rows(
+        run.path, lambda rows: rows.with_columns(flags=pl.when(masked).then(pl.lit(["unchanged"])).otherwise("flags"))
+    )
+    run = Run(run.path)
+    where = {"attack": "fgsm", "loss": "dice_focal", "eps": 4 / 255}
+    table = run.table("diff", by="model", where=where)
+    assert associate(Evidence(run), "parameters").y == pytest.approx(table["mean"].to_list())
+
+
+def test_a_control_beyond_eps_is_no_control(tmp_path):
+    run = make(tmp_path)
+    far = pl.col("attack") == "uniform_noise"
+    rewrite_rows(
+        run.path, lambda rows: rows.with_columns(flags=pl.when(far).then(pl.lit(["beyond_eps"])).otherwise("flags"))
+    )
+    assert [control.attack for control in Evidence(Run(run.path)).controls] == ["random_sign"]
+
+
+def test_the_p_of_a_claim_that_needs_every_line_is_the_largest(tmp_path):
+    run = make(tmp_path, strength=((("uniform_noise", ""), 0.85),))
+    claim = judge_claims(run)[0]
+    assert claim.p == max(finding.test.p for finding in claim.findings) > claim.estimate.p
+    write_claims([run], tmp_path / "page")
+    table = pl.read_csv(tmp_path / "page" / "tables" / "verdicts.csv")
+    assert table.filter(claim="vulnerable")["p"].item() == pytest.approx(claim.p)
+
+
+def test_noise_that_beats_the_gradient_is_no_robustness(tmp_path):
+    answer = judge_claims(make(tmp_path, strength=((("uniform_noise", ""), 1.5),)))[0].answer
+    assert "The claim is contradicted. A gradient that does less than noise misleads" in answer
+
+
+def test_controls_are_plain_noise_at_the_reference_loss(tmp_path):
+    shuffled = {"name": "shuffled_sign", "losses": ["bce", "dice_focal"], "eps": ["4/255"]}
+    far = {"name": "uniform_noise", "eps": [4 / 255], "norm": "l2"}
+    evidence = Evidence(make(tmp_path, extra=(shuffled, far)))
+    assert [c.label for c in evidence.controls] == ["random_sign", "shuffled_sign dice_focal", "uniform_noise"]
+    rows = evidence.values("basicunet-s", make_arm("uniform_noise"))
+    alone = Evidence(make(tmp_path / "alone")).values("basicunet-s", make_arm("uniform_noise"))
+    assert rows["value"].to_list() == pytest.approx(alone["value"].to_list()), "no L2 result of the same eps among them"
+
+
+def test_the_estimate_of_the_first_claim_is_over_the_most_harmful_noise(tmp_path):
+    run = make(tmp_path, strength=((("uniform_noise", ""), 0.3),))
+    claim, evidence = judge_claims(run)[0], Evidence(run)
+    noise = average(make_arm("uniform_noise"), run.model_names)
+    assert claim.estimate == evidence.compare(average(TRAINING, run.model_names) - noise)
+    assert "less that under uniform_noise, the most harmful noise" in claim.answer
+
+
+def test_the_rival_of_the_best_model_is_the_one_that_loses_most(tmp_path):
+    run = make(tmp_path, models=("basicunet-s", "attention-unet", "unet-mobilenet"))
+    claim = judge_claims(run)[3]
+    assert claim.estimate.mean == min(finding.test.mean for finding in claim.findings)
+    assert "less the share that it takes of unet-mobilenet's" in claim.answer
+
+
+@pytest.mark.parametrize("models", [3, 4])
+def test_under_five_models_no_order_of_them_decides(tmp_path, models):
+    run = make(tmp_path, models=tuple(runs.MODELS)[:models])
+    order = sorted(run.model_names, key=lambda name: runs.MODELS[name][4])
+    for i, name in enumerate(order):
+        edit_json(run.path / "models" / f"{name}.json", lambda entry, i=i: entry | {"parameters": 10 ** (5 + i)})
+    claim = judge_claims(Run(run.path))[1]
+    assert "rank correlation +1.00" in claim.answer
+    assert claim.verdict == "undecidable"
+
+
+def test_every_line_of_the_crossing_is_one_of_several(tmp_path):
+    """Seven subjects are enough for two lines and too few for four."""
+    blends = {"name": "fgsm", "losses": ["bce", "dice_focal"], "eps": ["4/255"]}
+    blends |= {"vary": {"form": ["blend_released"]}, "settings": {"order": "released"}}
+    two, four = (make(tmp_path / str(len(e)), subjects=7, extra=e) for e in (CROSSED[:1], (*CROSSED, blends)))
+    assert {c.finding.adjusted_p for c in cross(Evidence(two))} == {2 * 2 / 2**7}
+    assert {c.finding.verdict for c in cross(Evidence(four))} == {"undecidable"}
+
+
+def test_the_studys_own_scores_are_those_of_its_text_and_of_its_code(tmp_path):
+    code = {"order": "released", "form": "blend_released"}
+    arm = {"name": "fgsm", "losses": ["bce", "dice_focal"], "eps": ["4/255"], "settings": code}
+    evidence = Evidence(make(tmp_path, extra=(arm, *CROSSED)))
+    data = make_released_table("released", "here", evidence).data
+    assert set(data["settings"]) == {"{}", make_arm("fgsm", "bce", code).settings}
+    assert data.height == 2 * 2 * 2
+    where = {"loss": "bce", "settings": "{}", "eps": 4 / 255, "model": "basicunet-s"}
+    row = data.filter(model="basicunet-s", loss="bce", settings="{}").row(0, named=True)
+    score = evidence.run.table("dice_released", where=where)["mean"].item()
+    assert row["dice_released"] == pytest.approx(score)
+    assert row["diff_released"] == pytest.approx(1 - score / row["dice_released_clean"])
+    assert score > evidence.run.table("dice", where=where)["mean"].item() + 1e-3, "what is not there scores 1"
+
+
+def test_the_table_of_the_crossing_holds_the_drops_of_both_losses(tmp_path):
+    evidence = Evidence(make(tmp_path, extra=CROSSED))
+    crossings = cross(evidence)
+    data = make_crossing_table("crossing", "here", crossings, "dice_focal").data
+    for name, arm in (("drop_bce", BCE), ("drop_other", TRAINING)):
+        assert data[name][0] == pytest.approx(evidence.compare(average(arm, evidence.models)).mean)
+    assert data["drop_bce"][0] != pytest.approx(data["drop_other"][0])

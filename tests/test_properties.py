@@ -39,6 +39,13 @@ def test_a_weight_that_hardly_counts_is_outside_the_effective_field():
     assert measure_receptive_field(net, torch.zeros(2, 1, 21, 20)) == 3
 
 
+def test_gradients_of_either_sign_count_alike():
+    net = make_layers(3)
+    with torch.no_grad():
+        net[0].weight[0, 0] = torch.tensor([[1.0, -1, 1], [-1, 1, -1], [1, -1, 1]])
+    assert measure_receptive_field(net, torch.zeros(2, 1, 21, 20)) == 3
+
+
 def test_no_gradient_is_no_field():
     assert measure_receptive_field(lambda x: x * 0, torch.zeros(2, 1, 9, 9)) == 0
 

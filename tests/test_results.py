@@ -198,6 +198,16 @@ def test_diff_is_a_ratio_of_means(eight):
     assert diff != pytest.approx((scored["drop"] / scored["dice_clean"]).mean(), abs=1e-5)
 
 
+def test_the_released_diff_is_a_ratio_of_the_released_scores(eight):
+    where = {"loss": "bce", "eps": FOUR}
+    diff, hit, clean = (
+        eight.table(score, where=where)["mean"].item()
+        for score in ("diff_released", "dice_released", "dice_released_clean")
+    )
+    assert diff == pytest.approx(1 - hit / clean)
+    assert diff != pytest.approx(eight.table("diff", where=where)["mean"].item(), abs=1e-4)
+
+
 def test_diff_compares_the_same_images(tmp_path):
     out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
     before = Run(out).table("diff", where={"loss": "bce", "image": ["s00-z000", "s00-z001"]})

@@ -174,6 +174,26 @@ def wrong_shape(model, batch, *, budget, generators):
     return batch.x[:, :1]
 
 
+class Overshooting:
+    """Goes three times as far as eps and says that it may go twice as far."""
+
+    overshoot = 2.0
+
+    def __call__(self, model, batch, *, budget, generators):
+        return batch.x + 3 * budget.eps * torch.where(batch.x < 0.5, 1.0, -1.0)
+
+
+def test_what_may_go_beyond_eps_is_held_to_what_it_says():
+    far, blend = cell("test_runner:Overshooting"), cell("fgsm", "bce", settings='{"form": "blend_released"}')
+    unit = Unit("m", (0, 1, 2, 3), (CLEAN, far, blend))
+    rows, failures = runner.run_unit(unit, Counter(), tiny_data(4), SETTING)
+    assert not failures
+    assert [row["flags"] for row in rows[4:8]] == [["over_budget"]] * 4
+    assert [row["linf"] for row in rows[4:8]] == pytest.approx([2 * EPS] * 4, abs=1e-6)
+    assert [row["flags"] for row in rows[8:]] == [["beyond_eps"]] * 4
+    assert all(EPS < row["linf"] <= 2 * EPS + 1e-6 for row in rows[8:])
+
+
 def half(model, batch, *, budget, generators):
     return batch.x.half()
 

@@ -234,6 +234,8 @@ def test_a_setting_stands_in_one_place():
         parse_suite(text + 'settings = { order = "released" }\n', "s")
     with pytest.raises(SpecError, match=r"vary\.channels: a value of attack 'fgsm' is listed twice"):
         parse_suite(text.replace('["tied"]', '["tied", "tied"]'), "s")
+    with pytest.raises(SpecError, match=r"vary\.channels: a value of attack 'fgsm' is listed twice"):
+        parse_suite(text.replace('["tied"]', "[[1, 2], [1, 2]]"), "s")
 
 
 PROFILES = """
@@ -281,6 +283,14 @@ def test_a_suite_extends_another_with_a_data_set_of_its_own(tmp_path):
         Suite.load(mine, profile="bad")
 
 
+def test_a_profile_of_a_file_refines_the_one_of_the_suite_that_it_extends(tmp_path):
+    (tmp_path / "base.toml").write_text(TEXT + PROFILES)
+    (tmp_path / "middle.toml").write_text('extends = "base.toml"\nseed = 7\n')
+    (tmp_path / "mine.toml").write_text('extends = "middle.toml"\n[profiles.small]\nnote = "mine"\n')
+    suite = Suite.load(tmp_path / "mine.toml", profile="small")
+    assert (suite.note, suite.seed, suite.training.epochs, len(suite.models)) == ("mine", 7, 2, 1)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -288,6 +298,7 @@ def test_a_suite_extends_another_with_a_data_set_of_its_own(tmp_path):
         ('extends = "self.toml"', "extends to name another suite, or a TOML file beside this one, got 'self.toml'"),
         ("extends = 3", "expected extends to name another suite"),
         ('extends = "smoke"\nprofiles = 3', "expected profiles to be tables"),
+        ('extends = "smoke"\nprofile = ["a"]', "expected profile to be one of the names"),
         ('extends = "smoke"\nextend = 3', "unknown key 'extend'. Did you mean 'extends'?"),
     ],
 )

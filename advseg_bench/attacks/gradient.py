@@ -127,10 +127,10 @@ class FGSM(OneGradientAttack):
         return 2.0 if self.form == "blend_released" else 1.0
 
     def gradient_key(self) -> Hashable:
-        """Return the settings that the gradient depends on; form and channels only shape the step."""
+        """Return what the gradient depends on, the very loss among it; form and channels only shape the step."""
         if type(self).objective is not FGSM.objective:
             return OneGradientAttack.gradient_key(self)  # of another objective no more is known
-        return self.loss, self.label, self.targeted, self.order
+        return id(self.loss), self.label, self.targeted, self.order
 
     def objective(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the loss per image (N,), negated if targeted."""

@@ -50,11 +50,12 @@ def associate(evidence: Evidence, what: str) -> Association:
     for model in evidence.models:
         drop = evidence.compare(average(fgsm, [model])).mean
         clean = evidence.compare(average(fgsm, [model], "dice_clean")).mean
+        left = evidence.compare(average(fgsm, [model], "dice")).mean
         known = clean if what == "clean Dice" else evidence.run.models.get(model, {}).get(what)
-        if drop is None or not clean or known is None:
+        if drop is None or left is None or known is None or drop + left <= 0:
             continue
         x = math.log10(known) if what in PROPERTIES[:2] and known > 0 else float(known)
-        points.append((model, x, drop / clean))
+        points.append((model, x, drop / (drop + left)))  # clean Dice of the images that have a drop
     models = tuple(model for model, _, _ in points)
     values, success = tuple(x for _, x, _ in points), tuple(y for _, _, y in points)
     correlation = correlate(values, success)

@@ -51,21 +51,24 @@ class Evidence:
 
     Attributes:
         run: The same.
-        eps: The budget: 4/255 where it was used, else the middle one; None if no attack has a result.
+        eps: The budget of FGSM: 4/255 where it was used, else the middle one; None if it has no result.
         arms: The arms that have results at this budget.
         models: The models that have, in the order of the suite.
         training_loss: What the models were trained with.
         reference: The arm that stands for FGSM: as defined, with the training loss if it was run, else with the first.
-        controls: Arms of noise of equal norm; of shuffled signs only those of the reference's loss.
+        controls: Arms of noise of equal norm, so none that went beyond eps; of shuffled signs only those of the
+            reference's loss.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         rows = run.scores().filter((pl.col("norm") == NORM) & (pl.col("attack") != "none"))
-        self.eps = choose_reference(rows["eps"].unique().to_list())
+        fgsm = rows.filter(pl.col("attack") == "fgsm")
+        defined = fgsm.filter(pl.col("settings") == "{}")
+        self.eps = choose_reference(defined["eps"]) or choose_reference(fgsm["eps"])
         self._values: dict[tuple[str, Arm, str], pl.DataFrame] = {}
-        self._rows = rows.filter(pl.col("eps") == (self.eps or 0.0)).select(
-            "model", "attack", "loss", "settings", "image", "subject", "linf", "drop", "dice", "dice_clean"
+        self._rows = rows.filter(pl.col("eps") == pl.lit(self.eps)).select(
+            "model", "attack", "loss", "settings", "image", "subject", "linf", "drop", "dice", "dice_clean", "flags"
         )
         keys = self._rows.select("attack", "loss", "settings").unique(maintain_order=True)
         self.arms = frozenset(Arm(*key) for key in keys.iter_rows())
@@ -76,8 +79,9 @@ class Evidence:
         losses = [arm.loss for arm in planned if arm in self.arms and arm == make_arm("fgsm", arm.loss)]
         chosen = self.training_loss if self.training_loss in losses else next(iter(losses), None)
         self.reference = None if chosen is None else make_arm("fgsm", chosen)
-        noise = [arm for arm in self.arms if arm.attack in run.controls and arm == make_arm(arm.attack, arm.loss)]
-        usable = [arm for arm in noise if arm.loss in ("", chosen)]
+        noise = [arm for arm in self.arms if arm.attack in run.controls]
+        beyond = set(self._rows.filter(pl.col("flags").list.contains("beyond_eps"))["attack"]) - {"fgsm"}
+        usable = [arm for arm in noise if arm.loss in ("", chosen) and arm.attack not in beyond]
         self.controls = tuple(sorted(usable, key=lambda arm: (arm.attack != "random_sign", arm.attack)))
 
     def values(self, model: str, arm: Arm, score: str = "drop") -> pl.DataFrame:
@@ -86,7 +90,7 @@ class Evidence:
         Args:
             model: Its name.
             arm: What was done to the images.
-            score: "drop", "dice_clean" or "linf".
+            score: "drop", "dice", "dice_clean" or "linf".
         Returns: One row per image with a score: `image`, `subject`, `value`, the mean over draws.
         """
         key = (model, arm, score)
@@ -104,6 +108,28 @@ class Evidence:
             pl.col(score).is_not_null(),
         )
         return mine.group_by("image", "subject").agg(pl.col(score).mean().alias("value")).sort("image")
+
+    def find_gaps(self, arms: Sequence[Arm]) -> str:
+        """Name the arms without any score on some model: not run there, failed, or equal to the clean images.
+
+        Returns: The rest of a sentence, "" if there are none.
+        """
+        gaps = [
+            f"{arm.label} on {model}" for model in self.models for arm in arms if self.values(model, arm).is_empty()
+        ]
+        return f"no image has a score under {', '.join(gaps)}" if gaps else ""
+
+    def count_unchanged(self) -> tuple[int, int]:
+        """Return how many results of FGSM at the budget are the clean image itself, and how many there are."""
+        fgsm = self._rows.filter(pl.col("attack") == "fgsm")
+        return fgsm.filter(pl.col("flags").list.contains("unchanged")).height, fgsm.height
+
+    def list_weak_models(self) -> list[str]:
+        """Return the models whose mean clean Dice is under the threshold of the run's scoring."""
+        if self.reference is None:
+            return []
+        clean = {m: self.compare(average(self.reference, [m], "dice_clean")).mean for m in self.models}
+        return [m for m, dice in clean.items() if dice is not None and dice < self.run.scoring.dice_threshold]
 
     def compare(self, contrast: Contrast) -> PairedTest:
         """Estimate a contrast, and test whether it is zero, with the subject as the unit.
@@ -146,6 +172,10 @@ class Contrast:
         """Return the difference of two contrasts of one size."""
         assert self.size == other.size, "only contrasts over as many models have a difference"
         return Contrast((*self.terms, *((m, a, s, -w) for m, a, s, w in other.terms)), self.size)
+
+    def __truediv__(self, number: float) -> Contrast:
+        """Return the contrast in units of a number."""
+        return Contrast(tuple((m, a, s, w / number) for m, a, s, w in self.terms), self.size)
 
 
 def average(arm: Arm, models: Sequence[str], score: str = "drop") -> Contrast:

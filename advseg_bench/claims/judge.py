@@ -14,6 +14,7 @@ from advseg_bench.claims.wording import (
     show_correlation,
     show_count,
     show_difference,
+    show_models,
     show_p,
 )
 from advseg_bench.results import Run
@@ -34,7 +35,9 @@ class Claim:
         verdict: None if the run lacks what the question needs; `answer` says what.
         answer: The sentence that may be quoted.
         estimate: The number that the claim is about, with its test; None for a claim about a correlation.
+        p: What the verdict rests on: the largest p of a claim that needs every line.
         findings: The tests behind it.
+        measure: What the estimate and the findings are differences in.
     """
 
     name: str
@@ -43,7 +46,9 @@ class Claim:
     verdict: Verdict | None
     answer: str
     estimate: PairedTest | None = None
+    p: float | None = None
     findings: tuple[Finding, ...] = ()
+    measure: str = "drop of mean Dice"
 
 
 def judge_claims(run: Run) -> tuple[Claim, ...]:
@@ -54,7 +59,7 @@ def judge_claims(run: Run) -> tuple[Claim, ...]:
     """
     evidence = Evidence(run)
     if evidence.reference is None:
-        reason = "The run has no result of FGSM under an L_inf budget."
+        reason = "the run has no result of FGSM as it is defined under an L_inf budget."
         return tuple(Claim(name, *_TEXTS[name], None, f"Not asked: {reason}") for name in _TEXTS)
     return (
         _judge_vulnerable(evidence),
@@ -67,7 +72,8 @@ def judge_claims(run: Run) -> tuple[Claim, ...]:
 _TEXTS = {
     "vulnerable": (
         "Medical segmentation models are vulnerable to FGSM.",
-        "On every model, does FGSM with the training loss lower Dice more than each noise of equal L_inf norm? "
+        "On every model, does FGSM with the training loss (where that was not run, the first of the suite) lower Dice "
+        "more than each noise of equal L_inf norm? "
         "Supported if every difference is significant, so that p is the largest of them; contradicted if on a model a "
         "noise is significantly the worse (Holm).",
     ),
@@ -83,9 +89,10 @@ _TEXTS = {
     ),
     "best": (
         "The model with the best clean score can be the most vulnerable.",
-        "Does the model with the best clean Dice lose more beyond random noise of equal norm than every other model? "
-        "Supported if every difference is significant, so that p is the largest of them; contradicted if another model "
-        "loses significantly more (Holm).",
+        "Does the model with the best clean Dice lose a larger share of it beyond random noise of equal norm than "
+        "every other model? A share, since who has more can lose more. Supported if every difference is significant, "
+        "so that p is the largest of them; contradicted, as far as these data go, if another model loses a "
+        "significantly larger share (Holm).",
     ),
 }
 
@@ -97,21 +104,24 @@ def _judge_vulnerable(evidence: Evidence) -> Claim:
     assert fgsm is not None
     if not evidence.controls:
         return Claim("vulnerable", *text, None, "Not asked: the run has no noise of equal norm to compare with.")
+    if gaps := evidence.find_gaps((fgsm, *evidence.controls)):
+        return Claim("vulnerable", *text, None, f"Not asked: {gaps}.")
     pairs = [(model, control) for model in evidence.models for control in evidence.controls]
     tests = [evidence.compare(average(fgsm, [m]) - average(c, [m])) for m, c in pairs]
     findings = sort_out([f"{model}: FGSM less {c.label}" for model, c in pairs], tests, needs_all=True)
     harm = {control: evidence.compare(average(control, evidence.models)).mean for control in evidence.controls}
-    strongest = max(evidence.controls, key=lambda control: harm[control] or -math.inf)
+    strongest = max(evidence.controls, key=lambda control: _or_lowest(harm[control]))
     overall = evidence.compare(average(fgsm, evidence.models) - average(strongest, evidence.models))
-    verdict = judge_all(findings)
+    verdict, p = judge_all(findings), find_largest_p(tests)
     answer = (
-        f"{say_where(evidence)}, the drop of Dice under {fgsm.label}, less that under {strongest.label}, the most "
-        f"harmful noise of equal L_inf norm, is {show_difference(overall)} on the mean of "
-        f"{show_count(len(evidence.models), 'model')}; largest p of {show_count(len(findings), 'comparison')}: "
-        f"{show_p(find_largest_p(tests))}. "
+        f"{say_where(evidence, overall)}, the drop of Dice under {fgsm.label}, less that under {strongest.label}, the "
+        f"most harmful noise of equal L_inf norm, is {show_difference(overall)} on the mean of "
+        f"{show_models(evidence)}; largest p of {show_count(len(findings), 'comparison')}: {show_p(p)}. "
         f"{conclude(verdict, overall.n, 'subject')}"
     )
-    return Claim("vulnerable", *text, verdict, answer, overall, findings)
+    if verdict == "contradicted":
+        answer += " A gradient that does less than noise misleads (it may be masked); that is no sign of robustness."
+    return Claim("vulnerable", *text, verdict, answer, overall, p, findings)
 
 
 def _judge_bce(evidence: Evidence) -> Claim:
@@ -122,17 +132,19 @@ def _judge_bce(evidence: Evidence) -> Claim:
         return Claim("bce", *text, None, "Not asked: the models were trained with BCE itself.")
     if missing := [arm.label for arm in arms if arm not in evidence.arms]:
         return Claim("bce", *text, None, f"Not asked: the run has no result of {' and '.join(missing)}.")
+    if gaps := evidence.find_gaps(arms):
+        return Claim("bce", *text, None, f"Not asked: {gaps}.")
     each = [evidence.compare(average(arms[0], [model]) - average(arms[1], [model])) for model in evidence.models]
     findings = sort_out(list(evidence.models), each)
     overall = evidence.compare(average(arms[0], evidence.models) - average(arms[1], evidence.models))
     verdict = decide(overall, overall.p, overall.smallest_p)
     won = sum((test.mean or 0) > 0 for test in each)
     answer = (
-        f"{say_where(evidence)}, the drop of Dice under FGSM with BCE, less that with {other}, the training loss, is "
-        f"{show_difference(overall)} on the mean of {show_count(len(evidence.models), 'model')}, and above 0 on {won}; "
+        f"{say_where(evidence, overall)}, the drop of Dice under FGSM with BCE, less that with {other}, the training "
+        f"loss, is {show_difference(overall)} on the mean of {show_models(evidence)}, and above 0 on {won}; "
         f"p = {show_p(overall.p)}. {conclude(verdict, overall.n, 'subject')}"
     )
-    return Claim("bce", *text, verdict, answer, overall, findings)
+    return Claim("bce", *text, verdict, answer, overall, overall.p, findings)
 
 
 def _judge_best(evidence: Evidence) -> Claim:
@@ -144,26 +156,33 @@ def _judge_best(evidence: Evidence) -> Claim:
         lacks = "a second model" if len(evidence.models) < 2 else "noise of equal norm to compare with"
         return Claim("best", *text, None, f"Not asked: the run lacks {lacks}.")
     noise = evidence.controls[0]
+    if gaps := evidence.find_gaps((fgsm, noise)):
+        return Claim("best", *text, None, f"Not asked: {gaps}.")
     clean = {m: evidence.compare(average(fgsm, [m], "dice_clean")).mean or 0.0 for m in evidence.models}
+    if lost := [model for model, dice in clean.items() if not dice]:
+        return Claim("best", *text, None, f"Not asked: {' and '.join(lost)} has no clean Dice to lose a share of.")
     best, second = sorted(clean, key=lambda m: -clean[m])[:2]
     lead = evidence.compare(average(fgsm, [best], "dice_clean") - average(fgsm, [second], "dice_clean"))
-    beyond = {m: average(fgsm, [m]) - average(noise, [m]) for m in evidence.models}
+    beyond = {m: (average(fgsm, [m]) - average(noise, [m])) / clean[m] for m in evidence.models}
     others = [model for model in evidence.models if model != best]
     tests = [evidence.compare(beyond[best] - beyond[model]) for model in others]
     findings = sort_out([f"{best} less {model}" for model in others], tests, needs_all=True)
-    verdict = judge_all(findings)
-    closest, rival = min(
-        zip(tests, others, strict=True), key=lambda pair: -math.inf if pair[0].mean is None else pair[0].mean
-    )
+    verdict, p = judge_all(findings), find_largest_p(tests)
+    closest, rival = min(zip(tests, others, strict=True), key=lambda pair: _or_lowest(pair[0].mean))
     led = "significant" if lead.p is not None and lead.p <= ALPHA else "not significant"
     answer = (
-        f"{say_where(evidence)}, {best} has the best clean Dice ({clean[best]:.3f}; its lead over {second} is {led}, "
-        f"p = {show_p(lead.p)}). What {fgsm.label} takes from it beyond {noise.label}, less what it takes from "
-        f"{rival}, the other model that loses most, is {show_difference(closest)}; largest p of "
-        f"{show_count(len(findings), 'comparison')}: {show_p(find_largest_p(tests))}. "
+        f"{say_where(evidence, closest)}, {best} has the best clean Dice ({clean[best]:.3f}; its lead over {second} "
+        f"is {led}, p = {show_p(lead.p)}). The share that {fgsm.label} takes of it beyond {noise.label}, less the "
+        f"share that it takes of {rival}'s, the largest among the others, is {show_difference(closest)}; largest p of "
+        f"{show_count(len(findings), 'comparison')}: {show_p(p)}. "
         f"{conclude(verdict, closest.n, 'subject')}"
     )
-    return Claim("best", *text, verdict, answer, closest, findings)
+    return Claim("best", *text, verdict, answer, closest, p, findings, "share of the clean Dice that is lost")
+
+
+def _or_lowest(value: float | None) -> float:
+    """A number to compare by; one that is not known comes first."""
+    return -math.inf if value is None else value
 
 
 def _judge_size(evidence: Evidence) -> Claim:
@@ -176,16 +195,18 @@ def _judge_size(evidence: Evidence) -> Claim:
     verdict: Verdict = "undecided"
     if size.equivalence.equivalent:
         verdict = "supported"
-    elif n >= FEWEST_FOR_RANKS and spearman.p is not None and spearman.p <= ALPHA:
+    elif spearman.p is not None and spearman.p <= ALPHA:
         verdict = "contradicted"
     elif n < FEWEST_FOR_RANKS:
         verdict = "undecidable"
-    detectable = "1" if pearson.smallest_detectable is None else f"{pearson.smallest_detectable:.2f}"
+    least = pearson.smallest_detectable
+    detectable = "no correlation" if least is None else f"a correlation under {least:.2f}"
+    power = f"{detectable} {'can' if least is None else 'cannot'} be told from chance"
     answer = (
         f"{say_where(evidence)}, log parameters and Diff of {show_count(n, 'model')} have the correlation "
         f"{show_correlation(pearson.value, pearson.lower, pearson.upper)} and the rank correlation "
-        f"{spearman.value:+.2f}, p = {show_p(spearman.p)}. With {show_count(n, 'model')} a correlation under "
-        f"{detectable} cannot be told from chance, and showing that there is none (within {NO_CORRELATION:g}) takes "
+        f"{spearman.value:+.2f}, p = {show_p(spearman.p)}. With {show_count(n, 'model')} {power}, "
+        f"and showing that there is none (within {NO_CORRELATION:g}) takes "
         f"at least {count_models_needed()}. {conclude(verdict, n, 'model')}"
     )
-    return Claim("size", *text, verdict, answer)
+    return Claim("size", *text, verdict, answer, p=spearman.p)

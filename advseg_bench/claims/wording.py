@@ -19,11 +19,18 @@ def conclude(verdict: Verdict, count: int, noun: str) -> str:
     return ENDINGS[verdict].format(n=show_count(count, noun))
 
 
-def say_where(evidence: Evidence) -> str:
-    """Return the data set and the budget that an answer speaks of."""
+def say_where(evidence: Evidence, test: PairedTest | None = None) -> str:
+    """Return the data set, the subjects that a test rests on, by default all, and the budget."""
     assert evidence.eps is not None, "there are results"
-    data, subjects = evidence.run.info["data"]["name"], evidence.run.rows["subject"].n_unique()
+    subjects = test.n if test else evidence.run.rows["subject"].n_unique()
+    data = evidence.run.info["data"]["name"]
     return f"On {data} ({show_count(subjects, 'subject')}) at eps {show_eps(evidence.eps)}"
+
+
+def show_models(evidence: Evidence) -> str:
+    """Return how many models there are, and of how many that were planned if some have no results."""
+    count, planned = len(evidence.models), len(evidence.run.model_names)
+    return show_count(count, "model") if count == planned else f"{count:,} of {show_count(planned, 'model')}"
 
 
 def show_difference(test: PairedTest) -> str:

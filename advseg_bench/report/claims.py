@@ -94,7 +94,7 @@ def make_verdicts(judged: Sequence[_Judged]) -> tuple[Block, ...]:
             "estimate": [test and test.mean for test in tests],
             "lower": [ends and ends.lower for ends in intervals],
             "upper": [ends and ends.upper for ends in intervals],
-            "p": [test and test.p for test in tests],
+            "p": [claim.p for _, claim, _ in lines],
             "smallest_p": [test and test.smallest_p for test in tests],
             "answer": [claim.answer for _, claim, _ in lines],
         },
@@ -102,9 +102,9 @@ def make_verdicts(judged: Sequence[_Judged]) -> tuple[Block, ...]:
         | {"verdict": pl.String},
     )
     columns = [
-        Column("", tuple(str(number) for number, _, _ in lines)),
-        Column("Claim", tuple(claim.statement for _, claim, _ in lines), number=False),
+        Column("", tuple(str(number) for number, _, _ in lines), number=False),
         Column("Verdict", tuple(claim.verdict or "not asked" for _, claim, _ in lines), number=False),
+        Column("Claim", tuple(claim.statement for _, claim, _ in lines), number=False),
     ]
     if len(judged) > 1:
         columns.insert(2, Column("Data", tuple(each.label for _, _, each in lines), number=False))
@@ -132,6 +132,17 @@ def _warn(judged: Sequence[_Judged]) -> tuple[str, ...]:
             warnings.append(f"{each.label}: {note}")
         if run.missing:
             warnings.append(f"{each.label}: {run.missing:,} of {run.planned:,} results are missing.")
+        unchanged, there = each.evidence.count_unchanged()
+        if unchanged:
+            warnings.append(
+                f"{each.label}: {unchanged:,} of {there:,} results of FGSM are the clean image, as where the gradient "
+                "vanishes. These images count in no comparison, so the rest may not stand for all."
+            )
+        if weak := each.evidence.list_weak_models():
+            warnings.append(
+                f"{each.label}: the mean clean Dice of {', '.join(weak)} is under {run.scoring.dice_threshold:g}: who "
+                "finds little can lose little, and no verdict means much."
+            )
     return tuple(warnings)
 
 
@@ -143,7 +154,7 @@ def _show_claim(each: _Judged, claim: Claim) -> list[Block]:
     name = f"{claim.name}{each.suffix}"
     if claim.findings:
         blocks.append(make_finding_figure(name, each.label, claim))
-        blocks.append(make_finding_table(name, each.label, claim.findings))
+        blocks.append(make_finding_table(name, each.label, claim))
     if claim.name == "size":
         found = [association for what in PROPERTIES if len((association := associate(each.evidence, what)).models) > 1]
         blocks.append(make_association_figure(f"{name}_models", each.label, found))

@@ -68,7 +68,7 @@ def _draw_findings(claim: Claim, width: float) -> Drawing:
     ax.set_yticks(range(len(findings)), [finding.what for finding in findings], fontsize=small)
     ax.set_ylim(len(findings) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
-    ax.set_xlabel("Difference in the drop of mean Dice")
+    ax.set_xlabel(f"Difference in the {claim.measure}")
     used = dict.fromkeys(finding.verdict for finding in findings)
     add_legend(drawing, [Mark(verdict, VERDICT_COLOURS[verdict], "o", "-") for verdict in used], width)
     return drawing
@@ -123,7 +123,7 @@ def _draw_crossing(crossings: Sequence[Crossing], loss: str, width: float) -> Dr
         ax.grid(visible=False, axis="x")
     break_line = "\n" if narrow else " "
     names = [
-        f"{crossing.order},{break_line}{FORMS[crossing.form].replace(', ', ',' + break_line)}\n"
+        f"{crossing.order},\n{FORMS[crossing.form].replace(', ', ',' + break_line)}\n"
         f"{break_line.join((_grey(crossing.linf[0]), '/ ' + _grey(crossing.linf[1])))}"
         for crossing in crossings
     ]

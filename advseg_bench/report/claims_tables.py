@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from advseg_bench.claims import Association, Crossing, Evidence, Finding, make_arm
+from advseg_bench.claims import Association, Claim, Crossing, Evidence, make_arm
 from advseg_bench.claims.evidence import NORM
 from advseg_bench.claims.wording import show_p
 from advseg_bench.report.claims_figures import FORMS
@@ -14,8 +14,9 @@ from advseg_bench.report.document import NOTHING, Column, Table, show_number, th
 from advseg_bench.stats import Coefficient, Interval, PairedTest
 
 
-def make_finding_table(name: str, data: str, findings: Sequence[Finding]) -> Table:
+def make_finding_table(name: str, data: str, claim: Claim) -> Table:
     """Make the table of the tests behind a claim."""
+    findings = claim.findings
     tests = [finding.test for finding in findings]
     columns = (
         Column("What", tuple(finding.what for finding in findings), number=False),
@@ -24,7 +25,7 @@ def make_finding_table(name: str, data: str, findings: Sequence[Finding]) -> Tab
         Column("Line", tuple(finding.verdict for finding in findings), number=False),
     )
     caption = (
-        "Differences in the drop of mean Dice, above 0 where the claim is right. d_z: mean over standard deviation of "
+        f"Differences in the {claim.measure}, above 0 where the claim is right. d_z: mean over standard deviation of "
         "the subjects' differences. Smallest p: what no data of so many subjects could have undercut. Line: what it "
         "says, after Holm's correction over the lines; a claim that needs every line is supported without it."
     )

@@ -208,3 +208,16 @@ def test_shuffled_signs_do_less_harm_than_fgsm():
         value = losses.bce(model(attack(one, model, batch)), batch.y, batch.valid, batch.task)
         lost[name] = float((value - losses.bce(model(batch.x), batch.y, batch.valid, batch.task)).mean())
     assert lost["fgsm"] > 5 * abs(lost["shuffled"])
+
+
+def test_a_loss_that_cannot_be_hashed_shares_its_gradient_all_the_same():
+    class Listed:
+        __hash__ = None
+
+        def __call__(self, logits, y, valid, task):
+            return losses.bce(logits, y, valid, task)
+
+    loss = Listed()
+    keys = {FGSM(loss=loss, form=form).gradient_key() for form in ("additive", "blend")}
+    assert len(keys | {ShuffledSign(loss=loss).gradient_key()}) == 1
+    assert FGSM(loss=Listed()).gradient_key() not in keys
