@@ -26,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console.width = 120  # a file or a pipe has no width of its own
 STOPPED = "stopped. Run the same command again to go on from here."
 UsageError = cast(type[Exception], typer.BadParameter.__base__)
 

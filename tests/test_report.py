@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib
@@ -12,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
-from runs import STRENGTH, Synthetic, edit_json, rewrite_rows, write_run
+from runs import MODELS, STRENGTH, Synthetic, edit_json, rewrite_rows, write_run
 
 from advseg_bench.cache import write_json
 from advseg_bench.errors import RecordError
@@ -33,7 +34,7 @@ from advseg_bench.report.panels import ERROR_COLOURS, SWEEP_TITLES, TITLES, make
 from advseg_bench.report.series import choose_drawn, list_series
 from advseg_bench.report.sheets import encode_png
 from advseg_bench.results import Run
-from advseg_bench.selection import list_budgets
+from advseg_bench.selection import find_strongest, list_budgets
 
 FOUR = 4 / 255
 
@@ -327,7 +328,7 @@ def draw_panels(figure: Figure, width: float = 9.0) -> dict[str, dict[str, list]
 
 CROSSED = tuple(
     {"name": "fgsm", "losses": ["bce", "dice"], "eps": ["2/255", "4/255"], "settings": settings}
-    for settings in ({"targeted": True}, {"label": "empty"}, {"label": "predicted"}, {"label": "true"})
+    for settings in ({"targeted": True}, {"label": "empty"}, {"label": "predicted"}, {"order": "released"})
 )
 
 
@@ -341,7 +342,7 @@ def test_a_figure_leaves_variants_and_single_budgets_to_the_tables(tmp_path):
     series = list_series(run)
     assert [s.label for s in series if s.variant] == [
         f"fgsm {loss} {setting}"
-        for setting in ("targeted=True", "label=empty", "label=predicted", "label=true")
+        for setting in ("targeted=True", "label=empty", "label=predicted", "order=released")
         for loss in ("bce", "dice")
     ]
     plain = ["fgsm bce default", "fgsm dice default", "mypkg.attacks:Mine", "random_sign", "uniform_noise"]
@@ -596,3 +597,50 @@ def test_how_numbers_are_written():
 def test_thin_repeats_a_name_where_its_group_changes():
     assert thin(["a", "a", "b", "b"]) == ("a", "", "b", "")
     assert thin(["x", "x", "x"], ["m", "m", "n"]) == ("x", "", "x")
+
+
+@pytest.mark.parametrize(("width", "whole"), [(80, False), (200, True)])
+def test_intervals_give_way_to_columns_on_a_narrow_terminal(tmp_path, capsys, width, whole):
+    run = Run(write_run(tmp_path / "r", Synthetic(subjects=8, models=("unet-vgg13",), losses=("bce",))))
+    print_report(run, Console(width=width, force_terminal=False))
+    printed = capsys.readouterr().out
+    noise = printed[printed.index("Attack against noise") :].split("eps = 4/255")[0]
+    assert ("[0." in noise) is whole
+    assert "Drop" in noise
+    assert ("Intervals are in the report." in printed) is not whole
+
+
+def test_a_long_table_is_named_on_a_terminal(tmp_path, capsys):
+    extra = ({"name": "fgsm", "losses": ["bce"], "eps": ["4/255"], "vary": {"label": ["predicted", "empty"]}},)
+    plot = Synthetic(models=tuple(MODELS), losses=("bce", "dice", "dice_focal"), extra=extra)
+    run = Run(write_run(tmp_path / "r", plot))
+    print_report(run, Console(width=160, force_terminal=False))
+    printed = capsys.readouterr().out
+    rows = len(plot.models) * (3 + 2 + 2)
+    assert rows <= 40
+    assert f"{rows} rows, in the report" not in printed
+    more = ({"name": "fgsm", "losses": ["bce", "dice"], "eps": ["4/255"], "vary": {"label": ["predicted", "empty"]}},)
+    run = Run(write_run(tmp_path / "more", replace(plot, extra=more)))
+    print_report(run, Console(width=160, force_terminal=False))
+    printed = capsys.readouterr().out
+    assert f"Mean Dice at each eps: {rows + 10} rows, in the report." in printed
+    assert "and 1 more" not in printed, "seven attacks are named"
+
+
+def test_what_goes_beyond_eps_by_definition_is_told_apart(tmp_path):
+    blend = ({"name": "fgsm", "losses": ["bce"], "eps": ["4/255"], "settings": {"form": "blend_released"}},)
+    stronger = ((("fgsm", "bce", '{"form": "blend_released"}'), 2.0),)
+    out = write_run(tmp_path / "r", Synthetic(extra=blend, strength=stronger))
+    wild = pl.col("settings").str.contains("blend_released")
+    rewrite_rows(
+        out,
+        lambda rows: rows.with_columns(
+            linf=pl.when(wild).then(1.9 * pl.col("eps")).otherwise("linf"),
+            flags=pl.when(wild).then(pl.lit(["beyond_eps"])).otherwise("flags"),
+        ),
+    )
+    text = say(Run(out))
+    assert "the largest perturbation is 1.0000 of its budget, and none of" in text
+    assert "Left out there: 12 results of attacks that go beyond eps by their definition, by up to 1.90 times" in text
+    strongest = find_strongest(Run(out), list_budgets(Run(out))[0])
+    assert {row["settings"] for row in strongest.values()} == {"{}"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -23,6 +24,9 @@ from advseg_bench.report.findings import Contrast, contrast_models, write_findin
 from advseg_bench.report.series import NORMS, Series, list_series
 from advseg_bench.results import Run
 from advseg_bench.selection import Budgets, list_budgets
+
+MOST_NAMES = 8
+"""Attacks that are named at the head of a report."""
 
 
 def compose(run: Run) -> Document:
@@ -62,12 +66,18 @@ def _list_facts(run: Run, series: tuple[Series, ...], budgets: tuple[Budgets, ..
         "Data": f"{data['name']}, {data['kind']}: {', '.join(data['classes'])}",
         "Tested on": images + (f" of {show_plural(subjects, 'subject')}" if subjects else ""),
         "Models": ", ".join(run.model_names),
-        "Attacks": ", ".join(s.label for s in series if not s.control) or "none yet",
+        "Attacks": _list_attacks([s.label for s in series if not s.control]) or "none yet",
         "Controls": ", ".join(s.label for s in series if s.control) or "none",
         "eps": swept or "none yet",
         "Started": info.get("started", "unknown").replace("T", " ").replace("+00:00", " UTC"),
     }
     return tuple(facts.items())
+
+
+def _list_attacks(labels: Sequence[str]) -> str:
+    """The first of many names, and how many there are."""
+    more = len(labels) - MOST_NAMES
+    return ", ".join(labels[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _warn(run: Run) -> tuple[str, ...]:

@@ -37,12 +37,22 @@ def say_integrity(run: Run) -> tuple[str, ...]:
     attacked = run.rows.filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
     if attacked.is_empty():
         return ("No attack has a result yet.",)
-    used = attacked.select((_measured() / pl.col("eps")).max()).item()
-    flagged = attacked.filter(pl.col("flags").list.len() > 0).height
-    return (
+    beyond = attacked.filter(pl.col("flags").list.contains("beyond_eps"))
+    within = attacked.join(beyond.select("cell").unique(), on="cell", how="anti")
+    used = within.select((_measured() / pl.col("eps")).max()).item()
+    flagged = attacked.filter(pl.col("flags").list.set_difference(["beyond_eps"]).list.len() > 0).height
+    sentence = (
         f"Every attacked image was measured again in float64: the largest perturbation is {show_number(used, 4)} of "
         f"its budget, and {show_count(flagged) if flagged else 'none'} of "
-        f"{show_plural(attacked.height, 'result')} {'are' if flagged > 1 else 'is'} flagged.",
+        f"{show_plural(attacked.height, 'result')} {'are' if flagged > 1 else 'is'} flagged."
+    )
+    if beyond.is_empty():
+        return (sentence,)
+    times = show_number(beyond.select((_measured() / pl.col("eps")).max()).item(), 2)
+    left_out = show_plural(beyond.height, "result")
+    return (
+        sentence,
+        f"Left out there: {left_out} of attacks that go beyond eps by their definition, by up to {times} times eps.",
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
@@ -10,6 +13,11 @@ from advseg_bench.report.document import Code, Document, Table, Text
 
 LONGEST_NAME = 24
 """A longer cell of text may be broken over lines."""
+LONGEST_TABLE = 40
+"""Rows of a table that a terminal shows."""
+WIDEST = 1000
+INTERVAL = re.compile(r" \[[^\]]*\]$")
+"""What `show_estimate` puts behind a mean."""
 
 
 def print_document(document: Document, console: Console) -> None:
@@ -35,11 +43,31 @@ def print_document(document: Document, console: Console) -> None:
 
 
 def _print_table(table: Table, console: Console) -> None:
-    """Print one table with its caption below."""
+    """Print one table with its caption below; a long one is only named, and intervals give way to columns."""
+    console.print()
+    rows = table.rows()
+    if len(rows) > LONGEST_TABLE:
+        _say(console, f"{table.title}: {len(rows)} rows, in the report.", "dim")
+        return
+    grid = _lay_out(table, rows)
+    caption = table.caption
+    if console.measure(grid, options=console.options.update(width=WIDEST)).minimum > console.width:
+        short = [tuple(INTERVAL.sub("", cell) for cell in row) for row in rows]
+        if short != rows:
+            grid, caption = _lay_out(table, short), f"{caption} Intervals are in the report."
+    console.print(grid)
+    _say(console, caption, "dim")
+
+
+def _lay_out(table: Table, rows: Sequence[tuple[str, ...]]) -> RichTable:
+    """Set rows under their columns."""
     grid = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in table.columns:
-        longest = max((len(word) for cell in (column.label, *column.cells) for word in cell.split()), default=1)
-        short = all(len(cell) <= LONGEST_NAME for cell in column.cells)
+    for i, column in enumerate(table.columns):
+        cells = [row[i] for row in rows]
+        whole = any(map(INTERVAL.search, cells))  # an interval in two lines cannot be read
+        words = cells if whole else [word for cell in (column.label, *cells) for word in cell.split()]
+        longest = max(map(len, words), default=1)
+        short = all(len(cell) <= LONGEST_NAME for cell in cells)
         grid.add_column(
             column.label,
             justify="right" if column.number else "left",
@@ -47,11 +75,9 @@ def _print_table(table: Table, console: Console) -> None:
             min_width=min(longest, LONGEST_NAME),
             no_wrap=short and not column.number,
         )
-    for row in table.rows():
+    for row in rows:
         grid.add_row(*(RichText(cell) for cell in row))
-    console.print()
-    console.print(grid)
-    _say(console, table.caption, "dim")
+    return grid
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
