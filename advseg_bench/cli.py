@@ -159,8 +159,9 @@ def plan_command(
     used = workers or default_workers(loaded)
     expected = expect(loaded, planned, images[:2], used) if images else None
     if expected:
+        days = f" ({expected.minutes / 1440:.1f} days)" if expected.minutes > 1440 else ""
         console.print(
-            f"Expected: {expected.minutes:.1f} min with {used} workers ({expected.source}), untrained models."
+            f"Expected: {expected.minutes:.1f} min{days} with {used} workers ({expected.source}), untrained models."
         )
     else:
         why = "until the suite has run once on this machine"
