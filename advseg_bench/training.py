@@ -241,7 +241,7 @@ class _Training:
             with self.autocast():
                 logits = self.model(batch.x)
             value = self.loss(logits.float(), batch.y, batch.valid, batch.task).mean()
-            if not value.isfinite():
+            if not value.isfinite() and not self.scaler.is_enabled():  # which skips a step that overflows
                 raise TrainingError(f"training diverged at step {step}: the loss is {value.item()}. Lower training.lr.")
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(self.scaler.scale(value))

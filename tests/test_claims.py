@@ -12,6 +12,7 @@ from runs import Synthetic, edit_json, rewrite_rows, write_run
 from scipy.stats import pearsonr, permutation_test
 
 from advseg_bench.claims import Evidence, associate, average, compare_orders, cross, judge_claims, make_arm
+from advseg_bench.errors import RecordError
 from advseg_bench.report import write_claims, write_report
 from advseg_bench.report.claims import compose_claims
 from advseg_bench.report.claims_tables import make_crossing_table, make_released_table
@@ -147,6 +148,7 @@ def test_the_best_model_may_be_the_most_vulnerable(tmp_path, models, subjects, v
     assert claim.verdict == verdict
     if verdict:
         assert "basicunet-s has the best clean Dice" in claim.answer
+        assert ("one data set cannot exclude" in claim.answer) == (verdict == "contradicted")
 
 
 def test_few_models_cannot_tell_about_size(tmp_path):
@@ -230,6 +232,15 @@ def test_the_page_tells_data_sets_apart_and_says_what_is_scaled_down(tmp_path):
     page = (tmp_path / "page" / "claims.html").read_text()
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_runs_of_one_data_set_are_told_apart_and_none_is_given_twice(tmp_path):
+    one, two = make(tmp_path / "a"), make(tmp_path / "b")
+    write_claims([one, two], tmp_path / "page")
+    table = pl.read_csv(tmp_path / "page" / "tables" / "verdicts.csv")
+    assert table["data"].n_unique() == 2, "both folders are called run"
+    with pytest.raises(RecordError, match=r"run: this run is given twice\. Give each run once\."):
+        write_claims([one, Run(one.path)], tmp_path / "page")
 
 
 def test_every_figure_of_the_page_can_be_drawn_at_both_widths(tmp_path):

@@ -177,6 +177,8 @@ def _judge_best(evidence: Evidence) -> Claim:
         f"{show_count(len(findings), 'comparison')}: {show_p(p)}. "
         f"{conclude(verdict, closest.n, 'subject')}"
     )
+    if verdict == "contradicted":
+        answer += " That is so on these data; what can happen elsewhere, one data set cannot exclude."
     return Claim("best", *text, verdict, answer, closest, p, findings, "share of the clean Dice that is lost")
 
 

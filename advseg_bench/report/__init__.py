@@ -11,6 +11,7 @@ import polars.selectors as cs
 from rich.console import Console
 
 from advseg_bench.cache import make_folder, write_bytes
+from advseg_bench.errors import RecordError
 from advseg_bench.report import figures, panels
 from advseg_bench.report.claims import compose_claims
 from advseg_bench.report.contents import compose
@@ -52,8 +53,11 @@ def write_claims(runs: Sequence[Run], out: Path) -> list[Path]:
         runs: What to judge.
         out: The folder.
     Returns: The files written: claims.html, claims.md, tables/*.csv, figures/*.svg, figures/*.png.
-    Raises: RecordError: as `write_report`.
+    Raises: RecordError: as `write_report`, or if a run is given twice.
     """
+    paths = [run.path.resolve() for run in runs]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise RecordError(f"{twice[0]}: this run is given twice. Give each run once.")
     return _write(compose_claims(runs), out, "claims", ())
 
 

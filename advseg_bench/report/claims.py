@@ -52,7 +52,7 @@ class _Judged:
 
 def compose_claims(runs: Sequence[Run]) -> Document:
     """Compose the claims page of one or more runs, each on a data set of its own."""
-    judged = tuple(_judge(run, runs) for run in runs)
+    judged = tuple(_judge(run, i, runs) for i, run in enumerate(runs))
     facts = [("Claims of", "Wang and Xu, ISBI 2023, arXiv 2401.11224")]
     for each in judged:
         run, data = each.evidence.run, each.evidence.run.info["data"]
@@ -77,7 +77,7 @@ def compose_claims(runs: Sequence[Run]) -> Document:
 
 def summarise_claims(run: Run) -> tuple[Block, ...]:
     """Return the verdicts on one run, for its report; nothing if no claim could be asked."""
-    judged = _judge(run, (run,))
+    judged = _judge(run, 0, (run,))
     return make_verdicts((judged,)) if any(claim.verdict for claim in judged.claims) else ()
 
 
@@ -115,12 +115,15 @@ def make_verdicts(judged: Sequence[_Judged]) -> tuple[Block, ...]:
     )
 
 
-def _judge(run: Run, among: Sequence[Run]) -> _Judged:
-    """Judge a run; its label tells it from other runs of the same data set."""
+def _judge(run: Run, place: int, among: Sequence[Run]) -> _Judged:
+    """Judge a run; label and suffix tell it from the other runs, also of the same data set."""
     name = str(run.info["data"]["name"])
-    alike = sum(other.info["data"]["name"] == name for other in among) > 1
-    suffix = f"_{among.index(run) + 1}" if len(among) > 1 else ""
-    return _Judged(f"{name} ({run.path.name})" if alike else name, suffix, Evidence(run), judge_claims(run))
+    alike = [other.path for other in among if other.info["data"]["name"] == name]
+    short = {path.name for path in alike}
+    where = run.path.name if len(short) == len(alike) else run.path
+    label = f"{name} ({where})" if len(alike) > 1 else name
+    suffix = f"_{place + 1}" if len(among) > 1 else ""
+    return _Judged(label, suffix, Evidence(run), judge_claims(run))
 
 
 def _warn(judged: Sequence[_Judged]) -> tuple[str, ...]:
