@@ -83,13 +83,14 @@ def find_strongest(run: Run, budgets: Budgets, *, swept: bool = False) -> dict[s
         pl.col("norm") == budgets.norm,
         pl.col("eps") == budgets.reference,
     )
-    table = table.join(beyond.select(keys).unique(), on=keys, how="anti", maintain_order="left")
+    left_out = set(beyond.select(keys).iter_rows())
     attacks = table.filter(~pl.col("attack").is_in(sorted(run.controls)) & pl.col("mean").is_not_null())
     counts = run.rows.filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0).group_by(keys)
     several = counts.agg(pl.col("eps").n_unique()).filter(pl.col("eps") > 1)
     sweeps = set(several.select(keys).iter_rows())
+    rivals = [row for row in attacks.to_dicts() if tuple(row[name] for name in keys) not in left_out]
     ranked = sorted(
-        attacks.to_dicts(),
+        rivals,
         key=lambda row: (swept and tuple(row[name] for name in keys) not in sweeps, -row["mean"]),
     )
     return {row["model"]: row for row in reversed(ranked)}

@@ -26,6 +26,7 @@ RELEASE = (
     "efficientnet-pytorch==0.7.1",
     "pretrainedmodels==0.7.4",
     "munch==4.0.0",
+    "six==1.16.0",
 )
 MODELS = {  # of arXiv 2401.11224: released file -> architecture, encoder, parameters
     "unet_vgg13_12.15epochs_lr3e4.pt": ("Unet", "vgg13", 18_438_835),
