@@ -7,7 +7,9 @@ from importlib.resources import files
 import pytest
 
 from advseg_bench.cells import estimate, plan, show_eps, show_radii
+from advseg_bench.data import count_images
 from advseg_bench.errors import SpecError
+from advseg_bench.specs import PhantomData, PluginData
 from advseg_bench.suite import Suite, list_suites, parse_suite
 from advseg_bench.timing import expect
 
@@ -311,3 +313,15 @@ def test_a_file_that_cannot_be_resolved_is_one_line(text, message, tmp_path):
 def test_a_path_for_data_without_one_is_refused():
     with pytest.raises(SpecError, match="smoke: data: unknown key 'path'"):
         Suite.load("smoke", data="x")
+
+
+def test_images_are_counted_fixed_assumed_or_not_at_all(tmp_path):
+    assert count_images(Suite.load("quick").data) == (91, 36, "")
+    away = Suite.load("wang2024", data=tmp_path / "none").data
+    train, test, how = count_images(away)
+    assert (train, test) == (round(38_496 * 0.9 * 0.85), 1659)
+    assert "is not there: numbers of the whole data set assumed" in how
+    halves = Suite.load("wang2024", profile="cpu", data=tmp_path / "none").data
+    assert count_images(halves)[1] == 16_590 // 2
+    assert count_images(PhantomData(name="phantom", subjects=4, slices=2, size=16))[2] == "drawn"
+    assert count_images(PluginData(name="mypkg.data:load")) is None

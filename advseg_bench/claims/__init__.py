@@ -4,7 +4,7 @@ from advseg_bench.claims.associations import NO_CORRELATION, PROPERTIES, Associa
 from advseg_bench.claims.crossing import Crossing, compare_orders, cross
 from advseg_bench.claims.evidence import Arm, Contrast, Evidence, average, make_arm
 from advseg_bench.claims.findings import ALPHA, Finding
-from advseg_bench.claims.judge import Claim, judge_claims
+from advseg_bench.claims.judge import Claim, judge, judge_claims
 
 __all__ = [
     "ALPHA",
@@ -21,6 +21,7 @@ __all__ = [
     "average",
     "compare_orders",
     "cross",
+    "judge",
     "judge_claims",
     "make_arm",
 ]

@@ -57,7 +57,11 @@ def judge_claims(run: Run) -> tuple[Claim, ...]:
     Returns: One `Claim` each, in the order of the study; without a verdict where the run lacks an arm. Cost: some
         tests over subjects; no model is run.
     """
-    evidence = Evidence(run)
+    return judge(Evidence(run))
+
+
+def judge(evidence: Evidence) -> tuple[Claim, ...]:
+    """Return what `judge_claims` returns, from evidence that is there already."""
     if evidence.reference is None:
         reason = "the run has no result of FGSM as it is defined under an L_inf budget."
         return tuple(Claim(name, *_TEXTS[name], None, f"Not asked: {reason}") for name in _TEXTS)

@@ -16,7 +16,7 @@ from advseg_bench.claims import (
     associate,
     compare_orders,
     cross,
-    judge_claims,
+    judge,
 )
 from advseg_bench.claims.wording import show_difference, show_p
 from advseg_bench.report.claims_figures import make_association_figure, make_crossing_figure, make_finding_figure
@@ -123,7 +123,8 @@ def _judge(run: Run, place: int, among: Sequence[Run]) -> _Judged:
     where = run.path.name if len(short) == len(alike) else run.path
     label = f"{name} ({where})" if len(alike) > 1 else name
     suffix = f"_{place + 1}" if len(among) > 1 else ""
-    return _Judged(label, suffix, Evidence(run), judge_claims(run))
+    evidence = Evidence(run)
+    return _Judged(label, suffix, evidence, judge(evidence))
 
 
 def _warn(judged: Sequence[_Judged]) -> tuple[str, ...]:
