@@ -19,7 +19,7 @@ FLOORS = [
     {"plugins"},
     {"toolkits"},
     {"specs"},
-    {"batches", "geometry", "losses", "suite", "stats", "environment", "guard"},
+    {"batches", "geometry", "losses", "suite", "stats", "environment", "guard", "meter"},
     {"metrics", "cells", "listing"},
     {"attacks", "models", "data", "work", "records", "scores", "timing"},
     {"properties", "registry", "selection"},
