@@ -23,7 +23,7 @@ FLOORS = [
     {"metrics", "cells", "listing"},
     {"attacks", "models", "data", "work", "records", "scores", "timing"},
     {"properties", "registry", "selection"},
-    {"training", "runner", "results"},
+    {"training", "runner", "results", "equivalents"},
     {"claims"},
     {"jobs", "report", "crosscheck", "testing"},
     {"executors"},

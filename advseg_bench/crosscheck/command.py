@@ -12,7 +12,8 @@ from rich.progress import Progress
 
 from advseg_bench.crosscheck.grid import REFERENCES, Plan, crosscheck, is_sound
 from advseg_bench.crosscheck.report import print_findings, write_findings
-from advseg_bench.crosscheck.subjects import find_equivalents, load_subjects
+from advseg_bench.crosscheck.subjects import load_subjects
+from advseg_bench.equivalents import find_equivalents
 from advseg_bench.errors import SpecError, unknown
 from advseg_bench.specs import AttackSpec
 from advseg_bench.suite import Suite
