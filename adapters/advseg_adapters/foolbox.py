@@ -46,8 +46,8 @@ FIXED = {
     "channel_axis": "given by the harness",
 }
 
-_STARTED: dict[str, Any] = {"random": True}
 _PLAIN: dict[str, Any] = {"random": True, "random_by": ("random_start",)}
+_STARTED: dict[str, Any] = _PLAIN | {"settings": {"random_start": True}}
 _NOISE: dict[str, Any] = {"view": "none", "objective": "none", "random": True, "gradient": False}
 _GATED: dict[str, Any] = {"view": "margin", "objective": "success-gated"}
 _MINIMAL: dict[str, Any] = _GATED | {"norms": ("l2",), "eps": None}

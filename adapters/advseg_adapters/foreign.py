@@ -171,8 +171,8 @@ class ForeignAttack(ABC):
 
     def is_random(self) -> bool:
         """Return whether it draws random numbers with its settings."""
-        by = self.route.random_by
-        return self.route.random and (not by or any(self.settings.get(name) for name in by))
+        by, settings = self.route.random_by, {**self.route.settings, **self.settings}
+        return self.route.random and (not by or any(settings.get(name) for name in by))
 
     def _is_mapped(self, batch: Batch) -> bool:
         return self.unit and batch.bounds != UNIT

@@ -80,6 +80,8 @@ def _render_run(row: Json, norm: str) -> str:
     settings = ", ".join(f"`{name} = {value!r}`" for name, value in row["settings"].items()).replace("'", '"')
     notes = [text for text in (settings, row["note"]) if text]
     many = "many" if row["batching"] == "batch-preserving" else "1"
+    if many == "many" and row["settings"].get("random_start"):
+        many = "1; many without its random start"
     cells = [_class(row), row["view"] or "none", row["objective"] or "none", norm, losses, reached]
     return "| " + " | ".join(map(str, [*cells, unchanged, many, cost, ". ".join(notes)])) + " |"
 

@@ -43,6 +43,7 @@ CHOICES = {"UPGD": ("ce",), "APGD": ("ce",), "Square": ("margin", "ce")}
 """Values of the setting `loss` that two classes allow; DLR needs three, and UPGD's margin is flat in a `LossView`."""
 
 STEP = {"alpha": "0.25*eps"}
+STARTED = {"random_start": True}
 SEARCH = {"binary_search_steps": 5, "max_iterations": 50, "initial_const": 0.1}
 _SHIFTED = "Shifts the image but not its mask. Images must be square."
 _BOTH_WAYS = "Climbs the divergence from the clean view, whichever way it began: it may improve a segmentation."
@@ -54,7 +55,7 @@ ROUTES: dict[str, Route] = {
     "FGSM": Route(),
     "BIM": Route(settings=STEP),
     "RFGSM": Route(settings=STEP, random=True),
-    "PGD": Route(settings=STEP, random=True),
+    "PGD": Route(settings=STEP | STARTED, random=True, random_by=("random_start",)),
     "EOTPGD": Route(settings=STEP, random=True),
     "FFGSM": Route(settings={"alpha": "1.25*eps"}, random=True),
     "TPGD": Route(objective="own loss", settings=STEP, random=True, note=_BOTH_WAYS),
@@ -87,7 +88,7 @@ ROUTES: dict[str, Route] = {
     "PIFGSM": Route(eps="max_epsilon", dims=(2,), note="Images have 1 or 3 channels."),
     "PIFGSMPP": Route(eps="max_epsilon", dims=(2,), note="Images have 1 or 3 channels."),
     "CW": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, note=_ZERO_PIXELS, single=True),
-    "PGDL2": Route(norms=("l2",), settings={"alpha": "0.2*eps"}, random=True),
+    "PGDL2": Route(norms=("l2",), settings={"alpha": "0.2*eps"} | STARTED, random=True, random_by=("random_start",)),
     "DeepFool": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, settings={"overshoot": 0.1}),
     "PGDRSL2": Route(norms=("l2",), settings={"alpha": "0.2*eps", "noise_sd": 0.02}, random=True),
     "SparseFool": Route(view="margin", objective="success-gated", norms=("l2",), eps=None),
