@@ -34,6 +34,10 @@ class WorkerError(UserError):
     """A worker process died."""
 
 
+class QueryLimitError(UserError):
+    """An attack asked a model for more than it may."""
+
+
 class RecordError(UserError):
     """A run directory is damaged, occupied, or belongs to something else."""
 

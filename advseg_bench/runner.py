@@ -21,18 +21,21 @@ from advseg_bench import catalogue, geometry, metrics
 from advseg_bench.attacks.gradient import OneGradientAttack, input_gradients, is_shared
 from advseg_bench.batches import move_batch
 from advseg_bench.cells import Cell
+from advseg_bench.counter import Counter
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import UserError
 from advseg_bench.guard import ModelGuard
 from advseg_bench.losses import one_hot
 from advseg_bench.registry import load_attack
-from advseg_bench.types import Attack, Batch, Budget
+from advseg_bench.types import Attack, Batch, Budget, Claims
 from advseg_bench.work import Failure, Unit
 
 BUDGET_TOLERANCE = 1e-6
 """Rounding in float32 moves a result past its budget by less than this; more is a violation."""
 
 Row = dict[str, Any]
+Passes = list[tuple[int, int]]
+"""Forwards and backwards of each image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,13 @@ def overshoot(attack: Attack) -> float:
     return max(1.0, float(getattr(attack, "overshoot", 1.0)))
 
 
+def stated_cost(cell: Cell, attack: Attack) -> tuple[float | None, float | None]:
+    """Return the forwards and backwards per image that an attack says it needs on its own, None if it does not say."""
+    claims = getattr(attack, "claims", Claims())
+    shipped = catalogue.attack_cost(cell.attack, json.loads(cell.settings))
+    return shipped or (claims.forwards, claims.backwards)
+
+
 def image_generators(seed: int, cell: str, images: Sequence[str]) -> list[torch.Generator]:
     """Return one generator per image, seeded by suite, cell and image and by nothing else."""
     keys = (hashlib.sha256(f"{seed}/{cell}/{image}".encode()).digest()[:8] for image in images)
@@ -160,8 +170,9 @@ class _Scene:
             try:
                 if cell.attack == "none":
                     x_adv, flags, prediction = self.batch.x, [set[str]() for _ in self.batch.images], clean
+                    passes: Passes | None = [(0, 0)] * len(flags)
                 else:
-                    x_adv, flags = self.perturb(cell, attacks[cell.id], gradients.get(cell.id))
+                    x_adv, flags, passes = self.perturb(cell, attacks[cell.id], gradients.get(cell.id))
                     attacked = self.forward(x_adv)
                     prediction = metrics.predict(attacked, self.batch.task)
                     self._note_success(attacks[cell.id], attacked, logits, flags)
@@ -169,7 +180,7 @@ class _Scene:
                 self.guard.restore()
                 failures.append(Failure(cell.model, "attack", cell.id, f"{type(error).__name__}: {error}"))
                 continue
-            rows += self._rows(cell, x_adv, flags, metrics.count(prediction, clean, self.batch))
+            rows += self._rows(cell, x_adv, flags, passes, metrics.count(prediction, clean, self.batch))
         return rows, failures
 
     def forward(self, x: Tensor) -> Tensor:
@@ -207,25 +218,30 @@ class _Scene:
         except Exception as error:
             return error
 
-    def perturb(self, cell: Cell, attack: Attack, gradient: Tensor | Exception | None) -> tuple[Tensor, list[set[str]]]:
+    def perturb(
+        self, cell: Cell, attack: Attack, gradient: Tensor | Exception | None
+    ) -> tuple[Tensor, list[set[str]], Passes | None]:
         """Run one attack and check its result.
 
         The attack gets a copy of images and labels: neither what is scored against nor what other attacks see can
         be changed by it.
 
-        Returns: Images inside bounds and budget, and for each image the names of what was wrong with the result.
+        Returns: Images inside bounds and budget; for each image the names of what was wrong with the result, and what
+            the attack asked of the model for it, None if that is not known exactly.
         """
         if isinstance(gradient, Exception):
             raise gradient
         budget, x = Budget(cell.norm, cell.eps), self.batch.x
         lent = replace(self.batch, x=x.clone(), y=self.batch.y.clone(), valid=self.batch.valid.clone())
         generators = image_generators(self.seed, cell.id, self.batch.images)
+        passes: Passes | None = [(1, 1)] * len(x)  # of an attack that shares its gradient, had it been alone
         if gradient is not None:
             assert is_shared(attack)
             x_adv = attack.step(lent, gradient, budget, generators)
         else:
-            with torch.enable_grad():  # and whatever mode the attack leaves behind ends here
+            with Counter(self.model).count(len(x)) as tally, torch.enable_grad():  # a mode it leaves behind ends here
                 x_adv = attack(self.model, lent, budget=budget, generators=generators)
+            passes = tally.per_image()
         if not isinstance(x_adv, Tensor):
             raise TypeError(f"expected a tensor of adversarial images, got {type(x_adv).__name__}")
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
@@ -236,7 +252,10 @@ class _Scene:
         pairs = ((lent.x, x), (lent.y, self.batch.y), (lent.valid, self.batch.valid))
         if not all(torch.equal(ours, theirs) for ours, theirs in pairs):
             common.add("input_changed")
-        return self._check(x_adv.detach(), budget, overshoot(attack), common)
+        x_adv, flags = self._check(x_adv.detach(), budget, overshoot(attack), common)
+        if passes is not None:
+            self._note_cost(stated_cost(cell, attack), passes, flags)
+        return x_adv, flags, passes
 
     def _check(self, x_adv: Tensor, budget: Budget, times: float, common: set[str]) -> tuple[Tensor, list[set[str]]]:
         """Measure in float64, name the violations, and project."""
@@ -259,6 +278,12 @@ class _Scene:
             x_adv = torch.where(broken, fixed, x_adv)
         return x_adv, flags
 
+    def _note_cost(self, stated: tuple[float | None, float | None], passes: Passes, flags: list[set[str]]) -> None:
+        """Flag the images for which an attack asked more of the model than it says."""
+        for names, counted in zip(flags, passes, strict=True):
+            if any(most is not None and found > most for found, most in zip(counted, stated, strict=True)):
+                names.add("over_cost")
+
     def _note_success(self, attack: Attack, attacked: Tensor, clean: Tensor, flags: list[set[str]]) -> None:
         """Flag the images on which an attack that knows success did not have it, by the scored images' logits."""
         tell = getattr(attack, "reached", None)
@@ -267,12 +292,11 @@ class _Scene:
             for names, success in zip(flags, reached.tolist(), strict=True):
                 names |= set() if success else {"not_reached"}
 
-    def _rows(self, cell: Cell, x_adv: Tensor, flags: list[set[str]], counts: metrics.Counts) -> list[Row]:
+    def _rows(
+        self, cell: Cell, x_adv: Tensor, flags: list[set[str]], passes: Passes | None, counts: metrics.Counts
+    ) -> list[Row]:
         """One row per image, the padding left out."""
         batch = self.batch
-        cost = catalogue.attack_cost(cell.attack, json.loads(cell.settings)) or (None, None)
-        if cell.attack == "none":
-            cost = (0, 0)
         columns: dict[str, list[Any]] = {
             "image": list(batch.images),
             "subject": list(batch.subjects),
@@ -286,6 +310,8 @@ class _Scene:
             "linf": geometry.distance(x_adv, batch.x, "linf").tolist(),
             "l2": geometry.distance(x_adv, batch.x, "l2").tolist(),
             "unmoved": (x_adv == batch.x).flatten(1).double().mean(1).tolist(),
+            "forwards": [None if passes is None else passes[i][0] for i in range(len(flags))],
+            "backwards": [None if passes is None else passes[i][1] for i in range(len(flags))],
             "flags": [sorted(names) for names in flags],
         }
         fixed = {
@@ -298,7 +324,5 @@ class _Scene:
             "norm": cell.norm,
             "eps": cell.eps,
             "draw": cell.draw,
-            "forwards": cost[0],
-            "backwards": cost[1],
         }
         return [fixed | {name: values[i] for name, values in columns.items()} for i in range(self.n)]

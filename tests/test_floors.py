@@ -15,11 +15,11 @@ TOOLKITS = ("art", "torchattacks", "foolbox", "ray", "advseg_adapters")
 
 FLOORS = [
     {"types", "errors"},
-    {"catalogue", "cache"},
+    {"catalogue", "cache", "tally"},
     {"plugins"},
     {"toolkits"},
     {"specs"},
-    {"batches", "geometry", "losses", "suite", "stats", "environment", "guard", "meter"},
+    {"batches", "geometry", "losses", "suite", "stats", "environment", "guard", "counter", "meter"},
     {"metrics", "cells", "listing"},
     {"attacks", "models", "data", "work", "records", "scores", "timing"},
     {"properties", "registry", "selection"},

@@ -19,8 +19,9 @@ from advseg_bench.models.build import build_model
 from advseg_bench.runner import Setting, image_generators
 from advseg_bench.specs import Mni152Data, ModelSpec
 from advseg_bench.suite import Suite
+from advseg_bench.tally import rows_of
 from advseg_bench.testing import LinearSegmenter
-from advseg_bench.types import Budget, Task
+from advseg_bench.types import Budget, Claims, Task
 from advseg_bench.work import Unit
 
 EPS = 4 / 255
@@ -162,6 +163,53 @@ def breaks_on_small_images(logits, y, valid, task):
     return losses.bce(logits, y, valid, task)
 
 
+def asks_more_of_later_images(model, batch, *, budget, generators):
+    for i in range(len(batch.x)):
+        with rows_of([i]):
+            for _ in range(int(batch.images[i].removeprefix("i"))):
+                model.forward(batch.x[[i]].requires_grad_()).sum().backward()
+    return (batch.x + budget.eps / 2).clamp(0, 1)
+
+
+def asks_about_a_part(model, batch, *, budget, generators):
+    model(batch.x[:1])
+    return (batch.x + budget.eps / 2).clamp(0, 1)
+
+
+class SaysLess:
+    """Needs two forwards and says one."""
+
+    claims = Claims(forwards=1, backwards=0)
+
+    def __call__(self, model, batch, *, budget, generators):
+        model(model(batch.x).expand_as(batch.x))
+        return (batch.x + budget.eps / 2).clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "cost"),
+    [
+        ("pgd", '{"steps": 3}', [(3, 3)] * 6),
+        ("mifgsm", "{}", [(10, 10)] * 6),
+        ("random_sign", "{}", [(0, 0)] * 6),
+        ("fgsm", "{}", [(1, 1)] * 6),
+        ("test_runner:asks_more_of_later_images", "{}", [(i, i) for i in range(6)]),
+        ("test_runner:asks_about_a_part", "{}", [(None, None)] * 6),
+        ("test_runner:SaysLess", "{}", [(2, 0)] * 6),
+    ],
+)
+def test_a_row_tells_what_its_image_cost_and_padding_costs_nobody(name, settings, cost):
+    unit = Unit("m", tuple(range(6)), (CLEAN, cell(name, "bce" if name[0] in "pmf" else "", settings=settings)))
+    model = LinearSegmenter(torch.tensor([2.0, -3.0]), 0.4)
+    rows, failures = runner.run_unit(unit, model, tiny_data(), SETTING)
+    assert not failures
+    found = [row for row in rows if row["attack"] == name]
+    assert [(row["forwards"], row["backwards"]) for row in found] == cost
+    flags = ["over_cost"] if name.endswith("SaysLess") else []
+    assert [row["flags"] for row in found] == [flags] * 6
+    assert [(row["forwards"], row["backwards"]) for row in rows if row["attack"] == "none"] == [(0, 0)] * 6
+
+
 def writes_input(model, batch, *, budget, generators):
     return batch.x.add_(budget.eps / 2).clamp_(0, 1).clone()
 
@@ -223,7 +271,7 @@ def test_a_broken_attack_is_flagged_and_only_its_projection_is_scored(attack, fl
     assert flags >= {flag for row in found for flag in row["flags"]}
     assert flags & set(found[0]["flags"]), found[0]["flags"]
     assert all(row["linf"] <= EPS + 1e-6 for row in found)
-    assert all(row["forwards"] is None for row in found)
+    assert all((row["forwards"], row["backwards"]) == (0, 0) for row in found)
     assert not model.training
     assert torch.equal(data.batch([0]).x, before)
     assert [row["flags"] for row in rows if row["attack"] == "fgsm"] == [[]] * 4

@@ -20,6 +20,7 @@ from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.geometry import project
 from advseg_bench.guard import frozen
 from advseg_bench.losses import Loss
+from advseg_bench.tally import rows_of
 from advseg_bench.types import Batch, Bounds, Budget, Claims, Model, Norm
 
 RISE = 0.1
@@ -147,7 +148,7 @@ class ForeignAttack(ABC):
         results = []
         for group in groups:
             part = select_images(batch, group)
-            with isolated_randomness(generators[group[0]]), frozen(model):
+            with isolated_randomness(generators[group[0]]), frozen(model), rows_of(group):
                 results.append(self._attack_group(model, part, budget))
         x_adv = torch.cat(results)
         exact = self.route.eps and not self._is_mapped(batch)

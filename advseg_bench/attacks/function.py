@@ -17,6 +17,7 @@ from advseg_bench.batches import select_images
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, expected, unknown
 from advseg_bench.guard import frozen
 from advseg_bench.losses import Loss
+from advseg_bench.tally import rows_of
 from advseg_bench.types import Batch, Budget, Claims, Model, Norm
 
 GIVEN = {
@@ -96,8 +97,11 @@ class FunctionAttack:
             raise IncompatibleError(expected(f"attack {self.name}", f"a budget in {known}", budget.norm, "Change it."))
         if not self.per_image:
             return self._run(model, batch, budget, generators)
-        parts = (select_images(batch, [i]) for i in range(len(batch.x)))
-        return torch.cat([self._run(model, part, budget, [generators[i]]) for i, part in enumerate(parts)])
+        results = []
+        for i in range(len(batch.x)):
+            with rows_of([i]):
+                results.append(self._run(model, select_images(batch, [i]), budget, [generators[i]]))
+        return torch.cat(results)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the function by its name, which by then is this attack's."""

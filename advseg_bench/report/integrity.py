@@ -26,6 +26,7 @@ FLAGS = {
     "non_finite": "the attack returned NaN or infinity; these values were put back to the clean image's",
     "unchanged": "the attack returned the clean image; that says nothing about robustness, and no mean contains it",
     "not_reached": "an attack that stops at success did not get past its threshold",
+    "over_cost": "the attack asked the model for more forwards or backwards than it states",
     "model_changed": "the attack changed the model's weights, mode or gradient flags",
     "input_changed": "the attack wrote into the images that it was given",
 }
@@ -96,7 +97,7 @@ def make_norm_table(run: Run, series: tuple[Series, ...]) -> Table:
         "Over all models and images. L_inf and L_2: norms of the scored image minus the clean one, in units of the "
         "image (0 to 1). Unmoved: share of values left exactly as they were, by a gradient of 0 or by clipping at "
         "the ends of the intensity range. Passes: forward + backward passes of the model that the attack alone "
-        f"needs for an image; {NOTHING} if a plug-in does not tell."
+        f"needs for an image, counted, the mean over images; {NOTHING} if they cannot be told apart by image."
     )
     return Table("integrity", "Measured perturbations", caption, columns, data, detail=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -133,27 +132,6 @@ def make_coupled(batch: Batch) -> CoupledSegmenter:
     first = next(model.parameters())
     first.grad = torch.full_like(first, 0.25)
     return model
-
-
-class Meter(nn.Module):
-    """A model that counts the images that are put through it, and those whose logits are differentiated."""
-
-    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.forwards = 0
-        self.backwards = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits of the model."""
-        self.forwards += len(x)
-        logits = self.model(x)
-        if logits.requires_grad:
-            logits.register_hook(self._count)  # type: ignore[no-untyped-call]
-        return logits
-
-    def _count(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
 
 
 def _draw_image(scene: Scene, index: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from advseg_bench.counter import Counter
 from advseg_bench.geometry import random_sign
 from advseg_bench.metrics import predict
 from advseg_bench.testing.case import Case, copy_batch, make_generator, show
 from advseg_bench.testing.process import isolated
 from advseg_bench.testing.rules import usual_budgets
-from advseg_bench.testing.scenes import Meter, Scene, make_batch, make_linear
+from advseg_bench.testing.scenes import Scene, make_batch, make_linear
 from advseg_bench.testing.segmenters import LinearSegmenter
 from advseg_bench.testing.violations import ContractViolation, NotApplicable
 from advseg_bench.types import Batch, Budget, Norm
@@ -105,11 +106,11 @@ def check_cost(case: Case) -> None:
         raise NotApplicable("it states no cost")
     for scene, budget in usual_budgets(case):
         batch = make_batch(scene, case.device)
-        meter = Meter(make_linear(batch)).eval()
-        with isolated():
-            case.call(meter, copy_batch(batch), budget, scene)
+        model = make_linear(batch).eval()
+        with isolated(), Counter(model).count(scene.n) as tally:
+            case.call(model, copy_batch(batch), budget, scene)
         for what, wanted, count in zip(
-            ("forwards", "backwards"), stated, (meter.forwards, meter.backwards), strict=True
+            ("forwards", "backwards"), stated, (tally.all_forwards, tally.all_backwards), strict=True
         ):
             if wanted is not None and count != wanted * scene.n:
                 who = "A control costs nothing unless it says so: correct" if claims.control else "Correct"
@@ -117,7 +118,7 @@ def check_cost(case: Case) -> None:
                     f"expected {wanted:g} {what} per image, as it states, got {count / scene.n:g} [{scene}, "
                     f"{show(budget)}]. {who} `claims` or the attack."
                 )
-        if claims.gradient and not meter.backwards:
+        if claims.gradient and not tally.all_backwards:
             raise ContractViolation(
                 f"expected the model to be differentiated, got no backward pass through it [{scene}]. An attack that "
                 "needs no gradient declares `Claims(gradient=False)`."
