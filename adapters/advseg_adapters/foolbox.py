@@ -118,16 +118,20 @@ ROUTES: dict[str, Route] = {
     ),
     "InversionAttack": Route(view="none", objective="none", norms=("l2",), eps=None, gradient=False, note=_CONTRAST),
     "BinarySearchContrastReductionAttack": Route(**_MINIMAL, gradient=False, note=_CONTRAST),
-    "LinearSearchContrastReductionAttack": Route(**_MINIMAL, settings={"steps": 100}, gradient=False, note=_CONTRAST),
+    "LinearSearchContrastReductionAttack": Route(
+        **_MINIMAL, settings={"steps": 100}, gradient=False, note=_CONTRAST, single=True
+    ),
     "L2CarliniWagnerAttack": Route(
         **_MINIMAL, settings={"binary_search_steps": 5, "steps": 50, "initial_const": 0.1}, single=True
     ),
     "NewtonFoolAttack": Route(**_MINIMAL),
     "EADAttack": Route(**_MINIMAL, settings={"binary_search_steps": 5, "steps": 50, "initial_const": 0.1}, single=True),
-    "GaussianBlurAttack": Route(**_MINIMAL, settings={"steps": 50, "max_sigma": 5.0}, gradient=False, dims=(2,)),
+    "GaussianBlurAttack": Route(
+        **_MINIMAL, settings={"steps": 50, "max_sigma": 5.0}, gradient=False, dims=(2,), single=True
+    ),
     "SpatialAttack": Route(reason="it turns and shifts the image, which no norm bounds, and leaves the mask"),
-    "L2DeepFoolAttack": Route(**_MINIMAL),
-    "LinfDeepFoolAttack": Route(**_GATED, eps=None),
+    "L2DeepFoolAttack": Route(**_MINIMAL, single=True),
+    "LinfDeepFoolAttack": Route(**_GATED, eps=None, single=True),
     "SaltAndPepperNoiseAttack": Route(**_MINIMAL, random=True, settings={"steps": 100}, gradient=False),
     "LinearSearchBlendedUniformNoiseAttack": Route(
         **_MINIMAL, random=True, settings={"directions": 10, "steps": 100}, gradient=False, note=_FAR

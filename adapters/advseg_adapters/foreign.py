@@ -53,8 +53,8 @@ class Route:
         random: Whether it draws random numbers, with these settings or with others that it takes.
         random_by: If only some settings make it draw: those. It draws when one of them is given and not false.
         gradient: Whether it differentiates the model.
-        single: Whether images of one call can influence each other, such as by a stop that asks for progress of the
-            whole batch, though few images need not show it.
+        single: Whether images of one call can influence each other, or what each costs, such as by a stop that asks
+            for progress of the whole batch, though few images need not show it.
         dims: Numbers of space axes it can be given.
         square: Whether it fails on images whose space axes differ in length.
         note: What its user must know, as a full sentence; "" if nothing.

@@ -21,8 +21,8 @@ runs every class and makes this page. Tests hold the adapters to it.
 - **objective**: *follows loss*; *success-gated*: it stops, or returns the clean image, by its own test of success, so
   it has a threshold (a loss {rise} above the clean one, unless `threshold` or `rise` is set) and reports how many
   images got past it; *own loss*: it climbs something of its own.
-- **images a call**: *many*: one call of four images gave the bits of four calls of one. *1*: it did not, or the class
-  draws random numbers, so the harness calls it for each image with that image's generator.
+- **images a call**: *many*: one call of four images gave the bits of four calls of one. *1*: it did not, the class
+  draws random numbers, or what an image costs depends on its neighbours; the harness then calls it for each image.
 - **loss**: mean over the images: clean -> attacked, for binary / multilabel / multiclass, and under it what a random
   sign of the same norm and radius reaches. A result in *italics* is not above both, and no image reached the threshold;
   or the class never looks at the model, and harms by chance.

@@ -14,6 +14,7 @@ from strategies import make_batch
 
 from advseg_adapters.measure_support import CountedModel, Scene, make_scenes
 from advseg_bench.batches import select_images
+from advseg_bench.counter import Counter
 from advseg_bench.geometry import distance
 from advseg_bench.guard import ModelGuard
 from advseg_bench.losses import dice
@@ -59,6 +60,21 @@ def run(module: ModuleType, name: str, norm: Norm, settings: dict[str, Any], sce
     return attack, attack(scene.model, scene.batch, budget=budget, generators=generators(len(scene.batch.x)))
 
 
+def run_counted(module: ModuleType, name: str, norm: Norm, settings: dict[str, Any], scene: Scene, **changes: Any):
+    """Run a class once; returns the attack, its result, and each image's forwards and backwards if they are known.
+
+    What is counted equals what the scene's own model counts in another way.
+    """
+    scene.model.forwards = scene.model.backwards = 0
+    with Counter(scene.model).count(len(scene.batch.x)) as tally:
+        attack, x_adv = run(module, name, norm, settings, scene, **changes)
+    passes = tally.per_image()
+    found = (scene.model.forwards, scene.model.backwards)
+    assert (tally.all_forwards, tally.all_backwards) == found
+    assert passes is None or tuple(map(sum, zip(*passes, strict=True))) == found
+    return attack, x_adv, passes
+
+
 def check_class(module: ModuleType, toolkit: str, name: str, settings: dict[str, Any], row: dict[str, Any]) -> None:
     """One class on a trained network: nothing foreign is touched, the budget holds, and the table tells the truth."""
     scene = scene_for(name)
@@ -68,7 +84,7 @@ def check_class(module: ModuleType, toolkit: str, name: str, settings: dict[str,
     guard = ModelGuard(scene.model)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     norm = module.ROUTES[name].norms[-1]
-    attack, x_adv = run(module, name, norm, settings, scene)
+    attack, x_adv, passes = run_counted(module, name, norm, settings, scene)
     assert guard.find_changes() == []
     scene.model.model.eval()
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -82,5 +98,7 @@ def check_class(module: ModuleType, toolkit: str, name: str, settings: dict[str,
     assert (distance(x_adv, batch.x, norm) <= EPS[norm] + 1e-6).all()
     assert attack.name == f"{toolkit}.{name}" == row["name"]
     assert attack.batched == (row["batching"] == "batch-preserving")
-    _, again = run(module, name, norm, settings, scene, batched=False)
+    _, again, alone = run_counted(module, name, norm, settings, scene, batched=False)
     assert torch.equal(again, x_adv), "one call of two images is not two calls of one"
+    assert alone is not None, "a row of nobody"
+    assert passes in (alone, None)
