@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -31,6 +31,7 @@ class Cell:
         draw: Which repetition of a random attack.
         label: For people.
         skip: Why the cell is not run, or None.
+        max_forwards: After how many forwards of an image the attack is stopped, or None.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Cell:
     draw: int
     label: str
     skip: str | None
+    max_forwards: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,8 @@ def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
             settings = json.dumps(each, sort_keys=True)
             skip = _why_skip(suite, attack, loss) or _why_skip_settings(suite, attack, loss, each)
             for eps, draw in product(attack.eps, range(attack.draws)):
-                yield _cell(identity, model.name, attack.name, loss, settings, attack.norm, eps, draw, skip)
+                cell = _cell(identity, model.name, attack.name, loss, settings, attack.norm, eps, draw, skip)
+                yield replace(cell, max_forwards=attack.max_forwards)
 
 
 def _cell(

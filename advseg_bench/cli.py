@@ -284,6 +284,7 @@ def _print_grid(suite: Suite, cells: tuple[Cell, ...]) -> None:
         eps = f"{attack.norm} {show_radii(attack.eps)}"
         losses = " ".join(attack.losses) or "-"
         settings = {key: [value] for key, value in attack.settings.items()} | attack.vary
+        settings |= {"max_forwards": [attack.max_forwards]} if attack.max_forwards else {}
         shown = "; ".join(f"{key}: {' '.join(map(str, values))}" for key, values in settings.items())
         numbers = (str(attack.draws), str(len(mine)), str(skipped))
         table.add_row(attack.name, losses, eps, shown, *numbers)

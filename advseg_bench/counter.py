@@ -38,7 +38,7 @@ class Counter:
             self.model = _Gate(self, self.model)
 
     @contextmanager
-    def count(self, n: int, most: int | None = None) -> Iterator[Tally]:
+    def count(self, n: int, max_forwards: int | None = None) -> Iterator[Tally]:
         """Count on behalf of `n` images, until the block ends.
 
         An attack is taken to put all its images to the model at once, one row each; `rows_of` says otherwise, and rows
@@ -46,10 +46,10 @@ class Counter:
 
         Args:
             n: Images that the attack is given.
-            most: Forwards per image; the one after them raises `QueryLimitError` before it is run.
+            max_forwards: Per image; the one after them raises `QueryLimitError` before it is run.
         """
         assert self._tally is None, "one attack at a time"
-        self._tally = tally = Tally([0] * n, [0] * n, most)
+        self._tally = tally = Tally([0] * n, [0] * n, max_forwards)
         token = OWNERS.set(None)
         try:
             with _covered(self):

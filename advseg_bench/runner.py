@@ -239,7 +239,8 @@ class _Scene:
             assert is_shared(attack)
             x_adv = attack.step(lent, gradient, budget, generators)
         else:
-            with Counter(self.model).count(len(x)) as tally, torch.enable_grad():  # a mode it leaves behind ends here
+            counted = Counter(self.model).count(len(x), cell.max_forwards)
+            with counted as tally, torch.enable_grad():  # a mode that it leaves behind ends here
                 x_adv = attack(self.model, lent, budget=budget, generators=generators)
             passes = tally.per_image()
         if not isinstance(x_adv, Tensor):

@@ -37,7 +37,7 @@ class Tally:
     Attributes:
         forwards: Rows put to the model, of each image.
         backwards: Rows whose gradient was asked for, of each image; once for each time that one flows into the logits.
-        most: Forwards that each image may have, or None.
+        max_forwards: What each image may have, or None.
         all_forwards: Rows put to the model, whosever they were.
         all_backwards: Rows whose gradient was asked for, whosever they were.
         attributed: Whether every row had an owner; if not, `forwards` and `backwards` lack some.
@@ -45,7 +45,7 @@ class Tally:
 
     forwards: list[int]
     backwards: list[int]
-    most: int | None = None
+    max_forwards: int | None = None
     all_forwards: int = 0
     all_backwards: int = 0
     attributed: bool = True
@@ -82,10 +82,10 @@ class Tally:
 
     def _demand_budget(self, owners: tuple[int, ...], rows: int) -> None:
         """Rows without an owner are too many when no image could have had them."""
-        if self.most is None:
+        if self.max_forwards is None:
             return
         asked = max((self.forwards[i] + owners.count(i) for i in set(owners)), default=0)
-        if asked > self.most or self.all_forwards + rows > self.most * len(self.forwards):
-            what = f"at most {self.most} forwards per image"
-            found = max(asked, self.most + 1)
-            raise QueryLimitError(expected("attack", what, found, "Give it fewer steps or a larger limit."))
+        if asked > self.max_forwards or self.all_forwards + rows > self.max_forwards * len(self.forwards):
+            what = f"at most {self.max_forwards} forwards per image"
+            found = max(asked, self.max_forwards + 1)
+            raise QueryLimitError(expected("attack", what, found, "Give it fewer steps, or raise `max_forwards`."))

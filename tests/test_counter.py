@@ -213,11 +213,11 @@ def test_an_attack_that_raises_or_meddles_leaves_no_gate_behind():
 def test_one_too_many_is_refused_before_it_is_run():
     model, (batch, _) = linear(), make_batch("binary")
     attack = PGD(loss=losses.dice, steps=4)
-    with Counter(model).count(3, most=4) as tally:
+    with Counter(model).count(3, max_forwards=4) as tally:
         attack(model, batch, budget=BUDGET, generators=make_generators(3))
     assert tally.per_image() == [(4, 4)] * 3
-    message = r"attack: expected at most 3 forwards per image, got 4. Give it fewer steps or a larger limit."
-    with Counter(model).count(3, most=3) as tally, pytest.raises(QueryLimitError, match=message) as caught:
+    message = r"attack: expected at most 3 forwards per image, got 4. Give it fewer steps, or raise `max_forwards`."
+    with Counter(model).count(3, max_forwards=3) as tally, pytest.raises(QueryLimitError, match=message) as caught:
         attack(model, batch, budget=BUDGET, generators=make_generators(3))
     assert "\n" not in str(caught.value)
     assert tally.per_image() == [(3, 3)] * 3
@@ -225,7 +225,7 @@ def test_one_too_many_is_refused_before_it_is_run():
 
 def test_a_limit_holds_for_each_image_and_for_rows_of_nobody():
     model, x = linear(), images(2)
-    with Counter(model).count(2, most=4) as tally:
+    with Counter(model).count(2, max_forwards=4) as tally:
         with rows_of([1]):
             model(x[[1, 1, 1]])
             with pytest.raises(QueryLimitError, match="got 5"):

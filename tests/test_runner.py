@@ -210,6 +210,21 @@ def test_a_row_tells_what_its_image_cost_and_padding_costs_nobody(name, settings
     assert [(row["forwards"], row["backwards"]) for row in rows if row["attack"] == "none"] == [(0, 0)] * 6
 
 
+def test_an_attack_is_stopped_at_its_limit_and_costs_no_other_cell_its_result():
+    cells = [cell("pgd", "bce", settings='{"steps": 4}'), cell("fgsm", "bce"), cell("test_runner:asks_about_a_part")]
+    stopped = replace(cell("pgd", "bce", settings='{"steps": 5}'), id="stopped")
+    unit = Unit("m", tuple(range(6)), (*(replace(c, max_forwards=4) for c in (*cells, stopped)), CLEAN))
+    model = Counter()
+    rows, failures = runner.run_unit(unit, model, tiny_data(), SETTING)
+    assert [row["cell"] for row in rows].count("stopped") == 0
+    assert len(rows) == 6 * (len(cells) + 1)
+    assert [failure.cell for failure in failures] == ["stopped"] * 2, "in each batch"
+    message = "QueryLimitError: attack: expected at most 4 forwards per image, got 5. "
+    assert failures[0].message == message + "Give it fewer steps, or raise `max_forwards`."
+    shared, pgd, part, stopped, scored = 1, 4, 1, 4, 3
+    assert model.forwards == 2 * (shared + pgd + part + stopped + scored), "the forward too many was not run"
+
+
 def writes_input(model, batch, *, budget, generators):
     return batch.x.add_(budget.eps / 2).clamp_(0, 1).clone()
 

@@ -207,6 +207,18 @@ def test_vary_makes_an_attack_of_every_combination_and_defaults_are_not_told():
     assert cost.shared_forwards == 4
 
 
+def test_a_limit_of_forwards_is_told_to_each_cell_and_changes_no_identity():
+    free, limited = TEXT, TEXT.replace('name = "fgsm"', 'name = "fgsm"\nmax_forwards = 20', 1)
+    assert free != limited
+    without, cells = plan(parse_suite(free, "s")), plan(parse_suite(limited, "s"))
+    assert [cell.id for cell in cells] == [cell.id for cell in without]
+    assert {(cell.attack, cell.max_forwards) for cell in cells} >= {("none", None), ("fgsm", 20)}
+    assert {cell.max_forwards for cell in without} == {None}
+    message = r"attacks\.0\.max_forwards: Input should be greater than or equal to 1, got 0"
+    with pytest.raises(SpecError, match=message):
+        parse_suite(limited.replace("= 20", "= 0"), "s")
+
+
 def test_shuffled_signs_share_the_gradient_of_fgsm():
     both = '[[attacks]]\nname = "{}"\nlosses = ["bce"]\neps = ["4/255"]\n'
     text = TEXT.split("[[attacks]]")[0] + both.format("fgsm") + both.format("shuffled_sign")

@@ -152,6 +152,8 @@ class AttackSpec(Spec):
         draws: Independent repetitions of a random attack.
         settings: Constructor arguments of the attack.
         vary: Settings with a list of values each; every combination is an attack of its own.
+        max_forwards: How often the attack may ask the model about an image; one that asks more often is stopped, and
+            has failed. It changes no result, so it is no part of a cell's identity.
     """
 
     name: AttackName
@@ -163,6 +165,7 @@ class AttackSpec(Spec):
     vary: Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], AfterValidator(plain)] = Field(
         default_factory=dict
     )
+    max_forwards: int | None = Field(default=None, ge=1)
 
     def list_settings(self) -> list[dict[str, Any]]:
         """Return every combination of settings; what equals the default of a shipped attack is left out."""
