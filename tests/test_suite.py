@@ -30,7 +30,7 @@ def test_shipped_suites_load_and_survive_json(name):
     ("old", "new", "message"),
     [
         ("size = 32", "sizee = 32", "^s.toml: data: unknown key 'sizee'. Did you mean 'size'?"),
-        ("size = 32", "size = 3", "data.size: Input should be greater than or equal to 16, got 3"),
+        ("size = 32", "size = 3", "data.size: expected an edge of 16 to 1024 pixels, or for volumes three .*, got 3"),
         ('"mni152"', '"mni15"', "data.name: unknown data set 'mni15'. Did you mean 'mni152'?"),
         ('"multilabel"', '"multilabels"', "data.task: Input should be 'binary', 'multilabel' or 'multiclass'"),
         ("[training]", "[trainin]", "top level: unknown key 'trainin'. Did you mean 'training'?"),

@@ -1,4 +1,4 @@
-"""The data set `decathlon`: a task of the Medical Segmentation Decathlon, whose slices are the images."""
+"""The data set `decathlon`: a task of the Medical Segmentation Decathlon, whose slices or volumes are the images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from advseg_bench.specs import DecathlonData
 
 
 def load(spec: DecathlonData) -> Dataset:
-    """Check every labelled file of a task and list its slices.
+    """Check every labelled file of a task and list its images.
 
     The block is the case. Only what dataset.json lists under `training` is used: the images of `test` have no labels.
 

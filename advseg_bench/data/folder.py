@@ -14,9 +14,10 @@ import numpy as np
 
 from advseg_bench.data.dataset import Case, Dataset, Sample
 from advseg_bench.data.formats import Header, hash_files, list_files, read_header, read_slices
-from advseg_bench.data.pixels import check_labels, check_window, find_window, to_channels, to_planes
+from advseg_bench.data.pixels import Array, Floats, check_labels, check_window, find_window, to_channels, to_planes
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
 from advseg_bench.data.splits import check_pattern, find_subject, split_subjects
+from advseg_bench.data.whole import check_volume, find_space, gather, is_whole, say_whole
 from advseg_bench.errors import DataError, expected, unknown
 from advseg_bench.specs import FolderData
 
@@ -49,8 +50,8 @@ class _Entry:
 def load(spec: FolderData) -> Dataset:
     """Check every file of a folder and list its images.
 
-    A picture is named "stem", slice 7 of a volume "stem/z007". The block of a volume's slices is the volume;
-    that of a picture is its subject, because pictures of one subject may show neighbouring slices.
+    A picture and a whole volume are named "stem", slice 7 of a volume "stem/z007". The block of a volume, and of its
+    slices, is the volume; that of a picture is its subject, because pictures of one may show neighbouring slices.
 
     Args:
         spec: Where the files are and how they are to be read.
@@ -66,12 +67,13 @@ def load(spec: FolderData) -> Dataset:
     places: list[tuple[_Entry, int]] = []
     for entry, subject in zip(entries, subjects, strict=True):
         volume = entry.header.slices is not None
-        spacing = scaled_spacing(entry.header.shape, spec.spacing or entry.header.spacing, spec)
-        for z in range(entry.header.slices or 1):
-            image = f"{entry.stem}/z{z:03d}" if volume else entry.stem
+        spacing = scaled_spacing(*find_space(entry.header, spec, spec.spacing), spec)
+        for z in range(1 if is_whole(spec) else entry.header.slices or 1):
+            image = f"{entry.stem}/z{z:03d}" if volume and not is_whole(spec) else entry.stem
             cases.append(Case(image, subject, entry.stem if volume else subject, spacing, splits[subject]))
             places.append((entry, z))
     background, classes = _split_background(spec)
+    headers = [entry.header for entry in entries]
     files = [path for entry in entries for path in (entry.image, *entry.masks)]
     return Dataset(
         name=spec.name,
@@ -79,7 +81,7 @@ def load(spec: FolderData) -> Dataset:
         cases=cases,
         read=lambda index: _read(*places[index], spec),
         fingerprint=fingerprint(spec, hash_files(files, spec.path)),
-        note="" if spec.subject else NOTE,
+        note=" ".join(filter(None, ("" if spec.subject else NOTE, say_whole(cases, headers, spec)))),
     )
 
 
@@ -143,6 +145,7 @@ def _mask_folders(spec: FolderData) -> list[Path]:
 def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) -> _Entry:
     """Read an image and its masks from end to end and check all that can be wrong with them."""
     header = read_header(image)
+    check_volume(image, header, spec)
     values = (to_channels(pixels, spec.channels) for pixels in read_slices(image))
     lower, upper = find_window(image, header, spec.scale, values)
     tops = []
@@ -166,8 +169,14 @@ def _size(header: Header) -> str:
 
 def _read(entry: _Entry, z: int, spec: FolderData) -> Sample:
     """Read one image with its masks."""
-    pixels = to_channels(next(read_slices(entry.image, first=z)), spec.channels)
-    scaled = np.clip((pixels - entry.lower) / (entry.upper - entry.lower), 0.0, 1.0)
-    masks = [next(read_slices(mask, first=z, labels=True)) for mask in entry.masks]
+    scaled = gather((_scale(pixels, entry, spec) for pixels in read_slices(entry.image, first=z)), spec, np.float32)
+    masks = [gather(read_slices(mask, first=z, labels=True), spec) for mask in entry.masks]
     planes, valid = to_planes(masks, entry.tops, spec)
     return prepare(scaled, planes, valid, spec)
+
+
+def _scale(pixels: Array, entry: _Entry, spec: FolderData) -> Floats:
+    """Bring intensities to [0, 1]."""
+    values = to_channels(pixels, spec.channels)
+    scaled: Floats = np.clip((values - entry.lower) / (entry.upper - entry.lower), 0.0, 1.0)
+    return scaled

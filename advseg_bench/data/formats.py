@@ -61,6 +61,7 @@ class Header:
         spacing: Edge lengths of a pixel (rows, columns) in mm; NaN where the file does not say.
         axes: Where the axes of a NIfTI file point, such as "RAS"; "" for other formats.
         channels: Volumes in a NIfTI file, along its fourth axis.
+        gap: Distance of neighbouring slices in mm; NaN where the file does not say.
     """
 
     shape: tuple[int, int]
@@ -69,6 +70,7 @@ class Header:
     spacing: tuple[float, float]
     axes: str
     channels: int = 1
+    gap: float = math.nan
 
 
 def list_files(folder: Path) -> dict[str, Path]:
@@ -186,11 +188,12 @@ def _volume_header(volume: Any) -> Header:
     dtype = volume.get_data_dtype()
     plain = dtype.kind in "iu" and (volume.dataobj.slope, volume.dataobj.inter) == (1, 0)
     scale = _MM.get(volume.header.get_xyzt_units()[0], 1.0)
-    rows, columns = (float(z) * scale if z > 0 else math.nan for z in volume.header.get_zooms()[:2])
+    zooms = (*volume.header.get_zooms(), 0.0)[:3]
+    rows, columns, gap = (float(z) * scale if z > 0 else math.nan for z in zooms)
     axes = "".join(code or "?" for code in nibabel.aff2axcodes(volume.affine))
     slices, channels = (*volume.shape[2:], 1, 1)[:2]
     largest = int(np.iinfo(dtype).max) if plain else None
-    return Header((volume.shape[0], volume.shape[1]), slices, largest, (rows, columns), axes, channels)
+    return Header((volume.shape[0], volume.shape[1]), slices, largest, (rows, columns), axes, channels, gap)
 
 
 def _check_single(path: Path, picture: Image.Image) -> None:

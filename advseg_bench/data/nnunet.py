@@ -1,4 +1,4 @@
-"""The data set `nnunet`: a raw data set of nnU-Net v2, whose slices are the images."""
+"""The data set `nnunet`: a raw data set of nnU-Net v2, whose slices or volumes are the images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOLUMES = (".nii", ".nii.gz")
 
 
 def load(spec: NnunetData) -> Dataset:
-    """Check every file of a raw data set and list its slices.
+    """Check every file of a raw data set and list its images.
 
     The block is the case. Classes, regions among them, and channels are those of dataset.json; label "ignore" is not
     valid.

@@ -66,7 +66,7 @@ def load(spec: PhantomData) -> Dataset:
     Raises: RecordError: on reading a case, if the cache cannot be written.
     """
     splits = split_subjects(spec.subjects, spec.seed)
-    spacing = (FIELD_MM / spec.size, FIELD_MM / spec.size)
+    spacing = tuple(FIELD_MM / edge for edge in spec.edges)
     keys = [
         (subject, day, number)
         for subject in range(1, spec.subjects + 1)
@@ -147,7 +147,8 @@ def _fetch_stack(spec: PhantomData, subject: int, day: int) -> Stack:
     path = cache_dir("phantom") / f"{key}.npz"
     stack = _read_stack(path)
     if stack is None:
-        view = View(spec.size, spec.size, FIELD_MM / spec.size)
+        rows, columns = spec.edges
+        view = View(rows, columns, FIELD_MM / columns)
         stack = render_stack(spec.seed, subject, day, heights=slice_heights(spec.slices), view=view)
         _write_stack(path, stack)
     return stack

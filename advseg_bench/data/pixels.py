@@ -99,19 +99,20 @@ def to_planes(masks: list[Array], tops: tuple[float, ...], spec: FolderData) -> 
     """Turn mask values into what `prepare` takes.
 
     Args:
-        masks: One array (H, W), or one for each class if the task is multilabel.
+        masks: One array (*S), or one for each class if the task is multilabel.
         tops: For soft masks, the value of each that means certainty.
         spec: `task`, `classes`, `soft` and `ignore` are used.
-    Returns: One plane for each class without the background, (K, H, W), bool or shares in [0, 1] where they
-        are valid; and the valid pixels, bool (H, W): those that no mask ignores.
+    Returns: One plane for each class without the background, (K, *S), bool or shares in [0, 1] where they
+        are valid; and the valid pixels, bool (*S): those that no mask ignores.
     """
     stack = np.stack(masks)
+    space = (1,) * (stack.ndim - 1)
     ignored = np.zeros(stack.shape, bool) if spec.ignore is None else stack == spec.ignore
     valid: NDArray[np.bool_] = np.logical_not(ignored.any(axis=0))
     if spec.task == "multiclass":
-        return stack == np.arange(1, len(spec.classes))[:, None, None], valid
+        return stack == np.arange(1, len(spec.classes)).reshape(-1, *space), valid
     if spec.soft:
-        return stack / np.array(tops)[:, None, None], valid
+        return stack / np.array(tops).reshape(-1, *space), valid
     return stack != 0, valid
 
 

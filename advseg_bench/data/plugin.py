@@ -89,7 +89,7 @@ def _check_dataset(where: str, dataset: object, spec: PluginData) -> None:
 
 def _read_sample(where: str, index: int, dataset: Dataset, spec: PluginData) -> Sample:
     """Read a sample and refuse one whose arrays are not what `Sample` promises."""
-    where, space = f"{where}: {dataset.cases[index].image}", (spec.size, spec.size)
+    where, space = f"{where}: {dataset.cases[index].image}", spec.edges
     try:
         sample = Sample(*dataset.read(index))
     except UserError:

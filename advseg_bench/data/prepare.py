@@ -2,18 +2,23 @@
 
 All data sets end in `prepare`, so that they agree on what a pixel, a label and a tie are. An output pixel is the
 mean of the input pixels under it. With fit = "pad" images are padded to a square around their centre, and whole pixels
-are averaged (`torch.nn.functional.adaptive_avg_pool2d`; where the sizes do not divide, neighbouring windows share a row
-of pixels, and an image smaller than the result has its pixels repeated). With fit = "stretch" each edge is resized by
-itself, and a pixel on the border of two windows is shared between them by area, as OpenCV's INTER_AREA does. Labels go
-the same way as shares and are decided once, at the end.
+are averaged (`torch.nn.functional.adaptive_avg_pool2d`, or 3d; where the sizes do not divide, neighbouring windows
+share a row of pixels, and an image smaller than the result has its pixels repeated). With fit = "stretch" each edge is
+resized by itself, and a pixel on the border of two windows is shared between them by area, as OpenCV's INTER_AREA does.
+Labels go the same way as shares and are decided once, at the end.
+
+A volume is averaged in depth as well. With "pad" its rows and columns are padded as those of a slice are, and a volume
+of fewer slices than the result is padded with slices that do not count, so that none is shown twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -46,51 +51,79 @@ def task_for(kind: TaskKind, classes: Sequence[str], background: str = "backgrou
     return Task(kind, (background, *classes) if kind == "multiclass" else tuple(classes))
 
 
-def scaled_spacing(shape: tuple[int, ...], spacing: tuple[float, float], spec: DataSpec) -> tuple[float, float]:
-    """Return a pixel's edge lengths after an image is made square and resized.
+def find_frame(shape: Sequence[int], spec: DataSpec) -> tuple[int, ...]:
+    """Say how large an image is before it is resized: with "pad" larger than it was.
 
     Args:
-        shape: Rows and columns (the last two entries) before.
-        spacing: Edge lengths (rows, columns) in mm before; NaN stays NaN.
+        shape: Edges of the image; only the last two or three, as `spec.edges` has.
         spec: `size` and `fit` are used.
-    Returns: Edge lengths (rows, columns) in mm. With "pad" both scale by one factor, the longer edge over
-        `spec.size`; with "stretch" each by its own.
+    Returns: With "pad" the smallest frame around the image whose rows and columns shrink by one factor. Depth has a
+        factor of its own, since slices lie farther apart than pixels, and is never enlarged.
     """
-    rows, columns = shape[-2:] if spec.fit == "stretch" else (max(shape[-2:]),) * 2
-    return spacing[0] * (rows / spec.size), spacing[1] * (columns / spec.size)
+    edges = spec.edges
+    shape = tuple(shape[-len(edges) :])
+    if spec.fit == "stretch":
+        return shape
+    *depth, height, width = shape
+    *slices, rows, columns = edges
+    if height * columns > width * rows:
+        width = max(width, round(height * columns / rows))
+    else:
+        height = max(height, round(width * rows / columns))
+    return (*(max(pair) for pair in zip(depth, slices, strict=True)), height, width)
+
+
+def scaled_spacing(shape: Sequence[int], spacing: Sequence[float], spec: DataSpec) -> tuple[float, ...]:
+    """Return a pixel's edge lengths after an image is padded and resized.
+
+    Args:
+        shape: Edges before (the last two or three entries).
+        spacing: Edge lengths of a pixel in mm before, in the same order; NaN stays NaN.
+        spec: `size` and `fit` are used.
+    Returns: Edge lengths in mm, each scaled by an edge of the frame over one of the result.
+    """
+    frame = find_frame(shape, spec)
+    return tuple(mm * (before / after) for mm, before, after in zip(spacing, frame, spec.edges, strict=True))
+
+
+def pad_to_frame(array: Array, frame: Sequence[int], fill: float = 0) -> Array:
+    """Pad the last axes around the centre.
+
+    Args:
+        array: Shape (..., *S), any type. An odd number of pixels puts the extra one at the end.
+        frame: Edges wanted, none shorter than those of S.
+        fill: Value of the new pixels.
+    Returns: Shape (..., *frame); `array` itself if it has these edges already.
+    """
+    edges = array.shape[-len(frame) :]
+    if edges == tuple(frame):
+        return array
+    before = [(wanted - n) // 2 for wanted, n in zip(frame, edges, strict=True)]
+    pairs = [(b, wanted - n - b) for b, wanted, n in zip(before, frame, edges, strict=True)]
+    return np.pad(array, [(0, 0)] * (array.ndim - len(frame)) + pairs, constant_values=fill)
 
 
 def pad_to_square(array: Array, fill: float = 0) -> Array:
-    """Pad the shorter of the last two axes, as evenly as possible, until both are equally long.
-
-    Args:
-        array: Shape (..., H, W), any type. An odd number of pixels puts the extra one at the end.
-        fill: Value of the new pixels.
-    Returns: Shape (..., E, E) with E = max(H, W); `array` itself if it is square already.
-    """
-    height, width = array.shape[-2:]
-    if height == width:
-        return array
-    edge = max(height, width)
-    before = [(edge - n) // 2 for n in (height, width)]
-    pairs = [(b, edge - n - b) for b, n in zip(before, (height, width), strict=True)]
-    return np.pad(array, [(0, 0)] * (array.ndim - 2) + pairs, constant_values=fill)
+    """Pad the shorter of the last two axes, as evenly as possible, until both are equally long; see `pad_to_frame`."""
+    return pad_to_frame(array, (max(array.shape[-2:]),) * 2, fill)
 
 
-def resize_image(image: Array, size: int, fit: Fit = "pad") -> Floats:
+def resize_image(image: Array, edges: Sequence[int], fit: Fit = "pad") -> Floats:
     """Resize images by area.
 
     Args:
-        image: Shape (..., H, W), values in [0, 1].
-        size: Edge length of the result.
+        image: Shape (..., *S), values in [0, 1], with two or three space axes.
+        edges: Edge lengths of the result.
         fit: How pixels on a border are counted.
-    Returns: float32 (..., size, size), clipped to [0, 1] so that rounding cannot leave the bounds.
+    Returns: float32 (..., *edges), clipped to [0, 1] so that rounding cannot leave the bounds.
     """
-    resized: Floats = np.clip(_AREA[fit](image, size), 0.0, 1.0).astype(np.float32)
+    resized: Floats = np.clip(_AREA[fit](image, edges), 0.0, 1.0).astype(np.float32)
     return resized
 
 
-def resize_masks(masks: Array, valid: Bools, size: int, kind: TaskKind, fit: Fit = "pad") -> tuple[Array, Bools]:
+def resize_masks(
+    masks: Array, valid: Bools, edges: Sequence[int], kind: TaskKind, fit: Fit = "pad"
+) -> tuple[Array, Bools]:
     """Resize class planes by area and decide the label of each pixel once, at the end.
 
     Only valid pixels have a say: a class is present where it covers at least half of the *valid* part of the
@@ -98,20 +131,19 @@ def resize_masks(masks: Array, valid: Bools, size: int, kind: TaskKind, fit: Fit
     wins, where the background has what the planes leave; of equal shares the first wins.
 
     Args:
-        masks: Shares in [0, 1], shape (K, H, W), one plane for each class without the background.
-        valid: Shape (H, W).
-        size: Edge length of the result.
+        masks: Shares in [0, 1], shape (K, *S), one plane for each class without the background.
+        valid: Shape S.
+        edges: Edge lengths of the result.
         kind: How the labels are put to the model.
         fit: How pixels on a border are counted.
-    Returns: Labels, bool (K, size, size) for binary and multilabel, int64 (size, size) for multiclass; and
-        the valid pixels, bool (size, size). The label of an invalid pixel is False or 0.
+    Returns: Labels, bool (K, *edges) for binary and multilabel, int64 of shape `edges` for multiclass; and the valid
+        pixels, bool of shape `edges`. The label of an invalid pixel is False or 0.
     """
-    planes = masks.astype(np.float32)
+    planes: Iterable[Array] = (plane.astype(np.float32) for plane in masks)  # one at a time: volumes are large
     if kind == "multiclass":
-        rest = np.clip(1.0 - planes.sum(axis=0, keepdims=True), 0.0, 1.0)
-        planes = np.concatenate([rest, planes])
-    covered = _AREA[fit](planes * valid, size)
-    share = _AREA[fit](valid, size)
+        planes = chain([np.clip(1.0 - masks.sum(axis=0, dtype=np.float32), 0.0, 1.0)], planes)
+    covered = np.stack([_AREA[fit](plane * valid, edges) for plane in planes])
+    share = _AREA[fit](valid, edges)
     still_valid = share >= 0.5
     if kind == "multiclass":
         return np.where(still_valid, covered.argmax(axis=0), 0).astype(np.int64), still_valid
@@ -122,26 +154,28 @@ def prepare(image: Array, masks: Array, valid: Bools | None, spec: DataSpec) -> 
     """Turn one image and its class planes into what a model meets.
 
     Args:
-        image: Grey, shape (H, W), or colour, shape (3, H, W) with `spec.channels == 3`; finite, in [0, 1].
-        masks: bool, or shares in [0, 1]; shape (K, H, W), one plane for each class without the background;
+        image: Grey, shape S, or of several channels, shape (3, *S) with `spec.channels == 3`; finite, in [0, 1]. S has
+            as many axes as `spec.edges`: (H, W) for a slice, (D, H, W) for a volume.
+        masks: bool, or shares in [0, 1]; shape (K, *S), one plane for each class without the background;
             K = 1 for binary. Planes may overlap for multilabel; for multiclass their sum must not pass 1.
-        valid: Shape (H, W), False where a pixel shall not count; None if all count.
+        valid: Shape S, False where a pixel shall not count; None if all count.
         spec: Any data specification; `task`, `size`, `channels` and `fit` are used.
-    Returns: The sample, `spec.size` pixels square. Pixels that padding adds are not valid; a data set whose
+    Returns: The sample, with the edges of `spec`. Pixels that padding adds are not valid; a data set whose
         surroundings are known to be background pads with `pad_to_square` before. A grey image is copied to
         `spec.channels` channels.
     """
-    assert masks.ndim == 3, masks.shape
-    assert image.shape[-2:] == masks.shape[-2:], (image.shape, masks.shape)
+    space = len(spec.edges)
+    assert masks.ndim == space + 1, f"masks of shape {masks.shape} for size = {spec.size}"
+    assert image.shape[-space:] == masks.shape[-space:], (image.shape, masks.shape)
     assert spec.task != "binary" or len(masks) == 1, f"binary with {len(masks)} masks"
     assert np.isfinite(image).all(), "image has a value that is not finite"
-    channels = image[None] if image.ndim == 2 else image
+    channels = image[None] if image.ndim == space else image
     assert len(channels) in (1, spec.channels), f"{len(channels)} channels for {spec.channels}"
-    seen = np.ones(image.shape[-2:], bool) if valid is None else valid.astype(bool)
-    if spec.fit == "pad":
-        channels, masks, seen = pad_to_square(channels), pad_to_square(masks), pad_to_square(seen).astype(bool)
-    label, still_valid = resize_masks(masks, seen, spec.size, spec.task, spec.fit)
-    pixels = resize_image(channels, spec.size, spec.fit)
+    seen = np.ones(image.shape[-space:], bool) if valid is None else valid.astype(bool)
+    frame = find_frame(seen.shape, spec)
+    channels, masks, seen = (pad_to_frame(array, frame) for array in (channels, masks, seen))
+    label, still_valid = resize_masks(masks, seen.astype(bool), spec.edges, spec.task, spec.fit)
+    pixels = resize_image(channels, spec.edges, spec.fit)
     if len(pixels) < spec.channels:
         pixels = np.repeat(pixels, spec.channels, axis=0)
     return Sample(pixels, label, still_valid)
@@ -163,21 +197,24 @@ def fingerprint(spec: DataSpec, content: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _area_of_whole_pixels(array: Array, size: int) -> Floats:
-    """Average (..., H, W) over the area of each of size x size pixels, in float32."""
+def _area_of_whole_pixels(array: Array, edges: Sequence[int]) -> Floats:
+    """Average (..., *S) over the area of each pixel of the result, in float32."""
     values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    planes = values.reshape(-1, *values.shape[-2:])
-    pooled = torch.nn.functional.adaptive_avg_pool2d(planes, size)
-    return pooled.reshape(*values.shape[:-2], size, size).numpy()
+    space = len(edges)
+    pool: Any = torch.nn.functional.adaptive_avg_pool2d if space == 2 else torch.nn.functional.adaptive_avg_pool3d
+    pooled: torch.Tensor = pool(values.reshape(-1, *values.shape[-space:]), tuple(edges))
+    return pooled.reshape(*values.shape[:-space], *edges).numpy()
 
 
-def _area_by_parts(array: Array, size: int) -> NDArray[np.float64]:
-    """Average (..., H, W) over size x size windows, in float64 and without rounding where values are 0 and 1."""
-    height, width = array.shape[-2:]
-    rows, columns = _overlaps(height, size), _overlaps(width, size)
-    planes = array.reshape(-1, height, width).astype(np.float64)
-    sums = np.stack([(columns @ (rows @ plane).T).T for plane in planes])
-    means: NDArray[np.float64] = sums.reshape(*array.shape[:-2], size, size) / (height * width)
+def _area_by_parts(array: Array, edges: Sequence[int]) -> NDArray[np.float64]:
+    """Average (..., *S) over windows, in float64 and without rounding where values are 0 and 1."""
+    shape = array.shape[-len(edges) :]
+    sums = array.astype(np.float64)
+    for axis, (pixels, edge) in enumerate(zip(shape, edges, strict=True), start=-len(edges)):
+        lines = np.moveaxis(sums, axis, 0)
+        summed = _overlaps(pixels, edge) @ lines.reshape(pixels, -1)
+        sums = np.moveaxis(summed.reshape(edge, *lines.shape[1:]), 0, axis)
+    means: NDArray[np.float64] = sums / math.prod(shape)
     return means
 
 
@@ -189,7 +226,7 @@ def _overlaps(pixels: int, size: int) -> sparse.csr_array:
     return sparse.csr_array(np.maximum(shared, 0).astype(np.float64))
 
 
-_AREA: dict[Fit, Callable[[Array, int], NDArray[np.floating[Any]]]] = {
+_AREA: dict[Fit, Callable[[Array, Sequence[int]], NDArray[np.floating[Any]]]] = {
     "pad": _area_of_whole_pixels,
     "stretch": _area_by_parts,
 }

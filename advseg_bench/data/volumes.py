@@ -1,8 +1,8 @@
 """What the readers of volumes share: slices of one or more channels with a file of label values, checked and read.
 
 A reader lists `Source`s and says what label values mean; `load_sources` does the rest. Every file is read once when
-the data set is loaded, so that a run does not fail after its models are trained. Slices are the images: a volume as
-one 3-D image is not supported.
+the data set is loaded, so that a run does not fail after its models are trained. The images are slices, or whole
+volumes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from advseg_bench.data.dataset import Case, Dataset, Sample, Split
 from advseg_bench.data.formats import Header, hash_files, read_header, read_slices
 from advseg_bench.data.pixels import check_window, find_window
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
+from advseg_bench.data.whole import check_volume, find_space, gather, is_whole, say_whole
 from advseg_bench.errors import DataError, expected, unknown
 from advseg_bench.specs import DecathlonData, LggData, NnunetData
 
@@ -115,15 +116,15 @@ def choose_inputs(names: Sequence[str], spec: VolumeData, where: Path) -> list[i
 def load_sources(
     sources: Sequence[Source], labels: Labels, splits: Mapping[str, Split], spec: VolumeData, note: str = ""
 ) -> Dataset:
-    """Check every file and list the slices.
+    """Check every file and list the images.
 
-    A picture is named as its source, slice 7 of a volume "name/z007".
+    A picture and a whole volume are named as their source, slice 7 of a volume "name/z007".
 
     Args:
         sources: In the order of the data set.
         labels: Meaning of the label values.
         splits: Subject -> split.
-        spec: How to scale, which slices to take, and how they are put to the model.
+        spec: How to scale, what to take, and how it is put to the model.
         note: What the reader has to say.
     Returns: The data set. Cost: as that of `folder`: a slice of a .nii.gz costs unpacking the file up to it.
     Raises: DataError: if a file is missing, damaged, or not what `labels` or `spec` say.
@@ -135,15 +136,16 @@ def load_sources(
     places: list[tuple[_Entry, int]] = []
     for entry in entries:
         source, split = entry.source, splits[entry.source.subject]
-        spacing = scaled_spacing(entry.header.shape, entry.header.spacing, spec)
-        for z in range(0, len(entry.shown), spec.every):
-            if split != "test" or not spec.labelled_only or entry.shown[z]:
-                name = source.name if entry.header.slices is None else f"{source.name}/z{z:03d}"
-                cases.append(Case(name, source.subject, source.block, spacing, split))
-                places.append((entry, z))
+        spacing = scaled_spacing(*find_space(entry.header, spec), spec)
+        for z in _choose(entry, split, spec):
+            one = is_whole(spec) or entry.header.slices is None
+            name = source.name if one else f"{source.name}/z{z:03d}"
+            cases.append(Case(name, source.subject, source.block, spacing, split))
+            places.append((entry, z))
     if not any(case.split == "test" for case in cases):
+        what = "a volume" if is_whole(spec) else "a slice"
         remedy = "Set labelled_only = false, every = 1, or another seed."
-        raise DataError(expected(spec.path, "a slice of the test split that shows a class", "none", remedy))
+        raise DataError(expected(spec.path, f"{what} of the test split that shows a class", "none", remedy))
     files = dict.fromkeys(path for s in sources for path in (*(c.path for c in s.channels), s.label))
     classes = list(labels.values)
     if spec.task == "binary" and len(classes) > 1:
@@ -154,13 +156,22 @@ def load_sources(
         cases=cases,
         read=lambda index: _read(*places[index], labels, spec),
         fingerprint=fingerprint(spec, hash_files(files, spec.path)),
-        note=" ".join(part for part in (note, _scored(spec)) if part),
+        note=" ".join(filter(None, (note, _scored(spec), say_whole(cases, [e.header for e in entries], spec)))),
     )
 
 
+def _choose(entry: _Entry, split: Split, spec: VolumeData) -> list[int]:
+    """Say with which slices the images of a source begin: a whole volume with its first."""
+    every = split != "test" or not spec.labelled_only
+    if is_whole(spec):
+        return [0] if every or any(entry.shown) else []
+    return [z for z in range(0, len(entry.shown), spec.every) if every or entry.shown[z]]
+
+
 def _scored(spec: VolumeData) -> str:
-    """Say which slices are scored."""
-    return "Test images are the slices that show a class." if spec.labelled_only else ""
+    """Say which images are scored."""
+    what = "volumes" if is_whole(spec) else "slices"
+    return f"Test images are the {what} that show a class." if spec.labelled_only else ""
 
 
 def _check_regions(labels: Labels, spec: VolumeData) -> None:
@@ -175,6 +186,7 @@ def _inspect(source: Source, labels: Labels, spec: VolumeData) -> _Entry:
     """Read a source from end to end and check all that can be wrong with it."""
     headers = [read_header(channel.path, stacked=channel.number is not None) for channel in source.channels]
     paths = [channel.path for channel in source.channels]
+    check_volume(paths[0], headers[0], spec)
     _check_same(paths[0], headers[0], [*zip(paths[1:], headers[1:], strict=True)])
     _check_same(paths[0], headers[0], [(source.label, read_header(source.label))])
     windows = tuple(
@@ -223,11 +235,18 @@ def _find_shown(path: Path, labels: Labels) -> Iterator[bool]:
 
 
 def _read(entry: _Entry, z: int, labels: Labels, spec: VolumeData) -> Sample:
-    """Read one slice with its labels."""
+    """Read one slice with its labels, or all from there on as a volume."""
     channels = []
-    for channel, (lower, upper) in zip(entry.source.channels, entry.windows, strict=True):
-        pixels = next(_stream(channel, z)).astype(np.float64)
-        channels.append(np.clip((pixels - lower) / (upper - lower), 0.0, 1.0))
-    label = next(read_slices(entry.source.label, first=z, labels=True))
+    for channel, window in zip(entry.source.channels, entry.windows, strict=True):
+        scaled = (_scale(pixels, window) for pixels in _stream(channel, z))
+        channels.append(gather(scaled, spec, np.float32))
+    label = gather(read_slices(entry.source.label, first=z, labels=True), spec)
     valid = np.ones(label.shape, bool) if labels.ignore is None else label != labels.ignore
     return prepare(np.stack(channels), labels.planes(label, spec.task), valid, spec)
+
+
+def _scale(pixels: NDArray[np.generic], window: tuple[float, float]) -> NDArray[np.float64]:
+    """Bring intensities to [0, 1]."""
+    lower, upper = window
+    scaled: NDArray[np.float64] = np.clip((pixels.astype(np.float64) - lower) / (upper - lower), 0.0, 1.0)
+    return scaled

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    BeforeValidator,
     Discriminator,
     Field,
     SerializerFunctionWrapHandler,
@@ -19,6 +20,30 @@ from advseg_bench import catalogue
 from advseg_bench.specs.base import Settings, Spec, check_known
 from advseg_bench.types import TaskKind
 
+SMALLEST, SHALLOWEST, LARGEST = 16, 2, 1024
+"""Edge lengths: the least of a slice, the least depth of a volume, the most of all."""
+
+
+def _size(value: object) -> object:
+    """Read an edge, or three."""
+    edges = value if isinstance(value, (list, tuple)) else [value]
+    whole = all(isinstance(edge, int) and not isinstance(edge, bool) for edge in edges)
+    least = [SHALLOWEST, SMALLEST, SMALLEST] if len(edges) == 3 else [SMALLEST]
+    if (
+        not whole
+        or len(edges) != len(least)
+        or not all(low <= edge <= LARGEST for low, edge in zip(least, edges, strict=True))
+    ):
+        raise ValueError(
+            f"expected an edge of {SMALLEST} to {LARGEST} pixels, or for volumes three such as [32, 64, 64] (depth of "
+            f"{SHALLOWEST} or more, rows, columns), got {value!r}"
+        )
+    return value
+
+
+Edge = Annotated[int, Field(ge=SMALLEST, le=LARGEST)]
+Depth = Annotated[int, Field(ge=SHALLOWEST, le=LARGEST)]
+Size = Annotated[Edge | tuple[Depth, Edge, Edge], BeforeValidator(_size)]
 Millimetres = Annotated[float, Field(gt=0)]
 ScanName = Annotated[str, Field(pattern=r"^case\d+_day\d+$")]
 Fit = Literal["pad", "stretch"]
@@ -30,15 +55,31 @@ class ImageData(Spec):
 
     Attributes:
         task: How the labels are put to the model.
-        size: Edge length in pixels; images are made square and resized by area.
+        size: Edge length in pixels; images are made square and resized by area. Where the data are volumes, three
+            edges (depth, rows, columns) make each volume one 3-D image.
         channels: 1, or 3 equal copies of the grey image.
         fit: How an image becomes square: "pad" around its centre, or "stretch" its shorter edge.
     """
 
+    flat: ClassVar[bool] = True
+    """Whether there are 2-D images only."""
+
     task: TaskKind = "multilabel"
-    size: int = Field(default=64, ge=16, le=1024)
+    size: Size = 64
     channels: Literal[1, 3] = 1
     fit: Fit = "pad"
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """Edge lengths of an image, in the order of its space axes: two of a slice, three of a volume."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @field_validator("size")
+    @classmethod
+    def _check_axes(cls, size: Size) -> Size:
+        if cls.flat and not isinstance(size, int):
+            raise ValueError(f"expected one edge, for this data set has 2-D images, got {list(size)}")
+        return size
 
     @model_serializer(mode="wrap")
     def _leave_out_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -97,7 +138,8 @@ class FolderData(SplitData):
     """Images and masks on disk, matched by file stem.
 
     `path/images/NAME.{png,tif,tiff,nii,nii.gz}` goes with `path/masks/NAME.*` (binary, multiclass), or with
-    `path/masks/CLASS/NAME.*` for each class (multilabel). A NIfTI volume gives one image per slice of its last axis.
+    `path/masks/CLASS/NAME.*` for each class (multilabel). A NIfTI volume gives one image per slice of its last axis, or
+    is one image if `size` has three edges.
 
     Attributes:
         classes: Class names. For multiclass the first is the background and mask values count from 0.
@@ -110,6 +152,8 @@ class FolderData(SplitData):
             stem, so that each file is a subject of its own.
         spacing: Pixel edge lengths in mm (rows, columns); read from NIfTI headers when left out.
     """
+
+    flat: ClassVar[bool] = False
 
     name: Literal["folder"]
     classes: tuple[str, ...] = Field(min_length=1)
@@ -174,15 +218,17 @@ class UwMadisonData(ImageData):
 
 
 class SliceData(SplitData):
-    """Volumes, or what is left of them, whose slices are the images.
+    """Volumes, or what is left of them: their slices are the images, or with three edges as `size` they are themselves.
 
     Attributes:
         inputs: The one or three channels of the data, by name, that become the channels of the image; by default all
             of them, if the data have as many as `channels`, or one.
         scale: As for `folder`, for each channel of a volume by itself.
-        labelled_only: Whether the test split has only slices that show a class; training and validation have all.
-        every: Keep each n-th slice of a volume only.
+        labelled_only: Whether the test split has only images that show a class; training and validation have all.
+        every: Keep each n-th slice of a volume only; whole volumes have all.
     """
+
+    flat: ClassVar[bool] = False
 
     inputs: tuple[str, ...] | None = Field(default=None, min_length=1)
     scale: Scale = "max"
@@ -195,6 +241,8 @@ class SliceData(SplitData):
         if self.inputs is not None and len(self.inputs) not in (1, self.channels):
             wanted = "one" if self.channels == 1 else "one or three"
             raise ValueError(f"inputs: channels = {self.channels} takes {wanted}, got {len(self.inputs)}")
+        if self.every > 1 and len(self.edges) == 3:
+            raise ValueError(f"every: a volume (size = {list(self.edges)}) has all its slices. Remove the key")
         return self
 
 
@@ -226,6 +274,8 @@ class DecathlonData(SliceData):
 class LggData(SliceData):
     """Low-grade glioma MRI, kaggle_3m: a folder for each patient with three-channel TIFFs and their masks."""
 
+    flat: ClassVar[bool] = True
+
     name: Literal["lgg"]
     scale: Scale = "dtype"
 
@@ -237,6 +287,8 @@ class PluginData(ImageData):
         name: A plug-in's name, or "package.module:callable".
         settings: Its further arguments.
     """
+
+    flat: ClassVar[bool] = False
 
     name: str
     settings: Settings = Field(default_factory=dict)
