@@ -186,6 +186,9 @@ def _why_skip(suite: Suite, attack: AttackSpec, loss: str) -> str | None:
     row = toolkits.find_row(attack.name)
     if row is not None and row.kinds and suite.data.task not in row.kinds:
         return f"attack {attack.name!r} runs on {' and '.join(row.kinds)} tasks, not on {suite.data.task}"
+    if row is not None and row.dims and len(suite.data.edges) not in row.dims:
+        known = " and ".join(f"{axes}-D" for axes in row.dims)
+        return f"attack {attack.name!r} runs on {known} images, not on {len(suite.data.edges)}-D ones"
     entry = catalogue.LOSSES.get(loss)
     if entry is not None and suite.data.task not in entry.kinds:
         return f"loss {loss!r} is defined for {' and '.join(entry.kinds)} tasks, not for {suite.data.task}"

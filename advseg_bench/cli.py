@@ -272,7 +272,7 @@ def _print_grid(suite: Suite, cells: tuple[Cell, ...]) -> None:
     console.print(f"{suite.name}{profile}: {suite.title}", markup=False, highlight=False)
     if suite.note:
         console.print(f"note: {suite.note}", markup=False, highlight=False)
-    console.print(f"data: {suite.data.name}, {suite.data.task}, {suite.data.size} px", highlight=False)
+    console.print(f"data: {suite.data.name}, {suite.data.task}, {_show_size(suite)}", highlight=False)
     for model in suite.models:
         parts = (model.architecture, model.encoder or "", f"weights {model.weights}" if model.weights else "")
         console.print(f"model: {model.name} ({', '.join(p for p in parts if p)})", markup=False, highlight=False)
@@ -289,6 +289,12 @@ def _print_grid(suite: Suite, cells: tuple[Cell, ...]) -> None:
         numbers = (str(attack.draws), str(len(mine)), str(skipped))
         table.add_row(attack.name, losses, eps, shown, *numbers)
     console.print(table)
+
+
+def _show_size(suite: Suite) -> str:
+    """The edge of a slice, or the edges of a volume."""
+    edges = suite.data.edges
+    return f"{edges[-1]} px" if len(edges) == 2 else f"volumes of {' x '.join(map(str, edges))} px"
 
 
 def _print_cost(cells: tuple[Cell, ...], images: tuple[int, int, str] | None) -> None:

@@ -93,6 +93,11 @@ class Run:
         """Names of the models in the order of the suite, those that failed or are not ready included."""
         return tuple(dict.fromkeys(cell["model"] for cell in self.info["cells"]))
 
+    @property
+    def of_volumes(self) -> bool:
+        """Whether each image is a whole volume."""
+        return isinstance(self.info["suite"]["data"].get("size"), (list, tuple))
+
     @cached_property
     def controls(self) -> frozenset[str]:
         """Attacks of this run that never ask the model, such as random signs."""

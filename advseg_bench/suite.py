@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from advseg_bench import catalogue
 from advseg_bench.errors import SpecError, expected, unknown
@@ -69,6 +69,23 @@ class Suite(Spec):
             if names.count(name) > 1:
                 raise ValueError(f"two models are named {name!r}. Rename one")
         return models
+
+    @model_validator(mode="after")
+    def _volumes_fit(self) -> Suite:
+        """Models and training can have 3-D images, if that is what the data are."""
+        *depth, rows, columns = self.data.edges
+        for model in self.models if depth else ():
+            if model.architecture.startswith("smp."):
+                raise ValueError(
+                    f"model {model.name!r}: {model.architecture} is for 2-D images, and size = "
+                    f"{list(self.data.edges)} makes 3-D ones. Take a network of MONAI, such as monai.UNet"
+                )
+        if rows != columns and "rot90" in self.training.augment:
+            raise ValueError(
+                f'training.augment: "rot90" swaps rows and columns, and size = {list(self.data.edges)} has {rows} and '
+                f"{columns}. Leave it out"
+            )
+        return self
 
     @classmethod
     def load(cls, source: str | Path, *, profile: str | None = None, data: str | Path | None = None) -> Suite:

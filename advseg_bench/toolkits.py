@@ -31,6 +31,7 @@ class Row:
         objective: "follows loss", "success-gated" or "own loss".
         norms: Of a budget; empty if unknown.
         kinds: Tasks it runs on; empty if unknown.
+        dims: Numbers of space axes it runs on; empty if unknown.
         random: Whether it draws random numbers, so that `draws` makes sense.
     """
 
@@ -40,6 +41,7 @@ class Row:
     objective: str
     norms: tuple[Norm, ...]
     kinds: tuple[TaskKind, ...]
+    dims: tuple[int, ...]
     random: bool
 
     @property
@@ -130,5 +132,6 @@ def _read_row(row: dict[str, Any]) -> Row:
         objective=row.get("objective") or "",
         norms=tuple(row.get("norms") or ()),
         kinds=tuple(row.get("kinds") or ()),
+        dims=tuple(row.get("dims") or ()),
         random=bool(row.get("random", True)),
     )

@@ -121,8 +121,8 @@ def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationMod
 
     Raises: SpecError, IncompatibleError, PluginError, DataError: see `build_model` and `load_weights`.
     """
-    _, channels, *size = dataset.batch([0]).x.shape
-    model = build_model(spec, channels=channels, task=dataset.task, size=size[-1], seed=seed)
+    _, channels, *edges = dataset.batch([0]).x.shape
+    model = build_model(spec, channels=channels, task=dataset.task, size=edges, seed=seed)
     if spec.weights:
         load_weights(spec.weights, model)
     return model
@@ -191,7 +191,7 @@ class _Training:
         self.model, self.recipe, self.dataset, self.seed, self.folder = model, recipe, dataset, seed, folder
         self.loss: Loss = load_loss(recipe.loss, dataset.task)
         self.sampler = _Sampler(dataset, recipe, seed)
-        self.augmentation = Augmentation(recipe.augment, dataset.batch([0]).x.shape[-1])
+        self.augmentation = Augmentation(recipe.augment, dataset.batch([0]).x.shape[2:])
         self.steps = recipe.epochs * self.sampler.steps_per_epoch
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.device = next(model.parameters()).device

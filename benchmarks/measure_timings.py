@@ -40,11 +40,11 @@ def main() -> None:
     task = Task("multilabel", ("a", "b", "c"))
     loss: Loss = load_object("loss", suite.training.loss)
     for spec in suite.models:
-        size, channels, recipe = suite.data.size, suite.data.channels, suite.training
-        model = build_model(spec, channels=channels, task=task, size=size, seed=0)
-        x = torch.rand(recipe.batch, channels, size, size)
-        y = torch.rand(recipe.batch, len(task.classes), size, size) < 0.1
-        valid = torch.ones(recipe.batch, size, size, dtype=torch.bool)
+        edges, channels, recipe = suite.data.edges, suite.data.channels, suite.training
+        model = build_model(spec, channels=channels, task=task, size=edges, seed=0)
+        x = torch.rand(recipe.batch, channels, *edges)
+        y = torch.rand(recipe.batch, len(task.classes), *edges) < 0.1
+        valid = torch.ones(recipe.batch, *edges, dtype=torch.bool)
 
         def step(model=model, x=x, y=y, valid=valid, amp=recipe.amp) -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=amp):

@@ -215,7 +215,7 @@ def test_augmentation_moves_image_label_and_valid_pixels_together(kind):
     x = disc[:, None].float() * 0.8
     y = disc.long() if kind == "multiclass" else disc[:, None].expand_as(batch.y)
     batch = replace(batch, x=x, y=y.clone(), valid=torch.ones_like(disc))
-    transform = Augmentation(("flip", "rot90", "affine"), 32)
+    transform = Augmentation(("flip", "rot90", "affine"), (32, 32))
     new = transform(batch, np.random.default_rng(0))
     label = new.y if kind == "multiclass" else new.y[:, 0].long()
     assert new.y.dtype == batch.y.dtype
@@ -229,12 +229,48 @@ def test_augmentation_moves_image_label_and_valid_pixels_together(kind):
     assert new.x.amax() <= 1
 
 
+@pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
+def test_augmentation_of_volumes_moves_all_together(kind):
+    batch, _ = make_batch(kind, n=6, space=(8, 24, 24))
+    z, y, x = torch.meshgrid(*(torch.arange(n) for n in (8, 24, 24)), indexing="ij")
+    ball = (4 * (z - 2) ** 2 + (y - 9) ** 2 + (x - 14) ** 2 < 30).expand(6, 8, 24, 24)
+    labels = ball.long() if kind == "multiclass" else ball[:, None].expand_as(batch.y)
+    batch = replace(batch, x=ball[:, None] * 0.8, y=labels.clone(), valid=torch.ones_like(ball))
+    new = Augmentation(("flip", "rot90", "affine"), (8, 24, 24))(batch, np.random.default_rng(0))
+    label = new.y if kind == "multiclass" else new.y[:, 0].long()
+    assert (new.y.shape, new.valid.shape) == (batch.y.shape, batch.valid.shape)
+    assert (((new.x[:, 0] > 0.4) != (label > 0)) & new.valid).double().mean() < 0.02
+    first = label.flatten(2).sum(2).argmax(1)
+    assert {int(n) for n in first} & {5, 4, 6}, "some volume is flipped in depth"
+    assert len({tuple(volume.flatten().tolist()) for volume in label}) == 6
+
+
+def test_a_volume_is_turned_about_depth_alone():
+    batch, _ = make_batch("binary", n=1, space=(9, 33, 33))
+    rod = torch.zeros(1, 1, 9, 33, 33)
+    rod[:, :, 4, 14:19, 4:29] = 1.0  # turned about another axis, its ends would leave the slice
+    transform = Augmentation(("affine",), (9, 33, 33))
+    slopes = []
+    for seed in range(40):
+        mass = transform(replace(batch, x=rod), np.random.default_rng(seed)).x[0, 0]
+        depth = (mass.sum((1, 2)) * torch.arange(9)).sum() / mass.sum()
+        ends = [mass[..., columns].sum((1, 2)) for columns in (slice(4, 14), slice(19, 29))]
+        tilt = [float((end * torch.arange(9)).sum() / end.sum() - depth) for end in ends]
+        rows = [
+            (mass[..., c].sum((0, 2)) * torch.arange(33)).sum() / mass[..., c].sum()
+            for c in (slice(4, 14), slice(19, 29))
+        ]
+        slopes.append((max(map(abs, tilt)), abs(float(rows[0] - rows[1]))))
+    assert max(tilt for tilt, _ in slopes) < 1e-3
+    assert max(turn for _, turn in slopes) > 2
+
+
 def test_the_affine_map_moves_both_axes():
     grid = torch.zeros(1, 1, 33, 33)
     grid[..., 14:19, 14:19] = 1.0
     batch, _ = make_batch("binary", n=1, space=(33, 33))
     batch = replace(batch, x=grid)
-    transform = Augmentation(("affine",), 33)
+    transform = Augmentation(("affine",), (33, 33))
     centres = []
     for seed in range(60):
         mass = transform(batch, np.random.default_rng(seed)).x[0, 0]

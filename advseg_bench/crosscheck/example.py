@@ -175,7 +175,7 @@ def _describe(example: Example, subject: Subject) -> dict[str, object]:
         "source": {"kind": source.kind, "classes": list(source.classes)},
         "spec": subject.spec.model_dump(mode="json", exclude={"weights"}) if subject.spec else None,
         "channels": batch.x.shape[1],
-        "size": subject.batch.x.shape[-1],
+        "size": list(subject.batch.x.shape[2:]),
     }
 
 

@@ -48,7 +48,7 @@ def load_subjects(
         trained = obtain_model(spec, suite.training, dataset, suite.seed, partial(progress, spec.name))
         subjects.append(Subject(spec.name, trained.model, batch, True, spec))
     for spec in extra:
-        channels, size = batch.x.shape[1], batch.x.shape[-1]
+        channels, *size = batch.x.shape[1:]
         model = build_model(spec, channels=channels, task=dataset.task, size=size, seed=suite.seed)
         subjects.append(Subject(f"{spec.name} (untrained)", model, batch, False, spec))
     return subjects

@@ -20,21 +20,25 @@ KEYS = ("x", "y", "valid")
 class Augmentation:
     """Flips, quarter turns, small affine maps and brightness changes; labels and valid pixels move along.
 
+    A volume is flipped, shifted and scaled along all its axes, and turned about depth alone: turned about another axis
+    it would be bent, for slices lie farther apart than pixels.
+
     Args:
-        names: Any of "flip", "rot90", "affine" (each axis shifted by up to 6 % and scaled by up to 10 %, rotated by
-            up to 20 degrees, with probability 0.5),
+        names: Any of "flip", "rot90" (rows and columns must be equally many), "affine" (each axis shifted by up to 6 %
+            and scaled by up to 10 %, rotated by up to 20 degrees, with probability 0.5),
             "brightness" (contrast and offset, 15 %, with probability 0.5).
-        size: Edge length of the images in pixels.
+        edges: Edge lengths of the images in pixels, two or three.
     """
 
-    def __init__(self, names: Sequence[str], size: int) -> None:
+    def __init__(self, names: Sequence[str], edges: Sequence[int]) -> None:
         transforms: list[Any] = []
+        axes = range(len(edges))
         if "flip" in names:
-            transforms += [RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in (0, 1)]
+            transforms += [RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in axes]
         if "rot90" in names:
-            transforms.append(RandRotate90d(KEYS, prob=0.5, max_k=3))
+            transforms.append(RandRotate90d(KEYS, prob=0.5, max_k=3, spatial_axes=(axes[-2], axes[-1])))
         if "affine" in names:
-            transforms.append(_affine(size))
+            transforms.append(_affine(edges))
         if "brightness" in names:
             transforms += [RandScaleIntensityd("x", 0.15, prob=0.5), RandShiftIntensityd("x", 0.15, prob=0.5)]
         self.transform = Compose(transforms)
@@ -43,7 +47,7 @@ class Augmentation:
         """Return another version of each image.
 
         Args:
-            batch: 2-D images on the CPU; not changed.
+            batch: Images on the CPU; not changed.
             rng: Where all randomness comes from.
         """
         self.transform.set_random_state(seed=int(rng.integers(2**32)))
@@ -63,14 +67,14 @@ class Augmentation:
         )
 
 
-def _affine(size: int) -> RandAffined:
-    """Shift, scale (each axis by itself) and rotate, in the ranges of the study."""
+def _affine(edges: Sequence[int]) -> RandAffined:
+    """Shift, scale (each axis by itself) and rotate, in the ranges of the study; the one angle is about depth."""
     return RandAffined(
         KEYS,
         prob=0.5,
         rotate_range=np.deg2rad(20),
-        translate_range=(size / 16, size / 16),
-        scale_range=(0.1, 0.1),
+        translate_range=tuple(edge / 16 for edge in edges),
+        scale_range=(0.1,) * len(edges),
         mode=("bilinear", "nearest", "nearest"),
         padding_mode="zeros",
     )

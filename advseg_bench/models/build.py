@@ -73,7 +73,8 @@ def build_model(
     Raises:
         SpecError: if the encoder or a setting is unknown, or the constructor refuses its arguments.
         PluginError: if a user network cannot be imported or is no `torch.nn.Module`.
-        IncompatibleError: if the network fails on such images or returns anything but logits for the task.
+        IncompatibleError: if the network fails on such images, has a stride of more than twice an edge of a volume, or
+            returns anything but logits for the task.
     """
     where = f"model {spec.name!r}"
     edges = (size, size) if isinstance(size, int) else tuple(size)
@@ -90,9 +91,18 @@ def build_model(
             assert library == "monai", "ModelSpec accepts no other"
             net, stride = _build_monai(where, name, spec, (channels, len(task.classes)), edges)
     model = SegmentationModule(net, mean=spec.mean, std=spec.std, stride=spec.stride or stride)
+    _check_depth(where, model.stride, edges)
     x = torch.rand((2, channels, *edges), generator=torch.Generator().manual_seed(seed))
     model.head = probe(where, model, x, task)
     return model
+
+
+def _check_depth(where: str, stride: int, edges: tuple[int, ...]) -> None:
+    """Refuse a network that halves its image so often that most of a volume would be padding."""
+    if len(edges) == 3 and stride > 2 * min(edges):
+        what = f"volumes of {stride // 2} pixels or more along each axis, half its stride"
+        remedy = "Take a network with fewer levels, or a larger `size`."
+        raise IncompatibleError(expected(where, what, list(edges), remedy))
 
 
 def set_head_bias(model: SegmentationModule, value: float) -> None:

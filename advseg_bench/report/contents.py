@@ -59,12 +59,13 @@ def _list_facts(run: Run, series: tuple[Series, ...], budgets: tuple[Budgets, ..
     """The run at a glance."""
     data, info = run.info["data"], run.info
     subjects = data.get("subjects", {}).get("test")
-    images = show_plural(data["splits"]["test"], "test image")
+    images = show_plural(data["splits"]["test"], "test volume" if run.of_volumes else "test image")
+    voxels = "; pixels are voxels" if run.of_volumes else ""
     swept = "; ".join(f"{', '.join(show_budget(eps) for eps in b.eps)} ({NORMS.get(b.norm, b.norm)})" for b in budgets)
     facts = {
         "Suite": info["suite"]["name"],
         "Data": f"{data['name']}, {data['kind']}: {', '.join(data['classes'])}",
-        "Tested on": images + (f" of {show_plural(subjects, 'subject')}" if subjects else ""),
+        "Tested on": images + (f" of {show_plural(subjects, 'subject')}" if subjects else "") + voxels,
         "Models": ", ".join(run.model_names),
         "Attacks": _list_attacks([s.label for s in series if not s.control]) or "none yet",
         "Controls": ", ".join(s.label for s in series if s.control) or "none",

@@ -56,9 +56,10 @@ def make_sweep_figure(run: Run, budgets: Budgets, series: Sequence[Series]) -> F
     if subjects >= FEWEST_SUBJECTS:
         spread = f"Bands: 95 % interval for the population mean ({subjects} subjects)."
     elif blocks > 1:
+        inside = "volumes" if run.of_volumes else "neighbouring slices"
         spread = (
             f"No population interval ({'one subject' if subjects == 1 else f'{subjects} subjects'}). Bands: smallest "
-            f"and largest mean of the {blocks} blocks of neighbouring slices; a spread, not an interval."
+            f"and largest mean of the {blocks} blocks of {inside}; a spread, not an interval."
         )
     sentences = (
         "Mean Dice over classes, images and subjects. Coloured: attacks that follow the model's gradient or answers.",

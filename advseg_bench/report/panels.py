@@ -1,11 +1,14 @@
-"""The images behind single results, alone and over eps: the case, the perturbation, the predictions, their errors."""
+"""The images behind single results, alone and over eps: the case, the perturbation, the predictions, their errors.
+
+Of a volume one slice is shown, the one with most label; what is said of the case is said of the whole volume.
+"""
 
 from __future__ import annotations
 
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,10 +34,19 @@ LARGEST_GALLERY = 1_500_000
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """What a run has kept of one image: `selection.find_extremes` and `runner.attack_one` say what is in it."""
+    """What a run has kept of one image: `selection.find_extremes` and `runner.attack_one` say what is in it.
+
+    Attributes:
+        meta: What is said of the case.
+        arrays: What is shown of it; of a volume one slice.
+        worst: The class whose Dice falls most at the budget at which the case was chosen.
+        where: Image, and slice of a volume, for captions.
+    """
 
     meta: dict[str, Any]
     arrays: dict[str, Array]
+    worst: str
+    where: str
 
     @property
     def sweep(self) -> list[dict[str, Any]]:
@@ -64,7 +76,7 @@ def make_galleries(run: Run) -> tuple[Gallery, ...]:
         figure = Figure("panels", title, caption, partial(draw_sheet, alone, keys))
         galleries.append(Gallery(title, caption, alone, (figure,)))
     if swept:
-        caption = _caption_sweeps()
+        caption = _caption_sweeps(run)
         figures = tuple(
             Figure(f"panels_{model}", panel.title, panel.caption, partial(draw_sheet, (panel,), keys))
             for model, panel in swept.items()
@@ -82,7 +94,7 @@ def _load_cases(run: Run) -> tuple[_Case, ...]:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 meta = json.loads(str(arrays["meta"]))
                 key = (order.get(meta["model"], len(order)), meta["kind"] != "worst", path.name)
-                found.append((key, _read_case(meta, {name: arrays[name] for name in arrays.files})))
+                found.append((key, _read_case(run, meta, {name: arrays[name] for name in arrays.files})))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RecordError(
                 f"{path}: is damaged ({type(error).__name__}). Delete this file and run the same command again: only "
@@ -91,15 +103,24 @@ def _load_cases(run: Run) -> tuple[_Case, ...]:
     return tuple(case for _, case in sorted(found, key=lambda pair: pair[0]))
 
 
-def _read_case(meta: dict[str, Any], arrays: dict[str, Array]) -> _Case:
+def _read_case(run: Run, meta: dict[str, Any], arrays: dict[str, Array]) -> _Case:
     """A case whose attacked images and predictions have a leading axis of budgets. Raises: ValueError, KeyError."""
     arrays = {name: arrays[name] for name in ("x", "x_adv", "truth", "clean", "attacked")}
     if "sweep" not in meta:
         arrays |= {name: arrays[name][None] for name in ("x_adv", "attacked")}
-    case = _Case(meta, arrays)
+    case = _Case(meta, arrays, "", meta["image"])
     if not case.place < len(case.sweep) == len(arrays["x_adv"]) == len(arrays["attacked"]):
         raise ValueError("arrays of another number of budgets")
-    return case
+    case = replace(case, worst=_find_worst_class(run, case))
+    return _cut(run, case) if arrays["truth"].ndim == 4 else case
+
+
+def _cut(run: Run, case: _Case) -> _Case:
+    """Keep the slice of a volume that has most label, the first of several; the middle one if none has any."""
+    label = case.arrays["truth"][list(find_scored_classes(run.task).values())].sum(axis=(0, 2, 3))
+    z = int(label.argmax()) if label.any() else len(label) // 2
+    arrays = {name: array[..., z, :, :].copy() for name, array in case.arrays.items()}  # a view would keep the rest
+    return replace(case, arrays=arrays, where=f"{case.where}, slice {z + 1} of {len(label)}")
 
 
 def _caption_cases(run: Run) -> str:
@@ -109,16 +130,27 @@ def _caption_cases(run: Run) -> str:
         f"lowers most; best: least. Only images at or above Dice {run.scoring.dice_threshold:g} when clean. "
         "Perturbation: attacked minus clean image, white is 0, red up to +eps, blue down to -eps (amplified to the "
         "full colour scale; first channel). Errors: of the one class whose Dice falls most, named with each case."
+        + _caption_slices(run)
     )
 
 
-def _caption_sweeps() -> str:
+def _caption_sweeps(run: Run) -> str:
     """The same for the pictures over eps."""
     return (
         "Each model's worst case, the clean image first. Perturbation: attacked minus clean image, white is 0, red "
         "positive, blue negative, amplified alike at all eps of a case, so that it is seen to grow (first channel). "
         "Dice: mean over classes of that image. Errors: of the one class whose Dice falls most at the eps at which "
-        "the case was chosen."
+        "the case was chosen." + _caption_slices(run)
+    )
+
+
+def _caption_slices(run: Run) -> str:
+    """Say what of a volume is shown."""
+    if not run.of_volumes:
+        return ""
+    return (
+        " Of a volume the slice with most label is shown, counted from 1 after resizing; Dice and the class of the "
+        "errors are those of the whole volume."
     )
 
 
@@ -131,7 +163,7 @@ def list_class_colours(run: Run) -> tuple[tuple[str, str], ...]:
 def _make_panel(run: Run, case: _Case) -> Panel:
     """Turn the arrays of the budget at which the case was chosen into pictures."""
     meta, arrays, place = case.meta, case.arrays, case.place
-    grey, name, scored = _grey(arrays["x"]), _find_worst_class(run, case), find_scored_classes(run.task)
+    grey, name, scored = _grey(arrays["x"]), case.worst, find_scored_classes(run.task)
     scale = _scale(case, [place])
     tiles = (
         grey,
@@ -140,7 +172,7 @@ def _make_panel(run: Run, case: _Case) -> Panel:
         _paint_errors(grey, arrays["truth"][scored[name]], arrays["attacked"][place][scored[name]]),
     )
     caption = (
-        f"image {meta['image']}, {_name_attack(meta)} at eps {show_budget(meta['eps'])}: Dice "
+        f"image {case.where}, {_name_attack(meta)} at eps {show_budget(meta['eps'])}: Dice "
         f"{show_number(meta['dice_clean'])} clean, {show_number(meta['dice_attacked'])} attacked; perturbation "
         f"\u00b1{show_budget(scale)}; errors of {name}"
     )
@@ -150,7 +182,7 @@ def _make_panel(run: Run, case: _Case) -> Panel:
 def _make_sweep_panel(run: Run, case: _Case) -> Panel:
     """Turn the arrays of all budgets into rows of pictures, the clean image first."""
     meta, arrays = case.meta, case.arrays
-    name, scored = _find_worst_class(run, case), find_scored_classes(run.task)
+    name, scored = case.worst, find_scored_classes(run.task)
     scale = _scale(case, range(len(case.sweep)))
     truth = arrays["truth"][scored[name]]
     strips = []
@@ -162,7 +194,7 @@ def _make_sweep_panel(run: Run, case: _Case) -> Panel:
         label = "clean" if place is None else f"eps {show_budget(step['eps'])}"
         strips.append(Strip(f"{label}: Dice {show_number(step['dice'])}", _as_pictures(tiles)))
     caption = (
-        f"image {meta['image']}, {_name_attack(meta)}; perturbation amplified {1 / (2 * scale):.3g} times, full "
+        f"image {case.where}, {_name_attack(meta)}; perturbation amplified {1 / (2 * scale):.3g} times, full "
         f"colour is a change of {show_budget(scale)}; errors of {name}"
     )
     return Panel(f"{meta['model']}: {meta['kind']} case over eps", caption, SWEEP_TITLES, tuple(strips))

@@ -125,6 +125,14 @@ def test_networks_of_monai_take_volumes(name: str) -> None:
     assert float((gradient != 0).float().mean()) > 0.9
 
 
+def test_a_network_that_halves_a_flat_volume_too_often_is_refused() -> None:
+    deep = specify("monai.UNet", settings={"channels": [4] * 6})
+    with pytest.raises(IncompatibleError, match=r"volumes of 16 pixels or more .* half its stride, got \[15, 64, 64\]"):
+        build(deep, size=(15, 64, 64))
+    assert build(deep, size=(16, 64, 64)).eval()(draw(1, 1, 16, 64, 64)).shape == (1, 3, 16, 64, 64)
+    assert build(deep, size=64).stride == 32
+
+
 def test_unetr_names_the_size_it_takes() -> None:
     model = build(specify_usual("monai.UNETR"), size=(50, 32))
     assert model.eval()(draw(1, 1, 64, 32)).shape == (1, 3, 64, 32)
