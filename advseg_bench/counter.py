@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,9 +90,7 @@ class _Gate:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Gate:
         """The gate of a copied module leads to the copy, and tells the same counter."""
-        owner = getattr(self.forward, "__self__", None)
-        copied = memo.get(id(owner))
-        return _Gate(self.counter, self.forward if copied is None else self.forward.__func__.__get__(copied))
+        return _Gate(self.counter, copy.deepcopy(self.forward, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickled module is not counted."""

@@ -178,6 +178,20 @@ def test_a_real_network_is_counted_without_a_change_of_bits(spec):
     assert not guard.restore()
 
 
+def test_counters_nest_for_the_model_and_its_copies():
+    model, x = linear(), images()
+    with Counter(model).count(3) as outer:
+        model(x)
+        with Counter(model).count(3) as inner:
+            other = copy.deepcopy(model)
+            other.weight.data.neg_()
+            other.bias.data.neg_()
+            assert torch.equal(other(x), -model(x))
+        model(x)
+    assert (outer.per_image(), inner.per_image()) == ([(4, 0)] * 3, [(2, 0)] * 3)
+    assert "forward" not in vars(model)
+
+
 def test_a_model_that_is_compiled_is_put_back():
     compiled, x = torch.compile(linear(), backend="eager"), images()
     own = vars(compiled)["forward"]

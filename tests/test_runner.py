@@ -13,6 +13,7 @@ from strategies import make_batch
 from advseg_bench import catalogue, geometry, losses, metrics, runner
 from advseg_bench.attacks.gradient import FGSM, is_shared
 from advseg_bench.cells import Cell, plan
+from advseg_bench.counter import Counter
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Case, Dataset, Sample
 from advseg_bench.models.build import build_model
@@ -28,8 +29,8 @@ EPS = 4 / 255
 SETTING = Setting(seed=0, batch=4)
 
 
-def tiny_data(n: int = 6) -> Dataset:
-    batch, _ = make_batch("binary", n=n, space=(16, 16))
+def tiny_data(n: int = 6, side: int = 16) -> Dataset:
+    batch, _ = make_batch("binary", n=n, space=(side, side))
     cases = [Case(f"i{i}", f"s{i}", "b", (1.0, 1.0), "test") for i in range(n)]
 
     def read(i: int) -> Sample:
@@ -47,7 +48,7 @@ def cell(
 CLEAN = replace(cell("none"), eps=0.0, id="clean")
 
 
-class Counter(torch.nn.Module):
+class CountedSegmenter(torch.nn.Module):
     """A linear segmenter that counts its passes."""
 
     def __init__(self) -> None:
@@ -67,13 +68,47 @@ class Counter(torch.nn.Module):
 
 
 def test_a_sweep_costs_one_forward_a_backward_per_loss_and_a_forward_per_result():
-    model = Counter()
+    model = CountedSegmenter()
     sweep = [cell("fgsm", loss, eps) for loss in ("bce", "dice", "focal") for eps in (1 / 255, EPS, 8 / 255)]
     rows, failures = runner.run_unit(Unit("m", tuple(range(4)), (CLEAN, *sweep)), model, tiny_data(), SETTING)
     assert not failures
     assert (model.forwards, model.backwards) == (1 + 9, 3)
     assert len(rows) == 4 * 10
     assert {(row["forwards"], row["backwards"]) for row in rows if row["attack"] == "fgsm"} == {(1, 1)}
+
+
+def sweep(losses: int, radii: int) -> list[Cell]:
+    names = ("bce", "dice", "focal", "tversky", "jaccard")[:losses]
+    return [cell("fgsm", loss, (1 + i) / 255) for loss in names for i in range(radii)]
+
+
+@pytest.mark.parametrize(
+    ("cells", "forwards", "backwards"),
+    [
+        pytest.param(sweep(1, 1), 1 + 1, 1, id="fgsm"),
+        pytest.param(sweep(2, 8), 1 + 2 * 8, 2, id="sweep 2 x 8"),
+        pytest.param(sweep(5, 3), 1 + 5 * 3, 5, id="sweep 5 x 3"),
+        pytest.param(
+            [*sweep(1, 2), cell("fgsm", "bce", settings='{"form": "blend"}'), cell("shuffled_sign", "bce")],
+            1 + 4,
+            1,
+            id="one gradient, several steps",
+        ),
+        pytest.param([cell("pgd", "bce", settings='{"steps": 7}')], 1 + 7 + 1, 7, id="pgd-7"),
+        pytest.param([cell("mifgsm", "bce"), *sweep(2, 2)], 1 + (10 + 1) + 4, 10 + 2, id="mifgsm-10 and sweep 2 x 2"),
+        pytest.param([cell("random_sign"), cell("uniform_noise")], 1 + 2, 0, id="controls"),
+    ],
+)
+@pytest.mark.parametrize("clean", [[], [CLEAN]], ids=["", "clean"])
+def test_a_batch_costs_what_the_mathematics_ask_for_and_nothing_more(cells, forwards, backwards, clean):
+    spec = ModelSpec(name="m", architecture="monai.BasicUNet", settings={"features": [8] * 6})
+    data = tiny_data(4, side=32)
+    model = build_model(spec, channels=2, task=data.task, size=32, seed=0)
+    with Counter(model).count(4) as tally:
+        rows, failures = runner.run_unit(Unit("m", (0, 1, 2, 3), (*clean, *cells)), model, data, SETTING)
+    assert not failures
+    assert len(rows) == 4 * len([*clean, *cells])
+    assert tally.per_image() == [(forwards, backwards)] * 4
 
 
 def test_rows_equal_what_the_attack_and_the_metrics_give_alone():
@@ -214,7 +249,7 @@ def test_an_attack_is_stopped_at_its_limit_and_costs_no_other_cell_its_result():
     cells = [cell("pgd", "bce", settings='{"steps": 4}'), cell("fgsm", "bce"), cell("test_runner:asks_about_a_part")]
     stopped = replace(cell("pgd", "bce", settings='{"steps": 5}'), id="stopped")
     unit = Unit("m", tuple(range(6)), (*(replace(c, max_forwards=4) for c in (*cells, stopped)), CLEAN))
-    model = Counter()
+    model = CountedSegmenter()
     rows, failures = runner.run_unit(unit, model, tiny_data(), SETTING)
     assert [row["cell"] for row in rows].count("stopped") == 0
     assert len(rows) == 6 * (len(cells) + 1)
@@ -249,7 +284,7 @@ class Overshooting:
 def test_what_may_go_beyond_eps_is_held_to_what_it_says():
     far, blend = cell("test_runner:Overshooting"), cell("fgsm", "bce", settings='{"form": "blend_released"}')
     unit = Unit("m", (0, 1, 2, 3), (CLEAN, far, blend))
-    rows, failures = runner.run_unit(unit, Counter(), tiny_data(4), SETTING)
+    rows, failures = runner.run_unit(unit, CountedSegmenter(), tiny_data(4), SETTING)
     assert not failures
     assert [row["flags"] for row in rows[4:8]] == [["over_budget"]] * 4
     assert [row["linf"] for row in rows[4:8]] == pytest.approx([2 * EPS] * 4, abs=1e-6)
@@ -276,7 +311,7 @@ def half(model, batch, *, budget, generators):
     ],
 )
 def test_a_broken_attack_is_flagged_and_only_its_projection_is_scored(attack, flags):
-    data, model = tiny_data(4), Counter()
+    data, model = tiny_data(4), CountedSegmenter()
     broken = cell(f"test_runner:{attack}")
     before = data.batch([0]).x.clone()
     after = (cell("fgsm", "bce"), cell("random_sign"))
@@ -290,7 +325,7 @@ def test_a_broken_attack_is_flagged_and_only_its_projection_is_scored(attack, fl
     assert not model.training
     assert torch.equal(data.batch([0]).x, before)
     assert [row["flags"] for row in rows if row["attack"] == "fgsm"] == [[]] * 4
-    reference, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, *after)), Counter(), tiny_data(4), SETTING)
+    reference, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, *after)), CountedSegmenter(), tiny_data(4), SETTING)
     assert [row for row in rows if row["attack"] != broken.attack] == reference
     again, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, *after)), model, data, SETTING)
     assert again == reference
@@ -310,7 +345,7 @@ def test_a_broken_attack_is_flagged_and_only_its_projection_is_scored(attack, fl
 )
 def test_a_failing_attack_is_a_failure_and_no_number(attack, message):
     broken = cell(f"test_runner:{attack}")
-    model = Counter()
+    model = CountedSegmenter()
     rows, failures = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, broken)), model, tiny_data(), SETTING)
     assert {row["attack"] for row in rows} == {"none"}
     assert rows == runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN,)), model, tiny_data(), SETTING)[0]
@@ -343,15 +378,17 @@ def test_an_attack_that_knows_success_is_flagged_where_it_had_none():
 
 def test_a_loss_that_raises_costs_the_others_nothing():
     broken, sound = cell("fgsm", "test_runner:breaks_on_small_images"), cell("fgsm", "bce")
-    rows, (failure,) = runner.run_unit(Unit("m", (0, 1), (CLEAN, broken, sound)), Counter(), tiny_data(), SETTING)
+    rows, (failure,) = runner.run_unit(
+        Unit("m", (0, 1), (CLEAN, broken, sound)), CountedSegmenter(), tiny_data(), SETTING
+    )
     assert failure.cell == broken.id
     assert failure.message == "RuntimeError: too small"
-    assert rows == runner.run_unit(Unit("m", (0, 1), (CLEAN, sound)), Counter(), tiny_data(), SETTING)[0]
+    assert rows == runner.run_unit(Unit("m", (0, 1), (CLEAN, sound)), CountedSegmenter(), tiny_data(), SETTING)[0]
 
 
 def test_only_an_attack_without_a_call_of_its_own_is_shared():
     rows, _ = runner.run_unit(
-        Unit("m", (0, 1), (cell("test_runner:Iterative", "bce"),)), Counter(), tiny_data(), SETTING
+        Unit("m", (0, 1), (cell("test_runner:Iterative", "bce"),)), CountedSegmenter(), tiny_data(), SETTING
     )
     assert [row["flags"] for row in rows] == [["unchanged"], ["unchanged"]]
     for name, entry in catalogue.ATTACKS.items():
@@ -361,7 +398,7 @@ def test_only_an_attack_without_a_call_of_its_own_is_shared():
 
 def test_settings_that_an_attack_does_not_take_are_a_failure():
     wrong = cell("fgsm", "bce", settings=json.dumps({"steps": 3}))
-    _, (failure,) = runner.run_unit(Unit("m", (0,), (wrong,)), Counter(), tiny_data(), SETTING)
+    _, (failure,) = runner.run_unit(Unit("m", (0,), (wrong,)), CountedSegmenter(), tiny_data(), SETTING)
     assert failure.message.startswith("attack fgsm: does not take these settings")
     assert "steps" in failure.message
 
@@ -415,7 +452,7 @@ def test_bits_depend_on_compute_batch_and_threads_alone(spec):
 
 @pytest.mark.parametrize(("attack", "loss", "cost"), [("fgsm", "bce", (1 + 3, 1)), ("random_sign", "", (1 + 3, 0))])
 def test_attack_one_gives_the_images_behind_the_rows_of_a_sweep(attack, loss, cost):
-    data, model = tiny_data(4), Counter()
+    data, model = tiny_data(4), CountedSegmenter()
     sweep = [cell(attack, loss, eps) for eps in (1 / 255, EPS, 16 / 255)]
     rows, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, *sweep)), model, data, SETTING)
     model.forwards = model.backwards = 0
