@@ -159,6 +159,7 @@ class _Scene:
     def __init__(self, model: nn.Module, guard: ModelGuard, batch: Batch, *, dataset: str, n: int, seed: int) -> None:
         self.model, self.batch, self.dataset, self.n, self.seed = model, batch, dataset, n, seed
         self.guard = guard
+        self.disturbed = False
 
     def attack_and_score(self, cells: Sequence[Cell], attacks: dict[str, Attack]) -> tuple[list[Row], list[Failure]]:
         """Run all cells; a cell that raises is a failure and costs no other cell its result."""
@@ -206,6 +207,7 @@ class _Scene:
             except Exception:
                 logits = self.forward(self.batch.x)
                 of = {key: self._differentiate_alone(attack) for key, attack in distinct.items()}
+            self.disturbed = self.guard.restore()
         return logits, {cell: of[key] for cell, key in keys.items()}
 
     def _differentiate(self, attacks: Sequence[OneGradientAttack]) -> tuple[Tensor, list[Tensor]]:
@@ -248,7 +250,7 @@ class _Scene:
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
             raise ValueError(f"expected {x.dtype} {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}")
         common = set()
-        if self.guard.restore():
+        if self.disturbed if gradient is not None else self.guard.restore():  # a step is not given the model
             common.add("model_changed")
         pairs = ((lent.x, x), (lent.y, self.batch.y), (lent.valid, self.batch.valid))
         if not all(torch.equal(ours, theirs) for ours, theirs in pairs):
