@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as Drawing
+from matplotlib.image import BboxImage
 from matplotlib.patches import Patch
+from matplotlib.transforms import Bbox, TransformedBbox
 from PIL import Image
 
 LARGEST_SIDE = 128
@@ -104,12 +106,15 @@ def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]], width: 
 
 
 def _draw_tiles(drawing: Drawing, tiles: Sequence[Array], places: Sequence[float], top: float, side: float) -> None:
-    """Place pictures side by side."""
-    width, height = drawing.get_size_inches()
+    """Place pictures side by side, without axes: those take longer to make than the pictures."""
     for place, picture in zip(places, tiles, strict=True):
-        ax = drawing.add_axes((place / width, (top - side) / height, side / width, side / height))
-        ax.imshow(_enlarge(picture), interpolation="none")
-        ax.set_axis_off()
+        rows, columns = picture.shape[:2]
+        height, width = side * min(1, rows / columns), side * min(1, columns / rows)
+        left, foot = place + (side - width) / 2, top - side + (side - height) / 2
+        frame = TransformedBbox(Bbox.from_bounds(left, foot, width, height), drawing.dpi_scale_trans)
+        image = BboxImage(frame, interpolation="none")
+        image.set_data(_enlarge(picture))
+        drawing.add_artist(image)
 
 
 def _write_titles(drawing: Drawing, titles: Sequence[str], places: Sequence[float], foot: float, side: float) -> None:
