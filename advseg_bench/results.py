@@ -67,6 +67,7 @@ class Run:
         self.models = {path.stem: records.read_model(path) for path in sorted((self.path / "models").glob("*.json"))}
         self.failures = records.read_failures(self.path)
         self._scored: dict[tuple[str, Scoring], pl.DataFrame] = {}
+        self._tables: dict[tuple[object, ...], pl.DataFrame] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -86,7 +87,7 @@ class Run:
                 f"{self.path / 'parts'}: rows that lack a value, or counts of all {k} classes. "
                 "Run the suite in a new --out."
             )
-        return rows.sort("cell", "image")
+        return rows
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -162,37 +163,24 @@ class Run:
         Raises: SpecError: naming the nearest name for an unknown score or column, or if the level is out of range.
         """
         by = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
-        frame = self._score_frame(score, by, scoring, classes="class" in {*by, *(where or {})})
-        for name, value in (where or {}).items():
-            _check_column(name, "where", frame)
-            values = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
-            frame = frame.filter(pl.col(name).is_in(values))
-        by = (*by, *_find_mixed(frame, by))
-        if score in POOLED_SCORES:
-            table = scores.pool_counts(frame, self.task, scoring or self.scoring, by).select(
-                *by,
-                pl.col(score).alias("mean"),
-                *(pl.lit(None, dtype=pl.Float64).alias(end) for end in ("lower", "upper")),
-                pl.col("n_images", "n_subjects").cast(pl.Int64),
-            )
-        else:
-            table = _average(frame, score, by, level)
-        return table.sort([self._rank(name) for name in by])
+        key = (score, by, repr(dict(where or {})), scoring or self.scoring, level)
+        if key not in self._tables:
+            self._tables[key] = self._make_table(score, by, where or {}, scoring or self.scoring, level)
+        return self._tables[key].clone()
 
     def extremes(self) -> list[dict[str, Any]]:
         """Return the best and the worst case of each model, see `selection.find_extremes`."""
         return selection.find_extremes(self)
 
     def _score_once(self, what: str, scoring: Scoring | None) -> pl.DataFrame:
-        """Scores of "rows", "classes" or "curves", kept for the next call."""
+        """Scores of "rows" or "curves", kept for the next call."""
         scoring = scoring or self.scoring
         key = (what, scoring)
         if key not in self._scored:
             if what == "curves":
                 self._scored[key] = scores.score_curves(self.scores(scoring), scoring, self._list_sweeps())
             else:
-                score = scores.score_rows if what == "rows" else scores.score_classes
-                self._scored[key] = score(self.rows, self.task, scoring)
+                self._scored[key] = scores.score_rows(self.rows, self.task, scoring)
         return self._scored[key]
 
     def _list_sweeps(self) -> pl.DataFrame:
@@ -204,23 +192,53 @@ class Run:
             schema={name: records.ROW_SCHEMA[name] for name in columns},
         )
 
-    def _score_frame(self, score: str, by: Sequence[str], scoring: Scoring | None, *, classes: bool) -> pl.DataFrame:
-        """The frame that holds a score, after a check of the names asked for."""
+    def _make_table(
+        self, score: str, by: tuple[str, ...], where: Mapping[str, object], scoring: Scoring, level: float
+    ) -> pl.DataFrame:
+        """What `table` returns."""
+        frame = self._find_values(score, by, where, scoring)
+        by = (*by, *_find_mixed(frame, by))
+        if score in POOLED_SCORES:
+            table = scores.pool_counts(frame, self.task, scoring, by).select(
+                *by,
+                pl.col(score).alias("mean"),
+                *(pl.lit(None, dtype=pl.Float64).alias(end) for end in ("lower", "upper")),
+                pl.col("n_images", "n_subjects").cast(pl.Int64),
+            )
+        else:
+            table = _average(frame, score, by, level)
+        return table.sort([self._rank(name) for name in by])
+
+    def _find_values(
+        self, score: str, by: Sequence[str], where: Mapping[str, object], scoring: Scoring
+    ) -> pl.DataFrame:
+        """The rows behind a table, with the columns that it needs and no others, after a check of the names."""
         if score not in SCORES:
             raise SpecError(unknown("score", "score", score, SCORES))
+        parts = RATIOS.get(score, (score,))
+        classes = "class" in {*by, *where} and {*parts} <= {*scores.CLASS_SCORES}
         if score in scores.CURVE_SCORES:
             frame = self.curves(scoring)
-        elif score in POOLED_SCORES:
+        elif score in POOLED_SCORES or classes:
             frame = self.rows
-        elif classes and (score in scores.CLASS_SCORES or score == "diff"):
-            frame = self._score_once("classes", scoring)
         else:
             frame = self.scores(scoring)
         if not by:
             raise SpecError(expected("by", "at least one column", tuple(by), 'Use by="model", for one.'))
         for name in by:
-            _check_column(name, "by", frame)
-        return frame
+            _check_column(name, "by", frame, classes)
+        kept = {}
+        for name, value in where.items():
+            _check_column(name, "where", frame, classes)
+            values = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
+            kept[name] = pl.col(name).is_in(values)
+        if classes:
+            early = pl.all_horizontal(pl.lit(True), *(kept[name] for name in kept if name != "class"))
+            clean = pl.col("attack") == "none"  # which the others are compared with
+            frame = scores.score_classes(frame.filter(early | clean), self.task, scoring)
+        counts = ("cell", "tp", "fp", "fn", "flags")
+        needed = [*by, "attack", "settings", "norm", "subject", "image", *(counts if score in POOLED_SCORES else parts)]
+        return frame.lazy().filter(pl.lit(True), *kept.values()).select(*dict.fromkeys(needed)).collect()
 
     def _rank(self, column: str) -> pl.Expr:
         """Sort key: the order of the suite for names, the natural one for everything else."""
@@ -234,9 +252,10 @@ class Run:
         return pl.col(column).replace_strict(known, places, default=len(known), return_dtype=pl.Int64)
 
 
-def _check_column(name: str, where: str, frame: pl.DataFrame) -> None:
+def _check_column(name: str, where: str, frame: pl.DataFrame, classes: bool) -> None:
     """Refuse a column that cannot make groups."""
-    known = [column for column in (*_CELL_COLUMNS, *_IMAGE_COLUMNS, "class") if column in frame.columns]
+    known = [column for column in (*_CELL_COLUMNS, *_IMAGE_COLUMNS) if column in frame.columns]
+    known += ["class"] if classes else []
     if name not in known:
         raise SpecError(unknown(where, "column", name, known))
 

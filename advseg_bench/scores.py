@@ -189,8 +189,9 @@ def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame |
         value or a Dice is missing, or all eps are 0; `smallest_eps` where no eps of the sweep suffices or the
         clean Dice is below the threshold already.
     """
-    points = average_draws(scored.filter(pl.col("attack") != "none"), ("dice", "dice_clean"))
     keys = [*SWEEP, "image", "subject", "block"]
+    attacked = scored.lazy().filter(pl.col("attack") != "none").select(*keys, "eps", "dice", "dice_clean").collect()
+    points = average_draws(attacked, ("dice", "dice_clean"))
     curves = (
         points.sort("eps")
         .group_by(keys, maintain_order=True)
@@ -237,7 +238,8 @@ def _join_clean(scored: pl.DataFrame, scores: Sequence[str], *more: str) -> pl.D
     clean = scored.filter(pl.col("attack") == "none").select(
         *keys, *(pl.col(name).alias(f"{name}_clean") for name in scores)
     )
-    return scored.with_row_index("place").join(clean, on=keys, how="left").sort("place").drop("place")
+    found = scored.select(keys).with_row_index("place").join(clean, on=keys, how="left").sort("place")
+    return scored.hstack(found.drop("place", *keys))
 
 
 RELEASED_SMOOTH = 1e-5

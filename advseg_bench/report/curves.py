@@ -126,7 +126,9 @@ def _draw_sweep(run: Run, budgets: Budgets, series: Sequence[Series], width: flo
 
 def _list_class_panels(run: Run, budgets: Budgets, strongest: dict[str, Row], labels: dict[str, str]) -> list[Panel]:
     """A panel per class that any image has a score for, with the number of its images."""
-    table = run.table("dice", by=(*IDENTITY, "eps", "class")).filter(pl.col("mean").is_not_null())
+    clean = {"attack": "none", "loss": "", "settings": "{}"}
+    drawn = {name: sorted({none, *(top[name] for top in strongest.values())}) for name, none in clean.items()}
+    table = run.table("dice", by=(*IDENTITY, "eps", "class"), where=drawn).filter(pl.col("mean").is_not_null())
     same = len({*labels.values()}) == 1
     models = [model for model in run.model_names if model in strongest]
     panels: list[Panel] = []
