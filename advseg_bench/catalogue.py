@@ -142,7 +142,8 @@ def attack_cost(name: str, settings: Mapping[str, object]) -> tuple[int, int] | 
         return None
     given = settings.get("steps")
     steps = given if isinstance(given, int) else entry.steps
-    return entry.forwards * steps, entry.backwards * steps
+    seen = settings.get("keep") == "best"  # the last iterate is looked at, and not left again
+    return entry.forwards * steps, entry.backwards * (steps - seen)
 
 
 LOSSES: dict[str, LossEntry] = {

@@ -18,7 +18,7 @@ from torch import nn
 
 import advseg_bench as ab
 from advseg_bench import losses, types
-from advseg_bench.attacks.ascent import PGD
+from advseg_bench.attacks.ascent import BIM, PGD
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.attacks.noise import RandomSign
 from advseg_bench.cli import main
@@ -89,6 +89,10 @@ def test_no_sound_attack_is_refused(name):
 
 class TestByInstance(AttackContract):
     attack = FGSM(loss=losses.dice)
+
+
+class TestBest(AttackContract):
+    attack = BIM(loss=losses.dice, keep="best")
 
 
 class TestByName(AttackContract):
@@ -230,6 +234,8 @@ def test_settings_are_json_or_text():
 
 def test_claims_come_from_the_attack_the_catalogue_or_the_caller():
     assert find_case(PGD(loss=losses.dice, steps=7)).claims == Claims(random=True, forwards=7, backwards=7)
+    best = PGD(loss=losses.dice, steps=7, keep="best")
+    assert find_case(best).claims == Claims(random=True, forwards=7, backwards=6)
     assert find_case("pgd", settings={"random_start": False}).claims.random is False
     control = find_case(RandomSign).claims
     assert (control.control, control.gradient, control.random) == (True, False, True)

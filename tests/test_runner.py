@@ -226,6 +226,7 @@ class SaysLess:
     [
         ("pgd", '{"steps": 3}', [(3, 3)] * 6),
         ("mifgsm", "{}", [(10, 10)] * 6),
+        ("bim", '{"keep": "best"}', [(10, 9)] * 6),
         ("random_sign", "{}", [(0, 0)] * 6),
         ("fgsm", "{}", [(1, 1)] * 6),
         ("test_runner:asks_more_of_later_images", "{}", [(i, i) for i in range(6)]),
@@ -234,7 +235,7 @@ class SaysLess:
     ],
 )
 def test_a_row_tells_what_its_image_cost_and_padding_costs_nobody(name, settings, cost):
-    unit = Unit("m", tuple(range(6)), (CLEAN, cell(name, "bce" if name[0] in "pmf" else "", settings=settings)))
+    unit = Unit("m", tuple(range(6)), (CLEAN, cell(name, "bce" if name[0] in "bpmf" else "", settings=settings)))
     model = LinearSegmenter(torch.tensor([2.0, -3.0]), 0.4)
     rows, failures = runner.run_unit(unit, model, tiny_data(), SETTING)
     assert not failures

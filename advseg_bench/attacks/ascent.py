@@ -22,14 +22,13 @@ class ProjectedAscent:
     x_{t+1} = P(x_t + step_size * eps * d(m_t)), where d is the direction of steepest ascent in the norm of the budget
     (the sign for L_inf, g / ||g||_2 for L2), m_t = g_t without momentum and m_t = decay * m_{t-1} + g_t / ||g_t||_1
     with it, and g_t is the gradient of the sum of one loss value per image. P clips the perturbation to the budget
-    first and the image to the bounds second. The last iterate is returned, whatever the loss was on the way. A
-    value whose gradient is NaN does not move under L_inf, since the sign of NaN is 0 in torch; under L2 the image
-    becomes NaN.
+    first and the image to the bounds second. A value whose gradient is NaN does not move under L_inf, since the sign of
+    NaN is 0 in torch; under L2 the image becomes NaN.
 
     Attributes:
         loss: What to increase, see `advseg_bench.losses`.
-        steps: Number of gradients, at least 1.
-        step_size: As a share of the radius; None stands for 1 / steps.
+        steps: Number of forwards, at least 1; as many gradients and moves, but see `keep`.
+        step_size: As a share of the radius; None stands for 1 / moves.
         random_start: Start at a point drawn uniformly from the ball, clipped to the bounds, instead of at the image.
         decay: Weight of the accumulated gradient; None is no momentum (and no normalisation).
         momentum_norm: What a gradient is divided by before it is accumulated: its L1 or L2 norm per image, the mean of
@@ -37,6 +36,9 @@ class ProjectedAscent:
             "sign" accumulates signs instead.
         label: What the loss compares with: "true" labels or the "empty" mask.
         targeted: Decrease the loss instead.
+        keep: "last": the last iterate is returned, whatever the loss was on the way. "best": each image's iterate of
+            the largest loss, the first one among them. The last forward then looks at the last iterate instead of
+            making another, so that the forwards are as many, and gradients and moves are `steps` - 1.
     """
 
     loss: Loss
@@ -47,6 +49,7 @@ class ProjectedAscent:
     momentum_norm: Literal["l1", "l2", "mean", "sign", "none"] = "l1"
     label: Literal["true", "empty"] = "true"
     targeted: bool = False
+    keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
@@ -58,15 +61,29 @@ class ProjectedAscent:
             raise ValueError(f"label: expected 'true' or 'empty', got {self.label!r}.")
         if self.momentum_norm not in (norms := ("l1", "l2", "mean", "sign", "none")):
             raise ValueError(f"momentum_norm: expected one of {', '.join(norms)}, got {self.momentum_norm!r}.")
+        if self.keep not in ("last", "best"):
+            raise ValueError(f"keep: expected 'last' or 'best', got {self.keep!r}.")
+        if self.keep == "best" and self.steps < 2:
+            raise ValueError(f"steps: expected at least 2 to keep the best of, got {self.steps}. Use keep 'last'.")
 
     def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return adversarial images; shape and dtype of `batch.x`. Cost: `steps` forwards and backwards."""
-        x_adv, memory = self.start(batch, budget, generators), None
-        for _ in range(self.steps):
-            _, (gradient,) = input_gradients(model, x_adv, [lambda logits: self.objective(logits, batch)])
+        """Return adversarial images; shape and dtype of `batch.x`. Cost: `steps` forwards and `moves` backwards."""
+        x_adv, memory, best = self.start(batch, budget, generators), None, None
+        for _ in range(self.moves):
+            logits, (gradient,) = input_gradients(model, x_adv, [lambda logits: self.objective(logits, batch)])
+            if self.keep == "best":
+                best = _better(best, x_adv, self.objective(logits, batch))
             memory = self.accumulate(memory, gradient)
             x_adv = self.move(x_adv, memory, batch, budget)
-        return x_adv
+        if self.keep == "last":
+            return x_adv
+        with torch.no_grad():
+            return _better(best, x_adv, self.objective(model(x_adv), batch))[0]
+
+    @property
+    def moves(self) -> int:
+        """How often an image is moved."""
+        return self.steps - (self.keep == "best")
 
     @property
     def remembers(self) -> bool:
@@ -105,7 +122,7 @@ class ProjectedAscent:
 
     def stride(self, x_adv: Tensor, memory: Tensor, budget: Budget) -> Tensor:
         """Return the next iterate before it is brought back."""
-        size = budget.eps * (1 / self.steps if self.step_size is None else self.step_size)
+        size = budget.eps * (1 / self.moves if self.step_size is None else self.step_size)
         return x_adv + size * steepest(memory, budget.norm)
 
 
@@ -140,6 +157,14 @@ class MIFGSM(ProjectedAscent):
     """
 
     decay: float | None = 1.0
+
+
+def _better(best: tuple[Tensor, Tensor] | None, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each image and its loss where the loss is larger than the best so far, and the best elsewhere."""
+    if best is None:
+        return x_adv, value
+    larger = (value > best[1]) | best[1].isnan()
+    return torch.where(larger.view(-1, *[1] * (x_adv.dim() - 1)), x_adv, best[0]), torch.where(larger, value, best[1])
 
 
 def _confine(x_adv: Tensor, batch: Batch, budget: Budget) -> Tensor:

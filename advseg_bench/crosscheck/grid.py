@@ -300,6 +300,9 @@ def _load(name: str, settings: Mapping[str, Any], loss: str, plan: Plan, task: T
         raise type(error)(f"crosscheck: {error}") from None
     if name == plan.reference and not isinstance(attack, (FGSM, ProjectedAscent)):
         raise IncompatibleError(f"crosscheck: {name} cannot be replayed step by step.")
+    if name == plan.reference and isinstance(attack, ProjectedAscent) and attack.keep != "last":
+        remedy = "It compares step by step, and no step shows which iterate is kept."
+        raise IncompatibleError(expected(f"crosscheck: {name}", "keep 'last'", attack.keep, remedy))
     return attack
 
 

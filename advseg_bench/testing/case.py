@@ -217,16 +217,18 @@ def _read_claims(attack: Attack) -> Claims:
     if claims is not None:
         raise SpecError(expected(f"attack {type(attack).__name__}", "`claims` to be a Claims", claims))
     target = f"{type(attack).__module__}:{type(attack).__qualname__}"
-    entry = next((e for e in catalogue.ATTACKS.values() if e.target == target), None)
-    if entry is None:
+    name = next((name for name, entry in catalogue.ATTACKS.items() if entry.target == target), None)
+    if name is None:
         return Claims()
-    steps = getattr(attack, "steps", entry.steps)
+    entry, settings = catalogue.ATTACKS[name], {k: getattr(attack, k) for k in ("steps", "keep") if hasattr(attack, k)}
+    cost = catalogue.attack_cost(name, settings)
+    assert cost is not None
     return Claims(
         gradient=entry.backwards > 0,
         control=entry.control,
         random=getattr(attack, "random_start", entry.random),
-        forwards=entry.forwards * steps,
-        backwards=entry.backwards * steps,
+        forwards=cost[0],
+        backwards=cost[1],
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from torch import nn
 from advseg_bench import losses
 from advseg_bench.attacks.ascent import BIM, MIFGSM, PGD
 from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.counter import Counter
 from advseg_bench.geometry import distance
 from advseg_bench.testing import LinearSegmenter
 from advseg_bench.types import Budget
@@ -127,8 +130,71 @@ def test_targeted_and_empty_label_go_down_towards_no_mask():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("steps", 0), ("steps", True), ("step_size", 0.0), ("label", "t"), ("momentum_norm", "l3")]
+    "attack",
+    [
+        PGD(loss=losses.dice, steps=6, step_size=1.5, keep="best"),
+        MIFGSM(loss=losses.bce, steps=5, step_size=0.9, keep="best"),
+        BIM(loss=losses.bce, steps=4, targeted=True, keep="best"),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_best_iterate_is_the_first_of_the_largest_loss_and_costs_no_forward(attack, norm):
+    batch, logits = make_batch("multilabel", n=5)
+    net, budget = Net(logits.shape[1]), Budget(norm, 0.3)
+    path, values, memory = [attack.start(batch, budget, make_generators(5))], [], None
+    for _ in range(attack.steps - 1):
+        leaf = path[-1].clone().requires_grad_()
+        values.append(attack.objective(net(leaf), batch))
+        values[-1].sum().backward()
+        memory = attack.accumulate(memory, leaf.grad)
+        path.append(attack.move(path[-1], memory, batch, budget))
+    values.append(attack.objective(net(path[-1]), batch))
+    best = torch.stack(values).argmax(0)
+    with Counter(net).count(5) as tally:
+        found = attack(net, batch, budget=budget, generators=make_generators(5))
+    assert torch.equal(found, torch.stack([path[t][i] for i, t in enumerate(best.tolist())]))
+    assert tally.per_image() == [(attack.steps, attack.steps - 1)] * 5
+    last = replace(attack, keep="last", steps=attack.steps - 1)
+    last = replace(last, step_size=attack.step_size or 1 / attack.moves)
+    assert torch.equal(path[-1], last(net, batch, budget=budget, generators=make_generators(5)))
+
+
+def test_steps_that_are_too_long_overshoot_and_the_best_iterate_is_not_the_last():
+    batch, logits = make_batch("multilabel", n=5)
+    net, attack = Net(logits.shape[1]), PGD(loss=losses.dice, steps=6, step_size=2.0, keep="best")
+    found = attack(net, batch, budget=Budget("linf", 0.3), generators=make_generators(5))
+    last = replace(attack, keep="last", steps=5)(net, batch, budget=Budget("linf", 0.3), generators=make_generators(5))
+    gain = attack.objective(net(found), batch) - attack.objective(net(last), batch)
+    assert (gain >= 0).all()
+    assert (gain > 1e-4).any()
+
+
+@pytest.mark.parametrize("at_first", [True, False])
+def test_a_loss_of_nan_never_is_or_stays_the_best(at_first):
+    batch, logits = make_batch("binary", n=2)
+    net = Net(logits.shape[1])
+    clean = net(batch.x).flatten(1).mean(1)
+
+    def loss(logits, y, valid, task):
+        value = logits.flatten(1).mean(1)
+        return value + torch.where((value.detach() == clean) == at_first, torch.nan, 0.0)
+
+    attack = BIM(loss=loss, steps=3, keep="best")
+    found = attack(net, batch, budget=Budget("linf", 0.1), generators=make_generators(2))
+    moved = (found != batch.x).flatten(1).any(1)
+    assert (moved == at_first).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("keep", "first"), ("steps", 0), ("steps", True), ("step_size", 0.0), ("label", "t"), ("momentum_norm", "l3")],
 )
 def test_settings_without_a_meaning_are_refused(key, value):
     with pytest.raises(ValueError, match=key):
         MIFGSM(loss=losses.bce, **{key: value})
+
+
+def test_of_one_iterate_none_is_the_best():
+    with pytest.raises(ValueError, match=r"steps: expected at least 2 to keep the best of, got 1\. Use keep 'last'\."):
+        BIM(loss=losses.bce, steps=1, keep="best")
