@@ -376,9 +376,7 @@ def test_mistakes_in_a_batch_are_one_line(trained, mistake, message):
 def test_the_best_iterate_is_no_step_to_compare(trained):
     others = {"implementations:Signed": {}}
     plan = Plan(**FEW | {"reference": "bim", "settings": {"keep": "best"}, "others": others})
-    with pytest.raises(
-        IncompatibleError, match=r"crosscheck: bim: expected keep 'last', got 'best'\."
-    ):
+    with pytest.raises(IncompatibleError, match=r"crosscheck: bim: expected keep 'last', got 'best'\."):
         crosscheck(plan, trained[:1])
 
 
