@@ -36,11 +36,18 @@ class Budgets:
 
 
 def find_controls(rows: pl.DataFrame) -> frozenset[str]:
-    """Return the attacks that are there to be compared with: shipped controls, and what never asks the model."""
+    """Return the attacks that are there to be compared with: shipped controls, and what asks no model and has no loss.
+
+    An attack that follows a loss without asking the model may have asked another one.
+    """
     shipped = {name for name, entry in catalogue.ATTACKS.items() if entry.control}
     cost = pl.col("forwards").fill_null(1) + pl.col("backwards").fill_null(1)
-    attacks = rows.filter(pl.col("attack") != "none").group_by("attack").agg(cost.max().alias("cost"))
-    free = attacks.filter((pl.col("cost") == 0) | pl.col("attack").is_in(sorted(shipped)))
+    attacks = (
+        rows.filter(pl.col("attack") != "none")
+        .group_by("attack")
+        .agg(cost.max().alias("cost"), (pl.col("loss") == "").all().alias("aimless"))
+    )
+    free = attacks.filter(((pl.col("cost") == 0) & pl.col("aimless")) | pl.col("attack").is_in(sorted(shipped)))
     return frozenset(free["attack"].to_list())
 
 

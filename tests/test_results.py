@@ -14,7 +14,7 @@ import advseg_bench
 from advseg_bench.errors import RecordError, SpecError
 from advseg_bench.results import SCORES, Run
 from advseg_bench.scores import find_scored_classes, score_rows
-from advseg_bench.selection import REFERENCE_EPS, choose_reference, find_strongest, list_budgets
+from advseg_bench.selection import REFERENCE_EPS, choose_reference, find_controls, find_strongest, list_budgets
 from advseg_bench.specs import Scoring
 from advseg_bench.stats import subject_interval
 
@@ -44,6 +44,15 @@ def test_opening_tells_what_was_run(one):
     assert (one.failures, one.missing, one.planned) == ([], 0, 2 * (1 + 2 * 2 + 2 * 2 + 2) * 6)
     assert one.controls == {"random_sign", "uniform_noise"}
     assert repr(one).startswith("Run('")
+
+
+def test_what_asks_no_model_is_a_control_unless_it_follows_a_loss(one):
+    rows = one.rows.filter(pl.col("attack").is_in(["random_sign", "fgsm"])).with_columns(
+        pl.lit(0.0).alias("forwards"), pl.lit(0.0).alias("backwards"),
+        pl.col("attack").replace({"random_sign": "my:noise", "fgsm": "my:transfer"}),
+    )  # fmt: skip
+    unknown = rows.with_columns(pl.lit(None, dtype=pl.Float64).alias("forwards"), pl.lit("my:other").alias("attack"))
+    assert find_controls(pl.concat([rows, unknown])) == {"my:noise"}
 
 
 def test_not_a_directory(tmp_path):
