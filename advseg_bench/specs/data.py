@@ -150,7 +150,8 @@ class FolderData(SplitData):
             "dtype" by its type's largest value; a pair (lower, upper) is a window. All are clipped to [0, 1].
         subject: Regular expression with one group that finds the subject in a file's stem; by default the whole
             stem, so that each file is a subject of its own.
-        spacing: Pixel edge lengths in mm (rows, columns); read from NIfTI headers when left out.
+        spacing: Pixel edge lengths in mm (rows, columns); read from NIfTI headers when left out, as the distance of a
+            volume's slices always is.
     """
 
     flat: ClassVar[bool] = False
