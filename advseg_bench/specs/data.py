@@ -24,15 +24,13 @@ SMALLEST, SHALLOWEST, LARGEST = 16, 2, 1024
 """Edge lengths: the least of a slice, the least depth of a volume, the most of all."""
 
 
-def _size(value: object) -> object:
-    """Read an edge, or three."""
-    edges = value if isinstance(value, (list, tuple)) else [value]
-    whole = all(isinstance(edge, int) and not isinstance(edge, bool) for edge in edges)
-    least = [SHALLOWEST, SMALLEST, SMALLEST] if len(edges) == 3 else [SMALLEST]
-    if (
-        not whole
-        or len(edges) != len(least)
-        or not all(low <= edge <= LARGEST for low, edge in zip(least, edges, strict=True))
+def _check_size(value: object) -> object:
+    """Refuse what is neither an edge nor three, in one line for both."""
+    several = isinstance(value, (list, tuple))
+    edges: Any = value if several else [value]
+    least = [SHALLOWEST, SMALLEST, SMALLEST] if several else [SMALLEST]
+    if len(edges) != len(least) or not all(
+        type(edge) is int and low <= edge <= LARGEST for edge, low in zip(edges, least, strict=True)
     ):
         raise ValueError(
             f"expected an edge of {SMALLEST} to {LARGEST} pixels, or for volumes three such as [32, 64, 64] (depth of "
@@ -43,7 +41,7 @@ def _size(value: object) -> object:
 
 Edge = Annotated[int, Field(ge=SMALLEST, le=LARGEST)]
 Depth = Annotated[int, Field(ge=SHALLOWEST, le=LARGEST)]
-Size = Annotated[Edge | tuple[Depth, Edge, Edge], BeforeValidator(_size)]
+Size = Annotated[Edge | tuple[Depth, Edge, Edge], BeforeValidator(_check_size)]
 Millimetres = Annotated[float, Field(gt=0)]
 ScanName = Annotated[str, Field(pattern=r"^case\d+_day\d+$")]
 Fit = Literal["pad", "stretch"]

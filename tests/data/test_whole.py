@@ -230,6 +230,10 @@ def test_a_slice_more_in_the_label_is_refused(nnunet):
         ({"size": [True, 64, 64]}, r"got \[True, 64, 64\]"),
         ({"size": "64"}, "got '64'"),
         ({"size": []}, r"got \[\]"),
+        ({"size": [64]}, r"expected an edge of .*, got \[64\]"),
+        ({"size": 15}, "expected an edge of .*, got 15"),
+        ({"size": 1025}, "expected an edge of .*, got 1025"),
+        ({"size": None}, "expected an edge of .*, got None"),
         ({"every": 2}, r"every: a volume \(size = \[5, 16, 16\]\) has all its slices\. Remove the key"),
     ],
 )
