@@ -1,0 +1,334 @@
+"""Forward passes that keep only what the gradient by the image needs: frozen weights, masks, indices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+from advseg_bench.errors import IncompatibleError
+
+_aten = torch.ops.aten
+
+_Run = Callable[[Tensor], Tensor]
+
+
+class Lean(TorchFunctionMode):
+    """While it is active, frozen layers keep less for the backward; values and gradients keep every bit.
+
+    PyTorch's convolution saves its input, which only the gradient of the weight needs, although the weight is frozen;
+    ReLU saves its output, of which a sign would do. Calls are replaced rather than modules, so it does not matter
+    how a network makes them. A call is left as it is where its gradient needs more: weights that are not frozen,
+    activations such as SiLU, normalisation by the statistics of the batch. What is in place stays in place, and
+    nothing else becomes so. Gradients can be had once: a second derivative raises IncompatibleError.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run a function, the lean way where there is one."""
+        kwargs = kwargs or {}
+        lean = _LEAN.get(func)
+        if lean is not None and torch.is_grad_enabled():
+            x = args[0] if args else kwargs.get("input")
+            if type(x) is Tensor and x.requires_grad:
+                result = lean(*args, **kwargs)
+                if result is not None:
+                    return result
+        return func(*args, **kwargs)
+
+
+class _End(Function):
+    """The end of the road: passes a gradient on, and says why it cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
+        """Return the gradient."""
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """Refuse."""
+        raise IncompatibleError(
+            "prepared model: expected to be differentiated once, got a second derivative. "
+            'Attack the model as it is, with prepare "raw".'
+        )
+
+
+def _first_order(backward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], tuple[Tensor | None, ...]]:
+    """Make a backward of one gradient out of a function; what it returns cannot be differentiated again."""
+
+    def run(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            result = backward(ctx, gradient)
+        if torch.is_grad_enabled():
+            result = _End.apply(result, torch.empty(0, requires_grad=True))
+        return (result, *[None] * (len(ctx.needs_input_grad) - 1))
+
+    return run
+
+
+class _Geometry(NamedTuple):
+    """The settings of a convolution, as PyTorch's one operator for all of them takes them."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    transposed: bool
+    output_padding: list[int]
+    groups: int
+
+
+class _Convolve(Function):
+    """A convolution of any kind that saves its weight alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+        """Return the convolution."""
+        ctx.save_for_backward(weight)
+        ctx.layout, ctx.geometry = (x.shape, x.stride()), geometry
+        ctx.plain = x.device.type == "cpu" and x.is_contiguous() and weight.is_contiguous()
+        return torch.convolution(x, weight, bias, *geometry)
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the gradient by the input, of which only the shape matters."""
+        (weight,) = ctx.saved_tensors
+        if ctx.plain:
+            blank = gradient.new_empty(1).as_strided(ctx.layout[0], [0] * weight.dim())
+        else:
+            blank = gradient.new_empty_strided(*ctx.layout)  # its layout decides that of the result
+        found: Tensor = _aten.convolution_backward(gradient, blank, weight, None, *ctx.geometry, [True, False, False])[
+            0
+        ]
+        return found
+
+
+class _Normalise(Function):
+    """Batch normalisation by fixed statistics, which saves only them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
+        """Return the normalised input."""
+        ctx.save_for_backward(mean, var, weight)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the gradient by the input; the input's values, which only the weight's needs, may be any."""
+        mean, var, weight = ctx.saved_tensors
+        settings = (weight, mean, var, None, None, False, ctx.eps, [True, False, False])
+        found: Tensor = _aten.native_batch_norm_backward(gradient, gradient, *settings)[0]
+        return found
+
+
+class _Gate(Function):
+    """An activation whose derivative is 1 where a mask says so, and a constant elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: _Run, gate: Tensor, slope: Any, inplace: bool) -> Tensor:
+        """Run the activation; `gate` is where the slope counts, or, if that is None, where nothing passes."""
+        ctx.save_for_backward(gate)
+        ctx.slope = slope
+        if inplace:
+            ctx.mark_dirty(x)
+        return run(x)
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the gradient by the input."""
+        (gate,) = ctx.saved_tensors
+        if ctx.slope is None:
+            return gradient.masked_fill(gate, 0)
+        return torch.where(gate, gradient, gradient * ctx.slope)
+
+
+class _Pool(Function):
+    """Max pooling that saves where the maxima were."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axes: int, *settings: Any) -> Tensor:
+        """Return the maxima."""
+        out, indices = (_aten.max_pool2d_with_indices if axes == 2 else _aten.max_pool3d_with_indices)(x, *settings)
+        ctx.save_for_backward(indices.int() if x[0, 0].numel() < 2**31 else indices)
+        ctx.layout, ctx.axes, ctx.settings = (x.shape, x.stride()), axes, settings
+        result: Tensor = out
+        return result
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the gradient by the input, of which only the layout matters."""
+        blank = gradient.new_empty_strided(*ctx.layout)
+        back = _aten.max_pool2d_with_indices_backward if ctx.axes == 2 else _aten.max_pool3d_with_indices_backward
+        found: Tensor = back(gradient, blank, *ctx.settings, ctx.saved_tensors[0].long())
+        return found
+
+
+def _convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    """Convolve as `torch.nn.functional.conv1d` and its like do."""
+    return _convolve_any(input, weight, bias, (stride, padding, dilation, False, 0, groups))
+
+
+def _convolve_transposed(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor | None:
+    """Convolve as `torch.nn.functional.conv_transpose1d` and its like do."""
+    return _convolve_any(input, weight, bias, (stride, padding, dilation, True, output_padding, groups))
+
+
+def _convolve_any(x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor | None:
+    """Convolve if the weights are frozen; what autocast would do to a convolution is done here, once."""
+    stride, padding, dilation, transposed, output_padding, groups = settings
+    if not _is_frozen(weight, bias) or x.dim() != weight.dim():
+        return None
+    axes = weight.dim() - 2
+    if padding == "same" and _expand(dilation, axes) == [1] * axes and all(k % 2 for k in weight.shape[2:]):
+        padding = [k // 2 for k in weight.shape[2:]]
+    elif isinstance(padding, str):
+        if padding != "valid":
+            return None
+        padding = 0
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    stride, padding, dilation, output_padding = (_expand(v, axes) for v in (stride, padding, dilation, output_padding))
+    geometry = _Geometry(stride, padding, dilation, transposed, output_padding, groups)
+    found: Tensor = _Convolve.apply(x, weight, bias, geometry)
+    return found
+
+
+def _normalise(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """Normalise as `torch.nn.functional.batch_norm` does by fixed statistics."""
+    if training or running_mean is None or running_var is None or not _is_frozen(weight, bias):
+        return None
+    found: Tensor = _Normalise.apply(input, running_mean, running_var, weight, bias, eps)
+    return found
+
+
+def _relu(input: Tensor, inplace: bool = False) -> Tensor | None:
+    """Rectify."""
+    return _gate(input, torch.relu_ if inplace else torch.relu, input <= 0, None, inplace)
+
+
+def _relu_inplace(input: Tensor) -> Tensor | None:
+    """Rectify in place."""
+    return _relu(input, True)
+
+
+def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor | None:
+    """Rectify, with a slope below 0."""
+    if negative_slope < 0:
+        return None
+    run = F.leaky_relu_ if inplace else F.leaky_relu
+    return _gate(input, partial(run, negative_slope=negative_slope), input > 0, negative_slope, inplace)
+
+
+def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor | None:
+    """Clip; ReLU6 is this, from 0 to 6."""
+    run = partial(F.hardtanh_ if inplace else F.hardtanh, min_val=min_val, max_val=max_val)
+    return _gate(input, run, (input <= min_val) | (input >= max_val), None, inplace)
+
+
+def _relu6(input: Tensor, inplace: bool = False) -> Tensor | None:
+    """Clip to 0 and 6."""
+    return _hardtanh(input, 0.0, 6.0, inplace)
+
+
+def _prelu(input: Tensor, weight: Tensor) -> Tensor | None:
+    """Rectify, with learned slopes below 0."""
+    if not _is_frozen(weight) or input.dtype != weight.dtype or input.dim() < 2:
+        return None
+    slope = weight.view(-1, *[1] * (input.dim() - 2))
+    return _gate(input, lambda x: torch.prelu(x, weight), input > 0, slope, False)
+
+
+def _gate(x: Tensor, run: _Run, gate: Tensor, slope: Any, inplace: bool) -> Tensor | None:
+    """Run an activation, unless it would write into a part of another tensor."""
+    if inplace and x._is_view():
+        return None
+    found: Tensor = _Gate.apply(x, run, gate, slope, inplace)
+    return found
+
+
+def _pool(
+    axes: int,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | None:
+    """Pool as `torch.nn.functional.max_pool2d` or `max_pool3d` does."""
+    if return_indices or input.dim() != axes + 2:
+        return None
+    stride = kernel_size if stride is None or stride == [] else stride
+    settings = [_expand(value, axes) for value in (kernel_size, stride, padding, dilation)]
+    found: Tensor = _Pool.apply(input, axes, *settings, ceil_mode)
+    return found
+
+
+def _is_frozen(*tensors: Tensor | None) -> bool:
+    """Whether no gradient of these is wanted."""
+    return not any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _expand(value: Any, axes: int) -> list[int]:
+    """One number per axis."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * axes if len(values) == 1 else values
+
+
+_LEAN: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolve),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _convolve_transposed),
+    F.batch_norm: _normalise,
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
+    **dict.fromkeys((F.relu_, torch.relu_, Tensor.relu_), _relu_inplace),
+    F.leaky_relu: _leaky_relu,
+    F.hardtanh: _hardtanh,
+    F.relu6: _relu6,
+    **dict.fromkeys((F.prelu, torch.prelu, Tensor.prelu), _prelu),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), partial(_pool, 2)),
+    **dict.fromkeys((F.max_pool3d, torch.max_pool3d), partial(_pool, 3)),
+}

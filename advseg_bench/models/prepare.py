@@ -1,0 +1,268 @@
+"""A model prepared for attacks: the same logits and input gradients with less memory, or less time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advseg_bench import meter
+from advseg_bench.errors import IncompatibleError, SpecError, expected, unknown
+from advseg_bench.models.fold import fold_batch_norms
+from advseg_bench.models.lean import Lean
+
+STEPS = ("fold", "lean", "channels_last", "bfloat16", "float16", "compile", "cuda_graph")
+"""What can be done to a model, in the order in which it is done."""
+
+CANDIDATES: tuple[tuple[str, ...], ...] = (("lean",), ("fold", "lean"), ("fold", "lean", "channels_last"))
+"""What `prepare_auto` tries beside the model as it is."""
+
+TOLERATED = 2.0
+"""A prepared model's gradient may be so many times as far from the float64 one as the model's own."""
+
+_CLASHES = (("bfloat16", "float16"), ("lean", "compile"), ("compile", "cuda_graph"))
+
+
+class Prepared(nn.Module):
+    """A frozen copy of a model, in eval mode, with the same logits up to the rounding of its steps.
+
+    Attributes:
+        net: The copy.
+        steps: What was done to it, of `STEPS`.
+    """
+
+    def __init__(self, net: nn.Module, steps: Sequence[str]) -> None:
+        super().__init__()
+        self.net, self.steps = net, tuple(steps)
+        self._run: Callable[[Tensor], Any] = lambda x: net(x)  # a module would be registered a second time
+        if "compile" in steps:
+            self._run = torch.compile(self._run)
+
+    @property
+    def exact(self) -> bool:
+        """Whether logits and gradients have every bit of the model's own."""
+        return set(self.steps) <= {"lean"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, *S) -> logits (N, K, *S), in the dtype of the images. Cost: one forward."""
+        dtype = x.dtype
+        with ExitStack() as stack:
+            if "channels_last" in self.steps:
+                x = x.contiguous(memory_format=_channels_last(x))
+            for name in {"bfloat16", "float16"}.intersection(self.steps):
+                stack.enter_context(torch.autocast(x.device.type, getattr(torch, name)))
+            if "lean" in self.steps:
+                stack.enter_context(Lean())
+            logits: Tensor = self._run(x)
+        return logits.to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A model to attack, and why it is this one.
+
+    Attributes:
+        model: Prepared, or the user's own object if `steps` is empty.
+        steps: How it was prepared.
+        error: How far the input gradient of `model` is from the float64 one, see `gradient_error`.
+        raw_error: The same of the model as it was given.
+        rejected: Steps -> why they were not taken.
+        seconds: Steps, joined by "+", or "raw" -> median time of a gradient; empty if nothing was timed.
+    """
+
+    model: nn.Module
+    steps: tuple[str, ...]
+    error: float
+    raw_error: float
+    rejected: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def read_steps(text: str) -> tuple[str, ...]:
+    """Read "fold+lean"; "raw" is no step at all. Raises: SpecError."""
+    return () if text == "raw" else check_steps(text.split("+"))
+
+
+def check_steps(steps: Sequence[str]) -> tuple[str, ...]:
+    """Return steps in the order in which they are done. Raises: SpecError: unknown, twice, or not together."""
+    for name in steps:
+        if name not in STEPS:
+            raise SpecError(unknown("prepare", "step", name, STEPS))
+    if len(set(steps)) != len(steps):
+        raise SpecError(expected("prepare", "each step once", "+".join(steps)))
+    for pair in _CLASHES:
+        if set(pair) <= set(steps):
+            raise SpecError(expected("prepare", f"{pair[0]!r} or {pair[1]!r}", "+".join(steps), "Remove one."))
+    return tuple(sorted(steps, key=STEPS.index))
+
+
+def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
+    """Copy a model and prepare the copy; the model itself is not changed in any way.
+
+    Args:
+        model: Images -> logits. Whatever its mode, the copy is frozen and in eval mode.
+        x: Example images (N, C, *S), on the device of the model.
+        steps: Any of `STEPS`: "fold" folds batch normalisation into convolutions (`models.fold`), "lean" keeps less for
+            the backward and every bit (`models.lean`), "channels_last" stores channels innermost, "bfloat16" and
+            "float16" are autocast, "compile" is `torch.compile`, "cuda_graph" replays a recorded gradient for images of
+            the shape of `x`. Where it cannot be used, an error says so.
+    Returns: The prepared copy. Cost: up to three forwards, and what compiling takes.
+    Raises:
+        SpecError: a step that does not exist or cannot be done here.
+        IncompatibleError: the model cannot be copied, or folding changes its logits.
+    """
+    steps = check_steps(steps)
+    if "cuda_graph" in steps and x.device.type != "cuda":
+        raise SpecError(expected("prepare", "a CUDA device for 'cuda_graph'", x.device.type, "Leave it out."))
+    if "channels_last" in steps and x.dim() not in (4, 5):
+        raise SpecError(expected("prepare", "images with 2 or 3 space axes for 'channels_last'", x.dim() - 2))
+    try:
+        net = copy.deepcopy(model)
+    except Exception as error:
+        raise IncompatibleError(expected("prepare", "a model that can be copied", str(error), 'Use "raw".')) from None
+    net.eval().requires_grad_(False)
+    if "fold" in steps:
+        fold_batch_norms(net, x)
+    if "channels_last" in steps:
+        net.to(memory_format=_channels_last(x))
+    prepared = Prepared(net, steps).eval()
+    if "compile" in steps:
+        _try_compiled(prepared, x)
+    if "cuda_graph" in steps:
+        prepared._run = _Graphed(Prepared(net, [name for name in steps if name != "cuda_graph"]), x)
+    return prepared
+
+
+def gradient_error(model: nn.Module, x: Tensor, reference: Tensor) -> float:
+    """Return how far a model's input gradient is from a reference: ||g - r||_2 / ||r||_2, the mean over images.
+
+    The gradient is that of the sum of softplus(logits), the cross-entropy to an empty mask. Cost: one
+    forward, one backward.
+    """
+    difference = (_gradient(model, x).to(reference) - reference).flatten(1).norm(dim=1)
+    size = reference.flatten(1).norm(dim=1)
+    return float(torch.where(difference == 0, 0.0, difference / size).mean())
+
+
+def reference_gradient(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the input gradient of `gradient_error` in float64. Cost: a forward and a backward of a float64 copy."""
+    device = "cpu" if x.device.type == "mps" else x.device
+    net = copy.deepcopy(model).to(device, torch.float64).eval().requires_grad_(False)
+    return _gradient(net, x.to(device, torch.float64))
+
+
+def prepare_checked(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Choice:
+    """Prepare a model if that agrees with it, else return it as it is; no timing decides.
+
+    Args:
+        model: As `prepare` takes it, frozen and in eval mode.
+        x: Images on which the gradients are compared.
+        steps: As `prepare` takes them.
+    Returns: The prepared model if its `gradient_error` is at most `TOLERATED` times the model's own.
+    Raises: SpecError: as `prepare` does.
+    """
+    choices, raw = _compare(model, x, [tuple(steps)] if steps else [])
+    return choices[0] if choices else raw
+
+
+def prepare_auto(
+    model: nn.Module, x: Tensor, candidates: Sequence[Sequence[str]] = CANDIDATES, *, rounds: int = 7
+) -> Choice:
+    """Prepare a model in the way that makes its input gradient fastest, among those that agree with it.
+
+    Args:
+        model: As `prepare` takes it, frozen and in eval mode.
+        x: Images on which gradients are compared and timed.
+        candidates: Lists of steps to try beside the model as it is.
+        rounds: Samples of each, taken in turns.
+    Returns: The choice, with the time of each way that agrees. It depends on the machine and on the moment.
+    Raises: SpecError: as `prepare` does.
+    """
+    choices, raw = _compare(model, x, [tuple(steps) for steps in candidates])
+    works = {_name(choice.steps): partial(_gradient, choice.model, x) for choice in (raw, *choices)}
+    samples = meter.measure(works, device=x.device, rounds=rounds)
+    seconds = {name: each.median for name, each in samples.items()}
+    best = min((raw, *choices), key=lambda choice: seconds[_name(choice.steps)])
+    return Choice(best.model, best.steps, best.error, best.raw_error, raw.rejected, seconds)
+
+
+def _compare(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, ...]]) -> tuple[list[Choice], Choice]:
+    """The candidates that agree with a model, and the model itself with the reasons against the others."""
+    reference = reference_gradient(model, x)
+    raw_error = gradient_error(model, x, reference)
+    rejected: dict[str, str] = {}
+    choices = []
+    for steps in candidates:
+        try:
+            prepared = prepare(model, x, steps)
+        except IncompatibleError as error:
+            rejected[_name(steps)] = str(error)
+            continue
+        found = gradient_error(prepared, x, reference)
+        if found <= TOLERATED * raw_error:
+            choices.append(Choice(prepared, prepared.steps, found, raw_error, rejected))
+        else:
+            why = f"gradient error {found:.3g}, more than {TOLERATED:g} times the model's own {raw_error:.3g}"
+            rejected[_name(steps)] = why
+    return choices, Choice(model, (), raw_error, raw_error, rejected)
+
+
+def _name(steps: Sequence[str]) -> str:
+    return "+".join(steps) or "raw"
+
+
+def _gradient(model: nn.Module, x: Tensor) -> Tensor:
+    """The input gradient of the sum of softplus(logits)."""
+    leaf = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        value = F.softplus(model(leaf)).sum()
+    return torch.autograd.grad(value, leaf)[0]
+
+
+def _channels_last(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+
+
+def _try_compiled(prepared: Prepared, x: Tensor) -> None:
+    """Compile now, so that a missing compiler shows here."""
+    try:
+        _gradient(prepared, x)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SpecError(expected("prepare", "'compile' to work here", reason, "Leave it out.")) from None
+
+
+class _Copied(torch.autograd.Function):
+    """Hands on copies of a value and of its gradient, since a graph writes the next ones to the same place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return a copy."""
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return a copy."""
+        return gradient.clone()
+
+
+class _Graphed:
+    """A forward and backward recorded once and replayed for images of that shape; others run as they are."""
+
+    def __init__(self, plain: Prepared, x: Tensor) -> None:
+        self.plain, self.shape = plain.eval(), x.shape
+        sample = x.detach().clone().requires_grad_()
+        self.graphed = torch.cuda.make_graphed_callables(plain.forward, (sample,))
+
+    def __call__(self, x: Tensor) -> Any:
+        """Run."""
+        if x.shape != self.shape or not (torch.is_grad_enabled() and x.requires_grad):
+            return self.plain(x)
+        return _Copied.apply(self.graphed(_Copied.apply(x)))

@@ -1,0 +1,289 @@
+import copy
+from collections.abc import Callable
+
+import monai.networks.nets as nets
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advseg_bench import meter
+from advseg_bench.errors import IncompatibleError, SpecError
+from advseg_bench.guard import ModelGuard
+from advseg_bench.models import prepare as preparation
+from advseg_bench.models.fold import fold_batch_norms
+from advseg_bench.models.prepare import (
+    Prepared,
+    gradient_error,
+    prepare,
+    prepare_auto,
+    prepare_checked,
+    read_steps,
+    reference_gradient,
+)
+
+NETWORKS = {
+    "monai-prelu": lambda: nets.UNet(2, 3, 2, (8, 16, 32), (2, 2), num_res_units=2, norm="batch"),
+    "monai-instance": lambda: nets.UNet(2, 3, 2, (8, 16, 32), (2, 2), num_res_units=2),
+    "monai-3d": lambda: nets.UNet(3, 3, 2, (8, 16), (2,), num_res_units=1, norm="batch", act="relu"),
+    "attention": lambda: nets.AttentionUnet(2, 3, 2, (8, 16, 32), (2, 2)),
+    "resnet18": lambda: smp.Unet("resnet18", encoder_weights=None, classes=2),
+    "timm": lambda: smp.Unet("tu-resnet10t", encoder_weights=None, classes=2),
+    "timm-act": lambda: smp.Unet("tu-mobilenetv3_small_050", encoder_weights=None, classes=2),
+    "mobilenet": lambda: smp.Unet("mobilenet_v2", encoder_weights=None, classes=2),
+}
+BATCH_NORMS = {"monai-instance": 0}  # all others have some, all of which can be folded
+
+
+def draw(*size: int) -> Tensor:
+    return torch.rand(size, generator=torch.Generator().manual_seed(0))
+
+
+def build(name: str) -> nn.Module:
+    """A network whose batch norms have seen something."""
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(0)
+        net = NETWORKS[name]().eval().requires_grad_(False)
+        for norm in list_norms(net):
+            norm.running_mean.normal_(0, 0.2)
+            norm.running_var.uniform_(0.5, 2)
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.normal_(0, 0.2)
+    return net
+
+
+def make(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network without moving the global generator."""
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(0)
+        return build()
+
+
+def list_norms(net: nn.Module) -> list[nn.Module]:
+    return [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def images(name: str) -> Tensor:
+    return draw(2, 3, 16, 16, 16) if name == "monai-3d" else draw(2, 3, 64, 64)
+
+
+def differentiate(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.clone().requires_grad_()
+    logits = net(leaf)
+    (gradient,) = torch.autograd.grad(F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits)), leaf)
+    return logits.detach(), gradient
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_lean_keeps_every_bit_and_less_memory(name: str) -> None:
+    net, x = build(name), images(name)
+    lean = prepare(net, x, ["lean"])
+    assert lean.exact
+    for ours, theirs in zip(differentiate(lean, x), differentiate(net, x), strict=True):
+        assert torch.equal(ours, theirs)
+    peaks = [meter.peak_bytes(lambda each=each: differentiate(each, x), "cpu") for each in (lean, net)]
+    assert peaks[0] < 0.85 * peaks[1]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_folded_gradients_are_as_near_to_float64_as_the_raw_ones(name: str) -> None:
+    net, x = build(name), images(name)
+    folded = prepare(net, x, ["fold", "lean"])
+    wanted = BATCH_NORMS.get(name, len(list_norms(net)))
+    assert len(list_norms(net)) - len(list_norms(folded)) == wanted
+    reference = reference_gradient(net, x)
+    ours, raw = gradient_error(folded, x, reference), gradient_error(net, x, reference)
+    assert ours <= 1.5 * raw < 1e-4
+    assert (folded(x) - net(x)).abs().max() < 1e-4 * net(x).abs().max()
+
+
+def test_folding_is_the_closed_form() -> None:
+    net = make(lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))).eval()
+    with torch.no_grad():
+        net[0].weight.fill_(3)
+        net[0].bias.fill_(1)
+        net[1].running_mean.fill_(0.5)
+        net[1].running_var.fill_(4 - net[1].eps)
+        net[1].weight.fill_(6)
+        net[1].bias.fill_(-1)
+    assert fold_batch_norms(net, draw(1, 1, 4, 4)) == 1
+    assert net[0].weight.item() == pytest.approx(9)  # 3 * 6 / 2
+    assert net[0].bias.item() == pytest.approx(0.5)  # (1 - 0.5) * 6 / 2 - 1
+    assert isinstance(net[1], nn.Identity)
+
+
+class Twice(nn.Module):
+    """A convolution whose output, or whose layers, serve twice."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=()):
+            self.conv, self.norm = nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv(x)
+        if self.how == "skip":
+            return z + self.norm(z)
+        if self.how == "conv":
+            return self.norm(z) + self.conv(x)
+        if self.how == "norm":
+            return self.norm(z) + self.norm(2 * z)
+        if self.how == "weight":
+            return self.norm(F.conv2d(x, 2 * self.conv.weight))
+        return self.norm(z)
+
+
+@pytest.mark.parametrize(("how", "folds"), [("skip", 0), ("conv", 0), ("norm", 0), ("weight", 0), ("once", 1)])
+def test_only_what_feeds_the_norm_alone_is_folded(how: str, folds: int) -> None:
+    assert fold_batch_norms(Twice(how).eval(), draw(1, 1, 8, 8)) == folds
+
+
+def test_calls_that_depend_on_values_are_refused() -> None:
+    class Fickle(Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.conv(x)
+            return self.norm(z) if isinstance(self.norm, nn.BatchNorm2d) else 5 + z
+
+    with pytest.raises(IncompatibleError, match=r'prepare "fold": expected logits that change by at most 0\.001'):
+        prepare(Fickle("once").eval(), draw(1, 1, 8, 8), ["fold"])
+
+
+@pytest.mark.parametrize("steps", [["fold", "lean", "channels_last"], ["bfloat16", "lean"]])
+def test_the_users_model_is_left_as_it_was(steps: list[str]) -> None:
+    net, x = build("resnet18"), images("resnet18")
+    net.train()
+    net.decoder.requires_grad_(True)
+    net.register_forward_hook(lambda module, args, out: out)
+    before, guard = copy.deepcopy(net.state_dict()), ModelGuard(net)
+    strides = {name: tensor.stride() for name, tensor in net.named_parameters()}
+    prepared = prepare(net, x, steps)
+    differentiate(prepared, x)
+    assert guard.find_changes() == []
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert {name: tensor.stride() for name, tensor in net.named_parameters()} == strides
+    assert not any(module.training for module in prepared.modules())
+    assert not any(parameter.requires_grad for parameter in prepared.parameters())
+    assert not {id(p) for p in net.parameters()} & {id(p) for p in prepared.parameters()}
+
+
+def test_a_model_in_training_mode_is_prepared_as_it_predicts() -> None:
+    net = make(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.9), nn.Conv2d(4, 1, 1)))
+    x = draw(2, 3, 8, 8)
+    prepared = prepare(net, x, ["fold", "lean"])
+    torch.testing.assert_close(prepared(x), net.eval()(x))
+
+
+def test_a_second_derivative_is_refused() -> None:
+    net, x = prepare(build("resnet18"), images("resnet18"), ["lean"]), images("resnet18").requires_grad_()
+    (gradient,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+    with pytest.raises(IncompatibleError, match="expected to be differentiated once, got a second derivative"):
+        gradient.sum().backward()
+
+
+def test_two_losses_of_one_forward() -> None:
+    net, x = build("resnet18"), images("resnet18")
+    found = []
+    for each in (net, prepare(net, x, ["lean"])):
+        leaf = x.clone().requires_grad_()
+        logits = each(leaf)
+        first = torch.autograd.grad(logits.sum(), leaf, retain_graph=True)[0]
+        found.append((first, torch.autograd.grad(logits.square().sum(), leaf)[0]))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_weights_that_are_not_frozen_get_their_gradient() -> None:
+    net, x = build("resnet18"), images("resnet18").requires_grad_()
+    lean = prepare(net, x, ["lean"])
+    lean.net.requires_grad_(True)
+    net.requires_grad_(True)
+    for each in (net, lean.net):
+        with preparation.Lean():
+            each(x).sum().backward()
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(net.parameters(), lean.net.parameters(), strict=True))
+
+
+ACTIVATIONS = [
+    *(nn.ReLU(inplace) for inplace in (False, True)),
+    *(nn.LeakyReLU(0.1, inplace) for inplace in (False, True)),
+    *(nn.ReLU6(inplace) for inplace in (False, True)),
+    nn.Hardtanh(),
+    nn.PReLU(3),
+    nn.SiLU(),
+    nn.MaxPool2d(3, 2, 1),
+    nn.MaxPool2d(2, ceil_mode=True),
+]
+
+
+@pytest.mark.parametrize("layer", ACTIVATIONS, ids=str)
+def test_each_layer_has_the_gradient_of_pytorch(layer: nn.Module) -> None:
+    x = draw(2, 3, 7, 9) * 16 - 8
+    x[0, 0, 0] = torch.tensor([0, -0.0, 6, 1, -1, 0, 7, -7, 0.5])  # the kinks
+    results = []
+    for prepared in (layer.requires_grad_(False), prepare(layer, x, ["lean"])):
+        leaf = x.clone().requires_grad_()
+        out = prepared(leaf * 1)
+        results.append((out.detach(), torch.autograd.grad((out * draw(*out.shape)).sum(), leaf)[0]))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
+def test_a_prepared_model_has_each_weight_once() -> None:
+    net = build("resnet18")
+    assert [*prepare(net, images("resnet18"), ["lean"]).state_dict()] == [f"net.{name}" for name in net.state_dict()]
+
+
+def test_a_low_precision_does_not_agree_and_the_reason_is_kept() -> None:
+    net, x = build("resnet18"), images("resnet18")
+    choice = prepare_checked(net, x, ["fold", "bfloat16"])
+    assert choice.model is net
+    assert choice.steps == ()
+    assert "times the model's own" in choice.rejected["fold+bfloat16"]
+    taken = prepare_checked(net, x, ["lean", "fold"])
+    assert taken.steps == ("fold", "lean")
+    assert taken.rejected == {}
+    assert 0 < taken.error <= 2 * taken.raw_error
+
+
+def test_auto_keeps_the_fastest_that_agrees() -> None:
+    net, x = build("resnet18"), images("resnet18")
+    choice = prepare_auto(net, x, [["lean"], ["fold", "lean"], ["bfloat16"]], rounds=3)
+    assert set(choice.seconds) == {"raw", "lean", "fold+lean"}
+    assert set(choice.rejected) == {"bfloat16"}
+    assert choice.seconds["+".join(choice.steps) or "raw"] == min(choice.seconds.values())
+    assert isinstance(choice.model, Prepared) or choice.model is net
+    assert choice.error <= 2 * choice.raw_error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fold+leen", r"prepare: unknown step 'leen'. Did you mean 'lean'\?"),
+        ("lean+lean", "prepare: expected each step once, got 'lean[+]lean'"),
+        ("bfloat16+float16", "prepare: expected 'bfloat16' or 'float16', got"),
+        ("lean+compile", "prepare: expected 'lean' or 'compile', got"),
+    ],
+)
+def test_steps_that_cannot_be_done_are_refused(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        read_steps(text)
+
+
+def test_steps_are_read_in_the_order_in_which_they_are_done() -> None:
+    assert read_steps("lean+fold") == ("fold", "lean")
+    assert read_steps("raw") == ()
+
+
+def test_a_step_that_this_machine_cannot_do_is_refused() -> None:
+    net, x = build("monai-prelu"), draw(1, 3, 32, 32)
+    with pytest.raises(SpecError, match="expected a CUDA device for 'cuda_graph', got 'cpu'"):
+        prepare(net, x, ["cuda_graph"])
+    with pytest.raises(SpecError, match="images with 2 or 3 space axes for 'channels_last', got 1"):
+        prepare(net, draw(1, 3, 32), ["channels_last"])
+
+
+def test_a_model_that_cannot_be_copied_is_attacked_as_it_is() -> None:
+    net = make(lambda: nn.Conv2d(1, 1, 1))
+    net.extra = net.weight * 2
+    with pytest.raises(IncompatibleError, match="prepare: expected a model that can be copied"):
+        prepare(net, draw(1, 1, 4, 4), ["lean"])
