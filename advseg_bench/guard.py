@@ -25,6 +25,7 @@ class ModelGuard:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.modules = list(model.modules())
         named = dict(model.named_parameters()) | dict(model.named_buffers())
         self.names, self.tensors = list(named), list(named.values())

@@ -16,16 +16,22 @@ import torch
 from torch import nn
 
 from advseg_bench import environment, runner
+from advseg_bench.batches import move_batch
+from advseg_bench.catalogue import read_steps
 from advseg_bench.cells import Cell, plan
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import UserError
+from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.plugins import Kind
 from advseg_bench.registry import load_attack, load_loss
 from advseg_bench.runner import Row, Setting
 from advseg_bench.suite import Suite
 from advseg_bench.training import build_given, obtain_model
 from advseg_bench.work import Context, Failure, Unit
+
+PREPARED_ON = 2
+"""Test images on which a prepared model has to agree with the model."""
 
 Emit = Callable[[str, int, int], None]
 """(what, done, in all): progress of one model's training."""
@@ -80,17 +86,17 @@ def check(emit: Emit, context: Context) -> None:
 
 def train(emit: Emit, context: Context, name: str) -> dict[str, Any]:
     """Get a model ready in this worker, training it if need be. Returns: its entry in the record."""
-    _, info = _model(context, name, lambda done, total: emit(name, done, total))
+    _, _, info = _model(context, name, lambda done, total: emit(name, done, total))
     return info
 
 
 def attack(emit: Emit, context: Context, unit: Unit) -> tuple[list[Row], list[Failure], float]:
     """Run one unit. Returns: rows, failures, seconds."""
-    model, _ = _model(context, unit.model)
+    model, attacked, _ = _model(context, unit.model)
     started = time.perf_counter()
     test = _dataset(context).split("test")
     unit = Unit(unit.model, tuple(test[i] for i in unit.indices), unit.cells)
-    rows, failures = runner.run_unit(unit, model, _dataset(context), _setting(context))
+    rows, failures = runner.run_unit(unit, model, _dataset(context), _setting(context), attacked)
     return rows, failures, time.perf_counter() - started
 
 
@@ -100,8 +106,9 @@ def show(emit: Emit, context: Context, cells: tuple[Cell, ...], image: str) -> t
     """
     dataset = _dataset(context)
     index = next(i for i, case in enumerate(dataset.cases) if case.image == image)
-    model, info = _model(context, cells[0].model)
-    return runner.attack_one(cells, index, model, dataset, _setting(context)), info["weights_sha256"]
+    model, attacked, info = _model(context, cells[0].model)
+    arrays = runner.attack_one(cells, index, model, dataset, _setting(context), attacked)
+    return arrays, info["weights_sha256"]
 
 
 def forget() -> None:
@@ -133,22 +140,38 @@ def _dataset(context: Context) -> Dataset:
     return load_dataset(_suite(context).data)
 
 
-_loaded: dict[tuple[Context, str], tuple[nn.Module, dict[str, Any]]] = {}
+_loaded: dict[tuple[Context, str], tuple[nn.Module, nn.Module, dict[str, Any]]] = {}
 
 
 def _model(
     context: Context, name: str, progress: Callable[[int, int], None] = lambda done, total: None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The model and its entry in the record; the last one used stays in memory."""
+) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+    """The model, what attacks are given instead, and the entry in the record; the last one used stays in memory."""
     key = (context, name)
     if key not in _loaded:
         suite = _suite(context)
         spec = next(model for model in suite.models if model.name == name)
         trained = obtain_model(spec, suite.training, _dataset(context), suite.seed, progress, context.device)
         info = trained.info | {"weights_sha256": _digest(trained.model)}
+        choice = _prepare(context, trained.model)
+        info["prepared"] = {
+            "steps": list(choice.steps),
+            "gradient_error": choice.error,
+            "raw_gradient_error": choice.raw_error,
+            "rejected": choice.rejected,
+        }
         _loaded.clear()
-        _loaded[key] = (trained.model, info)
+        _loaded[key] = (trained.model, choice.model, info)
     return _loaded[key]
+
+
+def _prepare(context: Context, model: nn.Module) -> Choice:
+    """Prepare a model as the suite says, if that agrees with it on the first test images."""
+    dataset = _dataset(context)
+    images = dataset.split("test")[:PREPARED_ON]
+    x = move_batch(dataset.batch(images), context.device).x
+    model.to(context.device).eval().requires_grad_(False)
+    return prepare_checked(model, x, read_steps(_suite(context).compute.prepare))
 
 
 def _setting(context: Context) -> Setting:

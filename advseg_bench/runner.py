@@ -26,6 +26,7 @@ from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import UserError
 from advseg_bench.guard import ModelGuard
 from advseg_bench.losses import one_hot
+from advseg_bench.models.prepare import Prepared
 from advseg_bench.registry import load_attack
 from advseg_bench.types import Attack, Batch, Budget, Claims
 from advseg_bench.work import Failure, Unit
@@ -54,7 +55,9 @@ class Setting:
     device: str = "cpu"
 
 
-def run_unit(unit: Unit, model: nn.Module, dataset: Dataset, setting: Setting) -> tuple[list[Row], list[Failure]]:
+def run_unit(
+    unit: Unit, model: nn.Module, dataset: Dataset, setting: Setting, attacked: nn.Module | None = None
+) -> tuple[list[Row], list[Failure]]:
     """Attack and score some images.
 
     Args:
@@ -62,12 +65,14 @@ def run_unit(unit: Unit, model: nn.Module, dataset: Dataset, setting: Setting) -
         model: Logits from images; it is frozen and put into eval mode here.
         dataset: Where the images are.
         setting: Compute batch, seed, device.
+        attacked: What attacks are given instead of the model, such as a prepared copy; scores are the model's own.
     Returns: Rows of `records.ROW_SCHEMA`, and what failed. Cost per batch: 1 forward, a backward per loss of
-        one-gradient attacks, each other attack's own cost, and a forward per cell.
+        one-gradient attacks, each other attack's own cost, and a forward per cell; a forward more if the copy that
+        attacks are given does not have every bit of the model's logits.
     """
     model.to(setting.device).eval().requires_grad_(False)
     attacks, failures = _load_attacks(unit, dataset)
-    guard = ModelGuard(model)
+    guard = ModelGuard(model if attacked is None else attacked)
     rows: list[Row] = []
     for start in range(0, len(unit.indices), setting.batch):
         indices = unit.indices[start : start + setting.batch]
@@ -81,7 +86,12 @@ def run_unit(unit: Unit, model: nn.Module, dataset: Dataset, setting: Setting) -
 
 
 def attack_one(
-    cells: Sequence[Cell], index: int, model: nn.Module, dataset: Dataset, setting: Setting
+    cells: Sequence[Cell],
+    index: int,
+    model: nn.Module,
+    dataset: Dataset,
+    setting: Setting,
+    attacked: nn.Module | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the images behind rows of one image, for the report: clean, attacked, truth and predictions.
 
@@ -91,26 +101,28 @@ def attack_one(
         model: Logits from images; it is frozen and put into eval mode here.
         dataset: Where the image is.
         setting: Compute batch, seed, device.
+        attacked: As `run_unit` takes it.
     Returns: Arrays `x` float32 (C, *S), `x_adv` float32 (E, C, *S), `truth` and `clean` bool (K, *S), `attacked` bool
         (E, K, *S); the bits that were scored. Cost: 1 forward and, for a one-gradient attack, 1 backward for all
         cells; each other attack's own cost, and a forward, per cell.
     """
     model.to(setting.device).eval().requires_grad_(False)
     batch = move_batch(dataset.batch([index] * setting.batch), setting.device)
-    scene = _Scene(model, ModelGuard(model), batch, dataset=dataset.name, n=1, seed=setting.seed)
+    guard = ModelGuard(model if attacked is None else attacked)
+    scene = _Scene(model, guard, batch, dataset=dataset.name, n=1, seed=setting.seed)
     attack = load_attack(cells[0], dataset.task)
     logits, gradients = scene.shared_gradients({cell.id: attack for cell in cells})
-    attacked = [scene.perturb(cell, attack, gradients.get(cell.id))[0] for cell in cells]
+    moved = [scene.perturb(cell, attack, gradients.get(cell.id))[0] for cell in cells]
 
     def mask(labels: Tensor) -> Tensor:
         return one_hot(labels, batch.task, torch.empty(0, dtype=torch.bool))[0]
 
     arrays = {
         "x": batch.x[0],
-        "x_adv": torch.stack([x_adv[0] for x_adv in attacked]),
+        "x_adv": torch.stack([x_adv[0] for x_adv in moved]),
         "truth": mask(batch.y),
         "clean": mask(metrics.predict(logits, batch.task)),
-        "attacked": torch.stack([mask(metrics.predict(scene.forward(x_adv), batch.task)) for x_adv in attacked]),
+        "attacked": torch.stack([mask(metrics.predict(scene.forward(x_adv), batch.task)) for x_adv in moved]),
     }
     return {name: array.cpu().numpy() for name, array in arrays.items()}
 
@@ -158,7 +170,8 @@ class _Scene:
 
     def __init__(self, model: nn.Module, guard: ModelGuard, batch: Batch, *, dataset: str, n: int, seed: int) -> None:
         self.model, self.batch, self.dataset, self.n, self.seed = model, batch, dataset, n, seed
-        self.guard = guard
+        self.guard, self.attacked = guard, guard.model
+        self.exact = not isinstance(self.attacked, Prepared) or self.attacked.exact
         self.disturbed = False
 
     def attack_and_score(self, cells: Sequence[Cell], attacks: dict[str, Attack]) -> tuple[list[Row], list[Failure]]:
@@ -208,11 +221,13 @@ class _Scene:
                 logits = self.forward(self.batch.x)
                 of = {key: self._differentiate_alone(attack) for key, attack in distinct.items()}
             self.disturbed = self.guard.restore()
+            if not self.exact:
+                logits = self.forward(self.batch.x)
         return logits, {cell: of[key] for cell, key in keys.items()}
 
     def _differentiate(self, attacks: Sequence[OneGradientAttack]) -> tuple[Tensor, list[Tensor]]:
         objectives = [lambda out, a=attack: a.objective(out, self.batch) for attack in attacks]
-        return input_gradients(self.model, self.batch.x, objectives)
+        return input_gradients(self.attacked, self.batch.x, objectives)
 
     def _differentiate_alone(self, attack: OneGradientAttack) -> Tensor | Exception:
         try:
@@ -241,9 +256,9 @@ class _Scene:
             assert is_shared(attack)
             x_adv = attack.step(lent, gradient, budget, generators)
         else:
-            counted = Counter(self.model).count(len(x), cell.max_forwards)
+            counted = Counter(self.attacked).count(len(x), cell.max_forwards)
             with counted as tally, torch.enable_grad():  # a mode that it leaves behind ends here
-                x_adv = attack(self.model, lent, budget=budget, generators=generators)
+                x_adv = attack(self.attacked, lent, budget=budget, generators=generators)
             passes = tally.per_image()
         if not isinstance(x_adv, Tensor):
             raise TypeError(f"expected a tensor of adversarial images, got {type(x_adv).__name__}")

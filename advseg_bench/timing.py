@@ -85,8 +85,8 @@ def expect(suite: Suite, cells: tuple[Cell, ...], images: tuple[int, int], worke
 
 
 def timing_key(suite: Suite, model: ModelSpec) -> str:
-    """Return everything the cost depends on, beside the machine and the number of images."""
-    identity = model_identity(suite, model) | {"compute": suite.compute.model_dump(mode="json")}
+    """Return everything the cost depends on, beside the machine, the number of images and how models are prepared."""
+    identity = model_identity(suite, model) | {"compute": suite.compute.model_dump(mode="json", exclude={"prepare"})}
     identity["model"] = model.model_dump(mode="json", exclude={"name"})
     identity["data"] = suite.data.model_dump(mode="json", include=set(ImageData.model_fields) | {"name"})
     return content_hash(identity)

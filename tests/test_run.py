@@ -92,6 +92,35 @@ def test_pictures_are_those_of_the_rows_at_every_eps(undisturbed):
                 assert row["dice"] == step["dice"]
 
 
+def test_the_record_says_how_models_were_prepared_and_how_well_it_agrees(undisturbed):
+    assert tiny().compute.prepare == "lean"
+    for model in undisturbed.models.values():
+        prepared = model["prepared"]
+        assert prepared["steps"] == ["lean"]
+        assert 0 < prepared["gradient_error"] == prepared["raw_gradient_error"]  # every bit is the same
+
+
+@pytest.mark.parametrize(("how", "steps"), [("raw", []), ("bfloat16", []), ("lean+fold", ["fold", "lean"])])
+def test_other_preparations_are_recorded_and_one_that_disagrees_is_not_used(undisturbed, tmp_path, how, steps):
+    head, *tables = TEXT.split("[[")
+    text = head + f'[compute]\nprepare = "{how}"\n\n' + "".join("[[" + table for table in tables)
+    run = ab.run(tiny(text), tmp_path / "run")
+    assert [model["prepared"]["steps"] for model in run.models.values()] == [steps, steps]
+    assert all(("bfloat16" in model["prepared"]["rejected"]) == (how == "bfloat16") for model in run.models.values())
+    if not steps:
+        assert sorted_rows(run).equals(sorted_rows(undisturbed))
+    assert ab.plan(tiny(text)) == ab.plan(tiny())
+
+
+@pytest.mark.parametrize(
+    ("how", "message"), [("auto", "auto. decides by time"), ("leen", r"unknown step 'leen'. Did you mean 'lean'\?")]
+)
+def test_a_preparation_that_cannot_be_is_refused(how, message):
+    head, *tables = TEXT.split("[[")
+    with pytest.raises(UserError, match=message):
+        tiny(head + f'[compute]\nprepare = "{how}"\n\n' + "".join("[[" + table for table in tables))
+
+
 def test_a_lost_picture_is_made_again_and_no_other(undisturbed, tmp_path):
     run = ab.run(tiny(), tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (undisturbed.path / "panels").iterdir()}

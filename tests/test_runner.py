@@ -17,7 +17,8 @@ from advseg_bench.counter import Counter
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Case, Dataset, Sample
 from advseg_bench.models.build import build_model
-from advseg_bench.runner import Setting, image_generators
+from advseg_bench.models.prepare import prepare
+from advseg_bench.runner import Setting, image_generators, run_unit
 from advseg_bench.specs import Mni152Data, ModelSpec
 from advseg_bench.suite import Suite
 from advseg_bench.tally import rows_of
@@ -477,3 +478,49 @@ def test_every_suite_cell_can_be_built():
     for planned in plan(suite):
         if planned.attack != "none":
             runner.load_attack(planned, Task("multilabel", ("a", "b", "c")))
+
+
+def small_unet() -> torch.nn.Module:
+    spec = ModelSpec(name="m", architecture="monai.UNet", settings={"channels": (8, 16), "norm": "batch"})
+    channels = tiny_data().batch([0]).x.shape[1]
+    return build_model(spec, channels=channels, task=tiny_data().task, size=16).eval().requires_grad_(False)
+
+
+def test_a_lean_copy_gives_the_rows_of_the_model_itself_bit_for_bit():
+    data, model = tiny_data(), small_unet()
+    unit = Unit("m", (0, 1, 2), (CLEAN, cell("fgsm", "bce"), cell("pgd", "dice", settings='{"steps": 2}')))
+    lean = prepare(model, data.batch([0, 1]).x, ["lean"])
+    rows = [run_unit(unit, model, data, Setting(seed=0, batch=2), attacked) for attacked in (None, lean)]
+    assert rows[0] == rows[1]
+    assert rows[0][1] == []
+
+
+def test_scores_are_those_of_the_model_and_not_of_what_is_attacked():
+    data, model = tiny_data(), small_unet()
+    other = prepare(model, data.batch([0, 1]).x, ["fold", "lean"])
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.neg_()  # a copy that predicts something else altogether
+    unit = Unit("m", (0, 1), (CLEAN, cell("fgsm", "bce", eps=0.0)))
+    setting = Setting(seed=0, batch=2)
+    (rows, failures), (wanted, _) = (run_unit(unit, model, data, setting, each) for each in (other, None))
+    assert failures == []
+    for name in ("tp", "fp", "fn", "flipped_pixels"):
+        assert [row[name] for row in rows] == [row[name] for row in wanted]
+
+
+def test_what_an_attack_does_to_the_prepared_copy_is_seen_and_put_back(monkeypatch):
+    data, model = tiny_data(), small_unet()
+    lean = prepare(model, data.batch([0, 1]).x, ["lean"])
+
+    def vandal(attacked, batch, *, budget, generators):
+        assert attacked is lean
+        with torch.no_grad():
+            next(attacked.parameters()).add_(1)
+        return batch.x
+
+    monkeypatch.setattr(runner, "load_attack", lambda cell, task: vandal)
+    before = {name: tensor.clone() for name, tensor in lean.state_dict().items()}
+    rows, _ = run_unit(Unit("m", (0, 1), (cell("vandal"),)), model, data, Setting(seed=0, batch=2), lean)
+    assert all("model_changed" in row["flags"] for row in rows)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lean.state_dict().items())

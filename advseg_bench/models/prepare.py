@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advseg_bench import meter
-from advseg_bench.errors import IncompatibleError, SpecError, expected, unknown
+from advseg_bench.catalogue import check_steps
+from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.models.fold import fold_batch_norms
 from advseg_bench.models.lean import Lean
-
-STEPS = ("fold", "lean", "channels_last", "bfloat16", "float16", "compile", "cuda_graph")
-"""What can be done to a model, in the order in which it is done."""
 
 CANDIDATES: tuple[tuple[str, ...], ...] = (("lean",), ("fold", "lean"), ("fold", "lean", "channels_last"))
 """What `prepare_auto` tries beside the model as it is."""
@@ -27,15 +25,13 @@ CANDIDATES: tuple[tuple[str, ...], ...] = (("lean",), ("fold", "lean"), ("fold",
 TOLERATED = 2.0
 """A prepared model's gradient may be so many times as far from the float64 one as the model's own."""
 
-_CLASHES = (("bfloat16", "float16"), ("lean", "compile"), ("compile", "cuda_graph"))
-
 
 class Prepared(nn.Module):
     """A frozen copy of a model, in eval mode, with the same logits up to the rounding of its steps.
 
     Attributes:
         net: The copy.
-        steps: What was done to it, of `STEPS`.
+        steps: What was done to it, of `catalogue.STEPS`.
     """
 
     def __init__(self, net: nn.Module, steps: Sequence[str]) -> None:
@@ -85,34 +81,16 @@ class Choice:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def read_steps(text: str) -> tuple[str, ...]:
-    """Read "fold+lean"; "raw" is no step at all. Raises: SpecError."""
-    return () if text == "raw" else check_steps(text.split("+"))
-
-
-def check_steps(steps: Sequence[str]) -> tuple[str, ...]:
-    """Return steps in the order in which they are done. Raises: SpecError: unknown, twice, or not together."""
-    for name in steps:
-        if name not in STEPS:
-            raise SpecError(unknown("prepare", "step", name, STEPS))
-    if len(set(steps)) != len(steps):
-        raise SpecError(expected("prepare", "each step once", "+".join(steps)))
-    for pair in _CLASHES:
-        if set(pair) <= set(steps):
-            raise SpecError(expected("prepare", f"{pair[0]!r} or {pair[1]!r}", "+".join(steps), "Remove one."))
-    return tuple(sorted(steps, key=STEPS.index))
-
-
 def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
     """Copy a model and prepare the copy; the model itself is not changed in any way.
 
     Args:
         model: Images -> logits. Whatever its mode, the copy is frozen and in eval mode.
         x: Example images (N, C, *S), on the device of the model.
-        steps: Any of `STEPS`: "fold" folds batch normalisation into convolutions (`models.fold`), "lean" keeps less for
-            the backward and every bit (`models.lean`), "channels_last" stores channels innermost, "bfloat16" and
-            "float16" are autocast, "compile" is `torch.compile`, "cuda_graph" replays a recorded gradient for images of
-            the shape of `x`. Where it cannot be used, an error says so.
+        steps: Any of `catalogue.STEPS`: "fold" folds batch normalisation into convolutions (`models.fold`), "lean"
+            keeps less for the backward and every bit (`models.lean`), "channels_last" stores channels innermost, "bfloat16"
+            and "float16" are autocast, "compile" is `torch.compile`, "cuda_graph" replays a recorded gradient for
+            images of the shape of `x`. Where one cannot be used, an error says so.
     Returns: The prepared copy. Cost: up to three forwards, and what compiling takes.
     Raises:
         SpecError: a step that does not exist or cannot be done here.

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from advseg_bench import catalogue, toolkits
-from advseg_bench.errors import unknown
+from advseg_bench.errors import SpecError, unknown
 from advseg_bench.specs.base import Settings, Spec, check_known, plain
 from advseg_bench.types import EmptyRule, Norm
 
@@ -29,6 +29,16 @@ def _eps(value: object) -> object:
     if not math.isfinite(value) or value < 0:
         raise ValueError("expected a finite eps >= 0")
     return float(value)
+
+
+def _prepare(value: str) -> str:
+    """Read "fold+lean" or "raw"; steps in another order are the same preparation."""
+    if value == "auto":
+        raise ValueError('expected steps such as "lean"; "auto" decides by time, so a run could not be repeated')
+    try:
+        return "+".join(catalogue.read_steps(value)) or "raw"
+    except SpecError as error:
+        raise ValueError(str(error)) from None
 
 
 def _none(value: object) -> object:
@@ -213,10 +223,14 @@ class Compute(Spec):
     Attributes:
         batch: Images a forward pass; a short batch is padded, so that the same image always gives the same bits.
         threads: Threads of one worker.
+        prepare: What is done to the copy of each model that attacks are given, see `models.prepare`: steps such as
+            "fold+lean", or "raw" for none. "lean" changes no bit of a result. A model that does not agree with its
+            copy is attacked as it is, and `models/NAME.json` says so. Scores are always the model's own.
     """
 
     batch: int = Field(default=8, ge=1)
     threads: int = Field(default=1, ge=1, le=256)
+    prepare: Annotated[str, AfterValidator(_prepare)] = "lean"
 
 
 class Scoring(Spec):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advseg_bench import meter
+from advseg_bench.catalogue import read_steps
 from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.guard import ModelGuard
 from advseg_bench.models import prepare as preparation
@@ -19,7 +20,6 @@ from advseg_bench.models.prepare import (
     prepare,
     prepare_auto,
     prepare_checked,
-    read_steps,
     reference_gradient,
 )
 
