@@ -97,7 +97,6 @@ class _Convolve(Function):
         """Return the convolution."""
         ctx.save_for_backward(weight)
         ctx.layout, ctx.geometry = (x.shape, x.stride()), geometry
-        ctx.plain = x.device.type == "cpu" and x.is_contiguous() and weight.is_contiguous()
         return torch.convolution(x, weight, bias, *geometry)
 
     @staticmethod
@@ -105,10 +104,7 @@ class _Convolve(Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient by the input, of which only the shape matters."""
         (weight,) = ctx.saved_tensors
-        if ctx.plain:
-            blank = gradient.new_empty(1).as_strided(ctx.layout[0], [0] * weight.dim())
-        else:
-            blank = gradient.new_empty_strided(*ctx.layout)  # its layout decides that of the result
+        blank = gradient.new_empty_strided(*ctx.layout)  # its layout decides that of the result
         found: Tensor = _aten.convolution_backward(gradient, blank, weight, None, *ctx.geometry, [True, False, False])[
             0
         ]
@@ -139,13 +135,17 @@ class _Gate(Function):
     """An activation whose derivative is 1 where a mask says so, and a constant elsewhere."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, run: _Run, keep: Tensor, slope: Any, inplace: bool) -> Tensor:
-        """Run the activation; `slope` counts where the mask `keep` is False, None for 0."""
-        ctx.save_for_backward(keep.view(torch.int8))  # with a bool, PyTorch's kernels take ten times as long
+    def forward(ctx: Any, x: Tensor, run: _Run, keep: Tensor | None, slope: Any, inplace: bool) -> Tensor:
+        """Run the activation; `slope` counts where the mask `keep` is 0, None for 0. No mask: where the result is 0.
+
+        Masks are int8: with a bool, PyTorch's kernels take ten times as long.
+        """
+        out = run(x)
+        ctx.save_for_backward(out.bool().view(torch.int8) if keep is None else keep)
         ctx.slope = slope
         if inplace:
             ctx.mark_dirty(x)
-        return run(x)
+        return out
 
     @staticmethod
     @_first_order
@@ -250,7 +250,7 @@ def _normalise(
 
 def _relu(input: Tensor, inplace: bool = False) -> Tensor | None:
     """Rectify."""
-    return _gate(input, torch.relu_ if inplace else torch.relu, (input <= 0).logical_not_(), None, inplace)
+    return _gate(input, torch.relu_ if inplace else torch.relu, None, None, inplace)
 
 
 def _relu_inplace(input: Tensor) -> Tensor | None:
@@ -263,14 +263,15 @@ def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fal
     if negative_slope < 0:
         return None
     run = F.leaky_relu_ if inplace else F.leaky_relu
-    return _gate(input, partial(run, negative_slope=negative_slope), input > 0, negative_slope, inplace)
+    keep = _compare(torch.gt, input, 0)
+    return _gate(input, partial(run, negative_slope=negative_slope), keep, negative_slope, inplace)
 
 
 def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor | None:
     """Clip; ReLU6 is this, from 0 to 6."""
     run = partial(F.hardtanh_ if inplace else F.hardtanh, min_val=min_val, max_val=max_val)
-    outside = (input <= min_val).logical_or_(input >= max_val)
-    return _gate(input, run, outside.logical_not_(), None, inplace)
+    outside = _compare(torch.le, input, min_val).bitwise_or_(_compare(torch.ge, input, max_val))
+    return _gate(input, run, outside.bitwise_xor_(1), None, inplace)
 
 
 def _relu6(input: Tensor, inplace: bool = False) -> Tensor | None:
@@ -283,10 +284,15 @@ def _prelu(input: Tensor, weight: Tensor) -> Tensor | None:
     if not _is_frozen(weight) or input.dtype != weight.dtype or input.dim() < 2:
         return None
     slope = weight.view(-1, *[1] * (input.dim() - 2))
-    return _gate(input, lambda x: torch.prelu(x, weight), input > 0, slope, False)
+    return _gate(input, lambda x: torch.prelu(x, weight), _compare(torch.gt, input, 0), slope, False)
 
 
-def _gate(x: Tensor, run: _Run, keep: Tensor, slope: Any, inplace: bool) -> Tensor | None:
+def _compare(how: Callable[..., Tensor], x: Tensor, bound: float) -> Tensor:
+    """1 where a comparison holds, else 0, as int8."""
+    return how(x.detach(), bound, out=torch.empty_like(x, dtype=torch.int8, requires_grad=False))
+
+
+def _gate(x: Tensor, run: _Run, keep: Tensor | None, slope: Any, inplace: bool) -> Tensor | None:
     """Run an activation, unless it would write into a part of another tensor."""
     if inplace and x._is_view():
         return None
