@@ -287,3 +287,12 @@ def test_a_model_that_cannot_be_copied_is_attacked_as_it_is() -> None:
     net.extra = net.weight * 2
     with pytest.raises(IncompatibleError, match="prepare: expected a model that can be copied"):
         prepare(net, draw(1, 1, 4, 4), ["lean"])
+
+
+@pytest.mark.parametrize("steps", [["lean"], ["fold", "lean"]])
+def test_the_peak_of_one_gradient_at_224_pixels(steps: list[str]) -> None:
+    """The model as it is takes what torchattacks' FGSM takes, see benchmarks/peak_memory.py."""
+    net, x = build("resnet18"), draw(4, 3, 224, 224)
+    prepared = prepare(net, x[:1], steps)
+    ours, raw = (meter.peak_bytes(lambda each=each: differentiate(each, x), "cpu") for each in (prepared, net))
+    assert ours <= 0.45 * raw
