@@ -219,6 +219,51 @@ def crosscheck_command(
         raise typer.Exit(1)
 
 
+@app.command("throughput")
+def throughput_command(
+    suite: Annotated[str, typer.Option(help="Whose models and image size.")] = "quick",
+    models: Annotated[str, typer.Option(help="Some of its models; by default all.")] = "",
+    attack: Annotated[str, typer.Option(help="The reference: fgsm, bim, pgd or mifgsm.")] = "fgsm",
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the reference and its equivalents.")] = None,
+    loss: Annotated[str, typer.Option(help="Attack loss.")] = "bce",
+    against: Annotated[str, typer.Option(help="Toolkits, or names of attacks; separated by commas.")] = "",
+    batch: Annotated[str, typer.Option(help="Images a call; several separated by commas.")] = "4",
+    precision: Annotated[str, typer.Option(help="Of float32, bfloat16, float16.")] = "float32",
+    prepare: Annotated[
+        str, typer.Option(help='How the reference\'s model is prepared: "raw", "lean", "fold+lean", "auto" ...')
+    ] = "lean",
+    size: Annotated[int | None, typer.Option(min=8, help="Pixels; by default the suite's.")] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Logit channels.")] = 3,
+    rounds: Annotated[int, typer.Option(min=2, help="Timed calls of each implementation.")] = 10,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch; by default the suite's.")] = None,
+    device: Annotated[str | None, typer.Option(help="By default the accelerator, if there is one.")] = None,
+    largest_batch: Annotated[bool, typer.Option("--largest-batch", help="Find the largest batch that fits.")] = False,
+    out: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/throughput"),
+) -> None:
+    """Time implementations of an attack side by side, as a share of the bare limit of the model."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its profiler warns of memory from before, as it always is
+    from advseg_bench.throughput import command
+
+    options = command.Options(
+        suite=Suite.load(suite),
+        models=split_names(models),
+        attack=attack,
+        steps=steps,
+        loss=loss,
+        against=split_names(against),
+        classes=classes,
+        size=size,
+        batches=split_names(batch),
+        precisions=split_names(precision),
+        prepare=split_names(prepare),
+        device=device,
+        rounds=rounds,
+        threads=threads,
+        largest=largest_batch,
+    )
+    command.run(options, out, console)
+
+
 @app.command("check-attack")
 def check_attack_command(
     name: Annotated[str, typer.Argument(help="In the catalogue, of a plug-in, or package.module:object.")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from scipy.special import bdtr
 from torch.profiler import ProfilerActivity, profile
 
 from advseg_bench.errors import SpecError, expected
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler tells standard error when it starts
 
 Work = Callable[[], object]
 
@@ -196,6 +199,13 @@ def peak_bytes(work: Work, device: torch.device | str) -> int | None:
     work()
     synchronize(device)
     return int(allocator.max_memory_allocated(device) - before)
+
+
+def free_memory() -> None:
+    """Collect garbage, and give back what an accelerator's allocator keeps for later."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
 
 
 def matrix_peak(device: torch.device | str, dtype: torch.dtype = torch.float32) -> float:

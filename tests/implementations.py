@@ -116,6 +116,14 @@ class Outside(Signed):
         return batch.x + budget.eps * gradient(model, batch, self.loss, batch.x).sign()
 
 
+class Twice(Signed):
+    """Sound, and computes its gradient twice."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        gradient(model, batch, self.loss, batch.x)
+        return super().__call__(model, batch, budget=budget, generators=generators)
+
+
 class Nothing(Signed):
     def __call__(self, model, batch, *, budget, generators):
         return batch.x.clone()

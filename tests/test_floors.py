@@ -26,7 +26,7 @@ FLOORS = [
     {"training", "runner", "results", "equivalents"},
     {"claims"},
     {"jobs", "report", "crosscheck", "testing"},
-    {"executors"},
+    {"executors", "throughput"},
     {"benchmark"},
     {"progress"},
     {"cli"},

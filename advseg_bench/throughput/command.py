@@ -1,0 +1,163 @@
+"""`advseg-bench throughput`: options -> plan -> rows -> files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from advseg_bench import catalogue, environment, meter
+from advseg_bench.equivalents import find_equivalents
+from advseg_bench.errors import SpecError, expected, unknown
+from advseg_bench.suite import Suite
+from advseg_bench.throughput.contenders import AUTO, PRECISIONS, Work
+from advseg_bench.throughput.grid import Plan, Row, measure_grid
+from advseg_bench.throughput.largest import Trial, find_largest
+from advseg_bench.throughput.report import print_throughput, write_throughput
+from advseg_bench.types import Task
+
+REFERENCES = ("fgsm", "bim", "pgd", "mifgsm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the user typed, see `advseg-bench throughput --help`."""
+
+    suite: Suite
+    models: tuple[str, ...]
+    attack: str
+    steps: int | None
+    loss: str
+    against: tuple[str, ...]
+    classes: int
+    size: int | None
+    batches: tuple[str, ...]
+    precisions: tuple[str, ...]
+    prepare: tuple[str, ...]
+    device: str | None
+    rounds: int
+    threads: int | None
+    largest: bool
+
+
+def run(options: Options, out: Path, console: Console) -> None:
+    """Measure, print and write. Raises: UserError."""
+    torch.set_num_threads(options.threads or options.suite.compute.threads)
+    plan, missing = make_plan(options)
+    for toolkit in missing:
+        console.print(f"{toolkit} has no {options.attack}: left out", markup=False)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("models")
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        rows = measure_grid(plan, show)
+        show("peak of this machine", 0, 1)
+        _add_shares(rows, plan)
+        if options.largest:
+            _add_largest(rows, plan, show)
+    print_throughput(rows, console)
+    for path in write_throughput(rows, _describe(options, plan), out):
+        console.print(str(path), soft_wrap=True, highlight=False)
+
+
+def make_plan(options: Options) -> tuple[Plan, list[str]]:
+    """Return the plan, and the toolkits that have no such attack. Raises: SpecError."""
+    suite = options.suite
+    _check("attack", options.attack, REFERENCES)
+    _check("loss", options.loss, catalogue.LOSSES)
+    for name in options.precisions:
+        _check("precision", name, PRECISIONS)
+    known = {spec.name: spec for spec in suite.models}
+    for name in options.models:
+        _check("model", name, known)
+    for text in options.prepare:
+        if text != AUTO:
+            catalogue.read_steps(text)
+    if options.attack == "fgsm" and options.steps:
+        raise SpecError("throughput: fgsm has one step. Remove --steps.")
+    settings: dict[str, Any] = {"steps": options.steps} if options.steps else {}
+    if options.attack == "pgd":
+        settings["random_start"] = False  # else a toolkit would get one image at a time, for the sake of its generator
+    others, missing = find_equivalents(options.against, options.attack, "linf", settings)
+    batches = [int(text) for text in options.batches if text.isdecimal() and int(text) > 0]
+    if len(batches) != len(options.batches):
+        raise SpecError(expected("throughput: batches", "whole numbers above 0", ",".join(options.batches)))
+    device = torch.device(options.device) if options.device else meter.default_device()
+    environment.describe_device(str(device))
+    plan = Plan(
+        work=Work(reference=options.attack, settings=settings, others=others, loss=options.loss),
+        models=tuple(known[name] for name in options.models or known),
+        channels=suite.data.channels,
+        size=options.size or suite.data.size,
+        task=Task(suite.data.task, tuple(f"class {i}" for i in range(_count_classes(options)))),
+        batches=tuple(batches),
+        precisions=options.precisions,
+        preparations=options.prepare,
+        device=device,
+        rounds=options.rounds,
+    )
+    return plan, missing
+
+
+def _count_classes(options: Options) -> int:
+    return 1 if options.suite.data.task == "binary" else options.classes
+
+
+def _check(what: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise SpecError(unknown("throughput", what, value, known))
+
+
+def _add_shares(rows: list[Row], plan: Plan) -> None:
+    """Operations a second, where a gradient is two forwards, against the fastest matrix product of this machine."""
+    peaks = {name: meter.matrix_peak(plan.device, PRECISIONS[name]) for name in plan.precisions}
+    for row in rows:
+        if row["error"] is None:
+            row["flops_per_s"] = 2 * row["flops"] * row["gradients"] * row["images_per_s"]
+            row["peak_share"] = row["flops_per_s"] / peaks[row["precision"]]
+
+
+def _add_largest(rows: list[Row], plan: Plan, show: Any) -> None:
+    """The largest batch of the reference, once for each model, precision and preparation."""
+    specs = {spec.name: spec for spec in plan.models}
+    found: dict[tuple[str, str, str], int] = {}
+    mine = [row for row in rows if row["implementation"] == plan.work.reference]
+    for i, row in enumerate(mine):
+        key = (row["model"], row["precision"], row["preparation"])
+        show(f"largest batch of {row['model']}", i, len(mine))
+        if key not in found:
+            trial = Trial(
+                work=replace(plan.work, others={}),
+                model=specs[row["model"]],
+                channels=plan.channels,
+                size=plan.size if isinstance(plan.size, int) else tuple(plan.size),
+                task=plan.task,
+                preparation=AUTO if row["preparation"].startswith(AUTO) else row["preparation"],
+                precision=row["precision"],
+                device=str(plan.device),
+                threads=torch.get_num_threads(),
+            )
+            found[key] = find_largest(trial)
+        row["largest_batch"] = found[key]
+
+
+def _describe(options: Options, plan: Plan) -> dict[str, Any]:
+    """What the figures depend on."""
+    machine = environment.describe_libraries() | environment.describe_machine()
+    machine |= {"device": environment.describe_device(str(plan.device)), "threads": str(torch.get_num_threads())}
+    machine |= environment.describe_packages(sorted({name.partition(".")[0] for name in plan.work.others}))
+    asked: dict[str, Any] = {
+        "suite": options.suite.name,
+        "size": plan.size,
+        "channels": plan.channels,
+        "task": plan.task.kind,
+    }
+    asked |= {"classes": len(plan.task.classes), "rounds": plan.rounds, "attack": plan.work.reference}
+    asked |= {"settings": dict(plan.work.settings), "loss": plan.work.loss, "weights": "random"}
+    return {"schema": 1, "environment": machine, "asked": asked}

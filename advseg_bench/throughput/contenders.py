@@ -1,0 +1,148 @@
+"""What is timed: the bare limit, the reference attack, and each toolkit's class of it, on the same batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advseg_bench.batches import move_batch
+from advseg_bench.catalogue import read_steps
+from advseg_bench.cells import Cell
+from advseg_bench.models.prepare import Prepared, prepare, prepare_auto
+from advseg_bench.registry import load_attack
+from advseg_bench.runner import image_generators
+from advseg_bench.types import Batch, Bounds, Budget, Task
+
+LIMIT = "bare limit"
+"""One forward and one gradient by the images of the unprepared model: what one step of any attack must do."""
+
+RAW = "raw"
+"""The preparation of a model that is used as it was built."""
+
+AUTO = "auto"
+"""The preparation that is fastest of those that agree."""
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One attack, and who competes in it.
+
+    Attributes:
+        reference: Name of our attack.
+        settings: Of it.
+        others: Name of an implementation -> its settings.
+        loss: Name of the attack loss.
+        budget: Norm and radius; time hardly depends on it.
+    """
+
+    reference: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    loss: str = "bce"
+    budget: Budget = field(default_factory=lambda: Budget("linf", 4 / 255))
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Something to time on one batch.
+
+    Attributes:
+        implementation: `LIMIT`, the reference's name, or a toolkit's class.
+        preparation: `RAW`, or the steps of `models.prepare`, joined by "+"; in brackets if `AUTO` chose them.
+        model: What it attacks, for whoever wants to count.
+        gradients: How many it takes one after another.
+        call: Attacks the batch once.
+    """
+
+    implementation: str
+    preparation: str
+    model: nn.Module
+    gradients: int
+    call: Callable[[], Tensor]
+
+
+def draw_batch(channels: int, size: int | Sequence[int], task: Task, n: int, device: torch.device) -> Batch:
+    """Return random images with random masks that fill a fifth of them: time does not depend on what they show."""
+    edges = (size, size) if isinstance(size, int) else tuple(size)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand((n, channels, *edges), generator=generator)
+    if task.kind == "multiclass":
+        y = torch.randint(len(task.classes), (n, *edges), generator=generator)
+    else:
+        y = torch.rand((n, len(task.classes), *edges), generator=generator) < 0.2
+    names = tuple(f"random-{i}" for i in range(n))
+    valid = torch.ones((n, *edges), dtype=torch.bool)
+    spacing = ((float("nan"),) * len(edges),) * n
+    return move_batch(Batch(x, y, valid, task, Bounds(), names, names, names, spacing), str(device))
+
+
+def list_contenders(
+    work: Work, model: nn.Module, batch: Batch, preparations: Sequence[str], precision: str
+) -> list[Contender]:
+    """Return everyone who competes on one model and batch.
+
+    Args:
+        work: The attack.
+        model: Raw, frozen, in eval mode, on the batch's device.
+        batch: Images and labels.
+        preparations: Of the reference's model: `RAW`, `AUTO`, or steps of `models.prepare` joined by "+". Toolkits get
+            the raw model, as their users would give it to them.
+        precision: Name in `PRECISIONS`; other than float32, all run under autocast.
+    Returns: The limit first, then the reference under each preparation, then the others.
+    Raises: UserError: if a model cannot be prepared so, or an attack not be built.
+    """
+    raw = model if precision == "float32" else Prepared(model, (precision,)).eval()
+    contenders = [Contender(LIMIT, RAW, raw, 1, partial(_differentiate, raw, batch.x))]
+    for text in preparations:
+        used, told = _prepare(model, raw, batch.x, text, precision)
+        contenders.append(_contend(work, work.reference, work.settings, used, batch, told))
+    for name, settings in work.others.items():
+        contenders.append(_contend(work, name, settings, raw, batch, RAW))
+    return contenders
+
+
+def _prepare(model: nn.Module, raw: nn.Module, x: Tensor, text: str, precision: str) -> tuple[nn.Module, str]:
+    """A model as a preparation says, at a precision, and what to call it."""
+    half = () if precision == "float32" else (precision,)
+    if text == AUTO:
+        choice = prepare_auto(model, x)
+        used = choice.model if not half else prepare(model, x, (*choice.steps, *half))
+        return used, f"{AUTO} ({'+'.join(choice.steps) or RAW})"
+    steps = read_steps(text)
+    return (prepare(model, x, (*steps, *half)), "+".join(steps)) if steps else (raw, RAW)
+
+
+def _contend(
+    work: Work, name: str, settings: Mapping[str, Any], model: nn.Module, batch: Batch, preparation: str
+) -> Contender:
+    """One implementation, which takes as many gradients as the reference."""
+    budget = work.budget
+    cell = Cell(name, "", name, work.loss, json.dumps(dict(settings)), budget.norm, budget.eps, 0, name, None)
+    attack = load_attack(cell, batch.task)
+
+    def call() -> Tensor:
+        return attack(model, batch, budget=budget, generators=image_generators(0, name, batch.images))
+
+    reference = load_attack(replace(cell, attack=work.reference, settings=json.dumps(dict(work.settings))), batch.task)
+    return Contender(name, preparation, model, int(getattr(reference, "steps", 1)), call)
+
+
+def _differentiate(model: nn.Module, x: Tensor) -> Tensor:
+    """The least any gradient attack does once: logits, and their gradient by the images."""
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(leaf)
+    (gradient,) = torch.autograd.grad(logits, leaf, torch.ones_like(logits))
+    return gradient

@@ -1,0 +1,152 @@
+"""Models x batch sizes x precisions -> timings of every contender, measured side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from advseg_bench import meter
+from advseg_bench.counter import Counter
+from advseg_bench.losses import Loss
+from advseg_bench.meter import Samples
+from advseg_bench.models.build import build_model
+from advseg_bench.models.weights import count_parameters
+from advseg_bench.plugins import load_object
+from advseg_bench.properties import count_flops
+from advseg_bench.specs import ModelSpec
+from advseg_bench.throughput.contenders import LIMIT, Contender, Work, draw_batch, list_contenders
+from advseg_bench.types import Batch, Task
+
+Row = dict[str, Any]
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, in all)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is timed.
+
+    Attributes:
+        work: The attack and who competes.
+        models: To be built, with random weights: time does not depend on them.
+        channels: Of an image.
+        size: Edge length of the images, or each of their edges, in pixels.
+        task: What the logits mean.
+        batches: Images a call.
+        precisions: Names in `contenders.PRECISIONS`.
+        preparations: Of the reference's model, see `list_contenders`.
+        device: Where.
+        rounds: Timed calls of each contender, in interleaved order.
+    """
+
+    work: Work
+    models: tuple[ModelSpec, ...]
+    channels: int
+    size: int | Sequence[int]
+    task: Task
+    batches: tuple[int, ...] = (4,)
+    precisions: tuple[str, ...] = ("float32",)
+    preparations: tuple[str, ...] = ("lean",)
+    device: torch.device
+    rounds: int = 10
+
+
+def measure_grid(plan: Plan, progress: Progress = lambda what, done, total: None) -> list[Row]:
+    """Time every contender at every point of the grid, those of one point in turn.
+
+    Args:
+        plan: What is timed.
+        progress: Told before each point.
+    Returns: A row of `report.SCHEMA` for each contender at each point. A contender that failed has an `error` and no
+        numbers; the memory of an accelerator that was full is free again for the next one.
+    Raises: UserError: if a model cannot be built.
+    """
+    points = [(precision, n) for precision in plan.precisions for n in plan.batches]
+    rows: list[Row] = []
+    for i, spec in enumerate(plan.models):
+        model = build_model(spec, channels=plan.channels, task=plan.task, size=plan.size)
+        model.to(plan.device).eval().requires_grad_(False)
+        one = draw_batch(plan.channels, plan.size, plan.task, 1, plan.device)
+        known = {"model": spec.name, "parameters": count_parameters(model), "flops": count_flops(model, one.x)}
+        known |= {"attack": plan.work.reference, "loss": plan.work.loss}
+        for j, (precision, n) in enumerate(points):
+            progress(f"{spec.name}, {precision}, batch {n}", i * len(points) + j, len(plan.models) * len(points))
+            batch = draw_batch(plan.channels, plan.size, plan.task, n, plan.device)
+            place = known | {"precision": precision, "batch": n}
+            rows += [place | row for row in _measure_point(plan, model, batch, precision)]
+    return rows
+
+
+def _measure_point(plan: Plan, model: nn.Module, batch: Batch, precision: str) -> list[Row]:
+    """Time the contenders of one point together; who fails in the first call is left out of the loop."""
+    contenders = list_contenders(plan.work, model, batch, plan.preparations, precision)
+    rows: list[Row] = []
+    alive: dict[int, Contender] = {}
+    for i, contender in enumerate(contenders):
+        error = _try(contender)
+        rows.append({"implementation": contender.implementation, "preparation": contender.preparation, "error": error})
+        if error is None:
+            alive[i] = contender
+    if 0 not in alive:
+        return rows
+    samples = meter.measure({str(i): each.call for i, each in alive.items()}, device=plan.device, rounds=plan.rounds)
+    for i, contender in alive.items():
+        rows[i] |= _time(contender, samples[str(i)], samples["0"], batch, plan.device)
+        rows[i] |= _count(contender, model, batch, plan.work)
+    first = next((row["rise"] for row in rows if row["implementation"] == plan.work.reference and "rise" in row), 0)
+    for row in rows:
+        row["rise"] = row["rise"] / first if first and row.get("rise") is not None else None
+    return rows
+
+
+def _try(contender: Contender) -> str | None:
+    """Call once. Returns: what went wrong, in one line, or None."""
+    try:
+        contender.call()
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        full = isinstance(error, torch.OutOfMemoryError)
+        error.__traceback__ = None  # it holds the tensors that filled the memory
+        del error
+        meter.free_memory()
+        return "out of memory" if full else message
+    return None
+
+
+def _time(contender: Contender, samples: Samples, limit: Samples, batch: Batch, device: torch.device) -> Row:
+    """Time and memory of one contender: against the limit at as many gradients as it takes."""
+    n, gradients = len(batch.x), contender.gradients
+    low, high = samples.interval()
+    ratio, ratio_low, ratio_high = meter.ratio(limit, samples)
+    return {
+        "images_per_s": n / samples.median,
+        "images_per_s_low": n / high,
+        "images_per_s_high": n / low if low else math.inf,
+        "ratio": gradients * ratio,
+        "ratio_low": gradients * ratio_low,
+        "ratio_high": gradients * ratio_high,
+        "gradients": gradients,
+        "peak_bytes": meter.peak_bytes(contender.call, device),
+        "seconds": list(samples.seconds),
+        "warmups": samples.warmups,
+    }
+
+
+def _count(contender: Contender, model: nn.Module, batch: Batch, work: Work) -> Row:
+    """What one call asks of the model, and by how much it raises the raw model's loss, which shows that it works."""
+    n = len(batch.x)
+    with Counter(contender.model).count(n) as tally:
+        found = contender.call()
+    passes = {"forwards": tally.all_forwards / n, "backwards": tally.all_backwards / n}
+    if contender.implementation == LIMIT:
+        return passes
+    loss = cast(Loss, load_object("loss", work.loss))
+    with torch.no_grad():
+        after, before = (loss(model(x), batch.y, batch.valid, batch.task) for x in (found, batch.x))
+    return passes | {"rise": float((after - before).mean())}

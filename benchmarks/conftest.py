@@ -1,0 +1,37 @@
+"""Where the suites compute, and how one work is timed: warmed up, and until the device is done."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from advseg_bench import environment, meter
+
+ROUNDS = 10
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """The accelerator, if there is one."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return str(meter.default_device())
+
+
+@pytest.fixture
+def timed(benchmark, device):
+    """Return a function that times a work and records images per second, peak bytes and the device."""
+
+    def run(work, images):
+        def call():
+            work()
+            meter.synchronize(device)
+
+        benchmark.pedantic(call, rounds=ROUNDS, warmup_rounds=2)
+        benchmark.extra_info["images_per_s"] = images / benchmark.stats.stats.median
+        benchmark.extra_info["peak_bytes"] = meter.peak_bytes(work, device)
+        benchmark.extra_info["device"] = environment.describe_device(device)
+        benchmark.extra_info["threads"] = torch.get_num_threads()
+
+    return run

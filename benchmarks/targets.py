@@ -1,0 +1,214 @@
+"""Measures what this project promises of its speed, in one run, and prints it as one table.
+
+    OMP_NUM_THREADS=2 python benchmarks/targets.py [--size 224] [--rounds 12] [--only counts sweep ...]
+
+What does not depend on noise is asserted. Times are ratios of works that took turns in the same loop, with a paired
+95 % interval: a target is missed only where the whole interval lies below it. Ends with code 1 if anything is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from works import RESNET18, make_scene, sweep_works
+
+from advseg_bench import environment, meter
+from advseg_bench.batches import move_batch
+from advseg_bench.counter import Counter
+from advseg_bench.equivalents import find_equivalents
+from advseg_bench.models.prepare import prepare
+from advseg_bench.suite import Suite
+from advseg_bench.throughput.contenders import Work, list_contenders
+
+LOSSES = ("bce", "dice_focal")
+EPS = tuple(grey / 255 for grey in (1, 2, 3, 4, 6, 8, 12, 16))
+PREPARED = "lean"
+"""How a run prepares models, if it is not told otherwise."""
+
+PGD20: dict[str, Any] = {"steps": 20, "random_start": False}
+COLD = (("--help",), ("plan", "quick"), ("list", "attacks"))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One promise and what was measured.
+
+    Attributes:
+        what: In words.
+        target: In words.
+        found: In words.
+        met: None if the interval does not decide.
+    """
+
+    what: str
+    target: str
+    found: str
+    met: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to measure on.
+
+    Attributes:
+        size: Edge length of the images in pixels.
+        batch: Images a call.
+        rounds: Of every comparison.
+        device: Where.
+    """
+
+    size: int
+    batch: int
+    rounds: int
+    device: str
+
+
+def count_passes(asked: Asked) -> Iterator[Line]:
+    """Forwards and backwards of FGSM, PGD-20 and a sweep, per image; a run attacks a copy and scores the model."""
+    model, data, images = make_scene(RESNET18, 64, asked.batch, asked.device)
+    n, results = len(images), len(LOSSES) * len(EPS)
+    batch = move_batch(data.batch(list(images)), asked.device)
+    attacked = prepare(model, batch.x, [PREPARED])
+    wanted: dict[str, tuple[Callable[[], object], int, int]] = {}
+    for name, settings, passes in (("FGSM", {}, 1), ("PGD-20", PGD20, 20)):
+        work = Work(reference=name.partition("-")[0].lower(), settings=settings)
+        wanted[name] = (list_contenders(work, attacked, batch, ["raw"], "float32")[1].call, passes, passes)
+    sweep = sweep_works(model, data, images, LOSSES, EPS, asked.device, attacked)["ours"]
+    wanted["a sweep, 2 losses x 8 eps, with scoring"] = (sweep, 1 + results, len(LOSSES))
+    for name, (call, forwards, backwards) in wanted.items():
+        with Counter(attacked).count(n) as attacks, Counter(model).count(n) as scores:
+            call()
+        found = [(attacks.all_forwards + scores.all_forwards) / n, (attacks.all_backwards + scores.all_backwards) / n]
+        told = f"{found[0]:g} F + {found[1]:g} B"
+        yield Line(f"passes of {name}", f"{forwards} F + {backwards} B", told, found == [forwards, backwards])
+
+
+def measure_memory(asked: Asked) -> Iterator[Line]:
+    """Peak live bytes of one FGSM, ours over torchattacks, same profiler on both; some are only reported."""
+    promised = {"unet-resnext101": 0.30, "unet-resnet18": 0.55}
+    work = Work(reference="fgsm", others={"torchattacks.FGSM": {}})
+    for spec in (RESNET18, *Suite.load("wang2024").models):
+        model, data, images = make_scene(spec, asked.size, asked.batch, asked.device)
+        batch = move_batch(data.batch(list(images)), asked.device)
+        _, *both = list_contenders(work, model, batch, [PREPARED], "float32")
+        ours, theirs = (_peak(contender.call, asked.device) for contender in both)
+        told, most = f"{ours / 1e6:.0f} / {theirs / 1e6:.0f} MB = {ours / theirs:.2f}", promised.get(spec.name)
+        target = "reported" if most is None else f"<= {most:g}"
+        yield Line(
+            f"peak bytes of FGSM on {spec.name}: ours / torchattacks", target, told, ours / theirs <= (most or 1)
+        )
+
+
+def time_cold_starts(asked: Asked) -> Iterator[Line]:
+    """Whole processes, five of each; torch must not be among their modules."""
+    for arguments in COLD:
+        command = [sys.executable, "-X", "importtime", "-m", "advseg_bench", *arguments]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        seconds = statistics.median(_run_seconds([*command[:1], *command[3:]]) for _ in range(5))
+        loads = any(line.rpartition("|")[2].strip() == "torch" for line in told.splitlines())
+        found = f"{seconds:.2f} s" + (", imports torch" if loads else "")
+        yield Line(f"cold start of {' '.join(arguments)}", "< 0.5 s, without torch", found, seconds < 0.5 and not loads)
+
+
+def time_fgsm(asked: Asked) -> Iterator[Line]:
+    """FGSM over the bare limit, on each model of wang2024."""
+    for spec in Suite.load("wang2024").models:
+        model, data, images = make_scene(spec, asked.size, asked.batch, asked.device)
+        batch = move_batch(data.batch(list(images)), asked.device)
+        limit, fgsm = list_contenders(Work(reference="fgsm"), model, batch, [PREPARED], "float32")
+        samples = meter.measure({"limit": limit.call, "fgsm": fgsm.call}, device=asked.device, rounds=asked.rounds)
+        yield _judge(f"FGSM on {spec.name}: ours / bare limit", 0.98, meter.ratio(samples["limit"], samples["fgsm"]))
+
+
+def time_sweep(asked: Asked) -> Iterator[Line]:
+    """A sweep over the same as a loop over a toolkit, and over its count limit."""
+    model, data, images = make_scene(RESNET18, asked.size, asked.batch, asked.device)
+    works = sweep_works(model, data, images, LOSSES, EPS, asked.device)
+    del works["foolbox"]
+    samples = meter.measure(works, device=asked.device, rounds=asked.rounds)
+    for other, target in (("torchattacks", 2.3), ("art", 2.3), ("limit", 0.95)):
+        yield _judge(f"sweep: ours / {other}", target, meter.ratio(samples[other], samples["ours"]))
+
+
+def time_pgd(asked: Asked) -> Iterator[Line]:
+    """PGD-20 over the toolkits'."""
+    others, _ = find_equivalents(("torchattacks", "art"), "pgd", "linf", PGD20)
+    work = Work(reference="pgd", settings=PGD20, others=others)
+    model, data, images = make_scene(RESNET18, asked.size, asked.batch, asked.device)
+    batch = move_batch(data.batch(list(images)), asked.device)
+    contenders = list_contenders(work, model, batch, [PREPARED], "float32")[1:]
+    samples = meter.measure({c.implementation: c.call for c in contenders}, device=asked.device, rounds=asked.rounds)
+    for name in others:
+        yield _judge(f"PGD-20: ours / {name}", 1.0, meter.ratio(samples[name], samples["pgd"]))
+
+
+def _judge(what: str, target: float, measured: tuple[float, float, float]) -> Line:
+    ratio, low, high = measured
+    told = f"{ratio:.3f} [{low:.3f}, {high:.3f}]" if math.isfinite(high) else f"{ratio:.3f} [too few rounds]"
+    return Line(what, f"{target:g}", told, True if low >= target else False if high < target else None)
+
+
+def _peak(call: Callable[[], object], device: str) -> int:
+    call()
+    return meter.peak_bytes(call, device) or 0
+
+
+def _run_seconds(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+CHECKS: dict[str, Callable[[Asked], Iterator[Line]]] = {
+    "counts": count_passes,
+    "memory": measure_memory,
+    "cold": time_cold_starts,
+    "fgsm": time_fgsm,
+    "sweep": time_sweep,
+    "pgd": time_pgd,
+}
+
+
+def main() -> None:
+    """Measure, print, and say by the exit code whether anything is missed."""
+    parser = argparse.ArgumentParser(description="Measure what is promised of the project's speed.")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--device")
+    parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
+    given = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    asked = Asked(given.size, given.batch, given.rounds, given.device or str(meter.default_device()))
+    console = Console(width=120)
+    told = f"{environment.describe_device(asked.device)}, {torch.get_num_threads()} threads"
+    console.print(f"{told}; {asked.batch} images at {asked.size} px, {asked.rounds} rounds", highlight=False)
+    lines = []
+    for name in given.only:
+        for line in CHECKS[name](asked):
+            lines.append(line)
+            console.print(f"  {line.what}: {line.found}", highlight=False, markup=False)
+    table = Table("what", "target", "measured", "", box=None, pad_edge=False)
+    for line in lines:
+        table.add_row(
+            line.what, line.target, escape(line.found), {True: "met", False: "MISSED", None: "undecided"}[line.met]
+        )
+    console.print(table, highlight=False)
+    sys.exit(any(line.met is False for line in lines))
+
+
+if __name__ == "__main__":
+    main()

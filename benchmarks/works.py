@@ -1,0 +1,85 @@
+"""What the suites and `targets.py` time: a model, images, and an FGSM sweep done in several ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from advseg_bench import metrics, runner
+from advseg_bench.batches import move_batch
+from advseg_bench.cells import Cell
+from advseg_bench.data import load_dataset
+from advseg_bench.data.dataset import Dataset
+from advseg_bench.models.build import build_model
+from advseg_bench.models.prepare import prepare
+from advseg_bench.registry import load_attack
+from advseg_bench.specs import Mni152Data, ModelSpec
+from advseg_bench.types import Batch, Budget
+from advseg_bench.work import Unit
+
+RESNET18 = ModelSpec(name="unet-resnet18", architecture="smp.Unet", encoder="resnet18")
+CLEAN = Cell("clean", "m", "none", "", "{}", "linf", 0.0, 0, "", None)
+TOOLKITS = {
+    "torchattacks": "torchattacks.FGSM",
+    "art": "art.FastGradientMethod",
+    "foolbox": "foolbox.LinfFastGradientAttack",
+}
+
+
+def make_scene(spec: ModelSpec, size: int, batch: int, device: str) -> tuple[nn.Module, Dataset, tuple[int, ...]]:
+    """Return a model with random weights, frozen, and images of a data set that needs no download."""
+    data = load_dataset(Mni152Data(name="mni152", size=size))
+    model = build_model(spec, channels=1, task=data.task, size=size, seed=0)
+    return model.to(device).eval().requires_grad_(False), data, data.split("test")[:batch]
+
+
+def sweep_works(
+    model: nn.Module,
+    data: Dataset,
+    images: tuple[int, ...],
+    losses: Sequence[str],
+    eps: Sequence[float],
+    device: str,
+    attacked: nn.Module | None = None,
+) -> dict[str, Callable[[], object]]:
+    """Return an FGSM sweep of one batch with scoring: as the harness does it, looping over a toolkit, and its limit.
+
+    "limit" is what no sweep can do without: one forward, a gradient for each loss, and a forward for each result.
+    """
+    cells = [replace(CLEAN, id=f"{loss}{e}", attack="fgsm", loss=loss, eps=e) for loss in losses for e in eps]
+    batch = move_batch(data.batch(list(images)), device)
+    setting = runner.Setting(seed=0, batch=len(images), device=device)
+    attacked = attacked or prepare(model, batch.x, ["lean"])
+    works: dict[str, Callable[[], object]] = {
+        "limit": partial(_limit, model, batch, len(losses), len(cells)),
+        "ours": partial(runner.run_unit, Unit("m", images, (CLEAN, *cells)), model, data, setting, attacked),
+    }
+    for toolkit, name in TOOLKITS.items():
+        works[toolkit] = partial(_loop, model, batch, [replace(cell, attack=name) for cell in cells])
+    return works
+
+
+def _loop(model: nn.Module, batch: Batch, cells: Sequence[Cell]) -> None:
+    """Attack and score cell by cell, without any of the harness's checks."""
+    generators = [torch.Generator() for _ in batch.images]
+    with torch.inference_mode():
+        clean = metrics.predict(model(batch.x), batch.task)
+    for cell in cells:
+        attack = load_attack(cell, batch.task)
+        x_adv = attack(model, batch, budget=Budget(cell.norm, cell.eps), generators=generators)
+        with torch.inference_mode():
+            metrics.count(metrics.predict(model(x_adv), batch.task), clean, batch)
+
+
+def _limit(model: nn.Module, batch: Batch, backwards: int, forwards: int) -> None:
+    leaf = batch.x.detach().requires_grad_()
+    logits = model(leaf)
+    for i in range(backwards):
+        torch.autograd.grad(logits, leaf, torch.ones_like(logits), retain_graph=i + 1 < backwards)
+    with torch.inference_mode():
+        for _ in range(forwards):
+            model(batch.x)
