@@ -10,10 +10,9 @@ from typing import Any
 import polars as pl
 from pydantic import ValidationError
 
-from advseg_bench import records, scores, selection
+from advseg_bench import averages, records, scores, selection
 from advseg_bench.errors import RecordError, SpecError, expected, unknown
 from advseg_bench.specs import Scoring
-from advseg_bench.stats import group_intervals
 from advseg_bench.types import Task
 
 POOLED_SCORES = ("pooled_dice", "pooled_iou")
@@ -68,6 +67,7 @@ class Run:
         self.failures = records.read_failures(self.path)
         self._scored: dict[tuple[str, Scoring], pl.DataFrame] = {}
         self._tables: dict[tuple[object, ...], pl.DataFrame] = {}
+        self._groupings: dict[tuple[object, ...], averages.Grouping] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -206,7 +206,11 @@ class Run:
                 pl.col("n_images", "n_subjects").cast(pl.Int64),
             )
         else:
-            table = _average(frame, score, by, level)
+            key = (by, repr(dict(where)), score in scores.CURVE_SCORES, "class" in {*by, *where})
+            if key not in self._groupings:
+                self._groupings[key] = averages.group_rows(frame, by)
+            parts = [frame[part] for part in RATIOS.get(score, (score,))]
+            table = averages.make_table(self._groupings[key], parts, level)
         return table.sort([self._rank(name) for name in by])
 
     def _find_values(
@@ -266,33 +270,3 @@ def _find_mixed(frame: pl.DataFrame, by: Sequence[str]) -> list[str]:
     variants = frame.select(*by, *identity).unique().group_by(by)
     counts = variants.agg(pl.col(name).n_unique() for name in identity)
     return [name for name in identity if (counts[name] > 1).any()]
-
-
-def _average(frame: pl.DataFrame, score: str, by: Sequence[str], level: float) -> pl.DataFrame:
-    """Image means, then subject means, then the mean over subjects with its interval."""
-    parts = RATIOS.get(score, (score,))
-    known = frame.filter(pl.all_horizontal(pl.col(part).is_not_null() for part in parts))
-    images = known.group_by({*by, "subject", "image"}, maintain_order=True).agg(pl.col(part).mean() for part in parts)
-    subjects = images.group_by({*by, "subject"}, maintain_order=True).agg(
-        *(pl.col(part).mean() for part in parts), pl.len().alias("n_images")
-    )
-    groups = (
-        subjects.sort(sorted({*by, "subject"}))
-        .group_by(by)
-        .agg(
-            *(pl.col(part).alias(f"{part} of subjects") for part in parts),
-            pl.col("n_images").sum().cast(pl.Int64),
-            pl.len().cast(pl.Int64).alias("n_subjects"),
-        )
-    )
-    table = frame.select(by).unique().join(groups, on=by, how="left")
-    means = [pl.col(f"{part} of subjects").list.mean() for part in parts]
-    values = [] if score in RATIOS else table[f"{parts[0]} of subjects"].to_list()
-    intervals = group_intervals([group or [] for group in values], level) or [None] * len(table)
-    return table.select(
-        *by,
-        (pl.when(means[1] > 0).then(1 - means[0] / means[1]) if score in RATIOS else means[0]).alias("mean"),
-        pl.Series("lower", [i and i[0] for i in intervals], dtype=pl.Float64),
-        pl.Series("upper", [i and i[1] for i in intervals], dtype=pl.Float64),
-        pl.col("n_images", "n_subjects").fill_null(0),
-    )

@@ -171,7 +171,7 @@ def average_draws(scored: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:
     Returns: One row per sweep, eps and image, with `subject`, `block` and the averaged scores.
     """
     keys = [*SWEEP, "eps", "image", "subject", "block"]
-    return scored.group_by(keys).agg(pl.col(name).mean() for name in scores)
+    return scored.group_by(keys, maintain_order=True).agg(pl.col(name).mean() for name in scores)
 
 
 def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -191,32 +191,48 @@ def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame |
     """
     keys = [*SWEEP, "image", "subject", "block"]
     attacked = scored.lazy().filter(pl.col("attack") != "none").select(*keys, "eps", "dice", "dice_clean").collect()
-    points = average_draws(attacked, ("dice", "dice_clean"))
-    curves = (
-        points.sort("eps")
-        .group_by(keys, maintain_order=True)
-        .agg("eps", "dice", pl.col("dice_clean").first())
-        .with_row_index("curve")
+    curve, curves = number_rows(attacked, keys)
+    points = (
+        attacked.select(curve.alias("curve"), "eps", "dice", "dice_clean")
+        .group_by("curve", "eps")
+        .agg(pl.col("dice", "dice_clean").mean())
+        .sort("curve", "eps")
     )
-    longest = (points if planned is None else planned).group_by(SWEEP).agg(pl.col("eps").n_unique().alias("n_eps"))
-    whole = (pl.col("eps").list.len() == pl.col("n_eps")) & (pl.col("eps").list.max() > 0)
-    summed = _sum_curves(curves.select("curve", "eps", "dice", "dice_clean"), scoring.dice_threshold)
+    longest = (attacked if planned is None else planned).group_by(SWEEP).agg(pl.col("eps").n_unique().alias("n_eps"))
+    whole = (pl.col("points") == pl.col("n_eps")) & (pl.col("largest") > 0)
     return (
-        curves.join(longest, on=SWEEP, how="left")
-        .join(summed, on="curve", how="left")
+        curves.hstack(_sum_curves(points, scoring.dice_threshold))
+        .join(longest, on=SWEEP, how="left")
         .sort("curve")
         .select(
             *keys,
             "dice_clean",
-            pl.when(whole).then(pl.col("strips") / pl.col("eps").list.max()).alias("area"),
+            pl.when(whole).then(pl.col("strips") / pl.col("largest")).alias("area"),
             "smallest_eps",
         )
     )
 
 
-def _sum_curves(curves: pl.DataFrame, threshold: float) -> pl.DataFrame:
-    """Area from 0 on, and the smallest eps that breaks the image, of curves with lists of ascending eps and of Dice."""
-    points = curves.explode("eps", "dice")
+def number_rows(frame: pl.DataFrame, columns: Sequence[str]) -> tuple[pl.Series, pl.DataFrame]:
+    """Number the distinct values of some columns.
+
+    Args:
+        frame: Without null in the columns.
+        columns: Some of its columns.
+    Returns: For each row the number of its values, and the distinct values in the order of their numbers, sorted.
+    """
+    distinct = frame.select(columns).unique().sort(columns)
+    numbered = distinct.lazy().with_row_index("number")
+    rows = frame.lazy().select(columns).with_row_index("place").join(numbered, on=columns, how="left")
+    return rows.select("place", "number").sort("place").select("number").collect().to_series(), distinct
+
+
+def _sum_curves(points: pl.DataFrame, threshold: float) -> pl.DataFrame:
+    """One row per curve, in their order, of points sorted by curve and eps.
+
+    Beside the number of points and the largest eps: the area from eps = 0 on, and the smallest eps that breaks the
+    image.
+    """
     first = pl.col("curve") != pl.col("curve").shift(1, fill_value=2**32 - 1)
     width = pl.col("eps") - pl.when(first).then(0.0).otherwise(pl.col("eps").shift(1))
     before = pl.when(first).then(pl.col("dice_clean")).otherwise(pl.col("dice").shift(1))
@@ -226,20 +242,24 @@ def _sum_curves(curves: pl.DataFrame, threshold: float) -> pl.DataFrame:
         points.with_columns(strip.alias("strip"), pl.when(broken).then("eps").alias("broken_at"))
         .group_by("curve")
         .agg(
+            pl.len().alias("points"),
+            pl.col("eps").max().alias("largest"),
+            pl.col("dice_clean").first(),
             pl.when(pl.col("strip").is_not_null().all()).then(pl.col("strip").sum()).alias("strips"),
             pl.col("broken_at").min().alias("smallest_eps"),
         )
+        .sort("curve")
     )
 
 
 def _join_clean(scored: pl.DataFrame, scores: Sequence[str], *more: str) -> pl.DataFrame:
     """Add `<score>_clean` from the rows of the clean prediction."""
     keys = ["dataset", "model", "image", *more]
-    clean = scored.filter(pl.col("attack") == "none").select(
-        *keys, *(pl.col(name).alias(f"{name}_clean") for name in scores)
-    )
-    found = scored.select(keys).with_row_index("place").join(clean, on=keys, how="left").sort("place")
-    return scored.hstack(found.drop("place", *keys))
+    named = [pl.col(name).alias(f"{name}_clean") for name in scores]
+    clean = scored.lazy().filter(pl.col("attack") == "none").select(*keys, *named)
+    rows = scored.lazy().select(keys).with_row_index("place").join(clean, on=keys, how="left")
+    found = rows.select("place", *(f"{name}_clean" for name in scores)).sort("place").collect()
+    return scored.hstack(found.drop("place"))
 
 
 RELEASED_SMOOTH = 1e-5

@@ -22,7 +22,7 @@ FLOORS = [
     {"batches", "geometry", "losses", "suite", "stats", "environment", "guard", "counter", "meter"},
     {"metrics", "cells", "listing"},
     {"attacks", "models", "data", "work", "records", "scores", "timing"},
-    {"properties", "registry", "selection"},
+    {"averages", "properties", "registry", "selection"},
     {"training", "runner", "results", "equivalents"},
     {"claims"},
     {"jobs", "report", "crosscheck", "testing"},

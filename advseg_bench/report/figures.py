@@ -41,6 +41,7 @@ STYLE: dict[str, Any] = {
     "lines.markersize": 4,
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "image.composite_image": False,  # an SVG then holds each picture as it is
 }
 
 FEWEST_MODELS = 8

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.image import BboxImage
 from matplotlib.patches import Patch
-from matplotlib.transforms import Bbox, TransformedBbox
 from PIL import Image
 
 LARGEST_SIDE = 128
@@ -86,6 +85,7 @@ def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]], width: 
     strips = sum(len(panel.strips) for panel in panels) * (side + gap)
     height = edge + sum(above) + head + strips + 0.05 + 0.2 * len(lines)
     drawing = Drawing(figsize=(width, height))
+    paper = _spread_paper(drawing)
     top = height - edge
     for i, panel in enumerate(panels):
         drawing.text(edge / width, top / height, "\n".join(headings[i]), fontsize=7, va="top")
@@ -95,7 +95,7 @@ def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]], width: 
         for strip in panel.strips:
             label = drawing.text(edge / width, (top - side / 2) / height, strip.label.replace(": ", "\n"))
             label.set(fontsize=7, rotation=90, ha="left", va="center", ma="center")
-            _draw_tiles(drawing, strip.tiles, places, top, side)
+            _draw_tiles(paper, strip.tiles, places, top, side)
             top -= side + gap
     for handles in lines:
         place = (edge / width, top / height)
@@ -105,16 +105,21 @@ def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]], width: 
     return drawing
 
 
-def _draw_tiles(drawing: Drawing, tiles: Sequence[Array], places: Sequence[float], top: float, side: float) -> None:
-    """Place pictures side by side, without axes: those take longer to make than the pictures."""
+def _spread_paper(drawing: Drawing) -> Axes:
+    """Axes over a whole drawing, in inches: axes for each picture would take longer to make than to draw."""
+    width, height = drawing.get_size_inches()
+    paper = drawing.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
+    paper.set_axis_off()
+    return paper
+
+
+def _draw_tiles(paper: Axes, tiles: Sequence[Array], places: Sequence[float], top: float, side: float) -> None:
+    """Place pictures side by side, each in the middle of its square."""
     for place, picture in zip(places, tiles, strict=True):
-        rows, columns = picture.shape[:2]
-        height, width = side * min(1, rows / columns), side * min(1, columns / rows)
-        left, foot = place + (side - width) / 2, top - side + (side - height) / 2
-        frame = TransformedBbox(Bbox.from_bounds(left, foot, width, height), drawing.dpi_scale_trans)
-        image = BboxImage(frame, interpolation="none")
-        image.set_data(_enlarge(picture))
-        drawing.add_artist(image)
+        high, wide = (side / max(picture.shape[:2]) * length for length in picture.shape[:2])
+        left, foot = place + (side - wide) / 2, top - (side + high) / 2
+        extent = (left, left + wide, foot, foot + high)
+        paper.imshow(_enlarge(picture), interpolation="none", extent=extent, aspect="auto")
 
 
 def _write_titles(drawing: Drawing, titles: Sequence[str], places: Sequence[float], foot: float, side: float) -> None:

@@ -122,25 +122,27 @@ def subject_intervals(means: Floats, level: float = 0.95) -> tuple[Floats, Float
     Args:
         means: Subject means, (groups, subjects), finite, at least five subjects.
         level: Confidence level, above 0 and up to 0.999.
-    Returns: Lower and upper ends, (groups,). Cost: 8,192 resamples as two matrix products and a partition;
-        5,000 groups of 40 subjects take about a second.
+    Returns: Lower and upper ends, (groups,). Cost: 8,192 resamples as two matrix products and a partition, once
+        for equal groups; 5,000 groups of 40 subjects take about a second.
     Raises: SpecError: if the level is out of range.
     Source: Owen 2025, arXiv:2508.10083; Davison and Hinkley 1997, section 5.2.1; Student 1908. Measured
         coverage: docs/statistics.md.
     """
     check_share("level", level, HIGHEST_LEVEL)
-    groups, n = means.shape
-    assert n >= FEWEST_SUBJECTS, "fewer than five subjects have no interval"
+    assert means.shape[1] >= FEWEST_SUBJECTS, "fewer than five subjects have no interval"
     assert np.isfinite(means).all(), "leave out subjects without a score"
-    lower, upper = np.empty(groups), np.empty(groups)
+    distinct, which = np.unique(np.sort(means, axis=1), axis=0, return_inverse=True)
+    lower, upper = np.empty(len(distinct)), np.empty(len(distinct))
     step = max(1, _VALUES_AT_ONCE // RESAMPLES)
-    for start in range(0, groups, step):
+    for start in range(0, len(distinct), step):
         part = slice(start, start + step)
-        lower[part], upper[part] = _bound(np.sort(means[part], axis=1), level)
-    return lower, upper
+        lower[part], upper[part] = _bound(distinct[part], level)
+    return lower[which.ravel()], upper[which.ravel()]
 
 
-def group_intervals(groups: Sequence[Sequence[float]], level: float = 0.95) -> list[tuple[float, float] | None]:
+def group_intervals(
+    groups: Sequence[Sequence[float] | Floats], level: float = 0.95
+) -> list[tuple[float, float] | None]:
     """Give the intervals of many groups with different numbers of subjects, see `subject_intervals`.
 
     Args:
