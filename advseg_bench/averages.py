@@ -67,8 +67,8 @@ def group_rows(frame: pl.DataFrame, by: Sequence[str]) -> Grouping:
     image, images = number_rows(frame, ("subject", "image"))
     owner, subjects = number_rows(images, ("subject",))
     n_images, n_subjects = max(len(images), 1), max(len(subjects), 1)
-    pairs, image_of_row = np.unique(_as_places(group) * n_images + _as_places(image), return_inverse=True)
-    subject_of_pair = pairs // n_images * n_subjects + _as_places(owner)[pairs % n_images]
+    pairs, image_of_row = np.unique(group * n_images + image, return_inverse=True)
+    subject_of_pair = pairs // n_images * n_subjects + owner[pairs % n_images]
     subjects_of_groups, subject_of_image = np.unique(subject_of_pair, return_inverse=True)
     return Grouping(groups, image_of_row, subject_of_image, subjects_of_groups // n_subjects)
 
@@ -93,8 +93,3 @@ def make_table(grouping: Grouping, scores: Sequence[pl.Series], level: float) ->
         pl.Series("n_images", images, dtype=pl.Int64),
         pl.Series("n_subjects", [len(each) for each in parts[0]], dtype=pl.Int64),
     )
-
-
-def _as_places(numbers: pl.Series) -> Places:
-    """Whole numbers that may be multiplied."""
-    return numbers.cast(pl.Int64).to_numpy()

@@ -24,6 +24,7 @@ SCORES = (*scores.ROW_SCORES, *RATIOS, *POOLED_SCORES, *scores.CURVE_SCORES)
 
 _CELL_COLUMNS = (*scores.SWEEP, "eps", "draw", "cell")
 _IMAGE_COLUMNS = ("image", "subject", "block")
+_COUNTS = ("tp", "fp", "fn", "flags")
 
 
 class Run:
@@ -239,9 +240,10 @@ class Run:
         if classes:
             early = pl.all_horizontal(pl.lit(True), *(kept[name] for name in kept if name != "class"))
             clean = pl.col("attack") == "none"  # which the others are compared with
-            frame = scores.score_classes(frame.filter(early | clean), self.task, scoring)
-        counts = ("cell", "tp", "fp", "fn", "flags")
-        needed = [*by, "attack", "settings", "norm", "subject", "image", *(counts if score in POOLED_SCORES else parts)]
+            counted = frame.select(*_CELL_COLUMNS, *_IMAGE_COLUMNS, *_COUNTS)
+            frame = scores.score_classes(counted.filter(early | clean), self.task, scoring)
+        columns = ("cell", *_COUNTS) if score in POOLED_SCORES else parts
+        needed = (*by, "attack", "settings", "norm", "subject", "image", *columns)
         return frame.lazy().filter(pl.lit(True), *kept.values()).select(*dict.fromkeys(needed)).collect()
 
     def _rank(self, column: str) -> pl.Expr:
@@ -267,6 +269,8 @@ def _check_column(name: str, where: str, frame: pl.DataFrame, classes: bool) -> 
 def _find_mixed(frame: pl.DataFrame, by: Sequence[str]) -> list[str]:
     """Columns that tell attacks apart, are not in `by`, and differ inside a group of it."""
     identity = [name for name in ("attack", "settings", "norm") if name not in by]
+    if not identity:
+        return []
     variants = frame.select(*by, *identity).unique().group_by(by)
     counts = variants.agg(pl.col(name).n_unique() for name in identity)
     return [name for name in identity if (counts[name] > 1).any()]

@@ -28,7 +28,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from advseg_bench.specs import Scoring
 from advseg_bench.types import Task
@@ -117,11 +119,14 @@ def score_classes(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFr
     """
     names = ("cell", *SWEEP, "eps", "draw", "image", "subject", "block")
     frames = [
-        rows.filter(MEASURED).select(
+        rows.lazy()
+        .filter(MEASURED)
+        .select(
             *names,
             pl.lit(name).alias("class"),
             *(_ratio(score, k, scoring).alias(score) for score in ("dice", "iou")),
         )
+        .collect()
         for name, k in find_scored_classes(task).items()
     ]
     scored = _join_clean(pl.concat(frames), ("dice", "iou"), "class")
@@ -193,7 +198,7 @@ def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame |
     attacked = scored.lazy().filter(pl.col("attack") != "none").select(*keys, "eps", "dice", "dice_clean").collect()
     curve, curves = number_rows(attacked, keys)
     points = (
-        attacked.select(curve.alias("curve"), "eps", "dice", "dice_clean")
+        attacked.select(pl.Series("curve", curve), "eps", "dice", "dice_clean")
         .group_by("curve", "eps")
         .agg(pl.col("dice", "dice_clean").mean())
         .sort("curve", "eps")
@@ -213,18 +218,28 @@ def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame |
     )
 
 
-def number_rows(frame: pl.DataFrame, columns: Sequence[str]) -> tuple[pl.Series, pl.DataFrame]:
-    """Number the distinct values of some columns.
+def number_rows(frame: pl.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.int64], pl.DataFrame]:
+    """Number the distinct values of some columns together, in sorted order.
+
+    Column by column, since polars would write all columns of each row into one long key.
 
     Args:
         frame: Without null in the columns.
         columns: Some of its columns.
-    Returns: For each row the number of its values, and the distinct values in the order of their numbers, sorted.
+    Returns: For each row the number of its values, and the distinct values in the order of their numbers.
     """
-    distinct = frame.select(columns).unique().sort(columns)
-    numbered = distinct.lazy().with_row_index("number")
-    rows = frame.lazy().select(columns).with_row_index("place").join(numbered, on=columns, how="left")
-    return rows.select("place", "number").sort("place").select("number").collect().to_series(), distinct
+    numbers = np.zeros(len(frame), dtype=np.int64)
+    for name in columns:
+        values = frame[name].unique().sort()
+        if values.dtype == pl.String:
+            places = frame[name].cast(pl.Enum(values)).to_physical().to_numpy()
+        else:
+            places = np.searchsorted(values.to_numpy(), frame[name].to_numpy())
+        if numbers.max(initial=0) >= 2**62 // max(len(values), 1):
+            numbers = np.unique(numbers, return_inverse=True)[1]
+        numbers = numbers * len(values) + places
+    _, first, numbers = np.unique(numbers, return_index=True, return_inverse=True)
+    return numbers, frame.select(pl.col(columns).gather(first))
 
 
 def _sum_curves(points: pl.DataFrame, threshold: float) -> pl.DataFrame:
@@ -233,7 +248,7 @@ def _sum_curves(points: pl.DataFrame, threshold: float) -> pl.DataFrame:
     Beside the number of points and the largest eps: the area from eps = 0 on, and the smallest eps that breaks the
     image.
     """
-    first = pl.col("curve") != pl.col("curve").shift(1, fill_value=2**32 - 1)
+    first = pl.col("curve") != pl.col("curve").shift(1, fill_value=-1)
     width = pl.col("eps") - pl.when(first).then(0.0).otherwise(pl.col("eps").shift(1))
     before = pl.when(first).then(pl.col("dice_clean")).otherwise(pl.col("dice").shift(1))
     strip = width * (pl.col("dice") + before) / 2

@@ -42,11 +42,8 @@ def find_controls(rows: pl.DataFrame) -> frozenset[str]:
     """
     shipped = {name for name, entry in catalogue.ATTACKS.items() if entry.control}
     cost = pl.col("forwards").fill_null(1) + pl.col("backwards").fill_null(1)
-    attacks = (
-        rows.filter(pl.col("attack") != "none")
-        .group_by("attack")
-        .agg(cost.max().alias("cost"), (pl.col("loss") == "").all().alias("aimless"))
-    )
+    attacked = rows.lazy().filter(pl.col("attack") != "none").group_by("attack")
+    attacks = attacked.agg(cost.max().alias("cost"), (pl.col("loss") == "").all().alias("aimless")).collect()
     free = attacks.filter(((pl.col("cost") == 0) & pl.col("aimless")) | pl.col("attack").is_in(sorted(shipped)))
     return frozenset(free["attack"].to_list())
 
@@ -60,7 +57,8 @@ def choose_reference(eps: Iterable[float]) -> float | None:
 
 def list_budgets(run: Run) -> tuple[Budgets, ...]:
     """Return the budgets of each norm of a run, "linf" first; none if no attack has a row yet."""
-    swept = run.rows.filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
+    distinct = run.rows.select("attack", "norm", "eps").unique()
+    swept = distinct.filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
     found = []
     for norm in sorted(swept["norm"].unique().to_list(), key=lambda name: (name != "linf", name)):
         eps = sorted(swept.filter(pl.col("norm") == norm)["eps"].unique().to_list())
@@ -85,15 +83,15 @@ def find_strongest(run: Run, budgets: Budgets, *, swept: bool = False) -> dict[s
     """
     keys = ("model", "attack", "loss", "settings")
     table = run.table("drop", by=keys, where={"norm": budgets.norm, "eps": budgets.reference})
-    beyond = run.rows.filter(
+    beyond = run.rows.select(*keys, "norm", "eps", "flags").filter(
         pl.col("flags").list.contains("beyond_eps"),
         pl.col("norm") == budgets.norm,
         pl.col("eps") == budgets.reference,
     )
     left_out = set(beyond.select(keys).iter_rows())
     attacks = table.filter(~pl.col("attack").is_in(sorted(run.controls)) & pl.col("mean").is_not_null())
-    counts = run.rows.filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0).group_by(keys)
-    several = counts.agg(pl.col("eps").n_unique()).filter(pl.col("eps") > 1)
+    some = run.rows.lazy().filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0)
+    several = some.group_by(keys).agg(pl.col("eps").n_unique()).filter(pl.col("eps") > 1).collect()
     sweeps = set(several.select(keys).iter_rows())
     rivals = [row for row in attacks.to_dicts() if tuple(row[name] for name in keys) not in left_out]
     ranked = sorted(

@@ -15,6 +15,7 @@ from advseg_bench.selection import choose_reference
 from advseg_bench.stats import PairedTest, compare_paired
 
 NORM = "linf"
+SCORES = ("drop", "dice", "dice_clean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,25 @@ class Evidence:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        rows = run.scores().filter((pl.col("norm") == NORM) & (pl.col("attack") != "none"))
-        fgsm = rows.filter(pl.col("attack") == "fgsm")
+        rows = run.scores().lazy().filter((pl.col("norm") == NORM) & (pl.col("attack") != "none"))
+        fgsm = rows.filter(pl.col("attack") == "fgsm").select("settings", "eps").unique().collect()
         defined = fgsm.filter(pl.col("settings") == "{}")
         self.eps = choose_reference(defined["eps"]) or choose_reference(fgsm["eps"])
         self._values: dict[tuple[str, Arm, str], pl.DataFrame] = {}
-        self._rows = rows.filter(pl.col("eps") == pl.lit(self.eps)).select(
-            "model", "attack", "loss", "settings", "image", "subject", "linf", "drop", "dice", "dice_clean", "flags"
+        names = (
+            "model",
+            "attack",
+            "loss",
+            "settings",
+            "image",
+            "subject",
+            "linf",
+            "drop",
+            "dice",
+            "dice_clean",
+            "flags",
         )
+        self._rows = rows.filter(pl.col("eps") == pl.lit(self.eps)).select(names).collect()
         keys = self._rows.select("attack", "loss", "settings").unique(maintain_order=True)
         self.arms = frozenset(Arm(*key) for key in keys.iter_rows())
         there = set(self._rows["model"])

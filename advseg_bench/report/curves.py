@@ -150,8 +150,8 @@ def _list_class_panels(run: Run, budgets: Budgets, strongest: dict[str, Row], la
 
 def _spread_over_blocks(run: Run) -> dict[tuple[str, ...], Band]:
     """Smallest and largest block mean at each eps of each curve, where there are several blocks."""
-    known = run.scores().filter(pl.col("dice").is_not_null())
-    means = known.group_by(*IDENTITY, "eps", "subject", "block").agg(pl.col("dice").mean())
+    known = run.scores().lazy().filter(pl.col("dice").is_not_null())
+    means = known.group_by(*IDENTITY, "eps", "subject", "block").agg(pl.col("dice").mean()).collect()
     ends = (pl.col("dice").min().alias("low"), pl.col("dice").max().alias("high"), pl.len().alias("blocks"))
     table = means.group_by(*IDENTITY, "eps").agg(*ends).filter(pl.col("blocks") > 1)
     spread: dict[tuple[str, ...], Band] = {}

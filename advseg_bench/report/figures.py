@@ -103,7 +103,7 @@ def make_success_figure(run: Run, budgets: Budgets, series: Sequence[Series]) ->
     """Make the figure of attack success against parameters; None unless two models' parameters are known."""
     drawn, left_out = choose_drawn(series, budgets.norm, curves=False)
     known = [m for m in run.model_names if run.models.get(m, {}).get("parameters")]
-    attacked = set(run.rows.filter(pl.col("attack") != "none")["model"])
+    attacked = set(run.rows.select("model", "attack").unique().filter(pl.col("attack") != "none")["model"])
     known = [m for m in known if m in attacked]
     if len(known) < 2:
         return None

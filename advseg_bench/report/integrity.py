@@ -35,7 +35,8 @@ FLAGS = {
 
 def say_integrity(run: Run) -> tuple[str, ...]:
     """Sum up in sentences what was re-checked in float64."""
-    attacked = run.rows.filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
+    some = run.rows.lazy().filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
+    attacked = some.select("cell", "norm", "eps", "linf", "l2", "flags").collect()
     if attacked.is_empty():
         return ("No attack has a result yet.",)
     beyond = attacked.filter(pl.col("flags").list.contains("beyond_eps"))
@@ -61,7 +62,8 @@ def make_norm_table(run: Run, series: tuple[Series, ...]) -> Table:
     """Make the table of measured perturbation norms and of the attacks' cost."""
     keys = ("attack", "loss", "settings", "norm", "eps")
     data = (
-        run.rows.filter(pl.col("attack") != "none")
+        run.rows.lazy()
+        .filter(pl.col("attack") != "none")
         .group_by(keys)
         .agg(
             pl.len().alias("results"),
@@ -74,6 +76,7 @@ def make_norm_table(run: Run, series: tuple[Series, ...]) -> Table:
             (pl.col("flags").list.len() > 0).sum().alias("flagged"),
         )
         .sort(keys)
+        .collect()
     )
     rows = [
         (s, row)
@@ -104,7 +107,8 @@ def make_norm_table(run: Run, series: tuple[Series, ...]) -> Table:
 
 def make_flag_table(run: Run) -> Table | None:
     """Make the table of flagged results, or None where no result is flagged."""
-    flags = run.rows.explode("flags").filter(pl.col("flags").is_not_null())
+    named = run.rows.select("flags", "model", "attack", "loss").filter(pl.col("flags").list.len() > 0)
+    flags = named.explode("flags").filter(pl.col("flags").is_not_null())
     data = flags.group_by("flags", "model", "attack", "loss").agg(pl.len().alias("results"))
     if data.is_empty():
         return None

@@ -62,7 +62,7 @@ def list_series(run: Run) -> tuple[Series, ...]:
     Lines that are drawn together differ in colour, marker or dash: variants take what the others leave.
     """
     names = ("attack", "loss", "settings", "norm")
-    above = run.rows.filter(pl.col("eps") > 0).group_by(names).agg(pl.col("eps").n_unique())
+    above = run.rows.select(*names, "eps").filter(pl.col("eps") > 0).group_by(names).agg(pl.col("eps").n_unique())
     budgets = {tuple(key): count for *key, count in above.iter_rows()}
     there = set(run.rows.select(names).unique().iter_rows())
     planned = dict.fromkeys((c["attack"], c["loss"], c["settings"], c["norm"]) for c in run.info["cells"])
