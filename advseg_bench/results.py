@@ -237,14 +237,14 @@ class Run:
             _check_column(name, "where", frame, classes)
             values = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
             kept[name] = pl.col(name).is_in(values)
+        columns = ("cell", *_COUNTS) if score in POOLED_SCORES else parts
+        needed = dict.fromkeys((*by, "attack", "settings", "norm", "subject", "image", *columns))
         if classes:
             early = pl.all_horizontal(pl.lit(True), *(kept[name] for name in kept if name != "class"))
             clean = pl.col("attack") == "none"  # which the others are compared with
-            counted = frame.select(*_CELL_COLUMNS, *_IMAGE_COLUMNS, *_COUNTS)
-            frame = scores.score_classes(counted.filter(early | clean), self.task, scoring)
-        columns = ("cell", *_COUNTS) if score in POOLED_SCORES else parts
-        needed = (*by, "attack", "settings", "norm", "subject", "image", *columns)
-        return frame.lazy().filter(pl.lit(True), *kept.values()).select(*dict.fromkeys(needed)).collect()
+            counted = frame.select(*_CELL_COLUMNS, *_IMAGE_COLUMNS, *_COUNTS).filter(early | clean)
+            frame = scores.score_classes(counted, self.task, scoring, list(needed | dict.fromkeys(kept)))
+        return frame.lazy().filter(pl.lit(True), *kept.values()).select(*needed).collect()
 
     def _rank(self, column: str) -> pl.Expr:
         """Sort key: the order of the suite for names, the natural one for everything else."""

@@ -107,30 +107,28 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
     )
 
 
-def score_classes(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame:
+def score_classes(
+    rows: pl.DataFrame, task: Task, scoring: Scoring, columns: Collection[str] | None = None
+) -> pl.DataFrame:
     """Score each scored class by itself.
 
     Args:
         rows: As for `score_rows`.
         task: What the counts mean.
         scoring: The empty rule is applied to each class; the threshold is not used.
+        columns: Only these; all if None.
     Returns: One row per input row that is a measurement and scored class: the columns that name the row, `class`,
         and the columns of `CLASS_SCORES`. Null where the rule leaves the class out.
     """
     names = ("cell", *SWEEP, "eps", "draw", "image", "subject", "block")
-    frames = [
-        rows.lazy()
-        .filter(MEASURED)
-        .select(
-            *names,
-            pl.lit(name).alias("class"),
-            *(_ratio(score, k, scoring).alias(score) for score in ("dice", "iou")),
-        )
-        .collect()
-        for name, k in find_scored_classes(task).items()
-    ]
-    scored = _join_clean(pl.concat(frames), ("dice", "iou"), "class")
-    return scored.with_columns((pl.col("dice_clean") - pl.col("dice")).alias("drop"))
+    frames = []
+    for name, k in find_scored_classes(task).items():
+        ratios = (_ratio(score, k, scoring).alias(score) for score in ("dice", "iou"))
+        counted = rows.lazy().filter(MEASURED).select(*names, pl.lit(name).alias("class"), *ratios).collect()
+        scored = _join_clean(counted, ("dice", "iou"))
+        drop = (pl.col("dice_clean") - pl.col("dice")).alias("drop")
+        frames.append(scored.with_columns(drop).select(columns or pl.all()))
+    return pl.concat(frames)
 
 
 def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[str]) -> pl.DataFrame:
@@ -195,18 +193,21 @@ def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame |
         clean Dice is below the threshold already.
     """
     keys = [*SWEEP, "image", "subject", "block"]
-    attacked = scored.lazy().filter(pl.col("attack") != "none").select(*keys, "eps", "dice", "dice_clean").collect()
-    curve, curves = number_rows(attacked, keys)
+    attacked = pl.col("attack") != "none"
+    curve, named = number_rows(scored, keys)
+    curves = named.with_row_index("curve").filter(attacked).select(pl.col("curve").cast(pl.Int64), *keys)
     points = (
-        attacked.select(pl.Series("curve", curve), "eps", "dice", "dice_clean")
+        scored.select(pl.Series("curve", curve), "eps", "dice", "dice_clean")
+        .filter(scored.select(attacked).to_series())
         .group_by("curve", "eps")
         .agg(pl.col("dice", "dice_clean").mean())
         .sort("curve", "eps")
     )
-    longest = (attacked if planned is None else planned).group_by(SWEEP).agg(pl.col("eps").n_unique().alias("n_eps"))
+    budgets = number_rows(scored if planned is None else planned, (*SWEEP, "eps"))[1]
+    longest = budgets.group_by(SWEEP).agg(pl.len().alias("n_eps"))
     whole = (pl.col("points") == pl.col("n_eps")) & (pl.col("largest") > 0)
     return (
-        curves.hstack(_sum_curves(points, scoring.dice_threshold))
+        curves.join(_sum_curves(points, scoring.dice_threshold), on="curve")
         .join(longest, on=SWEEP, how="left")
         .sort("curve")
         .select(
@@ -263,13 +264,12 @@ def _sum_curves(points: pl.DataFrame, threshold: float) -> pl.DataFrame:
             pl.when(pl.col("strip").is_not_null().all()).then(pl.col("strip").sum()).alias("strips"),
             pl.col("broken_at").min().alias("smallest_eps"),
         )
-        .sort("curve")
     )
 
 
-def _join_clean(scored: pl.DataFrame, scores: Sequence[str], *more: str) -> pl.DataFrame:
+def _join_clean(scored: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:
     """Add `<score>_clean` from the rows of the clean prediction."""
-    keys = ["dataset", "model", "image", *more]
+    keys = ["dataset", "model", "image"]
     named = [pl.col(name).alias(f"{name}_clean") for name in scores]
     clean = scored.lazy().filter(pl.col("attack") == "none").select(*keys, *named)
     rows = scored.lazy().select(keys).with_row_index("place").join(clean, on=keys, how="left")

@@ -10,6 +10,7 @@ import polars as pl
 
 from advseg_bench.report.document import show_plural
 from advseg_bench.results import Run
+from advseg_bench.scores import number_rows
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, told apart with any colour vision; its yellow is too pale for lines."""
@@ -62,9 +63,10 @@ def list_series(run: Run) -> tuple[Series, ...]:
     Lines that are drawn together differ in colour, marker or dash: variants take what the others leave.
     """
     names = ("attack", "loss", "settings", "norm")
-    above = run.rows.select(*names, "eps").filter(pl.col("eps") > 0).group_by(names).agg(pl.col("eps").n_unique())
+    found = number_rows(run.rows, (*names, "eps"))[1]
+    above = found.filter(pl.col("eps") > 0).group_by(names).len()
     budgets = {tuple(key): count for *key, count in above.iter_rows()}
-    there = set(run.rows.select(names).unique().iter_rows())
+    there = set(found.select(names).iter_rows())
     planned = dict.fromkeys((c["attack"], c["loss"], c["settings"], c["norm"]) for c in run.info["cells"])
     keys = [key for key in planned if key in there and key[0] != "none"]
     plain = {(attack, norm) for attack, _, settings, norm in keys if settings == "{}"}
