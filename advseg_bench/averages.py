@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from advseg_bench.scores import number_rows
 from advseg_bench.stats import group_intervals
 
-Places = NDArray[np.int64]
+Places = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
 
@@ -32,7 +32,7 @@ class Grouping:
     subject: Places
     group: Places
 
-    def average(self, scores: Sequence[pl.Series]) -> tuple[list[list[Floats]], Places]:
+    def average(self, scores: Sequence[pl.Series]) -> tuple[list[list[Floats]], NDArray[np.int64]]:
         """Average scores over the rows of an image, such as draws, and then over the images of a subject.
 
         Args:
@@ -70,7 +70,12 @@ def group_rows(frame: pl.DataFrame, by: Sequence[str]) -> Grouping:
     pairs, image_of_row = np.unique(group * n_images + image, return_inverse=True)
     subject_of_pair = pairs // n_images * n_subjects + owner[pairs % n_images]
     subjects_of_groups, subject_of_image = np.unique(subject_of_pair, return_inverse=True)
-    return Grouping(groups, image_of_row, subject_of_image, subjects_of_groups // n_subjects)
+    return Grouping(
+        groups,
+        image_of_row.astype(np.int32),
+        subject_of_image.astype(np.int32),
+        (subjects_of_groups // n_subjects).astype(np.int32),
+    )
 
 
 def make_table(grouping: Grouping, scores: Sequence[pl.Series], level: float) -> pl.DataFrame:

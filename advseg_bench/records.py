@@ -22,7 +22,7 @@ from advseg_bench.errors import RecordError, expected
 
 RUN_SCHEMA = 1
 
-AT_ONCE = 8
+AT_ONCE = 4
 """Columns that are read together: a second copy of all of them, to sort them, would take too much memory."""
 
 ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {

@@ -242,8 +242,10 @@ class Run:
         if classes:
             early = pl.all_horizontal(pl.lit(True), *(kept[name] for name in kept if name != "class"))
             clean = pl.col("attack") == "none"  # which the others are compared with
-            counted = frame.select(*_CELL_COLUMNS, *_IMAGE_COLUMNS, *_COUNTS).filter(early | clean)
-            frame = scores.score_classes(counted, self.task, scoring, list(needed | dict.fromkeys(kept)))
+            wanted = needed | dict.fromkeys(kept)
+            names = dict.fromkeys((*wanted, "attack", *scores.CLEAN_KEYS, *_COUNTS))
+            counted = frame.select(name for name in names if name in frame.columns).filter(early | clean)
+            frame = scores.score_classes(counted, self.task, scoring, list(wanted))
         return frame.lazy().filter(pl.lit(True), *kept.values()).select(*needed).collect()
 
     def _rank(self, column: str) -> pl.Expr:

@@ -54,6 +54,9 @@ ROW_SCORES: dict[str, str] = {
 }
 """Scores of one row, in the order in which `score_rows` documents them."""
 
+CLEAN_KEYS = ("dataset", "model", "image")
+"""Columns that lead from an attacked row to the clean one of the same image."""
+
 MEASURED = ~pl.col("flags").list.contains("unchanged")
 """Whether a row says something about the model."""
 
@@ -87,17 +90,16 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
     """
     places = find_scored_classes(task).values()
     valid = pl.col("valid_pixels")
-    scored = rows.with_columns(
-        *(pl.mean_horizontal([_ratio(name, k, scoring) for k in places]).alias(name) for name in ("dice", "iou")),
-        _released_dice(places).alias("dice_released"),
-        pl.when(valid > 0).then(pl.col("wrong_pixels") / valid).alias("apsr"),
-        pl.when(valid > 0).then(pl.col("flipped_pixels") / valid).alias("flipped"),
-        pl.when(valid > 0).then(100 * pl.col("wrong_pixels") >= 99 * valid).cast(pl.Float64).alias("apsr99"),
-    )
-    scored = scored.with_columns(
-        pl.when(MEASURED).then(pl.col(name)).alias(name)
-        for name in ("dice", "iou", "dice_released", "apsr", "flipped", "apsr99")
-    )
+    values = {
+        **{name: pl.mean_horizontal([_ratio(name, k, scoring) for k in places]) for name in ("dice", "iou")},
+        "dice_released": _released_dice(places),
+        "apsr": pl.when(valid > 0).then(pl.col("wrong_pixels") / valid),
+        "flipped": pl.when(valid > 0).then(pl.col("flipped_pixels") / valid),
+        "apsr99": pl.when(valid > 0).then(100 * pl.col("wrong_pixels") >= 99 * valid).cast(pl.Float64),
+    }
+    scored = rows
+    for name, value in values.items():  # one at a time, for each needs ten columns of its own on the way
+        scored = scored.with_columns(pl.when(MEASURED).then(value).alias(name))
     scored = _join_clean(scored, ("dice", "iou", "dice_released", "apsr"))
     eligible = pl.col("dice_clean") >= scoring.dice_threshold
     below = (pl.col("dice") < scoring.dice_threshold).cast(pl.Float64)
@@ -120,7 +122,9 @@ def score_classes(
     Returns: One row per input row that is a measurement and scored class: the columns that name the row, `class`,
         and the columns of `CLASS_SCORES`. Null where the rule leaves the class out.
     """
-    names = ("cell", *SWEEP, "eps", "draw", "image", "subject", "block")
+    names = ["cell", *SWEEP, "eps", "draw", "image", "subject", "block"]
+    if columns is not None:
+        names = [name for name in names if name in {*columns, "attack", *CLEAN_KEYS}]
     frames = []
     for name, k in find_scored_classes(task).items():
         ratios = (_ratio(score, k, scoring).alias(score) for score in ("dice", "iou"))
@@ -196,13 +200,11 @@ def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame |
     attacked = pl.col("attack") != "none"
     curve, named = number_rows(scored, keys)
     curves = named.with_row_index("curve").filter(attacked).select(pl.col("curve").cast(pl.Int64), *keys)
-    points = (
-        scored.select(pl.Series("curve", curve), "eps", "dice", "dice_clean")
-        .filter(scored.select(attacked).to_series())
-        .group_by("curve", "eps")
-        .agg(pl.col("dice", "dice_clean").mean())
-        .sort("curve", "eps")
+    rows = scored.select(pl.Series("curve", curve), "eps", "dice", "dice_clean").filter(
+        scored.select(attacked).to_series()
     )
+    point, points = number_rows(rows, ("curve", "eps"))
+    points = points.with_columns(average_by(point, rows[name], len(points)) for name in ("dice", "dice_clean"))
     budgets = number_rows(scored if planned is None else planned, (*SWEEP, "eps"))[1]
     longest = budgets.group_by(SWEEP).agg(pl.len().alias("n_eps"))
     whole = (pl.col("points") == pl.col("n_eps")) & (pl.col("largest") > 0)
@@ -243,6 +245,16 @@ def number_rows(frame: pl.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np
     return numbers, frame.select(pl.col(columns).gather(first))
 
 
+def average_by(numbers: NDArray[np.int64], values: pl.Series, size: int) -> pl.Series:
+    """Average values by the numbers of their rows, from 0 to `size` - 1; null where there is none."""
+    floats = values.cast(pl.Float64).to_numpy()
+    known = ~np.isnan(floats)
+    counts = np.bincount(numbers[known], minlength=size)
+    sums = np.bincount(numbers[known], floats[known], minlength=size)
+    means = np.divide(sums, counts, out=np.full(size, np.nan), where=counts > 0)
+    return pl.Series(values.name, means).fill_nan(None)
+
+
 def _sum_curves(points: pl.DataFrame, threshold: float) -> pl.DataFrame:
     """One row per curve, in their order, of points sorted by curve and eps.
 
@@ -269,10 +281,9 @@ def _sum_curves(points: pl.DataFrame, threshold: float) -> pl.DataFrame:
 
 def _join_clean(scored: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:
     """Add `<score>_clean` from the rows of the clean prediction."""
-    keys = ["dataset", "model", "image"]
     named = [pl.col(name).alias(f"{name}_clean") for name in scores]
-    clean = scored.lazy().filter(pl.col("attack") == "none").select(*keys, *named)
-    rows = scored.lazy().select(keys).with_row_index("place").join(clean, on=keys, how="left")
+    clean = scored.lazy().filter(pl.col("attack") == "none").select(*CLEAN_KEYS, *named)
+    rows = scored.lazy().select(CLEAN_KEYS).with_row_index("place").join(clean, on=CLEAN_KEYS, how="left")
     found = rows.select("place", *(f"{name}_clean" for name in scores)).sort("place").collect()
     return scored.hstack(found.drop("place"))
 

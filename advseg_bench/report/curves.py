@@ -19,6 +19,7 @@ from advseg_bench.report.figures import Mark, add_legend, shorten
 from advseg_bench.report.series import NORMS, Series, choose_drawn, find_label, style_line
 from advseg_bench.report.tables import IDENTITY
 from advseg_bench.results import Run
+from advseg_bench.scores import average_by, number_rows
 from advseg_bench.selection import Budgets, find_strongest
 from advseg_bench.stats import FEWEST_SUBJECTS
 
@@ -150,8 +151,9 @@ def _list_class_panels(run: Run, budgets: Budgets, strongest: dict[str, Row], la
 
 def _spread_over_blocks(run: Run) -> dict[tuple[str, ...], Band]:
     """Smallest and largest block mean at each eps of each curve, where there are several blocks."""
-    known = run.scores().lazy().filter(pl.col("dice").is_not_null())
-    means = known.group_by(*IDENTITY, "eps", "subject", "block").agg(pl.col("dice").mean()).collect()
+    scored = run.scores()
+    number, groups = number_rows(scored, (*IDENTITY, "eps", "subject", "block"))
+    means = groups.with_columns(average_by(number, scored["dice"], len(groups))).drop_nulls("dice")
     ends = (pl.col("dice").min().alias("low"), pl.col("dice").max().alias("high"), pl.len().alias("blocks"))
     table = means.group_by(*IDENTITY, "eps").agg(*ends).filter(pl.col("blocks") > 1)
     spread: dict[tuple[str, ...], Band] = {}

@@ -35,18 +35,21 @@ FLAGS = {
 
 def say_integrity(run: Run) -> tuple[str, ...]:
     """Sum up in sentences what was re-checked in float64."""
-    some = run.rows.lazy().filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
-    attacked = some.select("cell", "norm", "eps", "linf", "l2", "flags").collect()
-    if attacked.is_empty():
+    attacked = run.rows.lazy().filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
+    results = attacked.select(pl.len()).collect().item()
+    if not results:
         return ("No attack has a result yet.",)
-    beyond = attacked.filter(pl.col("flags").list.contains("beyond_eps"))
-    within = attacked.join(beyond.select("cell").unique(), on="cell", how="anti")
-    used = within.select((_measured() / pl.col("eps")).max()).item()
-    flagged = attacked.filter(pl.col("flags").list.set_difference(["beyond_eps"]).list.len() > 0).height
+    marked = (
+        attacked.filter(pl.col("flags").list.len() > 0).select("cell", "norm", "eps", "linf", "l2", "flags").collect()
+    )
+    beyond = marked.filter(pl.col("flags").list.contains("beyond_eps"))
+    within = attacked.filter(~pl.col("cell").is_in(beyond["cell"].unique().to_list()))
+    used = within.select((_measured() / pl.col("eps")).max()).collect().item()
+    flagged = marked.filter(pl.col("flags").list.set_difference(["beyond_eps"]).list.len() > 0).height
     sentence = (
         f"Every attacked image was measured again in float64: the largest perturbation is {show_number(used, 4)} of "
         f"its budget, and {show_count(flagged) if flagged else 'none'} of "
-        f"{show_plural(attacked.height, 'result')} {'are' if flagged > 1 else 'is'} flagged."
+        f"{show_plural(results, 'result')} {'are' if flagged > 1 else 'is'} flagged."
     )
     if beyond.is_empty():
         return (sentence,)
