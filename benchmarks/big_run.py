@@ -123,45 +123,54 @@ def _write_panels(out: Path) -> None:
 READ = """
 import json, resource, sys, time
 from pathlib import Path
+import scipy.stats  # which the first interval would import
 from advseg_bench.report import write_report
 from advseg_bench.results import Run
 
-def lap():
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return time.perf_counter() - wall, time.process_time() - cpu, peak
-
 wall, cpu = time.perf_counter(), time.process_time()
 run = Run(sys.argv[1])
-for score in ("dice", "diff", "drop"):
-    run.table(score, by=("model", "attack", "loss", "settings", "norm", "eps"))
-tables, rows = lap(), len(run.rows)
-wall, cpu = time.perf_counter(), time.process_time()
-write_report(Run(sys.argv[1]), Path(sys.argv[2]))
-print(json.dumps([rows, tables, lap()]))
+if len(sys.argv) > 2:
+    write_report(run, Path(sys.argv[2]))
+else:
+    for score in ("dice", "diff", "drop"):
+        run.table(score, by=("model", "attack", "loss", "settings", "norm", "eps"))
+wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps([len(run.rows), wall, cpu, peak]))
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What reading a run cost, imports left out.
+    """What reading a run cost a process of its own, imports left out.
 
     Attributes:
         rows: Of the run.
-        tables: Seconds, CPU seconds and peak resident bytes of opening it and making three tables over all its rows.
-        page: The same of writing its whole report, from opening it on, with pages, figures and tables.
+        seconds: Of wall time.
+        cpu_seconds: Of all its threads.
+        peak_bytes: The most resident memory, that of the imports among it.
     """
 
     rows: int
-    tables: tuple[float, float, int]
-    page: tuple[float, float, int]
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
 
 
-def read_big_run(run: Path, report: Path) -> Reading:
-    """Read a run in a process of its own and write its report."""
-    command = [sys.executable, "-c", READ, str(run), str(report)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    rows, tables, page = json.loads(done.stdout)
-    return Reading(rows, tuple(tables), tuple(page))
+def read_tables(run: Path) -> Reading:
+    """Open a run and make three tables over all its rows, each with a line per model, attack and eps."""
+    return _read(run)
+
+
+def read_page(run: Path, report: Path) -> Reading:
+    """Open a run and write its whole report: pages, figures, tables."""
+    return _read(run, report)
+
+
+def _read(*paths: Path) -> Reading:
+    """What `READ` measures."""
+    done = subprocess.run([sys.executable, "-c", READ, *map(str, paths)], capture_output=True, text=True, check=True)
+    return Reading(*json.loads(done.stdout))
 
 
 if __name__ == "__main__":
@@ -169,6 +178,9 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--images", type=int, default=500)
     given = parser.parse_args()
-    reading = read_big_run(write_big_run(given.out, given.images), given.out / "report")
-    for what, (seconds, cpu, peak) in (("tables", reading.tables), ("page", reading.page)):
-        print(f"{reading.rows:,} rows, {what}: {seconds:.1f} s ({cpu:.1f} s of CPU), peak {peak / 1e6:.0f} MB")
+    folder = write_big_run(given.out, given.images)
+    for what, reading in (("tables", read_tables(folder)), ("page", read_page(folder, folder / "report"))):
+        print(
+            f"{reading.rows:,} rows, {what}: {reading.seconds:.1f} s ({reading.cpu_seconds:.1f} s of CPU), "
+            f"peak {reading.peak_bytes / 1e6:.0f} MB"
+        )
