@@ -20,6 +20,7 @@ from advseg_bench.cache import content_hash, write_bytes, write_json
 from advseg_bench.cells import Cell, estimate, plan
 from advseg_bench.errors import RecordError, UserError, WorkerError
 from advseg_bench.executors import Executor, JobError, collect, open_executor
+from advseg_bench.profiling import WAITING, span, timed
 from advseg_bench.results import Run
 from advseg_bench.suite import Suite
 from advseg_bench.timing import Timing, remember
@@ -131,7 +132,8 @@ def _compute(state: _Run, cells: Sequence[Cell], images: Sequence[str]) -> None:
             name, unit = todo.popleft()
             job = ("train", state.context, name) if unit is None else ("attack", state.context, unit)
             waiting[state.executor.submit(*job)] = (name, unit)
-        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+        with span(WAITING):
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
         for future in done:
             name, unit = waiting.pop(future)
             if unit is None:
@@ -228,6 +230,7 @@ def _remember_timings(state: _Run, cells: Sequence[Cell], here: dict[str, Any]) 
         remember(state.suite, model, Timing(state.train_seconds[model.name], seconds / passes, train_images))
 
 
+@timed("report")
 def _draw_panels(state: _Run, cells: Sequence[Cell]) -> None:
     """Keep the images of each model's best and worst case, the worst at several budgets, for the report."""
     import numpy as np

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NoReturn, cast
 
@@ -78,19 +79,27 @@ def run_command(
     workers: Workers = None,
     device: Annotated[str, typer.Option(help='Where to train and attack, such as "cuda".')] = "cpu",
     shard: Annotated[int, typer.Option(min=1, help="Images a unit of work; results do not depend on it.")] = 8,
+    profile_time: Annotated[bool, typer.Option("--profile-time", help="Print where the time went.")] = False,
 ) -> None:
     """Train the suite's models, attack them, score the results and write the report."""
     loaded = Suite.load(suite, profile=profile, data=data)
     folder = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.profile)))
     from advseg_bench.benchmark import run
+    from advseg_bench.profiling import measure_times
     from advseg_bench.progress import show_progress
     from advseg_bench.report import print_report, write_report
 
     used = workers or default_workers(loaded)
-    with show_progress(console) as progress:
-        finished = run(loaded, folder, workers=used, device=device, shard=shard, progress=progress)
-    paths = write_report(finished)
-    print_report(finished, console)
+    spent: dict[str, float] = {}
+    with ExitStack() as stack:
+        if profile_time:
+            spent = stack.enter_context(measure_times())
+        with show_progress(console) as progress:
+            finished = run(loaded, folder, workers=used, device=device, shard=shard, progress=progress)
+        paths = write_report(finished)
+        print_report(finished, console)
+    if profile_time:
+        _print_profile(spent)
     for page in (path for path in paths if path.suffix == ".html"):
         console.print(f"\n{page.stem.capitalize()}: {page}", soft_wrap=True, highlight=False)
     if finished.failures:
@@ -340,6 +349,22 @@ def _show_size(suite: Suite) -> str:
     """The edge of a slice, or the edges of a volume."""
     edges = suite.data.edges
     return f"{edges[-1]} px" if len(edges) == 2 else f"volumes of {' x '.join(map(str, edges))} px"
+
+
+def _print_profile(spent: dict[str, float]) -> None:
+    """Where the time of a run went, summed over this process and its workers."""
+    from advseg_bench.profiling import IMPORTS, MODEL, WAITING, list_shares
+
+    rows, around = list_shares(spent)
+    columns = ("time went to", Column("s", justify="right"), Column("share", justify="right"))
+    table = Table(*columns, box=None, pad_edge=False)
+    for name, seconds, share in rows:
+        table.add_row(name if name in MODEL else f"* {name}", f"{seconds:.2f}", f"{share:.1%}")
+    console.print(table)
+    console.print(
+        f"Around the model (*): {around:.1%} of {sum(row[1] for row in rows):.1f} s, all processes together. Not "
+        f"counted: {spent.get(IMPORTS, 0.0):.1f} s of imports, {spent.get(WAITING, 0.0):.1f} s waiting for workers."
+    )
 
 
 def _print_cost(cells: tuple[Cell, ...], images: tuple[int, int, str] | None) -> None:

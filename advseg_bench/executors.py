@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
+from advseg_bench import profiling
 from advseg_bench.errors import UserError, WorkerError
 
 Emit = Callable[[str, int, int], None]
@@ -75,8 +77,12 @@ def open_executor(workers: int, threads: int, emit: Emit) -> Iterator[Executor]:
 
 def collect(future: Future[Any]) -> Any:
     """Return a job's result. Raises: WorkerError: if its worker process died."""
-    with _deaths_told():
-        return future.result()
+    with _deaths_told(), profiling.span(profiling.WAITING):
+        result = future.result()
+    if isinstance(result, _Answer):
+        profiling.add(result.spent)
+        return result.result
+    return result
 
 
 @contextmanager
@@ -88,6 +94,14 @@ def _deaths_told() -> Iterator[None]:
             "A worker process was killed, probably for lack of memory. What was finished is kept: "
             "run the same command again with fewer --workers."
         ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a worker process returns: a job's result, and where its time went if that is wanted."""
+
+    result: Any
+    spent: dict[str, float]
 
 
 class _InProcess:
@@ -202,6 +216,7 @@ def _start_worker(threads: int, events: Any) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    profiling.start_in_worker()
     _emit_from_worker = lambda what, done, total: events.put((what, done, total))  # noqa: E731
 
 
@@ -213,7 +228,8 @@ def _end_with_parent() -> None:
 
 
 def _work_here(job: str, arguments: tuple[Any, ...]) -> Any:
-    return _work(_emit_from_worker, job, arguments)
+    result = _work(_emit_from_worker, job, arguments)
+    return _Answer(result, profiling.take())
 
 
 def _work(emit: Emit, job: str, arguments: tuple[Any, ...]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from advseg_bench.profiling import timed
 from advseg_bench.types import Model
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -24,6 +25,7 @@ class ModelGuard:
         model: Frozen and in the mode it is to stay in.
     """
 
+    @timed("guard of the model")
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.modules = list(model.modules())
@@ -53,6 +55,7 @@ class ModelGuard:
             *(["hooks"] if hooks != self.hooks else []),
         ]
 
+    @timed("guard of the model")
     def restore(self) -> bool:
         """Put back what was changed. Returns: whether anything was."""
         changed = [i for i, t in enumerate(self.tensors) if not _is_same(t, self.values[i])]

@@ -24,6 +24,7 @@ from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import UserError
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.plugins import Kind
+from advseg_bench.profiling import timed
 from advseg_bench.registry import load_attack, load_loss
 from advseg_bench.runner import Row, Setting
 from advseg_bench.suite import Suite
@@ -65,6 +66,7 @@ def describe(emit: Emit, context: Context) -> dict[str, Any]:
     }
 
 
+@timed("models and training")
 def check(emit: Emit, context: Context) -> None:
     """Find the user's mistakes before anything is computed: build every model and attack, load given weights.
 
@@ -136,6 +138,7 @@ def _suite(context: Context) -> Suite:
 
 
 @lru_cache(maxsize=1)
+@timed("data")
 def _dataset(context: Context) -> Dataset:
     return load_dataset(_suite(context).data)
 
@@ -143,6 +146,7 @@ def _dataset(context: Context) -> Dataset:
 _loaded: dict[tuple[Context, str], tuple[nn.Module, nn.Module, dict[str, Any]]] = {}
 
 
+@timed("models and training")
 def _model(
     context: Context, name: str, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[nn.Module, nn.Module, dict[str, Any]]:

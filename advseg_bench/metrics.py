@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from advseg_bench.losses import one_hot
+from advseg_bench.profiling import timed
 from advseg_bench.types import Batch, Task
 
 
@@ -32,6 +33,7 @@ class Counts:
     flipped: Tensor
 
 
+@timed("metrics")
 def predict(logits: Tensor, task: Task) -> Tensor:
     """Decide: logit > 0 (probability above 0.5) for each channel, or the class of the largest logit.
 
@@ -43,6 +45,7 @@ def predict(logits: Tensor, task: Task) -> Tensor:
     return logits.argmax(1) if task.kind == "multiclass" else logits > 0
 
 
+@timed("metrics")
 def count(prediction: Tensor, clean: Tensor, batch: Batch) -> Counts:
     """Count agreement with the ground truth and with the clean prediction.
 

@@ -19,6 +19,7 @@ import polars as pl
 
 from advseg_bench.cache import content_hash, make_folder, write_bytes, write_json
 from advseg_bench.errors import RecordError, expected
+from advseg_bench.profiling import timed
 
 RUN_SCHEMA = 1
 
@@ -188,6 +189,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+@timed("records")
 def write_part(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
     """Write rows as one Parquet part, named by what it holds. Raises: RecordError: as `write_bytes`."""
     name = content_hash(sorted((row["cell"], row["image"]) for row in rows))
@@ -198,6 +200,7 @@ def write_part(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
+@timed("records")
 def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection[str] | None = None) -> pl.DataFrame:
     """Read all rows of a run, one per cell and image, sorted by both.
 

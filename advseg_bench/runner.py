@@ -27,6 +27,7 @@ from advseg_bench.errors import UserError
 from advseg_bench.guard import ModelGuard
 from advseg_bench.losses import one_hot
 from advseg_bench.models.prepare import Prepared
+from advseg_bench.profiling import timed
 from advseg_bench.registry import load_attack
 from advseg_bench.types import Attack, Batch, Budget, Claims
 from advseg_bench.work import Failure, Unit
@@ -197,12 +198,14 @@ class _Scene:
             rows += self._rows(cell, x_adv, flags, passes, metrics.count(prediction, clean, self.batch))
         return rows, failures
 
+    @timed("scoring: forwards")
     def forward(self, x: Tensor) -> Tensor:
         """Logits, without a graph."""
         with torch.no_grad():
             logits: Tensor = self.model(x)
         return logits
 
+    @timed("attack: losses and steps")
     def shared_gradients(self, attacks: dict[str, Attack]) -> tuple[Tensor, dict[str, Tensor | Exception]]:
         """Clean logits, and for each one-gradient cell its gradient: one forward, one backward per distinct gradient.
 
@@ -235,6 +238,7 @@ class _Scene:
         except Exception as error:
             return error
 
+    @timed("attack: losses and steps")
     def perturb(
         self, cell: Cell, attack: Attack, gradient: Tensor | Exception | None
     ) -> tuple[Tensor, list[set[str]], Passes | None]:
@@ -275,6 +279,7 @@ class _Scene:
             self._note_cost(stated_cost(cell, attack), passes, flags)
         return x_adv, flags, passes
 
+    @timed("check of results")
     def _check(self, x_adv: Tensor, budget: Budget, times: float, common: set[str]) -> tuple[Tensor, list[set[str]]]:
         """Measure in float64, name the violations, and project."""
         x, bounds = self.batch.x, self.batch.bounds
@@ -310,6 +315,7 @@ class _Scene:
             for names, success in zip(flags, reached.tolist(), strict=True):
                 names |= set() if success else {"not_reached"}
 
+    @timed("records")
     def _rows(
         self, cell: Cell, x_adv: Tensor, flags: list[set[str]], passes: Passes | None, counts: metrics.Counts
     ) -> list[Row]:

@@ -14,6 +14,7 @@ from advseg_bench.errors import IncompatibleError
 from advseg_bench.geometry import blend_share, steepest
 from advseg_bench.losses import Loss
 from advseg_bench.metrics import predict
+from advseg_bench.profiling import span
 from advseg_bench.types import Attack, Batch, Bounds, Budget, Model
 
 
@@ -65,11 +66,13 @@ def input_gradients(
     """
     leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad():
-        logits = model(leaf)
+        with span("attack: forwards"):
+            logits = model(leaf)
         values = [objective(logits).sum() for objective in objectives]
     gradients = []
     for i, value in enumerate(values):
-        (gradient,) = torch.autograd.grad(value, leaf, retain_graph=i + 1 < len(values), materialize_grads=True)
+        with span("attack: backwards"):
+            (gradient,) = torch.autograd.grad(value, leaf, retain_graph=i + 1 < len(values), materialize_grads=True)
         gradients.append(gradient)
     return logits.detach(), gradients
 

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from advseg_bench.profiling import timed
 from advseg_bench.types import Batch, Bounds, Task
 
 KEPT_BYTES = 2**30
@@ -77,6 +78,7 @@ class Dataset:
         """Return the indices of the cases of one split, in order."""
         return tuple(i for i, case in enumerate(self.cases) if case.split == name)
 
+    @timed("data")
     def batch(self, indices: Sequence[int]) -> Batch:
         """Read some cases (all of one size) into a `Batch` on the CPU."""
         samples = [self.read(i) for i in indices]

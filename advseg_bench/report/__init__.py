@@ -12,6 +12,7 @@ from rich.console import Console
 
 from advseg_bench.cache import make_folder, write_bytes
 from advseg_bench.errors import RecordError
+from advseg_bench.profiling import timed
 from advseg_bench.report import figures, panels
 from advseg_bench.report.claims import compose_claims
 from advseg_bench.report.contents import compose
@@ -25,6 +26,7 @@ __all__ = ["print_report", "write_claims", "write_report"]
 T = TypeVar("T")
 
 
+@timed("report")
 def write_report(run: Run, out: Path | None = None) -> list[Path]:
     """Write the report of a run: Markdown, one HTML file, tables as CSV, figures as SVG and PNG.
 
@@ -83,6 +85,7 @@ def _write(document: Document, folder: Path, stem: str, colours: tuple[tuple[str
     return [folder / name for name in files]
 
 
+@timed("report")
 def print_report(run: Run, console: Console) -> None:
     """Print the report's sentences and main tables on a terminal. Raises: as `write_report`."""
     print_document(compose(run), console)
