@@ -173,10 +173,22 @@ class _Scene:
         self.model, self.batch, self.dataset, self.n, self.seed = model, batch, dataset, n, seed
         self.guard, self.attacked = guard, guard.model
         self.exact = not isinstance(self.attacked, Prepared) or self.attacked.exact
-        self.disturbed = False
+        self.thorough, self.changed = True, False
 
     def attack_and_score(self, cells: Sequence[Cell], attacks: dict[str, Attack]) -> tuple[list[Row], list[Failure]]:
-        """Run all cells; a cell that raises is a failure and costs no other cell its result."""
+        """Run all cells; a cell that raises is a failure and costs no other cell its result.
+
+        The model's values are compared once, at the end; if one was changed that no write counter told of, all cells
+        are run again with a comparison after each, so that the change is laid to its cell and affects no other.
+        """
+        self.thorough = False
+        done = self._run_cells(cells, attacks)
+        if self.guard.restore() or self.changed:
+            self.thorough = True
+            done = self._run_cells(cells, attacks)
+        return done
+
+    def _run_cells(self, cells: Sequence[Cell], attacks: dict[str, Attack]) -> tuple[list[Row], list[Failure]]:
         rows: list[Row] = []
         failures = []
         logits, gradients = self.shared_gradients({c.id: attacks[c.id] for c in cells if c.id in attacks})
@@ -192,7 +204,7 @@ class _Scene:
                     prediction = metrics.predict(attacked, self.batch.task)
                     self._note_success(attacks[cell.id], attacked, logits, flags)
             except (Exception, SystemExit) as error:
-                self.guard.restore()
+                self.changed |= self.guard.restore()
                 failures.append(Failure(cell.model, "attack", cell.id, f"{type(error).__name__}: {error}"))
                 continue
             rows += self._rows(cell, x_adv, flags, passes, metrics.count(prediction, clean, self.batch))
@@ -223,7 +235,6 @@ class _Scene:
             except Exception:
                 logits = self.forward(self.batch.x)
                 of = {key: self._differentiate_alone(attack) for key, attack in distinct.items()}
-            self.disturbed = self.guard.restore()
             if not self.exact:
                 logits = self.forward(self.batch.x)
         return logits, {cell: of[key] for cell, key in keys.items()}
@@ -269,7 +280,7 @@ class _Scene:
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
             raise ValueError(f"expected {x.dtype} {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}")
         common = set()
-        if self.disturbed if gradient is not None else self.guard.restore():  # a step is not given the model
+        if self.guard.restore(thorough=self.thorough):
             common.add("model_changed")
         pairs = ((lent.x, x), (lent.y, self.batch.y), (lent.valid, self.batch.valid))
         if not all(torch.equal(ours, theirs) for ours, theirs in pairs):

@@ -317,6 +317,20 @@ def test_a_guard_names_what_was_changed():
     handle.remove()
 
 
+def test_a_guard_finds_writes_by_their_counters_and_others_by_their_values():
+    with torch.random.fork_rng():
+        model = nn.Conv2d(1, 2, 1).requires_grad_(False)
+    before = model.weight.clone()
+    guard = ModelGuard(model)
+    model.weight.add_(1)
+    assert guard.restore(thorough=False)
+    assert not guard.restore(thorough=False)
+    model.weight.data.add_(1)
+    assert not guard.restore(thorough=False), "tensor.data goes round the counters"
+    assert guard.restore()
+    assert torch.equal(model.weight, before)
+
+
 def test_every_rule_says_what_it_asks_in_one_sentence():
     for rule in RULES:
         assert rule.statement.endswith("."), rule.name
