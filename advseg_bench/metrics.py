@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -62,13 +63,18 @@ def count(prediction: Tensor, clean: Tensor, batch: Batch) -> Counts:
     def total(mask: Tensor) -> Tensor:
         return mask.flatten(2).sum(2)
 
+    def differing(one: Tensor, other: Tensor) -> Tensor:
+        # the channels one by one: a reduction over them takes ten times as long
+        return reduce(torch.logical_or, (one ^ other).unbind(1)).flatten(1).sum(1)
+
+    tp = total(p & t)
     return Counts(
-        tp=total(p & t),
-        fp=total(p & ~t),
-        fn=total(~p & t),
+        tp=tp,
+        fp=total(p) - tp,
+        fn=total(t) - tp,
         valid=batch.valid.flatten(1).sum(1),
-        wrong=(p != t).any(1).flatten(1).sum(1),
-        flipped=(p != c).any(1).flatten(1).sum(1),
+        wrong=differing(p, t),
+        flipped=differing(p, c),
     )
 
 
