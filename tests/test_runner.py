@@ -343,21 +343,23 @@ def test_values_are_compared_once_a_batch_unless_one_was_changed(monkeypatch):
 
     monkeypatch.setattr(runner.ModelGuard, "restore", note)
     cells = (CLEAN, cell("random_sign"), cell("uniform_noise"), cell("fgsm", "bce"))
-    runner.run_unit(Unit("m", (0, 1, 2, 3), cells), Counter(), tiny_data(4), SETTING)
+    runner.run_unit(Unit("m", (0, 1, 2, 3), cells), CountedSegmenter(), tiny_data(4), SETTING)
     assert checks == [False, False, False, True]
     checks.clear()
     cells = (CLEAN, cell("test_runner:writes_weights"), cell("random_sign"))
-    runner.run_unit(Unit("m", (0, 1, 2, 3), cells), Counter(), tiny_data(4), SETTING)
+    runner.run_unit(Unit("m", (0, 1, 2, 3), cells), CountedSegmenter(), tiny_data(4), SETTING)
     assert checks == [False, False, True, True, True]
 
 
 def test_a_change_before_a_cell_that_raises_is_laid_to_its_own_cell():
     first, last = cell("test_runner:writes_weights"), cell("test_runner:raises")
     between = cell("random_sign")
-    rows, failures = runner.run_unit(Unit("m", (0, 1), (CLEAN, first, between, last)), Counter(), tiny_data(4), SETTING)
+    rows, failures = runner.run_unit(
+        Unit("m", (0, 1), (CLEAN, first, between, last)), CountedSegmenter(), tiny_data(4), SETTING
+    )
     assert [failure.cell for failure in failures] == [last.id]
     assert all("model_changed" in row["flags"] for row in rows if row["cell"] == first.id)
-    reference, _ = runner.run_unit(Unit("m", (0, 1), (CLEAN, between)), Counter(), tiny_data(4), SETTING)
+    reference, _ = runner.run_unit(Unit("m", (0, 1), (CLEAN, between)), CountedSegmenter(), tiny_data(4), SETTING)
     assert [row for row in rows if row["cell"] != first.id] == reference
 
 
