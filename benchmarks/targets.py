@@ -17,8 +17,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import big_run
+import outside_model
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -112,6 +116,25 @@ def measure_memory(asked: Asked) -> Iterator[Line]:
         )
 
 
+def time_outside(asked: Asked) -> Iterator[Line]:
+    """Share of an attack's time that passes outside the model, with the harness's copies, guard and check."""
+    for share in outside_model.measure(size=asked.size, repeats=3):
+        told = f"{share.perturb:.2%} (the attack alone {share.call:.2%})"
+        attack = {"fgsm": "FGSM", "pgd": "PGD-20"}[share.attack]
+        yield Line(f"time outside {share.model} in {attack}", "<= 2 %", told, share.perturb <= 0.02)
+
+
+def time_records(asked: Asked) -> Iterator[Line]:
+    """A run of a million rows: into its tables, and the whole page, each in a process of its own."""
+    with TemporaryDirectory() as folder:
+        run = big_run.write_big_run(Path(folder) / "run")
+        readings = {"tables": (3, big_run.read_tables(run)), "page": (15, big_run.read_page(run, run / "report"))}
+    for what, (most, reading) in readings.items():
+        told = f"{reading.seconds:.1f} s, {reading.peak_bytes / 1e9:.2f} GB"
+        met = reading.seconds < most and reading.peak_bytes < 1e9
+        yield Line(f"{reading.rows:,} rows into {what}", f"< {most} s, < 1 GB", told, met)
+
+
 def time_cold_starts(asked: Asked) -> Iterator[Line]:
     """Whole processes, five of each; torch must not be among their modules."""
     for arguments in COLD:
@@ -175,6 +198,8 @@ def _run_seconds(command: list[str]) -> float:
 CHECKS: dict[str, Callable[[Asked], Iterator[Line]]] = {
     "counts": count_passes,
     "memory": measure_memory,
+    "outside": time_outside,
+    "records": time_records,
     "cold": time_cold_starts,
     "fgsm": time_fgsm,
     "sweep": time_sweep,
