@@ -230,7 +230,7 @@ def _remember_timings(state: _Run, cells: Sequence[Cell], here: dict[str, Any]) 
         remember(state.suite, model, Timing(state.train_seconds[model.name], seconds / passes, train_images))
 
 
-@timed("report")
+@timed("pictures of cases")
 def _draw_panels(state: _Run, cells: Sequence[Cell]) -> None:
     """Keep the images of each model's best and worst case, the worst at several budgets, for the report."""
     import numpy as np
