@@ -158,12 +158,7 @@ def _model(
         trained = obtain_model(spec, suite.training, _dataset(context), suite.seed, progress, context.device)
         info = trained.info | {"weights_sha256": _digest(trained.model)}
         choice = _prepare(context, trained.model)
-        info["prepared"] = {
-            "steps": list(choice.steps),
-            "gradient_error": choice.error,
-            "raw_gradient_error": choice.raw_error,
-            "rejected": choice.rejected,
-        }
+        info["prepared"] = choice.as_record()
         _loaded.clear()
         _loaded[key] = (trained.model, choice.model, info)
     return _loaded[key]

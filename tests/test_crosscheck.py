@@ -67,6 +67,10 @@ def test_sound_implementations_pass_on_every_task_loss_and_network(trained):
     assert all(finding["step_wise"] is None or finding["step_wise"]["real"] == 0 for finding in certificate["findings"])
     assert certificate["environment"]["torch"] == torch.__version__.partition("+")[0] or "+" in torch.__version__
     assert certificate["subjects"][0]["trained"] is True
+    for subject in certificate["subjects"]:
+        prepared = subject["prepared"]
+        assert prepared["steps"] == ["lean"]
+        assert 0 < prepared["gradient_error"] == prepared["raw_gradient_error"] < 1e-4
 
 
 @pytest.mark.parametrize(

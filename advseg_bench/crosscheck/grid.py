@@ -21,11 +21,12 @@ from advseg_bench.crosscheck.verdict import SOUND, Case, Effect, Finding, Verdic
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, unknown
 from advseg_bench.guard import ModelGuard
 from advseg_bench.models.module import SegmentationModule
+from advseg_bench.models.prepare import prepare_checked
 from advseg_bench.models.probe import probe
 from advseg_bench.models.recast import RecastModel, recast_batch
 from advseg_bench.registry import load_attack
 from advseg_bench.runner import image_generators
-from advseg_bench.specs import ModelSpec
+from advseg_bench.specs import Compute, ModelSpec
 from advseg_bench.types import Attack, Batch, Budget, Norm, Task, TaskKind
 
 SCHEMA = 1
@@ -178,12 +179,17 @@ def certify(plan: Plan, subjects: Sequence[Subject], pairs: Sequence[Pair]) -> d
         "environment": libraries | toolkits | {"threads": torch.get_num_threads()},
         "subjects": [
             {"name": s.name, "trained": s.trained, "images": list(s.batch.images)}
-            | {"spec": s.spec.model_dump(mode="json") if s.spec else None}
+            | {"spec": s.spec.model_dump(mode="json") if s.spec else None, "prepared": _check_prepared(s)}
             for s in subjects
         ],
         "verdicts": count_verdicts(pairs),
         "findings": [_describe(pair) for pair in pairs],
     }
+
+
+def _check_prepared(subject: Subject) -> dict[str, Any]:
+    """How the copy that runs give to attacks agrees with the model that is compared here."""
+    return prepare_checked(subject.model, subject.batch.x, catalogue.read_steps(Compute().prepare)).as_record()
 
 
 def count_verdicts(pairs: Sequence[Pair]) -> dict[str, dict[Verdict, int]]:

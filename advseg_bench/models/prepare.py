@@ -80,6 +80,11 @@ class Choice:
     rejected: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def as_record(self) -> dict[str, Any]:
+        """What is written down of it."""
+        errors = {"gradient_error": self.error, "raw_gradient_error": self.raw_error}
+        return {"steps": list(self.steps), **errors, "rejected": self.rejected}
+
 
 def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
     """Copy a model and prepare the copy; the model itself is not changed in any way.
