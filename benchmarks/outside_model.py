@@ -106,6 +106,7 @@ def _measure(model: _Clocked, name: str, tried: FGSM | PGD, batch: Batch, repeat
         tried(model, batch, budget=budget, generators=runner.image_generators(0, "", batch.images))
 
     def perturb() -> None:
+        scene.thorough = False  # as in a run, where values are compared at the end of a batch
         scene.perturb(cell, tried, scene.shared_gradients({cell.id: tried})[1].get(cell.id))
 
     def whole() -> None:

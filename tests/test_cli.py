@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -93,6 +94,19 @@ def test_help_plan_and_list_start_in_half_a_second():
         assert cli(*arguments).returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5, arguments
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_can_tell_where_its_time_went(tmp_path, workers):
+    done = cli("run", write_suite(tmp_path), "--out", tmp_path / "run", "--workers", workers, "--profile-time")
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.partition("time went to")[2]
+    for name in ("models and training", "attack: backwards", "scoring: forwards", "metrics", "records", "report"):
+        assert name in table
+    around = re.search(r"Around the model \(\*\): ([\d.]+)% of ([\d.]+) s", table)
+    assert 0 < float(around[1]) < 100
+    shares = [float(share) for share in re.findall(r"([\d.]+)%$", table, re.MULTILINE)]
+    assert sum(shares) == pytest.approx(100, abs=1)
 
 
 def test_plan_tells_cells_cost_and_what_is_skipped(here, tmp_path):
