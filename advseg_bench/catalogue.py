@@ -194,8 +194,8 @@ DATASETS: dict[str, str] = {
     "mni152": "155 axial slices of the MNI152 T1 average head (grey matter, white matter, CSF), in the package",
     "phantom": "procedural abdominal MRI phantom: large bowel, small bowel, stomach; subjects and days",
     "folder": "images and masks on disk: PNG, TIFF, NIfTI",
-    "nnunet": "a raw data set of nnU-Net v2: slices of NIfTI volumes, or PNG and TIFF",
-    "decathlon": "a task of the Medical Segmentation Decathlon: slices of its volumes",
+    "nnunet": "a raw data set of nnU-Net v2: slices of NIfTI volumes, or whole ones, or PNG and TIFF",
+    "decathlon": "a task of the Medical Segmentation Decathlon: slices of its volumes, or whole ones",
     "lgg": "low-grade glioma MRI (kaggle_3m): pre-contrast, FLAIR, post-contrast",
     "uw_madison": "UW-Madison GI Tract as downloaded: large bowel, small bowel, stomach; make-data writes a small one",
 }

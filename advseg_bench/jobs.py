@@ -21,7 +21,7 @@ from advseg_bench.catalogue import read_steps
 from advseg_bench.cells import Cell, plan
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
-from advseg_bench.errors import UserError
+from advseg_bench.errors import IncompatibleError, UserError, expected
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.plugins import Kind
 from advseg_bench.profiling import timed
@@ -29,6 +29,7 @@ from advseg_bench.registry import load_attack, load_loss
 from advseg_bench.runner import Row, Setting
 from advseg_bench.suite import Suite
 from advseg_bench.training import build_given, obtain_model
+from advseg_bench.types import Claims
 from advseg_bench.work import Context, Failure, Unit
 
 PREPARED_ON = 2
@@ -79,11 +80,20 @@ def check(emit: Emit, context: Context) -> None:
     distinct = {(c.attack, c.loss, c.settings): c for c in plan(suite) if c.attack != "none" and c.skip is None}
     for cell in distinct.values():
         try:
-            load_attack(cell, dataset.task)
+            attack = load_attack(cell, dataset.task)
         except UserError:
             raise
         except Exception:
             continue  # a fault of the attack itself fails its own cells, later
+        _check_axes(cell.attack, attack, len(suite.data.edges))
+
+
+def _check_axes(name: str, attack: object, axes: int) -> None:
+    """Refuse an attack that claims to be for images of other axes."""
+    claims = getattr(attack, "claims", None)
+    if isinstance(claims, Claims) and axes not in claims.dims:
+        what = f"images with {' or '.join(map(str, claims.dims))} space axes, as it claims"
+        raise IncompatibleError(expected(f"attack {name}", what, axes, "Leave it out, or change `size`."))
 
 
 def train(emit: Emit, context: Context, name: str) -> dict[str, Any]:

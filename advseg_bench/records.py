@@ -52,7 +52,10 @@ ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "backwards": pl.Float64,
     "flags": pl.List(pl.String),
 }
-"""Columns of a row: one cell on one image. The README explains each."""
+"""Columns of a row, as stored: one cell on one image. The README explains each."""
+
+READ_SCHEMA = {name: pl.Categorical() if kind == pl.String else kind for name, kind in ROW_SCHEMA.items()}
+"""The same as read: every name is kept once, which makes a million rows small."""
 
 
 @contextmanager
@@ -208,13 +211,13 @@ def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection
         out: The run directory.
         columns: Only these, "cell" and "image" among them; all if None.
         cells: Ids of the run's cells; a part with any other is refused. Not checked if None.
-    Returns: A frame of `ROW_SCHEMA`. Cost: about a second and 500 MB for a million rows.
+    Returns: A frame of `READ_SCHEMA`. Cost: about a second and 400 MB for a million rows.
     Raises: RecordError: naming a part that is truncated, not of this schema, or of another run.
     """
     schema = {name: ROW_SCHEMA[name] for name in columns or ROW_SCHEMA}
     paths = sorted((out / "parts").glob("*.parquet"))
     if not paths:
-        return pl.DataFrame(schema=schema)
+        return pl.DataFrame(schema={name: READ_SCHEMA[name] for name in schema})
     keys = _read_columns(paths, ("cell", "image"))
     if cells is not None and not set(keys["cell"].unique()) <= set(cells):
         foreign = next(path for path in paths if not set(_read_part(path, ("cell",))["cell"]) <= set(cells))
@@ -232,7 +235,11 @@ def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection
 
 def _put_in_order(rows: pl.DataFrame, order: pl.Series) -> list[pl.Series]:
     """The columns of a frame in another order of rows; the frame is emptied on the way."""
-    return [rows.drop_in_place(name).rechunk().gather(order) for name in rows.columns]
+    found = []
+    for name in rows.columns:
+        column = rows.drop_in_place(name).rechunk()
+        found.append((column.cast(pl.Categorical()) if column.dtype == pl.String else column).gather(order))
+    return found
 
 
 def _read_columns(paths: Sequence[Path], names: Sequence[str]) -> pl.DataFrame:

@@ -75,7 +75,7 @@ class Run:
 
     @cached_property
     def rows(self) -> pl.DataFrame:
-        """Every stored row, one per cell and image, sorted by both; columns of `records.ROW_SCHEMA`.
+        """Every stored row, one per cell and image, sorted by both; columns of `records.READ_SCHEMA`.
 
         Raises: RecordError: naming a part that is truncated, and what to do about it.
         """
@@ -190,7 +190,7 @@ class Run:
         active = [{"dataset": self.info["data"]["name"]} | c for c in self.info["cells"] if c["skip"] is None]
         return pl.DataFrame(
             {name: [cell[name] for cell in active] for name in columns},
-            schema={name: records.ROW_SCHEMA[name] for name in columns},
+            schema={name: records.READ_SCHEMA[name] for name in columns},
         )
 
     def _make_table(
@@ -212,7 +212,7 @@ class Run:
                 self._groupings[key] = averages.group_rows(frame, by)
             parts = [frame[part] for part in RATIOS.get(score, (score,))]
             table = averages.make_table(self._groupings[key], parts, level)
-        return table.sort([self._rank(name) for name in by])
+        return table.cast({pl.Categorical(): pl.String}).sort([self._rank(name) for name in by])
 
     def _find_values(
         self, score: str, by: Sequence[str], where: Mapping[str, object], scoring: Scoring

@@ -233,11 +233,13 @@ def number_rows(frame: pl.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np
     """
     numbers = np.zeros(len(frame), dtype=np.int64)
     for name in columns:
-        values = frame[name].unique().sort()
-        if values.dtype == pl.String:
-            places = frame[name].cast(pl.Enum(values)).to_physical().to_numpy()
+        column = frame[name]
+        if column.dtype in (pl.String, pl.Categorical):
+            values = column.unique().cast(pl.String).sort()
+            places = column.cast(pl.String).cast(pl.Enum(values)).to_physical().to_numpy()
         else:
-            places = np.searchsorted(values.to_numpy(), frame[name].to_numpy())
+            values = column.unique().sort()
+            places = np.searchsorted(values.to_numpy(), column.to_numpy())
         if numbers.max(initial=0) >= 2**62 // max(len(values), 1):
             numbers = np.unique(numbers, return_inverse=True)[1]
         numbers = numbers * len(values) + places

@@ -43,7 +43,7 @@ SAVE_SHARE = 0.03
 """A training is saved at most so often, and takes at most this share of its time for it."""
 
 DESCRIBED_IMAGES = 4
-"""Images on which a receptive field is measured."""
+"""Images on which a receptive field is measured, at most."""
 
 Progress = Callable[[int, int], None]
 """(epochs done, epochs in all)."""
@@ -89,7 +89,7 @@ def obtain_model(
     }
     if spec.weights:
         given = {"key": None, "validation_dice": evaluate(model.eval(), dataset, recipe.batch), "train_seconds": None}
-        return TrainedModel(model, info | given | _describe(model, dataset))
+        return TrainedModel(model, info | given | _describe(model, dataset, recipe.batch))
     key = content_hash(_dependencies(spec, recipe, dataset, seed, torch.device(device).type))
     with _locked(cache_dir("models", key)) as folder:
         weights, sidecar = folder / "model.safetensors", folder / "model.json"
@@ -107,12 +107,12 @@ def obtain_model(
             f"{outcome['validation_dice']:.3f} after {recipe.epochs} epochs: it learned nothing worth attacking. "
             "Train longer, change the learning rate, or lower the floor."
         )
-    return TrainedModel(model.eval(), info | outcome | {"key": key} | _describe(model.eval(), dataset))
+    return TrainedModel(model.eval(), info | outcome | {"key": key} | _describe(model.eval(), dataset, recipe.batch))
 
 
-def _describe(model: SegmentationModule, dataset: Dataset) -> dict[str, Any]:
-    """Properties of the network, seen on a few validation images."""
-    x = dataset.batch(dataset.split("validation")[:DESCRIBED_IMAGES]).x
+def _describe(model: SegmentationModule, dataset: Dataset, batch: int) -> dict[str, Any]:
+    """Properties of the network, seen on a few validation images: no more than a step of its training holds."""
+    x = dataset.batch(dataset.split("validation")[: min(DESCRIBED_IMAGES, batch)]).x
     return {"flops": count_flops(model, x), "receptive_field_px": measure_receptive_field(model, x)}
 
 

@@ -245,7 +245,7 @@ def write_panels(out: Path, plot: Synthetic) -> None:
 
 def rewrite_rows(out: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
     """Replace a run's rows by what `change` makes of them."""
-    rows = change(records.read_rows(out))
+    rows = change(records.read_rows(out).cast({pl.Categorical(): pl.String}))
     for part in (out / "parts").iterdir():
         part.unlink()
     if len(rows):

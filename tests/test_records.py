@@ -40,7 +40,7 @@ def test_rows_come_back_as_they_were_written_in_a_fixed_order(tmp_path):
         records.write_part(tmp_path / "run", [row("c1", "i1")])
         records.write_part(tmp_path / "run", [row("c1", "i1")])
     frame = records.read_rows(tmp_path / "run")
-    assert frame.schema == pl.Schema(records.ROW_SCHEMA)
+    assert frame.schema == pl.Schema(records.READ_SCHEMA)
     assert len(frame) == 3
     assert list(frame.select("cell", "image").iter_rows()) == [("c1", "i1"), ("c2", "i1"), ("c2", "i2")]
     assert frame.filter(cell="c1").to_dicts() == [row("c1", "i1")]
@@ -79,7 +79,7 @@ def test_a_part_with_other_widths_of_numbers_is_read_all_the_same(tmp_path):
         path = records.write_part(tmp_path, [row("c2")])
     pl.read_parquet(path).with_columns(pl.col("draw").cast(pl.Int64)).write_parquet(path)
     frame = records.read_rows(tmp_path)
-    assert frame.schema == pl.Schema(records.ROW_SCHEMA)
+    assert frame.schema == pl.Schema(records.READ_SCHEMA)
     assert frame["cell"].to_list() == ["c1", "c2"]
 
 

@@ -173,7 +173,11 @@ def test_no_ratio_to_a_noise_that_does_nothing(tmp_path):
     silent = ((("random_sign", ""), 0.0),)
     run = Run(write_run(tmp_path / "r", Synthetic(strength=silent, models=("unet-vgg13",))))
     same = pl.col("attack") == "random_sign"
-    clean = run.rows.filter(attack="none").select("image", *(pl.col(n).alias(f"{n}_c") for n in ("tp", "fp", "fn")))
+    clean = (
+        run.rows.cast({pl.Categorical(): pl.String})
+        .filter(attack="none")
+        .select("image", *(pl.col(n).alias(f"{n}_c") for n in ("tp", "fp", "fn")))
+    )
     columns = run.rows.columns
     rewrite_rows(
         run.path,

@@ -52,7 +52,7 @@ def test_what_asks_no_model_is_a_control_unless_it_follows_a_loss(one):
         pl.col("attack").replace({"random_sign": "my:noise", "fgsm": "my:transfer"}),
     )  # fmt: skip
     unknown = rows.with_columns(pl.lit(None, dtype=pl.Float64).alias("forwards"), pl.lit("my:other").alias("attack"))
-    assert find_controls(pl.concat([rows, unknown])) == {"my:noise"}
+    assert find_controls(pl.concat([rows, unknown.cast(rows.schema)])) == {"my:noise"}
 
 
 def test_not_a_directory(tmp_path):

@@ -172,6 +172,18 @@ def test_attacks_for_slices_are_skipped_with_the_reason(folder):
     assert [cell.skip for cell in plan(flat) if "." in cell.attack] == [None]
 
 
+@ab.attack(dims=(2,))
+def for_slices(model, x, y, eps):
+    return x + eps
+
+
+def test_an_attack_that_claims_slices_is_refused_before_training(folder, tmp_path):
+    mine = '[[attacks]]\nname = "test_volumes:for_slices"\neps = ["4/255"]\n\n[compute]'
+    match = "for_slices: expected images with 2 space axes, as it claims, got 3. Leave it out"
+    with pytest.raises(IncompatibleError, match=match):
+        ab.run(suite_of(folder, ("[compute]", mine)), tmp_path)
+
+
 def test_the_plan_tells_the_edges(folder, tmp_path, capsys):
     from advseg_bench import cli
 

@@ -19,7 +19,7 @@ from advseg_bench.types import Task
 def load(spec: PluginData) -> Dataset:
     """Call a plug-in's function `f(spec, **settings) -> Dataset` and check what it returns.
 
-    `spec` tells task, size and channels; `data.prepare.prepare` turns an image and its masks into a sample by it. Each
+    `spec` tells task, edges and channels; `data.prepare.prepare` turns an image and its masks into a sample by it. Each
     sample is checked when it is read. The fingerprint is made of the plug-in's own, the specification and the
     plug-in's code, so that a change in any of them is another data set.
 

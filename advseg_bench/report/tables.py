@@ -156,6 +156,7 @@ def make_curve_table(run: Run, series: Sequence[Series]) -> Table:
     broken = eligible.group_by(IDENTITY).agg(
         pl.len().alias("n_eligible"), pl.col("smallest_eps").is_not_null().mean().alias("broken"), median
     )
+    broken = broken.cast({pl.Categorical(): pl.String})
     found = _index(broken, *IDENTITY)
     pairs = [(m, s) for m in run.model_names for s in series if _key(m, s) in index]
     rows = [found.get(_key(m, s), {}) for m, s in pairs]
