@@ -16,9 +16,10 @@ from advseg_bench.data.phantom import FIELD_MM, render_stack, slice_heights
 from advseg_bench.data.phantom_bowel import ORGANS
 from advseg_bench.data.phantom_scanner import View
 from advseg_bench.errors import IncompatibleError, SpecError
-from advseg_bench.report import write_report
+from advseg_bench.report import panels, write_report
 from advseg_bench.suite import Suite, parse_suite
 from advseg_bench.timing import timing_key
+from advseg_bench.types import Task
 
 TEXT = """
 schema = 1
@@ -119,6 +120,26 @@ def test_the_report_speaks_of_volumes_and_names_the_slice(finished, tmp_path):
     page = paths["report.html"].read_text()
     assert f"image {meta['image']}, slice {most} of 8, fgsm dice_focal" in page
     assert "Of a volume the slice with most label is shown" in page
+
+
+@pytest.mark.parametrize(("kind", "areas", "shown"), [("multilabel", (1, 3, 2, 0), 2), ("multiclass", (0, 2, 2, 0), 2)])
+def test_the_slice_with_most_label_is_shown(kind, areas, shown):
+    truth = np.zeros((3, 4, 5, 5), bool)
+    for z, area in enumerate(areas):
+        truth[1, z, 0, :area] = True
+    if kind == "multiclass":  # the background is no label
+        truth[0] = ~truth[1]
+        truth[1, 0] = False
+    depths = np.broadcast_to(np.arange(4.0)[:, None, None], (4, 5, 5))
+    arrays = {"truth": truth, "x": depths[None], "x_adv": depths[None, None], "clean": truth, "attacked": truth[None]}
+    cut = panels._cut(Task(kind, ("a", "b", "c")), panels._Case({}, arrays, "b", "scan"))
+    assert cut.where == f"scan, slice {shown} of 4"
+    assert (cut.arrays["x"] == shown - 1).all()
+    assert {name: array.shape for name, array in cut.arrays.items()} == {
+        "truth": (3, 5, 5), "x": (1, 5, 5), "x_adv": (1, 1, 5, 5), "clean": (3, 5, 5), "attacked": (1, 3, 5, 5)
+    }  # fmt: skip
+    empty = panels._Case({}, arrays | {"truth": np.zeros_like(truth)}, "b", "scan")
+    assert panels._cut(Task(kind, ("a", "b", "c")), empty).where == "scan, slice 3 of 4"
 
 
 def test_a_run_of_volumes_is_resumed_and_repeated_bit_for_bit(finished, folder, tmp_path):

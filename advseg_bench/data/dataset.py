@@ -32,9 +32,9 @@ class Sample(NamedTuple):
     """One image in memory.
 
     Attributes:
-        image: float32 (C, H, W) in [0, 1].
-        label: bool (K, H, W) for binary and multilabel, int64 (H, W) for multiclass.
-        valid: bool (H, W).
+        image: float32 (C, *S) in [0, 1]; S is (H, W), or (D, H, W) for a volume.
+        label: bool (K, *S) for binary and multilabel, int64 (*S) for multiclass.
+        valid: bool (*S).
     """
 
     image: np.ndarray

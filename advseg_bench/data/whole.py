@@ -62,8 +62,14 @@ def say_whole(cases: Sequence[Case], headers: Sequence[Header], spec: ImageData)
     voxel = " x ".join(_range([case.spacing[axis] for case in cases]) for axis in range(3))
     return (
         f"Each image is a whole volume, resized by area to {edges} (depth, rows, columns), {how}.{padded} Spacing is "
-        f"not made equal: a resized voxel measures {voxel} mm."
+        f"not made equal: a resized voxel measures {voxel} mm.{_say_turned(headers)}"
     )
+
+
+def _say_turned(headers: Sequence[Header]) -> str:
+    """Name orientations if there are several: the same axis of two volumes is then not the same direction."""
+    found = sorted({header.axes for header in headers})
+    return f" Files differ in orientation ({', '.join(found)}), and none was turned." if len(found) > 1 else ""
 
 
 def _range(values: Sequence[float]) -> str:

@@ -21,6 +21,7 @@ from advseg_bench.report.document import Figure, Gallery, show_budget, show_numb
 from advseg_bench.report.sheets import Array, Panel, Strip, draw_sheet
 from advseg_bench.results import Run
 from advseg_bench.scores import find_scored_classes
+from advseg_bench.types import Task
 
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
 ERROR_COLOURS = {"true positive": "#0072B2", "false positive": "#F0E442", "false negative": "#D55E00"}
@@ -112,12 +113,12 @@ def _read_case(run: Run, meta: dict[str, Any], arrays: dict[str, Array]) -> _Cas
     if not case.place < len(case.sweep) == len(arrays["x_adv"]) == len(arrays["attacked"]):
         raise ValueError("arrays of another number of budgets")
     case = replace(case, worst=_find_worst_class(run, case))
-    return _cut(run, case) if arrays["truth"].ndim == 4 else case
+    return _cut(run.task, case) if arrays["truth"].ndim == 4 else case
 
 
-def _cut(run: Run, case: _Case) -> _Case:
+def _cut(task: Task, case: _Case) -> _Case:
     """Keep the slice of a volume that has most label, the first of several; the middle one if none has any."""
-    label = case.arrays["truth"][list(find_scored_classes(run.task).values())].sum(axis=(0, 2, 3))
+    label = case.arrays["truth"][list(find_scored_classes(task).values())].sum(axis=(0, 2, 3))
     z = int(label.argmax()) if label.any() else len(label) // 2
     arrays = {name: array[..., z, :, :].copy() for name, array in case.arrays.items()}  # a view would keep the rest
     return replace(case, arrays=arrays, where=f"{case.where}, slice {z + 1} of {len(label)}")

@@ -141,6 +141,14 @@ def test_the_note_tells_what_became_of_the_spacing(nnunet):
     assert note.endswith("measures 5-8 x 1 x 1.12 mm.")
 
 
+def test_the_note_names_orientations_that_differ(nnunet):
+    assert "orientation" not in load_dataset(spec(nnunet)).note
+    for part, name, array in (("imagesTr", "p1_a_0000", voxels("p1_a")), ("labelsTr", "p1_a", labels("p1_a"))):
+        volume(nnunet / part / f"{name}.nii.gz", array, affine=np.diag([-0.5, 0.75, 4.0, 1.0]))
+    note = load_dataset(spec(nnunet)).note
+    assert note.endswith("Files differ in orientation (LAS, RAS), and none was turned.")
+
+
 def test_a_volume_of_few_slices_is_padded_and_says_so(nnunet):
     data = load_dataset(spec(nnunet, size=(16, 16, 16), fit="pad"))
     sample = data.read(0)
