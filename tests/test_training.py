@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from dataclasses import replace
+from itertools import product
 from typing import ClassVar
 
 import numpy as np
@@ -243,6 +244,19 @@ def test_augmentation_of_volumes_moves_all_together(kind):
     first = label.flatten(2).sum(2).argmax(1)
     assert {int(n) for n in first} & {5, 4, 6}, "some volume is flipped in depth"
     assert len({tuple(volume.flatten().tolist()) for volume in label}) == 6
+
+
+@pytest.mark.parametrize("space", [(4, 6), (3, 4, 6)])
+def test_flips_take_every_axis(space):
+    batch, _ = make_batch("binary", n=1, space=space)
+    corner = torch.zeros(1, 1, *space)
+    corner.flatten()[0] = 1.0
+    transform = Augmentation(("flip",), space)
+    found = {
+        tuple(transform(replace(batch, x=corner), np.random.default_rng(seed)).x[0, 0].nonzero()[0].tolist())
+        for seed in range(80)
+    }
+    assert found == set(product(*((0, n - 1) for n in space)))
 
 
 def test_a_volume_is_turned_about_depth_alone():
