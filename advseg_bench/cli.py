@@ -240,11 +240,13 @@ def throughput_command(
     precision: Annotated[str, typer.Option(help="Of float32, bfloat16, float16.")] = "float32",
     prepare: Annotated[
         str, typer.Option(help='How the reference\'s model is prepared: "raw", "lean", "fold+lean", "auto" ...')
-    ] = "lean",
+    ] = "raw,lean",
     size: Annotated[int | None, typer.Option(min=8, help="Pixels; by default the suite's.")] = None,
-    classes: Annotated[int, typer.Option(min=1, help="Logit channels.")] = 3,
-    rounds: Annotated[int, typer.Option(min=2, help="Timed calls of each implementation.")] = 10,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch; by default the suite's.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Logit channels; by default 3, of a binary task 1.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Timed calls of each implementation.")] = 20,
+    threads: Annotated[int | None, typer.Option(min=1, max=256, help="Of PyTorch; by default the suite's.")] = None,
     device: Annotated[str | None, typer.Option(help="By default the accelerator, if there is one.")] = None,
     largest_batch: Annotated[bool, typer.Option("--largest-batch", help="Find the largest batch that fits.")] = False,
     out: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/throughput"),

@@ -201,6 +201,13 @@ def peak_bytes(work: Work, device: torch.device | str) -> int | None:
     return int(allocator.max_memory_allocated(device) - before)
 
 
+def is_full(error: Exception) -> bool:
+    """Whether it says that memory is full; on a CPU that is a plain `RuntimeError`, in oneDNN one that hides why."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in ("allocate memory", "bad_alloc", "could not create a primitive"))
+
+
 def free_memory() -> None:
     """Collect garbage, and give back what an accelerator's allocator keeps for later."""
     gc.collect()

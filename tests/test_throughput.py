@@ -98,6 +98,26 @@ def test_an_attack_that_does_nothing_is_fast_and_shows_it():
     assert row["fgsm"]["rise"] == 1
 
 
+def test_who_takes_fewer_gradients_has_no_ratio():
+    work = Work(reference="pgd", settings={"steps": 3}, others={"implementations:Signed": {}})
+    rows = by_name(measure_grid(replace(PLAN, work=work)))
+    assert rows["implementations:Signed"]["ratio"] is None
+    assert rows["implementations:Signed"]["images_per_s"] > 0
+    console = Console(file=io.StringIO(), width=200)
+    print_throughput(list(rows.values()), console)
+    assert "takes 1 gradients, not 3" in console.file.getvalue()
+
+
+def test_without_a_limit_nothing_is_compared(monkeypatch):
+    def fill(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("advseg_bench.throughput.contenders._differentiate", fill)
+        rows = measure_grid(PLAN)
+    assert [row["error"] for row in rows] == ["out of memory", "there is no limit to compare it with"]
+
+
 def test_who_fails_costs_the_others_nothing():
     rows = by_name(measure_grid(against("Raises", "Signed")))
     failed = rows["implementations:Raises"]
@@ -181,6 +201,10 @@ def test_memory_is_found_by_trying_and_the_process_lives():
         ({"batches": ("four",)}, "four"),
         ({"against": ("torchatacks",)}, "torchatacks"),
         ({"prepare": ("leen",)}, "did you mean.*lean"),
+        ({"prepare": ("lean", "lean")}, "each once"),
+        ({"prepare": ("cuda_graph",)}, "a CUDA device"),
+        ({"batches": ()}, "at least one"),
+        ({"device": "foo"}, "such as cpu"),
     ],
     ids=str,
 )
@@ -212,5 +236,5 @@ def test_a_table_says_what_failed_and_where_rounds_were_too_few():
     print_throughput(rows, console)
     told = console.file.getvalue()
     assert "RuntimeError: no" in told
-    assert "too few rounds" in told
+    assert "more rounds" in told
     assert draw_throughput(rows, 7).axes

@@ -35,13 +35,18 @@ def fold_batch_norms(model: nn.Module, x: Tensor) -> int:
     Args:
         model: In eval mode; it is changed, so hand over a copy.
         x: Example images.
-    Returns: How many were folded. Cost: two forwards.
-    Raises: IncompatibleError: if the logits changed by more than rounding, as where calls depend on values.
+    Returns: How many were folded. Cost: six forwards.
+    Raises: IncompatibleError: if the logits of `x`, its negative or noise changed by more than rounding, as where calls
+        depend on values.
     """
     watch = _Watch()
     with torch.no_grad(), watch:
-        before = model(x)
-    watch.count(tree_leaves(before))
+        logits = model(x)
+    watch.count(tree_leaves(logits))
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+    probes = (x, 1 - x, noise.to(x))
+    with torch.no_grad():
+        before = [logits, *(model(probe) for probe in probes[1:])]
     owners = _list_owners(model)
     pairs = [(norm, pair) for norm in watch.norms if (pair := _match(norm, watch, owners)) is not None]
     for norm, (layer, module) in pairs:
@@ -49,11 +54,15 @@ def fold_batch_norms(model: nn.Module, x: Tensor) -> int:
         _replace(model, module)
     if pairs:
         with torch.no_grad():
-            moved = float((model(x) - before).abs().max() / before.abs().max().clamp_min(1e-30))
+            moved = max(_distance(model(probe), was) for probe, was in zip(probes, before, strict=True))
         if not moved <= CLOSE:
             what = f"logits that change by at most {CLOSE:g} of the largest"
             raise IncompatibleError(expected('prepare "fold"', what, moved, 'Leave "fold" out.'))
     return len(pairs)
+
+
+def _distance(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
 
 
 @dataclass(frozen=True, slots=True)

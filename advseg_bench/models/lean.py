@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,8 +26,9 @@ class Lean(TorchFunctionMode):
     PyTorch's convolution saves its input, which only the gradient of the weight needs, although the weight is frozen;
     ReLU saves its output, of which a sign would do. Calls are replaced rather than modules, so it does not matter
     how a network makes them. A call is left as it is where its gradient needs more: weights that are not frozen,
-    activations such as SiLU, normalisation by the statistics of the batch. What is in place stays in place, and
-    nothing else becomes so. Gradients can be had once: a second derivative raises IncompatibleError.
+    activations such as SiLU, normalisation by the statistics of the batch, checkpointed parts. What is in place stays
+    in place, and nothing else becomes so. Gradients can be had once: a second derivative raises IncompatibleError.
+    Where an input is NaN, clipping activations pass a gradient that PyTorch's own may stop.
     """
 
     def __torch_function__(
@@ -39,13 +41,18 @@ class Lean(TorchFunctionMode):
         """Run a function, the lean way where there is one."""
         kwargs = kwargs or {}
         lean = _LEAN.get(func)
-        if lean is not None and torch.is_grad_enabled():
+        if lean is not None and torch.is_grad_enabled() and not _is_recorded_elsewhere():
             x = args[0] if args else kwargs.get("input")
             if type(x) is Tensor and x.requires_grad:
                 result = lean(*args, **kwargs)
                 if result is not None:
                     return result
         return func(*args, **kwargs)
+
+
+def _is_recorded_elsewhere() -> bool:
+    """Whether somebody else takes care of what is saved, as checkpoints do, which match it by its order."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 class _End(Function):
@@ -71,8 +78,8 @@ def _first_order(backward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Te
     def run(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
             result = backward(ctx, gradient)
-        if torch.is_grad_enabled():
-            result = _End.apply(result, torch.empty(0, requires_grad=True))
+        if torch.is_grad_enabled() and gradient.requires_grad:  # the way on to the images is through the gradient
+            result = _End.apply(result, gradient)
         return (result, *[None] * (len(ctx.needs_input_grad) - 1))
 
     return run
@@ -118,7 +125,7 @@ class _Normalise(Function):
     def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
         """Return the normalised input."""
         ctx.save_for_backward(mean, var, weight)
-        ctx.eps = eps
+        ctx.layout, ctx.eps = (x.shape, x.stride()), eps
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
@@ -127,7 +134,8 @@ class _Normalise(Function):
         """Return the gradient by the input; the input's values, which only the weight's needs, may be any."""
         mean, var, weight = ctx.saved_tensors
         settings = (weight, mean, var, None, None, False, ctx.eps, [True, False, False])
-        found: Tensor = _aten.native_batch_norm_backward(gradient, gradient, *settings)[0]
+        blank = gradient.new_empty_strided(*ctx.layout)
+        found: Tensor = _aten.native_batch_norm_backward(gradient, blank, *settings)[0]
         return found
 
 
@@ -168,7 +176,7 @@ class _Pool(Function):
     def forward(ctx: Any, x: Tensor, axes: int, *settings: Any) -> Tensor:
         """Return the maxima."""
         out, indices = (_aten.max_pool2d_with_indices if axes == 2 else _aten.max_pool3d_with_indices)(x, *settings)
-        ctx.save_for_backward(indices.int() if x[0, 0].numel() < 2**31 else indices)
+        ctx.save_for_backward(indices.int() if math.prod(x.shape[2:]) < 2**31 else indices)
         ctx.layout, ctx.axes, ctx.settings = (x.shape, x.stride()), axes, settings
         result: Tensor = out
         return result
@@ -213,7 +221,7 @@ def _convolve_transposed(
 def _convolve_any(x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor | None:
     """Convolve if the weights are frozen; what autocast would do to a convolution is done here, once."""
     stride, padding, dilation, transposed, output_padding, groups = settings
-    if not _is_frozen(weight, bias) or x.dim() != weight.dim():
+    if not _is_frozen(weight, bias) or x.dim() != weight.dim() or x.is_complex() or weight.is_complex():
         return None
     axes = weight.dim() - 2
     if padding == "same" and _expand(dilation, axes) == [1] * axes and all(k % 2 for k in weight.shape[2:]):
@@ -222,7 +230,7 @@ def _convolve_any(x: Tensor, weight: Tensor, bias: Tensor | None, settings: tupl
         if padding != "valid":
             return None
         padding = 0
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, weight.dtype):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     stride, padding, dilation, output_padding = (_expand(v, axes) for v in (stride, padding, dilation, output_padding))
@@ -242,7 +250,9 @@ def _normalise(
     eps: float = 1e-5,
 ) -> Tensor | None:
     """Normalise as `torch.nn.functional.batch_norm` does by fixed statistics."""
-    if training or running_mean is None or running_var is None or not _is_frozen(weight, bias):
+    if training or running_mean is None or running_var is None:
+        return None
+    if not _is_frozen(weight, bias, running_mean, running_var):
         return None
     found: Tensor = _Normalise.apply(input, running_mean, running_var, weight, bias, eps)
     return found
@@ -326,7 +336,7 @@ def _is_frozen(*tensors: Tensor | None) -> bool:
 
 def _expand(value: Any, axes: int) -> list[int]:
     """One number per axis."""
-    values = [value] if isinstance(value, int) else list(value)
+    values = list(value) if hasattr(value, "__iter__") else [int(value)]
     return values * axes if len(values) == 1 else values
 
 

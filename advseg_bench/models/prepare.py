@@ -26,6 +26,10 @@ TOLERATED = 2.0
 """A prepared model's gradient may be so many times as far from the float64 one as the model's own."""
 
 
+_BOUND = ("compile", "cuda_graph")
+"""Steps that belong to one object."""
+
+
 class Prepared(nn.Module):
     """A frozen copy of a model, in eval mode, with the same logits up to the rounding of its steps.
 
@@ -37,9 +41,9 @@ class Prepared(nn.Module):
     def __init__(self, net: nn.Module, steps: Sequence[str]) -> None:
         super().__init__()
         self.net, self.steps = net, tuple(steps)
-        self._run: Callable[[Tensor], Any] = lambda x: net(x)  # a module would be registered a second time
+        self._run: Callable[[Tensor], Any] | None = None  # what stands for the net, if not itself
         if "compile" in steps:
-            self._run = torch.compile(self._run)
+            self._run = torch.compile(lambda x: net(x))
 
     @property
     def exact(self) -> bool:
@@ -56,8 +60,18 @@ class Prepared(nn.Module):
                 stack.enter_context(torch.autocast(x.device.type, getattr(torch, name)))
             if "lean" in self.steps:
                 stack.enter_context(Lean())
-            logits: Tensor = self._run(x)
+            logits: Any = (self._run or self.net)(x)
+        if not isinstance(logits, Tensor):
+            raise IncompatibleError(expected("prepared model", "a tensor of logits", type(logits).__name__))
         return logits.to(dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
+        """Copy the net; what was compiled or recorded belongs to the old one, and the copy does without."""
+        return Prepared(copy.deepcopy(self.net, memo), [name for name in self.steps if name not in _BOUND]).eval()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As `__deepcopy__`."""
+        return {**self.__dict__, "_run": None, "steps": tuple(name for name in self.steps if name not in _BOUND)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +110,7 @@ def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
             keeps less for the backward and every bit (`models.lean`), "channels_last" stores channels innermost,
             "bfloat16" and "float16" are autocast, "compile" is `torch.compile`, "cuda_graph" replays a recorded
             gradient for images of the shape of `x`. Where one cannot be used, an error says so.
-    Returns: The prepared copy. Cost: up to three forwards, and what compiling takes.
+    Returns: The prepared copy. Cost: up to six forwards, and what compiling takes.
     Raises:
         SpecError: a step that does not exist or cannot be done here.
         IncompatibleError: the model cannot be copied, or folding changes its logits.
@@ -188,7 +202,11 @@ def _compare(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, ...]])
         except IncompatibleError as error:
             rejected[_name(steps)] = str(error)
             continue
-        found = gradient_error(prepared, x, reference)
+        try:
+            found = gradient_error(prepared, x, reference)
+        except Exception as error:  # whatever it is, the model as it is can be attacked
+            rejected[_name(steps)] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
         if found <= TOLERATED * raw_error:
             choices.append(Choice(prepared, prepared.steps, found, raw_error, rejected))
         else:

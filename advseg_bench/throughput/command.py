@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from advseg_bench import catalogue, environment, meter
+from advseg_bench.cache import make_folder
 from advseg_bench.equivalents import find_equivalents
 from advseg_bench.errors import SpecError, expected, unknown
 from advseg_bench.suite import Suite
@@ -33,7 +34,7 @@ class Options:
     steps: int | None
     loss: str
     against: tuple[str, ...]
-    classes: int
+    classes: int | None
     size: int | None
     batches: tuple[str, ...]
     precisions: tuple[str, ...]
@@ -46,8 +47,9 @@ class Options:
 
 def run(options: Options, out: Path, console: Console) -> None:
     """Measure, print and write. Raises: UserError."""
-    torch.set_num_threads(options.threads or options.suite.compute.threads)
     plan, missing = make_plan(options)
+    torch.set_num_threads(options.threads or options.suite.compute.threads)
+    make_folder(out)
     for toolkit in missing:
         console.print(f"{toolkit} has no {options.attack}: left out", markup=False)
     with Progress(console=console, transient=True) as bar:
@@ -76,9 +78,6 @@ def make_plan(options: Options) -> tuple[Plan, list[str]]:
     known = {spec.name: spec for spec in suite.models}
     for name in options.models:
         _check("model", name, known)
-    for text in options.prepare:
-        if text != AUTO:
-            catalogue.read_steps(text)
     if options.attack == "fgsm" and options.steps:
         raise SpecError("throughput: fgsm has one step. Remove --steps.")
     settings: dict[str, Any] = {"steps": options.steps} if options.steps else {}
@@ -88,7 +87,20 @@ def make_plan(options: Options) -> tuple[Plan, list[str]]:
     batches = [int(text) for text in options.batches if text.isdecimal() and int(text) > 0]
     if len(batches) != len(options.batches):
         raise SpecError(expected("throughput: batches", "whole numbers above 0", ",".join(options.batches)))
-    device = torch.device(options.device) if options.device else meter.default_device()
+    for what, values in (("batch", options.batches), ("precision", options.precisions), ("prepare", options.prepare)):
+        if not values or len(set(values)) < len(values):
+            raise SpecError(expected(f"throughput: {what}", "at least one, each once", ",".join(values)))
+    if options.size and not isinstance(suite.data.size, int):
+        raise SpecError("throughput: --size is one edge, and the suite has volumes. Remove it.")
+    if options.classes and suite.data.task == "binary":
+        raise SpecError("throughput: a binary task has one class. Remove --classes.")
+    try:
+        device = torch.device(options.device) if options.device else meter.default_device()
+    except RuntimeError:
+        raise SpecError(expected("throughput: device", "such as cpu or cuda:0", options.device)) from None
+    for text in options.prepare:
+        if text != AUTO and "cuda_graph" in catalogue.read_steps(text) and device.type != "cuda":
+            raise SpecError(expected("throughput: prepare", "a CUDA device for cuda_graph", str(device)))
     environment.describe_device(str(device))
     plan = Plan(
         work=Work(reference=options.attack, settings=settings, others=others, loss=options.loss),
@@ -106,7 +118,7 @@ def make_plan(options: Options) -> tuple[Plan, list[str]]:
 
 
 def _count_classes(options: Options) -> int:
-    return 1 if options.suite.data.task == "binary" else options.classes
+    return 1 if options.suite.data.task == "binary" else options.classes or 3
 
 
 def _check(what: str, value: str, known: Any) -> None:
@@ -116,11 +128,11 @@ def _check(what: str, value: str, known: Any) -> None:
 
 def _add_shares(rows: list[Row], plan: Plan) -> None:
     """Operations a second, where a gradient is two forwards, against the fastest matrix product of this machine."""
-    peaks = {name: meter.matrix_peak(plan.device, PRECISIONS[name]) for name in plan.precisions}
+    peaks = {name: meter.matrix_peak(plan.device, PRECISIONS[name]) for name in ("float32", *plan.precisions)}
     for row in rows:
         if row["error"] is None:
-            row["flops_per_s"] = 2 * row["flops"] * row["gradients"] * row["images_per_s"]
-            row["peak_share"] = row["flops_per_s"] / peaks[row["precision"]]
+            row["flops_per_s"] = 2 * row["flops"] * row["backwards"] * row["images_per_s"]
+            row["peak_share"] = row["flops_per_s"] / max(peaks["float32"], peaks[row["precision"]])
 
 
 def _add_largest(rows: list[Row], plan: Plan, show: Any) -> None:

@@ -62,7 +62,7 @@ class Contender:
         implementation: `LIMIT`, the reference's name, or a toolkit's class.
         preparation: `RAW`, or the steps of `models.prepare`, joined by "+"; in brackets if `AUTO` chose them.
         model: What it attacks, for whoever wants to count.
-        gradients: How many it takes one after another.
+        gradients: How many the reference takes one after another; whoever takes fewer has no ratio.
         call: Attacks the batch once.
     """
 

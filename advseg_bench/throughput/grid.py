@@ -19,7 +19,7 @@ from advseg_bench.models.weights import count_parameters
 from advseg_bench.plugins import load_object
 from advseg_bench.properties import count_flops
 from advseg_bench.specs import ModelSpec
-from advseg_bench.throughput.contenders import LIMIT, Contender, Work, draw_batch, list_contenders
+from advseg_bench.throughput.contenders import LIMIT, RAW, Contender, Work, draw_batch, list_contenders
 from advseg_bench.types import Batch, Task
 
 Row = dict[str, Any]
@@ -77,9 +77,15 @@ def measure_grid(plan: Plan, progress: Progress = lambda what, done, total: None
         known |= {"attack": plan.work.reference, "loss": plan.work.loss}
         for j, (precision, n) in enumerate(points):
             progress(f"{spec.name}, {precision}, batch {n}", i * len(points) + j, len(plan.models) * len(points))
-            batch = draw_batch(plan.channels, plan.size, plan.task, n, plan.device)
             place = known | {"precision": precision, "batch": n}
-            rows += [place | row for row in _measure_point(plan, model, batch, precision)]
+            try:
+                batch = draw_batch(plan.channels, plan.size, plan.task, n, plan.device)
+                rows += [place | row for row in _measure_point(plan, model, batch, precision)]
+            except (RuntimeError, MemoryError) as error:
+                if not meter.is_full(error):
+                    raise
+                rows.append(place | {"implementation": LIMIT, "preparation": RAW, "error": "out of memory"})
+                meter.free_memory()
     return rows
 
 
@@ -94,11 +100,13 @@ def _measure_point(plan: Plan, model: nn.Module, batch: Batch, precision: str) -
         if error is None:
             alive[i] = contender
     if 0 not in alive:
-        return rows
+        return [row | {"error": row["error"] or "there is no limit to compare it with"} for row in rows]
     samples = meter.measure({str(i): each.call for i, each in alive.items()}, device=plan.device, rounds=plan.rounds)
     for i, contender in alive.items():
         rows[i] |= _time(contender, samples[str(i)], samples["0"], batch, plan.device)
         rows[i] |= _count(contender, model, batch, plan.work)
+        if rows[i]["backwards"] < contender.gradients:
+            rows[i] |= dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
     first = next((row["rise"] for row in rows if row["implementation"] == plan.work.reference and "rise" in row), 0)
     for row in rows:
         row["rise"] = row["rise"] / first if first and row.get("rise") is not None else None
@@ -111,7 +119,7 @@ def _try(contender: Contender) -> str | None:
         contender.call()
     except Exception as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]
-        full = isinstance(error, torch.OutOfMemoryError)
+        full = meter.is_full(error)
         error.__traceback__ = None  # it holds the tensors that filled the memory
         del error
         meter.free_memory()

@@ -91,7 +91,7 @@ def try_batch(trial: Trial, n: int) -> bool:
         reference = list_contenders(trial.work, model, batch, [trial.preparation], trial.precision)[1]
         reference.call()
     except (RuntimeError, MemoryError) as error:
-        if not _is_full(error):
+        if not meter.is_full(error):
             raise
         full = True
     meter.free_memory()
@@ -155,10 +155,3 @@ def _model(trial: Trial) -> nn.Module:
         _kept.clear()
         _kept[key] = model.to(trial.device).eval().requires_grad_(False)
     return _kept[key]
-
-
-def _is_full(error: Exception) -> bool:
-    """Allocations on a CPU fail as a plain `RuntimeError`, those of oneDNN without saying why."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error) for words in ("allocate memory", "bad_alloc", "could not create a primitive"))

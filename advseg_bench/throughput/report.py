@@ -53,10 +53,10 @@ SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 """Columns of `throughput.parquet`: one implementation on one model at one batch size and precision.
 
 `flops` are those of one forward of one image. `ratio` is the limit's time for `gradients` gradients over the
-implementation's, paired by round, with its 95 % interval. `forwards` and `backwards` are counted, per image. `rise` is
-by how much the result raises the raw model's attack loss, over what the reference's does: 1 if they do the same.
-`flops_per_s` counts a gradient as two forwards, and `peak_share` is its part of what this machine's largest matrix
-product reaches at the same precision. `seconds` are all samples of a call.
+implementation's, paired by round, with its 95 % interval; null for who takes fewer gradients. `forwards` and
+`backwards` are counted, per image. `rise` is by how much the result raises the raw model's attack loss, over what the
+reference's does: 1 if they do the same. `flops_per_s` takes a gradient for two forwards, and
+`peak_share` is its part of what this machine's largest matrix product reaches. `seconds` are all samples of a call.
 """
 
 
@@ -78,13 +78,22 @@ def print_throughput(rows: Sequence[Row], console: Console) -> None:
     for i in range(len(rows)):
         table.add_row(*(escape(columns[name][i]) for name in told))
     console.print(table, highlight=False)
+    console.print(
+        "of the limit: its time over the implementation's in the same round, the median; [more rounds]: too few, or "
+        "too alike, for an interval. Toolkits attack the raw model.",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
 
 
 def _show_ratio(row: Row) -> str:
     if row["implementation"] == LIMIT:
         return "1"
+    if row["ratio"] is None:
+        return f"takes {row['backwards']:g} gradients, not {row['gradients']}"
     if math.isinf(row["ratio_high"]):
-        return f"{row['ratio']:.3f} [too few rounds]"
+        return f"{row['ratio']:.3f} [more rounds]"
     return f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
 
 
@@ -135,7 +144,7 @@ def write_throughput(rows: Sequence[Row], about: Mapping[str, Any], out: Path) -
 
 def draw_throughput(rows: Sequence[Row], width: float) -> Drawing:
     """Draw each implementation's share of the limit with its interval, a line of marks for each model and batch."""
-    sound = [row for row in rows if row["error"] is None and row["implementation"] != LIMIT]
+    sound = [row for row in rows if row.get("ratio") is not None and row["implementation"] != LIMIT]
     places = list(dict.fromkeys(_place(row) for row in sound))
     labels = list(dict.fromkeys(_label(row) for row in sound))
     drawing = Drawing(figsize=(width, 1.2 + 0.16 * max(1, len(places)) * (len(labels) + 1)), layout="constrained")

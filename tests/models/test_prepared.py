@@ -1,4 +1,5 @@
 import copy
+import pickle
 from collections.abc import Callable
 
 import monai.networks.nets as nets
@@ -6,6 +7,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from advseg_bench import meter
@@ -296,3 +298,62 @@ def test_the_peak_of_one_gradient_at_224_pixels(steps: list[str]) -> None:
     prepared = prepare(net, x[:1], steps)
     ours, raw = (meter.peak_bytes(lambda each=each: differentiate(each, x), "cpu") for each in (prepared, net))
     assert ours <= 0.45 * raw
+
+
+def test_a_gradient_penalty_is_refused_where_the_raw_path_would_be_pruned():
+    x = draw(2, 3, 32, 32)
+    prepared = prepare(build("resnet18"), x, ["lean"])
+    leaf = x.clone().requires_grad_()
+    loss = prepared(leaf).square().mean()
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    with pytest.raises(IncompatibleError, match="differentiated once"):
+        torch.autograd.grad(loss + gradient.square().sum(), leaf)
+
+
+def test_a_copy_of_a_prepared_model_runs_its_own_net():
+    x = draw(2, 3, 32, 32)
+    prepared = prepare(build("resnet18"), x, ["lean"])
+    for other in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+        assert torch.equal(other(x), prepared(x))
+        for parameter in other.parameters():
+            parameter.data.zero_()
+        assert not torch.equal(other(x), prepared(x))
+
+
+class Checkpointed(nn.Module):
+    """A convolution whose input has its weight's shape, so that nothing but order tells what was saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(lambda v: self.conv(v).relu(), x, use_reentrant=False)
+
+
+def test_checkpointed_parts_stay_as_they_are():
+    model, x = make(Checkpointed).eval().requires_grad_(False), draw(8, 8, 3, 3)
+    found = []
+    for net in (model, prepare(model, x, ["lean"])):
+        leaf = x.clone().requires_grad_()
+        found.append(torch.autograd.grad(net(leaf).square().sum(), leaf)[0])
+    assert torch.equal(*found)
+
+
+class Branches(nn.Module):
+    """Uses its convolution a second time where an image is bright."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.norm.running_mean.fill_(0.3)
+
+    def forward(self, x):
+        out = self.norm(self.conv(x))
+        return out + self.conv(x) if x.mean() > 0.5 else out
+
+
+def test_calls_that_depend_on_values_are_not_folded():
+    model, x = make(Branches).eval().requires_grad_(False), 0.4 * draw(2, 3, 8, 8)
+    with pytest.raises(IncompatibleError, match="logits that change"):
+        prepare(model, x, ["fold"])
