@@ -135,7 +135,10 @@ else:
     for score in ("dice", "diff", "drop"):
         run.table(score, by=("model", "attack", "loss", "settings", "norm", "eps"))
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+if sys.platform == "linux":  # where getrusage tells of the parent, too, if that was larger
+    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps([len(run.rows), wall, cpu, peak]))
 """
 

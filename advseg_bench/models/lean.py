@@ -85,6 +85,22 @@ def _first_order(backward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Te
     return run
 
 
+_PIECE = 1 << 20
+"""Values that are worked on at a time: enough to keep threads busy, and few enough for a processor's cache."""
+
+
+def _cut(dense: Tensor) -> tuple[Tensor, ...]:
+    """All values in the order in which they lie in memory, a piece at a time."""
+    return torch.split(dense.as_strided((dense.numel(),), (1,)), _PIECE)
+
+
+def _stand_in(gradient: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+    """A tensor of a shape and layout, for a kernel that asks for an input of which it does not need the values."""
+    if gradient.shape == shape and gradient.stride() == stride:
+        return gradient
+    return gradient.new_empty_strided(shape, stride)
+
+
 class _Geometry(NamedTuple):
     """The settings of a convolution, as PyTorch's one operator for all of them takes them."""
 
@@ -111,10 +127,8 @@ class _Convolve(Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient by the input, of which only the shape matters."""
         (weight,) = ctx.saved_tensors
-        blank = gradient.new_empty_strided(*ctx.layout)  # its layout decides that of the result
-        found: Tensor = _aten.convolution_backward(gradient, blank, weight, None, *ctx.geometry, [True, False, False])[
-            0
-        ]
+        settings = (weight, None, *ctx.geometry, [True, False, False])
+        found: Tensor = _aten.convolution_backward(gradient, _stand_in(gradient, *ctx.layout), *settings)[0]
         return found
 
 
@@ -134,8 +148,7 @@ class _Normalise(Function):
         """Return the gradient by the input; the input's values, which only the weight's needs, may be any."""
         mean, var, weight = ctx.saved_tensors
         settings = (weight, mean, var, None, None, False, ctx.eps, [True, False, False])
-        blank = gradient.new_empty_strided(*ctx.layout)
-        found: Tensor = _aten.native_batch_norm_backward(gradient, blank, *settings)[0]
+        found: Tensor = _aten.native_batch_norm_backward(gradient, _stand_in(gradient, *ctx.layout), *settings)[0]
         return found
 
 
@@ -160,12 +173,18 @@ class _Gate(Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient by the input."""
         (keep,) = ctx.saved_tensors
-        if ctx.slope is None:
-            passed: Tensor = _aten.threshold_backward(gradient, keep, 0)
-        elif isinstance(ctx.slope, Tensor):
-            passed = gradient * (keep + (1 - keep) * ctx.slope)
-        else:
-            passed = _aten.leaky_relu_backward(gradient, keep, ctx.slope, False)
+        if isinstance(ctx.slope, Tensor):
+            passed: Tensor = gradient * (keep + (1 - keep) * ctx.slope)
+            return passed
+        back = _aten.threshold_backward if ctx.slope is None else _aten.leaky_relu_backward
+        settings = (0,) if ctx.slope is None else (ctx.slope, False)
+        if keep.numel() <= _PIECE or keep.device.type != "cpu" or gradient.stride() != keep.stride():
+            passed = back(gradient, keep, *settings)
+            return passed
+        # A kernel that is given int8 and float32 makes the int8 float32 first, in memory that it then has to ask for.
+        passed, room = torch.empty_like(gradient), gradient.new_empty(_PIECE)
+        for part, mask, result in zip(*(_cut(tensor) for tensor in (gradient, keep, passed)), strict=True):
+            back.grad_input(part, room[: len(mask)].copy_(mask), *settings, grad_input=result)
         return passed
 
 
@@ -185,9 +204,9 @@ class _Pool(Function):
     @_first_order
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient by the input, of which only the layout matters."""
-        blank = gradient.new_empty_strided(*ctx.layout)
         back = _aten.max_pool2d_with_indices_backward if ctx.axes == 2 else _aten.max_pool3d_with_indices_backward
-        found: Tensor = back(gradient, blank, *ctx.settings, ctx.saved_tensors[0].long())
+        indices = ctx.saved_tensors[0].long()
+        found: Tensor = back(gradient, _stand_in(gradient, *ctx.layout), *ctx.settings, indices)
         return found
 
 

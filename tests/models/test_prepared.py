@@ -14,6 +14,7 @@ from advseg_bench import meter
 from advseg_bench.catalogue import read_steps
 from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.guard import ModelGuard
+from advseg_bench.models import lean as leaning
 from advseg_bench.models import prepare as preparation
 from advseg_bench.models.fold import fold_batch_norms
 from advseg_bench.models.prepare import (
@@ -86,6 +87,18 @@ def test_lean_keeps_every_bit_and_less_memory(name: str) -> None:
         assert torch.equal(ours, theirs)
     peaks = [meter.peak_bytes(lambda each=each: differentiate(each, x), "cpu") for each in (lean, net)]
     assert peaks[0] < 0.85 * peaks[1]
+
+
+@pytest.mark.parametrize("steps", [["lean"], ["lean", "channels_last"], ["lean", "bfloat16"]])
+@pytest.mark.parametrize("net", [nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(), nn.ReLU6(), nn.PReLU()], ids=repr)
+def test_masks_are_applied_piece_by_piece(net: nn.Module, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    x = 8 * draw(2, 3, 17, 19) - 1
+    model = make(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), net, nn.Conv2d(4, 2, 1))).requires_grad_(False)
+    raw = differentiate(prepare(model, x, [step for step in steps if step != "lean"]), x)
+    for piece in (leaning._PIECE, 100, 2584, 2):  # one, with a rest, without one, many
+        monkeypatch.setattr(leaning, "_PIECE", piece)
+        for ours, theirs in zip(differentiate(prepare(model, x, steps), x), raw, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
