@@ -179,8 +179,8 @@ class _Gate(Function):
         back = _aten.threshold_backward if ctx.slope is None else _aten.leaky_relu_backward
         settings = (0,) if ctx.slope is None else (ctx.slope, False)
         if keep.numel() <= _PIECE or keep.device.type != "cpu" or gradient.stride() != keep.stride():
-            passed = back(gradient, keep, *settings)
-            return passed
+            whole: Tensor = back(gradient, keep, *settings)
+            return whole
         # A kernel that is given int8 and float32 makes the int8 float32 first, in memory that it then has to ask for.
         passed, room = torch.empty_like(gradient), gradient.new_empty(_PIECE)
         for part, mask, result in zip(*(_cut(tensor) for tensor in (gradient, keep, passed)), strict=True):
