@@ -76,8 +76,8 @@ def run(
     Args:
         suite: What to run.
         out: The run directory; made if need be.
-        workers: Processes; 1 works in this one. More need the caller's script to be importable
-            (`if __name__ == "__main__":`).
+        workers: Processes; 1 works in this one, which keeps the memory it frees from then on (`allocator`). More need
+            the caller's script to be importable (`if __name__ == "__main__":`).
         device: Where models and images are put, such as "cuda".
         shard: Images a unit of work; results do not depend on it.
         progress: Told what has been done.

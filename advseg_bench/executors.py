@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from advseg_bench import profiling
+from advseg_bench.allocator import keep_freed_memory
 from advseg_bench.errors import UserError, WorkerError
 
 Emit = Callable[[str, int, int], None]
@@ -49,6 +50,7 @@ def open_executor(workers: int, threads: int, emit: Emit) -> Iterator[Executor]:
         emit: Called in this process with every progress event.
     """
     if workers == 1:
+        keep_freed_memory()
         with _threads(threads):
             yield _InProcess(emit)
         return
@@ -216,6 +218,7 @@ def _start_worker(threads: int, events: Any) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    keep_freed_memory()
     profiling.start_in_worker()
     _emit_from_worker = lambda what, done, total: events.put((what, done, total))  # noqa: E731
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from advseg_bench import environment, meter
+from advseg_bench.allocator import keep_freed_memory
 
 ROUNDS = 10
 
@@ -15,6 +16,7 @@ ROUNDS = 10
 @pytest.fixture(scope="session")
 def device() -> str:
     """The accelerator, if there is one."""
+    keep_freed_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     return str(meter.default_device())
 

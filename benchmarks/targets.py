@@ -30,6 +30,7 @@ from rich.table import Table
 from works import RESNET18, make_scene, sweep_works
 
 from advseg_bench import environment, meter
+from advseg_bench.allocator import keep_freed_memory
 from advseg_bench.batches import move_batch
 from advseg_bench.counter import Counter
 from advseg_bench.equivalents import find_equivalents
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
     given = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     asked = Asked(given.size, given.batch, given.rounds, given.device or str(meter.default_device()))
     console = Console(width=120)

@@ -14,7 +14,7 @@ PACKAGE = Path(find_spec("advseg_bench").origin).parent
 TOOLKITS = ("art", "torchattacks", "foolbox", "ray", "advseg_adapters")
 
 FLOORS = [
-    {"types", "errors", "profiling"},
+    {"types", "errors", "profiling", "allocator"},
     {"catalogue", "cache", "tally"},
     {"plugins"},
     {"toolkits"},

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -85,13 +84,19 @@ def _first_order(backward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Te
     return run
 
 
-_PIECE = 1 << 20
+_PIECE = 1 << 21
 """Values that are worked on at a time: enough to keep threads busy, and few enough for a processor's cache."""
 
 
-def _cut(dense: Tensor) -> tuple[Tensor, ...]:
-    """All values in the order in which they lie in memory, a piece at a time."""
-    return torch.split(dense.as_strided((dense.numel(),), (1,)), _PIECE)
+def _can_be_cut(*tensors: Tensor) -> bool:
+    """Whether tensors lie in memory alike, the last without gaps, and it pays to go over them piece by piece."""
+    last = tensors[-1]
+    return last.numel() > _PIECE and last.device.type == "cpu" and all(t.stride() == last.stride() for t in tensors)
+
+
+def _cut(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Go over tensors that can be cut, a piece of each at a time, in the order in which they lie in memory."""
+    return zip(*(torch.split(t.as_strided((t.numel(),), (1,)), _PIECE) for t in tensors), strict=True)
 
 
 def _stand_in(gradient: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
@@ -157,12 +162,22 @@ class _Gate(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, run: _Run, keep: Tensor | None, slope: Any, inplace: bool) -> Tensor:
-        """Run the activation; `slope` counts where the mask `keep` is 0, None for 0. No mask: where the result is 0.
+        """Run the activation; `slope` counts where `keep` is false, None for 0. Without `keep`: where the result is 0.
 
-        Masks are int8: with a bool, PyTorch's kernels take ten times as long.
+        Masks are made as bool and used as int8: the kernels of the other kind take several times as long.
         """
-        out = run(x)
-        ctx.save_for_backward(out.bool().view(torch.int8) if keep is None else keep)
+        if keep is None:
+            keep = torch.empty_like(x, dtype=torch.bool)
+            if inplace and _can_be_cut(x, keep):
+                out = x
+                for part, kept in _cut(x, keep):
+                    kept.copy_(run(part))
+            else:
+                out = run(x)
+                keep.copy_(out)
+        else:
+            out = run(x)
+        ctx.save_for_backward(keep.view(torch.int8))
         ctx.slope = slope
         if inplace:
             ctx.mark_dirty(x)
@@ -178,13 +193,13 @@ class _Gate(Function):
             return passed
         back = _aten.threshold_backward if ctx.slope is None else _aten.leaky_relu_backward
         settings = (0,) if ctx.slope is None else (ctx.slope, False)
-        if keep.numel() <= _PIECE or keep.device.type != "cpu" or gradient.stride() != keep.stride():
+        if not _can_be_cut(gradient, keep):
             whole: Tensor = back(gradient, keep, *settings)
             return whole
         # A kernel that is given int8 and float32 makes the int8 float32 first, in memory that it then has to ask for.
         passed, room = torch.empty_like(gradient), gradient.new_empty(_PIECE)
-        for part, mask, result in zip(*(_cut(tensor) for tensor in (gradient, keep, passed)), strict=True):
-            back.grad_input(part, room[: len(mask)].copy_(mask), *settings, grad_input=result)
+        for part, kept, result in _cut(gradient, keep, passed):
+            back.grad_input(part, room[: len(kept)].copy_(kept), *settings, grad_input=result)
         return passed
 
 
@@ -195,7 +210,7 @@ class _Pool(Function):
     def forward(ctx: Any, x: Tensor, axes: int, *settings: Any) -> Tensor:
         """Return the maxima."""
         out, indices = (_aten.max_pool2d_with_indices if axes == 2 else _aten.max_pool3d_with_indices)(x, *settings)
-        ctx.save_for_backward(indices.int() if math.prod(x.shape[2:]) < 2**31 else indices)
+        ctx.save_for_backward(indices)
         ctx.layout, ctx.axes, ctx.settings = (x.shape, x.stride()), axes, settings
         result: Tensor = out
         return result
@@ -205,8 +220,7 @@ class _Pool(Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient by the input, of which only the layout matters."""
         back = _aten.max_pool2d_with_indices_backward if ctx.axes == 2 else _aten.max_pool3d_with_indices_backward
-        indices = ctx.saved_tensors[0].long()
-        found: Tensor = back(gradient, _stand_in(gradient, *ctx.layout), *ctx.settings, indices)
+        found: Tensor = back(gradient, _stand_in(gradient, *ctx.layout), *ctx.settings, *ctx.saved_tensors)
         return found
 
 
@@ -292,15 +306,15 @@ def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fal
     if negative_slope < 0:
         return None
     run = F.leaky_relu_ if inplace else F.leaky_relu
-    keep = _compare(torch.gt, input, 0)
-    return _gate(input, partial(run, negative_slope=negative_slope), keep, negative_slope, inplace)
+    return _gate(input, partial(run, negative_slope=negative_slope), input.detach() > 0, negative_slope, inplace)
 
 
 def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor | None:
     """Clip; ReLU6 is this, from 0 to 6."""
     run = partial(F.hardtanh_ if inplace else F.hardtanh, min_val=min_val, max_val=max_val)
-    outside = _compare(torch.le, input, min_val).bitwise_or_(_compare(torch.ge, input, max_val))
-    return _gate(input, run, outside.bitwise_xor_(1), None, inplace)
+    x = input.detach()
+    outside = (x <= min_val).logical_or_(x >= max_val)  # and not its contrary, which a NaN is not either
+    return _gate(input, run, outside.logical_not_(), None, inplace)
 
 
 def _relu6(input: Tensor, inplace: bool = False) -> Tensor | None:
@@ -313,12 +327,7 @@ def _prelu(input: Tensor, weight: Tensor) -> Tensor | None:
     if not _is_frozen(weight) or input.dtype != weight.dtype or input.dim() < 2:
         return None
     slope = weight.view(-1, *[1] * (input.dim() - 2))
-    return _gate(input, lambda x: torch.prelu(x, weight), _compare(torch.gt, input, 0), slope, False)
-
-
-def _compare(how: Callable[..., Tensor], x: Tensor, bound: float) -> Tensor:
-    """1 where a comparison holds, else 0, as int8."""
-    return how(x.detach(), bound, out=torch.empty_like(x, dtype=torch.int8, requires_grad=False))
+    return _gate(input, lambda x: torch.prelu(x, weight), input.detach() > 0, slope, False)
 
 
 def _gate(x: Tensor, run: _Run, keep: Tensor | None, slope: Any, inplace: bool) -> Tensor | None:

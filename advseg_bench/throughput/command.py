@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from advseg_bench import catalogue, environment, meter
+from advseg_bench.allocator import keep_freed_memory
 from advseg_bench.cache import make_folder
 from advseg_bench.equivalents import find_equivalents
 from advseg_bench.errors import SpecError, expected, unknown
@@ -48,6 +49,7 @@ class Options:
 def run(options: Options, out: Path, console: Console) -> None:
     """Measure, print and write. Raises: UserError."""
     plan, missing = make_plan(options)
+    keep_freed_memory()
     torch.set_num_threads(options.threads or options.suite.compute.threads)
     make_folder(out)
     for toolkit in missing:

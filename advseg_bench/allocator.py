@@ -1,0 +1,30 @@
+"""What the C library does with memory that is freed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Names of glibc's malloc.h."""
+
+SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
+"""Environment variables by which a user may have decided otherwise."""
+
+
+def keep_freed_memory() -> bool:
+    """Have this process keep the memory it frees, for what it allocates next; for the rest of its life.
+
+    glibc returns every block of more than 32 MB to the system when it is freed, and what lies at the end of the heap.
+    A gradient frees and allocates as much over and over, and the system fills each page that it hands out with zeros:
+    of an FGSM at 224 pixels, batch 4, that was 27 % of the time (a U-Net with VGG13; with ResNet-18, 28 %). The most
+    memory that the process holds at a time grows a little, by fragments (there: 12 %).
+
+    Returns: Whether it was done: only with glibc, and unless one of `SETTINGS` is set.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in SETTINGS):
+        return False
+    tell = ctypes.CDLL(None).mallopt
+    return bool(tell(M_MMAP_MAX, 0) and tell(M_TRIM_THRESHOLD, -1))
