@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Names of glibc's malloc.h."""
 
 SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
@@ -24,7 +24,19 @@ def keep_freed_memory() -> bool:
 
     Returns: Whether it was done: only with glibc, and unless one of `SETTINGS` is set.
     """
+    return _tell({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
+
+
+def return_freed_memory() -> bool:
+    """Have this process return every block of more than 64 KB when it is freed: what it holds is what is in use.
+
+    Returns: Whether it was done, as `keep_freed_memory`.
+    """
+    return _tell({M_MMAP_THRESHOLD: 1 << 16, M_TRIM_THRESHOLD: 1 << 16})
+
+
+def _tell(settings: dict[int, int]) -> bool:
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in SETTINGS):
         return False
     tell = ctypes.CDLL(None).mallopt
-    return bool(tell(M_MMAP_MAX, 0) and tell(M_TRIM_THRESHOLD, -1))
+    return all(tell(name, value) for name, value in settings.items())

@@ -84,14 +84,14 @@ def _first_order(backward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Te
     return run
 
 
-_PIECE = 1 << 21
+_PIECE = 1 << 19
 """Values that are worked on at a time: enough to keep threads busy, and few enough for a processor's cache."""
 
 
 def _can_be_cut(*tensors: Tensor) -> bool:
     """Whether tensors lie in memory alike, the last without gaps, and it pays to go over them piece by piece."""
     last = tensors[-1]
-    return last.numel() > _PIECE and last.device.type == "cpu" and all(t.stride() == last.stride() for t in tensors)
+    return last.numel() > 2 * _PIECE and last.device.type == "cpu" and all(t.stride() == last.stride() for t in tensors)
 
 
 def _cut(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from advseg_bench import meter
+from advseg_bench.allocator import return_freed_memory
 from advseg_bench.models.build import build_model
 from advseg_bench.specs import ModelSpec
 from advseg_bench.throughput.contenders import Work, draw_batch, list_contenders
@@ -127,6 +128,7 @@ class _Cell:
 def _try_limited(trial: Trial, n: int, allowed: int) -> bool:
     """`try_batch`, with so many bytes of address space beyond what is mapped once it has run on one image."""
     torch.set_num_threads(trial.threads)
+    return_freed_memory()  # else the limit would be above memory that earlier tries have left
     if repr(trial) not in _kept:
         try_batch(trial, 1)  # starts threads and loads kernels, which map memory that no image needs
     with _limited(allowed):
