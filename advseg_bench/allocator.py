@@ -32,7 +32,7 @@ def return_freed_memory() -> bool:
 
     Returns: Whether it was done, as `keep_freed_memory`.
     """
-    return _tell({M_MMAP_THRESHOLD: 1 << 16, M_TRIM_THRESHOLD: 1 << 16})
+    return _tell({M_MMAP_MAX: 1 << 16, M_MMAP_THRESHOLD: 1 << 16, M_TRIM_THRESHOLD: 1 << 16})
 
 
 def _tell(settings: dict[int, int]) -> bool:

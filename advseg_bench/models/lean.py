@@ -189,8 +189,7 @@ class _Gate(Function):
         """Return the gradient by the input."""
         (keep,) = ctx.saved_tensors
         if isinstance(ctx.slope, Tensor):
-            passed: Tensor = gradient * (keep + (1 - keep) * ctx.slope)
-            return passed
+            return torch.where(keep.view(torch.bool), gradient, gradient * ctx.slope)
         back = _aten.threshold_backward if ctx.slope is None else _aten.leaky_relu_backward
         settings = (0,) if ctx.slope is None else (ctx.slope, False)
         if not _can_be_cut(gradient, keep):
@@ -285,7 +284,7 @@ def _normalise(
     """Normalise as `torch.nn.functional.batch_norm` does by fixed statistics."""
     if training or running_mean is None or running_var is None:
         return None
-    if not _is_frozen(weight, bias, running_mean, running_var):
+    if not _is_frozen(weight, bias, running_mean, running_var) or not input.numel():
         return None
     found: Tensor = _Normalise.apply(input, running_mean, running_var, weight, bias, eps)
     return found
@@ -310,7 +309,9 @@ def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fal
 
 
 def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor | None:
-    """Clip; ReLU6 is this, from 0 to 6."""
+    """Clip; ReLU6 is this, from 0 to 6. In float16 PyTorch compares with bounds that it has not rounded."""
+    if input.dtype == torch.float16:
+        return None
     run = partial(F.hardtanh_ if inplace else F.hardtanh, min_val=min_val, max_val=max_val)
     x = input.detach()
     outside = (x <= min_val).logical_or_(x >= max_val)  # and not its contrary, which a NaN is not either
@@ -325,6 +326,8 @@ def _relu6(input: Tensor, inplace: bool = False) -> Tensor | None:
 def _prelu(input: Tensor, weight: Tensor) -> Tensor | None:
     """Rectify, with learned slopes below 0."""
     if not _is_frozen(weight) or input.dtype != weight.dtype or input.dim() < 2:
+        return None
+    if torch.is_autocast_enabled(input.device.type):
         return None
     slope = weight.view(-1, *[1] * (input.dim() - 2))
     return _gate(input, lambda x: torch.prelu(x, weight), input.detach() > 0, slope, False)
@@ -349,7 +352,7 @@ def _pool(
     return_indices: bool = False,
 ) -> Tensor | None:
     """Pool as `torch.nn.functional.max_pool2d` or `max_pool3d` does."""
-    if return_indices or input.dim() != axes + 2:
+    if return_indices or input.dim() != axes + 2 or torch.is_autocast_enabled(input.device.type):
         return None
     stride = kernel_size if stride is None or stride == [] else stride
     settings = [_expand(value, axes) for value in (kernel_size, stride, padding, dilation)]

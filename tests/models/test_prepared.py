@@ -1,6 +1,8 @@
 import copy
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 
 import monai.networks.nets as nets
 import pytest
@@ -17,6 +19,7 @@ from advseg_bench.guard import ModelGuard
 from advseg_bench.models import lean as leaning
 from advseg_bench.models import prepare as preparation
 from advseg_bench.models.fold import fold_batch_norms
+from advseg_bench.models.lean import Lean
 from advseg_bench.models.prepare import (
     Prepared,
     gradient_error,
@@ -87,6 +90,37 @@ def test_lean_keeps_every_bit_and_less_memory(name: str) -> None:
         assert torch.equal(ours, theirs)
     peaks = [meter.peak_bytes(lambda each=each: differentiate(each, x), "cpu") for each in (lean, net)]
     assert peaks[0] < 0.85 * peaks[1]
+
+
+def norm(x: Tensor) -> Tensor:
+    return F.batch_norm(x, torch.zeros(4), torch.full((4,), 2.0))
+
+
+def steep(x: Tensor) -> Tensor:
+    return F.prelu(x, torch.tensor([0.123456, torch.inf, -1.5, 0.0])[: x.shape[1]])
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "low"),
+    [
+        (norm, torch.zeros(0, 4, 6, 6), False),
+        (partial(F.max_pool3d, kernel_size=2), draw(1, 2, 4, 4, 4).bfloat16(), True),
+        (partial(F.max_pool2d, kernel_size=2), draw(1, 2, 4, 4).bfloat16(), True),
+        (steep, 1 - 2 * draw(2, 4, 3, 3), False),
+        (steep, 1 - 2 * draw(2, 4, 3, 3), True),
+        (partial(F.hardtanh, min_val=-0.1, max_val=0.1), torch.full((1, 4, 2, 2), 0.1).half(), False),
+    ],
+)
+def test_corners_of_single_functions(function: Callable[[Tensor], Tensor], x: Tensor, low: bool) -> None:
+    found = []
+    for mode in (Lean(), nullcontext()):
+        leaf = x.clone().requires_grad_()
+        with mode, torch.autocast("cpu", torch.bfloat16, enabled=low):
+            out = function(leaf)
+        found.append((out.detach(), torch.autograd.grad(out, leaf, torch.ones_like(out))[0]))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("steps", [["lean"], ["lean", "channels_last"], ["lean", "bfloat16"]])
