@@ -65,11 +65,7 @@ class Samples:
 
 def default_device() -> torch.device:
     """Return the accelerator if there is one that works, else the CPU; a CUDA build needs no GPU."""
-    try:
-        found = torch.accelerator.current_accelerator(check_available=True)
-    except TypeError:  # torch 2.6 knows no such argument
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def synchronize(device: torch.device | str) -> None:
