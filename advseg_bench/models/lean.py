@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -84,21 +84,6 @@ def _first_order(backward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Te
     return run
 
 
-_PIECE = 1 << 19
-"""Values that are worked on at a time: enough to keep threads busy, and few enough for a processor's cache."""
-
-
-def _can_be_cut(*tensors: Tensor) -> bool:
-    """Whether tensors lie in memory alike, the last without gaps, and it pays to go over them piece by piece."""
-    last = tensors[-1]
-    return last.numel() > 2 * _PIECE and last.device.type == "cpu" and all(t.stride() == last.stride() for t in tensors)
-
-
-def _cut(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Go over tensors that can be cut, a piece of each at a time, in the order in which they lie in memory."""
-    return zip(*(torch.split(t.as_strided((t.numel(),), (1,)), _PIECE) for t in tensors), strict=True)
-
-
 def _stand_in(gradient: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
     """A tensor of a shape and layout, for a kernel that asks for an input of which it does not need the values."""
     if gradient.shape == shape and gradient.stride() == stride:
@@ -166,17 +151,9 @@ class _Gate(Function):
 
         Masks are made as bool and used as int8: the kernels of the other kind take several times as long.
         """
+        out = run(x)
         if keep is None:
-            keep = torch.empty_like(x, dtype=torch.bool)
-            if inplace and _can_be_cut(x, keep):
-                out = x
-                for part, kept in _cut(x, keep):
-                    kept.copy_(run(part))
-            else:
-                out = run(x)
-                keep.copy_(out)
-        else:
-            out = run(x)
+            keep = torch.empty_like(out, dtype=torch.bool).copy_(out)
         ctx.save_for_backward(keep.view(torch.int8))
         ctx.slope = slope
         if inplace:
@@ -190,15 +167,12 @@ class _Gate(Function):
         (keep,) = ctx.saved_tensors
         if isinstance(ctx.slope, Tensor):
             return torch.where(keep.view(torch.bool), gradient, gradient * ctx.slope)
-        back = _aten.threshold_backward if ctx.slope is None else _aten.leaky_relu_backward
-        settings = (0,) if ctx.slope is None else (ctx.slope, False)
-        if not _can_be_cut(gradient, keep):
-            whole: Tensor = back(gradient, keep, *settings)
-            return whole
-        # A kernel that is given int8 and float32 makes the int8 float32 first, in memory that it then has to ask for.
-        passed, room = torch.empty_like(gradient), gradient.new_empty(_PIECE)
-        for part, kept, result in _cut(gradient, keep, passed):
-            back.grad_input(part, room[: len(kept)].copy_(kept), *settings, grad_input=result)
+        # A kernel that is given int8 and float32 makes a float32 of the int8 first: that can be the result, in place.
+        passed = torch.empty_like(gradient).copy_(keep)
+        if ctx.slope is None:
+            _aten.threshold_backward.grad_input(gradient, passed, 0, grad_input=passed)
+        else:
+            _aten.leaky_relu_backward.grad_input(gradient, passed, ctx.slope, False, grad_input=passed)
         return passed
 
 

@@ -16,7 +16,6 @@ from advseg_bench import meter
 from advseg_bench.catalogue import read_steps
 from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.guard import ModelGuard
-from advseg_bench.models import lean as leaning
 from advseg_bench.models import prepare as preparation
 from advseg_bench.models.fold import fold_batch_norms
 from advseg_bench.models.lean import Lean
@@ -95,10 +94,7 @@ def test_lean_keeps_every_bit_and_less_memory(name: str) -> None:
 @pytest.mark.parametrize("net", [nn.ReLU(), nn.LeakyReLU(0.5)], ids=repr)
 @pytest.mark.parametrize("given", ["plain", "channels last", "expanded"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_gradient_may_lie_in_memory_in_another_way(
-    net: nn.Module, given: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leaning, "_PIECE", 10)
+def test_a_gradient_may_lie_in_memory_in_another_way(net: nn.Module, given: str, layout: torch.memory_format) -> None:
     x = (draw(2, 3, 4, 5) - 0.5).contiguous(memory_format=layout).requires_grad_()
     gradient = {
         "plain": draw(2, 3, 4, 5),
@@ -144,14 +140,12 @@ def test_corners_of_single_functions(function: Callable[[Tensor], Tensor], x: Te
 
 @pytest.mark.parametrize("steps", [["lean"], ["lean", "channels_last"], ["lean", "bfloat16"]])
 @pytest.mark.parametrize("net", [nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(), nn.ReLU6(), nn.PReLU()], ids=repr)
-def test_masks_are_applied_piece_by_piece(net: nn.Module, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_pass_what_the_activation_passes(net: nn.Module, steps: list[str]) -> None:
     x = 8 * draw(2, 3, 17, 19) - 1
     model = make(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), net, nn.Conv2d(4, 2, 1))).requires_grad_(False)
     raw = differentiate(prepare(model, x, [step for step in steps if step != "lean"]), x)
-    for piece in (leaning._PIECE, 100, 646, 2):  # one, with a rest, without one, many
-        monkeypatch.setattr(leaning, "_PIECE", piece)
-        for ours, theirs in zip(differentiate(prepare(model, x, steps), x), raw, strict=True):
-            assert torch.equal(ours, theirs)
+    for ours, theirs in zip(differentiate(prepare(model, x, steps), x), raw, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
