@@ -67,11 +67,10 @@ def open_executor(workers: int, threads: int, emit: Emit) -> Iterator[Executor]:
                     pool.submit(os.getpid)
             interrupts.kill(pool)
             yield _Processes(pool, workers)
-        except BaseException:
-            # A run that ends early must not wait for a training: what a worker has not returned is computed again.
-            _kill(pool)
-            raise
         finally:
+            # A run that ends early must not wait for a training: what a worker has not returned is computed again.
+            # One that is through need not wait either, for workers that take seconds to unload their libraries.
+            _kill(pool)
             pool.shutdown(wait=True, cancel_futures=True)
             stop.set()
             listener.join(timeout=1)

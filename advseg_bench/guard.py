@@ -80,10 +80,10 @@ class ModelGuard:
                 tensor.requires_grad_(requires_grad)
                 tensor.grad = None
         if hooks != self.hooks:
-            for module, saved in zip(self.modules, self.hooks, strict=True):
-                for name, entries in saved.items():
+            for i, module in enumerate(self.modules):
+                for name in HOOKS:
                     getattr(module, name).clear()
-                    getattr(module, name).update(entries)
+                    getattr(module, name).update(self.hooks.get((i, name), {}))
         return bool(changed) or flags != self.flags or hooks != self.hooks
 
     def _read_marks(self) -> list[tuple[int, int]]:
@@ -93,8 +93,10 @@ class ModelGuard:
         training = [module.training for module in self.modules]
         return training, [t.requires_grad for t in self.tensors], [t.grad is not None for t in self.tensors]
 
-    def _read_hooks(self) -> list[dict[str, dict[Any, Any]]]:
-        return [{name: dict(getattr(module, name)) for name in HOOKS} for module in self.modules]
+    def _read_hooks(self) -> dict[tuple[int, str], dict[Any, Any]]:
+        """Those that there are, by place of the module and kind."""
+        found = ((i, name, getattr(module, name)) for i, module in enumerate(self.modules) for name in HOOKS)
+        return {(i, name): dict(hooks) for i, name, hooks in found if hooks}
 
 
 @contextmanager
