@@ -35,6 +35,9 @@ UsageError = cast(type[Exception], typer.BadParameter.__base__)
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite, or the path of a TOML file.")]
 Profile = Annotated[str | None, typer.Option(help="One of the suite's profiles, such as cpu of wang2024.")]
 DataPath = Annotated[Path | None, typer.Option("--data", help="Where the data set is, in place of the suite's path.")]
+Formats = Annotated[
+    list[str] | None, typer.Option("--format", help="Write figures in this too: png or pdf. May be given twice.")
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core, at most one per model.")]
 
 
@@ -87,7 +90,7 @@ def run_command(
     from advseg_bench.benchmark import run
     from advseg_bench.profiling import measure_times
     from advseg_bench.progress import show_progress
-    from advseg_bench.report import print_report, write_report
+    from advseg_bench.report import write_report
 
     used = workers or default_workers(loaded)
     spent: dict[str, float] = {}
@@ -96,8 +99,7 @@ def run_command(
             spent = stack.enter_context(measure_times())
         with show_progress(console) as progress:
             finished = run(loaded, folder, workers=used, device=device, shard=shard, progress=progress)
-        paths = write_report(finished)
-        print_report(finished, console)
+        paths = write_report(finished, console=console)
     if profile_time:
         _print_profile(spent)
     for page in (path for path in paths if path.suffix == ".html"):
@@ -116,15 +118,13 @@ def run_command(
 def report_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; by default RUN/report.")] = None,
+    formats: Formats = None,
 ) -> None:
     """Make the report of a run again: terminal tables, Markdown, CSV, figures and a one-file HTML page."""
-    from advseg_bench.report import print_report, write_report
+    from advseg_bench.report import write_report
     from advseg_bench.results import Run
 
-    opened = Run(run)
-    paths = write_report(opened, out)
-    print_report(opened, console)
-    for path in paths:
+    for path in write_report(Run(run), out, formats=formats or (), console=console):
         if path.suffix in (".html", ".md"):
             console.print(str(path), soft_wrap=True, highlight=False)
 
@@ -133,12 +133,13 @@ def report_command(
 def claims_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, one for each data set.")],
     out: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/claims"),
+    formats: Formats = None,
 ) -> None:
     """Judge the claims of arXiv 2401.11224 on one or more runs: tables, figures, Markdown and a one-file HTML page."""
     from advseg_bench.report import write_claims
     from advseg_bench.results import Run
 
-    for path in write_claims([Run(run) for run in runs], out):
+    for path in write_claims([Run(run) for run in runs], out, formats=formats or ()):
         if path.suffix in (".html", ".md"):
             console.print(str(path), soft_wrap=True, highlight=False)
 

@@ -11,24 +11,30 @@ import polars.selectors as cs
 from rich.console import Console
 
 from advseg_bench.cache import make_folder, write_bytes
-from advseg_bench.errors import RecordError
+from advseg_bench.errors import RecordError, SpecError, expected
 from advseg_bench.profiling import timed
 from advseg_bench.report import figures, panels
 from advseg_bench.report.claims import compose_claims
 from advseg_bench.report.contents import compose
 from advseg_bench.report.document import WIDE, Document, Figure, Gallery, Table
 from advseg_bench.report.page import render_html, render_markdown
+from advseg_bench.report.sheets import encode_sheet
 from advseg_bench.report.terminal import print_document
 from advseg_bench.results import Run
 
-__all__ = ["print_report", "write_claims", "write_report"]
+__all__ = ["FORMATS", "write_claims", "write_report"]
+
+FORMATS = ("png", "pdf")
+"""What figures can be written in, beside the SVG of charts and the PNG of sheets."""
 
 T = TypeVar("T")
 
 
 @timed("report")
-def write_report(run: Run, out: Path | None = None) -> list[Path]:
-    """Write the report of a run: Markdown, one HTML file, tables as CSV, figures as SVG and PNG.
+def write_report(
+    run: Run, out: Path | None = None, *, formats: Sequence[str] = (), console: Console | None = None
+) -> list[Path]:
+    """Write the report of a run: Markdown, one HTML file, tables as CSV, charts as SVG, sheets of pictures as PNG.
 
     A run that is not finished is reported as far as it is, and says so. The same rows give the same bytes
     under the same versions of the libraries. Where a claim of arXiv 2401.11224 can be asked, its page is written too.
@@ -36,59 +42,73 @@ def write_report(run: Run, out: Path | None = None) -> list[Path]:
     Args:
         run: What to report.
         out: The folder; `report` in the run directory if None.
-    Returns: The files written: report.html, report.md, claims.html, claims.md, tables/*.csv, figures/*.svg,
-        figures/*.png.
-    Raises: RecordError: if a file of the run is damaged, or the folder cannot be written.
+        formats: Of `FORMATS`; every figure is written in these too.
+        console: Where to print its sentences and main tables; nowhere if None.
+    Returns: The files written: report.html, report.md, claims.html, claims.md, tables/*.csv, figures/*.
+    Raises:
+        RecordError: if a file of the run is damaged, or the folder cannot be written.
+        SpecError: a format that there is not.
     """
+    _check_formats(formats)
     folder = run.path / "report" if out is None else Path(out)
     document = compose(run)
-    paths = _write(document, folder, "report", panels.list_class_colours(run))
+    paths = _write(document, folder, "report", panels.list_class_colours(run), formats)
     if any(section.anchor == "claims" for section in document.sections):
-        paths += _write(compose_claims((run,)), folder, "claims", ())
+        paths += _write(compose_claims((run,)), folder, "claims", (), formats)
+    if console is not None:
+        print_document(document, console)
     return paths
 
 
-def write_claims(runs: Sequence[Run], out: Path) -> list[Path]:
+def write_claims(runs: Sequence[Run], out: Path, *, formats: Sequence[str] = ()) -> list[Path]:
     """Write the claims page of one or more runs, each on a data set of its own.
 
     Args:
         runs: What to judge.
         out: The folder.
-    Returns: The files written: claims.html, claims.md, tables/*.csv, figures/*.svg, figures/*.png.
-    Raises: RecordError: as `write_report`, or if a run is given twice.
+        formats: As for `write_report`.
+    Returns: The files written: claims.html, claims.md, tables/*.csv, figures/*.
+    Raises: as `write_report`; RecordError also if a run is given twice.
     """
+    _check_formats(formats)
     paths = [run.path.resolve() for run in runs]
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise RecordError(f"{twice[0]}: this run is given twice. Give each run once.")
-    return _write(compose_claims(runs), out, "claims", ())
+    return _write(compose_claims(runs), out, "claims", (), formats)
 
 
-def _write(document: Document, folder: Path, stem: str, colours: tuple[tuple[str, str], ...]) -> list[Path]:
+def _check_formats(formats: Sequence[str]) -> None:
+    """Refuse formats that figures cannot be written in. Raises: SpecError."""
+    for name in formats:
+        if name not in FORMATS:
+            raise SpecError(expected("format", " or ".join(FORMATS), name))
+
+
+def _write(
+    document: Document, folder: Path, stem: str, colours: tuple[tuple[str, str], ...], formats: Sequence[str]
+) -> list[Path]:
     """Write a document in every format, with its tables and figures."""
     for part in ("tables", "figures"):
         make_folder(folder / part)
-    drawn = list(_find(document, Figure))
-    drawn += [figure for gallery in _find(document, Gallery) for figure in gallery.figures]
-    pictures = {figure.name: figures.render(figure, WIDE, "svg", "png") for figure in drawn}
-    wide = {name: svg for name, (svg, _) in pictures.items()}
-    files = {
-        f"{stem}.html": render_html(document, wide, colours).encode(),
-        f"{stem}.md": render_markdown(document).encode(),
-    }
+    files: dict[str, bytes] = {}
+    wide = {}
+    for figure in _find(document, Figure):
+        kinds = dict.fromkeys(("svg", *formats))
+        for kind, data in zip(kinds, figures.render(figure, WIDE, *kinds), strict=True):
+            files[f"figures/{figure.name}.{kind}"] = data
+        wide[figure.name] = files[f"figures/{figure.name}.svg"]
+    for sheet in (sheet for gallery in _find(document, Gallery) for sheet in gallery.sheets):
+        image = sheet.draw()
+        for kind in dict.fromkeys(("png", *formats)):
+            files[f"figures/{sheet.name}.{kind}"] = encode_sheet(image, kind)
     for table in _find(document, Table):
         if table.data is not None:
             files[f"tables/{table.name}.csv"] = _as_csv(table.data)
-    for name, (svg, png) in pictures.items():
-        files |= {f"figures/{name}.svg": svg, f"figures/{name}.png": png}
+    files[f"{stem}.md"] = render_markdown(document).encode()
+    files[f"{stem}.html"] = render_html(document, wide, colours).encode()
     for name, data in files.items():
         write_bytes(folder / name, data)
     return [folder / name for name in files]
-
-
-@timed("report")
-def print_report(run: Run, console: Console) -> None:
-    """Print the report's sentences and main tables on a terminal. Raises: as `write_report`."""
-    print_document(compose(run), console)
 
 
 def _find(document: Document, kind: type[T]) -> list[T]:

@@ -69,7 +69,8 @@ def make_sweep_figure(run: Run, budgets: Budgets, series: Sequence[Series]) -> F
         left_out,
     )
     name = "dice_eps" if budgets.norm == "linf" else f"dice_eps_{budgets.norm}"
-    return Figure(name, "Dice against eps", _join(sentences), partial(_draw_sweep, run, budgets, drawn))
+    panels = _list_model_panels(run, drawn)
+    return Figure(name, "Dice against eps", _join(sentences), partial(_draw_multiples, panels, budgets))
 
 
 def make_class_figure(run: Run, budgets: Budgets, series: tuple[Series, ...]) -> Figure | None:
@@ -104,7 +105,7 @@ def _join(sentences: Iterable[str]) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _draw_sweep(run: Run, budgets: Budgets, series: Sequence[Series], width: float) -> Drawing:
+def _list_model_panels(run: Run, series: Sequence[Series]) -> list[Panel]:
     """A panel per model, with its size."""
     table = run.table("dice", by=(*IDENTITY, "eps"))
     clean = {row["model"]: row for row in table.iter_rows(named=True) if row["attack"] == "none"}
@@ -122,7 +123,7 @@ def _draw_sweep(run: Run, budgets: Budgets, series: Sequence[Series], width: flo
             lines.append(Line(mark, [clean[model], *points], blocks))
         parameters = run.models.get(model, {}).get("parameters")
         panels.append((f"{model}\n{shorten(parameters)} parameters" if parameters else model, lines))
-    return _draw_multiples(panels, budgets, width)
+    return panels
 
 
 def _list_class_panels(run: Run, budgets: Budgets, strongest: dict[str, Row], labels: dict[str, str]) -> list[Panel]:

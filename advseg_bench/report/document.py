@@ -11,6 +11,7 @@ from advseg_bench.cells import show_eps
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure as Drawing
+    from PIL.Image import Image
 
     from advseg_bench.report.sheets import Panel
 
@@ -78,6 +79,23 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class Sheet:
+    """Pictures on a page for print.
+
+    Attributes:
+        name: File stem.
+        title: One line.
+        caption: What is shown.
+        draw: Makes the page.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[], Image]
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """Sentences: a paragraph each, or a list."""
 
@@ -95,12 +113,12 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Images of single cases, and the same as figures for print."""
+    """Images of single cases, and the same on sheets for print."""
 
     title: str
     caption: str
     panels: tuple[Panel, ...]
-    figures: tuple[Figure, ...]
+    sheets: tuple[Sheet, ...]
 
 
 Block = Table | Figure | Text | Code | Gallery

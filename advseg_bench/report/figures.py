@@ -14,6 +14,7 @@ import matplotlib
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
@@ -41,8 +42,10 @@ STYLE: dict[str, Any] = {
     "lines.markersize": 4,
     "legend.frameon": False,
     "svg.fonttype": "none",
-    "image.composite_image": False,  # an SVG then holds each picture as it is
 }
+
+_DATED = {"svg": "Date", "pdf": "CreationDate", "png": "Software"}
+"""What would make two files of the same drawing differ."""
 
 FEWEST_MODELS = 8
 """Under this many models a caption says that no correlation can be told from chance."""
@@ -80,7 +83,7 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
     Args:
         figure: What to draw.
         width: Inches.
-        kinds: Any of "svg" and "png" (200 dots an inch).
+        kinds: Any of "svg", "pdf" and "png" (200 dots an inch).
     Returns: The files' bytes, the same for the same numbers and version of matplotlib.
     """
     files = []
@@ -93,8 +96,11 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
             drawing.set_layout_engine("none")
         for kind in kinds:
             buffer = io.BytesIO()
-            metadata = {"Date": None} if kind == "svg" else {"Software": None}
-            drawing.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+            metadata = {_DATED[kind]: None}
+            if kind == "svg":  # `savefig` would draw everything once more, for a layout that is done
+                FigureCanvasSVG(drawing).print_svg(buffer, metadata=metadata)
+            else:
+                drawing.savefig(buffer, format=kind, dpi=200, metadata=metadata)
             files.append(buffer.getvalue())
     return files
 

@@ -73,9 +73,9 @@ def _as_markdown(block: object, section: str) -> list[str]:
             return [f"![{block.title}](figures/{block.name}.svg)", "", block.caption]
         case Gallery():
             lines = []
-            for figure in block.figures:
-                own = [_escape(figure.caption), ""] if figure.caption != block.caption else []
-                lines += [f"![{figure.title}](figures/{figure.name}.png)", "", *own]
+            for sheet in block.sheets:
+                own = [_escape(sheet.caption), ""] if sheet.caption != block.caption else []
+                lines += [f"![{sheet.title}](figures/{sheet.name}.png)", "", *own]
             return [*lines, block.caption]
         case Table():
             head = [column.label for column in block.columns]

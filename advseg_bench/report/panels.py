@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from advseg_bench.errors import RecordError
-from advseg_bench.report.document import Figure, Gallery, show_budget, show_number
+from advseg_bench.report.document import Gallery, Sheet, show_budget, show_number
 from advseg_bench.report.sheets import Array, Panel, Strip, draw_sheet
 from advseg_bench.results import Run
 from advseg_bench.scores import find_scored_classes
@@ -64,7 +64,7 @@ class _Case:
 def make_galleries(run: Run) -> tuple[Gallery, ...]:
     """Make the galleries of a run: each model's best and worst case, and the worst over eps.
 
-    Returns: Only galleries that have a picture, with a figure for print of all cases, and one per model over eps.
+    Returns: Only galleries that have a picture, with a sheet for print of all cases, and one per model over eps.
     Raises: RecordError: naming a file that cannot be read.
     """
     cases = _load_cases(run)
@@ -74,15 +74,15 @@ def make_galleries(run: Run) -> tuple[Gallery, ...]:
     galleries = []
     if alone:
         title, caption = "Best and worst cases", _caption_cases(run)
-        figure = Figure("panels", title, caption, partial(draw_sheet, alone, keys))
-        galleries.append(Gallery(title, caption, alone, (figure,)))
+        sheet = Sheet("panels", title, caption, partial(draw_sheet, alone, keys))
+        galleries.append(Gallery(title, caption, alone, (sheet,)))
     if swept:
         caption = _caption_sweeps(run)
-        figures = tuple(
-            Figure(f"panels_{model}", panel.title, panel.caption, partial(draw_sheet, (panel,), keys))
+        sheets = tuple(
+            Sheet(f"panels_{model}", panel.title, panel.caption, partial(draw_sheet, (panel,), keys))
             for model, panel in swept.items()
         )
-        galleries.append(Gallery("Worst cases over eps", caption, tuple(swept.values()), figures))
+        galleries.append(Gallery("Worst cases over eps", caption, tuple(swept.values()), sheets))
     return tuple(galleries)
 
 

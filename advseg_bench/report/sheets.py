@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import io
-import textwrap
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Drawing
-from matplotlib.patches import Patch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+
+from advseg_bench.report.document import WIDE
 
 LARGEST_SIDE = 128
-PRINT_WIDTH = 6.5
-"""Inches that a case over eps is wide at most: at that its rows fit on a page."""
-LETTER = 0.052
-"""Inches that a letter of 7 points takes at most, on average."""
-KEY_STYLE: dict[str, Any] = {"fontsize": 7, "handlelength": 1, "borderaxespad": 0, "borderpad": 0, "columnspacing": 1.2}
+DPI = 200
+"""Dots an inch of what is made for print."""
+NARROWER = 6.5
+"""Inches that a case over eps is wide: at that its rows fit on a page."""
+EDGE, GAP, LINE, KEY_LINE = 0.1, 0.06, 0.13, 0.2
+"""Inches: around a sheet, between pictures, of a line of 7 points, of a line of a legend."""
 
 Array = np.ndarray[Any, Any]
+Font = ImageFont.FreeTypeFont
+
+_NEVER = time.gmtime(0)
+"""The date of every PDF."""
 Key = Sequence[tuple[str, str]]
 """Name and colour of each entry of a legend."""
 
@@ -59,95 +66,151 @@ def encode_png(tile: Array) -> bytes:
         size = tuple(max(1, round(side * LARGEST_SIDE / largest)) for side in image.size)
         image = image.resize(size, Image.Resampling.BOX)  # type: ignore[arg-type]
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]], width: float) -> Drawing:
-    """Draw rows of pictures under their panels' headings, placed by hand: a layout engine takes seconds for so many.
+def encode_sheet(image: Image.Image, kind: str) -> bytes:
+    """Write a sheet as "png" or "pdf", the same bytes for the same sheet."""
+    buffer = io.BytesIO()
+    if kind == "png":
+        image.save(buffer, format="PNG", dpi=(DPI, DPI))
+    else:
+        image.save(buffer, format="PDF", resolution=DPI, creationDate=_NEVER, modDate=_NEVER)
+    return buffer.getvalue()
+
+
+def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]]) -> Image.Image:
+    """Draw rows of pictures under their panels' headings, for print.
 
     Args:
         panels: With the same columns.
         keys: Titles and entries of the legends below.
-        width: Inches; rows with labels stay within `PRINT_WIDTH`.
+    Returns: The sheet at `DPI`, as wide as a page; narrower where rows have labels.
     """
     titles, labelled = panels[0].titles, bool(panels[0].strips[0].label)
-    width = min(width, PRINT_WIDTH) if labelled else width
-    edge, gap, line = 0.1, 0.06, 0.13
-    start = edge + (0.32 if labelled else 0)
-    side = (width - start - edge - gap * (len(titles) - 1)) / len(titles)
-    places = [start + column * (side + gap) for column in range(len(titles))]
-    letters = int((width - 2 * edge) / LETTER)
-    headings = [textwrap.wrap(f"{panel.title}, {panel.caption}", letters) for panel in panels]
-    lines = [handles for title, key in keys for handles in _split_key(title, key, width)]
-    above = [len(heading) * line + 0.04 for heading in headings]
-    head = 0.33
-    strips = sum(len(panel.strips) for panel in panels) * (side + gap)
-    height = edge + sum(above) + head + strips + 0.05 + 0.2 * len(lines)
-    drawing = Drawing(figsize=(width, height))
-    paper = _spread_paper(drawing)
-    top = height - edge
-    for i, panel in enumerate(panels):
-        drawing.text(edge / width, top / height, "\n".join(headings[i]), fontsize=7, va="top")
-        top -= above[i] + (0 if i else head)
+    width = NARROWER if labelled else WIDE
+    start = EDGE + (0.32 if labelled else 0)
+    side = (width - start - EDGE - GAP * (len(titles) - 1)) / len(titles)
+    places = [start + column * (side + GAP) for column in range(len(titles))]
+    headings = [_wrap(f"{panel.title}, {panel.caption}", width - 2 * EDGE, _font()) for panel in panels]
+    heads = _fit_titles(titles, side)
+    legend = [line for title, key in keys for line in _split_key(title, key, width - 2 * EDGE)]
+    room = max(len(lines) for lines, _ in heads) * LINE + GAP
+    text = room + sum(len(heading) * LINE + GAP for heading in headings)
+    height = 2 * EDGE + text + sum(len(panel.strips) for panel in panels) * (side + GAP) + len(legend) * KEY_LINE
+
+    paper = Paper(width, height)
+    top = EDGE
+    for i, (panel, heading) in enumerate(zip(panels, headings, strict=True)):
+        for line in heading:
+            paper.write(line, EDGE, top)
+            top += LINE
         if not i:
-            _write_titles(drawing, titles, places, top, side)
+            top += room
+            for (lines, font), place in zip(heads, places, strict=True):
+                for up, line in enumerate(reversed(lines), 1):
+                    paper.write(line, place, top - up * LINE, font)
+        top += GAP
         for strip in panel.strips:
-            label = drawing.text(edge / width, (top - side / 2) / height, strip.label.replace(": ", "\n"))
-            label.set(fontsize=7, rotation=90, ha="left", va="center", ma="center")
-            _draw_tiles(paper, strip.tiles, places, top, side)
-            top -= side + gap
-    for handles in lines:
-        place = (edge / width, top / height)
-        key = drawing.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=len(handles), **KEY_STYLE)
-        key.get_texts()[0].set_fontweight("bold")
-        top -= 0.2
-    return drawing
+            if strip.label:
+                paper.write_upwards(strip.label.split(": "), EDGE, top + side / 2)
+            for place, tile in zip(places, strip.tiles, strict=True):
+                paper.paste(tile, place, top, side)
+            top += side + GAP
+    for title, entries in legend:
+        paper.write(title, EDGE, top, _font(bold=True))
+        left = EDGE + _measure(title, _font(bold=True)) + 2 * GAP
+        for name, colour in entries:
+            paper.fill(colour, left, top, 0.1)
+            paper.write(name, left + 0.15, top)
+            left += _width_of_entry(name)
+        top += KEY_LINE
+    return paper.image
 
 
-def _spread_paper(drawing: Drawing) -> Axes:
-    """Axes over a whole drawing, in inches: axes for each picture would take longer to make than to draw."""
-    width, height = drawing.get_size_inches()
-    paper = drawing.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
-    paper.set_axis_off()
-    return paper
+class Paper:
+    """A white page that is written on in inches from its upper left corner."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.image = Image.new("RGB", (_dots(width), _dots(height)), "white")
+        self.pen = ImageDraw.Draw(self.image)
+
+    def write(self, text: str, left: float, top: float, font: Font | None = None) -> None:
+        """Write one line."""
+        self.pen.text((_dots(left), _dots(top)), text, fill="black", font=font or _font())
+
+    def write_upwards(self, lines: Sequence[str], left: float, middle: float) -> None:
+        """Write lines that run from bottom to top, each in the middle of a place."""
+        for i, line in enumerate(lines):
+            size = (_dots(_measure(line, _font())) + 2, _dots(LINE))
+            label = Image.new("RGB", size, "white")
+            ImageDraw.Draw(label).text((0, 0), line, fill="black", font=_font())
+            label = label.transpose(Image.Transpose.ROTATE_90)
+            self.image.paste(label, (_dots(left + i * LINE), _dots(middle) - label.height // 2))
+
+    def paste(self, tile: Array, left: float, top: float, side: float) -> None:
+        """Place a picture in the middle of a square, its pixels repeated and not blurred."""
+        scale = _dots(side) / max(tile.shape[:2])
+        height, width = (max(1, round(length * scale)) for length in tile.shape[:2])
+        picture = Image.fromarray(tile).resize((width, height), Image.Resampling.NEAREST)
+        self.image.paste(picture, (_dots(left + side / 2) - width // 2, _dots(top + side / 2) - height // 2))
+
+    def fill(self, colour: str, left: float, top: float, side: float) -> None:
+        """Fill a square with a colour."""
+        corners = (_dots(left), _dots(top), _dots(left + side), _dots(top + side))
+        self.pen.rectangle(corners, fill=colour, outline="#555555")
 
 
-def _draw_tiles(paper: Axes, tiles: Sequence[Array], places: Sequence[float], top: float, side: float) -> None:
-    """Place pictures side by side, each in the middle of its square."""
-    for place, picture in zip(places, tiles, strict=True):
-        high, wide = (side / max(picture.shape[:2]) * length for length in picture.shape[:2])
-        left, foot = place + (side - wide) / 2, top - (side + high) / 2
-        extent = (left, left + wide, foot, foot + high)
-        paper.imshow(_enlarge(picture), interpolation="none", extent=extent, aspect="auto")
+def _fit_titles(titles: Sequence[str], side: float) -> list[tuple[list[str], Font]]:
+    """What each column shows, on lines of one size that is small enough for every word."""
+    longest = max(_measure(word, _font(bold=True)) for title in titles for word in title.split())
+    font = _font(bold=True, shrink=min(1.0, side / longest))
+    return [(_wrap(title, side, font), font) for title in titles]
 
 
-def _write_titles(drawing: Drawing, titles: Sequence[str], places: Sequence[float], foot: float, side: float) -> None:
-    """Write what each column shows above it, on two lines and smaller where it has no room."""
-    width, height = drawing.get_size_inches()
-    bold = 0.078
-    wrapped = [textwrap.fill(title, max(int(side / bold), 1), break_long_words=False) for title in titles]
-    longest = max(len(line) for text in wrapped for line in text.split("\n"))
-    size = 8 * min(1.0, side / (bold * longest))
-    for text, place in zip(wrapped, places, strict=True):
-        drawing.text(place / width, (foot + 0.06) / height, text, fontsize=size, weight="bold", va="bottom")
-
-
-def _split_key(title: str, entries: Key, width: float) -> list[list[Patch]]:
-    """The legend of colours, in as many lines as the width asks for; each begins with a title or a blank."""
-    lines: list[list[Patch]] = []
-    room = 0.0
+def _split_key(title: str, entries: Key, width: float) -> list[tuple[str, Key]]:
+    """The legend of colours, in as many lines as the width asks for; the first begins with its title."""
+    lines: list[tuple[str, list[tuple[str, str]]]] = [(title, [])]
+    room = width - _measure(title, _font(bold=True)) - 2 * GAP
     for name, colour in entries:
-        needed = 0.4 + LETTER * len(name)
-        if needed > room:
-            lines.append([Patch(visible=False, label="" if lines else title)])
-            room = width - 1
-        lines[-1].append(Patch(facecolor=colour, edgecolor="#555555", linewidth=0.5, label=name))
-        room -= needed
+        if _width_of_entry(name) > room and lines[-1][1]:
+            lines.append(("", []))
+            room = width - 2 * GAP
+        lines[-1][1].append((name, colour))
+        room -= _width_of_entry(name)
+    return [(head, tuple(key)) for head, key in lines]
+
+
+def _width_of_entry(name: str) -> float:
+    """Inches of a colour and its name, with the gap after it."""
+    return 0.15 + _measure(name, _font()) + 0.15
+
+
+def _wrap(text: str, width: float, font: Font) -> list[str]:
+    """Break a text at its blanks into lines of at most so many inches; a longer word stays whole."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _measure(longer, font) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
     return lines
 
 
-def _enlarge(picture: Array) -> Array:
-    """Repeat pixels until no viewer has a reason to blur them."""
-    times = max(1, 256 // max(picture.shape[:2]))
-    return picture.repeat(times, axis=0).repeat(times, axis=1)
+def _measure(text: str, font: Font) -> float:
+    """Inches that a line takes."""
+    return font.getlength(text) / DPI
+
+
+def _dots(inches: float) -> int:
+    """Inches in dots."""
+    return round(inches * DPI)
+
+
+@functools.cache
+def _font(*, bold: bool = False, shrink: float = 1.0) -> Font:
+    """The letters of the charts, of 7 points or smaller; laid out the same wherever Pillow is."""
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' * bold}.ttf")
+    return ImageFont.truetype(str(path), 7 * shrink * DPI / 72, layout_engine=ImageFont.Layout.BASIC)

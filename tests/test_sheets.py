@@ -1,0 +1,58 @@
+"""Pictures on sheets for print: every pixel of a tile is there, nothing is written over an edge."""
+
+import numpy as np
+import pytest
+
+from advseg_bench.report.sheets import EDGE, Panel, Strip, draw_sheet, encode_png, encode_sheet
+
+COLOURS = ((200, 30, 30), (30, 160, 30), (30, 30, 180))
+KEYS = (("Classes:", tuple((f"organ number {i}", "#F0E442") for i in range(30))), ("Errors:", (("missed", "#D55E00"),)))
+WORDS = "image of a case with a name that is long enough to need several lines of the sheet, whatever its width is"
+
+
+def fill(colour, height=24, width=24):
+    return np.broadcast_to(np.uint8(colour), (height, width, 3))
+
+
+def make_panel(*labels, titles=("Image", "Perturbation", "Unforeseeably long title")):
+    return Panel("unet: worst case", WORDS, titles, tuple(Strip(label, tuple(map(fill, COLOURS))) for label in labels))
+
+
+@pytest.mark.parametrize("labels", [("",), ("clean: Dice 0.9", "eps 1/255: Dice 0.123", "eps 2/255: Dice 0.1")])
+def test_every_tile_is_shown_at_one_size_and_nothing_runs_over_an_edge(labels):
+    image = np.asarray(draw_sheet([make_panel(*labels)] * 2, KEYS))
+    edge = round(EDGE * 200) - 2
+    for margin in (image[:edge], image[-edge:], image[:, :edge], image[:, -edge:]):
+        assert (margin == 255).all()
+    width = {False: 1800, True: 1300}[len(labels) > 1]
+    assert image.shape[1] == width
+    shown = [(image == colour).all(2) for colour in COLOURS]
+    for tiles in shown:
+        runs = np.flatnonzero(tiles.any(0))
+        assert len(runs) == runs[-1] - runs[0] + 1, "one column"
+        side = len(runs)
+        assert tiles.sum() == 2 * len(labels) * side**2, "no tile hides another, no letter lies on one"
+    assert (image == (0xF0, 0xE4, 0x42)).all(2).sum() > 30 * 18**2, "each colour of the legend"
+
+
+def test_pixels_are_repeated_and_not_blurred_and_shapes_kept():
+    tile = np.random.default_rng(0).integers(0, 256, (40, 20, 3), dtype=np.uint8)
+    image = np.asarray(draw_sheet([Panel("m", "c", ("Image",), (Strip("", (tile,)),))], KEYS[1:]))
+    wanted = {tuple(colour) for colour in tile.reshape(-1, 3).tolist()}
+    found = {tuple(colour) for colour in image.reshape(-1, 3).tolist()}
+    assert wanted <= found
+    columns = np.flatnonzero((image[600] != 255).any(1))
+    rows = np.flatnonzero((image[:, 900] != 255).any(1))
+    assert (rows[-1] - rows[0]) / (columns[-1] - columns[0]) == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize(("kind", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
+def test_the_same_sheet_gives_the_same_bytes(kind, magic):
+    first, again = (encode_sheet(draw_sheet([make_panel("")], KEYS), kind) for _ in range(2))
+    assert first == again
+    assert first[:4] == magic
+
+
+def test_large_pictures_are_made_small():
+    noise = np.random.default_rng(0).integers(0, 255, (512, 300, 3), dtype=np.uint8)
+    assert len(encode_png(noise)) < 3 * 128 * 75 + 1000
