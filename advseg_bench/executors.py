@@ -50,6 +50,7 @@ def open_executor(workers: int, threads: int, emit: Emit) -> Iterator[Executor]:
         emit: Called in this process with every progress event.
     """
     if workers == 1:
+        profiling.prepare_for_jobs()
         keep_freed_memory()
         with _threads(threads):
             yield _InProcess(emit)

@@ -24,8 +24,9 @@ MODEL = ("models and training", "attack: forwards", "attack: backwards", "scorin
 
 IMPORTS, WAITING, REST = "imports", "waiting for workers", "everything else"
 
-LIBRARIES = ("advseg_bench.jobs", "advseg_bench.report", "scipy.stats", "segmentation_models_pytorch", "monai.networks")
-"""What a run imports sooner or later; imported first where times are wanted, to keep that out of other spans."""
+FOR_REPORTS = ("advseg_bench.report", "scipy.stats")
+FOR_JOBS = ("advseg_bench.jobs", "segmentation_models_pytorch", "monai.networks")
+"""What is imported sooner or later; imported first where times are wanted, to keep that out of other spans."""
 
 
 class _Clock:
@@ -91,8 +92,7 @@ def measure_times() -> Iterator[dict[str, float]]:
     _clock = _Clock()
     try:
         with span(REST):
-            with span(IMPORTS):
-                _import_libraries()
+            _import(FOR_REPORTS)
             yield spent
     finally:
         spent.update(_clock.spent)
@@ -105,8 +105,13 @@ def start_in_worker() -> None:
     global _clock
     if SWITCH in os.environ:
         _clock = _Clock()
-        with span(IMPORTS):
-            _import_libraries()
+        prepare_for_jobs()
+
+
+def prepare_for_jobs() -> None:
+    """Import what jobs need, if times are wanted; their process need not be the one that writes the report."""
+    if _clock is not None:
+        _import(FOR_JOBS)
 
 
 def take() -> dict[str, float]:
@@ -135,7 +140,8 @@ def list_shares(spent: dict[str, float]) -> tuple[list[tuple[str, float, float]]
     return rows, sum(share for name, _, share in rows if name not in MODEL)
 
 
-def _import_libraries() -> None:
-    """Import what a run needs."""
-    for name in LIBRARIES:
-        import_module(name)
+def _import(names: tuple[str, ...]) -> None:
+    """Import modules at no other span's cost."""
+    with span(IMPORTS):
+        for name in names:
+            import_module(name)

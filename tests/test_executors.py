@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from concurrent.futures import wait
 import pytest
 
 from advseg_bench import executors
+from advseg_bench.allocator import SETTINGS
 from advseg_bench.errors import WorkerError
 
 BEGIN = """
@@ -149,3 +151,49 @@ def test_a_job_after_a_workers_death_is_told_so():
     with told, executors.open_executor(2, 1, print) as executor:
         wait([executor.pool.submit(os._exit, 1)])
         executor.submit("describe")
+
+
+ENDS_LATE = """
+import threading
+
+def stay_long():
+    threading.Thread(target=time.sleep, args=(1000,)).start()
+
+if __name__ == "__main__":
+    with executors.open_executor(2, 1, no_news) as executor:
+        for future in [executor.pool.submit(stay_long) for _ in range(2)]:
+            executors.collect(future)
+    print("left")
+"""
+
+
+def test_workers_that_take_their_time_to_end_are_not_waited_for(tmp_path):
+    done = run_script(tmp_path, ENDS_LATE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
+
+
+KEEPS = """
+import numpy as np
+
+def resident():
+    return int(open("/proc/self/status").read().split("VmRSS:")[1].split()[0]) >> 10
+
+def keep_a_block():
+    before = resident()
+    block = np.ones(200 << 20, np.uint8)
+    del block
+    return resident() - before
+
+if __name__ == "__main__":
+    with executors.open_executor(WORKERS, 1, no_news) as executor:
+        print(keep_a_block() if WORKERS == 1 else executors.collect(executor.pool.submit(keep_a_block)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc, on Linux, that is told")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_freed_memory_stays_where_jobs_run(tmp_path, monkeypatch, workers):
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    done = run_script(tmp_path, KEEPS.replace("WORKERS", str(workers)))
+    assert int(done.stdout) > 180, done.stderr

@@ -13,7 +13,8 @@ from advseg_bench.profiling import IMPORTS, REST, SWITCH, WAITING, add, list_sha
 
 @pytest.fixture(autouse=True)
 def _no_imports(monkeypatch):
-    monkeypatch.setattr(profiling, "LIBRARIES", ())
+    monkeypatch.setattr(profiling, "FOR_REPORTS", ())
+    monkeypatch.setattr(profiling, "FOR_JOBS", ())
 
 
 @timed("work")
