@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 import sys
@@ -123,24 +122,42 @@ def _describe(out: Path, suite: Suite, cells: Sequence[Cell], here: dict[str, An
 
 
 def _compute(state: _Run, cells: Sequence[Cell], images: Sequence[str]) -> None:
-    """Train every model that still has something to do, and run its missing units as soon as it is there."""
-    units = _missing(state, cells, images)
+    """Train every model that still has something to do, and run its missing units as soon as it is there.
+
+    A worker keeps one model in memory, and goes on with it while it can: no job waits for a worker, so that the worker
+    that has become free is the one to take the next.
+    """
+    units = {name: deque(missing) for name, missing in _missing(state, cells, images).items()}
+    unbegun = deque(units)
+    ready: dict[str, deque[Unit]] = {}
     waiting: dict[Future[Any], tuple[str, Unit | None]] = {}
-    todo: deque[tuple[str, Unit | None]] = deque((name, None) for name in units)
-    while todo or waiting:
-        while todo and len(waiting) < state.executor.capacity:
-            name, unit = todo.popleft()
-            job = ("train", state.context, name) if unit is None else ("attack", state.context, unit)
-            waiting[state.executor.submit(*job)] = (name, unit)
+
+    def choose(held: str) -> tuple[str, Unit | None] | None:
+        """The next job: for the model that a worker has, one that nobody has begun, or the one with most left."""
+        if not ready.get(held):
+            if unbegun:
+                return unbegun.popleft(), None
+            held = max(ready, key=lambda name: len(ready[name]), default="")
+        return (held, ready[held].popleft()) if ready.get(held) else None
+
+    def hand_out(held: str) -> None:
+        """Start jobs for all workers that are free."""
+        while len(waiting) < state.executor.capacity and (job := choose(held)):
+            name, unit = job
+            work = ("train", state.context, name) if unit is None else ("attack", state.context, unit)
+            waiting[state.executor.submit(*work)] = job
+
+    hand_out("")
+    while waiting:
         with span(WAITING):
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
         for future in done:
             name, unit = waiting.pop(future)
-            if unit is None:
-                if _record_model(state, name, future):
-                    todo.extendleft((name, unit) for unit in reversed(units[name]))
-            else:
+            if unit is not None:
                 _record_rows(state, unit, future)
+            elif _record_model(state, name, future):
+                ready[name] = units[name]
+            hand_out(name)
 
 
 def _missing(state: _Run, cells: Sequence[Cell], images: Sequence[str]) -> dict[str, list[Unit]]:
@@ -233,23 +250,30 @@ def _remember_timings(state: _Run, cells: Sequence[Cell], here: dict[str, Any]) 
 @timed("pictures of cases")
 def _draw_panels(state: _Run, cells: Sequence[Cell]) -> None:
     """Keep the images of each model's best and worst case, the worst at several budgets, for the report."""
-    import numpy as np
-
     by_id = {cell.id: cell for cell in cells}
     folder = state.out / "panels"
     wanted = {folder / _panel_name(case): case for case in Run(state.out).extremes()}
     for stale in {*folder.glob("*.npz")} - {*wanted}:
         stale.unlink()
-    chosen = {path: case for path, case in wanted.items() if not path.exists()}
-    for done, (path, case) in enumerate(chosen.items()):
-        sweep = tuple(by_id[step["cell"]] for step in case["sweep"])
-        shown = state.executor.submit("show", state.context, sweep, case["image"])
-        arrays, digest = collect(shown)
-        _check_weights(state.out / "models" / f"{case['model']}.json", digest)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays, meta=np.array(json.dumps(case)))
-        write_bytes(path, buffer.getvalue())
-        state.show(Event("panels", case["model"], done + 1, len(chosen)))
+    groups: dict[str, list[tuple[Path, tuple[Any, ...]]]] = {}
+    for path, case in wanted.items():
+        if not path.exists():
+            sweep = tuple(by_id[step["cell"]] for step in case["sweep"])
+            groups.setdefault(case["model"], []).append((path, (sweep, case["image"], json.dumps(case))))
+    models, done, total = list(groups), 0, sum(map(len, groups.values()))
+    for start in range(0, len(models), state.executor.capacity):
+        running: deque[tuple[str, Future[Any]]] = deque()
+        for model in models[start : start + state.executor.capacity]:
+            cases = tuple(case for _, case in groups[model])
+            running.append((model, state.executor.submit("show", state.context, model, cases)))
+        while running:
+            model, shown = running.popleft()
+            files, digest = collect(shown)
+            _check_weights(state.out / "models" / f"{model}.json", digest)
+            for (path, _), data in zip(groups[model], files, strict=True):
+                write_bytes(path, data)
+            done += len(files)
+            state.show(Event("panels", model, done, total))
 
 
 def _panel_name(case: dict[str, Any]) -> str:

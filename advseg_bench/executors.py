@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import util
 from typing import Any, Protocol
 
 from advseg_bench import profiling
@@ -30,7 +32,7 @@ class Executor(Protocol):
     """Runs jobs: functions of `advseg_bench.jobs`, named so that this process need not import torch.
 
     Attributes:
-        capacity: How many jobs are worth having submitted at a time.
+        capacity: How many jobs run at a time; one more would wait for a worker.
     """
 
     capacity: int
@@ -68,10 +70,11 @@ def open_executor(workers: int, threads: int, emit: Emit) -> Iterator[Executor]:
                     pool.submit(os.getpid)
             interrupts.kill(pool)
             yield _Processes(pool, workers)
-        finally:
+        except BaseException:
             # A run that ends early must not wait for a training: what a worker has not returned is computed again.
-            # One that is through need not wait either, for workers that take seconds to unload their libraries.
             _kill(pool)
+            raise
+        finally:
             pool.shutdown(wait=True, cancel_futures=True)
             stop.set()
             listener.join(timeout=1)
@@ -129,7 +132,7 @@ class _Processes:
 
     def __init__(self, pool: ProcessPoolExecutor, workers: int) -> None:
         self.pool = pool
-        self.capacity = 2 * workers
+        self.capacity = workers
 
     def submit(self, job: str, *arguments: Any) -> Future[Any]:
         with _deaths_told():
@@ -215,12 +218,20 @@ def _start_worker(threads: int, events: Any) -> None:
     global _emit_from_worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    util.Finalize(None, _leave, exitpriority=-100)
     import torch
 
     torch.set_num_threads(threads)
     keep_freed_memory()
     profiling.start_in_worker()
     _emit_from_worker = lambda what, done, total: events.put((what, done, total))  # noqa: E731
+
+
+def _leave() -> None:
+    """End a worker that has tidied up: to unload its libraries would take it seconds that the run would wait for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _end_with_parent() -> None:

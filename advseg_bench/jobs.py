@@ -6,6 +6,7 @@ Workers compute and return; only the process that owns the run directory writes 
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -112,15 +113,27 @@ def attack(emit: Emit, context: Context, unit: Unit) -> tuple[list[Row], list[Fa
     return rows, failures, time.perf_counter() - started
 
 
-def show(emit: Emit, context: Context, cells: tuple[Cell, ...], image: str) -> tuple[dict[str, np.ndarray], str]:
-    """Return the arrays behind an image's rows of one attack, see `runner.attack_one`, and the digest of the weights
-    they were made with.
+def show(
+    emit: Emit, context: Context, name: str, cases: tuple[tuple[tuple[Cell, ...], str, str], ...]
+) -> tuple[list[bytes], str]:
+    """Return what the report shows of a model, as files of NumPy, and the digest of its weights.
+
+    Args:
+        emit: Not used.
+        context: The run.
+        name: The model.
+        cases: Cells of one attack, an image, and what is written down with its arrays, see `runner.attack_one`.
     """
     dataset = _dataset(context)
-    index = next(i for i, case in enumerate(dataset.cases) if case.image == image)
-    model, attacked, info = _model(context, cells[0].model)
-    arrays = runner.attack_one(cells, index, model, dataset, _setting(context), attacked)
-    return arrays, info["weights_sha256"]
+    model, attacked, info = _model(context, name)
+    places = {case.image: index for index, case in enumerate(dataset.cases)}
+    files = []
+    for cells, image, meta in cases:
+        arrays = runner.attack_one(cells, places[image], model, dataset, _setting(context), attacked)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **(arrays | {"meta": np.array(meta)}))
+        files.append(buffer.getvalue())
+    return files, info["weights_sha256"]
 
 
 def forget() -> None:

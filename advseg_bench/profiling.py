@@ -26,7 +26,7 @@ IMPORTS, WAITING, REST = "imports", "waiting for workers", "everything else"
 
 FOR_REPORTS = ("advseg_bench.report", "scipy.stats")
 FOR_JOBS = ("advseg_bench.jobs", "segmentation_models_pytorch", "monai.networks")
-"""What is imported sooner or later; imported first where times are wanted, to keep that out of other spans."""
+"""What reports and jobs import sooner or later; first where times are wanted, to keep that out of other spans."""
 
 
 class _Clock:

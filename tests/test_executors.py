@@ -157,6 +157,10 @@ ENDS_LATE = """
 import threading
 
 def stay_long():
+    import multiprocessing
+
+    print("said")
+    multiprocessing.RLock()
     threading.Thread(target=time.sleep, args=(1000,)).start()
 
 if __name__ == "__main__":
@@ -169,7 +173,7 @@ if __name__ == "__main__":
 
 def test_workers_that_take_their_time_to_end_are_not_waited_for(tmp_path):
     done = run_script(tmp_path, ENDS_LATE)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "said\nsaid\nleft\n", "")
 
 
 KEEPS = """

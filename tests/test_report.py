@@ -110,6 +110,9 @@ def test_figures_in_further_formats(tmp_path, one, files):
             assert data == files[name].read_bytes()
         else:
             assert data[:4] == {".pdf": b"%PDF", ".png": b"\x89PNG"}[path.suffix]
+    write_report(one, tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in (tmp_path / "figures").iterdir()}
+    assert left == {name for name in files if name.startswith("figures/")}, "none that shows an earlier run"
     with pytest.raises(SpecError, match=r"^format: expected png or pdf, got 'eps'"):
         write_report(one, tmp_path, formats=("eps",))
 

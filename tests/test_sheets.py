@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from advseg_bench.report.panels import TITLES
 from advseg_bench.report.sheets import EDGE, Panel, Strip, draw_sheet, encode_png, encode_sheet
 
 COLOURS = ((200, 30, 30), (30, 160, 30), (30, 30, 180))
 KEYS = (("Classes:", tuple((f"organ number {i}", "#F0E442") for i in range(30))), ("Errors:", (("missed", "#D55E00"),)))
-WORDS = "image of a case with a name that is long enough to need several lines of the sheet, whatever its width is"
+WORDS = "x" * 200 + " image of a case with a name long enough for several lines of the sheet, whatever its width is"
 
 
 def fill(colour, height=24, width=24):
@@ -51,6 +52,14 @@ def test_the_same_sheet_gives_the_same_bytes(kind, magic):
     first, again = (encode_sheet(draw_sheet([make_panel("")], KEYS), kind) for _ in range(2))
     assert first == again
     assert first[:4] == magic
+    assert b"DCTDecode" not in first, "no JPEG"
+
+
+def test_of_pictures_larger_than_their_place_no_pixel_is_lost():
+    tile = np.zeros((3001, 3001, 3), np.uint8)
+    tile[1500] = 255
+    image = np.asarray(draw_sheet([Panel("m", "c", TITLES, (Strip("", (tile,) * 6),))], KEYS[1:]))
+    assert (image[:, 150] > 0).sum() > (image[:, 150] == 255).sum(), "a thin line is faint, not gone"
 
 
 def test_large_pictures_are_made_small():

@@ -167,12 +167,14 @@ class _Gate(Function):
         (keep,) = ctx.saved_tensors
         if isinstance(ctx.slope, Tensor):
             return torch.where(keep.view(torch.bool), gradient, gradient * ctx.slope)
-        # A kernel that is given int8 and float32 makes a float32 of the int8 first: that can be the result, in place.
+        back = _aten.threshold_backward if ctx.slope is None else _aten.leaky_relu_backward
+        settings = (0,) if ctx.slope is None else (ctx.slope, False)
+        if gradient.device.type != "cpu" or gradient.stride() != keep.stride():
+            whole: Tensor = back(gradient, keep, *settings)
+            return whole
+        # On a CPU, int8 beside float32 is made float32 first: that can be the result, in place.
         passed = torch.empty_like(gradient).copy_(keep)
-        if ctx.slope is None:
-            _aten.threshold_backward.grad_input(gradient, passed, 0, grad_input=passed)
-        else:
-            _aten.leaky_relu_backward.grad_input(gradient, passed, ctx.slope, False, grad_input=passed)
+        back.grad_input(gradient, passed, *settings, grad_input=passed)
         return passed
 
 

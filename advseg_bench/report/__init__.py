@@ -87,7 +87,7 @@ def _check_formats(formats: Sequence[str]) -> None:
 def _write(
     document: Document, folder: Path, stem: str, colours: tuple[tuple[str, str], ...], formats: Sequence[str]
 ) -> list[Path]:
-    """Write a document in every format, with its tables and figures."""
+    """Write a document's pages, tables and figures; the figures' other formats, of an earlier report, go."""
     for part in ("tables", "figures"):
         make_folder(folder / part)
     files: dict[str, bytes] = {}
@@ -108,6 +108,10 @@ def _write(
     files[f"{stem}.html"] = render_html(document, wide, colours).encode()
     for name, data in files.items():
         write_bytes(folder / name, data)
+    for name in {name.rsplit(".", 1)[0] for name in files if name.startswith("figures/")}:
+        for kind in ("svg", *FORMATS):
+            if f"{name}.{kind}" not in files:
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
     return [folder / name for name in files]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from advseg_bench.report.document import WIDE
@@ -26,9 +26,6 @@ EDGE, GAP, LINE, KEY_LINE = 0.1, 0.06, 0.13, 0.2
 
 Array = np.ndarray[Any, Any]
 Font = ImageFont.FreeTypeFont
-
-_NEVER = time.gmtime(0)
-"""The date of every PDF."""
 Key = Sequence[tuple[str, str]]
 """Name and colour of each entry of a legend."""
 
@@ -76,7 +73,10 @@ def encode_sheet(image: Image.Image, kind: str) -> bytes:
     if kind == "png":
         image.save(buffer, format="PNG", dpi=(DPI, DPI))
     else:
-        image.save(buffer, format="PDF", resolution=DPI, creationDate=_NEVER, modDate=_NEVER)
+        # Pillow would write it as JPEG.
+        drawing = Figure(figsize=(image.width / DPI, image.height / DPI), dpi=DPI)
+        drawing.figimage(np.asarray(image))
+        drawing.savefig(buffer, format="pdf", dpi=DPI, metadata={"CreationDate": None})
     return buffer.getvalue()
 
 
@@ -94,13 +94,13 @@ def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]]) -> Imag
     side = (width - start - EDGE - GAP * (len(titles) - 1)) / len(titles)
     places = [start + column * (side + GAP) for column in range(len(titles))]
     headings = [_wrap(f"{panel.title}, {panel.caption}", width - 2 * EDGE, _font()) for panel in panels]
-    heads = _fit_titles(titles, side)
+    heads = [_wrap(title, side, _font(bold=True)) for title in titles]
     legend = [line for title, key in keys for line in _split_key(title, key, width - 2 * EDGE)]
-    room = max(len(lines) for lines, _ in heads) * LINE + GAP
+    room = max(map(len, heads)) * LINE + GAP
     text = room + sum(len(heading) * LINE + GAP for heading in headings)
     height = 2 * EDGE + text + sum(len(panel.strips) for panel in panels) * (side + GAP) + len(legend) * KEY_LINE
 
-    paper = Paper(width, height)
+    paper = _Paper(width, height)
     top = EDGE
     for i, (panel, heading) in enumerate(zip(panels, headings, strict=True)):
         for line in heading:
@@ -108,9 +108,9 @@ def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]]) -> Imag
             top += LINE
         if not i:
             top += room
-            for (lines, font), place in zip(heads, places, strict=True):
+            for lines, place in zip(heads, places, strict=True):
                 for up, line in enumerate(reversed(lines), 1):
-                    paper.write(line, place, top - up * LINE, font)
+                    paper.write(line, place, top - up * LINE, _font(bold=True))
         top += GAP
         for strip in panel.strips:
             if strip.label:
@@ -129,7 +129,7 @@ def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]]) -> Imag
     return paper.image
 
 
-class Paper:
+class _Paper:
     """A white page that is written on in inches from its upper left corner."""
 
     def __init__(self, width: float, height: float) -> None:
@@ -150,23 +150,17 @@ class Paper:
             self.image.paste(label, (_dots(left + i * LINE), _dots(middle) - label.height // 2))
 
     def paste(self, tile: Array, left: float, top: float, side: float) -> None:
-        """Place a picture in the middle of a square, its pixels repeated and not blurred."""
+        """Place a picture in the middle of a square, its pixels repeated and not blurred; averaged if it is larger."""
         scale = _dots(side) / max(tile.shape[:2])
         height, width = (max(1, round(length * scale)) for length in tile.shape[:2])
-        picture = Image.fromarray(tile).resize((width, height), Image.Resampling.NEAREST)
+        how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+        picture = Image.fromarray(tile).resize((width, height), how)
         self.image.paste(picture, (_dots(left + side / 2) - width // 2, _dots(top + side / 2) - height // 2))
 
     def fill(self, colour: str, left: float, top: float, side: float) -> None:
         """Fill a square with a colour."""
         corners = (_dots(left), _dots(top), _dots(left + side), _dots(top + side))
         self.pen.rectangle(corners, fill=colour, outline="#555555")
-
-
-def _fit_titles(titles: Sequence[str], side: float) -> list[tuple[list[str], Font]]:
-    """What each column shows, on lines of one size that is small enough for every word."""
-    longest = max(_measure(word, _font(bold=True)) for title in titles for word in title.split())
-    font = _font(bold=True, shrink=min(1.0, side / longest))
-    return [(_wrap(title, side, font), font) for title in titles]
 
 
 def _split_key(title: str, entries: Key, width: float) -> list[tuple[str, Key]]:
@@ -188,14 +182,18 @@ def _width_of_entry(name: str) -> float:
 
 
 def _wrap(text: str, width: float, font: Font) -> list[str]:
-    """Break a text at its blanks into lines of at most so many inches; a longer word stays whole."""
+    """Break a text into lines of at most so many inches: at its blanks, and within words that are longer."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and _measure(longer, font) <= width:
             lines[-1] = longer
-        else:
-            lines.append(word)
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and _measure(lines[-1] + letter, font) > width:
+                lines.append("")
+            lines[-1] += letter
     return lines
 
 
@@ -210,7 +208,7 @@ def _dots(inches: float) -> int:
 
 
 @functools.cache
-def _font(*, bold: bool = False, shrink: float = 1.0) -> Font:
-    """The letters of the charts, of 7 points or smaller; laid out the same wherever Pillow is."""
+def _font(*, bold: bool = False) -> Font:
+    """The letters of the charts, of 7 points; laid out the same wherever Pillow is."""
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' * bold}.ttf")
-    return ImageFont.truetype(str(path), 7 * shrink * DPI / 72, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(str(path), 7 * DPI / 72, layout_engine=ImageFont.Layout.BASIC)

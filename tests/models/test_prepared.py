@@ -92,7 +92,7 @@ def test_lean_keeps_every_bit_and_less_memory(name: str) -> None:
 
 
 @pytest.mark.parametrize("net", [nn.ReLU(), nn.LeakyReLU(0.5)], ids=repr)
-@pytest.mark.parametrize("given", ["plain", "channels last", "expanded"])
+@pytest.mark.parametrize("given", ["plain", "channels last", "expanded", "one value"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_gradient_may_lie_in_memory_in_another_way(net: nn.Module, given: str, layout: torch.memory_format) -> None:
     x = (draw(2, 3, 4, 5) - 0.5).contiguous(memory_format=layout).requires_grad_()
@@ -100,11 +100,14 @@ def test_a_gradient_may_lie_in_memory_in_another_way(net: nn.Module, given: str,
         "plain": draw(2, 3, 4, 5),
         "channels last": draw(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
         "expanded": draw(2, 1, 4, 1).expand(2, 3, 4, 5),
+        "one value": draw(1, 1, 1, 1).expand(2, 3, 4, 5),
     }[given]
     with Lean():
         out = net(x)
     (found,) = torch.autograd.grad(out, x, gradient)
-    assert torch.equal(found, torch.autograd.grad(net(x), x, gradient)[0])
+    (wanted,) = torch.autograd.grad(net(x), x, gradient)
+    assert torch.equal(found, wanted)
+    assert found.stride() == wanted.stride()
 
 
 def norm(x: Tensor) -> Tensor:
