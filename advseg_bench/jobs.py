@@ -130,8 +130,9 @@ def show(
     files = []
     for cells, image, meta in cases:
         arrays = runner.attack_one(cells, places[image], model, dataset, _setting(context), attacked)
+        named: dict[str, Any] = arrays | {"meta": np.array(meta)}
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **(arrays | {"meta": np.array(meta)}))
+        np.savez_compressed(buffer, **named)
         files.append(buffer.getvalue())
     return files, info["weights_sha256"]
 
