@@ -97,6 +97,7 @@ def run_script(tmp_path, text: str) -> subprocess.CompletedProcess[str]:
     path.write_text(BEGIN + text)
     process = subprocess.Popen(
         [sys.executable, path],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
