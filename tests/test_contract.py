@@ -317,6 +317,19 @@ def test_a_guard_names_what_was_changed():
     handle.remove()
 
 
+def test_a_guard_puts_back_the_hooks_that_there_were():
+    with torch.random.fork_rng():
+        model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
+    double, negate = (lambda module, args, out, factor=factor: factor * out for factor in (2, -1))
+    mine = model[0].register_forward_hook(double)
+    guard = ModelGuard(model)
+    mine.remove()
+    model[1].register_forward_hook(negate)
+    assert guard.restore()
+    assert [list(module._forward_hooks.values()) for module in model] == [[double], []]
+    assert not guard.restore()
+
+
 def test_a_guard_finds_writes_by_their_counters_and_others_by_their_values():
     with torch.random.fork_rng():
         model = nn.Conv2d(1, 2, 1).requires_grad_(False)

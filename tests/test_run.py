@@ -208,6 +208,17 @@ def test_other_weights_under_old_rows_are_refused(undisturbed, tmp_path):
         ab.run(tiny(), run.path)
 
 
+def test_pictures_of_other_weights_than_the_rows_are_refused(undisturbed, tmp_path):
+    run = ab.run(tiny(), tmp_path / "run")
+    path = run.path / "models" / "a.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights_sha256": "0"}))
+    lost = next((run.path / "panels").glob("a-*.npz"))
+    lost.unlink()
+    with pytest.raises(RecordError, match="made with other weights of model a"):
+        ab.run(tiny(), run.path)
+    assert not lost.exists()
+
+
 def test_a_model_that_learned_nothing_fails_alone(tmp_path):
     text = TEXT.replace("floor = 0.0", "floor = 0.9")
     run = ab.run(tiny(text), tmp_path / "run")

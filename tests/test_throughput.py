@@ -18,6 +18,7 @@ from rich.console import Console
 from advseg_bench.errors import SpecError
 from advseg_bench.models.build import build_model
 from advseg_bench.suite import Suite
+from advseg_bench.throughput import command
 from advseg_bench.throughput.command import Options, make_plan, run
 from advseg_bench.throughput.contenders import LIMIT, Work, draw_batch, list_contenders
 from advseg_bench.throughput.grid import Plan, measure_grid
@@ -214,8 +215,10 @@ def test_mistakes_are_one_line(changes, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_leaves_table_machine_and_figure(tmp_path):
+def test_a_run_leaves_table_machine_and_figure(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=120)
+    kept = []
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: kept.append(True))  # else for all tests after this one
     run(Options(**OPTIONS | {"attack": "bim", "steps": 2, "against": ("implementations:Signed",)}), tmp_path, console)
     table = pl.read_parquet(tmp_path / "throughput.parquet")
     assert table.schema == pl.Schema(SCHEMA)
@@ -228,6 +231,7 @@ def test_a_run_leaves_table_machine_and_figure(tmp_path):
     assert {"torch", "device"} <= about["environment"].keys()
     assert (tmp_path / "throughput.png").stat().st_size > 10_000
     assert "of the limit" in console.file.getvalue()
+    assert kept, "measured as runs attack"
 
 
 def test_a_table_says_what_failed_and_where_rounds_were_too_few():

@@ -97,10 +97,11 @@ def _write(
         for kind, data in zip(kinds, figures.render(figure, WIDE, *kinds), strict=True):
             files[f"figures/{figure.name}.{kind}"] = data
         wide[figure.name] = files[f"figures/{figure.name}.svg"]
-    for sheet in (sheet for gallery in _find(document, Gallery) for sheet in gallery.sheets):
-        image = sheet.draw()
-        for kind in dict.fromkeys(("png", *formats)):
-            files[f"figures/{sheet.name}.{kind}"] = encode_sheet(image, kind)
+    for gallery in _find(document, Gallery):
+        for sheet in gallery.sheets:
+            image = sheet.draw()
+            for kind in dict.fromkeys(("png", *formats)):
+                files[f"figures/{sheet.name}.{kind}"] = encode_sheet(image, kind)
     for table in _find(document, Table):
         if table.data is not None:
             files[f"tables/{table.name}.csv"] = _as_csv(table.data)

@@ -21,6 +21,9 @@ NOTHING = "-"
 WIDE, NARROW = 9.0, 4.0
 """Widths in inches that figures are drawn at: for a desk screen or a page, and for a phone."""
 
+DPI = 200
+"""Dots an inch of what is made of dots, for print."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from advseg_bench.report.document import NARROW, Figure, show_budget
+from advseg_bench.report.document import DPI, NARROW, Figure, show_budget
 from advseg_bench.report.series import Series, choose_drawn
 from advseg_bench.report.tables import IDENTITY
 from advseg_bench.results import Run
@@ -83,7 +83,7 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
     Args:
         figure: What to draw.
         width: Inches.
-        kinds: Any of "svg", "pdf" and "png" (200 dots an inch).
+        kinds: Any of "svg", "pdf" and "png" (at `DPI`).
     Returns: The files' bytes, the same for the same numbers and version of matplotlib.
     """
     files = []
@@ -100,7 +100,7 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
             if kind == "svg":  # `savefig` would draw everything once more, for a layout that is done
                 FigureCanvasSVG(drawing).print_svg(buffer, metadata=metadata)
             else:
-                drawing.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+                drawing.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
             files.append(buffer.getvalue())
     return files
 

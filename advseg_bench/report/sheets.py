@@ -14,11 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from advseg_bench.report.document import WIDE
+from advseg_bench.report.document import DPI, WIDE
 
 LARGEST_SIDE = 128
-DPI = 200
-"""Dots an inch of what is made for print."""
 NARROWER = 6.5
 """Inches that a case over eps is wide: at that its rows fit on a page."""
 EDGE, GAP, LINE, KEY_LINE = 0.1, 0.06, 0.13, 0.2
