@@ -219,11 +219,11 @@ def _start_worker(threads: int, events: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     util.Finalize(None, _leave, exitpriority=-100)
+    profiling.start_in_worker()
     import torch
 
     torch.set_num_threads(threads)
     keep_freed_memory()
-    profiling.start_in_worker()
     _emit_from_worker = lambda what, done, total: events.put((what, done, total))  # noqa: E731
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -165,3 +168,29 @@ def test_the_probe_refuses_every_loss_with_mask_and_output_swapped(name, kind):
 
 def test_every_kind_has_a_loss():
     assert {kind for _, kind in PAIRS} == set(KINDS)
+
+
+LOG1P = """
+import time
+import torch
+from advseg_bench import losses
+
+torch.set_num_threads(1)
+x = torch.rand(1 << 19)
+
+def best(function):
+    times = []
+    for _ in range(10):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+print(best(x.log1p) / best(x.log))
+"""
+
+
+def test_log1p_of_common_values_costs_what_log_does():
+    """Where PyTorch's kernel is the slow one, 14 times; see `losses.pixel`."""
+    told = subprocess.run([sys.executable, "-c", LOG1P], check=True, capture_output=True, text=True).stdout
+    assert float(told) < 5

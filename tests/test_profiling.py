@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -58,6 +61,28 @@ def test_an_error_closes_its_spans():
 
 def test_a_decorated_function_stays_itself():
     assert (work.__name__, work.__doc__) == ("work", "Doc.")
+
+
+JOBS = """
+import gc, sys
+from advseg_bench import profiling
+
+collections = []
+gc.callbacks.append(lambda phase, info: collections.append(phase))
+profiling.prepare_for_jobs()
+print(len(collections), gc.isenabled(), "advseg_bench.jobs" in sys.modules)
+"""
+
+
+def test_jobs_are_imported_without_a_look_for_garbage():
+    told = subprocess.run([sys.executable, "-c", JOBS], check=True, capture_output=True, text=True).stdout
+    assert told.split() == ["0", "True", "True"]
+    gc.disable()
+    try:
+        profiling.prepare_for_jobs()
+        assert not gc.isenabled()  # who has it off wants it off
+    finally:
+        gc.enable()
 
 
 def test_what_workers_measured_is_added():
