@@ -36,14 +36,16 @@ class Counts:
 
 @timed("metrics")
 def predict(logits: Tensor, task: Task) -> Tensor:
-    """Decide: logit > 0 (probability above 0.5) for each channel, or the class of the largest logit.
+    """Decide: logit > 0 (probability above 0.5) for each channel, or the first class of the largest logit.
 
     Args:
         logits: (N, K, *S).
         task: What the channels mean.
     Returns: Labels of the form of `Batch.y`.
     """
-    return logits.argmax(1) if task.kind == "multiclass" else logits > 0
+    if task.kind != "multiclass":
+        return logits > 0
+    return logits.max(1).indices  # the same as `argmax`, which takes 6 to 60 times as long where classes are not last
 
 
 @timed("metrics")

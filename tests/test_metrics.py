@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import monai.metrics
+import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import kinds, make_batch, seeds, spaces
 
 from advseg_bench import metrics
 from advseg_bench.losses import one_hot
+from advseg_bench.types import Task
 
 few = settings(max_examples=40, deadline=None)
 
@@ -30,6 +33,17 @@ def test_counts_equal_a_loop_over_pixels(seed, space, kind):
         assert counts.valid[i] == len(seen)
         assert counts.wrong[i] == sum(p != t for p, t, _ in seen)
         assert counts.flipped[i] == sum(p != c for p, _, c in seen)
+
+
+@few
+@given(seeds, st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_the_class_of_the_largest_logit_is_numpys(seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.tensor([-torch.inf, -1.0, 0.0, -0.0, 2.0, torch.inf, torch.nan])  # many ties, and what no model says
+    logits = values[torch.randint(0, len(values), (2, 5, 6, 7), generator=generator)].to(dtype)
+    found = metrics.predict(logits, Task("multiclass", tuple("abcde")))
+    assert found.dtype == torch.int64
+    np.testing.assert_array_equal(found.numpy(), logits.double().numpy().argmax(1))
 
 
 def test_dice_equals_monai_and_counts_equal_smp():
