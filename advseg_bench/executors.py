@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -220,6 +221,7 @@ def _start_worker(threads: int, events: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     util.Finalize(None, _leave, exitpriority=-100)
     profiling.start_in_worker()
+    gc.freeze()  # what is there now stays, and is not looked through for garbage again and again
     import torch
 
     torch.set_num_threads(threads)

@@ -195,6 +195,22 @@ if __name__ == "__main__":
 """
 
 
+FREEZES = """
+import gc
+
+if __name__ == "__main__":
+    with executors.open_executor(2, 1, no_news) as executor:
+        frozen = executors.collect(executor.pool.submit(gc.get_freeze_count))
+        print(frozen, executors.collect(executor.pool.submit(gc.isenabled)), gc.get_freeze_count())
+"""
+
+
+def test_workers_look_for_no_garbage_among_what_they_imported(tmp_path):
+    done = run_script(tmp_path, FREEZES)
+    frozen, collecting, here = done.stdout.split()
+    assert (int(frozen) > 100_000, collecting, here) == (True, "True", "0"), done.stderr
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc, on Linux, that is told")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_freed_memory_stays_where_jobs_run(tmp_path, monkeypatch, workers):
