@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import util
@@ -220,7 +220,8 @@ def _start_worker(threads: int, events: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     util.Finalize(None, _leave, exitpriority=-100)
-    profiling.start_in_worker()
+    with suppress(Exception):  # what cannot be imported the first job says better: here it would look like a death
+        profiling.start_in_worker()
     gc.freeze()  # what is there now stays, and is not looked through for garbage again and again
     import torch
 

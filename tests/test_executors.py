@@ -205,6 +205,22 @@ if __name__ == "__main__":
 """
 
 
+LACKS = """
+from advseg_bench import profiling
+
+profiling.FOR_JOBS = ("no_such_module",)  # in the workers too, which run this file first
+
+if __name__ == "__main__":
+    with executors.open_executor(2, 1, no_news) as executor:
+        print(executors.collect(executor.pool.submit(len, "ab")))
+"""
+
+
+def test_a_worker_that_cannot_import_something_lives_to_tell(tmp_path):
+    done = run_script(tmp_path, LACKS)
+    assert done.stdout.strip() == "2", done.stderr
+
+
 def test_workers_look_for_no_garbage_among_what_they_imported(tmp_path):
     done = run_script(tmp_path, FREEZES)
     frozen, collecting, here = done.stdout.split()

@@ -76,7 +76,8 @@ print(len(collections), gc.isenabled(), "advseg_bench.jobs" in sys.modules)
 
 def test_jobs_are_imported_without_a_look_for_garbage():
     told = subprocess.run([sys.executable, "-c", JOBS], check=True, capture_output=True, text=True).stdout
-    assert told.split() == ["0", "True", "True"]
+    collections, collecting, imported = told.split()
+    assert (int(collections) <= 2, collecting, imported) == (True, "True", "True")  # over a thousand otherwise
     gc.disable()
     try:
         profiling.prepare_for_jobs()
