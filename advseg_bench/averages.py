@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from advseg_bench.scores import number_rows
+from advseg_bench.scores import close_gaps, number_rows
 from advseg_bench.stats import group_intervals
 
 Places = NDArray[np.int32]
@@ -67,9 +67,9 @@ def group_rows(frame: pl.DataFrame, by: Sequence[str]) -> Grouping:
     image, images = number_rows(frame, ("subject", "image"))
     owner, subjects = number_rows(images, ("subject",))
     n_images, n_subjects = max(len(images), 1), max(len(subjects), 1)
-    pairs, image_of_row = np.unique(group * n_images + image, return_inverse=True)
+    image_of_row, pairs = close_gaps(group * n_images + image)
     subject_of_pair = pairs // n_images * n_subjects + owner[pairs % n_images]
-    subjects_of_groups, subject_of_image = np.unique(subject_of_pair, return_inverse=True)
+    subject_of_image, subjects_of_groups = close_gaps(subject_of_pair)
     return Grouping(
         groups,
         image_of_row.astype(np.int32),

@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 from runs import Synthetic, write_run
 
 from advseg_bench.averages import group_rows, make_table
-from advseg_bench.scores import average_by, number_rows
+from advseg_bench.scores import average_by, close_gaps, number_rows
 
 
 @pytest.fixture
@@ -47,6 +47,20 @@ def test_numbers_do_not_overflow():
     assert 3000**8 > 2**63
     assert_frame_equal(distinct[numbers.tolist()], frame)
     assert len(distinct) == 3000
+
+
+@pytest.mark.parametrize("highest", [40, 500, 501, 10**12], ids="up to {}".format)
+def test_gaps_are_closed_as_sorting_would(highest):
+    numbers = np.random.default_rng(0).integers(3, highest, 500)
+    places, found = close_gaps(numbers)
+    expected, inverse = np.unique(numbers, return_inverse=True)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(places, inverse)
+
+
+def test_nothing_has_no_gaps():
+    places, found = close_gaps(np.zeros(0, dtype=np.int64))
+    assert len(places) == len(found) == 0
 
 
 def test_average_by_leaves_out_null():
