@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any
 
 import polars as pl
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FixedLocator, MaxNLocator
@@ -199,24 +198,20 @@ def _draw_line(ax: Axes, line: Line, budgets: Budgets) -> None:
     points = [p for p in line.points if p["mean"] is not None]
     x = [p["eps"] * _scale(budgets.norm) for p in points]
     mark = line.mark
-    artists: list[Artist] = [
-        *ax.plot(
-            x,
-            [p["mean"] for p in points],
-            mark.dash,
-            color=mark.colour,
-            marker=mark.marker or None,
-            clip_on=False,
-            zorder=2 if mark.behind else 3,
-        )
-    ]
+    ax.plot(
+        x,
+        [p["mean"] for p in points],
+        mark.dash,
+        color=mark.colour,
+        marker=mark.marker or None,
+        clip_on=False,
+        zorder=2 if mark.behind else 3,
+    )
     ends = [(p["lower"], p["upper"]) if p["lower"] is not None else line.blocks.get(p["eps"]) for p in points]
     if all(end is not None for end in ends) and points:
         low, high = zip(*(end for end in ends if end is not None), strict=True)
         alpha = 0.05 if points[0]["lower"] is None else 0.12
-        artists.append(ax.fill_between(x, low, high, color=mark.colour, alpha=alpha, linewidth=0, zorder=1))
-    for artist in artists:
-        artist.set_in_layout(False)  # it lies inside the axes, and measuring that would take a third of the layout
+        ax.fill_between(x, low, high, color=mark.colour, alpha=alpha, linewidth=0, zorder=1)
 
 
 def _arrange(count: int, width: float) -> tuple[int, int]:
