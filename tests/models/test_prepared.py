@@ -152,15 +152,16 @@ def test_masks_pass_what_the_activation_passes(net: nn.Module, steps: list[str])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_folded_gradients_are_as_near_to_float64_as_the_raw_ones(name: str) -> None:
-    net, x = build(name), images(name)
+def test_folding_changes_gradients_by_rounding_alone(name: str) -> None:
+    """In float64: in float32 the raw gradient, too, is off by 1e-3 where rounding moves a ReLU over 0."""
+    net, x = build(name).double(), images(name).double()
     folded = prepare(net, x, ["fold", "lean"])
     wanted = BATCH_NORMS.get(name, len(list_norms(net)))
     assert len(list_norms(net)) - len(list_norms(folded)) == wanted
-    reference = reference_gradient(net, x)
-    ours, raw = gradient_error(folded, x, reference), gradient_error(net, x, reference)
-    assert ours <= 1.5 * raw < 1e-4
-    assert (folded(x) - net(x)).abs().max() < 1e-4 * net(x).abs().max()
+    assert gradient_error(folded, x, reference_gradient(net, x)) < 1e-10
+    assert (folded(x) - net(x)).abs().max() < 1e-12 * net(x).abs().max()
+    net, x = net.float(), x.float()
+    assert (prepare(net, x, ["fold", "lean"])(x) - net(x)).abs().max() < 1e-4 * net(x).abs().max()
 
 
 def test_folding_is_the_closed_form() -> None:
