@@ -158,10 +158,13 @@ def test_folding_changes_gradients_by_rounding_alone(name: str) -> None:
     folded = prepare(net, x, ["fold", "lean"])
     wanted = BATCH_NORMS.get(name, len(list_norms(net)))
     assert len(list_norms(net)) - len(list_norms(folded)) == wanted
-    assert gradient_error(folded, x, reference_gradient(net, x)) < 1e-10
+    reference = reference_gradient(net, x)
+    assert gradient_error(folded, x, reference) < 1e-10
     assert (folded(x) - net(x)).abs().max() < 1e-12 * net(x).abs().max()
     net, x = net.float(), x.float()
-    assert (prepare(net, x, ["fold", "lean"])(x) - net(x)).abs().max() < 1e-4 * net(x).abs().max()
+    folded = prepare(net, x, ["fold", "lean"])
+    assert gradient_error(folded, x, reference) <= max(1.5 * gradient_error(net, x, reference), 5e-3)
+    assert (folded(x) - net(x)).abs().max() < 1e-4 * net(x).abs().max()
 
 
 def test_folding_is_the_closed_form() -> None:
