@@ -23,7 +23,7 @@ from advseg_bench.profiling import timed
 
 RUN_SCHEMA = 1
 
-AT_ONCE = 4
+AT_ONCE = 11
 """Columns that are read together: a second copy of all of them, to sort them, would take too much memory."""
 
 ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -237,17 +237,16 @@ def _put_in_order(rows: pl.DataFrame, order: pl.Series) -> list[pl.Series]:
     """The columns of a frame in another order of rows; the frame is emptied on the way."""
     found = []
     for name in rows.columns:
-        column = rows.drop_in_place(name).rechunk()
-        found.append((column.cast(pl.Categorical()) if column.dtype == pl.String else column).gather(order))
+        found.append(rows.drop_in_place(name).rechunk().gather(order))
     return found
 
 
 def _read_columns(paths: Sequence[Path], names: Sequence[str]) -> pl.DataFrame:
     """Some columns of all parts. Raises: as `_read_part`."""
     with suppress(OSError, pl.exceptions.PolarsError):  # which part is to blame shows when each is read alone
-        rows = pl.read_parquet(list(paths), columns=list(names), glob=False).select(names)
-        if rows.schema == {name: ROW_SCHEMA[name] for name in names}:
-            return rows
+        rows = pl.scan_parquet(list(paths), glob=False).select(names)
+        if rows.collect_schema() == {name: ROW_SCHEMA[name] for name in names}:
+            return rows.cast({pl.String: pl.Categorical}).collect()
     return pl.concat([_read_part(path, names) for path in paths])
 
 
@@ -255,7 +254,7 @@ def _read_part(path: Path, names: Sequence[str]) -> pl.DataFrame:
     """Some columns of one part. Raises: RecordError: if it is truncated or not of this schema."""
     try:
         rows = pl.read_parquet(path, columns=list(names), glob=False)
-        return rows.select(pl.col(name).cast(ROW_SCHEMA[name]) for name in names)
+        return rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in names)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecordError(

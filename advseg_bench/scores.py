@@ -148,7 +148,7 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
     places = find_scored_classes(task).values()
     totals = (
         rows.filter(MEASURED)
-        .group_by(*by, *({"cell"} - set(by)))
+        .group_by(*by, *({"cell"} - set(by)), maintain_order=True)  # so that sums have the same bits each time
         .agg(
             *(pl.col(count).list.get(k).sum().alias(f"{count}{k}") for count in ("tp", "fp", "fn") for k in places),
             pl.col("image").n_unique().alias("n_images"),
@@ -161,7 +161,7 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
             for name in ("dice", "iou")
         )
     )
-    return ratios.group_by(*by).agg(
+    return ratios.group_by(*by, maintain_order=True).agg(
         pl.col("pooled_dice").mean(),
         pl.col("pooled_iou").mean(),
         pl.col("n_images").max(),
@@ -235,8 +235,12 @@ def number_rows(frame: pl.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np
     for name in columns:
         column = frame[name]
         if column.dtype in (pl.String, pl.Categorical):
-            values = column.unique().cast(pl.String).sort()
-            places = column.cast(pl.String).cast(pl.Enum(values)).to_physical().to_numpy()
+            column = column.cast(pl.Categorical())
+            values = column.unique()
+            codes = values.to_physical().to_numpy()[values.cast(pl.String).arg_sort()]
+            ranks = np.empty(int(codes.max(initial=0)) + 1, dtype=np.int64)
+            ranks[codes] = np.arange(len(codes))
+            places = ranks[column.to_physical().to_numpy()]
         else:
             values = column.unique().sort()
             places = np.searchsorted(values.to_numpy(), column.to_numpy())

@@ -38,6 +38,10 @@ def test_numbers_are_places_among_the_sorted_distinct_values(frame, columns):
     numbers, distinct = number_rows(frame, columns)
     assert_frame_equal(distinct, frame.select(columns).unique().sort(columns))
     assert_frame_equal(distinct[numbers.tolist()], frame.select(columns))
+    kept_once = frame.with_columns(pl.col(pl.String).cast(pl.Categorical()))
+    again, same = number_rows(kept_once, columns)
+    np.testing.assert_array_equal(again, numbers)
+    assert_frame_equal(same.cast({pl.Categorical(): pl.String}), distinct)
 
 
 def test_numbers_do_not_overflow():

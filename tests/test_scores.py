@@ -213,6 +213,17 @@ def test_pooled_scores_sum_counts_first():
     assert one["pooled_dice"] == pytest.approx(pooled["pooled_dice"] / 2)
 
 
+def test_pooled_scores_have_the_same_bits_each_time():
+    counts = np.random.default_rng(0).integers(1, 1000, (3, 4000, 2)).tolist()
+    cells = [f"c{k}" for k in range(4000)]
+    rows = pl.DataFrame(
+        [BASE | {"cell": c, "tp": t, "fp": p, "fn": n} for c, t, p, n in zip(cells, *counts, strict=True)],
+        schema=ROW_SCHEMA,
+    )
+    found = {pool_counts(rows, TWO, Scoring(), ["model"])["pooled_dice"].item() for _ in range(8)}
+    assert len(found) == 1
+
+
 def test_pooled_draws_are_averaged_after_the_ratio():
     draws = [
         {"attack": "random_sign", "cell": "x", "draw": 0, "tp": [1, 1], "fp": [0, 0], "fn": [0, 0]},
