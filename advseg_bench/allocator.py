@@ -1,11 +1,14 @@
-"""What the C library does with memory that is freed."""
+"""What becomes of memory that is freed: in the C library, and in Python."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Names of glibc's malloc.h."""
@@ -33,6 +36,18 @@ def return_freed_memory() -> bool:
     Returns: Whether it was done, as `keep_freed_memory`.
     """
     return _tell({M_MMAP_MAX: 1 << 16, M_MMAP_THRESHOLD: 1 << 16, M_TRIM_THRESHOLD: 1 << 16})
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Look for no cycles of garbage inside, which takes longer the more modules and objects there are."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _tell(settings: dict[int, int]) -> bool:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtr
 from torch.profiler import ProfilerActivity, profile
 
+from advseg_bench.allocator import without_collector
 from advseg_bench.errors import SpecError, expected
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler tells standard error when it starts
@@ -234,9 +235,7 @@ def _do_nothing() -> None:
 
 def _time(work: Work, device: torch.device) -> tuple[float, float | None]:
     """Wall time of one run, and that between two events on an accelerator."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with without_collector():
         if device.type == "cpu":
             started = time.perf_counter()
             work()
@@ -249,9 +248,6 @@ def _time(work: Work, device: torch.device) -> tuple[float, float | None]:
         last.record()
         last.synchronize()
         return time.perf_counter() - started, first.elapsed_time(last) / 1000
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _warm_up(run: Callable[[], tuple[float, float | None]]) -> tuple[int, bool]:

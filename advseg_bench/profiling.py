@@ -6,13 +6,14 @@ A span inside another one takes its time from it, so that the sum of all is the 
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import ParamSpec, TypeVar
+
+from advseg_bench.allocator import without_collector
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -142,12 +143,6 @@ def list_shares(spent: dict[str, float]) -> tuple[list[tuple[str, float, float]]
 
 def _import(names: tuple[str, ...]) -> None:
     """Import modules at no other span's cost, without a look for garbage, which would take a quarter of the time."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        with span(IMPORTS):
-            for name in names:
-                import_module(name)
-    finally:
-        if collecting:
-            gc.enable()
+    with without_collector(), span(IMPORTS):
+        for name in names:
+            import_module(name)

@@ -14,7 +14,8 @@ PACKAGE = Path(find_spec("advseg_bench").origin).parent
 TOOLKITS = ("art", "torchattacks", "foolbox", "ray", "advseg_adapters")
 
 FLOORS = [
-    {"types", "errors", "profiling", "allocator"},
+    {"types", "errors", "allocator"},
+    {"profiling"},
     {"catalogue", "cache", "tally"},
     {"plugins"},
     {"toolkits"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import polars as pl
 import polars.selectors as cs
 from rich.console import Console
 
+from advseg_bench.allocator import without_collector
 from advseg_bench.cache import make_folder, write_bytes
 from advseg_bench.errors import RecordError, SpecError, expected
 from advseg_bench.profiling import timed
@@ -31,6 +33,7 @@ T = TypeVar("T")
 
 
 @timed("report")
+@without_collector()
 def write_report(
     run: Run, out: Path | None = None, *, formats: Sequence[str] = (), console: Console | None = None
 ) -> list[Path]:
@@ -92,16 +95,18 @@ def _write(
         make_folder(folder / part)
     files: dict[str, bytes] = {}
     wide = {}
-    for figure in _find(document, Figure):
-        kinds = dict.fromkeys(("svg", *formats))
-        for kind, data in zip(kinds, figures.render(figure, WIDE, *kinds), strict=True):
-            files[f"figures/{figure.name}.{kind}"] = data
-        wide[figure.name] = files[f"figures/{figure.name}.svg"]
-    for gallery in _find(document, Gallery):
-        for sheet in gallery.sheets:
-            image = sheet.draw()
-            for kind in dict.fromkeys(("png", *formats)):
-                files[f"figures/{sheet.name}.{kind}"] = encode_sheet(image, kind)
+    sheets = [sheet for gallery in _find(document, Gallery) for sheet in gallery.sheets]
+    with ThreadPoolExecutor(1) as beside:  # Pillow compresses while charts are drawn
+        encoded = beside.map(lambda sheet: encode_sheet(sheet.draw(), "png"), sheets)
+        for figure in _find(document, Figure):
+            kinds = dict.fromkeys(("svg", *formats))
+            for kind, data in zip(kinds, figures.render(figure, WIDE, *kinds), strict=True):
+                files[f"figures/{figure.name}.{kind}"] = data
+            wide[figure.name] = files[f"figures/{figure.name}.svg"]
+        for sheet, picture in zip(sheets, encoded, strict=True):
+            files[f"figures/{sheet.name}.png"] = picture
+            for kind in [kind for kind in formats if kind != "png"]:
+                files[f"figures/{sheet.name}.{kind}"] = encode_sheet(sheet.draw(), kind)
     for table in _find(document, Table):
         if table.data is not None:
             files[f"tables/{table.name}.csv"] = _as_csv(table.data)
