@@ -161,9 +161,11 @@ def plan_command(
     _print_grid(loaded, planned)
     if cells:
         for cell in planned:
-            console.print(f"{cell.id}  {cell.label}" + (f"  SKIPPED: {cell.skip}" if cell.skip else ""), markup=False)
+            line = f"{cell.id}  {cell.label}" + (f"  SKIPPED: {cell.skip}" if cell.skip else "")
+            console.print(line, markup=False, soft_wrap=True)
     for reason in sorted({cell.skip for cell in planned if cell.skip}):
-        console.print(f"skipped: {reason} ({sum(cell.skip == reason for cell in planned)} cells)", markup=False)
+        line = f"skipped: {reason} ({sum(cell.skip == reason for cell in planned)} cells)"
+        console.print(line, markup=False, soft_wrap=True)
     images = count_images(loaded.data)
     _print_cost(planned, images)
     used = workers or default_workers(loaded)
@@ -303,7 +305,8 @@ def make_data_command(
     from advseg_bench.data.make_uw_madison import write_uw_madison
 
     write_uw_madison(path, cases=cases, slices=slices, days=days, seed=seed, workers=workers)
-    console.print(f"{path}: {cases * days * slices} slices of {cases} cases.", markup=False, highlight=False)
+    line = f"{path}: {cases * days * slices} slices of {cases} cases."
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("schema")
