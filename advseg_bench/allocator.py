@@ -1,4 +1,4 @@
-"""What becomes of memory that is freed: in the C library, and in Python."""
+"""What the C library does with memory that is freed, and when Python looks for more to free."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def return_freed_memory() -> bool:
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Look for no cycles of garbage inside, which takes longer the more modules and objects there are."""
+    """Look for no cycles of garbage inside, which takes longer the more objects there are; also decorates functions.
+
+    It holds for all threads, until the first of them that uses this is through.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -81,13 +81,13 @@ class Run:
         """
         rows = records.read_rows(self.path, cells={cell["id"] for cell in self.info["cells"]})
         k = len(self.task.classes)
-        whole = [pl.col(name).list.len().eq(k).fill_null(False).all() for name in ("tp", "fp", "fn")]
-        filled = [pl.col(name).is_not_null().all() for name in ("linf", "l2", "unmoved", "valid_pixels")]
-        if not all(rows.select(*whole, *filled).row(0)):
-            raise RecordError(
-                f"{self.path / 'parts'}: rows that lack a value, or counts of all {k} classes. "
-                "Run the suite in a new --out."
-            )
+        nullable = ("forwards", "backwards")
+        lacking = [name for name in rows.columns if name not in nullable and rows[name].null_count()]
+        if not lacking and not all(rows.select(pl.col("tp", "fp", "fn").list.len().eq(k).all()).row(0)):
+            lacking = [f"counts of all {k} classes"]
+        if lacking:
+            what = f"rows that lack {', '.join(lacking)}"
+            raise RecordError(f"{self.path / 'parts'}: {what}. Run the suite in a new --out.")
         return rows
 
     @property

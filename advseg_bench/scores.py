@@ -148,7 +148,7 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
     places = find_scored_classes(task).values()
     totals = (
         rows.filter(MEASURED)
-        .group_by(*by, *({"cell"} - set(by)), maintain_order=True)  # so that sums have the same bits each time
+        .group_by(*by, *({"cell"} - set(by)), maintain_order=True)
         .agg(
             *(pl.col(count).list.get(k).sum().alias(f"{count}{k}") for count in ("tp", "fp", "fn") for k in places),
             pl.col("image").n_unique().alias("n_images"),
@@ -161,12 +161,9 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
             for name in ("dice", "iou")
         )
     )
-    return ratios.group_by(*by, maintain_order=True).agg(
-        pl.col("pooled_dice").mean(),
-        pl.col("pooled_iou").mean(),
-        pl.col("n_images").max(),
-        pl.col("n_subjects").max(),
-    )
+    # Lists, since polars adds up the numbers of a group in as many pieces as it has threads.
+    cells = ratios.group_by(*by, maintain_order=True).agg("pooled_dice", "pooled_iou", pl.max("n_images", "n_subjects"))
+    return cells.with_columns(pl.col("pooled_dice", "pooled_iou").list.mean())
 
 
 def average_draws(scored: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:

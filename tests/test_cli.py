@@ -304,9 +304,12 @@ def test_crosscheck_says_whether_all_is_sound(here, tmp_path, monkeypatch):
     sound = here("crosscheck", "fgsm", "--against", "implementations:Signed", *common)
     assert sound.returncode == 0, sound.stderr
     assert "identical" in sound.stdout
+    trained = {*Path(os.environ["ADVSEG_BENCH_CACHE"], "models").iterdir()}
+    torch.set_num_threads(3)  # as many as there are, where nothing says otherwise
     broken = here("crosscheck", "fgsm", "--against", "implementations:Band", *common, "--out", "bad")
     assert broken.returncode == 1
     assert "one connected band" in broken.stdout
+    assert {*Path(os.environ["ADVSEG_BENCH_CACHE"], "models").iterdir()} == trained, "not trained once more"
     assert json.loads((tmp_path / "bad" / "certificate.json").read_text())["verdicts"] == {
         "implementations:Band": {"weaker": 1}
     }

@@ -66,6 +66,22 @@ def test_a_truncated_part_is_named_with_the_remedy(tmp_path, keep):
     assert "\n" not in str(e.value)
 
 
+def test_zeros_anywhere_in_a_part_never_end_in_another_error(tmp_path):
+    """As a lost block of a disk leaves them; at some places polars panics."""
+    with records.own(tmp_path):
+        path = records.write_part(tmp_path, [row(f"c{k % 5}", f"i{k}") for k in range(40)])
+    whole = path.read_bytes()
+    told = []
+    for start in range(4, len(whole) - 8, 16):
+        path.write_bytes(whole[:start] + bytes(16) + whole[start + 16 :])
+        try:
+            records.read_rows(tmp_path)
+        except RecordError as error:
+            told.append(str(error))
+    assert told
+    assert all(f"{path.name}: is damaged" in message for message in told)
+
+
 def test_a_part_of_another_schema_is_named(tmp_path):
     with records.own(tmp_path):
         pl.DataFrame({"cell": ["a"]}).write_parquet(tmp_path / "parts" / "x.parquet")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -15,6 +17,7 @@ import pytest
 from rich.console import Console
 from runs import MODELS, STRENGTH, Synthetic, edit_json, rewrite_rows, write_run
 
+from advseg_bench import report
 from advseg_bench.cache import write_json
 from advseg_bench.errors import RecordError, SpecError
 from advseg_bench.report import figures, write_report
@@ -96,6 +99,38 @@ def test_every_format_is_written(files):
     names |= {f"figures/{n}.{'png' if n.startswith('panels') else 'svg'}" for n in drawn}
     assert names <= set(files)
     assert all(path.stat().st_size for path in files.values())
+
+
+def test_an_error_while_charts_are_drawn_waits_for_one_sheet_at_most(tmp_path, one, monkeypatch):
+    drawn = []
+
+    def encode_slowly(image, kind):
+        drawn.append(kind)
+        time.sleep(0.3)
+        return b""
+
+    def fail(*_):
+        raise KeyError("no chart")
+
+    monkeypatch.setattr(report, "encode_sheet", encode_slowly)
+    monkeypatch.setattr(figures, "render", fail)
+    with pytest.raises(KeyError, match="no chart"):
+        write_report(one, tmp_path)
+    assert len(drawn) < 3, "of three sheets"
+
+
+def test_the_collector_rests_while_a_report_is_written(tmp_path, one, monkeypatch):
+    seen = []
+
+    def note(run):
+        seen.append(gc.isenabled())
+        return compose(run)
+
+    monkeypatch.setattr(report, "compose", note)
+    assert gc.isenabled()
+    write_report(one, tmp_path)
+    assert gc.isenabled()
+    assert seen == [False]
 
 
 def test_figures_in_further_formats(tmp_path, one, files):

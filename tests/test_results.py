@@ -105,6 +105,16 @@ def test_counts_of_another_number_of_classes(tmp_path):
         _ = Run(out).rows
 
 
+@pytest.mark.parametrize("column", ["model", "image", "subject", "eps", "linf", "flags", "tp"])
+def test_a_row_that_lacks_a_value(tmp_path, column):
+    out = write_run(tmp_path / "r")
+    part = min((out / "parts").iterdir())
+    rows = pl.read_parquet(part)
+    rows.with_columns(pl.when(pl.int_range(pl.len()) > 0).then(column).alias(column)).write_parquet(part)
+    with pytest.raises(RecordError, match=rf"parts: rows that lack {column}\. Run the suite in a new --out"):
+        _ = Run(out).rows
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

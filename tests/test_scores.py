@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -213,15 +216,29 @@ def test_pooled_scores_sum_counts_first():
     assert one["pooled_dice"] == pytest.approx(pooled["pooled_dice"] / 2)
 
 
-def test_pooled_scores_have_the_same_bits_each_time():
+POOL = """
+import sys
+import polars as pl
+from advseg_bench.scores import pool_counts
+from advseg_bench.specs import Scoring
+from advseg_bench.types import Task
+rows = pl.read_parquet(sys.argv[1])
+print({pool_counts(rows, Task("multilabel", ("a", "b")), Scoring(), ["model"])["pooled_dice"].item() for _ in range(8)})
+"""
+
+
+def test_pooled_scores_have_the_same_bits_each_time_and_for_any_number_of_threads(tmp_path):
     counts = np.random.default_rng(0).integers(1, 1000, (3, 4000, 2)).tolist()
     cells = [f"c{k}" for k in range(4000)]
-    rows = pl.DataFrame(
-        [BASE | {"cell": c, "tp": t, "fp": p, "fn": n} for c, t, p, n in zip(cells, *counts, strict=True)],
-        schema=ROW_SCHEMA,
-    )
-    found = {pool_counts(rows, TWO, Scoring(), ["model"])["pooled_dice"].item() for _ in range(8)}
+    make_frame(
+        *({"cell": c, "tp": t, "fp": p, "fn": n} for c, t, p, n in zip(cells, *counts, strict=True))
+    ).write_parquet(tmp_path / "rows")
+    command = [sys.executable, "-c", POOL, str(tmp_path / "rows")]
+    environments = [os.environ | {"POLARS_MAX_THREADS": threads} for threads in ("1", "2", "5")]
+    told = [subprocess.run(command, env=env, check=True, capture_output=True, text=True) for env in environments]
+    found = {done.stdout for done in told}
     assert len(found) == 1
+    assert "," not in found.pop()
 
 
 def test_pooled_draws_are_averaged_after_the_ratio():

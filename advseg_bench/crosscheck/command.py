@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
@@ -41,6 +42,7 @@ class Options:
 
 def run(options: Options, out: Path, console: Console) -> bool:
     """Check, print and write. Returns: whether everything is sound. Raises: UserError."""
+    torch.set_num_threads(options.suite.compute.threads)  # with others, every model would be trained once more
     plan, missing = _make_plan(options)
     for toolkit in missing:
         console.print(f"{toolkit} has no {options.norm} {options.reference}: left out", markup=False)

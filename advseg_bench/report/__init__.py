@@ -63,6 +63,7 @@ def write_report(
     return paths
 
 
+@without_collector()
 def write_claims(runs: Sequence[Run], out: Path, *, formats: Sequence[str] = ()) -> list[Path]:
     """Write the claims page of one or more runs, each on a data set of its own.
 
@@ -96,7 +97,8 @@ def _write(
     files: dict[str, bytes] = {}
     wide = {}
     sheets = [sheet for gallery in _find(document, Gallery) for sheet in gallery.sheets]
-    with ThreadPoolExecutor(1) as beside:  # Pillow compresses while charts are drawn
+    beside = ThreadPoolExecutor(1)
+    try:  # Pillow compresses while charts are drawn; PDFs are matplotlib's, which is not for two threads
         encoded = beside.map(lambda sheet: encode_sheet(sheet.draw(), "png"), sheets)
         for figure in _find(document, Figure):
             kinds = dict.fromkeys(("svg", *formats))
@@ -105,8 +107,10 @@ def _write(
             wide[figure.name] = files[f"figures/{figure.name}.svg"]
         for sheet, picture in zip(sheets, encoded, strict=True):
             files[f"figures/{sheet.name}.png"] = picture
-            for kind in [kind for kind in formats if kind != "png"]:
-                files[f"figures/{sheet.name}.{kind}"] = encode_sheet(sheet.draw(), kind)
+            if "pdf" in formats:
+                files[f"figures/{sheet.name}.pdf"] = encode_sheet(sheet.draw(), "pdf")
+    finally:
+        beside.shutdown(cancel_futures=True)
     for table in _find(document, Table):
         if table.data is not None:
             files[f"tables/{table.name}.csv"] = _as_csv(table.data)
