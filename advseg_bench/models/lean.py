@@ -18,15 +18,19 @@ _aten = torch.ops.aten
 
 _Run = Callable[[Tensor], Tensor]
 
+SMALL = 1 << 18
+"""Calls on fewer values are left to PyTorch: a megabyte of float32 is worth less than running a layer from Python."""
+
 
 class Lean(TorchFunctionMode):
     """While it is active, frozen layers keep less for the backward; values and gradients keep every bit.
 
     PyTorch's convolution saves its input, which only the gradient of the weight needs, although the weight is frozen;
     ReLU saves its output, of which a sign would do. Calls are replaced rather than modules, so it does not matter
-    how a network makes them. A call is left as it is where its gradient needs more: weights that are not frozen,
-    activations such as SiLU, normalisation by the statistics of the batch, checkpointed parts. What is in place stays
-    in place, and nothing else becomes so. Gradients can be had once: a second derivative raises IncompatibleError.
+    how a network makes them. A call is left as it is on fewer than `SMALL` values, and where its gradient needs more:
+    weights that are not frozen, activations such as SiLU, normalisation by the statistics of the batch, checkpointed
+    parts. What is in place stays in place, and nothing else becomes so. Gradients can be had once: a second derivative
+    through a lean call raises IncompatibleError.
     Where an input is NaN, clipping activations pass a gradient that PyTorch's own may stop.
     """
 
@@ -42,7 +46,7 @@ class Lean(TorchFunctionMode):
         lean = _LEAN.get(func)
         if lean is not None and torch.is_grad_enabled() and not _is_recorded_elsewhere():
             x = args[0] if args else kwargs.get("input")
-            if type(x) is Tensor and x.requires_grad:
+            if type(x) is Tensor and x.requires_grad and x.numel() >= SMALL:
                 result = lean(*args, **kwargs)
                 if result is not None:
                     return result
@@ -146,11 +150,12 @@ class _Gate(Function):
     """An activation whose derivative is 1 where a mask says so, and a constant elsewhere."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, run: _Run, keep: Tensor | None, slope: Any, inplace: bool) -> Tensor:
-        """Run the activation; `slope` counts where `keep` is false, None for 0. Without `keep`: where the result is 0.
+    def forward(ctx: Any, x: Tensor, run: _Run, passes: _Run | None, slope: Any, inplace: bool) -> Tensor:
+        """Run the activation; `slope` counts where `passes` is false, None for 0. Without it: where the result is 0.
 
         Masks are made as bool and used as int8: the kernels of the other kind take several times as long.
         """
+        keep = None if passes is None else passes(x)
         out = run(x)
         if keep is None:
             keep = torch.empty_like(out, dtype=torch.bool).copy_(out)
@@ -281,7 +286,7 @@ def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fal
     if negative_slope < 0:
         return None
     run = F.leaky_relu_ if inplace else F.leaky_relu
-    return _gate(input, partial(run, negative_slope=negative_slope), input.detach() > 0, negative_slope, inplace)
+    return _gate(input, partial(run, negative_slope=negative_slope), _is_positive, negative_slope, inplace)
 
 
 def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor | None:
@@ -289,9 +294,12 @@ def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplac
     if input.dtype == torch.float16:
         return None
     run = partial(F.hardtanh_ if inplace else F.hardtanh, min_val=min_val, max_val=max_val)
-    x = input.detach()
-    outside = (x <= min_val).logical_or_(x >= max_val)  # and not its contrary, which a NaN is not either
-    return _gate(input, run, outside.logical_not_(), None, inplace)
+
+    def is_inside(x: Tensor) -> Tensor:
+        """Whether a value is not outside, which a NaN is not either."""
+        return (x <= min_val).logical_or_(x >= max_val).logical_not_()
+
+    return _gate(input, run, is_inside, None, inplace)
 
 
 def _relu6(input: Tensor, inplace: bool = False) -> Tensor | None:
@@ -306,14 +314,18 @@ def _prelu(input: Tensor, weight: Tensor) -> Tensor | None:
     if torch.is_autocast_enabled(input.device.type):
         return None
     slope = weight.view(-1, *[1] * (input.dim() - 2))
-    return _gate(input, lambda x: torch.prelu(x, weight), input.detach() > 0, slope, False)
+    return _gate(input, lambda x: torch.prelu(x, weight), _is_positive, slope, False)
 
 
-def _gate(x: Tensor, run: _Run, keep: Tensor | None, slope: Any, inplace: bool) -> Tensor | None:
+def _is_positive(x: Tensor) -> Tensor:
+    return x > 0
+
+
+def _gate(x: Tensor, run: _Run, passes: _Run | None, slope: Any, inplace: bool) -> Tensor | None:
     """Run an activation, unless it would write into a part of another tensor."""
     if inplace and x._is_view():
         return None
-    found: Tensor = _Gate.apply(x, run, keep, slope, inplace)
+    found: Tensor = _Gate.apply(x, run, passes, slope, inplace)
     return found
 
 

@@ -16,6 +16,7 @@ from advseg_bench import meter
 from advseg_bench.catalogue import read_steps
 from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.guard import ModelGuard
+from advseg_bench.models import lean as lean_calls
 from advseg_bench.models import prepare as preparation
 from advseg_bench.models.fold import fold_batch_norms
 from advseg_bench.models.lean import Lean
@@ -38,7 +39,13 @@ NETWORKS = {
     "timm-act": lambda: smp.Unet("tu-mobilenetv3_small_050", encoder_weights=None, classes=2),
     "mobilenet": lambda: smp.Unet("mobilenet_v2", encoder_weights=None, classes=2),
 }
+WORTH_IT = lean_calls.SMALL
 BATCH_NORMS = {"monai-instance": 0}  # all others have some, all of which can be folded
+
+
+@pytest.fixture(autouse=True)
+def every_call_is_lean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean_calls, "SMALL", 0)
 
 
 def draw(*size: int) -> Tensor:
@@ -251,6 +258,57 @@ def test_a_second_derivative_is_refused() -> None:
         gradient.sum().backward()
 
 
+def name_nodes(out: Tensor) -> list[str]:
+    """The nodes of a graph that is a chain, without those that only pick up a leaf."""
+    node, names = out.grad_fn, []
+    while node is not None and node.name() != "torch::autograd::AccumulateGrad":
+        names.append(node.name())
+        node = next((child for child, _ in node.next_functions if child is not None), None)
+    return names
+
+
+def test_calls_on_few_values_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One value under the bound and right on it; the rest of a network goes on as it did."""
+    monkeypatch.setattr(lean_calls, "SMALL", 2 * 4 * 8 * 8)
+    net = make(lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3), nn.ReLU()))
+    x = draw(2, 3, 8, 8)
+    prepared = prepare(net, x, ["lean"])
+    assert name_nodes(prepared(x.requires_grad_())) == [
+        "ReluBackward0",  # 2 x 1 x 6 x 6
+        "_ConvolveBackward",  # its input is 2 x 4 x 8 x 8
+        "_GateBackward",
+        "ConvolutionBackward0",  # 2 x 3 x 8 x 8
+    ]
+    for ours, theirs in zip(differentiate(prepared, x.detach()), differentiate(net, x.detach()), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("small", [512, 10**9])
+def test_second_derivatives_are_right_or_refused(monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+    """Where some calls are lean and others not, none may be lost; where none is lean there is nothing to refuse."""
+    monkeypatch.setattr(lean_calls, "SMALL", small)
+    net = make(lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3), nn.Softplus()))
+    x = draw(2, 3, 8, 8)
+    found = []
+    for each in (net.requires_grad_(False), prepare(net, x, ["lean"])):
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(each(leaf).square().sum(), leaf, create_graph=True)
+        with pytest.raises(IncompatibleError) if small == 512 and each is not net else nullcontext():
+            found.append(torch.autograd.grad(gradient.square().sum(), leaf)[0])
+    assert len(found) == (1 if small == 512 else 2)
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_a_call_that_stays_as_it_is_costs_no_mask() -> None:
+    """MONAI's instance norms return views, which are not written into here."""
+    net = make(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.LeakyReLU(0.1, inplace=True)))
+    x = draw(2, 3, 8, 8)
+    prepared = prepare(net, x, ["lean"])
+    with torch.profiler.profile() as profile:
+        differentiate(prepared, x)
+    assert not {event.key for event in profile.key_averages()} & {"aten::gt", "_Gate"}
+
+
 def test_two_losses_of_one_forward() -> None:
     net, x = build("resnet18"), images("resnet18")
     found = []
@@ -359,8 +417,9 @@ def test_a_model_that_cannot_be_copied_is_attacked_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("steps", [["lean"], ["fold", "lean"]])
-def test_the_peak_of_one_gradient_at_224_pixels(steps: list[str]) -> None:
-    """The model as it is takes what torchattacks' FGSM takes, see benchmarks/peak_memory.py."""
+def test_the_peak_of_one_gradient_at_224_pixels(steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model as it is takes what torchattacks' FGSM takes, see benchmarks/targets.py."""
+    monkeypatch.setattr(lean_calls, "SMALL", WORTH_IT)
     net, x = build("resnet18"), draw(4, 3, 224, 224)
     prepared = prepare(net, x[:1], steps)
     ours, raw = (meter.peak_bytes(lambda each=each: differentiate(each, x), "cpu") for each in (prepared, net))
