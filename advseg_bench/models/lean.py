@@ -126,6 +126,15 @@ class _Convolve(Function):
         return found
 
 
+def _is_plain(gradient: Tensor, layout: tuple[torch.Size, tuple[int, ...]], *others: Tensor | None) -> bool:
+    """Whether all is on a CPU, in one dtype of 4 or 8 bytes, and the gradient as contiguous as the input was."""
+    if gradient.device.type != "cpu" or gradient.dtype not in (torch.float32, torch.float64):
+        return False
+    if any(other is not None and other.dtype != gradient.dtype for other in others):
+        return False
+    return gradient.is_contiguous() and gradient.stride() == layout[1]
+
+
 class _Normalise(Function):
     """Batch normalisation by fixed statistics, which saves only them."""
 
@@ -141,6 +150,10 @@ class _Normalise(Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient by the input; the input's values, which only the weight's needs, may be any."""
         mean, var, weight = ctx.saved_tensors
+        if _is_plain(gradient, ctx.layout, var, weight):  # PyTorch's kernel would sum over the gradient first
+            shape = (-1, *[1] * (gradient.dim() - 2))
+            passed: Tensor = gradient * (1 / (var.double() + ctx.eps).sqrt()).to(var.dtype).view(shape)
+            return passed if weight is None else passed.mul_(weight.view(shape))
         settings = (weight, mean, var, None, None, False, ctx.eps, [True, False, False])
         found: Tensor = _aten.native_batch_norm_backward(gradient, _stand_in(gradient, *ctx.layout), *settings)[0]
         return found

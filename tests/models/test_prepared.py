@@ -117,6 +117,35 @@ def test_a_gradient_may_lie_in_memory_in_another_way(net: nn.Module, given: str,
     assert found.stride() == wanted.stride()
 
 
+@pytest.mark.parametrize("gradients", ["plain", "transposed", "one value"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 4), (2, 4, 7), (3, 4, 5, 3), (1, 4, 2, 3, 2), (4, 32, 17, 19)], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norms_have_every_bit(shape: tuple[int, ...], dtype: torch.dtype, gradients: str, affine: bool) -> None:
+    """Where everything is contiguous the gradient is two products, and PyTorch's kernel is not asked."""
+    layer = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)]
+    net = make(lambda: layer(shape[1], eps=1e-3, affine=affine)).eval().requires_grad_(False)
+    net.running_var.copy_(10 ** (4 * draw(shape[1]) - 3))
+    if affine:
+        net.weight.copy_(draw(shape[1]) - 0.5)
+    x = (draw(*shape) - 0.5).to(dtype).requires_grad_()
+    net = net.to(torch.float32 if dtype == torch.bfloat16 else dtype)
+    gradient = (draw(*shape).sub(0.5) * 10 ** (9 * draw(*shape) - 6)).to(dtype)
+    if gradients == "transposed":
+        gradient = gradient.transpose(0, -1).contiguous().transpose(0, -1)
+    elif gradients == "one value":
+        gradient = gradient.flatten()[:1].expand(shape)
+    with Lean():
+        out = net(x)
+    with torch.profiler.profile() as profile:
+        (found,) = torch.autograd.grad(out, x, gradient)
+    (wanted,) = torch.autograd.grad(net(x), x, gradient)
+    assert torch.equal(found, wanted)
+    assert found.stride() == wanted.stride()
+    asked = "aten::native_batch_norm_backward" in {event.key for event in profile.key_averages()}
+    assert asked == (dtype == torch.bfloat16 or gradients != "plain")
+
+
 def norm(x: Tensor) -> Tensor:
     return F.batch_norm(x, torch.zeros(4), torch.full((4,), 2.0))
 
