@@ -520,6 +520,7 @@ def test_a_lean_copy_gives_the_rows_of_the_model_itself_bit_for_bit():
     data, model = tiny_data(), small_unet()
     unit = Unit("m", (0, 1, 2), (CLEAN, cell("fgsm", "bce"), cell("pgd", "dice", settings='{"steps": 2}')))
     lean = prepare(model, data.batch([0, 1]).x, ["lean"])
+    lean.small = 0
     rows = [run_unit(unit, model, data, Setting(seed=0, batch=2), attacked) for attacked in (None, lean)]
     assert rows[0] == rows[1]
     assert rows[0][1] == []

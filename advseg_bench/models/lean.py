@@ -18,8 +18,8 @@ _aten = torch.ops.aten
 
 _Run = Callable[[Tensor], Tensor]
 
-SMALL = 1 << 18
-"""Calls on fewer values are left to PyTorch: a megabyte of float32 is worth less than running a layer from Python."""
+SMALL = 1 << 17
+"""Calls on fewer values are left to PyTorch: half a megabyte of float32 is worth less than a layer run from Python."""
 
 
 class Lean(TorchFunctionMode):
@@ -27,12 +27,19 @@ class Lean(TorchFunctionMode):
 
     PyTorch's convolution saves its input, which only the gradient of the weight needs, although the weight is frozen;
     ReLU saves its output, of which a sign would do. Calls are replaced rather than modules, so it does not matter
-    how a network makes them. A call is left as it is on fewer than `SMALL` values, and where its gradient needs more:
+    how a network makes them. A call is left as it is on few values, and where its gradient needs more:
     weights that are not frozen, activations such as SiLU, normalisation by the statistics of the batch, checkpointed
     parts. What is in place stays in place, and nothing else becomes so. Gradients can be had once: a second derivative
     through a lean call raises IncompatibleError.
     Where an input is NaN, clipping activations pass a gradient that PyTorch's own may stop.
+
+    Args:
+        small: Calls on fewer values are left as they are; `SMALL` if None.
     """
+
+    def __init__(self, small: int | None = None) -> None:
+        super().__init__()
+        self.small = SMALL if small is None else small
 
     def __torch_function__(
         self,
@@ -46,7 +53,7 @@ class Lean(TorchFunctionMode):
         lean = _LEAN.get(func)
         if lean is not None and torch.is_grad_enabled() and not _is_recorded_elsewhere():
             x = args[0] if args else kwargs.get("input")
-            if type(x) is Tensor and x.requires_grad and x.numel() >= SMALL:
+            if type(x) is Tensor and x.requires_grad and x.numel() >= self.small:
                 result = lean(*args, **kwargs)
                 if result is not None:
                     return result
@@ -126,15 +133,6 @@ class _Convolve(Function):
         return found
 
 
-def _is_plain(gradient: Tensor, layout: tuple[torch.Size, tuple[int, ...]], *others: Tensor | None) -> bool:
-    """Whether all is on a CPU, in one dtype of 4 or 8 bytes, and the gradient as contiguous as the input was."""
-    if gradient.device.type != "cpu" or gradient.dtype not in (torch.float32, torch.float64):
-        return False
-    if any(other is not None and other.dtype != gradient.dtype for other in others):
-        return False
-    return gradient.is_contiguous() and gradient.stride() == layout[1]
-
-
 class _Normalise(Function):
     """Batch normalisation by fixed statistics, which saves only them."""
 
@@ -150,13 +148,17 @@ class _Normalise(Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient by the input; the input's values, which only the weight's needs, may be any."""
         mean, var, weight = ctx.saved_tensors
-        if _is_plain(gradient, ctx.layout, var, weight):  # PyTorch's kernel would sum over the gradient first
-            shape = (-1, *[1] * (gradient.dim() - 2))
-            passed: Tensor = gradient * (1 / (var.double() + ctx.eps).sqrt()).to(var.dtype).view(shape)
-            return passed if weight is None else passed.mul_(weight.view(shape))
-        settings = (weight, mean, var, None, None, False, ctx.eps, [True, False, False])
-        found: Tensor = _aten.native_batch_norm_backward(gradient, _stand_in(gradient, *ctx.layout), *settings)[0]
-        return found
+        settings = (mean, var, None, None, False, ctx.eps, [True, False, False])
+        back = _aten.native_batch_norm_backward
+        plain = gradient.dtype in (torch.float32, torch.float64) and gradient.is_contiguous()
+        if gradient.device.type != "cpu" or not plain or gradient.stride() != ctx.layout[1]:
+            whole: Tensor = back(gradient, _stand_in(gradient, *ctx.layout), weight, *settings)[0]
+            return whole
+        # On a CPU, the kernel sums over the gradient before it multiplies: here it only says by what.
+        one, shape = var.new_ones(1, len(var)), (-1, *[1] * (gradient.dim() - 2))
+        scale = back(one, one, None, *settings)[0]
+        passed = torch.mul(gradient, scale.view(shape), out=gradient.new_empty(gradient.shape))
+        return passed if weight is None else passed.mul_(weight.view(shape))
 
 
 class _Gate(Function):
@@ -164,7 +166,7 @@ class _Gate(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, run: _Run, passes: _Run | None, slope: Any, inplace: bool) -> Tensor:
-        """Run the activation; `slope` counts where `passes` is false, None for 0. Without it: where the result is 0.
+        """Run the activation; `slope`, None for 0, counts where `passes` is false, or the result 0 if that is None.
 
         Masks are made as bool and used as int8: the kernels of the other kind take several times as long.
         """

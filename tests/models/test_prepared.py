@@ -3,6 +3,7 @@ import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from itertools import product
 
 import monai.networks.nets as nets
 import pytest
@@ -117,33 +118,40 @@ def test_a_gradient_may_lie_in_memory_in_another_way(net: nn.Module, given: str,
     assert found.stride() == wanted.stride()
 
 
-@pytest.mark.parametrize("gradients", ["plain", "transposed", "one value"])
+SHAPES = [(5, 4), (2, 4, 7), (3, 4, 5, 3), (1, 4, 2, 3, 2), (4, 32, 17, 19), (2, 1, 4, 4), (1, 2048, 2)]
+
+
+@pytest.mark.parametrize(("images", "gradients"), [*product(["plain", "swapped"], repeat=2), ("plain", "one value")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(5, 4), (2, 4, 7), (3, 4, 5, 3), (1, 4, 2, 3, 2), (4, 32, 17, 19)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("affine", [True, False])
-def test_batch_norms_have_every_bit(shape: tuple[int, ...], dtype: torch.dtype, gradients: str, affine: bool) -> None:
-    """Where everything is contiguous the gradient is two products, and PyTorch's kernel is not asked."""
+def test_batch_norms_have_every_bit(
+    shape: tuple[int, ...], dtype: torch.dtype, images: str, gradients: str, affine: bool
+) -> None:
+    """Where all is contiguous the gradient is two products, and PyTorch's kernel is asked for their factor alone."""
     layer = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)]
     net = make(lambda: layer(shape[1], eps=1e-3, affine=affine)).eval().requires_grad_(False)
+    net.to(torch.float32 if dtype == torch.bfloat16 else dtype)
     net.running_var.copy_(10 ** (4 * draw(shape[1]) - 3))
     if affine:
         net.weight.copy_(draw(shape[1]) - 0.5)
-    x = (draw(*shape) - 0.5).to(dtype).requires_grad_()
-    net = net.to(torch.float32 if dtype == torch.bfloat16 else dtype)
+    x = (draw(*shape) - 0.5).to(dtype)
     gradient = (draw(*shape).sub(0.5) * 10 ** (9 * draw(*shape) - 6)).to(dtype)
-    if gradients == "transposed":
-        gradient = gradient.transpose(0, -1).contiguous().transpose(0, -1)
-    elif gradients == "one value":
-        gradient = gradient.flatten()[:1].expand(shape)
+    swap = {"plain": lambda t: t, "swapped": lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1)}
+    x = swap[images](x).requires_grad_()
+    gradient = swap[gradients](gradient) if gradients in swap else gradient.flatten()[:1].expand(shape)
     with Lean():
         out = net(x)
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(record_shapes=True) as profile:
         (found,) = torch.autograd.grad(out, x, gradient)
     (wanted,) = torch.autograd.grad(net(x), x, gradient)
     assert torch.equal(found, wanted)
     assert found.stride() == wanted.stride()
-    asked = "aten::native_batch_norm_backward" in {event.key for event in profile.key_averages()}
-    assert asked == (dtype == torch.bfloat16 or gradients != "plain")
+    asked = [e.input_shapes[0] for e in profile.events() if e.name == "aten::native_batch_norm_backward"]
+    if x.is_contiguous() and gradient.is_contiguous() and x.stride() == gradient.stride() and dtype != torch.bfloat16:
+        assert asked == [[1, shape[1]]]
+    else:
+        assert asked == [[*shape]]
 
 
 def norm(x: Tensor) -> Tensor:
@@ -399,6 +407,19 @@ def test_a_low_precision_does_not_agree_and_the_reason_is_kept() -> None:
     assert taken.steps == ("fold", "lean")
     assert taken.rejected == {}
     assert 0 < taken.error <= 2 * taken.raw_error
+
+
+def test_what_would_be_wrong_on_whole_batches_is_found_on_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two images of 64 pixels, nearly all calls are PyTorch's; on more they are not."""
+    monkeypatch.setattr(lean_calls, "SMALL", WORTH_IT)
+    monkeypatch.setattr(
+        lean_calls._Normalise, "backward", staticmethod(lambda ctx, gradient: (0 * gradient,) + 5 * (None,))
+    )
+    choice = prepare_checked(build("resnet18"), images("resnet18"), ["lean"])
+    assert choice.steps == ()
+    assert "gradient error" in choice.rejected["lean"]
+    monkeypatch.undo()
+    assert prepare_checked(build("resnet18"), images("resnet18"), ["lean"]).model.small is None
 
 
 def test_auto_keeps_the_fastest_that_agrees() -> None:
