@@ -16,6 +16,7 @@ from advseg_bench.cells import Cell, plan
 from advseg_bench.counter import Counter
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Case, Dataset, Sample
+from advseg_bench.models import lean as lean_calls
 from advseg_bench.models.build import build_model
 from advseg_bench.models.prepare import prepare
 from advseg_bench.runner import Setting, image_generators, run_unit
@@ -516,11 +517,11 @@ def small_unet() -> torch.nn.Module:
     return build_model(spec, channels=channels, task=tiny_data().task, size=16).eval().requires_grad_(False)
 
 
-def test_a_lean_copy_gives_the_rows_of_the_model_itself_bit_for_bit():
+def test_a_lean_copy_gives_the_rows_of_the_model_itself_bit_for_bit(monkeypatch):
+    monkeypatch.setattr(lean_calls, "SMALL", 0)
     data, model = tiny_data(), small_unet()
     unit = Unit("m", (0, 1, 2), (CLEAN, cell("fgsm", "bce"), cell("pgd", "dice", settings='{"steps": 2}')))
     lean = prepare(model, data.batch([0, 1]).x, ["lean"])
-    lean.small = 0
     rows = [run_unit(unit, model, data, Setting(seed=0, batch=2), attacked) for attacked in (None, lean)]
     assert rows[0] == rows[1]
     assert rows[0][1] == []

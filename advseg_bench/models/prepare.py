@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -36,13 +36,11 @@ class Prepared(nn.Module):
     Attributes:
         net: The copy.
         steps: What was done to it, of `catalogue.STEPS`.
-        small: For `lean.Lean`; None but while it is checked.
     """
 
     def __init__(self, net: nn.Module, steps: Sequence[str]) -> None:
         super().__init__()
         self.net, self.steps = net, tuple(steps)
-        self.small: int | None = None
         self._run: Callable[[Tensor], Any] | None = None  # what stands for the net, if not itself
         if "compile" in steps:
             self._run = torch.compile(lambda x: net(x))
@@ -61,7 +59,7 @@ class Prepared(nn.Module):
             for name in {"bfloat16", "float16"}.intersection(self.steps):
                 stack.enter_context(torch.autocast(x.device.type, getattr(torch, name)))
             if "lean" in self.steps:
-                stack.enter_context(Lean(self.small))
+                stack.enter_context(Lean())
             logits: Any = (self._run or self.net)(x)
         if not isinstance(logits, Tensor):
             raise IncompatibleError(expected("prepared model", "a tensor of logits", type(logits).__name__))
@@ -205,13 +203,12 @@ def _compare(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, ...]])
             rejected[_name(steps)] = str(error)
             continue
         try:
-            prepared.small = 0  # a few images stand for whole batches, on which more calls are lean
-            found = gradient_error(prepared, x, reference)
+            # a few images stand for whole batches, on which more calls are lean
+            with Lean(small=0) if "lean" in steps else nullcontext():
+                found = gradient_error(prepared, x, reference)
         except Exception as error:  # whatever it is, the model as it is can be attacked
             rejected[_name(steps)] = f"{type(error).__name__}: {error}".splitlines()[0]
             continue
-        finally:
-            prepared.small = None
         if found <= TOLERATED * raw_error:
             choices.append(Choice(prepared, prepared.steps, found, raw_error, rejected))
         else:

@@ -410,16 +410,16 @@ def test_a_low_precision_does_not_agree_and_the_reason_is_kept() -> None:
 
 
 def test_what_would_be_wrong_on_whole_batches_is_found_on_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On two images of 64 pixels, nearly all calls are PyTorch's; on more they are not."""
+    """On two images of 32 pixels all calls are PyTorch's; on more they are not."""
     monkeypatch.setattr(lean_calls, "SMALL", WORTH_IT)
     monkeypatch.setattr(
         lean_calls._Normalise, "backward", staticmethod(lambda ctx, gradient: (0 * gradient,) + 5 * (None,))
     )
-    choice = prepare_checked(build("resnet18"), images("resnet18"), ["lean"])
+    choice = prepare_checked(build("resnet18"), draw(2, 3, 32, 32), ["lean"])
     assert choice.steps == ()
     assert "gradient error" in choice.rejected["lean"]
     monkeypatch.undo()
-    assert prepare_checked(build("resnet18"), images("resnet18"), ["lean"]).model.small is None
+    assert prepare_checked(build("resnet18"), draw(2, 3, 32, 32), ["lean"]).steps == ("lean",)
 
 
 def test_auto_keeps_the_fastest_that_agrees() -> None:
