@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,8 +19,8 @@ _aten = torch.ops.aten
 
 _Run = Callable[[Tensor], Tensor]
 
-SMALL = 1 << 17
-"""Calls on fewer values are left to PyTorch: half a megabyte of float32 is worth less than a layer run from Python."""
+SMALL = 1 << 18
+"""Calls on fewer values are left to PyTorch: a megabyte of float32 is worth less than a layer run from Python."""
 
 
 class Lean(TorchFunctionMode):
@@ -86,11 +87,14 @@ def _first_order(backward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Te
     """Make a backward of one gradient out of a function; what it returns cannot be differentiated again."""
 
     def run(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * (len(ctx.needs_input_grad) - 1)
+        if not torch.is_grad_enabled():
+            return (backward(ctx, gradient), *nothing)
         with torch.no_grad():
             result = backward(ctx, gradient)
-        if torch.is_grad_enabled() and gradient.requires_grad:  # the way on to the images is through the gradient
+        if gradient.requires_grad:  # the way on to the images is through the gradient
             result = _End.apply(result, gradient)
-        return (result, *[None] * (len(ctx.needs_input_grad) - 1))
+        return (result, *nothing)
 
     return run
 
@@ -148,15 +152,16 @@ class _Normalise(Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient by the input; the input's values, which only the weight's needs, may be any."""
         mean, var, weight = ctx.saved_tensors
-        settings = (mean, var, None, None, False, ctx.eps, [True, False, False])
-        back = _aten.native_batch_norm_backward
         plain = gradient.dtype in (torch.float32, torch.float64) and gradient.is_contiguous()
         if gradient.device.type != "cpu" or not plain or gradient.stride() != ctx.layout[1]:
-            whole: Tensor = back(gradient, _stand_in(gradient, *ctx.layout), weight, *settings)[0]
+            settings = (mean, var, None, None, False, ctx.eps, [True, False, False])
+            stand_in = _stand_in(gradient, *ctx.layout)
+            whole: Tensor = _aten.native_batch_norm_backward(gradient, stand_in, weight, *settings)[0]
             return whole
-        # On a CPU, the kernel sums over the gradient before it multiplies: here it only says by what.
-        one, shape = var.new_ones(1, len(var)), (-1, *[1] * (gradient.dim() - 2))
-        scale = back(one, one, None, *settings)[0]
+        # On a CPU, that kernel sums over the gradient before it multiplies. Its root is NumPy's to the last bit.
+        with np.errstate(all="ignore"):
+            scale = torch.from_numpy(1 / np.sqrt(var.numpy().astype(np.float64) + ctx.eps)).to(var.dtype)
+        shape = (-1, *[1] * (gradient.dim() - 2))
         passed = torch.mul(gradient, scale.view(shape), out=gradient.new_empty(gradient.shape))
         return passed if weight is None else passed.mul_(weight.view(shape))
 

@@ -128,7 +128,7 @@ SHAPES = [(5, 4), (2, 4, 7), (3, 4, 5, 3), (1, 4, 2, 3, 2), (4, 32, 17, 19), (2,
 def test_batch_norms_have_every_bit(
     shape: tuple[int, ...], dtype: torch.dtype, images: str, gradients: str, affine: bool
 ) -> None:
-    """Where all is contiguous the gradient is two products, and PyTorch's kernel is asked for their factor alone."""
+    """Where all is contiguous the gradient is two products, without PyTorch's kernel for it."""
     layer = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)]
     net = make(lambda: layer(shape[1], eps=1e-3, affine=affine)).eval().requires_grad_(False)
     net.to(torch.float32 if dtype == torch.bfloat16 else dtype)
@@ -142,16 +142,14 @@ def test_batch_norms_have_every_bit(
     gradient = swap[gradients](gradient) if gradients in swap else gradient.flatten()[:1].expand(shape)
     with Lean():
         out = net(x)
-    with torch.profiler.profile(record_shapes=True) as profile:
+    with torch.profiler.profile() as profile:
         (found,) = torch.autograd.grad(out, x, gradient)
     (wanted,) = torch.autograd.grad(net(x), x, gradient)
     assert torch.equal(found, wanted)
     assert found.stride() == wanted.stride()
-    asked = [e.input_shapes[0] for e in profile.events() if e.name == "aten::native_batch_norm_backward"]
-    if x.is_contiguous() and gradient.is_contiguous() and x.stride() == gradient.stride() and dtype != torch.bfloat16:
-        assert asked == [[1, shape[1]]]
-    else:
-        assert asked == [[*shape]]
+    whole = sum(event.name == "aten::native_batch_norm_backward" for event in profile.events())
+    plain = x.is_contiguous() and gradient.is_contiguous() and x.stride() == gradient.stride()
+    assert whole == (not plain or dtype == torch.bfloat16)
 
 
 def norm(x: Tensor) -> Tensor:
