@@ -56,10 +56,11 @@ def main(suite: Path, out: Path, kills: int) -> None:
         share = min(1.15 * share, 0.35) if states[-2:-1] == states[-1:] else 0.12
         child = start(suite, out)
         time.sleep(to_start + moments.uniform(-0.05, share) * to_work)
-        if os.waitpid(child, os.WNOHANG)[0]:
-            break
         os.kill(child, signal.SIGKILL)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        status = os.waitpid(child, 0)[1]
+        if status == 0:  # it was through, or had only to exit
+            break
+        assert status == signal.SIGKILL, "a resumed run fails"
         states.append(count(out))
     print(json.dumps(states))
 
