@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +15,9 @@ from torch.overrides import TorchFunctionMode
 from advseg_bench.errors import IncompatibleError
 
 _aten = torch.ops.aten
+
+_BY_INPUT = [True, False, False]
+"""Which gradients to compute: that by the input alone."""
 
 _Run = Callable[[Tensor], Tensor]
 
@@ -132,7 +134,7 @@ class _Convolve(Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient by the input, of which only the shape matters."""
         (weight,) = ctx.saved_tensors
-        settings = (weight, None, *ctx.geometry, [True, False, False])
+        settings = (weight, None, *ctx.geometry, _BY_INPUT)
         found: Tensor = _aten.convolution_backward(gradient, _stand_in(gradient, *ctx.layout), *settings)[0]
         return found
 
@@ -145,6 +147,8 @@ class _Normalise(Function):
         """Return the normalised input."""
         ctx.save_for_backward(mean, var, weight)
         ctx.layout, ctx.eps = (x.shape, x.stride()), eps
+        plain = x.is_cpu and x.dtype in (torch.float32, torch.float64)
+        ctx.plain = plain and x.is_contiguous() and min(x.shape[1:]) > 1
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
@@ -152,18 +156,37 @@ class _Normalise(Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient by the input; the input's values, which only the weight's needs, may be any."""
         mean, var, weight = ctx.saved_tensors
-        plain = gradient.dtype in (torch.float32, torch.float64) and gradient.is_contiguous()
-        if gradient.device.type != "cpu" or not plain or gradient.stride() != ctx.layout[1]:
-            settings = (mean, var, None, None, False, ctx.eps, [True, False, False])
+        if not ctx.plain or not gradient.is_contiguous():
+            settings = (mean, var, None, None, False, ctx.eps, _BY_INPUT)
             stand_in = _stand_in(gradient, *ctx.layout)
             whole: Tensor = _aten.native_batch_norm_backward(gradient, stand_in, weight, *settings)[0]
             return whole
-        # On a CPU, that kernel sums over the gradient before it multiplies. Its root is NumPy's to the last bit.
-        with np.errstate(all="ignore"):
-            scale = torch.from_numpy(1 / np.sqrt(var.numpy().astype(np.float64) + ctx.eps)).to(var.dtype)
-        shape = (-1, *[1] * (gradient.dim() - 2))
-        passed = torch.mul(gradient, scale.view(shape), out=gradient.new_empty(gradient.shape))
-        return passed if weight is None else passed.mul_(weight.view(shape))
+        # On a CPU, that kernel sums over the gradient before it multiplies.
+        scale, weight = _factors(mean, var, weight, ctx.eps, gradient.dim())
+        passed = gradient * scale
+        return passed if weight is None else passed.mul_(weight)
+
+
+def _factors(mean: Tensor, var: Tensor, weight: Tensor | None, eps: float, dim: int) -> tuple[Tensor, Tensor | None]:
+    """1 / sqrt(var + eps), as PyTorch's kernel rounds it, and the weight, both shaped (C, 1, ...) for `dim` axes.
+
+    They are kept with `var`, and made anew where its values or the weight's are no longer those they were made of.
+    """
+    settings = (eps, dim, var.dtype)
+    kept: tuple[Any, Tensor, Tensor | None, tuple[Tensor, Tensor | None]] | None = getattr(var, "_factors", None)
+    if kept is not None and kept[0] == settings and torch.equal(kept[1], var) and _are_equal(kept[2], weight):
+        return kept[3]
+    ones, shape = var.new_ones(1, len(var)), (-1, *[1] * (dim - 2))
+    scale = _aten.native_batch_norm_backward(ones, ones, None, mean, var, None, None, False, eps, _BY_INPUT)[0]
+    values = None if weight is None else weight.detach().clone()
+    factors = scale.view(shape), None if values is None else values.view(shape)
+    var._factors = (settings, var.clone(), values, factors)  # type: ignore[attr-defined]
+    return factors
+
+
+def _are_equal(kept: Tensor | None, given: Tensor | None) -> bool:
+    """Whether both have the same values, or neither is there."""
+    return kept is given if kept is None or given is None else torch.equal(kept, given)
 
 
 class _Gate(Function):
@@ -178,7 +201,7 @@ class _Gate(Function):
         keep = None if passes is None else passes(x)
         out = run(x)
         if keep is None:
-            keep = torch.empty_like(out, dtype=torch.bool).copy_(out)
+            keep = out.to(torch.bool)
         ctx.save_for_backward(keep.view(torch.int8))
         ctx.slope = slope
         if inplace:
@@ -194,11 +217,11 @@ class _Gate(Function):
             return torch.where(keep.view(torch.bool), gradient, gradient * ctx.slope)
         back = _aten.threshold_backward if ctx.slope is None else _aten.leaky_relu_backward
         settings = (0,) if ctx.slope is None else (ctx.slope, False)
-        if gradient.device.type != "cpu" or gradient.stride() != keep.stride():
+        if not gradient.is_cpu or gradient.stride() != keep.stride():
             whole: Tensor = back(gradient, keep, *settings)
             return whole
         # On a CPU, int8 beside float32 is made float32 first: that can be the result, in place.
-        passed = torch.empty_like(gradient).copy_(keep)
+        passed: Tensor = keep.to(gradient.dtype)
         back.grad_input(gradient, passed, *settings, grad_input=passed)
         return passed
 
@@ -253,23 +276,41 @@ def _convolve_transposed(
 
 def _convolve_any(x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor | None:
     """Convolve if the weights are frozen; what autocast would do to a convolution is done here, once."""
-    stride, padding, dilation, transposed, output_padding, groups = settings
-    if not _is_frozen(weight, bias) or x.dim() != weight.dim() or x.is_complex() or weight.is_complex():
-        return None
     axes = weight.dim() - 2
-    if padding == "same" and _expand(dilation, axes) == [1] * axes and all(k % 2 for k in weight.shape[2:]):
-        padding = [k // 2 for k in weight.shape[2:]]
-    elif isinstance(padding, str):
-        if padding != "valid":
+    if not _is_frozen(weight, bias) or x.dim() != axes + 2 or x.is_complex():
+        return None
+    stride, padding, dilation, *others = settings
+    if isinstance(padding, str):
+        odd = _expand(dilation, axes) == [1] * axes and all(k % 2 for k in weight.shape[2:])
+        if padding != "valid" and not (padding == "same" and odd):
             return None
-        padding = 0
-    if torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, weight.dtype):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    stride, padding, dilation, output_padding = (_expand(v, axes) for v in (stride, padding, dilation, output_padding))
-    geometry = _Geometry(stride, padding, dilation, transposed, output_padding, groups)
+        padding = 0 if padding == "valid" else tuple(k // 2 for k in weight.shape[2:])
+    if torch._C._is_any_autocast_enabled():
+        x, weight, bias = _cast(x, weight, bias)
+    try:
+        geometry = _find_geometry(axes, stride, padding, dilation, *others)
+    except TypeError:  # lists cannot be looked up
+        geometry = _find_geometry.__wrapped__(axes, stride, padding, dilation, *others)
     found: Tensor = _Convolve.apply(x, weight, bias, geometry)
     return found
+
+
+@cache
+def _find_geometry(
+    axes: int, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any, groups: int
+) -> _Geometry:
+    """Settings as callers give them -> as PyTorch's one operator takes them."""
+    stride, padding, dilation, output_padding = (_expand(v, axes) for v in (stride, padding, dilation, output_padding))
+    return _Geometry(stride, padding, dilation, transposed, output_padding, groups)
+
+
+def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cast as autocast does what it gives to a convolution."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or torch.float64 in (x.dtype, weight.dtype):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _normalise(
@@ -370,11 +411,14 @@ def _pool(
 
 def _is_frozen(*tensors: Tensor | None) -> bool:
     """Whether no gradient of these is wanted."""
-    return not any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    for tensor in tensors:  # noqa: SIM110 - a generator takes twice as long, in each lean call
+        if tensor is not None and tensor.requires_grad:
+            return False
+    return True
 
 
 def _expand(value: Any, axes: int) -> list[int]:
-    """One number per axis."""
+    """One number per axis; a list, which PyTorch's operators read faster than a tuple."""
     values = list(value) if hasattr(value, "__iter__") else [int(value)]
     return values * axes if len(values) == 1 else values
 

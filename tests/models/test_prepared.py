@@ -128,7 +128,7 @@ SHAPES = [(5, 4), (2, 4, 7), (3, 4, 5, 3), (1, 4, 2, 3, 2), (4, 32, 17, 19), (2,
 def test_batch_norms_have_every_bit(
     shape: tuple[int, ...], dtype: torch.dtype, images: str, gradients: str, affine: bool
 ) -> None:
-    """Where all is contiguous the gradient is two products, without PyTorch's kernel for it."""
+    """Where all is contiguous the gradient is two products; PyTorch's kernel is asked for their factor once."""
     layer = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)]
     net = make(lambda: layer(shape[1], eps=1e-3, affine=affine)).eval().requires_grad_(False)
     net.to(torch.float32 if dtype == torch.bfloat16 else dtype)
@@ -140,16 +140,104 @@ def test_batch_norms_have_every_bit(
     swap = {"plain": lambda t: t, "swapped": lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1)}
     x = swap[images](x).requires_grad_()
     gradient = swap[gradients](gradient) if gradients in swap else gradient.flatten()[:1].expand(shape)
-    with Lean():
-        out = net(x)
-    with torch.profiler.profile() as profile:
-        (found,) = torch.autograd.grad(out, x, gradient)
     (wanted,) = torch.autograd.grad(net(x), x, gradient)
-    assert torch.equal(found, wanted)
-    assert found.stride() == wanted.stride()
-    whole = sum(event.name == "aten::native_batch_norm_backward" for event in profile.events())
-    plain = x.is_contiguous() and gradient.is_contiguous() and x.stride() == gradient.stride()
-    assert whole == (not plain or dtype == torch.bfloat16)
+    for asked in (1, 0):
+        with Lean():
+            out = net(x)
+        with torch.profiler.profile() as profile:
+            (found,) = torch.autograd.grad(out, x, gradient)
+        assert torch.equal(found, wanted)
+        assert found.stride() == wanted.stride()
+        calls = sum(event.name == "aten::native_batch_norm_backward" for event in profile.events())
+        plain = x.is_contiguous() and gradient.is_contiguous() and 1 not in shape[1:]
+        assert calls == (asked if plain and dtype != torch.bfloat16 else 1)
+
+
+def change_nothing(net: nn.BatchNorm2d) -> None:
+    """Leave it."""
+
+
+def change_var_in_place(net: nn.BatchNorm2d) -> None:
+    net.running_var.mul_(3)
+
+
+def change_var_behind_autograd(net: nn.BatchNorm2d) -> None:
+    net.running_var.data[0] = 7
+
+
+def change_weight_behind_autograd(net: nn.BatchNorm2d) -> None:
+    net.weight.data[1] = -2
+
+
+def give_other_values(net: nn.BatchNorm2d) -> None:
+    net.weight.data = net.weight.data + 1
+    net.running_var.data = net.running_var.data + 1
+
+
+def load_a_state(net: nn.BatchNorm2d) -> None:
+    net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()})
+
+
+def change_eps(net: nn.BatchNorm2d) -> None:
+    net.eps = 0.1
+
+
+def drop_weight(net: nn.BatchNorm2d) -> None:
+    net.weight = net.bias = None
+
+
+def spoil_var(net: nn.BatchNorm2d) -> None:
+    net.running_var.copy_(torch.tensor([0, -1, float("nan"), float("inf")]))
+    net.eps = 0.0
+
+
+def widen(net: nn.BatchNorm2d) -> None:
+    net.double()
+
+
+CHANGES = [
+    change_nothing,
+    change_var_in_place,
+    change_var_behind_autograd,
+    change_weight_behind_autograd,
+    give_other_values,
+    load_a_state,
+    change_eps,
+    drop_weight,
+    spoil_var,
+    widen,
+]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_factors_kept_with_a_batch_norm_are_never_old(change: Callable[[nn.BatchNorm2d], None], copied: bool) -> None:
+    net = make(lambda: nn.BatchNorm2d(4)).eval().requires_grad_(False)
+    net.running_var.copy_(draw(4) + 0.5)
+    net.weight.copy_(draw(4) - 0.5)
+
+    def find(context: Lean | nullcontext[None]) -> Tensor:
+        x = (draw(2, 4, 5, 3) - 0.5).to(net.running_var.dtype).requires_grad_()
+        with context:
+            out = net(x)
+        return torch.autograd.grad(out, x, draw(2, 4, 5, 3).sub(0.5).to(x.dtype))[0]
+
+    find(Lean())
+    if copied:
+        net = copy.deepcopy(net)
+    change(net)
+    found, wanted = find(Lean()), find(nullcontext())
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_batch_norm_may_get_inputs_with_other_axes() -> None:
+    net = make(lambda: nn.BatchNorm1d(4)).eval().requires_grad_(False)
+    for shape in ((5, 4), (5, 4, 3), (5, 4)):
+        x = draw(*shape).requires_grad_()
+        with Lean():
+            out = net(x)
+        found, wanted = (torch.autograd.grad(each, x, draw(*shape))[0] for each in (out, net(x)))
+        assert torch.equal(found, wanted)
 
 
 def norm(x: Tensor) -> Tensor:
