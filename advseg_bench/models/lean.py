@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -146,9 +146,10 @@ class _Normalise(Function):
     def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
         """Return the normalised input."""
         ctx.save_for_backward(mean, var, weight)
-        ctx.layout, ctx.eps = (x.shape, x.stride()), eps
-        plain = x.is_cpu and x.dtype in (torch.float32, torch.float64)
-        ctx.plain = plain and x.is_contiguous() and min(x.shape[1:]) > 1
+        ctx.layout, ctx.eps = (x.shape, x.stride()), float(eps)
+        # the products lie in memory as PyTorch's gradient does unless an axis of size 1 makes that ambiguous
+        unambiguous = x.is_contiguous() and min(x.shape[1:]) > 1 and x.stride(0) > x.stride(1)
+        ctx.two_products = unambiguous and x.is_cpu and x.dtype in (torch.float32, torch.float64)
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
@@ -156,31 +157,31 @@ class _Normalise(Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient by the input; the input's values, which only the weight's needs, may be any."""
         mean, var, weight = ctx.saved_tensors
-        if not ctx.plain or not gradient.is_contiguous():
+        if not ctx.two_products or gradient.stride() != ctx.layout[1]:
             settings = (mean, var, None, None, False, ctx.eps, _BY_INPUT)
             stand_in = _stand_in(gradient, *ctx.layout)
             whole: Tensor = _aten.native_batch_norm_backward(gradient, stand_in, weight, *settings)[0]
             return whole
-        # On a CPU, that kernel sums over the gradient before it multiplies.
-        scale, weight = _factors(mean, var, weight, ctx.eps, gradient.dim())
+        # on a CPU, that kernel sums over the gradient before it multiplies
+        scale, weight = _factors(var, weight, ctx.eps, gradient.dim())
         passed = gradient * scale
         return passed if weight is None else passed.mul_(weight)
 
 
-def _factors(mean: Tensor, var: Tensor, weight: Tensor | None, eps: float, dim: int) -> tuple[Tensor, Tensor | None]:
+def _factors(var: Tensor, weight: Tensor | None, eps: float, dim: int) -> tuple[Tensor, Tensor | None]:
     """1 / sqrt(var + eps), as PyTorch's kernel rounds it, and the weight, both shaped (C, 1, ...) for `dim` axes.
 
-    They are kept with `var`, and made anew where its values or the weight's are no longer those they were made of.
+    They are kept with `var`, and made anew where its values or the weight's no longer equal those they were made of.
     """
     settings = (eps, dim, var.dtype)
     kept: tuple[Any, Tensor, Tensor | None, tuple[Tensor, Tensor | None]] | None = getattr(var, "_factors", None)
     if kept is not None and kept[0] == settings and torch.equal(kept[1], var) and _are_equal(kept[2], weight):
         return kept[3]
-    ones, shape = var.new_ones(1, len(var)), (-1, *[1] * (dim - 2))
-    scale = _aten.native_batch_norm_backward(ones, ones, None, mean, var, None, None, False, eps, _BY_INPUT)[0]
-    values = None if weight is None else weight.detach().clone()
-    factors = scale.view(shape), None if values is None else values.view(shape)
-    var._factors = (settings, var.clone(), values, factors)  # type: ignore[attr-defined]
+    values, weights = var.detach().clone(), None if weight is None else weight.detach().clone()
+    ones, shape = values.new_ones(1, len(values)), (-1, *[1] * (dim - 2))
+    scale = _aten.native_batch_norm_backward(ones, ones, None, values, values, None, None, False, eps, _BY_INPUT)[0]
+    factors = scale.view(shape), None if weights is None else weights.view(shape)
+    var._factors = (settings, values, weights, factors)  # type: ignore[attr-defined]
     return factors
 
 
@@ -277,7 +278,7 @@ def _convolve_transposed(
 def _convolve_any(x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor | None:
     """Convolve if the weights are frozen; what autocast would do to a convolution is done here, once."""
     axes = weight.dim() - 2
-    if not _is_frozen(weight, bias) or x.dim() != axes + 2 or x.is_complex():
+    if not _is_frozen(weight, bias) or x.dim() != axes + 2 or x.is_complex() or weight.is_complex():
         return None
     stride, padding, dilation, *others = settings
     if isinstance(padding, str):
@@ -285,17 +286,17 @@ def _convolve_any(x: Tensor, weight: Tensor, bias: Tensor | None, settings: tupl
         if padding != "valid" and not (padding == "same" and odd):
             return None
         padding = 0 if padding == "valid" else tuple(k // 2 for k in weight.shape[2:])
-    if torch._C._is_any_autocast_enabled():
-        x, weight, bias = _cast(x, weight, bias)
     try:
         geometry = _find_geometry(axes, stride, padding, dilation, *others)
     except TypeError:  # lists cannot be looked up
         geometry = _find_geometry.__wrapped__(axes, stride, padding, dilation, *others)
+    if not x.is_cpu or torch._C._is_any_autocast_enabled():
+        x, weight, bias = _cast(x, weight, bias)
     found: Tensor = _Convolve.apply(x, weight, bias, geometry)
     return found
 
 
-@cache
+@lru_cache(1024)
 def _find_geometry(
     axes: int, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any, groups: int
 ) -> _Geometry:
@@ -305,7 +306,7 @@ def _find_geometry(
 
 
 def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cast as autocast does what it gives to a convolution."""
+    """Cast the arguments of a convolution, if autocast would."""
     device = x.device.type
     if not torch.is_autocast_enabled(device) or torch.float64 in (x.dtype, weight.dtype):
         return x, weight, bias
@@ -324,7 +325,7 @@ def _normalise(
     eps: float = 1e-5,
 ) -> Tensor | None:
     """Normalise as `torch.nn.functional.batch_norm` does by fixed statistics."""
-    if training or running_mean is None or running_var is None:
+    if training or running_mean is None or running_var is None or input.dim() < 2:
         return None
     if not _is_frozen(weight, bias, running_mean, running_var) or not input.numel():
         return None
@@ -419,7 +420,7 @@ def _is_frozen(*tensors: Tensor | None) -> bool:
 
 def _expand(value: Any, axes: int) -> list[int]:
     """One number per axis; a list, which PyTorch's operators read faster than a tuple."""
-    values = list(value) if hasattr(value, "__iter__") else [int(value)]
+    values = list(value) if isinstance(value, list | tuple) else [int(value)]
     return values * axes if len(values) == 1 else values
 
 

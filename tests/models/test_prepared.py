@@ -192,7 +192,17 @@ def spoil_var(net: nn.BatchNorm2d) -> None:
 
 
 def widen(net: nn.BatchNorm2d) -> None:
-    net.double()
+    """Other dtypes in the same tensors."""
+    for each in (*net.parameters(), net.running_mean, net.running_var):
+        each.data = each.data.double()
+
+
+def stride_var(net: nn.BatchNorm2d) -> None:
+    net.running_var = (draw(4, 2) + 1)[:, 0]
+
+
+def expand_var(net: nn.BatchNorm2d) -> None:
+    net.running_var = (draw(1) + 1).expand(4)
 
 
 CHANGES = [
@@ -206,6 +216,8 @@ CHANGES = [
     drop_weight,
     spoil_var,
     widen,
+    stride_var,
+    expand_var,
 ]
 
 
@@ -228,6 +240,66 @@ def test_factors_kept_with_a_batch_norm_are_never_old(change: Callable[[nn.Batch
     change(net)
     found, wanted = find(Lean()), find(nullcontext())
     torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("order", [(3, 0, 1, 2), (0, 1, 2, 3), (1, 0, 2, 3)])
+def test_the_gradient_of_a_batch_norm_of_one_image_lies_in_memory_as_it_should(order: tuple[int, ...]) -> None:
+    net = make(lambda: nn.BatchNorm2d(4)).eval().requires_grad_(False)
+    shape, back = (1, 4, 5, 6), tuple(map(order.index, range(4)))
+    odd = draw(*(shape[axis] for axis in back)).permute(order)
+    assert odd.shape == shape
+    for x, gradient in product([draw(*shape), odd], repeat=2):
+        leaf = x.detach().requires_grad_()
+        with Lean():
+            out = net(leaf)
+        found, wanted = (torch.autograd.grad(each, leaf, gradient)[0] for each in (out, net(leaf)))
+        assert torch.equal(found, wanted)
+        assert found.stride() == wanted.stride()
+
+
+SETTINGS = [
+    {"stride": [2, 1]},
+    {"stride": [2], "padding": [1, 0], "dilation": 2},
+    {"padding": "same"},
+    {"padding": "same", "dilation": 2},
+    {"padding": "valid"},
+    {"stride": torch.tensor(2)},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_convolutions_take_settings_in_any_form(settings: dict[str, object]) -> None:
+    x, weight = draw(2, 3, 9, 8).requires_grad_(), draw(4, 3, 3, 3)
+    with Lean():
+        out = F.conv2d(x, weight, **settings)
+    wanted = F.conv2d(x, weight, **settings)
+    assert torch.equal(out, wanted)
+    assert torch.equal(*(torch.autograd.grad(each.square().sum(), x)[0] for each in (out, wanted)))
+
+
+WRONG = [{"stride": (1.0, 1.0)}, {"groups": 1.0}, {"padding": "round"}, {"stride": ["1", "1"]}]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_wrong_settings_are_refused_as_by_pytorch_and_spoil_nothing(wrong: dict[str, object]) -> None:
+    x, weight = draw(2, 3, 9, 8).requires_grad_(), draw(4, 3, 3, 3)
+    with pytest.raises(Exception) as theirs:  # noqa: PT011 - of whatever kind it is
+        F.conv2d(x, weight, **wrong)
+    with Lean():
+        with pytest.raises(theirs.type) as ours:
+            F.conv2d(x, weight, **wrong)
+        assert str(ours.value) == str(theirs.value)
+        right = {name: {"stride": (1, 1), "groups": 1, "padding": 0}[name] for name in wrong}
+        assert F.conv2d(x, weight, **right).requires_grad
+
+
+def test_a_batch_norm_without_channels_is_refused_as_by_pytorch() -> None:
+    x, ones = draw(4).requires_grad_(), torch.ones(4)
+    with pytest.raises(RuntimeError) as theirs:
+        F.batch_norm(x, ones, ones)
+    with Lean(), pytest.raises(RuntimeError) as ours:
+        F.batch_norm(x, ones, ones)
+    assert str(ours.value) == str(theirs.value)
 
 
 def test_a_batch_norm_may_get_inputs_with_other_axes() -> None:
@@ -575,6 +647,7 @@ def test_a_gradient_penalty_is_refused_where_the_raw_path_would_be_pruned():
 def test_a_copy_of_a_prepared_model_runs_its_own_net():
     x = draw(2, 3, 32, 32)
     prepared = prepare(build("resnet18"), x, ["lean"])
+    differentiate(prepared, x)
     for other in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
         assert torch.equal(other(x), prepared(x))
         for parameter in other.parameters():
