@@ -274,6 +274,7 @@ def test_convolutions_take_settings_in_any_form(settings: dict[str, object]) -> 
         out = F.conv2d(x, weight, **settings)
     wanted = F.conv2d(x, weight, **settings)
     assert torch.equal(out, wanted)
+    assert ("_Convolve" in out.grad_fn.name()) == (settings != {"padding": "same", "dilation": 2})
     assert torch.equal(*(torch.autograd.grad(each.square().sum(), x)[0] for each in (out, wanted)))
 
 
