@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ _BY_INPUT = [True, False, False]
 """Which gradients to compute: that by the input alone."""
 
 _Run = Callable[[Tensor], Tensor]
+
+_HAS_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 SMALL = 1 << 18
 """Calls on fewer values are left to PyTorch: a megabyte of float32 is worth less than a layer run from Python."""
@@ -233,7 +236,12 @@ class _Pool(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, axes: int, *settings: Any) -> Tensor:
         """Return the maxima."""
-        out, indices = (_aten.max_pool2d_with_indices if axes == 2 else _aten.max_pool3d_with_indices)(x, *settings)
+        pool = _aten.max_pool2d_with_indices if axes == 2 else _aten.max_pool3d_with_indices
+        if axes == 2 and _is_pooled_by_value(x, settings[0]):
+            found = pool(x.contiguous(memory_format=torch.channels_last), *settings)
+            out, indices = (each.clone(memory_format=torch.contiguous_format) for each in found)
+        else:
+            out, indices = pool(x, *settings)
         ctx.save_for_backward(indices)
         ctx.layout, ctx.axes, ctx.settings = (x.shape, x.stride()), axes, settings
         result: Tensor = out
@@ -246,6 +254,19 @@ class _Pool(Function):
         back = _aten.max_pool2d_with_indices_backward if ctx.axes == 2 else _aten.max_pool3d_with_indices_backward
         found: Tensor = back(gradient, _stand_in(gradient, *ctx.layout), *ctx.settings, *ctx.saved_tensors)
         return found
+
+
+def _is_pooled_by_value(x: Tensor, window: list[int]) -> bool:
+    """Whether maxima take longer than those of a copy with the channels last, which are the same, and so are ties.
+
+    On a CPU only the other layout has a kernel that works on vectors, over the channels. With small windows copying
+    costs what that saves.
+    """
+    if not (x.is_cpu and _HAS_VECTORS and x.dtype in (torch.float32, torch.float64)):
+        return False
+    if prod(window) < 9 or x.shape[1] < 4:
+        return False
+    return x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _convolve(

@@ -257,6 +257,51 @@ def test_the_gradient_of_a_batch_norm_of_one_image_lies_in_memory_as_it_should(o
         assert found.stride() == wanted.stride()
 
 
+LEVELS = torch.tensor([0, -0.0, 1, -1, 2, torch.nan, torch.inf, -torch.inf])
+"""Few values, so that windows have ties."""
+
+POOLS = [
+    ((2, 5, 17, 19), (3, 2, 1), torch.float32, True),
+    ((2, 5, 17, 19), (3, 2, 1, 2, True), torch.float64, True),
+    ((1, 40, 9, 8), ((2, 5), (1, 3), (1, 2)), torch.float32, True),
+    ((2, 4, 3, 3), (3,), torch.float32, True),  # one value per image and channel is left
+    ((0, 4, 9, 9), (3,), torch.float32, True),
+    ((2, 4, 9, 9), (2,), torch.float32, False),
+    ((2, 3, 9, 9), (3,), torch.float32, False),
+    ((2, 4, 9, 9), (3,), torch.bfloat16, False),
+    ((2, 4, 1, 1), (3, 1, 1), torch.float32, False),
+]
+
+
+@pytest.mark.skipif(not lean_calls._HAS_VECTORS, reason="this processor has neither AVX2 nor AVX512")
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (1, 0, 2, 3)], ids=str)
+@pytest.mark.parametrize(("shape", "settings", "dtype", "copied"), POOLS, ids=str)
+@pytest.mark.parametrize("levels", [LEVELS[:5], LEVELS], ids=["finite", "all"])
+def test_maxima_and_their_places_are_those_of_pytorch(
+    shape: tuple[int, ...],
+    settings: tuple[object, ...],
+    dtype: torch.dtype,
+    copied: bool,
+    order: tuple[int, ...],
+    levels: Tensor,
+) -> None:
+    """Also where they are found in a copy that has the channels last, as large windows of contiguous images are."""
+    back = tuple(map(order.index, range(4)))
+    x = levels[(draw(*shape) * len(levels)).long()].to(dtype)
+    x = x.permute(order).contiguous().permute(back).requires_grad_()
+    results, clones = [], []
+    for mode in (Lean(), nullcontext()):
+        with mode, torch.profiler.profile() as profile:
+            out = F.max_pool2d(x, *settings)
+        clones.append(sum(event.name == "aten::clone" for event in profile.events()))
+        (gradient,) = torch.autograd.grad(out, x, draw(*out.shape).to(dtype))
+        results.append((out, out.signbit(), gradient))
+    assert clones[0] - clones[1] == 3 * (copied and x.is_contiguous())  # of the image, the maxima and their places
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        assert ours.stride() == theirs.stride()
+
+
 SETTINGS = [
     {"stride": [2, 1]},
     {"stride": [2], "padding": [1, 0], "dilation": 2},
