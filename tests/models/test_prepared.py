@@ -264,9 +264,11 @@ POOLS = [
     ((2, 5, 17, 19), (3, 2, 1), torch.float32, True),
     ((2, 5, 17, 19), (3, 2, 1, 2, True), torch.float64, True),
     ((1, 40, 9, 8), ((2, 5), (1, 3), (1, 2)), torch.float32, True),
+    ((2, 700, 8, 128), (2,), torch.float64, True),  # rows are laid out one by one
+    ((2, 20, 30, 100), (3, 1), torch.float32, True),
     ((2, 4, 3, 3), (3,), torch.float32, True),  # one value per image and channel is left
     ((0, 4, 9, 9), (3,), torch.float32, True),
-    ((2, 4, 9, 9), (2,), torch.float32, False),
+    ((2, 4, 9, 9), (2,), torch.float32, True),
     ((2, 3, 9, 9), (3,), torch.float32, False),
     ((2, 4, 9, 9), (3,), torch.bfloat16, False),
     ((2, 4, 1, 1), (3, 1, 1), torch.float32, False),
@@ -285,7 +287,7 @@ def test_maxima_and_their_places_are_those_of_pytorch(
     order: tuple[int, ...],
     levels: Tensor,
 ) -> None:
-    """Also where they are found in a copy that has the channels last, as large windows of contiguous images are."""
+    """Also where they are found in a copy that has the channels last, as those of contiguous images are."""
     back = tuple(map(order.index, range(4)))
     x = levels[(draw(*shape) * len(levels)).long()].to(dtype)
     x = x.permute(order).contiguous().permute(back).requires_grad_()
@@ -296,7 +298,7 @@ def test_maxima_and_their_places_are_those_of_pytorch(
         clones.append(sum(event.name == "aten::clone" for event in profile.events()))
         (gradient,) = torch.autograd.grad(out, x, draw(*out.shape).to(dtype))
         results.append((out, out.signbit(), gradient))
-    assert clones[0] - clones[1] == 3 * (copied and x.is_contiguous())  # of the image, the maxima and their places
+    assert clones[0] - clones[1] == (copied and x.is_contiguous())
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
         assert ours.stride() == theirs.stride()
