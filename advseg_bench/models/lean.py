@@ -256,9 +256,10 @@ class _Pool(Function):
 
 
 def _is_pooled_by_value(x: Tensor) -> bool:
-    """Whether maxima take longer than in a copy with the channels last, where they, and the first of equals, are the same.
+    """Whether maxima take longer than in a copy with the channels last.
 
-    On a CPU only the other layout has a kernel that works on vectors, over the channels.
+    On a CPU only that layout has a kernel that works on vectors, over the channels. It finds the same maxima, and of
+    equal ones the same.
     """
     if not (x.is_cpu and _HAS_VECTORS and x.dtype in (torch.float32, torch.float64) and x.shape[1] >= 4):
         return False
