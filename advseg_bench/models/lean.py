@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -236,7 +237,7 @@ class _Pool(Function):
     def forward(ctx: Any, x: Tensor, axes: int, *settings: Any) -> Tensor:
         """Return the maxima."""
         pool = _aten.max_pool2d_with_indices if axes == 2 else _aten.max_pool3d_with_indices
-        if axes == 2 and _is_pooled_by_value(x):
+        if axes == 2 and _is_pooled_by_value(x, *settings[:2]):
             found = pool(x.contiguous(memory_format=torch.channels_last), *settings)
             out, indices = map(_put_channels_first, found)
         else:
@@ -255,13 +256,15 @@ class _Pool(Function):
         return found
 
 
-def _is_pooled_by_value(x: Tensor) -> bool:
+def _is_pooled_by_value(x: Tensor, window: list[int], stride: list[int]) -> bool:
     """Whether maxima take longer than in a copy with the channels last.
 
     On a CPU only that layout has a kernel that works on vectors, over the channels. It finds the same maxima, and of
-    equal ones the same.
+    equal ones the same. In float64, or where windows leave values out, the copy may take longer than it saves.
     """
-    if not (x.is_cpu and _HAS_VECTORS and x.dtype in (torch.float32, torch.float64) and x.shape[1] >= 4):
+    if not (x.is_cpu and _HAS_VECTORS and x.dtype == torch.float32 and x.shape[1] >= 4):
+        return False
+    if any(step > size for step, size in zip(stride, window, strict=False)):
         return False
     return x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
 
@@ -448,7 +451,7 @@ def _is_frozen(*tensors: Tensor | None) -> bool:
 
 def _expand(value: Any, axes: int) -> list[int]:
     """One number per axis; a list, which PyTorch's operators read faster than a tuple."""
-    values = list(value) if isinstance(value, list | tuple) else [int(value)]
+    values = list(value) if isinstance(value, list | tuple) else [index(value)]
     return values * axes if len(values) == 1 else values
 
 

@@ -262,9 +262,11 @@ LEVELS = torch.tensor([0, -0.0, 1, -1, 2, torch.nan, torch.inf, -torch.inf])
 
 POOLS = [
     ((2, 5, 17, 19), (3, 2, 1), torch.float32, True),
-    ((2, 5, 17, 19), (3, 2, 1, 2, True), torch.float64, True),
+    ((2, 5, 17, 19), (3, 2, 1, 2, True), torch.float32, True),
     ((1, 40, 9, 8), ((2, 5), (1, 3), (1, 2)), torch.float32, True),
-    ((2, 700, 8, 128), (2,), torch.float64, True),  # rows are laid out one by one
+    ((1, 40, 9, 8), ((2, 5), (3, 1)), torch.float32, False),
+    ((2, 4, 9, 9), (3, 2), torch.float64, False),
+    ((2, 1400, 8, 128), (2,), torch.float32, True),  # rows are laid out one by one
     ((2, 20, 30, 100), (3, 1), torch.float32, True),
     ((2, 4, 3, 3), (3,), torch.float32, True),  # one value per image and channel is left
     ((0, 4, 9, 9), (3,), torch.float32, True),
@@ -339,6 +341,13 @@ def test_wrong_settings_are_refused_as_by_pytorch_and_spoil_nothing(wrong: dict[
         assert str(ours.value) == str(theirs.value)
         right = {name: {"stride": (1, 1), "groups": 1, "padding": 0}[name] for name in wrong}
         assert F.conv2d(x, weight, **right).requires_grad
+
+
+@pytest.mark.parametrize("wrong", [2.5, "2", torch.tensor(2.0), torch.tensor([2, 2])], ids=repr)
+@pytest.mark.parametrize("call", [F.max_pool2d, partial(F.conv2d, weight=draw(4, 3, 3, 3), bias=None)])
+def test_no_number_is_rounded_to_a_setting(call: Callable[..., Tensor], wrong: object) -> None:
+    with Lean(), pytest.raises(TypeError):
+        call(draw(2, 3, 9, 8).requires_grad_(), **{"kernel_size" if call is F.max_pool2d else "stride": wrong})
 
 
 def test_a_batch_norm_without_channels_is_refused_as_by_pytorch() -> None:
