@@ -14,7 +14,7 @@ from scipy.stats import pearsonr, permutation_test
 from advseg_bench.claims import Evidence, associate, average, compare_orders, cross, judge_claims, make_arm
 from advseg_bench.errors import RecordError
 from advseg_bench.report import write_claims, write_report
-from advseg_bench.report.claims import compose_claims
+from advseg_bench.report.claims import compose_claims, judge_runs
 from advseg_bench.report.claims_tables import make_crossing_table, make_released_table
 from advseg_bench.results import Run
 
@@ -248,7 +248,7 @@ def test_every_figure_of_the_page_can_be_drawn_at_both_widths(tmp_path):
     from advseg_bench.report.figures import render
 
     run = make(tmp_path, models=tuple(runs.MODELS), extra=CROSSED)
-    figures = [b for s in compose_claims([run]).sections for b in s.blocks if isinstance(b, Figure)]
+    figures = [b for s in compose_claims(judge_runs([run])).sections for b in s.blocks if isinstance(b, Figure)]
     assert len(figures) == 5
     for figure in figures:
         for width in (NARROW, WIDE):
@@ -262,7 +262,7 @@ def test_an_unfinished_run_is_judged_as_far_as_it_is(tmp_path):
     run = Run(run.path)
     assert Evidence(run).models == ("basicunet-s",)
     assert verdicts(run)["vulnerable"] == "supported"
-    assert "results are missing" in compose_claims([run]).warnings[0]
+    assert "results are missing" in compose_claims(judge_runs([run])).warnings[0]
 
 
 def test_the_smallest_p_decides_what_is_undecidable(tmp_path):
@@ -333,7 +333,7 @@ def test_vanished_gradients_and_models_that_find_nothing_are_told(tmp_path):
         ),
     )
     run = Run(run.path)
-    warnings = compose_claims([run]).warnings
+    warnings = compose_claims(judge_runs([run])).warnings
     assert warnings[0].startswith("mni152: 8 of 192 results of FGSM are the clean image")
     assert warnings[1].startswith("mni152: the mean clean Dice of unet-mobilenet is under 0.5")
     assert judge_claims(run)[3].answer == "Not asked: unet-mobilenet has no clean Dice to lose a share of."

@@ -122,9 +122,9 @@ def test_an_error_while_charts_are_drawn_waits_for_one_sheet_at_most(tmp_path, o
 def test_the_collector_rests_while_a_report_is_written(tmp_path, one, monkeypatch):
     seen = []
 
-    def note(run):
+    def note(*arguments):
         seen.append(gc.isenabled())
-        return compose(run)
+        return compose(*arguments)
 
     monkeypatch.setattr(report, "compose", note)
     assert gc.isenabled()

@@ -16,7 +16,7 @@ from advseg_bench.cache import make_folder, write_bytes
 from advseg_bench.errors import RecordError, SpecError, expected
 from advseg_bench.profiling import timed
 from advseg_bench.report import figures, panels
-from advseg_bench.report.claims import compose_claims
+from advseg_bench.report.claims import compose_claims, judge_runs
 from advseg_bench.report.contents import compose
 from advseg_bench.report.document import WIDE, Document, Figure, Gallery, Table
 from advseg_bench.report.page import render_html, render_markdown
@@ -54,10 +54,11 @@ def write_report(
     """
     _check_formats(formats)
     folder = run.path / "report" if out is None else Path(out)
-    document = compose(run)
+    judged = judge_runs((run,))
+    document = compose(run, judged[0])
     paths = _write(document, folder, "report", panels.list_class_colours(run), formats)
     if any(section.anchor == "claims" for section in document.sections):
-        paths += _write(compose_claims((run,)), folder, "claims", (), formats)
+        paths += _write(compose_claims(judged), folder, "claims", (), formats)
     if console is not None:
         print_document(document, console)
     return paths
@@ -78,7 +79,7 @@ def write_claims(runs: Sequence[Run], out: Path, *, formats: Sequence[str] = ())
     paths = [run.path.resolve() for run in runs]
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise RecordError(f"{twice[0]}: this run is given twice. Give each run once.")
-    return _write(compose_claims(runs), out, "claims", (), formats)
+    return _write(compose_claims(judge_runs(runs)), out, "claims", (), formats)
 
 
 def _check_formats(formats: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ METHOD = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class Judged:
     """One run with everything that was found in it; the suffix tells its files from those of other runs."""
 
     label: str
@@ -50,9 +50,13 @@ class _Judged:
     claims: tuple[Claim, ...]
 
 
-def compose_claims(runs: Sequence[Run]) -> Document:
-    """Compose the claims page of one or more runs, each on a data set of its own."""
-    judged = tuple(_judge(run, i, runs) for i, run in enumerate(runs))
+def judge_runs(runs: Sequence[Run]) -> tuple[Judged, ...]:
+    """Judge the claims on one or more runs, each on a data set of its own."""
+    return tuple(_judge(run, i, runs) for i, run in enumerate(runs))
+
+
+def compose_claims(judged: Sequence[Judged]) -> Document:
+    """Compose the claims page of the runs that `judge_runs` judged."""
     facts = [("Claims of", "Wang and Xu, ISBI 2023, arXiv 2401.11224")]
     for each in judged:
         run, data = each.evidence.run, each.evidence.run.info["data"]
@@ -75,13 +79,12 @@ def compose_claims(runs: Sequence[Run]) -> Document:
     return Document("Claims of arXiv 2401.11224", tuple(facts), _warn(judged), shown)
 
 
-def summarise_claims(run: Run) -> tuple[Block, ...]:
+def summarise_claims(judged: Judged) -> tuple[Block, ...]:
     """Return the verdicts on one run, for its report; nothing if no claim could be asked."""
-    judged = _judge(run, 0, (run,))
     return make_verdicts((judged,)) if any(claim.verdict for claim in judged.claims) else ()
 
 
-def make_verdicts(judged: Sequence[_Judged]) -> tuple[Block, ...]:
+def make_verdicts(judged: Sequence[Judged]) -> tuple[Block, ...]:
     """Make the table of verdicts and the list of sentences to quote."""
     lines = [(i + 1, claim, each) for each in judged for i, claim in enumerate(each.claims)]
     tests = [claim.estimate for _, claim, _ in lines]
@@ -115,7 +118,7 @@ def make_verdicts(judged: Sequence[_Judged]) -> tuple[Block, ...]:
     )
 
 
-def _judge(run: Run, place: int, among: Sequence[Run]) -> _Judged:
+def _judge(run: Run, place: int, among: Sequence[Run]) -> Judged:
     """Judge a run; label and suffix tell it from the other runs, also of the same data set."""
     name = str(run.info["data"]["name"])
     alike = [other.path for other in among if other.info["data"]["name"] == name]
@@ -124,10 +127,10 @@ def _judge(run: Run, place: int, among: Sequence[Run]) -> _Judged:
     label = f"{name} ({where})" if len(alike) > 1 else name
     suffix = f"_{place + 1}" if len(among) > 1 else ""
     evidence = Evidence(run)
-    return _Judged(label, suffix, evidence, judge(evidence))
+    return Judged(label, suffix, evidence, judge(evidence))
 
 
-def _warn(judged: Sequence[_Judged]) -> tuple[str, ...]:
+def _warn(judged: Sequence[Judged]) -> tuple[str, ...]:
     """What a reader must know before any verdict."""
     warnings = []
     for each in judged:
@@ -150,7 +153,7 @@ def _warn(judged: Sequence[_Judged]) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _show_claim(each: _Judged, claim: Claim) -> list[Block]:
+def _show_claim(each: Judged, claim: Claim) -> list[Block]:
     """What one run says of one claim."""
     blocks: list[Block] = [Text((claim.answer,))]
     if claim.verdict is None:
@@ -168,7 +171,7 @@ def _show_claim(each: _Judged, claim: Claim) -> list[Block]:
     return blocks
 
 
-def _show_crossing(each: _Judged, name: str) -> list[Block]:
+def _show_crossing(each: Judged, name: str) -> list[Block]:
     """The two losses under each argument order and step form."""
     crossings = cross(each.evidence)
     if len(crossings) < 2:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from advseg_bench.report import curves, figures, integrity, panels, tables
-from advseg_bench.report.claims import summarise_claims
+from advseg_bench.report.claims import Judged, judge_runs, summarise_claims
 from advseg_bench.report.document import (
     Block,
     Code,
@@ -29,8 +29,8 @@ MOST_NAMES = 8
 """Attacks that are named at the head of a report."""
 
 
-def compose(run: Run) -> Document:
-    """Compose the report of a run, finished or not."""
+def compose(run: Run, judged: Judged | None = None) -> Document:
+    """Compose the report of a run, finished or not; `judged` if its claims were judged already."""
     suite = run.info["suite"]
     series = list_series(run)
     budgets = list_budgets(run)
@@ -38,7 +38,7 @@ def compose(run: Run) -> Document:
     clean = not run.rows.filter(pl.col("attack") == "none").is_empty()
     sections = (
         _summarise(run, budgets, contrasts),
-        Section("claims", "Claims of arXiv 2401.11224", summarise_claims(run)),
+        Section("claims", "Claims of arXiv 2401.11224", summarise_claims(judged or judge_runs((run,))[0])),
         Section("models", "Models before the attack", (tables.make_clean_table(run),) if clean else ()),
         *(_show_sweep(run, each, series) for each in budgets),
         *(_show_success(run, each, series) for each in budgets),
