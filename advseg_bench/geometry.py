@@ -6,6 +6,7 @@ Every function works image by image: what happens to one image never depends on 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,28 @@ def distance(x: Tensor, y: Tensor, norm: Norm) -> Tensor:
     """
     moved = (x.double() - y.double()).flatten(1)
     return moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
+
+
+class Moves(NamedTuple):
+    """How far each image of a batch was moved, float64 (N,).
+
+    Attributes:
+        linf: As `distance`.
+        l2: As `distance`.
+        unmoved: The share of its values that stayed as they were.
+    """
+
+    linf: Tensor
+    l2: Tensor
+    unmoved: Tensor
+
+
+def measure_moves(x: Tensor, y: Tensor) -> Moves:
+    """Measure how far each image moved, in every way that is written down; x and y are as `distance` takes them."""
+    moved = (x.double() - y.double()).flatten(1)
+    low, high = moved.aminmax(dim=1)
+    stayed = (moved == 0).view(torch.int8).sum(1, dtype=torch.int64).double() / moved.shape[1]
+    return Moves(torch.maximum(low.abs(), high.abs()), moved.norm(dim=1), stayed)
 
 
 def project(x_adv: Tensor, x: Tensor, budget: Budget, bounds: Bounds) -> Tensor:

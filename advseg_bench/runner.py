@@ -193,13 +193,15 @@ class _Scene:
         failures = []
         logits, gradients = self.shared_gradients({c.id: attacks[c.id] for c in cells if c.id in attacks})
         clean = metrics.predict(logits, self.batch.task)
+        target = metrics.Target(clean, self.batch)
         for cell in cells:
             try:
                 if cell.attack == "none":
-                    x_adv, flags, prediction = self.batch.x, [set[str]() for _ in self.batch.images], clean
+                    prediction, flags = clean, [set[str]() for _ in self.batch.x]
+                    moves = geometry.measure_moves(self.batch.x, self.batch.x)
                     passes: Passes | None = [(0, 0)] * len(flags)
                 else:
-                    x_adv, flags, passes = self.perturb(cell, attacks[cell.id], gradients.get(cell.id))
+                    x_adv, moves, flags, passes = self.perturb(cell, attacks[cell.id], gradients.get(cell.id))
                     attacked = self.forward(x_adv)
                     prediction = metrics.predict(attacked, self.batch.task)
                     self._note_success(attacks[cell.id], attacked, logits, flags)
@@ -207,7 +209,7 @@ class _Scene:
                 self.changed |= self.guard.restore()
                 failures.append(Failure(cell.model, "attack", cell.id, f"{type(error).__name__}: {error}"))
                 continue
-            rows += self._rows(cell, x_adv, flags, passes, metrics.count(prediction, clean, self.batch))
+            rows += self._rows(cell, moves, flags, passes, target.count(prediction))
         return rows, failures
 
     @timed("scoring: forwards")
@@ -252,14 +254,14 @@ class _Scene:
     @timed("attack: losses and steps")
     def perturb(
         self, cell: Cell, attack: Attack, gradient: Tensor | Exception | None
-    ) -> tuple[Tensor, list[set[str]], Passes | None]:
+    ) -> tuple[Tensor, geometry.Moves, list[set[str]], Passes | None]:
         """Run one attack and check its result.
 
         The attack gets a copy of images and labels: neither what is scored against nor what other attacks see can
         be changed by it.
 
-        Returns: Images inside bounds and budget; for each image the names of what was wrong with the result, and what
-            the attack asked of the model for it, None if that is not known exactly.
+        Returns: Images inside bounds and budget; how far they moved; for each image the names of what was wrong with
+            the result, and what the attack asked of the model for it, None if that is not known exactly.
         """
         if isinstance(gradient, Exception):
             raise gradient
@@ -285,23 +287,27 @@ class _Scene:
         pairs = ((lent.x, x), (lent.y, self.batch.y), (lent.valid, self.batch.valid))
         if not all(torch.equal(ours, theirs) for ours, theirs in pairs):
             common.add("input_changed")
-        x_adv, flags = self._check(x_adv.detach(), budget, overshoot(attack), common)
+        x_adv, moves, flags = self._check(x_adv.detach(), budget, overshoot(attack), common)
         if passes is not None:
             self._note_cost(stated_cost(cell, attack), passes, flags)
-        return x_adv, flags, passes
+        return x_adv, moves, flags, passes
 
     @timed("check of results")
-    def _check(self, x_adv: Tensor, budget: Budget, times: float, common: set[str]) -> tuple[Tensor, list[set[str]]]:
+    def _check(
+        self, x_adv: Tensor, budget: Budget, times: float, common: set[str]
+    ) -> tuple[Tensor, geometry.Moves, list[set[str]]]:
         """Measure in float64, name the violations, and project."""
         x, bounds = self.batch.x, self.batch.bounds
-        finite = x_adv.isfinite().flatten(1).all(1)
-        x_adv = torch.where(x_adv.isfinite(), x_adv, x)
-        flat = x_adv.flatten(1)
-        outside = (flat.amin(1) < bounds.lower) | (flat.amax(1) > bounds.upper)
-        moved = geometry.distance(x_adv, x, budget.norm)
+        is_finite = x_adv.isfinite()
+        finite = is_finite.flatten(1).all(1)
+        x_adv = torch.where(is_finite, x_adv, x)
+        lowest, highest = x_adv.flatten(1).aminmax(dim=1)
+        outside = (lowest < bounds.lower) | (highest > bounds.upper)
+        moves = geometry.measure_moves(x_adv, x)
+        moved = moves.linf if budget.norm == "linf" else moves.l2
         over = moved > times * budget.eps + BUDGET_TOLERANCE
         beyond = ~over & (moved > budget.eps + BUDGET_TOLERANCE)
-        same = (x_adv == x).flatten(1).all(1) & (budget.eps > 0)
+        same = (moves.unmoved == 1) & (budget.eps > 0)
         found = {"non_finite": ~finite, "out_of_bounds": outside, "over_budget": over}
         found |= {"beyond_eps": beyond, "unchanged": same}
         columns = {name: mask.tolist() for name, mask in found.items()}
@@ -310,7 +316,8 @@ class _Scene:
             fixed = geometry.project(x_adv, x, Budget(budget.norm, times * budget.eps), bounds)
             broken = (outside | over).view(-1, *[1] * (x.dim() - 1))
             x_adv = torch.where(broken, fixed, x_adv)
-        return x_adv, flags
+            moves = geometry.measure_moves(x_adv, x)
+        return x_adv, moves, flags
 
     def _note_cost(self, stated: tuple[float | None, float | None], passes: Passes, flags: list[set[str]]) -> None:
         """Flag the images for which an attack asked more of the model than it says."""
@@ -328,7 +335,7 @@ class _Scene:
 
     @timed("records")
     def _rows(
-        self, cell: Cell, x_adv: Tensor, flags: list[set[str]], passes: Passes | None, counts: metrics.Counts
+        self, cell: Cell, moves: geometry.Moves, flags: list[set[str]], passes: Passes | None, counts: metrics.Counts
     ) -> list[Row]:
         """One row per image, the padding left out."""
         batch = self.batch
@@ -342,9 +349,9 @@ class _Scene:
             "valid_pixels": counts.valid.tolist(),
             "wrong_pixels": counts.wrong.tolist(),
             "flipped_pixels": counts.flipped.tolist(),
-            "linf": geometry.distance(x_adv, batch.x, "linf").tolist(),
-            "l2": geometry.distance(x_adv, batch.x, "l2").tolist(),
-            "unmoved": (x_adv == batch.x).flatten(1).double().mean(1).tolist(),
+            "linf": moves.linf.tolist(),
+            "l2": moves.l2.tolist(),
+            "unmoved": moves.unmoved.tolist(),
             "forwards": [None if passes is None else passes[i][0] for i in range(len(flags))],
             "backwards": [None if passes is None else passes[i][1] for i in range(len(flags))],
             "flags": [sorted(names) for names in flags],

@@ -67,12 +67,12 @@ def _loop(model: nn.Module, batch: Batch, cells: Sequence[Cell]) -> None:
     """Attack and score cell by cell, without any of the harness's checks."""
     generators = [torch.Generator() for _ in batch.images]
     with torch.inference_mode():
-        clean = metrics.predict(model(batch.x), batch.task)
+        target = metrics.Target(metrics.predict(model(batch.x), batch.task), batch)
     for cell in cells:
         attack = load_attack(cell, batch.task)
         x_adv = attack(model, batch, budget=Budget(cell.norm, cell.eps), generators=generators)
         with torch.inference_mode():
-            metrics.count(metrics.predict(model(x_adv), batch.task), clean, batch)
+            target.count(metrics.predict(model(x_adv), batch.task))
 
 
 def _limit(model: nn.Module, batch: Batch, backwards: int, forwards: int) -> None:

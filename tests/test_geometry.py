@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import eps_values, make_generators, norms, seeds, spaces
 
 from advseg_bench import geometry
@@ -35,6 +36,18 @@ def test_projection_leaves_alone_what_is_allowed(seed, space, eps, norm):
     inside = geometry.project(far, x, Budget(norm, eps * 0.9), Bounds())
     again = geometry.project(inside, x, Budget(norm, eps + 1e-5), Bounds())
     assert torch.equal(again, inside)
+
+
+@few
+@given(seeds, spaces, st.sampled_from([torch.float32, torch.float64, torch.float16]))
+def test_moves_are_both_distances_and_the_share_that_stayed(seed, space, dtype):
+    x, far = (each.to(dtype) for each in images(seed, space))
+    far = torch.where(far > 0.5, x, far)
+    moves = geometry.measure_moves(far, x)
+    assert torch.equal(moves.linf, geometry.distance(far, x, "linf"))
+    assert torch.equal(moves.l2, geometry.distance(far, x, "l2"))
+    assert torch.equal(moves.unmoved, (far == x).flatten(1).double().mean(1))
+    assert all(not value.any() for value in geometry.measure_moves(x, x)[:2])
 
 
 @few
