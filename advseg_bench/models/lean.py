@@ -24,8 +24,8 @@ _Run = Callable[[Tensor], Tensor]
 
 _HAS_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
-SMALL = 1 << 18
-"""Calls on fewer values are left to PyTorch: a megabyte of float32 is worth less than a layer run from Python."""
+SMALL = 1 << 19
+"""Calls on fewer values are left to PyTorch: two megabytes of float32 are worth less than a layer run from Python."""
 
 
 class Lean(TorchFunctionMode):
@@ -64,6 +64,11 @@ class Lean(TorchFunctionMode):
                 if result is not None:
                     return result
         return func(*args, **kwargs)
+
+
+def is_worth_it(x: Tensor) -> bool:
+    """Whether many calls on images (N, C, *S) would be lean: those on eight channels of their size at least."""
+    return 8 * x.numel() >= SMALL * x.shape[1]
 
 
 def _is_recorded_elsewhere() -> bool:

@@ -17,7 +17,7 @@ from advseg_bench import meter
 from advseg_bench.catalogue import check_steps
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.models.fold import fold_batch_norms
-from advseg_bench.models.lean import Lean
+from advseg_bench.models.lean import Lean, is_worth_it
 
 CANDIDATES: tuple[tuple[str, ...], ...] = (("lean",), ("fold", "lean"), ("fold", "lean", "channels_last"))
 """What `prepare_auto` tries beside the model as it is."""
@@ -58,7 +58,7 @@ class Prepared(nn.Module):
                 x = x.contiguous(memory_format=_channels_last(x))
             for name in {"bfloat16", "float16"}.intersection(self.steps):
                 stack.enter_context(torch.autocast(x.device.type, getattr(torch, name)))
-            if "lean" in self.steps:
+            if "lean" in self.steps and is_worth_it(x):
                 stack.enter_context(Lean())
             logits: Any = (self._run or self.net)(x)
         if not isinstance(logits, Tensor):

@@ -534,6 +534,15 @@ def test_calls_on_few_values_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("n", "lean"), [(15, False), (16, True)])
+def test_a_batch_of_few_pixels_is_run_as_it_is(monkeypatch: pytest.MonkeyPatch, n: int, lean: bool) -> None:
+    """Calls on it could be lean here; each function that a network calls would go through Python to find out."""
+    monkeypatch.setattr(lean_calls, "SMALL", WORTH_IT)
+    net = make(lambda: nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU()))
+    x = draw(n, 3, 64, 64).requires_grad_()
+    assert name_nodes(prepare(net, x, ["lean"])(x))[0] == ("_GateBackward" if lean else "ReluBackward0")
+
+
 @pytest.mark.parametrize("small", [512, 10**9])
 def test_second_derivatives_are_right_or_refused(monkeypatch: pytest.MonkeyPatch, small: int) -> None:
     """Where some calls are lean and others not, none may be lost; where none is lean there is nothing to refuse."""
@@ -687,7 +696,7 @@ def test_the_peak_of_one_gradient_at_224_pixels(steps: list[str], monkeypatch: p
     net, x = build("resnet18"), draw(4, 3, 224, 224)
     prepared = prepare(net, x[:1], steps)
     ours, raw = (meter.peak_bytes(lambda each=each: differentiate(each, x), "cpu") for each in (prepared, net))
-    assert ours <= 0.45 * raw
+    assert ours <= 0.52 * raw
 
 
 def test_a_gradient_penalty_is_refused_where_the_raw_path_would_be_pruned():
