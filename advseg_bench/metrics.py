@@ -60,7 +60,7 @@ class Target:
     def __init__(self, clean: Tensor, batch: Batch) -> None:
         self.task, self.valid = batch.task, batch.valid.unsqueeze(1)
         self.truth, self.clean = self._mask(batch.y), self._mask(clean)
-        self.of_class, self.valid_pixels = _total(self.truth, 2), _total(batch.valid, 1)
+        self.of_class, self.valid_pixels = _total(self.truth, 2), batch.valid.flatten(1).sum(1)
 
     @timed("metrics")
     def count(self, prediction: Tensor) -> Counts:
@@ -87,7 +87,7 @@ def count(prediction: Tensor, clean: Tensor, batch: Batch) -> Counts:
 
 
 def _total(mask: Tensor, axes: int) -> Tensor:
-    """How many are true, int64, over all axes but the first ones; int8 is summed twice as fast as bool."""
+    """How many are true, int64, over all axes but the first ones; bytes are summed twice as fast as bool."""
     return mask.flatten(axes).view(torch.int8).sum(axes, dtype=torch.int32).long()
 
 

@@ -307,7 +307,7 @@ class _Scene:
         moved = moves.linf if budget.norm == "linf" else moves.l2
         over = moved > times * budget.eps + BUDGET_TOLERANCE
         beyond = ~over & (moved > budget.eps + BUDGET_TOLERANCE)
-        same = (moves.unmoved == 1) & (budget.eps > 0)
+        same = (moves.linf == 0) & (budget.eps > 0)
         found = {"non_finite": ~finite, "out_of_bounds": outside, "over_budget": over}
         found |= {"beyond_eps": beyond, "unchanged": same}
         columns = {name: mask.tolist() for name, mask in found.items()}

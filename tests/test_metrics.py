@@ -35,14 +35,14 @@ def test_counts_equal_a_loop_over_pixels(seed, space, kind):
         assert counts.flipped[i] == sum(p != c for p, _, c in seen)
 
 
-def test_one_target_serves_many_predictions_and_counts_more_than_a_byte_holds():
-    batch, logits = make_batch("multilabel", n=2, space=(96, 96), void=0.3)
+def test_one_target_serves_many_predictions_and_counts_more_than_16_bits_hold():
+    batch, logits = make_batch("multilabel", n=2, space=(384, 384), void=0.3)
     target = metrics.Target(batch.y, batch)
     for prediction in (metrics.predict(logits, batch.task), batch.y, ~batch.y, torch.ones_like(batch.y)):
         counts, alone = target.count(prediction), metrics.count(prediction, batch.y, batch)
         assert all(torch.equal(getattr(counts, name), getattr(alone, name)) for name in counts.__slots__)
     assert torch.equal(counts.tp + counts.fp, batch.valid.flatten(1).sum(1, keepdim=True).expand_as(counts.tp))
-    assert counts.valid.min() > 255
+    assert counts.valid.min() > 2**16
 
 
 @few

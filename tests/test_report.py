@@ -19,8 +19,9 @@ from runs import MODELS, STRENGTH, Synthetic, edit_json, rewrite_rows, write_run
 
 from advseg_bench import report
 from advseg_bench.cache import write_json
+from advseg_bench.claims import judge
 from advseg_bench.errors import RecordError, SpecError
-from advseg_bench.report import figures, write_report
+from advseg_bench.report import claims, figures, write_report
 from advseg_bench.report.contents import compose
 from advseg_bench.report.document import (
     Figure,
@@ -131,6 +132,13 @@ def test_the_collector_rests_while_a_report_is_written(tmp_path, one, monkeypatc
     write_report(one, tmp_path)
     assert gc.isenabled()
     assert seen == [False]
+
+
+def test_claims_are_judged_once(tmp_path, one, monkeypatch):
+    judged = []
+    monkeypatch.setattr(claims, "judge", lambda evidence: judged.append(evidence) or judge(evidence))
+    assert any(path.name == "claims.html" for path in write_report(one, tmp_path))
+    assert len(judged) == 1
 
 
 def test_figures_in_further_formats(tmp_path, one, files):

@@ -107,9 +107,9 @@ def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
         model: Images -> logits. Whatever its mode, the copy is frozen and in eval mode.
         x: Example images (N, C, *S), on the device of the model.
         steps: Any of `catalogue.STEPS`: "fold" folds batch normalisation into convolutions (`models.fold`), "lean"
-            keeps less for the backward and every bit (`models.lean`), "channels_last" stores channels innermost,
-            "bfloat16" and "float16" are autocast, "compile" is `torch.compile`, "cuda_graph" replays a recorded
-            gradient for images of the shape of `x`. Where one cannot be used, an error says so.
+            keeps less for the backward of batches of over 2^15 pixels, and every bit (`models.lean`), "channels_last"
+            stores channels innermost, "bfloat16" and "float16" are autocast, "compile" is `torch.compile`, "cuda_graph"
+            replays a recorded gradient for images of the shape of `x`. Where one cannot be used, an error says so.
     Returns: The prepared copy. Cost: up to six forwards, and what compiling takes.
     Raises:
         SpecError: a step that does not exist or cannot be done here.

@@ -34,7 +34,6 @@ STYLE: dict[str, Any] = {
     "axes.edgecolor": "#555555",
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.titley": 1.0,  # where matplotlib would put titles after a long search
     "grid.color": "#e3e3e3",
     "grid.linewidth": 0.6,
     "xtick.color": "#333333",
@@ -93,7 +92,7 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
         FigureCanvasAgg(drawing)
         for axis in (axis for ax in drawing.axes for axis in (ax.xaxis, ax.yaxis)):
             if not axis.get_label_text():
-                axis.set_label_coords(0, 0)  # as above: also for no label at all
+                axis.set_label_coords(0, 0)  # or matplotlib searches a place for the label that there is not
         layout = drawing.get_layout_engine()
         if layout is not None:
             layout.execute(drawing)

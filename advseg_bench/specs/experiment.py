@@ -224,8 +224,9 @@ class Compute(Spec):
         batch: Images a forward pass; a short batch is padded, so that the same image always gives the same bits.
         threads: Threads of one worker.
         prepare: What is done to the copy of each model that attacks are given, see `models.prepare`: steps such as
-            "fold+lean", or "raw" for none. "lean" changes no bit of a result. A model that does not agree with its
-            copy is attacked as it is, and `models/NAME.json` says so. Scores are always the model's own.
+            "fold+lean", or "raw" for none. "lean" changes no bit of a result, and nothing on batches of up to 2^15
+            pixels. A model that does not agree with its copy is attacked as it is, and `models/NAME.json` says so.
+            Scores are always the model's own.
     """
 
     batch: int = Field(default=8, ge=1)

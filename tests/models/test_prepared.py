@@ -534,12 +534,15 @@ def test_calls_on_few_values_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("n", "lean"), [(15, False), (16, True)])
-def test_a_batch_of_few_pixels_is_run_as_it_is(monkeypatch: pytest.MonkeyPatch, n: int, lean: bool) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("n", "lean"), [(8, False), (9, True)])
+def test_a_batch_of_few_pixels_is_run_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, n: int, lean: bool, channels: int
+) -> None:
     """Calls on it could be lean here; each function that a network calls would go through Python to find out."""
     monkeypatch.setattr(lean_calls, "SMALL", WORTH_IT)
-    net = make(lambda: nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU()))
-    x = draw(n, 3, 64, 64).requires_grad_()
+    net = make(lambda: nn.Sequential(nn.Conv2d(channels, 64, 3, padding=1), nn.ReLU()))
+    x = draw(n, channels, 64, 64).requires_grad_()
     assert name_nodes(prepare(net, x, ["lean"])(x))[0] == ("_GateBackward" if lean else "ReluBackward0")
 
 
