@@ -150,7 +150,7 @@ def test_batches_fit_their_task(kind, size):
 
 
 def test_a_prepared_model_attacks_alike_with_less_memory():
-    rows = measure_grid(replace(PLAN, size=128, batches=(16,), preparations=("raw", "lean", "auto")))
+    rows = measure_grid(replace(PLAN, size=128, batches=(8,), preparations=("raw", "lean", "auto")))
     raw, lean, auto = (row for row in rows if row["implementation"] == "fgsm")
     assert lean["rise"] == raw["rise"] == 1
     assert lean["peak_bytes"] < 0.9 * raw["peak_bytes"]

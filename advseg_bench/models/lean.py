@@ -24,8 +24,8 @@ _Run = Callable[[Tensor], Tensor]
 
 _HAS_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
-SMALL = 1 << 19
-"""Calls on fewer values are left to PyTorch: two megabytes of float32 are worth less than a layer run from Python."""
+SMALL = 1 << 18
+"""Calls on fewer values are left to PyTorch: a megabyte of float32 is worth less than a layer run from Python."""
 
 
 class Lean(TorchFunctionMode):
@@ -71,7 +71,7 @@ def is_worth_it(x: Tensor) -> bool:
 
     That leaves out 8 images of 64 x 64, but not one of 224 x 224.
     """
-    return 16 * x.numel() > SMALL * x.shape[1:2].numel()
+    return 8 * x.numel() > SMALL * x.shape[1:2].numel()
 
 
 def _is_recorded_elsewhere() -> bool:

@@ -699,7 +699,7 @@ def test_the_peak_of_one_gradient_at_224_pixels(steps: list[str], monkeypatch: p
     net, x = build("resnet18"), draw(4, 3, 224, 224)
     prepared = prepare(net, x[:1], steps)
     ours, raw = (meter.peak_bytes(lambda each=each: differentiate(each, x), "cpu") for each in (prepared, net))
-    assert ours <= 0.52 * raw
+    assert ours <= 0.45 * raw
 
 
 def test_a_gradient_penalty_is_refused_where_the_raw_path_would_be_pruned():
