@@ -6,7 +6,6 @@ The public names are imported when they are first used, so that importing the pa
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from advseg_bench.suite import Suite, list_suites
     from advseg_bench.types import Attack, Batch, Bounds, Budget, Task
 
-__version__ = _version("advseg-bench")
+    __version__: str
 
 __all__ = [
     "Attack",
@@ -63,11 +62,13 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name, or read the version, when it is first asked for."""
     if name in _HOMES:
         return getattr(import_module(f"advseg_bench.{_HOMES[name]}"), name)
     if name in __all__:
         return import_module(f"advseg_bench.{name}")
+    if name == "__version__":
+        return import_module("importlib.metadata").version("advseg-bench")
     raise AttributeError(f"module 'advseg_bench' has no attribute {name!r}")
 
 

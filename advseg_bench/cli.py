@@ -1,4 +1,4 @@
-"""The command line: thin, and quick to start; torch and polars are imported by the commands that need them."""
+"""The command line: thin, and quick to start; pydantic, torch and polars are imported by what needs them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
 from advseg_bench import catalogue
-from advseg_bench.cells import Cell, estimate, is_of, plan, show_radii
 from advseg_bench.errors import UserError
-from advseg_bench.suite import Suite
+
+if TYPE_CHECKING:
+    from advseg_bench.cells import Cell
+    from advseg_bench.suite import Suite
 
 app = typer.Typer(
     name="advseg-bench",
@@ -85,9 +87,12 @@ def run_command(
     profile_time: Annotated[bool, typer.Option("--profile-time", help="Print where the time went.")] = False,
 ) -> None:
     """Train the suite's models, attack them, score the results and write the report."""
+    from advseg_bench.suite import Suite
+
     loaded = Suite.load(suite, profile=profile, data=data)
     folder = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.profile)))
     from advseg_bench.benchmark import run
+    from advseg_bench.cells import plan
     from advseg_bench.profiling import measure_times
     from advseg_bench.progress import show_progress
     from advseg_bench.report import write_report
@@ -153,7 +158,9 @@ def plan_command(
     cells: Annotated[bool, typer.Option("--cells", help="List every cell.")] = False,
 ) -> None:
     """Show what a suite would run, what is skipped and why, and what it costs."""
+    from advseg_bench.cells import estimate, plan
     from advseg_bench.data import count_images
+    from advseg_bench.suite import Suite
     from advseg_bench.timing import expect
 
     loaded = Suite.load(suite, profile=profile, data=data)
@@ -213,6 +220,7 @@ def crosscheck_command(
 ) -> None:
     """Check implementations of an attack against the reference, down to the last bit, and say why they differ."""
     from advseg_bench.crosscheck import command
+    from advseg_bench.suite import Suite
 
     options = command.Options(
         reference=attack,
@@ -256,6 +264,7 @@ def throughput_command(
 ) -> None:
     """Time implementations of an attack side by side, as a share of the bare limit of the model."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its profiler warns of memory from before, as it always is
+    from advseg_bench.suite import Suite
     from advseg_bench.throughput import command
 
     options = command.Options(
@@ -312,6 +321,8 @@ def make_data_command(
 @app.command("schema")
 def schema_command() -> None:
     """Print the JSON schema of suite files, for editors."""
+    from advseg_bench.suite import Suite
+
     print(json.dumps(Suite.model_json_schema(), indent=1))
 
 
@@ -328,6 +339,8 @@ def default_workers(suite: Suite) -> int:
 
 def _print_grid(suite: Suite, cells: tuple[Cell, ...]) -> None:
     """The models, and one line per attack: its cells over all models."""
+    from advseg_bench.cells import is_of, show_radii
+
     profile = f" ({suite.profile})" if suite.profile else ""
     console.print(f"{suite.name}{profile}: {suite.title}", markup=False, highlight=False)
     if suite.note:
@@ -375,6 +388,8 @@ def _print_profile(spent: dict[str, float]) -> None:
 
 def _print_cost(cells: tuple[Cell, ...], images: tuple[int, int, str] | None) -> None:
     """Model evaluations as this harness shares them, and as a loop over the cells would need them."""
+    from advseg_bench.cells import estimate
+
     active = [cell for cell in cells if cell.skip is None]
     cost = estimate(cells)
     console.print(f"Cells: {len(active)} to run, {len(cells) - len(active)} skipped.")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from advseg_bench import catalogue, toolkits
 from advseg_bench.errors import PluginError, SpecError, unknown
 from advseg_bench.plugins import GROUPS, TOOLKITS, Kind, Plugin, find_conflict, list_plugins
-from advseg_bench.suite import Suite, list_suites
 
 _KINDS: dict[str, Kind] = {group.rpartition(".")[2]: kind for kind, group in GROUPS.items()}
 
@@ -44,6 +43,8 @@ def _describe_shipped(what: str) -> dict[str, str]:
         return dict.fromkeys(catalogue.ARCHITECTURES, "") | {"package.module:callable": "your network"}
     if what == "datasets":
         return catalogue.DATASETS
+    from advseg_bench.suite import Suite, list_suites
+
     return {name: Suite.load(name).title for name in list_suites()}
 
 
