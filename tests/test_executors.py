@@ -141,10 +141,14 @@ def test_workers_can_be_had_in_a_thread_and_never_hear_ctrl_c():
 
     ignored = []
     thread = threading.Thread(target=use)
-    thread.start()
-    thread.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a script's `&` started the tests
+    try:
+        thread.start()
+        thread.join()
+    finally:
+        after = signal.signal(signal.SIGINT, before)
     assert ignored == [signal.SIG_IGN]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert after is signal.default_int_handler
 
 
 def test_a_job_after_a_workers_death_is_told_so():
