@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from advseg_bench.scores import close_gaps, number_rows
+from advseg_bench.numbering import close_gaps, number_rows
 from advseg_bench.stats import group_intervals
 
 Places = NDArray[np.int32]

@@ -19,6 +19,7 @@ import polars as pl
 
 from advseg_bench.cache import content_hash, make_folder, write_bytes, write_json
 from advseg_bench.errors import RecordError, expected
+from advseg_bench.numbering import find_distinct
 from advseg_bench.profiling import timed
 
 RUN_SCHEMA = 1
@@ -59,6 +60,9 @@ ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 
 READ_SCHEMA = {name: pl.Categorical() if kind == pl.String else kind for name, kind in ROW_SCHEMA.items()}
 """The same as read: every name is kept once, which makes a million rows small."""
+
+NULLABLE = ("forwards", "backwards")
+"""Columns that may be null: what nobody counted."""
 
 
 @contextmanager
@@ -225,10 +229,7 @@ def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection
     if cells is not None and not set(keys["cell"].unique()) <= set(cells):
         foreign = next(path for path in paths if not set(_read_part(path, ("cell",))["cell"]) <= set(cells))
         raise RecordError(f"{foreign}: holds rows of another run. Move this file away; nothing else is wrong.")
-    placed = keys.with_row_index("place").sort("cell", "image", maintain_order=True)
-    again = (pl.col("cell") == pl.col("cell").shift(1)) & (pl.col("image") == pl.col("image").shift(1))
-    order = placed.filter(~again.fill_null(False))["place"]
-    del placed
+    order = pl.Series(find_distinct(keys, ("cell", "image"))[1])
     others = [name for name in schema if name not in keys.columns]
     found = _put_in_order(keys, order)
     for start in range(0, len(others), AT_ONCE):
@@ -246,18 +247,28 @@ def _read_columns(paths: Sequence[Path], names: Sequence[str]) -> pl.DataFrame:
     with suppress(*_UNREADABLE):  # which part is to blame shows when each is read alone
         rows = pl.scan_parquet(list(paths), glob=False).select(names)
         if rows.collect_schema() == {name: ROW_SCHEMA[name] for name in names}:
-            return rows.cast({pl.String: pl.Categorical}).collect()
+            found = rows.cast({pl.String: pl.Categorical}).collect()
+            if not _find_gaps(found):
+                return found
     return pl.concat([_read_part(path, names) for path in paths])
 
 
+def _find_gaps(rows: pl.DataFrame) -> list[str]:
+    """Columns with a null that no row is written with."""
+    return [name for name in rows.columns if name not in NULLABLE and rows[name].null_count()]
+
+
 def _read_part(path: Path, names: Sequence[str]) -> pl.DataFrame:
-    """Some columns of one part. Raises: RecordError: if it is truncated or not of this schema."""
+    """Some columns of one part. Raises: RecordError: if it is truncated, not of this schema, or lacks values."""
     try:
         rows = pl.read_parquet(path, columns=list(names), glob=False)
-        return rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in names)
+        rows = rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in names)
+        reason = ", ".join(f"no {name} in some rows" for name in _find_gaps(rows))
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if reason:
         raise RecordError(
             f"{path}: is damaged ({reason}). Delete this file and run the same command again: "
             "only its rows are computed again."
-        ) from None
+        )
+    return rows

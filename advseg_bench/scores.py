@@ -28,10 +28,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from advseg_bench.numbering import average_by, number_rows
 from advseg_bench.specs import Scoring
 from advseg_bench.types import Task
 
@@ -97,9 +96,8 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
         "flipped": pl.when(valid > 0).then(pl.col("flipped_pixels") / valid),
         "apsr99": pl.when(valid > 0).then(100 * pl.col("wrong_pixels") >= 99 * valid).cast(pl.Float64),
     }
-    scored = rows
-    for name, value in values.items():  # one at a time, for each needs ten columns of its own on the way
-        scored = scored.with_columns(pl.when(MEASURED).then(value).alias(name))
+    measured = rows.lazy().select(pl.when(MEASURED).then(value).alias(name) for name, value in values.items()).collect()
+    scored = rows.hstack(measured)
     scored = _join_clean(scored, ("dice", "iou", "dice_released", "apsr"))
     eligible = pl.col("dice_clean") >= scoring.dice_threshold
     below = (pl.col("dice") < scoring.dice_threshold).cast(pl.Float64)
@@ -216,66 +214,6 @@ def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame |
             "smallest_eps",
         )
     )
-
-
-def number_rows(frame: pl.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.int64], pl.DataFrame]:
-    """Number the distinct values of some columns together, in sorted order.
-
-    Column by column, since polars would write all columns of each row into one long key.
-
-    Args:
-        frame: Without null in the columns.
-        columns: Some of its columns.
-    Returns: For each row the number of its values, and the distinct values in the order of their numbers.
-    """
-    numbers = np.zeros(len(frame), dtype=np.int64)
-    for name in columns:
-        column = frame[name]
-        if column.dtype in (pl.String, pl.Categorical):
-            column = column.cast(pl.Categorical())
-            values = column.unique()
-            codes = values.to_physical().to_numpy()[values.cast(pl.String).arg_sort()]
-            ranks = np.empty(int(codes.max(initial=0)) + 1, dtype=np.int64)
-            ranks[codes] = np.arange(len(codes))
-            places = ranks[column.to_physical().to_numpy()]
-        else:
-            values = column.unique().sort()
-            places = np.searchsorted(values.to_numpy(), column.to_numpy())
-        if numbers.max(initial=0) >= 2**62 // max(len(values), 1):
-            numbers = close_gaps(numbers)[0]
-        numbers = numbers * len(values) + places
-    numbers, found = close_gaps(numbers)
-    first = np.empty(len(found), dtype=np.int64)
-    first[numbers[::-1]] = np.arange(len(numbers))[::-1]
-    return numbers, frame.select(pl.col(columns).gather(first))
-
-
-def close_gaps(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the distinct values among numbers from 0 on, in their order.
-
-    Where there are no more possible ones than numbers, by a table of them; sorting a million takes ten times as long.
-
-    Args:
-        numbers: At least 0.
-    Returns: For each number its place among the distinct ones, and the distinct ones, ascending.
-    """
-    highest = int(numbers.max(initial=-1))
-    if highest >= len(numbers):
-        found, places = np.unique(numbers, return_inverse=True)
-        return places, found
-    there = np.zeros(highest + 1, dtype=bool)
-    there[numbers] = True
-    return (np.cumsum(there) - 1)[numbers], np.flatnonzero(there)
-
-
-def average_by(numbers: NDArray[np.int64], values: pl.Series, size: int) -> pl.Series:
-    """Average values by the numbers of their rows, from 0 to `size` - 1; null where there is none."""
-    floats = values.cast(pl.Float64).to_numpy()
-    known = ~np.isnan(floats)
-    counts = np.bincount(numbers[known], minlength=size)
-    sums = np.bincount(numbers[known], floats[known], minlength=size)
-    means = np.divide(sums, counts, out=np.full(size, np.nan), where=counts > 0)
-    return pl.Series(values.name, means).fill_nan(None)
 
 
 def _sum_curves(points: pl.DataFrame, threshold: float) -> pl.DataFrame:

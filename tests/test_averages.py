@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 from runs import Synthetic, write_run
 
 from advseg_bench.averages import group_rows, make_table
-from advseg_bench.scores import average_by, close_gaps, number_rows
+from advseg_bench.numbering import average_by, close_gaps, number_rows
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ PACKAGE = Path(find_spec("advseg_bench").origin).parent
 TOOLKITS = ("art", "torchattacks", "foolbox", "ray", "advseg_adapters")
 
 FLOORS = [
-    {"types", "errors", "allocator"},
+    {"types", "errors", "allocator", "numbering"},
     {"profiling"},
     {"catalogue", "cache", "tally"},
     {"plugins"},

@@ -179,7 +179,8 @@ def _bound(means: Floats, level: float) -> tuple[Floats, Floats]:
     variances = (scaled * scaled) @ weights - shifts * shifts
     quotients = shifts / np.sqrt(np.maximum(variances, 1e-12))
     tail = math.floor((RESAMPLES + 1) * (1 - level) / 2)
-    quotients.partition((tail - 1, RESAMPLES - tail), axis=1)
+    quotients.partition(tail - 1, axis=1)  # one end at a time: NumPy has vectors for one place, but not for two
+    quotients[:, tail:].partition(RESAMPLES - 2 * tail, axis=1)
     low, high = quotients[:, tail - 1], quotients[:, RESAMPLES - tail]
     coarse = _is_coarse(scaled)
     return centre - np.where(coarse, student, high) * spread, centre - np.where(coarse, -student, low) * spread
