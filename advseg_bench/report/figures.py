@@ -182,23 +182,14 @@ def _name_models(ax: Axes, parameters: dict[str, int], gap: float) -> None:
     """Write the models' names above their places on the axis, at least `gap` of its length apart."""
     low, high = (math.log(end) for end in ax.get_xlim())
     names = sorted(parameters, key=lambda name: parameters[name])
-    places = [(math.log(parameters[name]) - low) / (high - low) for name in names]
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
-    for name, place in zip(names, places, strict=True):
-        ax.annotate(
-            name,
-            xy=(parameters[name], 1),
-            xycoords=ax.get_xaxis_transform(),
-            xytext=(place, 1.06),
-            textcoords="axes fraction",
-            rotation=35,
-            ha="left",
-            va="bottom",
-            fontsize=7.5,
-            rotation_mode="anchor",
-            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "#8a8a8a", "shrinkA": 0, "shrinkB": 0},
-        )
+    marked = [(math.log(parameters[name]) - low) / (high - low) for name in names]
+    named = list(marked)
+    for i in range(1, len(named)):
+        named[i] = max(named[i], named[i - 1] + gap)
+    turned: dict[str, Any] = {"rotation": 35, "rotation_mode": "anchor", "ha": "left", "va": "bottom"}
+    for name, foot, place in zip(names, marked, named, strict=True):
+        ax.add_line(Line2D([foot, place], [1, 1.05], transform=ax.transAxes, color="#8a8a8a", lw=0.5, clip_on=False))
+        ax.text(place, 1.06, name, transform=ax.transAxes, fontsize=7.5, **turned)
 
 
 def add_legend(drawing: Drawing, marks: Sequence[Mark], width: float) -> None:
