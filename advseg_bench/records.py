@@ -219,7 +219,7 @@ def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection
         columns: Only these, "cell" and "image" among them; all if None.
         cells: Ids of the run's cells; a part with any other is refused. Not checked if None.
     Returns: A frame of `READ_SCHEMA`. Cost: about a second and 450 MB for a million rows.
-    Raises: RecordError: naming a part that is truncated, not of this schema, or of another run.
+    Raises: RecordError: naming a part that is truncated, not of this schema, lacks values, or is of another run.
     """
     schema = {name: ROW_SCHEMA[name] for name in columns or ROW_SCHEMA}
     paths = sorted((out / "parts").glob("*.parquet"))
@@ -265,7 +265,7 @@ def _read_part(path: Path, names: Sequence[str]) -> pl.DataFrame:
         rows = rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in names)
         reason = ", ".join(f"no {name} in some rows" for name in _find_gaps(rows))
     except _UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
     if reason:
         raise RecordError(
             f"{path}: is damaged ({reason}). Delete this file and run the same command again: "

@@ -27,6 +27,8 @@ A result that is the clean image itself (flag `unchanged`) is no measurement: it
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import reduce
+from operator import add
 
 import polars as pl
 
@@ -90,7 +92,7 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
     places = find_scored_classes(task).values()
     valid = pl.col("valid_pixels")
     values = {
-        **{name: pl.mean_horizontal([_ratio(name, k, scoring) for k in places]) for name in ("dice", "iou")},
+        **{name: _mean([_ratio(name, k, scoring) for k in places]) for name in ("dice", "iou")},
         "dice_released": _released_dice(places),
         "apsr": pl.when(valid > 0).then(pl.col("wrong_pixels") / valid),
         "flipped": pl.when(valid > 0).then(pl.col("flipped_pixels") / valid),
@@ -155,7 +157,7 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
     )
     ratios = totals.with_columns(
         *(
-            pl.mean_horizontal([_ratio(name, k, scoring, listed=False) for k in places]).alias(f"pooled_{name}")
+            _mean([_ratio(name, k, scoring, listed=False) for k in places]).alias(f"pooled_{name}")
             for name in ("dice", "iou")
         )
     )
@@ -257,7 +259,14 @@ def _released_dice(places: Collection[int]) -> pl.Expr:
     tp, fp, fn = ([pl.col(count).list.get(k) for k in places] for count in ("tp", "fp", "fn"))
     ratios = [(2 * t + RELEASED_SMOOTH) / (2 * t + p + n + RELEASED_SMOOTH) for t, p, n in zip(tp, fp, fn, strict=True)]
     shows_any = pl.any_horizontal([t + n > 0 for t, n in zip(tp, fn, strict=True)])
-    return pl.when(shows_any).then(pl.mean_horizontal(ratios))
+    return pl.when(shows_any).then(_mean(ratios))
+
+
+def _mean(values: Sequence[pl.Expr]) -> pl.Expr:
+    """The mean of those that are not null, added up in their order; `pl.mean_horizontal`'s depends on its threads."""
+    total = reduce(add, (value.fill_null(0.0) for value in values))
+    known = reduce(add, (value.is_not_null().cast(pl.Int32) for value in values))
+    return pl.when(known > 0).then(total / known)
 
 
 def _ratio(score: str, place: int, scoring: Scoring, *, listed: bool = True) -> pl.Expr:

@@ -122,7 +122,7 @@ def subject_intervals(means: Floats, level: float = 0.95) -> tuple[Floats, Float
     Args:
         means: Subject means, (groups, subjects), finite, at least five subjects.
         level: Confidence level, above 0 and up to 0.999.
-    Returns: Lower and upper ends, (groups,). Cost: 8,192 resamples as two matrix products and a partition, once
+    Returns: Lower and upper ends, (groups,). Cost: 8,192 resamples as two matrix products and two partitions, once
         for equal groups; 5,000 groups of 40 subjects take about a second.
     Raises: SpecError: if the level is out of range.
     Source: Owen 2025, arXiv:2508.10083; Davison and Hinkley 1997, section 5.2.1; Student 1908. Measured
