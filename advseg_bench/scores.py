@@ -86,7 +86,7 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
         scoring: Empty rule and Dice threshold.
     Returns: The rows with the float64 columns of `ROW_SCORES`; null where a score is not defined: no scored
         class in the image, no valid pixel, no clean row, an attack that returned the clean image, or, for
-        `dice_below`, a clean Dice below the threshold. About a second for a million rows of three classes.
+        `dice_below`, a clean Dice below the threshold. About half a second for a million rows of three classes.
     Source: the module's head gives each definition with its paper.
     """
     places = find_scored_classes(task).values()

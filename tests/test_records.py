@@ -66,6 +66,18 @@ def test_a_truncated_part_is_named_with_the_remedy(tmp_path, keep):
     assert "\n" not in str(e.value)
 
 
+def test_a_reason_that_begins_with_an_empty_line_is_told(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise pl.exceptions.ComputeError("\nno such page\nat 7")
+
+    with records.own(tmp_path):
+        path = records.write_part(tmp_path, [row()])
+    monkeypatch.setattr(pl, "read_parquet", fail)
+    path.write_bytes(b"")
+    with pytest.raises(RecordError, match=rf"{path.name}: is damaged \(no such page\)\. Delete this file"):
+        records.read_rows(tmp_path)
+
+
 def test_zeros_anywhere_in_a_part_never_end_in_another_error(tmp_path):
     """As a lost block of a disk leaves them; at some places polars panics."""
     with records.own(tmp_path):

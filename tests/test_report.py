@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -100,6 +101,22 @@ def test_every_format_is_written(files):
     names |= {f"figures/{n}.{'png' if n.startswith('panels') else 'svg'}" for n in drawn}
     assert names <= set(files)
     assert all(path.stat().st_size for path in files.values())
+
+
+@pytest.mark.parametrize("parameters", [{"a": 1000, "b": 1001, "c": 10**6}, {"b": 5, "a": 5, "c": 5}, {"a": 7}])
+def test_names_of_models_lead_to_their_places_and_leave_room_for_each_other(parameters):
+    ax = matplotlib.figure.Figure().subplots()
+    figures._scale_parameters(ax, parameters)
+    figures._name_models(ax, parameters, gap=0.06)
+    assert [text.get_text() for text in ax.texts] == sorted(parameters, key=parameters.__getitem__)
+    places = [text.get_position()[0] for text in ax.texts]
+    assert all(after - before >= 0.06 - 1e-12 for before, after in pairwise(places))
+    for text, line in zip(ax.texts, ax.lines, strict=True):
+        (foot, bottom), (end, top) = line.get_transform().transform(line.get_xydata())
+        name, above = text.get_transform().transform(text.get_position())
+        marked, border = ax.transData.transform((parameters[text.get_text()], ax.get_ylim()[1]))
+        assert (foot, bottom, end) == pytest.approx((marked, border, name), abs=1e-6)
+        assert bottom < top < above
 
 
 def test_an_error_while_charts_are_drawn_waits_for_one_sheet_at_most(tmp_path, one, monkeypatch):

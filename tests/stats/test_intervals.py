@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from advseg_bench.errors import SpecError
 from advseg_bench.stats import Interval, group_intervals, subject_interval, subject_intervals, subject_means
-from advseg_bench.stats.intervals import _VALUES_AT_ONCE, RESAMPLES
+from advseg_bench.stats.intervals import _VALUES_AT_ONCE, RESAMPLES, _draw_weights
 
 
 @pytest.mark.parametrize(("n", "level"), [(5, 0.9), (6, 0.95), (30, 0.95), (30, 0.999)])
@@ -29,6 +29,20 @@ def test_quantiles_equal_those_of_random_weights(n, level):
     assert (interval.mean - interval.lower) / values.std() == pytest.approx(high, rel=tolerance)
     assert (interval.mean - interval.upper) / values.std() == pytest.approx(low, rel=tolerance)
     assert (interval.mean, interval.n_subjects, interval.level) == (pytest.approx(values.mean()), n, level)
+
+
+@pytest.mark.parametrize("level", [1e-9, 0.3, 0.5, 0.8, 0.95, 0.99, 0.999])
+@pytest.mark.parametrize("n", [5, 12, 40])
+def test_ends_are_the_order_statistics_that_sorting_finds(n, level):
+    means = np.sort(np.random.default_rng(n).beta(9, 1.5, size=(60, n)), axis=1)
+    centre, spread = means.mean(axis=1, keepdims=True), means.std(axis=1, keepdims=True)
+    scaled, weights = (means - centre) / spread, _draw_weights(n)
+    shifts = scaled @ weights
+    ordered = np.sort(shifts / np.sqrt(scaled**2 @ weights - shifts**2), axis=1)
+    nth = int((RESAMPLES + 1) * (1 - level) / 2)
+    lower, upper = subject_intervals(means, level)
+    assert lower == pytest.approx(centre[:, 0] - ordered[:, -nth] * spread[:, 0], rel=1e-10)
+    assert upper == pytest.approx(centre[:, 0] - ordered[:, nth - 1] * spread[:, 0], rel=1e-10)
 
 
 def test_many_normal_subjects_come_close_to_student():
