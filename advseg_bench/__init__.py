@@ -5,17 +5,18 @@ The public names are imported when they are first used, so that importing the pa
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from advseg_bench.lazy import export_lazily
 
 if TYPE_CHECKING:
     from advseg_bench import attacks, geometry, losses, metrics, stats, testing
     from advseg_bench.attacks.function import attack
-    from advseg_bench.benchmark import run
-    from advseg_bench.cells import Cell, plan
     from advseg_bench.claims import Claim, judge_claims
-    from advseg_bench.results import Run
-    from advseg_bench.suite import Suite, list_suites
+    from advseg_bench.results.run import Run
+    from advseg_bench.running.benchmark import run
+    from advseg_bench.suite.cells import Cell, plan
+    from advseg_bench.suite.suite import Suite, list_suites
     from advseg_bench.types import Attack, Batch, Bounds, Budget, Task
 
     __version__: str
@@ -48,30 +49,36 @@ _HOMES = {
     "Batch": "types",
     "Bounds": "types",
     "Budget": "types",
-    "Cell": "cells",
+    "Cell": "suite.cells",
     "Claim": "claims",
-    "Run": "results",
-    "Suite": "suite",
+    "Run": "results.run",
+    "Suite": "suite.suite",
     "Task": "types",
     "attack": "attacks.function",
+    "attacks": "",
+    "geometry": "",
     "judge_claims": "claims",
-    "list_suites": "suite",
-    "plan": "cells",
-    "run": "benchmark",
+    "list_suites": "suite.suite",
+    "losses": "",
+    "metrics": "",
+    "plan": "suite.cells",
+    "run": "running.benchmark",
+    "stats": "",
+    "testing": "",
 }
+
+_get, _list = export_lazily(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name, or read the version, when it is first asked for."""
-    if name in _HOMES:
-        return getattr(import_module(f"advseg_bench.{_HOMES[name]}"), name)
-    if name in __all__:
-        return import_module(f"advseg_bench.{name}")
     if name == "__version__":
-        return import_module("importlib.metadata").version("advseg-bench")
-    raise AttributeError(f"module 'advseg_bench' has no attribute {name!r}")
+        from importlib.metadata import version
+
+        return version("advseg-bench")
+    return _get(name)
 
 
 def __dir__() -> list[str]:
     """List the public names."""
-    return sorted([*__all__, "__version__"])
+    return sorted([*_list(), "__version__"])

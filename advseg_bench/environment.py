@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from advseg_bench import plugins, toolkits
 from advseg_bench.errors import SpecError, expected
-from advseg_bench.plugins import Kind
+from advseg_bench.registry import plugins, toolkits
+from advseg_bench.registry.plugins import Kind
 
 COMPUTING = ("advseg-bench", "torch", "segmentation-models-pytorch", "timm", "monai", "numpy", "scipy")
 """Distributions whose version may change a bit of a result."""

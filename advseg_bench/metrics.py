@@ -8,8 +8,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from advseg_bench.instruments.profiling import timed
 from advseg_bench.losses import one_hot
-from advseg_bench.profiling import timed
 from advseg_bench.types import Batch, Task
 
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from advseg_bench import records
 from advseg_bench.cache import write_bytes, write_json
-from advseg_bench.cells import Cell, plan
-from advseg_bench.results import Run
-from advseg_bench.suite import Suite
+from advseg_bench.results import records
+from advseg_bench.results.run import Run
+from advseg_bench.suite.cells import Cell, plan
+from advseg_bench.suite.suite import Suite
 
 MODELS, SUBJECTS, SHARD, SIDE = 10, 25, 8, 224
 CLASSES = ("stomach", "large bowel", "small bowel")
@@ -125,7 +125,7 @@ import json, resource, sys, time
 from pathlib import Path
 import scipy.stats  # which the first interval would import
 from advseg_bench.report import write_report
-from advseg_bench.results import Run
+from advseg_bench.results.run import Run
 
 wall, cpu = time.perf_counter(), time.process_time()
 run = Run(sys.argv[1])

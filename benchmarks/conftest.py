@@ -7,8 +7,9 @@ import os
 import pytest
 import torch
 
-from advseg_bench import environment, meter
-from advseg_bench.allocator import keep_freed_memory
+from advseg_bench import environment
+from advseg_bench.instruments import meter
+from advseg_bench.instruments.allocator import keep_freed_memory
 
 ROUNDS = 10
 

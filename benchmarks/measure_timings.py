@@ -19,9 +19,9 @@ import torch
 
 from advseg_bench.losses import Loss
 from advseg_bench.models.build import build_model
-from advseg_bench.plugins import load_object
-from advseg_bench.suite import Suite
-from advseg_bench.timing import timing_key
+from advseg_bench.registry.plugins import load_object
+from advseg_bench.suite.suite import Suite
+from advseg_bench.suite.timing import timing_key
 from advseg_bench.types import Task
 
 IMAGES = 1000

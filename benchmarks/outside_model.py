@@ -18,14 +18,14 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from advseg_bench import runner
 from advseg_bench.attacks.ascent import PGD
 from advseg_bench.attacks.gradient import FGSM
-from advseg_bench.cells import Cell
-from advseg_bench.guard import ModelGuard
+from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.models.build import build_model
-from advseg_bench.registry import load_loss
-from advseg_bench.suite import Suite
+from advseg_bench.registry.loading import load_loss
+from advseg_bench.running import runner
+from advseg_bench.suite.cells import Cell
+from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Batch, Bounds, Budget, Task
 
 TASK = Task("multilabel", ("stomach", "large bowel", "small bowel"))

@@ -8,8 +8,8 @@ import pytest
 from works import RESNET18, make_scene
 
 from advseg_bench.batches import move_batch
-from advseg_bench.equivalents import find_equivalents
-from advseg_bench.specs import ModelSpec
+from advseg_bench.registry.equivalents import find_equivalents
+from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.throughput.contenders import Contender, Work, list_contenders
 
 MODELS = {

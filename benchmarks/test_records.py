@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 from big_run import write_big_run
 
-from advseg_bench import records
-from advseg_bench.results import Run
+from advseg_bench.results import records
+from advseg_bench.results.run import Run
 
 IMAGES = 10
 

@@ -9,17 +9,18 @@ from functools import partial
 import torch
 from torch import nn
 
-from advseg_bench import metrics, runner
+from advseg_bench import metrics
 from advseg_bench.batches import move_batch
-from advseg_bench.cells import Cell
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.models.build import build_model
 from advseg_bench.models.prepare import prepare
-from advseg_bench.registry import load_attack
-from advseg_bench.specs import Mni152Data, ModelSpec
+from advseg_bench.registry.loading import load_attack
+from advseg_bench.running import runner
+from advseg_bench.running.work import Unit
+from advseg_bench.suite.cells import Cell
+from advseg_bench.suite.specs import Mni152Data, ModelSpec
 from advseg_bench.types import Batch, Budget
-from advseg_bench.work import Unit
 
 RESNET18 = ModelSpec(name="unet-resnet18", architecture="smp.Unet", encoder="resnet18")
 CLEAN = Cell("clean", "m", "none", "", "{}", "linf", 0.0, 0, "", None)

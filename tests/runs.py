@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from advseg_bench import records
 from advseg_bench.cache import write_json
-from advseg_bench.cells import Cell, plan
-from advseg_bench.suite import Suite
+from advseg_bench.results import records
+from advseg_bench.suite.cells import Cell, plan
+from advseg_bench.suite.suite import Suite
 
 MODELS = {
     "basicunet-s": ("monai.BasicUNet", None, 121_000, 0.89, 0.9),
@@ -214,7 +214,7 @@ def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
 
 def write_panels(out: Path, plot: Synthetic) -> None:
     """Draw what the run's best and worst cases could look like."""
-    from advseg_bench.results import Run
+    from advseg_bench.results.run import Run
 
     for case in Run(out).extremes():
         generator = np.random.default_rng(plot.seed)

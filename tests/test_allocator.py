@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from advseg_bench.allocator import SETTINGS
+from advseg_bench.instruments.allocator import SETTINGS
 
 ROUND = """
 import sys
 import numpy as np
-from advseg_bench import allocator
+from advseg_bench.instruments import allocator
 
 def resident():
     return int(open("/proc/self/status").read().split("VmRSS:")[1].split()[0]) // 1024

@@ -12,8 +12,8 @@ import pytest
 from polars.testing import assert_frame_equal
 from runs import Synthetic, write_run
 
-from advseg_bench.averages import group_rows, make_table
-from advseg_bench.numbering import average_by, close_gaps, number_rows
+from advseg_bench.results.averages import group_rows, make_table
+from advseg_bench.results.numbering import average_by, close_gaps, number_rows
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_no_rows_make_no_groups():
 
 READ = """
 import json, resource, sys, time
-from advseg_bench.results import Run
+from advseg_bench.results.run import Run
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 cpu = time.process_time()
 run = Run(sys.argv[1])

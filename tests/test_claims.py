@@ -16,7 +16,7 @@ from advseg_bench.errors import RecordError
 from advseg_bench.report import write_claims, write_report
 from advseg_bench.report.claims import compose_claims, judge_runs
 from advseg_bench.report.claims_tables import make_crossing_table, make_released_table
-from advseg_bench.results import Run
+from advseg_bench.results.run import Run
 
 EIGHT = Synthetic(losses=("bce", "dice_focal"), subjects=8)
 BCE, TRAINING = make_arm("fgsm", "bce"), make_arm("fgsm", "dice_focal")

@@ -20,7 +20,7 @@ import torch
 from test_run import TEXT
 from torch import nn
 
-from advseg_bench.cli import main
+from advseg_bench.cli.app import main
 
 Done = subprocess.CompletedProcess[str]
 CLI = [sys.executable, "-m", "advseg_bench"]
@@ -72,7 +72,7 @@ QUICK_COMMANDS = [["--help"], ["plan", "quick"], ["list", "attacks"], ["list", "
 def test_torch_and_polars_are_not_loaded_for_small_questions(arguments):
     unwanted = {"torch", "polars", "monai", "matplotlib"}
     if arguments in (["--help"], ["list", "attacks"]):
-        unwanted.add("advseg_bench.suite")
+        unwanted.add("advseg_bench.suite.suite")
     code = (
         "import sys\nfrom advseg_bench.cli import main\n"
         f"sys.argv = ['advseg-bench', *{arguments!r}]\n"

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from advseg_bench.allocator import without_collector
+from advseg_bench.instruments.allocator import without_collector
 
 
 @pytest.fixture(params=[True, False], ids=["collecting", "not collecting"])

@@ -21,9 +21,9 @@ from advseg_bench import losses, types
 from advseg_bench.attacks.ascent import BIM, PGD
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.attacks.noise import RandomSign
-from advseg_bench.cli import main
+from advseg_bench.cli.app import main
 from advseg_bench.errors import PluginError, SpecError
-from advseg_bench.guard import ModelGuard
+from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.testing import RULES, AttackContract, Trial, check_attack, find_case
 from advseg_bench.testing.command import read_settings
 from advseg_bench.testing.process import isolated, read_globals

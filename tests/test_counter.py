@@ -14,12 +14,12 @@ from torch import nn
 from advseg_bench import losses
 from advseg_bench.attacks.ascent import PGD
 from advseg_bench.attacks.function import attack
-from advseg_bench.counter import Counter
 from advseg_bench.errors import QueryLimitError
-from advseg_bench.guard import ModelGuard
+from advseg_bench.instruments.counter import Counter
+from advseg_bench.instruments.guard import ModelGuard
+from advseg_bench.instruments.tally import rows_of
 from advseg_bench.models.build import build_model
-from advseg_bench.specs import ModelSpec
-from advseg_bench.tally import rows_of
+from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.testing import LinearSegmenter
 from advseg_bench.types import Budget
 

@@ -15,7 +15,7 @@ import torch
 from strategies import make_batch, make_generators
 from torch import nn
 
-from advseg_bench import catalogue, losses
+from advseg_bench import losses
 from advseg_bench.attacks.ascent import BIM, MIFGSM
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.crosscheck import (
@@ -36,7 +36,8 @@ from advseg_bench.crosscheck import (
 from advseg_bench.crosscheck.judge import usual_noise
 from advseg_bench.crosscheck.subjects import load_subjects
 from advseg_bench.errors import DataError, IncompatibleError, PluginError, SpecError
-from advseg_bench.suite import Suite
+from advseg_bench.registry import catalogue
+from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Budget, Task
 
 FEW = {"kinds": ("multilabel",), "losses": ("dice",), "eps": (4 / 255,)}

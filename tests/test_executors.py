@@ -12,14 +12,14 @@ from concurrent.futures import wait
 
 import pytest
 
-from advseg_bench import executors
-from advseg_bench.allocator import SETTINGS
 from advseg_bench.errors import WorkerError
+from advseg_bench.instruments.allocator import SETTINGS
+from advseg_bench.running import executors
 
 BEGIN = """
 import os, signal, struct, sys, time
 from concurrent import futures
-from advseg_bench import executors
+from advseg_bench.running import executors
 
 HALF = os.path.abspath(__file__) + ".half"
 
@@ -210,7 +210,7 @@ if __name__ == "__main__":
 
 
 LACKS = """
-from advseg_bench import profiling
+from advseg_bench.instruments import profiling
 
 profiling.FOR_JOBS = ("no_such_module",)  # in the workers too, which run this file first
 

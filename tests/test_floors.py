@@ -76,9 +76,9 @@ def test_a_module_imports_lower_floors_and_no_toolkit(path):
 
 
 def test_the_check_above_can_fail():
-    source = "from advseg_bench.cli import app\nfrom advseg_bench import runner\nimport torchattacks.attack"
+    source = "from advseg_bench.cli.app import app\nfrom advseg_bench import runner\nimport torchattacks.attack"
     assert imports(source) == {"cli", "runner", "torchattacks"}
-    typed = "if TYPE_CHECKING:\n    from advseg_bench.cli import app"
+    typed = "if TYPE_CHECKING:\n    from advseg_bench.cli.app import app"
     assert imports(typed) == set()
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from advseg_bench import benchmark
-from advseg_bench.work import Unit
+from advseg_bench.running import benchmark
+from advseg_bench.running.work import Unit
 
 UNITS = 6
 """Of each model."""

@@ -12,7 +12,7 @@ from torch import nn
 from advseg_bench import losses
 from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.losses import per_image, probe
-from advseg_bench.registry import load_loss
+from advseg_bench.registry.loading import load_loss
 
 SPACES = [(16, 12), (6, 5, 8)]
 

@@ -9,7 +9,8 @@ from segmentation_models_pytorch.losses import JaccardLoss, LovaszLoss
 from strategies import make_batch
 from torch import nn
 
-from advseg_bench import catalogue, losses
+from advseg_bench import losses
+from advseg_bench.registry import catalogue
 
 SIGMOID = ("binary", "multilabel")
 SPACES = [(16, 12), (4, 5, 6)]

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from strategies import KINDS, kinds, make_batch, make_task, seeds, spaces
 
-from advseg_bench import catalogue, losses
+from advseg_bench import losses
 from advseg_bench.errors import IncompatibleError, PluginError
-from advseg_bench.registry import load_loss
+from advseg_bench.registry import catalogue
+from advseg_bench.registry.loading import load_loss
 from advseg_bench.types import Task
 
 few = settings(max_examples=40, deadline=None)

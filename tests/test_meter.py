@@ -11,9 +11,17 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from advseg_bench import meter
 from advseg_bench.errors import SpecError
-from advseg_bench.meter import Samples, default_device, matrix_peak, measure, median_interval, peak_bytes, ratio
+from advseg_bench.instruments import meter
+from advseg_bench.instruments.meter import (
+    Samples,
+    default_device,
+    matrix_peak,
+    measure,
+    median_interval,
+    peak_bytes,
+    ratio,
+)
 
 MB = 2**20
 CPU = torch.device("cpu")

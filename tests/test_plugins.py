@@ -16,14 +16,15 @@ import polars as pl
 import pytest
 from distributions import installing
 
-from advseg_bench import environment, losses, plugins
-from advseg_bench.cells import estimate, plan
+from advseg_bench import environment, losses
+from advseg_bench.cli.listing import list_lines
 from advseg_bench.errors import PluginError, SpecError
-from advseg_bench.listing import list_lines
-from advseg_bench.plugins import GROUPS, check_name, find_plugin, load_object
-from advseg_bench.suite import parse_suite
+from advseg_bench.registry import plugins
+from advseg_bench.registry.plugins import GROUPS, check_name, find_plugin, load_object
+from advseg_bench.suite.cells import estimate, plan
+from advseg_bench.suite.suite import parse_suite
 
-SMOKE = files("advseg_bench.suites").joinpath("smoke.toml").read_text()
+SMOKE = files("advseg_bench.suite.shipped").joinpath("smoke.toml").read_text()
 LIST_WORDS = {"attack": "attacks", "architecture": "models", "loss": "losses", "data set": "datasets"}
 SHIPPED = {"attack": "fgsm", "architecture": "monai.UNet", "loss": "dice", "data set": "mni152"}
 BROKEN = {
@@ -205,7 +206,7 @@ eps = ["8/255"]
 WITHOUT_EXTRAS = """
 import sys
 sys.modules.update(dict.fromkeys(("art", "torchattacks", "foolbox", "ray"), None))
-from advseg_bench.cli import main
+from advseg_bench.cli.app import main
 main()
 """
 

@@ -10,8 +10,19 @@ import time
 
 import pytest
 
-from advseg_bench import profiling
-from advseg_bench.profiling import IMPORTS, REST, SWITCH, WAITING, add, list_shares, measure_times, span, take, timed
+from advseg_bench.instruments import profiling
+from advseg_bench.instruments.profiling import (
+    IMPORTS,
+    REST,
+    SWITCH,
+    WAITING,
+    add,
+    list_shares,
+    measure_times,
+    span,
+    take,
+    timed,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -65,12 +76,12 @@ def test_a_decorated_function_stays_itself():
 
 JOBS = """
 import gc, sys
-from advseg_bench import profiling
+from advseg_bench.instruments import profiling
 
 collections = []
 gc.callbacks.append(lambda phase, info: collections.append(phase))
 profiling.prepare_for_jobs()
-print(len(collections), gc.isenabled(), "advseg_bench.jobs" in sys.modules)
+print(len(collections), gc.isenabled(), "advseg_bench.running.jobs" in sys.modules)
 """
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from advseg_bench.properties import count_flops, measure_receptive_field
+from advseg_bench.models.properties import count_flops, measure_receptive_field
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import advseg_bench as ab
-from advseg_bench.cells import Cell
-from advseg_bench.suite import parse_suite
+from advseg_bench.suite.cells import Cell
+from advseg_bench.suite.suite import parse_suite
 from advseg_bench.testing import LinearSegmenter
 from advseg_bench.types import Bounds, Budget
 
@@ -37,7 +37,7 @@ def test_the_example_attack_runs_in_a_suite(tmp_path, monkeypatch):
     from strategies import make_batch, make_generators
     from torch import tensor
 
-    from advseg_bench.registry import load_attack
+    from advseg_bench.registry.loading import load_attack
 
     batch, _ = make_batch("binary")
     cell = Cell("i", "m", "readme_attack:SignNoise", "", "{}", "linf", 0.1, 0, "", None)

@@ -11,8 +11,9 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from advseg_bench import cache, records
+from advseg_bench import cache
 from advseg_bench.errors import RecordError
+from advseg_bench.results import records
 
 INFO = {
     "schema": 1,

@@ -38,8 +38,8 @@ from advseg_bench.report.page import render_html, render_markdown
 from advseg_bench.report.panels import ERROR_COLOURS, SWEEP_TITLES, TITLES, make_galleries
 from advseg_bench.report.series import choose_drawn, list_series
 from advseg_bench.report.terminal import print_document
-from advseg_bench.results import Run
-from advseg_bench.selection import find_strongest, list_budgets
+from advseg_bench.results.run import Run
+from advseg_bench.results.selection import find_strongest, list_budgets
 
 FOUR = 4 / 255
 

@@ -12,11 +12,11 @@ from runs import STRENGTH, Synthetic, edit_json, rewrite_rows, write_run
 
 import advseg_bench
 from advseg_bench.errors import RecordError, SpecError
-from advseg_bench.results import SCORES, Run
-from advseg_bench.scores import find_scored_classes, score_rows
-from advseg_bench.selection import REFERENCE_EPS, choose_reference, find_controls, find_strongest, list_budgets
-from advseg_bench.specs import Scoring
+from advseg_bench.results.run import SCORES, Run
+from advseg_bench.results.scores import find_scored_classes, score_rows
+from advseg_bench.results.selection import REFERENCE_EPS, choose_reference, find_controls, find_strongest, list_budgets
 from advseg_bench.stats import subject_interval
+from advseg_bench.suite.specs import Scoring
 
 FOUR = 4 / 255
 
@@ -360,9 +360,7 @@ def test_reference_budget(eps, reference):
 
 
 def test_reading_a_run_needs_no_torch():
-    code = (
-        "import sys, advseg_bench.results, advseg_bench.report; print('torch' in sys.modules, 'monai' in sys.modules)"
-    )
+    code = "import sys; from advseg_bench import report, results; print('torch' in sys.modules, 'monai' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 

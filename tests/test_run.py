@@ -13,12 +13,13 @@ import pytest
 import torch
 
 import advseg_bench as ab
-from advseg_bench import jobs, records
 from advseg_bench.data import load_dataset
 from advseg_bench.errors import RecordError, UserError
 from advseg_bench.models.build import build_model
 from advseg_bench.models.weights import save_weights
-from advseg_bench.suite import Suite
+from advseg_bench.results import records
+from advseg_bench.running import jobs
+from advseg_bench.suite.suite import Suite
 
 TEXT = """
 schema = 1
@@ -49,7 +50,7 @@ draws = 2
 
 
 def tiny(text: str = TEXT) -> Suite:
-    from advseg_bench.suite import parse_suite
+    from advseg_bench.suite.suite import parse_suite
 
     return parse_suite(text, "tiny.toml")
 

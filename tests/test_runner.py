@@ -10,22 +10,24 @@ import pytest
 import torch
 from strategies import make_batch
 
-from advseg_bench import catalogue, geometry, losses, metrics, runner
+from advseg_bench import geometry, losses, metrics
 from advseg_bench.attacks.gradient import FGSM, is_shared
-from advseg_bench.cells import Cell, plan
-from advseg_bench.counter import Counter
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Case, Dataset, Sample
+from advseg_bench.instruments.counter import Counter
+from advseg_bench.instruments.tally import rows_of
 from advseg_bench.models import lean as lean_calls
 from advseg_bench.models.build import build_model
 from advseg_bench.models.prepare import prepare
-from advseg_bench.runner import Setting, image_generators, run_unit
-from advseg_bench.specs import Mni152Data, ModelSpec
-from advseg_bench.suite import Suite
-from advseg_bench.tally import rows_of
+from advseg_bench.registry import catalogue
+from advseg_bench.running import runner
+from advseg_bench.running.runner import Setting, image_generators, run_unit
+from advseg_bench.running.work import Unit
+from advseg_bench.suite.cells import Cell, plan
+from advseg_bench.suite.specs import Mni152Data, ModelSpec
+from advseg_bench.suite.suite import Suite
 from advseg_bench.testing import LinearSegmenter
 from advseg_bench.types import Budget, Claims, Task
-from advseg_bench.work import Unit
 
 EPS = 4 / 255
 SETTING = Setting(seed=0, batch=4)

@@ -18,8 +18,8 @@ from monai.metrics import compute_dice, compute_iou
 from scipy.integrate import trapezoid
 from torchmetrics.functional.segmentation import dice_score
 
-from advseg_bench.records import ROW_SCHEMA
-from advseg_bench.scores import (
+from advseg_bench.results.records import ROW_SCHEMA
+from advseg_bench.results.scores import (
     average_draws,
     find_scored_classes,
     pool_counts,
@@ -27,7 +27,7 @@ from advseg_bench.scores import (
     score_curves,
     score_rows,
 )
-from advseg_bench.specs import Scoring
+from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
 
 TWO = Task("multilabel", ("a", "b"))
@@ -219,8 +219,8 @@ def test_pooled_scores_sum_counts_first():
 BITS = """
 import sys
 import polars as pl
-from advseg_bench.scores import pool_counts, score_curves, score_rows
-from advseg_bench.specs import Scoring
+from advseg_bench.results.scores import pool_counts, score_curves, score_rows
+from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
 rows, task = pl.read_parquet(sys.argv[1]), Task("multilabel", tuple("abcdefgh"))
 for _ in range(4):

@@ -6,14 +6,14 @@ from importlib.resources import files
 
 import pytest
 
-from advseg_bench.cells import estimate, plan, show_eps, show_radii
 from advseg_bench.data import count_images
 from advseg_bench.errors import SpecError
-from advseg_bench.specs import PhantomData, PluginData
-from advseg_bench.suite import Suite, list_suites, parse_suite
-from advseg_bench.timing import expect
+from advseg_bench.suite.cells import estimate, plan, show_eps, show_radii
+from advseg_bench.suite.specs import PhantomData, PluginData
+from advseg_bench.suite.suite import Suite, list_suites, parse_suite
+from advseg_bench.suite.timing import expect
 
-TEXT = files("advseg_bench.suites").joinpath("smoke.toml").read_text()
+TEXT = files("advseg_bench.suite.shipped").joinpath("smoke.toml").read_text()
 
 
 @pytest.mark.parametrize("name", list_suites())
@@ -178,7 +178,7 @@ def test_the_minutes_of_a_shipped_suite_are_known_before_it_has_run(
 
 
 def test_every_profile_of_a_shipped_suite_is_timed():
-    profiles = tomllib.loads(files("advseg_bench.suites").joinpath("wang2024.toml").read_text())["profiles"]
+    profiles = tomllib.loads(files("advseg_bench.suite.shipped").joinpath("wang2024.toml").read_text())["profiles"]
     assert set(profiles) == {"full", "cpu", "smoke"}
     assert set(list_suites()) == {"quick", "smoke", "wang2024"}
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from advseg_bench.errors import SpecError
 from advseg_bench.models.build import build_model
-from advseg_bench.suite import Suite
+from advseg_bench.suite.suite import Suite
 from advseg_bench.throughput import command
 from advseg_bench.throughput.command import Options, make_plan, run
 from advseg_bench.throughput.contenders import LIMIT, Work, draw_batch, list_contenders

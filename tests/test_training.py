@@ -11,13 +11,13 @@ import pytest
 import torch
 from strategies import make_batch
 
-from advseg_bench import training
 from advseg_bench.cache import cache_dir
 from advseg_bench.data.augment import Augmentation
 from advseg_bench.data.dataset import Case, Dataset, Sample
 from advseg_bench.errors import DataError, TrainingError
-from advseg_bench.specs import ModelSpec, Recipe
-from advseg_bench.training import evaluate, obtain_model
+from advseg_bench.models import training
+from advseg_bench.models.training import evaluate, obtain_model
+from advseg_bench.suite.specs import ModelSpec, Recipe
 from advseg_bench.types import Task
 
 SPEC = ModelSpec(name="m", architecture="monai.UNet", settings={"channels": [4, 8], "strides": [2]})

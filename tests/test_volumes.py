@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import advseg_bench as ab
-from advseg_bench.cells import plan
-from advseg_bench.data.phantom import FIELD_MM, render_stack, slice_heights
-from advseg_bench.data.phantom_bowel import ORGANS
-from advseg_bench.data.phantom_scanner import View
+from advseg_bench.data.phantom.bowel import ORGANS
+from advseg_bench.data.phantom.dataset import FIELD_MM, render_stack, slice_heights
+from advseg_bench.data.phantom.scanner import View
 from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.report import panels, write_report
-from advseg_bench.suite import Suite, parse_suite
-from advseg_bench.timing import timing_key
+from advseg_bench.suite.cells import plan
+from advseg_bench.suite.suite import Suite, parse_suite
+from advseg_bench.suite.timing import timing_key
 from advseg_bench.types import Task
 
 TEXT = """
@@ -206,7 +206,7 @@ def test_an_attack_that_claims_slices_is_refused_before_training(folder, tmp_pat
 
 
 def test_the_plan_tells_the_edges(folder, tmp_path, capsys):
-    from advseg_bench import cli
+    from advseg_bench.cli.app import app as cli
 
     path = tmp_path / "v.toml"
     path.write_text(TEXT.replace("PATH", str(folder)))

@@ -18,9 +18,9 @@ from advseg_adapters.views import BlindView, LossView, MarginView
 from advseg_bench.batches import select_images
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.geometry import project
-from advseg_bench.guard import frozen
+from advseg_bench.instruments.guard import frozen
+from advseg_bench.instruments.tally import rows_of
 from advseg_bench.losses import Loss
-from advseg_bench.tally import rows_of
 from advseg_bench.types import Batch, Bounds, Budget, Claims, Model, Norm
 
 RISE = 0.1

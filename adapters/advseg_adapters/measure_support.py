@@ -36,8 +36,8 @@ from advseg_bench.data import load_dataset
 from advseg_bench.geometry import distance, project, random_sign, steepest
 from advseg_bench.losses import dice
 from advseg_bench.models.recast import RecastModel, recast_batch
-from advseg_bench.suite import Suite
-from advseg_bench.training import obtain_model
+from advseg_bench.models.training import obtain_model
+from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Batch, Budget, Norm, TaskKind
 
 DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox", "torchattacks": "torchattacks", "foolbox": "foolbox"}

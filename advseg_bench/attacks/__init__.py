@@ -1,1 +1,1 @@
-"""Attacks. The list of names is `advseg_bench.catalogue.ATTACKS`."""
+"""Attacks. The list of names is `advseg_bench.registry.catalogue.ATTACKS`."""

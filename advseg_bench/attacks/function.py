@@ -15,9 +15,9 @@ from torch import Tensor
 
 from advseg_bench.batches import select_images
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, expected, unknown
-from advseg_bench.guard import frozen
+from advseg_bench.instruments.guard import frozen
+from advseg_bench.instruments.tally import rows_of
 from advseg_bench.losses import Loss
-from advseg_bench.tally import rows_of
 from advseg_bench.types import Batch, Budget, Claims, Model, Norm
 
 GIVEN = {

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from advseg_bench.errors import IncompatibleError
 from advseg_bench.geometry import blend_share, steepest
+from advseg_bench.instruments.profiling import span
 from advseg_bench.losses import Loss
 from advseg_bench.metrics import predict
-from advseg_bench.profiling import span
 from advseg_bench.types import Attack, Batch, Bounds, Budget, Model
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from advseg_bench.results import Run
-from advseg_bench.selection import choose_reference
+from advseg_bench.results.run import Run
+from advseg_bench.results.selection import choose_reference
 from advseg_bench.stats import PairedTest, compare_paired
 
 NORM = "linf"

@@ -17,7 +17,7 @@ from advseg_bench.claims.wording import (
     show_models,
     show_p,
 )
-from advseg_bench.results import Run
+from advseg_bench.results.run import Run
 from advseg_bench.stats import PairedTest, Verdict, decide
 
 FEWEST_FOR_RANKS = 5

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from advseg_bench.cells import show_eps
 from advseg_bench.claims.evidence import Evidence
 from advseg_bench.stats import PairedTest, Verdict
+from advseg_bench.suite.cells import show_eps
 
 ENDINGS: dict[Verdict, str] = {
     "supported": "The claim is supported.",

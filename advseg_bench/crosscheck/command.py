@@ -14,10 +14,10 @@ from rich.progress import Progress
 from advseg_bench.crosscheck.grid import REFERENCES, Plan, crosscheck, is_sound
 from advseg_bench.crosscheck.report import print_findings, write_findings
 from advseg_bench.crosscheck.subjects import load_subjects
-from advseg_bench.equivalents import find_equivalents
 from advseg_bench.errors import SpecError, unknown
-from advseg_bench.specs import AttackSpec
-from advseg_bench.suite import Suite
+from advseg_bench.registry.equivalents import find_equivalents
+from advseg_bench.suite.specs import AttackSpec
+from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Norm, TaskKind
 
 DEFAULT_EPS: dict[Norm, tuple[str, ...]] = {"linf": ("1/255", "4/255"), "l2": ("0.5",)}

@@ -18,7 +18,7 @@ from advseg_bench.errors import RecordError, SpecError, expected
 from advseg_bench.models.build import build_model
 from advseg_bench.models.recast import RecastModel
 from advseg_bench.models.weights import load_weights, save_weights
-from advseg_bench.specs import ModelSpec
+from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Batch, Bounds, Task
 
 SMALLEST = 8

@@ -11,22 +11,23 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from advseg_bench import catalogue, environment
+from advseg_bench import environment
 from advseg_bench.attacks.ascent import ProjectedAscent
 from advseg_bench.attacks.gradient import FGSM, input_gradients
 from advseg_bench.batches import check_batch
-from advseg_bench.cells import Cell
 from advseg_bench.crosscheck.trace import run_traced
 from advseg_bench.crosscheck.verdict import SOUND, Case, Effect, Finding, Verdict, judge, measure_effect
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, unknown
-from advseg_bench.guard import ModelGuard
+from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.prepare import prepare_checked
 from advseg_bench.models.probe import probe
 from advseg_bench.models.recast import RecastModel, recast_batch
-from advseg_bench.registry import load_attack
-from advseg_bench.runner import image_generators
-from advseg_bench.specs import Compute, ModelSpec
+from advseg_bench.registry import catalogue
+from advseg_bench.registry.loading import load_attack
+from advseg_bench.running.runner import image_generators
+from advseg_bench.suite.cells import Cell
+from advseg_bench.suite.specs import Compute, ModelSpec
 from advseg_bench.types import Attack, Batch, Budget, Norm, Task, TaskKind
 
 SCHEMA = 1

@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from advseg_bench.cache import write_json
-from advseg_bench.cells import show_eps
 from advseg_bench.crosscheck.example import save_example
 from advseg_bench.crosscheck.grid import Pair, Plan, Subject, certify, count_verdicts
 from advseg_bench.crosscheck.verdict import SOUND
+from advseg_bench.suite.cells import show_eps
 
 EXAMPLES = 5
 """Scripts written at most: one for each implementation, network and reason, the first ones."""

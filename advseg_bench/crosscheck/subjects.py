@@ -12,9 +12,9 @@ from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import IncompatibleError, SpecError, unknown
 from advseg_bench.models.build import build_model
-from advseg_bench.specs import ModelSpec
-from advseg_bench.suite import Suite
-from advseg_bench.training import obtain_model
+from advseg_bench.models.training import obtain_model
+from advseg_bench.suite.specs import ModelSpec
+from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Batch
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advseg_bench.guard import ModelGuard
+from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.types import Attack, Batch, Budget
 
 

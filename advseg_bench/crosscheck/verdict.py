@@ -16,7 +16,7 @@ from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.crosscheck.judge import Difference, StepVerdict, compare, judge_steps
 from advseg_bench.crosscheck.replay import Stepwise, as_stepwise, conventions
 from advseg_bench.crosscheck.trace import Trace
-from advseg_bench.runner import BUDGET_TOLERANCE
+from advseg_bench.running.runner import BUDGET_TOLERANCE
 from advseg_bench.types import Batch, Budget
 
 Verdict = Literal[

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from advseg_bench import catalogue
-from advseg_bench.specs import DataSpec, PhantomData, PluginData, UwMadisonData
+from advseg_bench.registry import catalogue
+from advseg_bench.suite.specs import DataSpec, PhantomData, PluginData, UwMadisonData
 
 if TYPE_CHECKING:
     from advseg_bench.data.dataset import Dataset

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from advseg_bench.profiling import timed
+from advseg_bench.instruments.profiling import timed
 from advseg_bench.types import Batch, Bounds, Task
 
 KEPT_BYTES = 2**30

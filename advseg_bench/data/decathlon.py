@@ -11,7 +11,7 @@ from advseg_bench.data.formats import read_header
 from advseg_bench.data.splits import check_pattern, find_subject, split_subjects
 from advseg_bench.data.volumes import SUBJECT_NOTE, Channel, Labels, Source, choose_inputs, load_sources
 from advseg_bench.errors import DataError, expected
-from advseg_bench.specs import DecathlonData
+from advseg_bench.suite.specs import DecathlonData
 
 
 def load(spec: DecathlonData) -> Dataset:

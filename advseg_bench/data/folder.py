@@ -19,7 +19,7 @@ from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task
 from advseg_bench.data.splits import check_pattern, find_subject, split_subjects
 from advseg_bench.data.whole import check_volume, find_space, gather, is_whole, say_whole
 from advseg_bench.errors import DataError, expected, unknown
-from advseg_bench.specs import FolderData
+from advseg_bench.suite.specs import FolderData
 
 NOTE = "Each file counts as a subject of its own, because no pattern for subjects was given."
 

@@ -10,7 +10,7 @@ from advseg_bench.data.dataset import Dataset
 from advseg_bench.data.splits import split_subjects
 from advseg_bench.data.volumes import Channel, Labels, Source, choose_inputs, load_sources
 from advseg_bench.errors import DataError, expected
-from advseg_bench.specs import LggData
+from advseg_bench.suite.specs import LggData
 
 CHANNELS = ("pre", "flair", "post")
 """What the three channels of a picture are: before contrast, FLAIR, after contrast."""

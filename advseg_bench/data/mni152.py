@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from advseg_bench.data.dataset import Case, Dataset, Sample, Split
 from advseg_bench.data.prepare import fingerprint, pad_to_square, prepare, scaled_spacing, task_for
-from advseg_bench.specs import Mni152Data
+from advseg_bench.suite.specs import Mni152Data
 from advseg_bench.types import Task
 
 CLASSES = ("grey_matter", "white_matter", "csf")

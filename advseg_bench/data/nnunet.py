@@ -12,7 +12,7 @@ from advseg_bench.data.formats import SUFFIXES
 from advseg_bench.data.splits import check_pattern, find_subject, split_rest, split_subjects
 from advseg_bench.data.volumes import SUBJECT_NOTE, Channel, Labels, Source, choose_inputs, load_sources
 from advseg_bench.errors import DataError, expected
-from advseg_bench.specs import NnunetData
+from advseg_bench.suite.specs import NnunetData
 
 IGNORE = "ignore"
 """The label that nnU-Net gives to pixels that do not count."""

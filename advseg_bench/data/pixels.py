@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from advseg_bench.data.formats import Header, read_slices
 from advseg_bench.errors import DataError, expected
-from advseg_bench.specs import FolderData, Scale
+from advseg_bench.suite.specs import FolderData, Scale
 
 PERCENTILE = 99.5
 """What scale = "percentile" divides by."""

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from advseg_bench.data.dataset import Sample
-from advseg_bench.specs import DataSpec, Fit
+from advseg_bench.suite.specs import DataSpec, Fit
 from advseg_bench.types import Task, TaskKind
 
 PREPARATION: dict[Fit, int] = {"pad": 1, "stretch": 2}

@@ -11,7 +11,7 @@ import numpy as np
 
 from advseg_bench.data.dataset import Split
 from advseg_bench.errors import DataError, expected
-from advseg_bench.specs import SplitData
+from advseg_bench.suite.specs import SplitData
 
 Name = TypeVar("Name", str, int)
 

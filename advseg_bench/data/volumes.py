@@ -21,7 +21,7 @@ from advseg_bench.data.pixels import check_window, find_window
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
 from advseg_bench.data.whole import check_volume, find_space, gather, is_whole, say_whole
 from advseg_bench.errors import DataError, expected, unknown
-from advseg_bench.specs import DecathlonData, LggData, NnunetData
+from advseg_bench.suite.specs import DecathlonData, LggData, NnunetData
 
 VolumeData = NnunetData | DecathlonData | LggData
 

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from advseg_bench.data.dataset import Case
 from advseg_bench.data.formats import Header
 from advseg_bench.errors import DataError, expected
-from advseg_bench.specs import ImageData
+from advseg_bench.suite.specs import ImageData
 
 
 def is_whole(spec: ImageData) -> bool:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advseg_bench import catalogue, plugins
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError, expected, unknown
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.probe import describe, probe
-from advseg_bench.specs import ModelSpec
+from advseg_bench.registry import catalogue, plugins
+from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Task
 
 # What is never a setting, and why.

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advseg_bench import meter
-from advseg_bench.catalogue import check_steps
 from advseg_bench.errors import IncompatibleError, SpecError, expected
+from advseg_bench.instruments import meter
 from advseg_bench.models.fold import fold_batch_norms
 from advseg_bench.models.lean import Lean, is_worth_it
+from advseg_bench.registry.catalogue import check_steps
 
 CANDIDATES: tuple[tuple[str, ...], ...] = (("lean",), ("fold", "lean"), ("fold", "lean", "channels_last"))
 """What `prepare_auto` tries beside the model as it is."""

@@ -11,10 +11,10 @@ import polars as pl
 import polars.selectors as cs
 from rich.console import Console
 
-from advseg_bench.allocator import without_collector
 from advseg_bench.cache import make_folder, write_bytes
 from advseg_bench.errors import RecordError, SpecError, expected
-from advseg_bench.profiling import timed
+from advseg_bench.instruments.allocator import without_collector
+from advseg_bench.instruments.profiling import timed
 from advseg_bench.report import figures, panels
 from advseg_bench.report.claims import compose_claims, judge_runs
 from advseg_bench.report.contents import compose
@@ -22,7 +22,7 @@ from advseg_bench.report.document import WIDE, Document, Figure, Gallery, Table
 from advseg_bench.report.page import render_html, render_markdown
 from advseg_bench.report.sheets import encode_sheet
 from advseg_bench.report.terminal import print_document
-from advseg_bench.results import Run
+from advseg_bench.results.run import Run
 
 __all__ = ["FORMATS", "write_claims", "write_report"]
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from advseg_bench.cells import show_eps
 from advseg_bench.claims import (
     ALPHA,
     PROPERTIES,
@@ -27,7 +26,8 @@ from advseg_bench.report.claims_tables import (
     make_released_table,
 )
 from advseg_bench.report.document import Block, Column, Document, Section, Table, Text, show_plural
-from advseg_bench.results import Run
+from advseg_bench.results.run import Run
+from advseg_bench.suite.cells import show_eps
 
 METHOD = (
     "The unit is the subject: an image's score is the mean of its draws, a subject's the mean of its images, and tests "

@@ -22,8 +22,8 @@ from advseg_bench.report.document import (
 )
 from advseg_bench.report.findings import Contrast, contrast_models, write_findings
 from advseg_bench.report.series import NORMS, Series, list_series
-from advseg_bench.results import Run
-from advseg_bench.selection import Budgets, list_budgets
+from advseg_bench.results.run import Run
+from advseg_bench.results.selection import Budgets, list_budgets
 
 MOST_NAMES = 8
 """Attacks that are named at the head of a report."""

@@ -14,13 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from advseg_bench.numbering import average_by, number_rows
 from advseg_bench.report.document import NARROW, Figure, show_budget
 from advseg_bench.report.figures import Mark, add_legend, shorten
 from advseg_bench.report.series import NORMS, Series, choose_drawn, find_label, style_line
 from advseg_bench.report.tables import IDENTITY
-from advseg_bench.results import Run
-from advseg_bench.selection import Budgets, find_strongest
+from advseg_bench.results.numbering import average_by, number_rows
+from advseg_bench.results.run import Run
+from advseg_bench.results.selection import Budgets, find_strongest
 from advseg_bench.stats import FEWEST_SUBJECTS
 
 Row = dict[str, Any]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from advseg_bench.cells import show_eps
+from advseg_bench.suite.cells import show_eps
 
 if TYPE_CHECKING:
     import polars as pl

@@ -22,8 +22,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from advseg_bench.report.document import DPI, NARROW, Figure, show_budget
 from advseg_bench.report.series import Series, choose_drawn
 from advseg_bench.report.tables import IDENTITY
-from advseg_bench.results import Run
-from advseg_bench.selection import Budgets
+from advseg_bench.results.run import Run
+from advseg_bench.results.selection import Budgets
 
 STYLE: dict[str, Any] = {
     "font.size": 9,

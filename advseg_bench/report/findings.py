@@ -9,8 +9,8 @@ from typing import Any
 
 from advseg_bench.report.document import show_budget, show_number, show_plural, show_times
 from advseg_bench.report.series import NORMS, Series, find_label
-from advseg_bench.results import Run
-from advseg_bench.selection import Budgets, find_strongest
+from advseg_bench.results.run import Run
+from advseg_bench.results.selection import Budgets, find_strongest
 from advseg_bench.stats import FEWEST_SUBJECTS
 
 SMALLEST_NOISE = 0.0005

@@ -17,7 +17,7 @@ from advseg_bench.report.document import (
     show_plural,
 )
 from advseg_bench.report.series import Series
-from advseg_bench.results import Run
+from advseg_bench.results.run import Run
 
 FLAGS = {
     "over_budget": "the attack left its budget; the result was projected back and only that was scored",

@@ -19,8 +19,8 @@ from matplotlib.colors import to_rgb
 from advseg_bench.errors import RecordError
 from advseg_bench.report.document import Gallery, Sheet, show_budget, show_number
 from advseg_bench.report.sheets import Array, Panel, Strip, draw_sheet
-from advseg_bench.results import Run
-from advseg_bench.scores import find_scored_classes
+from advseg_bench.results.run import Run
+from advseg_bench.results.scores import find_scored_classes
 from advseg_bench.types import Task
 
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from advseg_bench.numbering import number_rows
 from advseg_bench.report.document import show_plural
-from advseg_bench.results import Run
+from advseg_bench.results.numbering import number_rows
+from advseg_bench.results.run import Run
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, told apart with any colour vision; its yellow is too pale for lines."""

@@ -20,8 +20,8 @@ from advseg_bench.report.document import (
 )
 from advseg_bench.report.findings import Contrast, choose_control
 from advseg_bench.report.series import Series
-from advseg_bench.results import Run
-from advseg_bench.selection import Budgets
+from advseg_bench.results.run import Run
+from advseg_bench.results.selection import Budgets
 
 IDENTITY = ("model", "attack", "loss", "settings", "norm")
 SUCCESS = ("dice_below", "apsr_clean", "apsr", "flipped", "apsr99")

@@ -5,8 +5,9 @@ Nothing is imported before it is used: pytest loads this package at every start,
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from advseg_bench.lazy import export_lazily
 
 if TYPE_CHECKING:
     from advseg_bench.testing.case import Case, find_case
@@ -14,21 +15,6 @@ if TYPE_CHECKING:
     from advseg_bench.testing.segmenters import LinearSegmenter
     from advseg_bench.testing.violations import ContractViolation, NotApplicable
     from advseg_bench.types import Claims
-
-_HOMES = {
-    "AttackContract": "testing.contract",
-    "Case": "testing.case",
-    "Claims": "types",
-    "ContractViolation": "testing.violations",
-    "LinearSegmenter": "testing.segmenters",
-    "NotApplicable": "testing.violations",
-    "Outcome": "testing.contract",
-    "RULES": "testing.contract",
-    "Rule": "testing.contract",
-    "Trial": "testing.contract",
-    "check_attack": "testing.contract",
-    "find_case": "testing.case",
-}
 
 __all__ = [
     "RULES",
@@ -46,8 +32,20 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
-    if name in _HOMES:
-        return getattr(import_module(f"advseg_bench.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'advseg_bench.testing' has no attribute {name!r}")
+__getattr__, __dir__ = export_lazily(
+    __name__,
+    {
+        "AttackContract": "contract",
+        "Case": "case",
+        "Claims": "case",
+        "ContractViolation": "violations",
+        "LinearSegmenter": "segmenters",
+        "NotApplicable": "violations",
+        "Outcome": "contract",
+        "RULES": "contract",
+        "Rule": "contract",
+        "Trial": "contract",
+        "check_attack": "contract",
+        "find_case": "case",
+    },
+)

@@ -11,12 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from advseg_bench import catalogue, losses
+from advseg_bench import losses
 from advseg_bench.attacks.function import FunctionAttack
-from advseg_bench.cells import Cell
 from advseg_bench.environment import describe_device
 from advseg_bench.errors import SpecError, UserError, expected
-from advseg_bench.registry import load_attack, load_loss
+from advseg_bench.registry import catalogue
+from advseg_bench.registry.loading import load_attack, load_loss
+from advseg_bench.suite.cells import Cell
 from advseg_bench.testing.process import isolated, seed_globals
 from advseg_bench.testing.violations import ContractViolation
 from advseg_bench.types import Attack, Batch, Budget, Claims, Task, TaskKind

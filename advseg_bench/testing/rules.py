@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from advseg_bench.geometry import distance
-from advseg_bench.guard import ModelGuard
-from advseg_bench.runner import BUDGET_TOLERANCE, overshoot
+from advseg_bench.instruments.guard import ModelGuard
+from advseg_bench.running.runner import BUDGET_TOLERANCE, overshoot
 from advseg_bench.testing.case import Case, check_form, copy_batch, show
 from advseg_bench.testing.process import isolated, read_globals
 from advseg_bench.testing.scenes import UNIT, Scene, make_batch, make_coupled, make_linear

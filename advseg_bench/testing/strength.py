@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from advseg_bench.counter import Counter
 from advseg_bench.geometry import random_sign
+from advseg_bench.instruments.counter import Counter
 from advseg_bench.metrics import predict
 from advseg_bench.testing.case import Case, copy_batch, make_generator, show
 from advseg_bench.testing.process import isolated

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench.batches import move_batch
-from advseg_bench.catalogue import read_steps
-from advseg_bench.cells import Cell
 from advseg_bench.models.prepare import Prepared, prepare, prepare_auto
-from advseg_bench.registry import load_attack
-from advseg_bench.runner import image_generators
+from advseg_bench.registry.catalogue import read_steps
+from advseg_bench.registry.loading import load_attack
+from advseg_bench.running.runner import image_generators
+from advseg_bench.suite.cells import Cell
 from advseg_bench.types import Batch, Bounds, Budget, Task
 
 LIMIT = "bare limit"

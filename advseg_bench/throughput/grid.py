@@ -10,15 +10,15 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from advseg_bench import meter
-from advseg_bench.counter import Counter
+from advseg_bench.instruments import meter
+from advseg_bench.instruments.counter import Counter
+from advseg_bench.instruments.meter import Samples
 from advseg_bench.losses import Loss
-from advseg_bench.meter import Samples
 from advseg_bench.models.build import build_model
+from advseg_bench.models.properties import count_flops
 from advseg_bench.models.weights import count_parameters
-from advseg_bench.plugins import load_object
-from advseg_bench.properties import count_flops
-from advseg_bench.specs import ModelSpec
+from advseg_bench.registry.plugins import load_object
+from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.throughput.contenders import LIMIT, RAW, Contender, Work, draw_batch, list_contenders
 from advseg_bench.types import Batch, Task
 

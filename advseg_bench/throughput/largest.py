@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from advseg_bench import meter
-from advseg_bench.allocator import return_freed_memory
+from advseg_bench.instruments import meter
+from advseg_bench.instruments.allocator import return_freed_memory
 from advseg_bench.models.build import build_model
-from advseg_bench.specs import ModelSpec
+from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.throughput.contenders import Work, draw_batch, list_contenders
 from advseg_bench.types import Task
 

@@ -14,18 +14,18 @@ import torch
 from strategies import make_batch, make_generators
 from toolkit_checks import check_class, run, scenes
 
-from advseg_adapters import art as adapter
-from advseg_adapters.art_routes import MANNERS
-from advseg_adapters.art_run import write_cosines
-from advseg_adapters.art_toolkit import EVASION
+from advseg_adapters.art import attacks as adapter
+from advseg_adapters.art.routes import MANNERS
+from advseg_adapters.art.run import write_cosines
+from advseg_adapters.art.toolkit import EVASION
 from advseg_adapters.loading import SUPPORT
 from advseg_bench.attacks.ascent import PGD
 from advseg_bench.batches import select_images
-from advseg_bench.cells import Cell
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError
 from advseg_bench.geometry import distance
 from advseg_bench.losses import bce, dice
-from advseg_bench.registry import load_attack
+from advseg_bench.registry.loading import load_attack
+from advseg_bench.suite.cells import Cell
 from advseg_bench.testing import LinearSegmenter
 from advseg_bench.types import Budget
 
@@ -406,7 +406,7 @@ import logging, os, sys
 handler = logging.FileHandler(sys.argv[1])
 logging.getLogger("mine").addHandler(handler)
 before = dict(os.environ), list(logging.root.handlers), logging.root.level
-import advseg_adapters.art, art
+import advseg_adapters.art.attacks, art
 of_openmp = {k for k in os.environ if k.startswith("KMP_")}  # set by scikit-learn
 assert {k: v for k, v in os.environ.items() if k not in of_openmp} == before[0], "environment"
 assert (list(logging.root.handlers), logging.root.level) == before[1:], "root logger"
@@ -433,7 +433,7 @@ print(config.ART_DATA_PATH, art.config is config)
 
 
 def test_without_art_there_is_one_line_with_the_command(tmp_path):
-    code = "import sys; sys.modules['art'] = None\nimport advseg_adapters.art"
+    code = "import sys; sys.modules['art'] = None\nimport advseg_adapters.art.attacks"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

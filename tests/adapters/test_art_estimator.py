@@ -10,12 +10,12 @@ import torch
 from strategies import KINDS, make_batch
 from torch import nn
 
-from advseg_adapters.art import as_estimator
-from advseg_adapters.art_toolkit import ART, EVASION, PreprocessorPyTorch, PyTorchEstimator
+from advseg_adapters.art.attacks import as_estimator
+from advseg_adapters.art.toolkit import ART, EVASION, PreprocessorPyTorch, PyTorchEstimator
 from advseg_bench import losses
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.errors import DataError, IncompatibleError, PluginError, SpecError
-from advseg_bench.guard import ModelGuard
+from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.metrics import predict
 from advseg_bench.types import Budget, Task
 

@@ -21,13 +21,14 @@ from monai.utils import set_determinism
 from torch import Tensor, nn
 
 from advseg_adapters.monai import AdversarialAttackd, GridNetwork, RandAdversarialAttackd, as_network
-from advseg_bench import catalogue, losses
+from advseg_bench import losses
 from advseg_bench.attacks.ascent import PGD
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.errors import DataError, IncompatibleError, SpecError, UserError
 from advseg_bench.models.build import build_model
 from advseg_bench.models.weights import save_weights
-from advseg_bench.specs import ModelSpec
+from advseg_bench.registry import catalogue
+from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Batch, Bounds, Budget, Task
 
 SMALL: dict[str, Any] = {"architecture": "monai.UNet", "settings": {"channels": [4, 8], "strides": [2]}}

@@ -17,7 +17,7 @@ from advseg_adapters import measure_support, support_page
 from advseg_adapters import torchattacks as adapter
 from advseg_adapters.foreign import Route
 from advseg_adapters.loading import SUPPORT
-from advseg_bench.suite import parse_suite
+from advseg_bench.suite.suite import parse_suite
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 TABLES = {path.stem: json.loads(path.read_text()) for path in sorted(SUPPORT.glob("*.json"))}

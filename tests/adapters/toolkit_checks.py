@@ -14,9 +14,9 @@ from strategies import make_batch
 
 from advseg_adapters.measure_support import CountedModel, Scene, make_scenes
 from advseg_bench.batches import select_images
-from advseg_bench.counter import Counter
 from advseg_bench.geometry import distance
-from advseg_bench.guard import ModelGuard
+from advseg_bench.instruments.counter import Counter
+from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.losses import dice
 from advseg_bench.testing import LinearSegmenter
 from advseg_bench.types import Budget, Norm, TaskKind

@@ -13,8 +13,8 @@ from torch import nn
 from advseg_bench import losses
 from advseg_bench.attacks.ascent import BIM, MIFGSM, PGD
 from advseg_bench.attacks.gradient import FGSM
-from advseg_bench.counter import Counter
 from advseg_bench.geometry import distance
+from advseg_bench.instruments.counter import Counter
 from advseg_bench.testing import LinearSegmenter
 from advseg_bench.types import Budget
 

@@ -13,10 +13,11 @@ from monai.losses import DiceFocalLoss
 from strategies import make_batch, make_generators, seeds
 from torch import nn
 
-from advseg_bench import catalogue, geometry, losses
+from advseg_bench import geometry, losses
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.attacks.noise import ShuffledSign
 from advseg_bench.errors import IncompatibleError
+from advseg_bench.registry import catalogue
 from advseg_bench.testing import LinearSegmenter
 from advseg_bench.types import Bounds, Budget
 

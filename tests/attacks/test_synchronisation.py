@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from advseg_bench import catalogue, losses
+from advseg_bench import losses
 from advseg_bench.attacks.ascent import BIM, MIFGSM, PGD
 from advseg_bench.attacks.gradient import FGSM
-from advseg_bench.counter import Counter
+from advseg_bench.instruments.counter import Counter
 from advseg_bench.models.build import build_model
-from advseg_bench.specs import ModelSpec
+from advseg_bench.registry import catalogue
+from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Budget, Task
 
 READERS = {

@@ -6,7 +6,7 @@ from test_folder import volume
 
 from advseg_bench.data.decathlon import load
 from advseg_bench.errors import DataError
-from advseg_bench.specs import DecathlonData
+from advseg_bench.suite.specs import DecathlonData
 
 SHAPE = (16, 24, 3)
 CASES = ("prostate_00", "prostate_02", "prostate_10", "prostate_11")

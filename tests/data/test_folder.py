@@ -14,7 +14,7 @@ from advseg_bench.data.formats import read_header, read_slices
 from advseg_bench.data.pixels import find_window
 from advseg_bench.data.splits import split_subjects
 from advseg_bench.errors import DataError
-from advseg_bench.specs import FolderData
+from advseg_bench.suite.specs import FolderData
 
 SUBJECTS = ("s1", "s2", "s3", "s4")
 HEIGHT, WIDTH = 16, 32

@@ -6,7 +6,7 @@ from test_folder import picture
 
 from advseg_bench.data.lgg import load
 from advseg_bench.errors import DataError
-from advseg_bench.specs import LggData
+from advseg_bench.suite.specs import LggData
 
 PATIENTS = ("TCGA_CS_4941_19960909", "TCGA_DU_5851_19950428", "TCGA_HT_7473_19970826", "TCGA_FG_6688_20020215")
 

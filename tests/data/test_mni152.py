@@ -1,19 +1,21 @@
 import io
+import runpy
 import zipfile
 from collections import Counter
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from advseg_bench.data.make_mni152 import CLASSES as MADE_CLASSES
-from advseg_bench.data.make_mni152 import SOURCES, pack, pool, turn
 from advseg_bench.data.mni152 import BLOCK, CLASSES, load, split_slices
-from advseg_bench.specs import Mni152Data
+from advseg_bench.suite.specs import Mni152Data
 from advseg_bench.types import Task
 
 PACKAGE = resources.files("advseg_bench.data")
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "make_mni152.py"))
+MADE_CLASSES, SOURCES, pack, pool, turn = (TOOL[name] for name in ("CLASSES", "SOURCES", "pack", "pool", "turn"))
 
 
 def spec(**keys):

@@ -8,7 +8,7 @@ from test_folder import picture, volume
 
 from advseg_bench.data.nnunet import load
 from advseg_bench.errors import DataError
-from advseg_bench.specs import NnunetData
+from advseg_bench.suite.specs import NnunetData
 
 SHAPE = (16, 24, 3)
 CASES = ("lab_001_a", "lab_001_b", "lab_002_a", "lab_003_a", "lab_004_a")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from advseg_bench.data import phantom
-from advseg_bench.data.phantom_bowel import ORGANS
+from advseg_bench.data.phantom.bowel import ORGANS
 from advseg_bench.errors import RecordError
-from advseg_bench.specs import PhantomData
+from advseg_bench.suite.specs import PhantomData
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from scipy import ndimage
 
 from advseg_bench.data import phantom
 from advseg_bench.data import phantom_scanner as scanner
-from advseg_bench.data.phantom_body import ABDOMEN_MM, Tissue, paint_anatomy
-from advseg_bench.data.phantom_bowel import ORGANS
-from advseg_bench.data.phantom_scanner import View, cut_scan, prepare_scan, render_slice
+from advseg_bench.data.phantom.body import ABDOMEN_MM, Tissue, paint_anatomy
+from advseg_bench.data.phantom.bowel import ORGANS
+from advseg_bench.data.phantom.scanner import View, cut_scan, prepare_scan, render_slice
 
 SIZE, SUBJECTS, SLICES = 64, 8, 20
 VIEW = View(SIZE, SIZE, phantom.FIELD_MM / SIZE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from advseg_bench.data.phantom_shapes import FAR, MARGIN, Ellipsoid, Noise, Plane, join_tubes, trace_spline
+from advseg_bench.data.phantom.shapes import FAR, MARGIN, Ellipsoid, Noise, Plane, join_tubes, trace_spline
 
 
 def _plane(z: float, count: int = 81, spacing: float = 1.0) -> Plane:

@@ -11,7 +11,7 @@ from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Case, Dataset, Sample
 from advseg_bench.data.prepare import fingerprint, prepare, task_for
 from advseg_bench.errors import DataError, PluginError, SpecError, UserError
-from advseg_bench.specs import PluginData
+from advseg_bench.suite.specs import PluginData
 
 HERE = "test_plugin"
 SPLITS = ("train", "validation", "test")

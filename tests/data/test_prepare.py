@@ -17,7 +17,7 @@ from advseg_bench.data.prepare import (
     scaled_spacing,
     task_for,
 )
-from advseg_bench.specs import FolderData, Mni152Data, NnunetData, PhantomData, UwMadisonData
+from advseg_bench.suite.specs import FolderData, Mni152Data, NnunetData, PhantomData, UwMadisonData
 from advseg_bench.types import Task
 
 

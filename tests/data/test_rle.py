@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from advseg_bench.data.rle import decode_runs, encode_runs, parse_runs
+from advseg_bench.data.uw_madison.rle import decode_runs, encode_runs, parse_runs
 from advseg_bench.errors import DataError
 
 masks = arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 9)))
@@ -57,7 +57,7 @@ def sizes(several):
 def test_chunks_do_not_show(monkeypatch, chunk):
     codes = ["2 2", None, "", "1 1 4 2", "5 1", None]
     whole = parse(codes)
-    monkeypatch.setattr("advseg_bench.data.rle.CHUNK", chunk)
+    monkeypatch.setattr("advseg_bench.data.uw_madison.rle.CHUNK", chunk)
     for one, other in zip(parse(codes), whole, strict=True):
         assert one.dtype == other.dtype
         assert (one == other).all()

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from advseg_bench.data.make_uw_madison import slice_heights, write_uw_madison
-from advseg_bench.data.phantom_scanner import View, prepare_scan, render_slice
-from advseg_bench.data.rle import encode_runs
-from advseg_bench.data.uw_files import COMMON_FAULTS, OFFICIAL_FAULTS, ORGANS
-from advseg_bench.data.uw_madison import NOTE, load, split_cases
+from advseg_bench.data.phantom.scanner import View, prepare_scan, render_slice
+from advseg_bench.data.uw_madison.dataset import NOTE, load, split_cases
+from advseg_bench.data.uw_madison.files import COMMON_FAULTS, OFFICIAL_FAULTS, ORGANS
+from advseg_bench.data.uw_madison.make import slice_heights, write_uw_madison
+from advseg_bench.data.uw_madison.rle import encode_runs
 from advseg_bench.errors import DataError
-from advseg_bench.specs import UwMadisonData
+from advseg_bench.suite.specs import UwMadisonData
 
 
 def spec(path, **keys):
@@ -457,7 +457,7 @@ def test_an_interrupted_making_begins_again(tmp_path):
 BIG = """
 import re, sys, time
 from pathlib import Path
-from advseg_bench.data.uw_files import list_slices, read_table
+from advseg_bench.data.uw_madison.files import list_slices, read_table
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before, start = peak(), time.perf_counter()

@@ -15,8 +15,8 @@ from advseg_bench.data.dataset import Case, Dataset
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
 from advseg_bench.data.splits import split_subjects
 from advseg_bench.errors import DataError
-from advseg_bench.specs import DecathlonData, FolderData, LggData, Mni152Data, NnunetData, PhantomData, PluginData
-from advseg_bench.specs import UwMadisonData as Uw
+from advseg_bench.suite.specs import DecathlonData, FolderData, LggData, Mni152Data, NnunetData, PhantomData, PluginData
+from advseg_bench.suite.specs import UwMadisonData as Uw
 
 SHAPE = (32, 24, 10)
 SPACING = (0.5, 0.75, 4.0)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from advseg_bench import catalogue
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError
 from advseg_bench.models.build import build_model, set_head_bias
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.weights import count_parameters
-from advseg_bench.specs import ModelSpec
+from advseg_bench.registry import catalogue
+from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Task
 
 TASK = Task("multilabel", ("gm", "wm", "csf"))
@@ -227,7 +227,7 @@ def test_only_the_library_that_is_needed_is_imported(
     script = f"""
 import sys
 from advseg_bench.models.build import build_model
-from advseg_bench.specs import ModelSpec
+from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Task
 assert not {{"monai", "segmentation_models_pytorch", "timm"}} & sys.modules.keys()
 spec = ModelSpec(name="it", architecture={architecture!r}, encoder={encoder!r})

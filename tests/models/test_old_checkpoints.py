@@ -15,9 +15,9 @@ from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import SpecError
 from advseg_bench.models.build import build_model
+from advseg_bench.models.training import build_given
 from advseg_bench.models.weights import count_parameters, load_weights
-from advseg_bench.specs import ModelSpec, PhantomData
-from advseg_bench.training import build_given
+from advseg_bench.suite.specs import ModelSpec, PhantomData
 from advseg_bench.types import Task
 
 RELEASE = (

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from advseg_bench import meter
-from advseg_bench.catalogue import read_steps
 from advseg_bench.errors import IncompatibleError, SpecError
-from advseg_bench.guard import ModelGuard
+from advseg_bench.instruments import meter
+from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.models import lean as lean_calls
 from advseg_bench.models import prepare as preparation
 from advseg_bench.models.fold import fold_batch_norms
@@ -29,6 +28,7 @@ from advseg_bench.models.prepare import (
     prepare_checked,
     reference_gradient,
 )
+from advseg_bench.registry.catalogue import read_steps
 
 NETWORKS = {
     "monai-prelu": lambda: nets.UNet(2, 3, 2, (8, 16, 32), (2, 2), num_res_units=2, norm="batch"),

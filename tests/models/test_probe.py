@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from advseg_bench.errors import IncompatibleError
 from advseg_bench.models.build import build_model, set_head_bias
 from advseg_bench.models.module import SegmentationModule
-from advseg_bench.specs import ModelSpec
+from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Task
 
 TASK = Task("multilabel", ("gm", "wm", "csf"))

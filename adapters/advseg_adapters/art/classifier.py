@@ -1,0 +1,172 @@
+"""The image-level views as ART classifiers: for attacks that ask for one."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advseg_adapters.art.inputs import as_tensor, read_bounds, read_images, read_labels, read_shape
+from advseg_adapters.art.models import Function, check_model, read_loss
+from advseg_adapters.art.toolkit import PyTorchClassifier
+from advseg_adapters.foreign import find_threshold
+from advseg_adapters.views import LossView, MarginView
+from advseg_bench.errors import IncompatibleError, SpecError, expected
+from advseg_bench.losses import Loss
+from advseg_bench.types import Batch, Bounds, Model, Task, TaskKind
+
+_NEVER = 1e4
+
+
+class ViewClassifier(PyTorchClassifier):  # type: ignore[misc]
+    """An ART classifier of two classes over a view: 0 is an image as it is, 1 one that is segmented badly.
+
+    Made by `as_classifier`. The cross-entropy is summed over images, so that none weighs less in a larger batch.
+
+    Args:
+        view: Images -> logits (N, 2).
+        batch: The images of the view.
+        probabilities: Put out the softmax, which some attacks ask for.
+        third: Add a class that never wins, for attacks that refuse two.
+    """
+
+    def __init__(self, view: nn.Module, batch: Batch, *, probabilities: bool = False, third: bool = False) -> None:
+        self._is_loss_view, self._images = isinstance(view, LossView), len(batch.x)
+        device = batch.x.device
+        model: nn.Module = _Third(view) if third else view
+        super().__init__(
+            model=_Softmax(model) if probabilities else model,
+            loss=nn.CrossEntropyLoss(reduction="sum"),
+            input_shape=tuple(batch.x.shape[1:]),
+            nb_classes=3 if third else 2,
+            clip_values=(batch.bounds.lower, batch.bounds.upper),
+            preprocessing=None,
+            device_type="cpu" if device.type == "cpu" else "gpu",
+        )
+        self._device = device
+        self._model.to(device)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the label of every image, 0, as ART wants labels: float32, one column per class."""
+        return self.one_hot(0)
+
+    def one_hot(self, label: int) -> np.ndarray:
+        """Return one label for every image, as ART wants labels: float32, one column per class."""
+        return np.tile(np.eye(self.nb_classes, dtype=np.float32)[label], (self._images, 1))
+
+    def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> np.ndarray | Tensor:
+        """Return the gradient of the cross-entropy.
+
+        Raises: IncompatibleError: another label than 0 for a loss view: its cross-entropy falls where the loss rises.
+        """
+        if self._is_loss_view:
+            classes = y.argmax(1) if y.ndim == 2 else y
+            if bool((classes != 0).any()):
+                raise IncompatibleError(
+                    "y: expected label 0 for each image of a loss view, got 1, which would lower the loss. Without `y` "
+                    "ART puts the predicted class there: give y=classifier.labels."
+                )
+        return cast(np.ndarray | Tensor, super().loss_gradient(x, y, training_mode=training_mode, **kwargs))
+
+
+class _Softmax(nn.Module):
+    """A view that puts out probabilities."""
+
+    def __init__(self, view: nn.Module) -> None:
+        super().__init__()
+        self.view = view
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, *S) -> probabilities (N, 2)."""
+        logits: Tensor = self.view(x)
+        return logits.softmax(1)
+
+
+class _Third(nn.Module):
+    """A view with a third class that never wins."""
+
+    def __init__(self, view: nn.Module) -> None:
+        super().__init__()
+        self.view = view
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, *S) -> logits (N, 3)."""
+        logits: Tensor = self.view(x)
+        return torch.cat([logits, logits.amin(1, keepdim=True) - _NEVER], 1)
+
+
+def as_classifier(
+    model: Model,
+    x: Any,
+    y: Any,
+    *,
+    task: Task | TaskKind,
+    loss: str | Loss | None = None,
+    view: Literal["loss", "margin"] = "loss",
+    threshold: float | None = None,
+    rise: float | None = None,
+    clip_values: tuple[float, float] = (0.0, 1.0),
+    ignore: int | None = None,
+) -> ViewClassifier:
+    """Make an ART classifier that speaks of the segmentation of given images: for attacks that ask for a classifier.
+
+    "loss": the cross-entropy for class 0 is 1 + the loss, so an attack that climbs it climbs the loss. "margin": class
+    1 where the loss exceeds a threshold, for attacks that stop at success or look for a small perturbation. Run it as
+    `attack.generate(x, classifier.labels)`.
+
+    With one image the attack may send any number of rows; with several it must send exactly these, in order: that is
+    right for attacks that treat a batch as so many single images, and refused for the rest.
+
+    Args:
+        model: Images inside `clip_values` -> logits (N, K, *S).
+        x: The images the classifier speaks of, (N, C, *S).
+        y: Their masks, as for `as_estimator`.
+        task: What the labels mean, or its kind alone.
+        loss: As for `as_estimator`.
+        view: Which view.
+        threshold: For "margin": the loss above which a segmentation counts as broken.
+        rise: For "margin", instead: the same, as a share above each image's clean loss; 0.1 if neither is given.
+        clip_values: Smallest and largest intensity of an image.
+        ignore: A label that marks pixels which do not count.
+    Raises: IncompatibleError, SpecError, DataError, PluginError: see `as_estimator`.
+    Cost: two forwards of one image; for "margin" one more of all images.
+    """
+    bounds = read_bounds(clip_values)
+    module = model if isinstance(model, nn.Module) else Function(model)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    x = as_tensor("x", x)
+    shape = read_shape(tuple(x.shape[1:]))
+    known = check_model(module, task, shape, bounds, device)
+    images = read_images(x, shape, bounds, device)
+    labels, valid = read_labels(y, known, images, ignore)
+    names = tuple(str(i) for i in range(len(images)))
+    spacing = ((float("nan"),) * (len(shape) - 1),) * len(images)
+    batch = Batch(images, labels, valid, known, Bounds(*bounds), names, names, names, spacing)
+    value = read_loss(loss, known)
+    settings = {k: v for k, v in (("threshold", threshold), ("rise", rise)) if v is not None}
+    if view == "loss":
+        if settings:
+            raise SpecError(f"{min(settings)}: a loss view knows no success. Remove it, or use view='margin'.")
+        return ViewClassifier(LossView(model, batch, value), batch)
+    if view != "margin":
+        raise SpecError(expected("view", "'loss' or 'margin'", view))
+    return ViewClassifier(make_margin_view(model, batch, value, settings), batch)
+
+
+def make_margin_view(model: Model, batch: Batch, loss: Loss, settings: dict[str, Any]) -> MarginView:
+    """Return the margin view of images, its threshold worked out from their clean logits."""
+    if len(settings) == 2:
+        raise SpecError("threshold, rise: expected one of them, got both. Remove one.")
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise SpecError(expected(name, "a number, such as 0.1", value))
+    if settings.get("rise", 1) <= 0:
+        raise SpecError(expected("rise", "a positive share of the clean loss, such as 0.1", settings["rise"]))
+    with torch.no_grad():
+        threshold, scale = find_threshold(loss, model(batch.x), batch, settings)
+    return MarginView(model, batch, loss, threshold=threshold, scale=scale)

@@ -1,0 +1,5 @@
+"""What does a user type? The command line, one file per group of commands."""
+
+from advseg_bench.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,69 @@
+"""What `advseg-bench list` prints: shipped names, plug-ins, attacks of toolkits. Nothing is imported to be listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from advseg_bench.errors import PluginError, SpecError, unknown
+from advseg_bench.registry import catalogue, toolkits
+from advseg_bench.registry.plugins import GROUPS, TOOLKITS, Kind, Plugin, find_conflict, list_plugins
+
+_KINDS: dict[str, Kind] = {group.rpartition(".")[2]: kind for kind, group in GROUPS.items()}
+
+
+def list_lines(what: str, every: bool = False) -> Iterator[str]:
+    """List what is there by name, a line each: what is shipped, then plug-ins, then what toolkits bring.
+
+    Args:
+        what: "attacks", "models", "losses", "datasets" or "suites".
+        every: Also attacks of toolkits that cannot run on segmenters, with the reason.
+    Raises: SpecError: if it is none of these.
+    """
+    if what not in (*_KINDS, "suites"):
+        raise SpecError(unknown("list", "kind", what, (*_KINDS, "suites")))
+    for name, summary in _describe_shipped(what).items():
+        yield f"{name:<24} {summary}".rstrip()
+    if what == "suites":
+        return
+    for plugin in list_plugins(GROUPS[_KINDS[what]]):
+        conflict = find_conflict(_KINDS[what], plugin.name)
+        refused = f"; cannot be used: {conflict}" if conflict else ""
+        yield f"{plugin.name:<24} (plug-in of {plugin.distribution}){refused}"
+    for toolkit in list_plugins(TOOLKITS) if what == "attacks" else ():
+        yield from _list_toolkit(toolkit, every)
+
+
+def _describe_shipped(what: str) -> dict[str, str]:
+    """Shipped names and what they are."""
+    if what == "attacks":
+        return {name: entry.summary for name, entry in catalogue.ATTACKS.items()}
+    if what == "losses":
+        return {name: f"{entry.summary} ({', '.join(entry.kinds)})" for name, entry in catalogue.LOSSES.items()}
+    if what == "models":
+        return dict.fromkeys(catalogue.ARCHITECTURES, "") | {"package.module:callable": "your network"}
+    if what == "datasets":
+        return catalogue.DATASETS
+    from advseg_bench.suite.suite import Suite, list_suites
+
+    return {name: Suite.load(name).title for name in list_suites()}
+
+
+def _list_toolkit(toolkit: Plugin, every: bool) -> Iterator[str]:
+    """Say how to get a toolkit if it is missing, and what its attacks are: view, objective, norms."""
+    missing = "" if toolkits.is_installed(toolkit) else f"; not installed. Run: {toolkits.install(toolkit)}"
+    try:
+        rows = toolkits.read_support(toolkit)
+    except PluginError as error:
+        yield str(error)
+        return
+    yield f"{toolkit.name + '.<Class>':<24} (toolkit adapted by {toolkit.distribution}{missing})"
+    for name, row in rows.items():
+        view = f"{row.view} view" if row.view and row.view != "native" else row.view
+        parts = (view, row.objective, "/".join(row.norms))
+        if not row.reason:
+            yield f"{name:<44} {', '.join(part for part in parts if part)}".rstrip()
+        elif every:
+            yield f"{name:<44} cannot run: {row.reason}"
+    hidden = sum(bool(row.reason) for row in rows.values())
+    if hidden and not every:
+        yield f"({hidden} more of {toolkit.name} cannot run on segmenters: --all says why)"

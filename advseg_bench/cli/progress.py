@@ -1,0 +1,43 @@
+"""Progress of a run: bars on a terminal, one line per finished thing elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from advseg_bench.running.benchmark import Event
+
+TEXT = {"load": "loading", "train": "training", "ready": "training", "attack": "attacking", "panels": "panels"}
+
+
+@contextmanager
+def show_progress(console: Console) -> Iterator[Callable[[Event], None]]:
+    """Provide a callback for `advseg_bench.run(progress=...)`."""
+    if not console.is_terminal:
+        yield lambda event: _print_line(console, event)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(event: Event) -> None:
+            name = event.what if event.stage in ("train", "ready") else ""
+            text = f"{TEXT[event.stage]} {name}".strip()
+            if text not in tasks:
+                tasks[text] = bars.add_task(text)
+            bars.update(tasks[text], completed=event.done, total=event.total)
+
+        yield show
+
+
+def _print_line(console: Console, event: Event) -> None:
+    """A line when a model is trained, and at each tenth of the rows."""
+    if event.stage == "load":
+        console.print("loading data and libraries")
+    elif event.stage == "ready":
+        console.print(f"model {event.what} is ready", highlight=False)
+    elif event.stage == "attack" and event.done == event.total:
+        console.print(f"{event.done} rows written", highlight=False)

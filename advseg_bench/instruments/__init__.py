@@ -1,0 +1,14 @@
+"""What did an attack or a job ask for? Guards, pass counters, time and memory meters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from advseg_bench.lazy import export_lazily
+
+if TYPE_CHECKING:
+    from advseg_bench.instruments.tally import rows_of
+
+__all__ = ["rows_of"]
+
+__getattr__, __dir__ = export_lazily(__name__, {"rows_of": "tally"})

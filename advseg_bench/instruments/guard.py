@@ -1,0 +1,119 @@
+"""Holds a model to what it was: an attack may change nothing in it, and what it changes is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from advseg_bench.instruments.profiling import timed
+from advseg_bench.types import Model
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class ModelGuard:
+    """A copy of everything about a frozen model that an attack could change by accident.
+
+    That is parameters, buffers, training and gradient flags, gradients and hooks of every module. Write counters show
+    most changes at once; only comparing values shows those through `tensor.data`, which goes round the counters. Cost:
+    a copy of the weights, and for a thorough check a comparison, a tenth of a small image's forward.
+
+    Args:
+        model: Frozen and in the mode it is to stay in.
+    """
+
+    @timed("guard of the model")
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules = list(model.modules())
+        named = dict(model.named_parameters()) | dict(model.named_buffers())
+        self.names, self.tensors = list(named), list(named.values())
+        self.grads = [None if tensor.grad is None else tensor.grad.clone() for tensor in self.tensors]
+        self.values = [tensor.detach().clone() for tensor in self.tensors]
+        self.marks = self._read_marks()
+        self.flags = self._read_flags()
+        self.hooks = self._read_hooks()
+
+    def find_changes(self) -> list[str]:
+        """Name what was changed, the worst first; gradients that were there before are compared by value."""
+        changed = [n for n, t, v in zip(self.names, self.tensors, self.values, strict=True) if not _is_same(t, v)]
+        (training, wanted, _), hooks = self._read_flags(), self._read_hooks()
+        grads = [
+            name
+            for name, tensor, grad in zip(self.names, self.tensors, self.grads, strict=True)
+            if (tensor.grad is None) != (grad is None)
+            or (grad is not None and tensor.grad is not None and not _is_same(tensor.grad, grad))
+        ]
+        flagged = [name for name, now, was in zip(self.names, wanted, self.flags[1], strict=True) if now != was]
+        return [
+            *(f"value of {name}" for name in changed),
+            *(["training flags"] if training != self.flags[0] else []),
+            *(f"requires_grad of {name}" for name in flagged),
+            *(f"gradient of {name}" for name in grads),
+            *(["hooks"] if hooks != self.hooks else []),
+        ]
+
+    @timed("guard of the model")
+    def restore(self, *, thorough: bool = True) -> bool:
+        """Put back what was changed.
+
+        Args:
+            thorough: Compare all values, not only those of tensors that were written to by their write counters.
+        Returns: whether anything was.
+        """
+        marks = zip(self._read_marks(), self.marks, strict=True)
+        suspects = [i for i, (now, was) in enumerate(marks) if thorough or now != was]
+        changed = [i for i in suspects if not _is_same(self.tensors[i], self.values[i])]
+        with torch.no_grad():
+            for i in changed:
+                self.tensors[i].data.copy_(self.values[i])
+        self.marks = self._read_marks()
+        flags, hooks = self._read_flags(), self._read_hooks()
+        if flags != self.flags:
+            for module, training in zip(self.modules, self.flags[0], strict=True):
+                module.training = training
+            for tensor, requires_grad in zip(self.tensors, self.flags[1], strict=True):
+                tensor.requires_grad_(requires_grad)
+                tensor.grad = None
+        if hooks != self.hooks:
+            for i, module in enumerate(self.modules):
+                for name in HOOKS:
+                    getattr(module, name).clear()
+                    getattr(module, name).update(self.hooks.get((i, name), {}))
+        return bool(changed) or flags != self.flags or hooks != self.hooks
+
+    def _read_marks(self) -> list[tuple[int, int]]:
+        return [(tensor._version, tensor.data_ptr()) for tensor in self.tensors]
+
+    def _read_flags(self) -> tuple[list[bool], list[bool], list[bool]]:
+        training = [module.training for module in self.modules]
+        return training, [t.requires_grad for t in self.tensors], [t.grad is not None for t in self.tensors]
+
+    def _read_hooks(self) -> dict[tuple[int, str], dict[Any, Any]]:
+        """Those that there are, by place of the module and kind."""
+        found = ((i, name, getattr(module, name)) for i, module in enumerate(self.modules) for name in HOOKS)
+        return {(i, name): dict(hooks) for i, name, hooks in found if hooks}
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """Let the parameters of a model, if it is a module, collect no gradients meanwhile."""
+    flags = [(p, p.requires_grad) for p in model.parameters()] if isinstance(model, nn.Module) else []
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def _is_same(tensor: torch.Tensor, value: torch.Tensor) -> bool:
+    """Equal in shape and in every value, where NaN equals NaN."""
+    if tensor.shape != value.shape:
+        return False
+    return torch.equal(tensor, value) or bool(((tensor == value) | (tensor.isnan() & value.isnan())).all())

@@ -1,0 +1,1 @@
+"""Which network is attacked? Building, training, loading and preparing segmentation models."""

@@ -1,0 +1,111 @@
+"""From a name to an attack or a loss that has been seen to be one."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import import_module
+from typing import Any, cast
+
+from advseg_bench.attacks.function import FunctionAttack
+from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError, expected
+from advseg_bench.losses import Loss, probe
+from advseg_bench.registry import plugins, toolkits
+from advseg_bench.registry.plugins import Plugin
+from advseg_bench.suite.cells import Cell
+from advseg_bench.types import Attack, Task
+
+
+def load_attack(cell: Cell, task: Task) -> Attack:
+    """Build the attack of a cell: what its name stands for, with its settings and its loss.
+
+    That is a class, made with the settings and the loss as keywords; a function that `attacks.function.attack`
+    decorates; a callable of the shape of `types.Attack`; or a class of a toolkit.
+
+    Raises:
+        PluginError: if the name cannot be loaded, or is no attack.
+        SpecError: if the attack does not take the settings.
+        IncompatibleError: if the loss is not one: see `losses.probe`.
+    """
+    settings: dict[str, Any] = json.loads(cell.settings)
+    loss = load_loss(cell.loss, task) if cell.loss else None
+    toolkit = toolkits.find_toolkit(cell.attack)
+    if toolkit is not None:
+        return _load_foreign(toolkit, cell.attack, settings, loss, task)
+    target = plugins.load_object("attack", cell.attack)
+    if isinstance(target, FunctionAttack):
+        return replace(target, name=cell.attack).configure(loss, **settings)
+    if isinstance(target, type):
+        target = _construct(target, cell.attack, settings if loss is None else settings | {"loss": loss})
+    elif settings or loss:
+        raise SpecError(f"attack {cell.attack}: is a plain function, so it takes neither settings nor losses.")
+    _check_call(cell.attack, target)
+    return cast(Attack, target)
+
+
+def load_loss(name: str, task: Task) -> Loss:
+    """Return a loss and check that it is one, by `losses.probe`.
+
+    Raises:
+        PluginError: if the name cannot be loaded, or is no function of logits, labels, valid pixels and task.
+        IncompatibleError: if it is no loss for the task.
+    """
+    loss = plugins.load_object("loss", name)
+    if not callable(loss) or isinstance(loss, type):
+        what = "a function (logits, y, valid, task) -> one value per image"
+        raise PluginError(expected(f"loss {name}", what, loss if isinstance(loss, type) else type(loss).__name__))
+    try:
+        probe(loss, task, name)
+    except UserError:
+        raise
+    except Exception as error:
+        raise IncompatibleError(
+            f"loss {name}: fails on logits of a {task.kind} task: {plugins.tell(error)}. "
+            "Its call is (logits, y, valid, task) -> one value per image."
+        ) from error
+    return cast(Loss, loss)
+
+
+def _construct(target: type, name: str, arguments: Mapping[str, Any]) -> object:
+    """Make an object of an attack's class."""
+    try:
+        return target(**arguments)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"attack {name}: does not take these settings: {error}") from None
+
+
+def _check_call(name: str, attack: object) -> None:
+    """Refuse what cannot be called as an attack is."""
+    call = "(model, batch, *, budget, generators)"
+    if not callable(attack):
+        what = f"a function or class whose call is {call}"
+        raise PluginError(expected(f"attack {name}", what, type(attack).__name__))
+    try:
+        signature = inspect.signature(attack)
+    except ValueError:  # some built-in callables have no signature
+        return
+    try:
+        signature.bind(None, None, budget=None, generators=None)
+    except TypeError:
+        remedy = "Above a function f(model, x, y, eps) put the line @advseg_bench.attack."
+        raise PluginError(f"attack {name}: expected the call {call}, got {signature}. {remedy}") from None
+
+
+def _load_foreign(toolkit: Plugin, name: str, settings: dict[str, Any], loss: Loss | None, task: Task) -> Attack:
+    """Build an attack of a toolkit; one that is not installed is one line with the command."""
+    owner = f"attack {name}: {toolkit.target} of distribution {toolkit.distribution}"
+    try:
+        attack = import_module(toolkit.target).load(name.partition(".")[2], settings, loss, task)
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == toolkit.name:
+            missing = f"attack {name}: needs {toolkit.name}, which is not installed"
+            raise PluginError(f"{missing}. Run: {toolkits.install(toolkit)}") from None
+        remedy = f"Run: {toolkits.install(toolkit)}" if isinstance(error, ImportError) else plugins.mend(toolkit)
+        raise PluginError(f"{owner} fails: {plugins.tell(error)}. {remedy}") from error
+    if not callable(attack):
+        raise PluginError(expected(owner, "an attack from its `load`", type(attack).__name__, plugins.mend(toolkit)))
+    return cast(Attack, attack)

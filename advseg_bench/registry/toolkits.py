@@ -1,0 +1,137 @@
+"""Attacks of adversarial toolkits, `<toolkit>.<Class>`: who adapts a toolkit, and what each of its classes can do.
+
+Torch-free, and nothing is imported. A distribution registers a toolkit in the group `advseg_bench.toolkits`: the
+entry's name is the toolkit's import name and the distribution's extra, its value a module with a function
+`load(class_name, settings, loss, task) -> Attack`. Beside the module, `support/<toolkit>.json` tells of each class.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from advseg_bench.errors import PluginError, unknown
+from advseg_bench.registry.plugins import TOOLKITS, Plugin, check_name, find_conflict, list_plugins, mend, tell
+from advseg_bench.types import Norm, TaskKind
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a class of a toolkit can do on segmenters.
+
+    Attributes:
+        name: "<toolkit>.<Class>".
+        reason: Why it cannot attack a segmenter; "" if it can.
+        view: How it sees one: "loss", "margin", "native", or "" if it does not look.
+        objective: "follows loss", "success-gated" or "own loss".
+        norms: Of a budget; empty if unknown.
+        kinds: Tasks it runs on; empty if unknown.
+        dims: Numbers of space axes it runs on; empty if unknown.
+        random: Whether it draws random numbers, so that `draws` makes sense.
+    """
+
+    name: str
+    reason: str
+    view: str
+    objective: str
+    norms: tuple[Norm, ...]
+    kinds: tuple[TaskKind, ...]
+    dims: tuple[int, ...]
+    random: bool
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether a suite must give it losses."""
+        return self.view != ""
+
+
+def find_toolkit(attack: str) -> Plugin | None:
+    """Return the toolkit that an attack's name belongs to, or None.
+
+    Raises: PluginError: if another distribution offers the same toolkit or attack.
+    """
+    toolkit, dot, _ = attack.partition(".")
+    found = [entry for entry in list_plugins(TOOLKITS) if dot and ":" not in attack and entry.name == toolkit]
+    if found and (conflict := find_conflict("attack", attack)):
+        raise PluginError(conflict)
+    return found[0] if found else None
+
+
+def find_row(attack: str) -> Row | None:
+    """Return what is known of a toolkit's attack; None for any other, and for a toolkit without a support table.
+
+    Raises: PluginError: see `find_toolkit` and `read_support`.
+    """
+    toolkit = find_toolkit(attack)
+    return read_support(toolkit).get(attack) if toolkit else None
+
+
+def check_attack(name: str) -> None:
+    """Check an attack's name, shipped, of a plug-in or of a toolkit, without importing anything.
+
+    Raises: PluginError: unknown, ambiguous, or known not to run on segmenters, with the reason.
+    """
+    toolkit = find_toolkit(name)
+    if toolkit is None:
+        check_name("attack", name, {f"{entry.name}.<Class>" for entry in list_plugins(TOOLKITS)})
+        return
+    rows = read_support(toolkit)
+    if rows and name not in rows:
+        raise PluginError(unknown("", "attack", name, rows))
+    if rows and rows[name].reason:
+        raise PluginError(f"attack {name}: cannot attack a segmenter: {rows[name].reason.rstrip('.')}.")
+
+
+def read_support(toolkit: Plugin) -> Mapping[str, Row]:
+    """Return the support table of a toolkit, by attack name; empty if there is none.
+
+    Raises: PluginError: if the file is damaged.
+    """
+    package, *inner = toolkit.target.partition(":")[0].split(".")[:-1] or [""]
+    spec = find_spec(package) if package else None
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder, *inner, "support", f"{toolkit.name}.json")
+        if path.is_file():
+            try:
+                return _read_rows(path, path.stat().st_mtime_ns)
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+                raise PluginError(
+                    f"toolkit {toolkit.name} of distribution {toolkit.distribution}: {path} is no support table: "
+                    f"{tell(error)}. {mend(toolkit)}"
+                ) from error
+    return {}
+
+
+def is_installed(toolkit: Plugin) -> bool:
+    """Return whether the toolkit itself is there; it is not imported."""
+    return find_spec(toolkit.name) is not None
+
+
+def install(toolkit: Plugin) -> str:
+    """Word the command that installs a toolkit."""
+    return f'pip install "{toolkit.distribution}[{toolkit.name}]"'
+
+
+@lru_cache(maxsize=16)
+def _read_rows(path: Path, changed: int) -> dict[str, Row]:
+    rows = (_read_row(row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"])
+    return {row.name: row for row in rows}
+
+
+def _read_row(row: dict[str, Any]) -> Row:
+    """Read a row; keys that are not asked for here are for people."""
+    return Row(
+        name=row["name"],
+        reason="" if row["status"] == "runs" else row["reason"] or row["status"],
+        view=row.get("view") or "",
+        objective=row.get("objective") or "",
+        norms=tuple(row.get("norms") or ()),
+        kinds=tuple(row.get("kinds") or ()),
+        dims=tuple(row.get("dims") or ()),
+        random=bool(row.get("random", True)),
+    )

@@ -1,0 +1,274 @@
+"""What a run leaves on disk: one description, and Parquet parts that appear whole or not at all.
+
+A run directory holds `run.json` (suite, data, cells, environment; written once), `models/*.json`, `parts/*.parquet`
+(the rows), `panels/*.npz` (images for the report), `failures.json` and `report/`. The directory belongs to one
+process at a time; only that process writes in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from advseg_bench.cache import content_hash, make_folder, write_bytes, write_json
+from advseg_bench.errors import RecordError, expected
+from advseg_bench.instruments.profiling import timed
+from advseg_bench.results.numbering import find_distinct
+
+RUN_SCHEMA = 1
+
+AT_ONCE = 11
+"""Columns that are read together, half of them: four would take a tenth longer and 100 MB less for a million rows."""
+
+_UNREADABLE = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
+"""What reading a damaged part raises."""
+
+ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "cell": pl.String,
+    "dataset": pl.String,
+    "model": pl.String,
+    "attack": pl.String,
+    "loss": pl.String,
+    "settings": pl.String,
+    "norm": pl.String,
+    "eps": pl.Float64,
+    "draw": pl.Int32,
+    "image": pl.String,
+    "subject": pl.String,
+    "block": pl.String,
+    "tp": pl.List(pl.Int64),
+    "fp": pl.List(pl.Int64),
+    "fn": pl.List(pl.Int64),
+    "valid_pixels": pl.Int64,
+    "wrong_pixels": pl.Int64,
+    "flipped_pixels": pl.Int64,
+    "linf": pl.Float64,
+    "l2": pl.Float64,
+    "unmoved": pl.Float64,
+    "forwards": pl.Float64,
+    "backwards": pl.Float64,
+    "flags": pl.List(pl.String),
+}
+"""Columns of a row, as stored: one cell on one image. The README explains each."""
+
+READ_SCHEMA = {name: pl.Categorical() if kind == pl.String else kind for name, kind in ROW_SCHEMA.items()}
+"""The same as read: every name is kept once, which makes a million rows small."""
+
+NULLABLE = ("forwards", "backwards")
+"""Columns that may be null: what nobody counted."""
+
+
+@contextmanager
+def own(out: Path) -> Iterator[None]:
+    """Hold a run directory for this process; the hold ends with the process, however it ends.
+
+    Raises: RecordError: if the directory cannot be made, holds something else, or another run holds it.
+    """
+    _check_free(out)
+    make_folder(out)
+    try:
+        lock = (out / ".lock").open("a")
+    except OSError as error:
+        raise RecordError(f"{out}: cannot be written: {error.strerror}. Choose another --out.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RecordError(f"{out}: another run is writing here. Wait for it or choose another --out.") from None
+        for folder in ("models", "parts", "panels"):
+            make_folder(out / folder)
+            for leftover in (out / folder).glob(".*.tmp"):
+                leftover.unlink()
+        yield
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a place that is no folder, or a folder of something else."""
+    try:
+        if out.exists() and not out.is_dir():
+            raise RecordError(expected(out, "a folder for the run", "a file", "Choose another --out."))
+        empty = not out.is_dir() or not any(out.iterdir())
+        described = (out / "run.json").exists()
+        held = (out / ".lock").exists()
+    except OSError as error:
+        raise RecordError(f"{out}: cannot be used: {error.strerror}. Choose another --out.") from None
+    if described:
+        read_description(out)
+    elif not empty and not held:
+        raise RecordError(
+            f"{out}: the folder is not empty and holds no run. Nothing was touched; choose another --out."
+        )
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run. Raises: RecordError: if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecordError(f"{path}: not there, so this is not the folder of a run. Give --out of a run.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RecordError(f"{path}: cannot be read: {error}. Restore it, or start again in a new --out.") from None
+
+
+def read_description(out: Path) -> dict[str, Any]:
+    """Read `run.json`. Raises: RecordError: if it is no run, damaged, or of another schema version."""
+    info = read_json(out / "run.json")
+    found = info.get("schema") if isinstance(info, dict) else None
+    if found != RUN_SCHEMA:
+        newer = isinstance(found, int) and found > RUN_SCHEMA
+        remedy = "Upgrade advseg-bench." if newer else "Run the suite again in a new --out."
+        raise RecordError(expected(out / "run.json", f"schema {RUN_SCHEMA}", found, remedy))
+    kinds = {"suite": dict, "data": dict, "binding": dict, "cells": list, "images": list}
+    for key, kind in kinds.items():
+        if not isinstance(info.get(key), kind) or (kind is list and not info[key]):
+            remedy = "Restore it, or run the suite again in a new --out."
+            raise RecordError(
+                expected(out / "run.json", f"a filled {kind.__name__} under {key!r}", info.get(key), remedy)
+            )
+    return dict(info)
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """Read a model's entry in a run. Raises: RecordError: if it is damaged; it can be made again."""
+    try:
+        entry = json.loads(path.read_text())
+    except (OSError, ValueError):
+        entry = None
+    wanted = {"name": str, "architecture": str, "parameters": int, "weights_sha256": str}
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in wanted.items()):
+        raise RecordError(f"{path}: is damaged. Delete this file and run the same command again: it is made anew.")
+    return entry
+
+
+def read_failures(out: Path) -> list[dict[str, Any]]:
+    """Read what failed in a run. Raises: RecordError: if the file is damaged; it is made anew by the next run."""
+    path = out / "failures.json"
+    failures = read_json(path) if path.exists() else []
+    keys = {"model", "stage", "cell", "message"}
+    if not isinstance(failures, list) or not all(isinstance(f, dict) and keys <= {*f} for f in failures):
+        raise RecordError(f"{path}: is damaged. Delete this file and run the same command again: it is made anew.")
+    return failures
+
+
+def describe(out: Path, info: dict[str, Any]) -> None:
+    """Write `run.json`, or check that the one there describes the same run.
+
+    The title and the scoring of a suite change no row, so new ones are taken over.
+
+    Raises: RecordError: naming the first difference that would make old and new rows incomparable.
+    """
+    if not (out / "run.json").exists():
+        write_json(out / "run.json", info)
+        return
+    old, new = read_description(out), json.loads(json.dumps(info))
+    presentation = {name: new["suite"][name] for name in ("title", "scoring") if name in new["suite"]}
+    for key, what in (("suite", "suite"), ("data", "data"), ("binding", "environment")):
+        before = old.get(key, {}) | presentation if key == "suite" else old.get(key)
+        if before != new[key]:
+            raise RecordError(
+                f"{out}: holds a run of another {what}: {_first_difference(before, new[key])}. "
+                "Nothing was touched; choose another --out."
+            )
+    if old["suite"] != new["suite"]:
+        write_json(out / "run.json", old | {"suite": new["suite"]})
+
+
+def _first_difference(old: Any, new: Any, where: str = "") -> str:
+    """Name the first place where two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (before, after) in enumerate(zip(old, new, strict=True)):
+            if before != after:
+                return _first_difference(before, after, f"{where}.{i}")
+    return f"{where or 'it'} was {_short(old)}, is {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    """A value on at most 60 characters."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@timed("records")
+def write_part(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write rows as one Parquet part, named by what it holds. Raises: RecordError: as `write_bytes`."""
+    name = content_hash(sorted((row["cell"], row["image"]) for row in rows))
+    buffer = io.BytesIO()
+    pl.DataFrame(rows, schema=ROW_SCHEMA).write_parquet(buffer)
+    path = out / "parts" / f"{rows[0]['model']}-{name}.parquet"
+    write_bytes(path, buffer.getvalue())
+    return path
+
+
+@timed("records")
+def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection[str] | None = None) -> pl.DataFrame:
+    """Read all rows of a run, one per cell and image, sorted by both.
+
+    Args:
+        out: The run directory.
+        columns: Only these, "cell" and "image" among them; all if None.
+        cells: Ids of the run's cells; a part with any other is refused. Not checked if None.
+    Returns: A frame of `READ_SCHEMA`. Cost: about a second and 450 MB for a million rows.
+    Raises: RecordError: naming a part that is truncated, not of this schema, lacks values, or is of another run.
+    """
+    schema = {name: ROW_SCHEMA[name] for name in columns or ROW_SCHEMA}
+    paths = sorted((out / "parts").glob("*.parquet"))
+    if not paths:
+        return pl.DataFrame(schema={name: READ_SCHEMA[name] for name in schema})
+    keys = _read_columns(paths, ("cell", "image"))
+    if cells is not None and not set(keys["cell"].unique()) <= set(cells):
+        foreign = next(path for path in paths if not set(_read_part(path, ("cell",))["cell"]) <= set(cells))
+        raise RecordError(f"{foreign}: holds rows of another run. Move this file away; nothing else is wrong.")
+    order = pl.Series(find_distinct(keys, ("cell", "image"))[1])
+    others = [name for name in schema if name not in keys.columns]
+    found = _put_in_order(keys, order)
+    for start in range(0, len(others), AT_ONCE):
+        found += _put_in_order(_read_columns(paths, others[start : start + AT_ONCE]), order)
+    return pl.DataFrame(found).select(*schema)
+
+
+def _put_in_order(rows: pl.DataFrame, order: pl.Series) -> list[pl.Series]:
+    """The columns of a frame in another order of rows; the frame is emptied on the way."""
+    return [rows.drop_in_place(name).rechunk().gather(order) for name in rows.columns]
+
+
+def _read_columns(paths: Sequence[Path], names: Sequence[str]) -> pl.DataFrame:
+    """Some columns of all parts. Raises: as `_read_part`."""
+    with suppress(*_UNREADABLE):  # which part is to blame shows when each is read alone
+        rows = pl.scan_parquet(list(paths), glob=False).select(names)
+        if rows.collect_schema() == {name: ROW_SCHEMA[name] for name in names}:
+            found = rows.cast({pl.String: pl.Categorical}).collect()
+            if not _find_gaps(found):
+                return found
+    return pl.concat([_read_part(path, names) for path in paths])
+
+
+def _find_gaps(rows: pl.DataFrame) -> list[str]:
+    """Columns with a null that no row is written with."""
+    return [name for name in rows.columns if name not in NULLABLE and rows[name].null_count()]
+
+
+def _read_part(path: Path, names: Sequence[str]) -> pl.DataFrame:
+    """Some columns of one part. Raises: RecordError: if it is truncated, not of this schema, or lacks values."""
+    try:
+        rows = pl.read_parquet(path, columns=list(names), glob=False)
+        rows = rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in names)
+        reason = ", ".join(f"no {name} in some rows" for name in _find_gaps(rows))
+    except _UNREADABLE as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if reason:
+        raise RecordError(
+            f"{path}: is damaged ({reason}). Delete this file and run the same command again: "
+            "only its rows are computed again."
+        )
+    return rows

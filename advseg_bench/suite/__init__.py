@@ -1,0 +1,17 @@
+"""What shall be run? Suite files, their specifications and shipped suites; the cells of the grid and their cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from advseg_bench.lazy import export_lazily
+
+if TYPE_CHECKING:
+    from advseg_bench.suite.cells import Cell, plan
+    from advseg_bench.suite.suite import Suite, list_suites
+
+__all__ = ["Cell", "Suite", "list_suites", "plan"]
+
+__getattr__, __dir__ = export_lazily(
+    __name__, {"Cell": "cells", "Suite": "suite", "list_suites": "suite", "plan": "cells"}
+)

@@ -1,0 +1,53 @@
+"""What a suite is made of: data, models, training recipe, attacks, compute. Validated, frozen, torch-free."""
+
+from advseg_bench.suite.specs.base import Spec
+from advseg_bench.suite.specs.data import (
+    PLUGIN_TAG,
+    DataSpec,
+    DecathlonData,
+    Fit,
+    FolderData,
+    ImageData,
+    LggData,
+    Mni152Data,
+    NnunetData,
+    PhantomData,
+    PluginData,
+    Scale,
+    SliceData,
+    SplitData,
+    UwMadisonData,
+)
+from advseg_bench.suite.specs.experiment import (
+    RECIPES,
+    AttackSpec,
+    Compute,
+    ModelSpec,
+    Recipe,
+    Scoring,
+)
+
+__all__ = [
+    "PLUGIN_TAG",
+    "RECIPES",
+    "AttackSpec",
+    "Compute",
+    "DataSpec",
+    "DecathlonData",
+    "Fit",
+    "FolderData",
+    "ImageData",
+    "LggData",
+    "Mni152Data",
+    "ModelSpec",
+    "NnunetData",
+    "PhantomData",
+    "PluginData",
+    "Recipe",
+    "Scale",
+    "Scoring",
+    "SliceData",
+    "Spec",
+    "SplitData",
+    "UwMadisonData",
+]

@@ -1,0 +1,39 @@
+"""The base of all specifications, and what several of them check."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from advseg_bench.errors import PluginError
+from advseg_bench.registry import plugins, toolkits
+from advseg_bench.registry.plugins import Kind
+
+
+class Spec(BaseModel):
+    """Base of all specifications: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Refuse values that JSON lacks, such as dates."""
+    try:
+        json.dumps(settings, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected numbers, strings, booleans and lists of them: {error}") from None
+    return settings
+
+
+Settings = Annotated[dict[str, Any], AfterValidator(plain)]
+
+
+def check_known(kind: Kind, name: str) -> str:
+    """Accept a name that is shipped, of a plug-in or of a toolkit, or `package.module:object`."""
+    try:
+        toolkits.check_attack(name) if kind == "attack" else plugins.check_name(kind, name)
+    except PluginError as error:
+        raise ValueError(str(error)) from None
+    return name

@@ -1,0 +1,317 @@
+"""Data sets: where they are, and how they are put to a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from advseg_bench.registry import catalogue
+from advseg_bench.suite.specs.base import Settings, Spec, check_known
+from advseg_bench.types import TaskKind
+
+SMALLEST, SHALLOWEST, LARGEST = 16, 2, 1024
+"""Edge lengths: the least of a slice, the least depth of a volume, the most of all."""
+
+
+def _check_size(value: object) -> object:
+    """Refuse what is neither an edge nor three, in one line for both."""
+    several = isinstance(value, (list, tuple))
+    edges: Any = value if several else [value]
+    least = [SHALLOWEST, SMALLEST, SMALLEST] if several else [SMALLEST]
+    if len(edges) != len(least) or not all(
+        type(edge) is int and low <= edge <= LARGEST for edge, low in zip(edges, least, strict=True)
+    ):
+        raise ValueError(
+            f"expected an edge of {SMALLEST} to {LARGEST} pixels, or for volumes three such as [32, 64, 64] (depth of "
+            f"{SHALLOWEST} or more, rows, columns), got {value!r}"
+        )
+    return value
+
+
+Edge = Annotated[int, Field(ge=SMALLEST, le=LARGEST)]
+Depth = Annotated[int, Field(ge=SHALLOWEST, le=LARGEST)]
+Size = Annotated[Edge | tuple[Depth, Edge, Edge], BeforeValidator(_check_size)]
+Millimetres = Annotated[float, Field(gt=0)]
+ScanName = Annotated[str, Field(pattern=r"^case\d+_day\d+$")]
+Fit = Literal["pad", "stretch"]
+Scale = Literal["max", "percentile", "dtype"] | tuple[float, float]
+
+
+class ImageData(Spec):
+    """What every data set can be asked for.
+
+    Attributes:
+        task: How the labels are put to the model.
+        size: Edge length in pixels; images are made square and resized by area. Where the data are volumes, three
+            edges (depth, rows, columns) make each volume one 3-D image.
+        channels: 1, or 3 equal copies of the grey image.
+        fit: How an image becomes square: "pad" around its centre, or "stretch" its shorter edge.
+    """
+
+    flat: ClassVar[bool] = True
+    """Whether there are 2-D images only."""
+
+    task: TaskKind = "multilabel"
+    size: Size = 64
+    channels: Literal[1, 3] = 1
+    fit: Fit = "pad"
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """Edge lengths of an image, in the order of its space axes: two of a slice, three of a volume."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @field_validator("size")
+    @classmethod
+    def _check_axes(cls, size: Size) -> Size:
+        if cls.flat and not isinstance(size, int):
+            raise ValueError(f"expected one edge, for this data set has 2-D images, got {list(size)}")
+        return size
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Say `fit` only where it is not the default: ids and fingerprints from before it existed stay as they were."""
+        told: dict[str, Any] = handler(self)
+        if told.get("fit") == type(self).model_fields["fit"].default:
+            del told["fit"]
+        return told
+
+    @field_validator("name", check_fields=False)
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return check_known("data set", name)
+
+
+class Mni152Data(ImageData):
+    """Axial slices of the MNI152 T1 average head, shipped in the package."""
+
+    name: Literal["mni152"]
+
+
+class PhantomData(ImageData):
+    """Procedural abdominal MRI phantom.
+
+    Attributes:
+        subjects: Number of cases; about a sixth (at least one) is for validation, a quarter for test.
+        days: Scans of each case; the bowel moves between them.
+        slices: Slices of each scan.
+        seed: Another seed, other anatomies.
+    """
+
+    name: Literal["phantom"]
+    subjects: int = Field(default=12, ge=3)
+    days: int = Field(default=1, ge=1)
+    slices: int = Field(default=20, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class SplitData(ImageData):
+    """Files of a user, whose subjects are sent to the splits by chance.
+
+    Attributes:
+        path: The folder; relative to the working directory.
+        validation: Share of the subjects that choose the checkpoint.
+        test: Share of the subjects that are attacked.
+        seed: Which subjects go where.
+    """
+
+    path: Path
+    validation: float = Field(default=0.15, gt=0, lt=1)
+    test: float = Field(default=0.25, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class FolderData(SplitData):
+    """Images and masks on disk, matched by file stem.
+
+    `path/images/NAME.{png,tif,tiff,nii,nii.gz}` goes with `path/masks/NAME.*` (binary, multiclass), or with
+    `path/masks/CLASS/NAME.*` for each class (multilabel). A NIfTI volume gives one image per slice of its last axis, or
+    is one image if `size` has three edges.
+
+    Attributes:
+        classes: Class names. For multiclass the first is the background and mask values count from 0.
+        soft: Masks hold probabilities scaled to the data type's maximum, binarised at 0.5. Otherwise only
+            0 and 1, or 0 and 255 (0, 1, 2, ... for multiclass) are accepted.
+        ignore: Mask value of pixels that count in no loss and no score, such as 255.
+        scale: "max" divides an image (a volume, for NIfTI) by its own maximum, "percentile" by its 99.5th percentile,
+            "dtype" by its type's largest value; a pair (lower, upper) is a window. All are clipped to [0, 1].
+        subject: Regular expression with one group that finds the subject in a file's stem; by default the whole
+            stem, so that each file is a subject of its own.
+        spacing: Pixel edge lengths in mm (rows, columns); read from NIfTI headers when left out, as the distance of a
+            volume's slices always is.
+    """
+
+    flat: ClassVar[bool] = False
+
+    name: Literal["folder"]
+    classes: tuple[str, ...] = Field(min_length=1)
+    soft: bool = False
+    ignore: int | None = None
+    scale: Scale = "max"
+    subject: str | None = None
+    spacing: tuple[Millimetres, Millimetres] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> FolderData:
+        """The number of classes fits the task."""
+        given = len(self.classes)
+        if self.task == "binary" and given != 1:
+            raise ValueError(f"classes: a binary task has exactly one class, got {given}. Set task, or give one")
+        if self.task == "multiclass" and given < 2:
+            raise ValueError(f"classes: a multiclass task has a background and more, got {given}. Name them all")
+        if len(set(self.classes)) < given:
+            raise ValueError("classes: a name is listed twice")
+        return self
+
+
+class UwMadisonData(ImageData):
+    """UW-Madison GI Tract: abdominal MRI with masks of large bowel, small bowel and stomach, as Kaggle hands it out.
+
+    Attributes:
+        path: The folder that holds train.csv and train/; relative to the working directory.
+        fit: "stretch" is what the study of arXiv 2401.11224 does with slices that are not square.
+        exclude: Scans to leave out: "common" (the two that are known to be mislabelled), "official" (twelve), "none",
+            or a list such as ["case7_day0"].
+        folds: Parts that the cases are divided in, about equal by number of slices.
+        fold: The part that is for test, from 0.
+        validation: Share of the other cases that chooses the checkpoint; at least one case.
+        seed: Which cases are for validation.
+        labelled_only: Whether the test split has only slices with a mask; training and validation have all.
+        every: Keep each n-th slice of a scan only.
+        neighbours: Whether the three channels are the slice before, the slice and the one after, not three copies.
+    """
+
+    name: Literal["uw_madison"]
+    path: Path
+    fit: Fit = "stretch"
+    exclude: Literal["common", "official", "none"] | tuple[ScanName, ...] = "common"
+    folds: int = Field(default=10, ge=2)
+    fold: int = Field(default=0, ge=0)
+    validation: float = Field(default=0.15, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    labelled_only: bool = True
+    every: int = Field(default=1, ge=1)
+    neighbours: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> UwMadisonData:
+        """The keys agree with each other."""
+        if self.task == "multiclass":
+            raise ValueError("task: masks may overlap, so it cannot be multiclass. Set multilabel or binary")
+        if self.fold >= self.folds:
+            raise ValueError(f"fold: expected 0 to {self.folds - 1}, got {self.fold}. Change it, or `folds`")
+        if self.neighbours and self.channels != 3:
+            raise ValueError("neighbours: three slices need channels = 3, got 1. Set channels, or neighbours = false")
+        return self
+
+
+class SliceData(SplitData):
+    """Volumes, or what is left of them: their slices are the images, or with three edges as `size` they are themselves.
+
+    Attributes:
+        inputs: The one or three channels of the data, by name, that become the channels of the image; by default all
+            of them, if the data have as many as `channels`, or one.
+        scale: As for `folder`, for each channel of a volume by itself.
+        labelled_only: Whether the test split has only images that show a class; training and validation have all.
+        every: Keep each n-th slice of a volume only; whole volumes have all.
+    """
+
+    flat: ClassVar[bool] = False
+
+    inputs: tuple[str, ...] | None = Field(default=None, min_length=1)
+    scale: Scale = "max"
+    labelled_only: bool = True
+    every: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _inputs_fit(self) -> SliceData:
+        """As many inputs as channels, or one that is copied."""
+        if self.inputs is not None and len(self.inputs) not in (1, self.channels):
+            wanted = "one" if self.channels == 1 else "one or three"
+            raise ValueError(f"inputs: channels = {self.channels} takes {wanted}, got {len(self.inputs)}")
+        if self.every > 1 and len(self.edges) == 3:
+            raise ValueError(f"every: a volume (size = {list(self.edges)}) has all its slices. Remove the key")
+        return self
+
+
+class NnunetData(SliceData):
+    """A raw data set of nnU-Net v2: dataset.json, imagesTr/CASE_0000.*, labelsTr/CASE.*.
+
+    Attributes:
+        subject: Regular expression with one group that finds the subject in a case's name; by default the whole name.
+        fold: Take the cases of `val` of this fold of splits_final.json for test, and those for validation from its
+            `train`; by default `validation`, `test` and `seed` decide alone.
+    """
+
+    name: Literal["nnunet"]
+    subject: str | None = None
+    fold: int | None = Field(default=None, ge=0)
+
+
+class DecathlonData(SliceData):
+    """A task of the Medical Segmentation Decathlon: dataset.json, imagesTr/, labelsTr/.
+
+    Attributes:
+        subject: Regular expression with one group that finds the subject in a case's name; by default the whole name.
+    """
+
+    name: Literal["decathlon"]
+    subject: str | None = None
+
+
+class LggData(SliceData):
+    """Low-grade glioma MRI, kaggle_3m: a folder for each patient with three-channel TIFFs and their masks."""
+
+    flat: ClassVar[bool] = True
+
+    name: Literal["lgg"]
+    scale: Scale = "dtype"
+
+
+class PluginData(ImageData):
+    """A data set of a plug-in, or of your own: a function `f(spec, **settings) -> Dataset`.
+
+    Attributes:
+        name: A plug-in's name, or "package.module:callable".
+        settings: Its further arguments.
+    """
+
+    flat: ClassVar[bool] = False
+
+    name: str
+    settings: Settings = Field(default_factory=dict)
+
+
+PLUGIN_TAG = "plug-in"
+
+
+def _tag(value: Any) -> str | None:
+    """Tell which data specification a table, or a specification, is."""
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    if name is None:
+        return None
+    return name if isinstance(name, str) and name in catalogue.DATASETS else PLUGIN_TAG
+
+
+DataSpec = Annotated[
+    Annotated[Mni152Data, Tag("mni152")]
+    | Annotated[PhantomData, Tag("phantom")]
+    | Annotated[FolderData, Tag("folder")]
+    | Annotated[UwMadisonData, Tag("uw_madison")]
+    | Annotated[NnunetData, Tag("nnunet")]
+    | Annotated[DecathlonData, Tag("decathlon")]
+    | Annotated[LggData, Tag("lgg")]
+    | Annotated[PluginData, Tag(PLUGIN_TAG)],
+    Discriminator(_tag),
+]

@@ -1,0 +1,247 @@
+"""Models, training, attacks, compute and scoring of a suite."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from advseg_bench.errors import SpecError, unknown
+from advseg_bench.registry import catalogue, toolkits
+from advseg_bench.suite.specs.base import Settings, Spec, check_known, plain
+from advseg_bench.types import EmptyRule, Norm
+
+
+def _eps(value: object) -> object:
+    """Read "4/255" or .0157."""
+    if isinstance(value, str):
+        try:
+            value = float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            raise ValueError('expected a number or a fraction such as "4/255"') from None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError('expected a number or a fraction such as "4/255"')
+    if not math.isfinite(value) or value < 0:
+        raise ValueError("expected a finite eps >= 0")
+    return float(value)
+
+
+def _prepare(value: str) -> str:
+    """Read "fold+lean" or "raw"; steps in another order are the same preparation."""
+    if value == "auto":
+        raise ValueError('expected steps such as "lean"; "auto" decides by time, so a run could not be repeated')
+    try:
+        return "+".join(catalogue.read_steps(value)) or "raw"
+    except SpecError as error:
+        raise ValueError(str(error)) from None
+
+
+def _none(value: object) -> object:
+    """Read "none", since TOML has no null; refuse true and false, which would count as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError('expected a number or "none"')
+    return None if value == "none" else value
+
+
+LossName = Annotated[str, AfterValidator(partial(check_known, "loss"))]
+AttackName = Annotated[str, AfterValidator(partial(check_known, "attack"))]
+ArchitectureName = Annotated[str, AfterValidator(partial(check_known, "architecture"))]
+Eps = Annotated[float, BeforeValidator(_eps)]
+
+
+class ModelSpec(Spec):
+    """One model of the grid.
+
+    Attributes:
+        name: Shown in tables, unique in the suite.
+        architecture: "smp.<Class>", "monai.<Class>", a plug-in's name, or "package.module:callable" for any network.
+        encoder: Encoder name of segmentation-models-pytorch (and of MONAI's FlexibleUNet).
+        settings: Further constructor arguments of the network.
+        weights: A state dict, .safetensors or weights-only .pt; the model is then not trained.
+        mean: Subtracted from the image inside the model.
+        std: The image is divided by it inside the model, after `mean`.
+        stride: Images are padded to a multiple of it inside the model; found from the network where it is known.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    architecture: ArchitectureName
+    encoder: str | None = None
+    settings: Settings = Field(default_factory=dict)
+    weights: Path | None = None
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+    stride: int | None = Field(default=None, ge=1)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # The study: arXiv 2401.11224 and its notebook.
+    "wang2024": {
+        "loss": "dice_focal",
+        "lr": 3e-4,
+        "min_lr": 5e-6,
+        "batch": 16,
+        "epochs": 15,
+        "sampling": "uniform",
+        "augment": ["flip", "rot90", "affine", "brightness"],
+        "head_bias": None,
+        "amp": True,
+    },
+    # Small networks at 64 px in about a minute each on one CPU thread.
+    "quick": {
+        "loss": "dice_focal",
+        "lr": 2e-3,
+        "min_lr": 1e-5,
+        "batch": 8,
+        "epochs": 40,
+        "sampling": "balanced",
+        "augment": ["flip", "affine", "brightness"],
+        "head_bias": -2.5,
+    },
+}
+
+
+class Recipe(Spec):
+    """How the models of a suite are trained: AdamW with a cosine schedule.
+
+    Attributes:
+        recipe: The preset whose values the other keys replace.
+        loss: A loss of the catalogue; its mean over the batch is minimised.
+        lr: First learning rate of the cosine.
+        min_lr: Last learning rate of the cosine.
+        weight_decay: AdamW's.
+        batch: Images a step.
+        epochs: Passes over the training split; a step is `batch` images.
+        sampling: "uniform" without replacement, or "balanced": a class at random, then an image that shows it.
+        augment: Any of "flip", "rot90", "affine", "brightness".
+        head_bias: Initial bias of the output layer; about -2.5 keeps rare sigmoid classes from collapsing. "none"
+            leaves it as it is.
+        amp: Automatic mixed precision: float16 with a scaled loss on an accelerator, bfloat16 on a CPU. The loss itself
+            is computed in float32.
+        evaluate_every: Epochs between validations; the best checkpoint by validation Dice is kept.
+        floor: A model trained here whose validation Dice stays under it is not handed on.
+    """
+
+    recipe: Literal["wang2024", "quick"] = "quick"
+    loss: LossName
+    lr: float = Field(gt=0)
+    min_lr: float = Field(ge=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    batch: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+    sampling: Literal["uniform", "balanced"]
+    augment: tuple[Literal["flip", "rot90", "affine", "brightness"], ...]
+    head_bias: Annotated[float | None, BeforeValidator(_none)]
+    amp: bool = False
+    evaluate_every: int = Field(default=1, ge=1)
+    floor: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        preset = data.get("recipe", "quick")
+        if not isinstance(preset, str) or preset not in RECIPES:
+            raise ValueError(unknown("", "recipe", str(preset), RECIPES))
+        return RECIPES[preset] | data
+
+
+class AttackSpec(Spec):
+    """One attack of a suite, over its losses and budgets.
+
+    Attributes:
+        name: A name of the catalogue, of a plug-in, "<toolkit>.<Class>", or "package.module:object".
+        losses: Attack losses; empty for controls.
+        eps: Radii in image units; "4/255" or a number, for "linf" below 1.
+        norm: Norm of the budget.
+        draws: Independent repetitions of a random attack.
+        settings: Constructor arguments of the attack.
+        vary: Settings with a list of values each; every combination is an attack of its own.
+        max_forwards: How often the attack may ask the model about an image; one that asks more often is stopped, and
+            has failed. It changes no result, so it is no part of a cell's identity.
+    """
+
+    name: AttackName
+    losses: tuple[LossName, ...] = ()
+    eps: tuple[Eps, ...] = Field(min_length=1)
+    norm: Norm = "linf"
+    draws: int = Field(default=1, ge=1)
+    settings: Settings = Field(default_factory=dict)
+    vary: Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], AfterValidator(plain)] = Field(
+        default_factory=dict
+    )
+    max_forwards: int | None = Field(default=None, ge=1)
+
+    def list_settings(self) -> list[dict[str, Any]]:
+        """Return every combination of settings; what equals the default of a shipped attack is left out."""
+        entry = catalogue.ATTACKS.get(self.name)
+        defaults = entry.defaults if entry else {}
+        combined = (
+            self.settings | dict(zip(self.vary, values, strict=True)) for values in product(*self.vary.values())
+        )
+        return [{k: v for k, v in each.items() if k not in defaults or defaults[k] != v} for each in combined]
+
+    @model_validator(mode="after")
+    def _fits(self) -> AttackSpec:
+        """Losses and draws are given where they mean something, and nothing is listed twice."""
+        for value in self.eps:
+            if self.norm == "linf" and value >= 1:
+                hint = f'For {value:g} of 255 grey levels write "{value:g}/255"' if value < 255 else "Write n/255"
+                raise ValueError(
+                    f"eps: expected L_inf radii below 1, in units of the image (0 to 1), got {value:g}. {hint}"
+                )
+        for key in self.vary:
+            if key in self.settings:
+                raise ValueError(f"vary: {key!r} of attack {self.name!r} stands in settings too. Remove one")
+        lists = {"eps": self.eps, "losses": self.losses} | {f"vary.{key}": values for key, values in self.vary.items()}
+        for what, values in lists.items():
+            if any(value in values[:i] for i, value in enumerate(values)):
+                raise ValueError(f"{what}: a value of attack {self.name!r} is listed twice")
+        entry = catalogue.ATTACKS.get(self.name) or toolkits.find_row(self.name)
+        if entry is None:
+            return self
+        if isinstance(entry, toolkits.Row) and entry.norms and self.norm not in entry.norms:
+            known = " and ".join(entry.norms)
+            raise ValueError(f"norm: attack {self.name!r} knows {known}, not {self.norm}. Change the key")
+        if entry.needs_loss and not self.losses:
+            raise ValueError(f'losses: attack {self.name!r} follows a loss. Give at least one, such as ["dice"]')
+        if self.losses and not entry.needs_loss:
+            raise ValueError(f"losses: attack {self.name!r} follows no loss. Remove the key")
+        if self.draws > 1 and not entry.random:
+            raise ValueError(f"draws: attack {self.name!r} draws no random numbers. Remove the key")
+        return self
+
+
+class Compute(Spec):
+    """What a result depends on beside mathematics: part of the record.
+
+    Attributes:
+        batch: Images a forward pass; a short batch is padded, so that the same image always gives the same bits.
+        threads: Threads of one worker.
+        prepare: What is done to the copy of each model that attacks are given, see `models.prepare`: steps such as
+            "fold+lean", or "raw" for none. "lean" changes no bit of a result, and nothing on batches of up to 2^15
+            pixels. A model that does not agree with its copy is attacked as it is, and `models/NAME.json` says so.
+            Scores are always the model's own.
+    """
+
+    batch: int = Field(default=8, ge=1)
+    threads: int = Field(default=1, ge=1, le=256)
+    prepare: Annotated[str, AfterValidator(_prepare)] = "lean"
+
+
+class Scoring(Spec):
+    """The conventions by which counts become scores; a report can be made again with others.
+
+    Attributes:
+        empty: A class that an image does not show: "skip" leaves it out, "one" gives 1 if none was predicted and
+            0 otherwise, "zero" gives 0.
+        dice_threshold: The Dice that `dice_below` speaks of.
+    """
+
+    empty: EmptyRule = "skip"
+    dice_threshold: float = Field(default=0.5, gt=0, lt=1)
