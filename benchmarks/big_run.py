@@ -88,14 +88,15 @@ def _make_rows(cells: Sequence[Cell], place: int, names: Sequence[str], start: i
     size = np.array([2400, 1900, 900])
     for nth, cell in enumerate(cells):
         generator = np.random.default_rng((place, start, nth))
-        weak = cell.attack in ("random_sign", "uniform_noise", "shuffled_sign")
-        fall = 0.0 if cell.attack == "none" else (0.02 if weak else 0.3 + 0.02 * (nth % 20)) * (cell.eps * 16) ** 0.5
+        weak = cell.arm.attack in ("random_sign", "uniform_noise", "shuffled_sign")
+        fall = (0.02 if weak else 0.3 + 0.02 * (nth % 20)) * (cell.eps * 16) ** 0.5
+        fall = 0.0 if cell.arm.attack == "none" else fall
         dice = 0.88 - fall + 0.03 * np.sin(np.arange(images.start, images.stop) % SUBJECTS)[:, None]
         dice = (dice + generator.normal(0, 0.02, (len(images), len(size)))).clip(0.01, 0.99)
         wrong = np.rint(size * (1 - dice)).astype(int)
         told = asdict(cell)
         fixed = {name: told[name] for name in ("model", "attack", "loss", "settings", "norm", "eps", "draw")}
-        passes = {"fgsm": 1.0, "bim": 10.0}.get(cell.attack, 0.0)
+        passes = {"fgsm": 1.0, "bim": 10.0}.get(cell.arm.attack, 0.0)
         for i, found, miss in zip(images, (size - wrong).tolist(), wrong.tolist(), strict=True):
             counts = {"tp": found, "fp": miss, "fn": miss, "valid_pixels": SIDE**2, "wrong_pixels": sum(miss)}
             norms = {"linf": cell.eps, "l2": cell.eps * SIDE, "unmoved": 0.1, "forwards": passes, "backwards": passes}

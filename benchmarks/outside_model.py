@@ -24,6 +24,7 @@ from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.models.build import build_model
 from advseg_bench.registry.loading import load_loss
 from advseg_bench.running import runner
+from advseg_bench.suite import cells
 from advseg_bench.suite.cells import Cell
 from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Batch, Bounds, Budget, Task
@@ -98,8 +99,8 @@ def _measure(model: _Clocked, name: str, tried: FGSM | PGD, batch: Batch, repeat
     """The shares of one attack on one model, after a warm-up."""
     attack = "fgsm" if isinstance(tried, FGSM) else "pgd"
     budget = Budget("linf", EPS)
-    clean = Cell("clean", name, "none", "", "{}", "linf", 0.0, 0, "", None)
-    cell = replace(clean, id="attacked", attack=attack, loss="bce", eps=EPS)
+    clean = Cell("clean", name, cells.CLEAN, 0.0, 0, "", None)
+    cell = replace(clean, id="attacked", arm=cells.Arm(attack, "bce", "{}", "linf"), eps=EPS)
     scene = runner._Scene(model, ModelGuard(model), batch, dataset="made up", n=len(batch.x), seed=0)
 
     def call() -> None:

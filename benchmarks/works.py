@@ -18,12 +18,13 @@ from advseg_bench.models.prepare import prepare
 from advseg_bench.registry.loading import load_attack
 from advseg_bench.running import runner
 from advseg_bench.running.work import Unit
-from advseg_bench.suite.cells import Cell
+from advseg_bench.suite.cells import CLEAN as CLEAN_ARM
+from advseg_bench.suite.cells import Arm, Cell
 from advseg_bench.suite.specs import Mni152Data, ModelSpec
 from advseg_bench.types import Batch, Budget
 
 RESNET18 = ModelSpec(name="unet-resnet18", architecture="smp.Unet", encoder="resnet18")
-CLEAN = Cell("clean", "m", "none", "", "{}", "linf", 0.0, 0, "", None)
+CLEAN = Cell("clean", "m", CLEAN_ARM, 0.0, 0, "", None)
 TOOLKITS = {
     "torchattacks": "torchattacks.FGSM",
     "art": "art.FastGradientMethod",
@@ -51,7 +52,8 @@ def sweep_works(
 
     "limit" is what no sweep can do without: one forward, a gradient for each loss, and a forward for each result.
     """
-    cells = [replace(CLEAN, id=f"{loss}{e}", attack="fgsm", loss=loss, eps=e) for loss in losses for e in eps]
+    arms = [Arm("fgsm", loss, "{}", "linf") for loss in losses]
+    cells = [replace(CLEAN, id=f"{arm.loss}{e}", arm=arm, eps=e) for arm in arms for e in eps]
     batch = move_batch(data.batch(list(images)), device)
     setting = runner.Setting(seed=0, batch=len(images), device=device)
     attacked = attacked or prepare(model, batch.x, ["lean"])
@@ -60,7 +62,8 @@ def sweep_works(
         "ours": partial(runner.run_unit, Unit("m", images, (CLEAN, *cells)), model, data, setting, attacked),
     }
     for toolkit, name in TOOLKITS.items():
-        works[toolkit] = partial(_loop, model, batch, [replace(cell, attack=name) for cell in cells])
+        named = [replace(cell, arm=replace(cell.arm, attack=name)) for cell in cells]
+        works[toolkit] = partial(_loop, model, batch, named)
     return works
 
 
@@ -70,8 +73,8 @@ def _loop(model: nn.Module, batch: Batch, cells: Sequence[Cell]) -> None:
     with torch.inference_mode():
         target = metrics.Target(metrics.predict(model(batch.x), batch.task), batch)
     for cell in cells:
-        attack = load_attack(cell, batch.task)
-        x_adv = attack(model, batch, budget=Budget(cell.norm, cell.eps), generators=generators)
+        attack = load_attack(cell.arm.attack, cell.arm.options, cell.arm.loss, batch.task)
+        x_adv = attack(model, batch, budget=Budget(cell.arm.norm, cell.eps), generators=generators)
         with torch.inference_mode():
             target.count(metrics.predict(model(x_adv), batch.task))
 

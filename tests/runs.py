@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def describe_run(out: Path, plot: Synthetic, suite: Suite, cells: tuple[Cell, ..
         "command": "advseg-bench run quick --out runs/quick",
         "started": "2026-01-01T12:00:00+00:00",
         "images": [image for image, *_ in list_images(plot)],
-        "cells": [asdict(cell) for cell in cells],
+        "cells": [cell.as_record() for cell in cells],
     }
     write_json(out / "run.json", info)
     for name in plot.models:
@@ -163,10 +163,11 @@ def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
     """One row per image; the first image shows no white matter, so that the empty rule matters."""
     _, _, _, clean_dice, vulnerability = MODELS[cell.model]
     known: dict[tuple[str, ...], float] = {**STRENGTH, **dict(plot.strength)}
-    strength = known.get((cell.attack, cell.loss, cell.settings), known.get((cell.attack, cell.loss), 0.5))
-    grey_levels = cell.eps * 255 if cell.norm == "linf" else cell.eps * 8
+    arm = cell.arm
+    strength = known.get((arm.attack, arm.loss, arm.settings), known.get((arm.attack, arm.loss), 0.5))
+    grey_levels = cell.eps * 255 if cell.arm.norm == "linf" else cell.eps * 8
     loss = 0.2 * vulnerability * strength * (grey_levels / 4) ** 0.8
-    passes = {"fgsm": 1.0, "none": 0.0, "random_sign": 0.0, "uniform_noise": 0.0}.get(cell.attack)
+    passes = {"fgsm": 1.0, "none": 0.0, "random_sign": 0.0, "uniform_noise": 0.0}.get(cell.arm.attack)
     rows = []
     first = 1 if plot.kind == "multiclass" else 0
     for i, (image, subject, block, place) in enumerate(list_images(plot)):
@@ -180,7 +181,7 @@ def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
         if plot.kind == "binary":
             size, dice = size[:1], dice[:1]
         wrong = np.round(size * (1 - dice)).astype(int)
-        flipped = np.round(size * ((1 + place) * loss + abs(noise)) * (cell.attack != "none")).astype(int)
+        flipped = np.round(size * ((1 + place) * loss + abs(noise)) * (cell.arm.attack != "none")).astype(int)
         counts = {"tp": size - wrong, "fp": wrong, "fn": wrong}
         if first:
             counts = {
@@ -202,8 +203,8 @@ def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
                 "wrong_pixels": int(wrong.sum()),
                 "flipped_pixels": int(flipped.sum()),
                 "linf": grey_levels / 255,
-                "l2": cell.eps if cell.norm == "l2" else cell.eps * plot.side * 0.98,
-                "unmoved": 0.31 if cell.attack != "none" else 1.0,
+                "l2": cell.eps if cell.arm.norm == "l2" else cell.eps * plot.side * 0.98,
+                "unmoved": 0.31 if cell.arm.attack != "none" else 1.0,
                 "forwards": passes,
                 "backwards": passes,
                 "flags": [],

@@ -1,4 +1,4 @@
-"""The structure of the house: a module imports lower floors or its own package, and no attack toolkit."""
+"""The structure of the package: a module imports lower floors or its own folder, and no attack toolkit."""
 
 from __future__ import annotations
 
@@ -14,30 +14,23 @@ PACKAGE = Path(find_spec("advseg_bench").origin).parent
 TOOLKITS = ("art", "torchattacks", "foolbox", "ray", "advseg_adapters")
 
 FLOORS = [
-    {"types", "errors", "allocator", "numbering"},
-    {"profiling"},
-    {"catalogue", "cache", "tally"},
-    {"plugins"},
-    {"toolkits"},
-    {"specs"},
-    {"batches", "geometry", "losses", "suite", "stats", "environment", "guard", "counter", "meter"},
-    {"metrics", "cells", "listing"},
-    {"attacks", "models", "data", "work", "records", "scores", "timing"},
-    {"averages", "properties", "registry", "selection"},
-    {"training", "runner", "results", "equivalents"},
-    {"claims"},
-    {"jobs", "report", "crosscheck", "testing"},
-    {"executors", "throughput"},
-    {"benchmark"},
-    {"progress"},
+    {"types", "errors", "lazy"},
+    {"instruments", "cache", "geometry", "batches", "losses", "stats"},
+    {"metrics"},
+    {"attacks"},
+    {"registry"},
+    {"suite", "environment"},
+    {"data", "results"},
+    {"models", "claims"},
+    {"running", "report"},
+    {"crosscheck", "testing", "throughput"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
 def rooms() -> dict[Path, str]:
-    files = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "suites"]
-    return {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in files}
+    return {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
 
 
 def imports(source: str) -> set[str]:
@@ -73,6 +66,19 @@ def test_a_module_imports_lower_floors_and_no_toolkit(path):
     assert room in LEVEL, f"give {room} a floor"
     higher = {name for name in used if name in LEVEL and name != room and LEVEL[name] >= LEVEL[room]}
     assert not higher, f"{room} (floor {LEVEL[room]}) imports {higher} of the same or a higher floor"
+
+
+def test_the_package_stays_small_enough_to_find_things():
+    assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 30
+    lines = sorted(len(path.read_text().splitlines()) for path in rooms())
+    assert lines[-1] <= 320
+    assert lines[len(lines) // 2] < 150
+
+
+@pytest.mark.parametrize("path", [p for p in rooms() if p.name == "__init__.py" and p.parent != PACKAGE], ids=str)
+def test_every_folder_says_which_question_it_answers(path):
+    first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0]
+    assert "?" in first
 
 
 def test_the_check_above_can_fail():

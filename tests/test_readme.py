@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 import advseg_bench as ab
-from advseg_bench.suite.cells import Cell
 from advseg_bench.suite.suite import parse_suite
 from advseg_bench.testing import LinearSegmenter
 from advseg_bench.types import Bounds, Budget
@@ -40,8 +39,7 @@ def test_the_example_attack_runs_in_a_suite(tmp_path, monkeypatch):
     from advseg_bench.registry.loading import load_attack
 
     batch, _ = make_batch("binary")
-    cell = Cell("i", "m", "readme_attack:SignNoise", "", "{}", "linf", 0.1, 0, "", None)
-    attack = load_attack(cell, batch.task)
+    attack = load_attack("readme_attack:SignNoise", {}, "", batch.task)
     model = LinearSegmenter(tensor([1.0, 1.0]), 0.0)
     result = attack(model, batch, budget=Budget("linf", 0.1), generators=make_generators(3))
     assert ((result - batch.x).abs() <= 0.1 + 1e-6).all()

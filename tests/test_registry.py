@@ -15,10 +15,10 @@ from advseg_bench.cli.listing import list_lines
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError
 from advseg_bench.registry import toolkits
 from advseg_bench.registry.loading import load_attack, load_loss
-from advseg_bench.suite.cells import Cell, plan
+from advseg_bench.suite.cells import plan
 from advseg_bench.suite.suite import parse_suite
 from advseg_bench.testing import LinearSegmenter
-from advseg_bench.types import Budget
+from advseg_bench.types import Attack, Budget
 
 TASK = make_task("multilabel")
 BUDGET = Budget("linf", 0.1)
@@ -30,8 +30,12 @@ def install(tmp_path):
         yield function
 
 
-def cell(attack: str, loss: str = "", **settings: object) -> Cell:
-    return Cell("i", "m", attack, loss, json.dumps(settings), "linf", 0.1, 0, "", None)
+def arguments(*names: str, **settings: object) -> tuple[tuple[str, ...], dict[str, object]]:
+    return names, settings
+
+
+def load(attack: str, loss: str = "", **settings: object) -> Attack:
+    return load_attack(attack, settings, loss, TASK)
 
 
 # Attacks.
@@ -81,35 +85,35 @@ def test_classes_decorated_functions_and_callables_are_attacks(name):
     batch, _ = make_batch("multilabel")
     model = LinearSegmenter(torch.tensor([1.0, 1.0]), 0.0)
     for settings in ({}, {"sign": -1}) if name != "zap_attacks:shift" else ({},):
-        attack = load_attack(cell(name, **settings), TASK)
+        attack = load(name, **settings)
         x_adv = attack(model, batch, budget=BUDGET, generators=make_generators(3))
         assert torch.equal(x_adv, batch.x + settings.get("sign", 1) * 0.1)
     if name != "zap_attacks:shift":
-        assert load_attack(cell(name, "dice"), TASK).loss is losses.dice
+        assert load(name, "dice").loss is losses.dice
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (
-            cell("plain_"),
+            arguments("plain_"),
             r"attack plain_: expected the call \(model, batch, \*, budget, generators\), got \(model, x, y,"
             r" eps\). Above a function f\(model, x, y, eps\) put the line @advseg_bench.attack.",
         ),
-        (cell("settled_"), "attack settled_: expected a function or class whose call is .*, got 'Settled'"),
-        (cell("number_"), "attack number_: expected a function or class whose call is .*, got 'int'"),
-        (cell("shift_", sgn=1), "attack shift_: does not take these settings: .*'sgn'"),
-        (cell("decorated_", sgn=1), "attack decorated_: unknown setting 'sgn'. Did you mean 'sign'?"),
-        (cell("follows_"), r"attack follows_: follows a loss. Give at least one, such as losses = \[\"dice\"\]"),
-        (cell("plain_", "dice"), "attack plain_: is a plain function, so it takes neither settings nor losses"),
-        (cell("shift_", "zap_attacks:number"), "loss zap_attacks:number: expected a function .*, got 'int'"),
-        (cell("nowhere"), "unknown attack 'nowhere'"),
+        (arguments("settled_"), "attack settled_: expected a function or class whose call is .*, got 'Settled'"),
+        (arguments("number_"), "attack number_: expected a function or class whose call is .*, got 'int'"),
+        (arguments("shift_", sgn=1), "attack shift_: does not take these settings: .*'sgn'"),
+        (arguments("decorated_", sgn=1), "attack decorated_: unknown setting 'sgn'. Did you mean 'sign'?"),
+        (arguments("follows_"), r"attack follows_: follows a loss. Give at least one, such as losses = \[\"dice\"\]"),
+        (arguments("plain_", "dice"), "attack plain_: is a plain function, so it takes neither settings nor losses"),
+        (arguments("shift_", "zap_attacks:number"), "loss zap_attacks:number: expected a function .*, got 'int'"),
+        (arguments("nowhere"), "unknown attack 'nowhere'"),
     ],
 )
 @pytest.mark.usefixtures("zap")
 def test_what_is_no_attack_or_takes_no_such_setting_is_one_line(wrong, message):
     with pytest.raises(UserError, match=message) as error:
-        load_attack(wrong, TASK)
+        load(*wrong[0], **wrong[1])
     assert "\n" not in str(error.value)
 
 
@@ -251,7 +255,7 @@ def test_without_a_table_any_class_may_be_tried(install):
 def test_a_toolkit_that_is_not_installed_is_one_line_with_the_command(install):
     adapt(install)
     with pytest.raises(PluginError) as error:
-        load_attack(cell("faketool.PGD"), TASK)
+        load("faketool.PGD")
     told = 'attack faketool.PGD: needs faketool, which is not installed. Run: pip install "advseg-fake[faketool]"'
     assert str(error.value) == told
 
@@ -259,7 +263,7 @@ def test_a_toolkit_that_is_not_installed_is_one_line_with_the_command(install):
 def test_a_toolkit_is_missed_too_when_load_is_what_imports_it(install):
     adapt(install, "def load(*args):\n    import faketool.attacks")
     with pytest.raises(PluginError, match="needs faketool, which is not installed"):
-        load_attack(cell("faketool.PGD"), TASK)
+        load("faketool.PGD")
 
 
 @pytest.mark.parametrize(
@@ -277,13 +281,13 @@ def test_a_broken_adapter_or_toolkit_is_one_line_with_the_cause(install, toolkit
     install("faketool", {}, {"faketool.py": toolkit})
     adapt(install, source)
     with pytest.raises(PluginError, match=f"^attack faketool.PGD: fakeadapter of distribution advseg-fake.*{message}"):
-        load_attack(cell("faketool.PGD"), TASK)
+        load("faketool.PGD")
 
 
 def test_an_attack_of_a_toolkit_gets_class_settings_loss_and_task(install):
     install("faketool", {}, {"faketool.py": ""})
     adapt(install)
-    attack = load_attack(cell("faketool.Lin.PGD", "dice", steps=3), TASK)
+    attack = load("faketool.Lin.PGD", "dice", steps=3)
     assert attack.given == ("Lin.PGD", {"steps": 3}, losses.dice, TASK)
     described = environment.describe_code([("attack", "faketool.PGD")])["attack faketool.PGD"]
     assert described.endswith(", advseg-fake 1.0, faketool 1.0")
@@ -295,7 +299,7 @@ def test_mistakes_that_an_adapter_finds_are_the_users(install):
         install, "from advseg_bench.errors import SpecError\ndef load(*args):\n    raise SpecError('no such setting')"
     )
     with pytest.raises(SpecError, match=r"^no such setting$"):
-        load_attack(cell("faketool.PGD"), TASK)
+        load("faketool.PGD")
 
 
 def test_two_adapters_of_one_toolkit_or_an_attack_of_its_name_are_an_error(install):
@@ -306,14 +310,14 @@ def test_two_adapters_of_one_toolkit_or_an_attack_of_its_name_are_an_error(insta
         parse_suite(SUITE, "s")
     install("advseg-other", {"toolkits": {"faketool": "other"}})
     with pytest.raises(PluginError, match=r"attack faketool.X: .* advseg-fake, advseg-other"):
-        load_attack(cell("faketool.X"), TASK)
+        load("faketool.X")
 
 
 def test_a_path_with_a_toolkits_name_in_front_is_a_path(install):
     install("faketool", {}, {"faketool/__init__.py": "", "faketool/mine.py": ATTACKS})
     adapt(install, "1 / 0")
     assert toolkits.find_toolkit("faketool.mine:shift") is None
-    assert load_attack(cell("faketool.mine:shift"), TASK).__name__ == "shift"
+    assert load("faketool.mine:shift").__name__ == "shift"
 
 
 @pytest.mark.parametrize(
@@ -325,7 +329,7 @@ def test_each_extra_that_is_missing_is_one_line_with_its_command(monkeypatch, to
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, toolkit, None)
     with pytest.raises(PluginError) as error:
-        load_attack(cell(f"{toolkit}.{attack}", "dice"), TASK)
+        load(f"{toolkit}.{attack}", "dice")
     for name in {name for name in sys.modules if name.split(".")[0] == "advseg_adapters"}:
         del sys.modules[name]
     told = f"attack {toolkit}.{attack}: needs {toolkit}, which is not installed. "

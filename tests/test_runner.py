@@ -20,10 +20,11 @@ from advseg_bench.models import lean as lean_calls
 from advseg_bench.models.build import build_model
 from advseg_bench.models.prepare import prepare
 from advseg_bench.registry import catalogue
+from advseg_bench.registry.loading import load_attack
 from advseg_bench.running import runner
 from advseg_bench.running.runner import Setting, image_generators, run_unit
 from advseg_bench.running.work import Unit
-from advseg_bench.suite.cells import Cell, plan
+from advseg_bench.suite.cells import Arm, Cell, plan
 from advseg_bench.suite.specs import Mni152Data, ModelSpec
 from advseg_bench.suite.suite import Suite
 from advseg_bench.testing import LinearSegmenter
@@ -46,7 +47,7 @@ def tiny_data(n: int = 6, side: int = 16) -> Dataset:
 def cell(
     attack: str, loss: str = "", eps: float = EPS, draw: int = 0, settings: str = "{}", norm: str = "linf"
 ) -> Cell:
-    return Cell(f"{attack}-{loss}-{eps}-{draw}", "m", attack, loss, settings, norm, eps, draw, "", None)
+    return Cell(f"{attack}-{loss}-{eps}-{draw}", "m", Arm(attack, loss, settings, norm), eps, draw, "", None)
 
 
 CLEAN = replace(cell("none"), eps=0.0, id="clean")
@@ -322,7 +323,7 @@ def test_a_broken_attack_is_flagged_and_only_its_projection_is_scored(attack, fl
     after = (cell("fgsm", "bce"), cell("random_sign"))
     rows, failures = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, broken, *after)), model, data, SETTING)
     assert not failures
-    found = [row for row in rows if row["attack"] == broken.attack]
+    found = [row for row in rows if row["attack"] == broken.arm.attack]
     assert flags >= {flag for row in found for flag in row["flags"]}
     assert flags & set(found[0]["flags"]), found[0]["flags"]
     assert all(row["linf"] <= EPS + 1e-6 for row in found)
@@ -331,7 +332,7 @@ def test_a_broken_attack_is_flagged_and_only_its_projection_is_scored(attack, fl
     assert torch.equal(data.batch([0]).x, before)
     assert [row["flags"] for row in rows if row["attack"] == "fgsm"] == [[]] * 4
     reference, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, *after)), CountedSegmenter(), tiny_data(4), SETTING)
-    assert [row for row in rows if row["attack"] != broken.attack] == reference
+    assert [row for row in rows if row["attack"] != broken.arm.attack] == reference
     again, _ = runner.run_unit(Unit("m", (0, 1, 2, 3), (CLEAN, *after)), model, data, SETTING)
     assert again == reference
 
@@ -427,7 +428,7 @@ def test_only_an_attack_without_a_call_of_its_own_is_shared():
     )
     assert [row["flags"] for row in rows] == [["unchanged"], ["unchanged"]]
     for name, entry in catalogue.ATTACKS.items():
-        built = runner.load_attack(cell(name, "bce" if entry.needs_loss else ""), Task("binary", ("c",)))
+        built = load_attack(name, {}, "bce" if entry.needs_loss else "", Task("binary", ("c",)))
         assert is_shared(built) == entry.shared, name
 
 
@@ -509,8 +510,9 @@ def test_attack_one_gives_the_images_behind_the_rows_of_a_sweep(attack, loss, co
 def test_every_suite_cell_can_be_built():
     suite = Suite.load("quick")
     for planned in plan(suite):
-        if planned.attack != "none":
-            runner.load_attack(planned, Task("multilabel", ("a", "b", "c")))
+        if planned.arm.attack != "none":
+            arm = planned.arm
+            load_attack(arm.attack, arm.options, arm.loss, Task("multilabel", ("a", "b", "c")))
 
 
 def small_unet() -> torch.nn.Module:
@@ -553,7 +555,7 @@ def test_what_an_attack_does_to_the_prepared_copy_is_seen_and_put_back(monkeypat
             next(attacked.parameters()).add_(1)
         return batch.x
 
-    monkeypatch.setattr(runner, "load_attack", lambda cell, task: vandal)
+    monkeypatch.setattr(runner, "load_attack", lambda *arguments: vandal)
     before = {name: tensor.clone() for name, tensor in lean.state_dict().items()}
     rows, _ = run_unit(Unit("m", (0, 1), (cell("vandal"),)), model, data, Setting(seed=0, batch=2), lean)
     assert all("model_changed" in row["flags"] for row in rows)

@@ -23,7 +23,7 @@ def test_shipped_suites_load_and_survive_json(name):
     assert Suite.model_validate_json(json.dumps(suite.as_json())) == suite
     cells = plan(suite)
     assert len({cell.id for cell in cells}) == len(cells)
-    assert sum(cell.attack == "none" for cell in cells) == len(suite.models)
+    assert sum(cell.arm.attack == "none" for cell in cells) == len(suite.models)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_loss_without_meaning_for_the_task_is_skipped_with_the_reason():
     cells = plan(parse_suite(TEXT.replace('"multilabel"', '"multiclass"'), "s"))
     skipped = [cell for cell in cells if cell.skip]
     assert len(skipped) == 4
-    assert {cell.loss for cell in skipped} == {"bce"}
+    assert {cell.arm.loss for cell in skipped} == {"bce"}
     assert "defined for binary and multilabel tasks, not for multiclass" in skipped[0].skip
 
 
@@ -194,8 +194,8 @@ vary = { order = ["defined", "released"], form = ["additive", "blend"], channels
 
 def test_vary_makes_an_attack_of_every_combination_and_defaults_are_not_told():
     text = TEXT.split("[[attacks]]")[0].replace("size = 32", "size = 32\nchannels = 3") + CROSSED
-    cells = [cell for cell in plan(parse_suite(text, "s")) if cell.model == "unet-xs" and cell.loss == "bce"]
-    assert [json.loads(cell.settings) for cell in cells] == [
+    cells = [cell for cell in plan(parse_suite(text, "s")) if cell.model == "unet-xs" and cell.arm.loss == "bce"]
+    assert [cell.arm.options for cell in cells] == [
         {"channels": "tied"},
         {"channels": "tied", "form": "blend"},
         {"channels": "tied", "order": "released"},
@@ -212,7 +212,7 @@ def test_a_limit_of_forwards_is_told_to_each_cell_and_changes_no_identity():
     assert free != limited
     without, cells = plan(parse_suite(free, "s")), plan(parse_suite(limited, "s"))
     assert [cell.id for cell in cells] == [cell.id for cell in without]
-    assert {(cell.attack, cell.max_forwards) for cell in cells} >= {("none", None), ("fgsm", 20)}
+    assert {(cell.arm.attack, cell.max_forwards) for cell in cells} >= {("none", None), ("fgsm", 20)}
     assert {cell.max_forwards for cell in without} == {None}
     message = r"attacks\.0\.max_forwards: Input should be greater than or equal to 1, got 0"
     with pytest.raises(SpecError, match=message):

@@ -187,10 +187,10 @@ def test_a_network_deeper_than_the_volume_is_refused_before_training(folder, tmp
 def test_attacks_for_slices_are_skipped_with_the_reason(folder):
     reason = "attack 'torchattacks.TIFGSM' runs on 2-D images, not on 3-D ones"
     foreign = '[[attacks]]\nname = "torchattacks.TIFGSM"\nlosses = ["dice"]\neps = ["4/255"]\n\n[compute]'
-    skips = [cell.skip for cell in plan(suite_of(folder, ("[compute]", foreign))) if "." in cell.attack]
+    skips = [cell.skip for cell in plan(suite_of(folder, ("[compute]", foreign))) if "." in cell.arm.attack]
     assert skips == [reason]
     flat = suite_of(folder, ("[compute]", foreign), ("[8, 32, 32]", "32"))
-    assert [cell.skip for cell in plan(flat) if "." in cell.attack] == [None]
+    assert [cell.skip for cell in plan(flat) if "." in cell.arm.attack] == [None]
 
 
 @ab.attack(dims=(2,))

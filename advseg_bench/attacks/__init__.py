@@ -1,1 +1,1 @@
-"""Attacks. The list of names is `advseg_bench.registry.catalogue.ATTACKS`."""
+"""How is an image moved? The reference attacks; `advseg_bench.registry.catalogue.ATTACKS` lists them."""

@@ -1,4 +1,4 @@
-"""The claims of arXiv 2401.11224, judged on any run: rows -> tests over subjects -> verdicts. No model is run."""
+"""Do the claims of arXiv 2401.11224 hold on a run? Rows -> tests over subjects -> verdicts. No model is run."""
 
 from advseg_bench.claims.associations import NO_CORRELATION, PROPERTIES, Association, associate
 from advseg_bench.claims.crossing import Crossing, compare_orders, cross

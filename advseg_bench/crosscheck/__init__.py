@@ -1,4 +1,4 @@
-"""Cross-validation: do two implementations of an attack compute the same, and if not, why?"""
+"""Do two implementations of an attack compute the same, and if not, why?"""
 
 from advseg_bench.crosscheck.example import Example, load_example, save_example
 from advseg_bench.crosscheck.grid import Pair, Place, Plan, Subject, certify, count_verdicts, crosscheck, is_sound

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,6 @@ from advseg_bench.models.recast import RecastModel, recast_batch
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack
 from advseg_bench.running.runner import image_generators
-from advseg_bench.suite.cells import Cell
 from advseg_bench.suite.specs import Compute, ModelSpec
 from advseg_bench.types import Attack, Batch, Budget, Norm, Task, TaskKind
 
@@ -300,9 +298,8 @@ def _judge_one(name: str, attack: Attack, plan: Plan, scene: _Scene) -> Pair:
 
 def _load(name: str, settings: Mapping[str, Any], loss: str, plan: Plan, task: Task) -> Attack:
     """Build an implementation through the registry, as a suite would; one that follows no loss is refused."""
-    cell = Cell("", "", name, loss, json.dumps(dict(settings), sort_keys=True), plan.norm, 0.0, 0, name, None)
     try:
-        attack = load_attack(cell, task)
+        attack = load_attack(name, settings, loss, task)
     except UserError as error:
         raise type(error)(f"crosscheck: {error}") from None
     if name == plan.reference and not isinstance(attack, (FGSM, ProjectedAscent)):

@@ -1,4 +1,4 @@
-"""Data sets. Each module has one function `load(spec) -> Dataset`."""
+"""Which images are attacked? Data sets; each module has one function `load(spec) -> Dataset`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attack and training losses: (logits, y, valid, task) -> one value per image.
+"""What does an attack increase? Attack and training losses: (logits, y, valid, task) -> one value per image.
 
 An image's value never depends on its neighbours, so neither does its gradient; summing the values and calling
 backward once gives every image its own gradient. Larger is worse for the model. Pixels that are not valid add

@@ -9,7 +9,6 @@ from typing import Any
 from advseg_bench.errors import PluginError, SpecError, unknown
 from advseg_bench.registry.loading import load_attack
 from advseg_bench.registry.toolkits import check_attack
-from advseg_bench.suite.cells import Cell
 from advseg_bench.types import Norm, Task
 
 GROUP = "advseg_bench.equivalents"
@@ -56,8 +55,7 @@ def _check_name(name: str, toolkits: Collection[str]) -> None:
 
 def _fill(reference: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The reference's settings with its defaults, in the words of `ProjectedAscent`."""
-    cell = Cell("", "", reference, "dice", "{}", "linf", 0.0, 0, reference, None)
-    attack = load_attack(cell, Task("binary", ("a",)))
+    attack = load_attack(reference, {}, "dice", Task("binary", ("a",)))
     filled = {name: getattr(attack, name, None) for name in ("steps", "step_size", "random_start", "decay")}
     filled |= settings
     steps = filled["steps"] or 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -14,34 +13,39 @@ from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserE
 from advseg_bench.losses import Loss, probe
 from advseg_bench.registry import plugins, toolkits
 from advseg_bench.registry.plugins import Plugin
-from advseg_bench.suite.cells import Cell
 from advseg_bench.types import Attack, Task
 
 
-def load_attack(cell: Cell, task: Task) -> Attack:
-    """Build the attack of a cell: what its name stands for, with its settings and its loss.
+def load_attack(name: str, settings: Mapping[str, Any], loss: str, task: Task) -> Attack:
+    """Build an attack: what its name stands for, with its settings and its loss.
 
     That is a class, made with the settings and the loss as keywords; a function that `attacks.function.attack`
     decorates; a callable of the shape of `types.Attack`; or a class of a toolkit.
+
+    Args:
+        name: In the catalogue, of a plug-in, `<toolkit>.<Class>`, or `package.module:object`.
+        settings: Keyword arguments of the attack.
+        loss: The name of the loss that it follows; "" if it follows none.
+        task: What the labels mean.
 
     Raises:
         PluginError: if the name cannot be loaded, or is no attack.
         SpecError: if the attack does not take the settings.
         IncompatibleError: if the loss is not one: see `losses.probe`.
     """
-    settings: dict[str, Any] = json.loads(cell.settings)
-    loss = load_loss(cell.loss, task) if cell.loss else None
-    toolkit = toolkits.find_toolkit(cell.attack)
+    given = dict(settings)
+    follows = load_loss(loss, task) if loss else None
+    toolkit = toolkits.find_toolkit(name)
     if toolkit is not None:
-        return _load_foreign(toolkit, cell.attack, settings, loss, task)
-    target = plugins.load_object("attack", cell.attack)
+        return _load_foreign(toolkit, name, given, follows, task)
+    target = plugins.load_object("attack", name)
     if isinstance(target, FunctionAttack):
-        return replace(target, name=cell.attack).configure(loss, **settings)
+        return replace(target, name=name).configure(follows, **given)
     if isinstance(target, type):
-        target = _construct(target, cell.attack, settings if loss is None else settings | {"loss": loss})
-    elif settings or loss:
-        raise SpecError(f"attack {cell.attack}: is a plain function, so it takes neither settings nor losses.")
-    _check_call(cell.attack, target)
+        target = _construct(target, name, given if follows is None else given | {"loss": follows})
+    elif given or follows:
+        raise SpecError(f"attack {name}: is a plain function, so it takes neither settings nor losses.")
+    _check_call(name, target)
     return cast(Attack, target)
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: rows -> tables, figures, pages. Never runs a model."""
+"""What does a reader see? The report of a run: rows -> tables, figures, pages. Never runs a model."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def _describe(out: Path, suite: Suite, cells: Sequence[Cell], here: dict[str, An
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "images": here["images"],
-        "cells": [asdict(cell) for cell in cells],
+        "cells": [cell.as_record() for cell in cells],
     }
     records.describe(out, info)
 

@@ -30,7 +30,7 @@ from advseg_bench.registry.plugins import Kind
 from advseg_bench.running import runner
 from advseg_bench.running.runner import Row, Setting
 from advseg_bench.running.work import Context, Failure, Unit
-from advseg_bench.suite.cells import Cell, plan
+from advseg_bench.suite.cells import CLEAN, Cell, plan
 from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Claims
 
@@ -79,15 +79,14 @@ def check(emit: Emit, context: Context) -> None:
     for spec in suite.models:
         build_given(spec, dataset, suite.seed)
     load_loss(suite.training.loss, dataset.task)
-    distinct = {(c.attack, c.loss, c.settings): c for c in plan(suite) if c.attack != "none" and c.skip is None}
-    for cell in distinct.values():
+    for arm in dict.fromkeys(cell.arm for cell in plan(suite) if cell.arm != CLEAN and cell.skip is None):
         try:
-            attack = load_attack(cell, dataset.task)
+            attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task)
         except UserError:
             raise
         except Exception:
             continue  # a fault of the attack itself fails its own cells, later
-        _check_axes(cell.attack, attack, len(suite.data.edges))
+        _check_axes(arm.attack, attack, len(suite.data.edges))
 
 
 def _check_axes(name: str, attack: object, axes: int) -> None:

@@ -8,7 +8,6 @@ it broke, brings it back into bounds and budget, and scores only that.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +29,7 @@ from advseg_bench.models.prepare import Prepared
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack
 from advseg_bench.running.work import Failure, Unit
-from advseg_bench.suite.cells import Cell
+from advseg_bench.suite.cells import CLEAN, Arm, Cell
 from advseg_bench.types import Attack, Batch, Budget, Claims
 
 BUDGET_TOLERANCE = 1e-6
@@ -81,7 +80,7 @@ def run_unit(
         padded = [indices[i % len(indices)] for i in range(setting.batch)]
         batch = move_batch(dataset.batch(padded), setting.device)
         scene = _Scene(model, guard, batch, dataset=dataset.name, n=len(indices), seed=setting.seed)
-        new, failed = scene.attack_and_score([c for c in unit.cells if c.attack == "none" or c.id in attacks], attacks)
+        new, failed = scene.attack_and_score([c for c in unit.cells if c.arm == CLEAN or c.id in attacks], attacks)
         rows += new
         failures += failed
     return rows, failures
@@ -112,7 +111,8 @@ def attack_one(
     batch = move_batch(dataset.batch([index] * setting.batch), setting.device)
     guard = ModelGuard(model if attacked is None else attacked)
     scene = _Scene(model, guard, batch, dataset=dataset.name, n=1, seed=setting.seed)
-    attack = load_attack(cells[0], dataset.task)
+    arm = cells[0].arm
+    attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task)
     logits, gradients = scene.shared_gradients({cell.id: attack for cell in cells})
     moved = [scene.perturb(cell, attack, gradients.get(cell.id))[0] for cell in cells]
 
@@ -134,10 +134,10 @@ def overshoot(attack: Attack) -> float:
     return max(1.0, float(getattr(attack, "overshoot", 1.0)))
 
 
-def stated_cost(cell: Cell, attack: Attack) -> tuple[float | None, float | None]:
+def stated_cost(arm: Arm, attack: Attack) -> tuple[float | None, float | None]:
     """Return the forwards and backwards per image that an attack says it needs on its own, None if it does not say."""
     claims = getattr(attack, "claims", Claims())
-    shipped = catalogue.attack_cost(cell.attack, json.loads(cell.settings))
+    shipped = catalogue.attack_cost(arm.attack, arm.options)
     return shipped or (claims.forwards, claims.backwards)
 
 
@@ -149,17 +149,17 @@ def image_generators(seed: int, cell: str, images: Sequence[str]) -> list[torch.
 
 def _load_attacks(unit: Unit, dataset: Dataset) -> tuple[dict[str, Attack], list[Failure]]:
     """Build every cell's attack; cells of equal settings share one object."""
-    built: dict[tuple[str, str, str], Attack] = {}
+    built: dict[Arm, Attack] = {}
     attacks: dict[str, Attack] = {}
     failures = []
     for cell in unit.cells:
-        if cell.attack == "none":
+        arm = cell.arm
+        if arm == CLEAN:
             continue
-        key = (cell.attack, cell.loss, cell.settings)
         try:
-            if key not in built:
-                built[key] = load_attack(cell, dataset.task)
-            attacks[cell.id] = built[key]
+            if arm not in built:
+                built[arm] = load_attack(arm.attack, arm.options, arm.loss, dataset.task)
+            attacks[cell.id] = built[arm]
         except UserError as error:
             failures.append(Failure(unit.model, "attack", cell.id, str(error)))
         except Exception as error:
@@ -197,7 +197,7 @@ class _Scene:
         target = metrics.Target(clean, self.batch)
         for cell in cells:
             try:
-                if cell.attack == "none":
+                if cell.arm == CLEAN:
                     prediction, flags = clean, [set[str]() for _ in self.batch.x]
                     moves = geometry.measure_moves(self.batch.x, self.batch.x)
                     passes: Passes | None = [(0, 0)] * len(flags)
@@ -266,7 +266,7 @@ class _Scene:
         """
         if isinstance(gradient, Exception):
             raise gradient
-        budget, x = Budget(cell.norm, cell.eps), self.batch.x
+        budget, x = Budget(cell.arm.norm, cell.eps), self.batch.x
         lent = replace(self.batch, x=x.clone(), y=self.batch.y.clone(), valid=self.batch.valid.clone())
         generators = image_generators(self.seed, cell.id, self.batch.images)
         passes: Passes | None = [(1, 1)] * len(x)  # of an attack that shares its gradient, had it been alone
@@ -290,7 +290,7 @@ class _Scene:
             common.add("input_changed")
         x_adv, moves, flags = self._check(x_adv.detach(), budget, overshoot(attack), common)
         if passes is not None:
-            self._note_cost(stated_cost(cell, attack), passes, flags)
+            self._note_cost(stated_cost(cell.arm, attack), passes, flags)
         return x_adv, moves, flags, passes
 
     @timed("check of results")
@@ -361,10 +361,10 @@ class _Scene:
             "cell": cell.id,
             "dataset": self.dataset,
             "model": cell.model,
-            "attack": cell.attack,
-            "loss": cell.loss,
-            "settings": cell.settings,
-            "norm": cell.norm,
+            "attack": cell.arm.attack,
+            "loss": cell.arm.loss,
+            "settings": cell.arm.settings,
+            "norm": cell.arm.norm,
             "eps": cell.eps,
             "draw": cell.draw,
         }

@@ -1,4 +1,7 @@
-"""Statistics whose unit is the subject: slices of one body are one observation, not many. Loads no torch."""
+"""How sure is a mean? Statistics whose unit is the subject: slices of one body are one observation, not many.
+
+Loads no torch.
+"""
 
 from advseg_bench.stats.correlation import Coefficient, Correlation, correlate
 from advseg_bench.stats.equivalence import Equivalence, equivalence, equivalent_correlation

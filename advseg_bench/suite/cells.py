@@ -17,16 +17,39 @@ from advseg_bench.types import Norm
 
 
 @dataclass(frozen=True, slots=True)
+class Arm:
+    """An attack as it is compared with others: everything about it but the radius of the budget and the draw.
+
+    Attributes:
+        attack: The attack's name; "none" is the clean prediction.
+        loss: The loss's name, "" if the attack follows none.
+        settings: The attack's settings as canonical JSON.
+        norm: Norm of the budget.
+    """
+
+    attack: str
+    loss: str
+    settings: str
+    norm: Norm
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings as a dict."""
+        return dict(json.loads(self.settings))
+
+
+CLEAN = Arm("none", "", "{}", "linf")
+"""The clean prediction."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
-    """One attack with one loss, budget and draw on one model; "none" is the clean prediction.
+    """One arm with one radius and draw on one model.
 
     Attributes:
         id: Hash of everything the result depends on beside the images and the compute settings.
         model: The model's name.
-        attack: The attack's name.
-        loss: The loss's name, "" if the attack follows none.
-        settings: The attack's settings as canonical JSON.
-        norm: Norm of the budget.
+        arm: The attack with its loss, settings and norm.
         eps: Radius in image units.
         draw: Which repetition of a random attack.
         label: For people.
@@ -36,15 +59,19 @@ class Cell:
 
     id: str
     model: str
-    attack: str
-    loss: str
-    settings: str
-    norm: Norm
+    arm: Arm
     eps: float
     draw: int
     label: str
     skip: str | None
     max_forwards: int | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the cell as JSON values, flat, as `run.json` and the rows name its parts."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        arm = values.pop("arm")
+        model, identity = values.pop("model"), values.pop("id")
+        return {"id": identity, "model": model} | {name: getattr(arm, name) for name in arm.__slots__} | values
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +108,12 @@ def model_identity(suite: Suite, model: ModelSpec) -> dict[str, object]:
 
 def is_of(cell: Cell, attack: AttackSpec) -> bool:
     """Return whether a cell comes from an attack table of its suite."""
+    arm = cell.arm
     return (
-        (cell.attack, cell.norm) == (attack.name, attack.norm)
+        (arm.attack, arm.norm) == (attack.name, attack.norm)
         and cell.eps in attack.eps
-        and cell.loss in (attack.losses or ("",))
-        and json.loads(cell.settings) in attack.list_settings()
+        and arm.loss in (attack.losses or ("",))
+        and arm.options in attack.list_settings()
     )
 
 
@@ -99,14 +127,14 @@ def estimate(cells: tuple[Cell, ...]) -> Cost | None:
     for cell in cells:
         if cell.skip:
             continue
-        if cell.attack == "none":
+        if cell.arm == CLEAN:
             cost[0] += 1
             cost[2] += 1
             continue
-        alone = catalogue.attack_cost(cell.attack, json.loads(cell.settings))
+        alone = catalogue.attack_cost(cell.arm.attack, cell.arm.options)
         if alone is None:
             return None
-        shared = catalogue.ATTACKS[cell.attack].shared
+        shared = catalogue.ATTACKS[cell.arm.attack].shared
         key = _gradient_of(cell) if shared else cell.id
         cost[0] += 1 if shared else alone[0] + 1
         cost[1] += alone[1] if not shared or key not in gradients else 0
@@ -118,47 +146,37 @@ def estimate(cells: tuple[Cell, ...]) -> Cost | None:
 
 def _gradient_of(cell: Cell) -> str:
     """What cells of shared attacks with the same gradient have in common."""
-    steps = catalogue.ATTACKS[cell.attack].step_settings
-    settings = {name: value for name, value in json.loads(cell.settings).items() if name not in steps}
-    return json.dumps([cell.model, cell.loss, settings], sort_keys=True)
+    steps = catalogue.ATTACKS[cell.arm.attack].step_settings
+    settings = {name: value for name, value in cell.arm.options.items() if name not in steps}
+    return json.dumps([cell.model, cell.arm.loss, settings], sort_keys=True)
 
 
 def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
     """The cells of one model."""
     identity = model_identity(suite, model)
-    yield _cell(identity, model.name, "none", "", "{}", "linf", 0.0, 0, None)
+    yield _cell(identity, model.name, CLEAN, 0.0, 0, None)
     for attack in suite.attacks:
         for each, loss in product(attack.list_settings(), attack.losses or ("",)):
-            settings = json.dumps(each, sort_keys=True)
+            arm = Arm(attack.name, loss, json.dumps(each, sort_keys=True), attack.norm)
             skip = _why_skip(suite, attack, loss) or _why_skip_settings(suite, attack, loss, each)
             for eps, draw in product(attack.eps, range(attack.draws)):
-                cell = _cell(identity, model.name, attack.name, loss, settings, attack.norm, eps, draw, skip)
+                cell = _cell(identity, model.name, arm, eps, draw, skip)
                 yield replace(cell, max_forwards=attack.max_forwards)
 
 
-def _cell(
-    identity: dict[str, object],
-    model: str,
-    attack: str,
-    loss: str,
-    settings: str,
-    norm: Norm,
-    eps: float,
-    draw: int,
-    skip: str | None,
-) -> Cell:
+def _cell(identity: dict[str, object], model: str, arm: Arm, eps: float, draw: int, skip: str | None) -> Cell:
     """Build a cell."""
-    key = content_hash([identity, attack, loss, settings, norm, eps, draw])
-    radius = show_eps(eps) if norm == "linf" else f"{eps:.4g}"
-    parts = [
-        model,
-        attack,
-        loss,
-        "" if settings == "{}" else settings,
-        f"{norm} {radius}" if attack != "none" else "",
-    ]
-    label = " ".join(part for part in parts if part) + (f" draw {draw}" if draw else "")
-    return Cell(key, model, attack, loss, settings, norm, eps, draw, label, skip)
+    key = content_hash([identity, arm.attack, arm.loss, arm.settings, arm.norm, eps, draw])
+    return Cell(key, model, arm, eps, draw, _label(model, arm, eps, draw), skip)
+
+
+def _label(model: str, arm: Arm, eps: float, draw: int) -> str:
+    """A cell for people."""
+    radius = show_eps(eps) if arm.norm == "linf" else f"{eps:.4g}"
+    settings = "" if arm.settings == "{}" else arm.settings
+    budget = "" if arm == CLEAN else f"{arm.norm} {radius}"
+    parts = (model, arm.attack, arm.loss, settings, budget)
+    return " ".join(part for part in parts if part) + (f" draw {draw}" if draw else "")
 
 
 def show_eps(eps: float) -> str:

@@ -1,4 +1,4 @@
-"""What every attack must keep, as tests for its author, and segmenters whose strongest attack is known exactly.
+"""Does an attack keep the rules? The contract as tests for its author; segmenters with a known strongest attack.
 
 Nothing is imported before it is used: pytest loads this package at every start, through the plug-in beside it.
 """

@@ -17,7 +17,6 @@ from advseg_bench.environment import describe_device
 from advseg_bench.errors import SpecError, UserError, expected
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack, load_loss
-from advseg_bench.suite.cells import Cell
 from advseg_bench.testing.process import isolated, seed_globals
 from advseg_bench.testing.violations import ContractViolation
 from advseg_bench.types import Attack, Batch, Budget, Claims, Task, TaskKind
@@ -174,8 +173,7 @@ def _by_name(name: str, settings: dict[str, Any], loss: str | None) -> Builder:
     entry = catalogue.ATTACKS.get(name)
 
     def load(kind: TaskKind, used: str) -> tuple[Attack, str]:
-        cell = Cell("", "contract", name, used, json.dumps(settings), "linf", 0.0, 0, name, None)
-        return load_attack(cell, _task(kind)), used
+        return load_attack(name, settings, used, _task(kind)), used
 
     def build(kind: TaskKind) -> tuple[Attack, str]:
         if loss or (entry and entry.needs_loss):

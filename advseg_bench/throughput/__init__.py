@@ -1,1 +1,1 @@
-"""How fast implementations of an attack are on a suite's models, beside what no implementation could do better."""
+"""How fast is an attack? Implementations timed side by side on a suite's models, beside the bare limit."""

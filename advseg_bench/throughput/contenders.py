@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,6 @@ from advseg_bench.models.prepare import Prepared, prepare, prepare_auto
 from advseg_bench.registry.catalogue import read_steps
 from advseg_bench.registry.loading import load_attack
 from advseg_bench.running.runner import image_generators
-from advseg_bench.suite.cells import Cell
 from advseg_bench.types import Batch, Bounds, Budget, Task
 
 LIMIT = "bare limit"
@@ -129,13 +127,12 @@ def _contend(
 ) -> Contender:
     """One implementation, which takes as many gradients as the reference."""
     budget = work.budget
-    cell = Cell(name, "", name, work.loss, json.dumps(dict(settings)), budget.norm, budget.eps, 0, name, None)
-    attack = load_attack(cell, batch.task)
+    attack = load_attack(name, settings, work.loss, batch.task)
 
     def call() -> Tensor:
         return attack(model, batch, budget=budget, generators=image_generators(0, name, batch.images))
 
-    reference = load_attack(replace(cell, attack=work.reference, settings=json.dumps(dict(work.settings))), batch.task)
+    reference = load_attack(work.reference, work.settings, work.loss, batch.task)
     return Contender(name, preparation, model, int(getattr(reference, "steps", 1)), call)
 
 

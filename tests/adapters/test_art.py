@@ -25,7 +25,6 @@ from advseg_bench.errors import IncompatibleError, PluginError, SpecError
 from advseg_bench.geometry import distance
 from advseg_bench.losses import bce, dice
 from advseg_bench.registry.loading import load_attack
-from advseg_bench.suite.cells import Cell
 from advseg_bench.testing import LinearSegmenter
 from advseg_bench.types import Budget
 
@@ -212,8 +211,7 @@ def test_a_misspelt_class_gets_the_nearest_name():
 
 def test_a_cell_of_a_suite_finds_it():
     scene = scenes()["multilabel"]
-    cell = Cell("i", "m", "art.FastGradientMethod", "bce", "{}", "linf", 0.1, 0, "", None)
-    attack = load_attack(cell, scene.batch.task)
+    attack = load_attack("art.FastGradientMethod", {}, "bce", scene.batch.task)
     assert attack.name == "art.FastGradientMethod"
 
 

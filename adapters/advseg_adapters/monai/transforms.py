@@ -29,7 +29,6 @@ from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.probe import describe, probe
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack
-from advseg_bench.suite.cells import Cell
 from advseg_bench.types import Attack, Batch, Norm, Task, TaskKind
 
 TOLERANCE = 1e-6
@@ -257,7 +256,7 @@ def _find_attack(
     except TypeError as error:
         raise SpecError(f"{where}: settings: expected numbers, strings, booleans and lists: {error}.") from None
     with torch.inference_mode(False), torch.enable_grad():  # a loss is looked at by its gradient
-        return load_attack(Cell("", "", attack, loss or "", written, "linf", 0.0, 0, "", None), task)
+        return load_attack(attack, json.loads(written), loss or "", task)
 
 
 def _check_model(where: str, model: nn.Module, batch: Batch) -> None:

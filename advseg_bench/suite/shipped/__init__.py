@@ -1,1 +1,1 @@
-"""The suites in the package: TOML files, read by `advseg_bench.Suite.load`."""
+"""Which suites come with the package? TOML files, read by `advseg_bench.Suite.load`."""

@@ -1,4 +1,4 @@
-"""What a suite is made of: data, models, training recipe, attacks, compute. Validated, frozen, torch-free."""
+"""What is a suite made of? Data, models, training recipe, attacks, compute: validated, frozen, torch-free."""
 
 from advseg_bench.suite.specs.base import Spec
 from advseg_bench.suite.specs.data import (
