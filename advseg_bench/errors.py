@@ -42,6 +42,19 @@ class RecordError(UserError):
     """A run directory is damaged, occupied, or belongs to something else."""
 
 
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """Word any exception as part of one line: the message of a `UserError`, else the class's name and the message.
+
+    Args:
+        error: Raised by anybody's code; its message may have several lines or none.
+        longest: Characters of the message to keep.
+    Returns: Text without line breaks and, unless it is a `UserError`'s, without a full stop at its end.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.{longest}}".rstrip(" :.")
+
+
 def expected(where: object, what: str, value: object, remedy: str = "") -> str:
     """Word an error message the way every module does.
 

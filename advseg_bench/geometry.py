@@ -27,6 +27,11 @@ def distance(x: Tensor, y: Tensor, norm: Norm) -> Tensor:
     return moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
 
 
+def align(values: Tensor, like: Tensor) -> Tensor:
+    """Shape one value per image, (N,), as (N, 1, ..., 1), so that it broadcasts with images `like`."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
 class Moves(NamedTuple):
     """How far each image of a batch was moved, float64 (N,).
 
@@ -65,7 +70,7 @@ def project(x_adv: Tensor, x: Tensor, budget: Budget, bounds: Bounds) -> Tensor:
         inside = torch.minimum(torch.maximum(x_adv, x - budget.eps), x + budget.eps)
     else:
         length = distance(x_adv, x, "l2").clamp(min=torch.finfo(torch.float64).tiny)
-        factor = (budget.eps / length).clamp(max=1.0).view(-1, *[1] * (x.dim() - 1))
+        factor = align((budget.eps / length).clamp(max=1.0), x)
         inside = torch.where(factor < 1, (x + (x_adv - x) * factor).to(x.dtype), x_adv)
     return inside.clamp(bounds.lower, bounds.upper)
 
@@ -81,10 +86,9 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     if norm == "linf":
         return gradient.sign()
     # Dividing by the largest value first keeps a gradient of 1e-30 from vanishing when it is squared.
-    shape = (-1, *[1] * (gradient.dim() - 1))
-    largest = gradient.flatten(1).abs().amax(1).view(shape)
+    largest = align(gradient.flatten(1).abs().amax(1), gradient)
     scaled = torch.where(largest > 0, gradient / largest, gradient)
-    length = scaled.double().flatten(1).norm(dim=1).view(shape)
+    length = align(scaled.double().flatten(1).norm(dim=1), gradient)
     return torch.where(length > 0, scaled / length, scaled).to(gradient.dtype)
 
 
@@ -102,7 +106,7 @@ def blend_share(x: Tensor, direction: Tensor, reference: Tensor) -> Tensor:
     Returns: e, float64 (N, 1, ...), between 0 and 1; 0 where nothing changes.
     """
     clean, towards = x.double(), direction.double()
-    wanted = distance(reference, x, "linf").view(-1, *[1] * (x.dim() - 1))
+    wanted = align(distance(reference, x, "linf"), x)
     room = torch.where(towards < 0, clean, 1.0)
     reach = torch.where(room >= wanted, (towards - clean).abs(), 0.0).flatten(1).amax(1).view_as(wanted)
     return torch.where(wanted > 0, wanted / reach.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
@@ -134,7 +138,7 @@ def random_in_ball(x: Tensor, norm: Norm, generators: Sequence[torch.Generator])
     normal = torch.stack([_normal(one, g) for one, g in zip(x, generators, strict=True)])
     radius = torch.stack([_draw(one.flatten()[:1], g) for one, g in zip(x, generators, strict=True)])
     radius = radius ** (1 / x[0].numel())
-    return steepest(normal, "l2") * radius.view(-1, *[1] * (x.dim() - 1))
+    return steepest(normal, "l2") * align(radius, x)
 
 
 def _normal(one: Tensor, generator: torch.Generator) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from advseg_adapters.foreign import ForeignAttack, Route
 from advseg_adapters.loading import check_settings, find_route, is_batched
 from advseg_bench.errors import PluginError, SpecError
+from advseg_bench.geometry import align
 from advseg_bench.losses import Loss
 from advseg_bench.types import Attack, Batch, Budget, Model, Task
 
@@ -239,7 +240,7 @@ class FoolboxAttack(ForeignAttack):
                 if not _is_start_missing(error):
                     raise
                 return batch.x.clone()
-        result: Tensor = torch.where((found == 0).flatten(1).all(1).view(-1, *[1] * (found.dim() - 1)), batch.x, found)
+        result: Tensor = torch.where(align((found == 0).flatten(1).all(1), found), batch.x, found)
         return result
 
     def _radius(self, attack: library.Attack, batch: Batch, budget: Budget) -> float | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from advseg_bench.attacks.gradient import input_gradients
-from advseg_bench.geometry import project, random_in_ball, steepest
+from advseg_bench.geometry import align, project, random_in_ball, steepest
 from advseg_bench.losses import Loss
 from advseg_bench.types import Batch, Budget, Model
 
@@ -113,7 +113,7 @@ class ProjectedAscent:
             sizes = gradient.abs().flatten(1)
             size = sizes.sum(1) if self.momentum_norm == "l1" else sizes.mean(1)
             # A gradient that is zero everywhere adds nothing, rather than NaN.
-            gradient = gradient / torch.where(size > 0, size, 1).view(-1, *[1] * (gradient.dim() - 1))
+            gradient = gradient / align(torch.where(size > 0, size, 1), gradient)
         return gradient if memory is None else self.decay * memory + gradient
 
     def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
@@ -164,7 +164,7 @@ def _better(best: tuple[Tensor, Tensor] | None, x_adv: Tensor, value: Tensor) ->
     if best is None:
         return x_adv, value
     larger = (value > best[1]) | best[1].isnan()
-    return torch.where(larger.view(-1, *[1] * (x_adv.dim() - 1)), x_adv, best[0]), torch.where(larger, value, best[1])
+    return torch.where(align(larger, x_adv), x_adv, best[0]), torch.where(larger, value, best[1])
 
 
 def _confine(x_adv: Tensor, batch: Batch, budget: Budget) -> Tensor:

@@ -16,7 +16,7 @@ from advseg_bench.attacks.gradient import FGSM, input_gradients
 from advseg_bench.batches import check_batch
 from advseg_bench.crosscheck.trace import run_traced
 from advseg_bench.crosscheck.verdict import SOUND, Case, Effect, Finding, Verdict, judge, measure_effect
-from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, unknown
+from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line, unknown
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.prepare import prepare_checked
@@ -283,8 +283,7 @@ def _judge_one(name: str, attack: Attack, plan: Plan, scene: _Scene) -> Pair:
     try:
         theirs = run_traced(attack, case.model, case.batch, case.budget, _generators(plan, case.batch), scene.guard)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return Pair(name, place, Finding("fails", reason), {})
+        return Pair(name, place, Finding("fails", one_line(error)), {})
     finding = judge(case, scene.ours, theirs, scene.effect)
     cost = {
         "forwards": theirs.forwards,

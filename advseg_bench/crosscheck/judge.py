@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from advseg_bench.attacks.gradient import input_gradients
 from advseg_bench.batches import select_images
 from advseg_bench.crosscheck.replay import Stepwise
+from advseg_bench.geometry import align
 from advseg_bench.types import Batch, Budget
 
 ROUNDING_ULP = 4
@@ -192,7 +193,7 @@ class _Envelope:
         ulp = _rounding(batch)
         near = (after.double() - center).abs() <= 2 * spread + ulp
         noise = torch.stack([(m.double() - exact).abs() for m in others]).amax(0)
-        floor = usual_noise(noise).view(-1, *[1] * (x.dim() - 1))
+        floor = align(usual_noise(noise), x)
         dead = (exact == 0) & (noise == 0)  # no gradient at all is no rounding
         small = (exact.abs() <= torch.maximum(noise, floor)) & ~dead
         if budget.norm == "l2":  # one value's rounding moves all others through the length

@@ -11,7 +11,7 @@ import numpy as np
 from advseg_bench import environment
 from advseg_bench.cache import content_hash
 from advseg_bench.data.dataset import Dataset, Sample
-from advseg_bench.errors import DataError, PluginError, SpecError, UserError, expected, unknown
+from advseg_bench.errors import DataError, PluginError, SpecError, UserError, expected, one_line, unknown
 from advseg_bench.registry import plugins
 from advseg_bench.suite.specs import PluginData
 from advseg_bench.types import Task
@@ -40,7 +40,7 @@ def load(spec: PluginData) -> Dataset:
     except UserError:
         raise
     except Exception as error:
-        raise DataError(f"{where}: could not be loaded: {plugins.tell(error)}. Check `settings`.") from error
+        raise DataError(f"{where}: could not be loaded: {one_line(error)}. Check `settings`.") from error
     _check_dataset(where, dataset, spec)
     code = environment.describe_code([("data set", spec.name)])
     return Dataset(
@@ -96,7 +96,7 @@ def _read_sample(where: str, index: int, dataset: Dataset, spec: PluginData) -> 
     except UserError:
         raise
     except Exception as error:
-        raise DataError(f"{where}: cannot be read: {plugins.tell(error)}.") from error
+        raise DataError(f"{where}: cannot be read: {one_line(error)}.") from error
     image, label, valid = sample
     _check_array(f"{where}: image", image, "float32", (spec.channels, *space))
     if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError, expected, unknown
+from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError, expected, one_line, unknown
 from advseg_bench.models.module import SegmentationModule
-from advseg_bench.models.probe import describe, probe
+from advseg_bench.models.probe import probe
 from advseg_bench.registry import catalogue, plugins
 from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Task
@@ -299,7 +299,7 @@ def _construct(where: str, spec: ModelSpec, make: Callable[..., Any], arguments:
         raise
     except Exception as error:
         raise SpecError(
-            f"{where}: {spec.architecture} could not be built: {describe(error)}. Check `encoder` and `settings`."
+            f"{where}: {spec.architecture} could not be built: {one_line(error)}. Check `encoder` and `settings`."
         ) from error
 
 

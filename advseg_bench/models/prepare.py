@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advseg_bench.errors import IncompatibleError, SpecError, expected
+from advseg_bench.errors import IncompatibleError, SpecError, expected, one_line
 from advseg_bench.instruments import meter
 from advseg_bench.models.fold import fold_batch_norms
 from advseg_bench.models.lean import Lean, is_worth_it
@@ -207,7 +207,7 @@ def _compare(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, ...]])
             with Lean(small=0) if "lean" in steps else nullcontext():
                 found = gradient_error(prepared, x, reference)
         except Exception as error:  # whatever it is, the model as it is can be attacked
-            rejected[_name(steps)] = f"{type(error).__name__}: {error}".splitlines()[0]
+            rejected[_name(steps)] = one_line(error)
             continue
         if found <= TOLERATED * raw_error:
             choices.append(Choice(prepared, prepared.steps, found, raw_error, rejected))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from advseg_bench.errors import IncompatibleError, UserError, expected
+from advseg_bench.errors import IncompatibleError, UserError, expected, one_line
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.types import Task
 
@@ -71,11 +71,6 @@ def probe(where: str, model: SegmentationModule, x: Tensor, task: Task) -> str |
     return last if wide and torch.allclose(shifted, logits + step, rtol=0, atol=tolerance) else None
 
 
-def describe(error: Exception) -> str:
-    """Put an error of another library on one line of at most 300 characters, its class first."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}".rstrip(" :.")
-
-
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Run in eval mode without gradients; put back each training flag and the state of the random numbers."""
@@ -97,7 +92,7 @@ def _run(where: str, model: nn.Module, x: Tensor) -> Tensor:
         raise
     except Exception as error:
         raise IncompatibleError(
-            f"{where}: the network fails on images of shape {tuple(x.shape[1:])}: {describe(error)}. "
+            f"{where}: the network fails on images of shape {tuple(x.shape[1:])}: {one_line(error)}. "
             "Give larger images, or other `settings` or `stride`."
         ) from error
     return logits

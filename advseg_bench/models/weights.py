@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from advseg_bench.cache import write_bytes
-from advseg_bench.errors import DataError, SpecError, UserError, expected
+from advseg_bench.errors import DataError, SpecError, UserError, expected, one_line
 from advseg_bench.models.module import SegmentationModule
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
@@ -105,7 +105,7 @@ def _unpickle(path: Path, data: bytes) -> object:
             raise _refused(path, "a pickle of more than tensors") from None
         raise _damaged(path, "it is no file of torch.save") from None
     except Exception as error:  # the loader meets damage with whatever its parser stumbles over
-        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+        raise _damaged(path, one_line(error)) from None
 
 
 def _check_archive(path: Path, data: bytes) -> None:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, cast
 
 from advseg_bench.attacks.function import FunctionAttack
-from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError, expected
+from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError, expected, one_line
 from advseg_bench.losses import Loss, probe
 from advseg_bench.registry import plugins, toolkits
 from advseg_bench.registry.plugins import Plugin
@@ -66,7 +66,7 @@ def load_loss(name: str, task: Task) -> Loss:
         raise
     except Exception as error:
         raise IncompatibleError(
-            f"loss {name}: fails on logits of a {task.kind} task: {plugins.tell(error)}. "
+            f"loss {name}: fails on logits of a {task.kind} task: {one_line(error)}. "
             "Its call is (logits, y, valid, task) -> one value per image."
         ) from error
     return cast(Loss, loss)
@@ -109,7 +109,7 @@ def _load_foreign(toolkit: Plugin, name: str, settings: dict[str, Any], loss: Lo
             missing = f"attack {name}: needs {toolkit.name}, which is not installed"
             raise PluginError(f"{missing}. Run: {toolkits.install(toolkit)}") from None
         remedy = f"Run: {toolkits.install(toolkit)}" if isinstance(error, ImportError) else plugins.mend(toolkit)
-        raise PluginError(f"{owner} fails: {plugins.tell(error)}. {remedy}") from error
+        raise PluginError(f"{owner} fails: {one_line(error)}. {remedy}") from error
     if not callable(attack):
         raise PluginError(expected(owner, "an attack from its `load`", type(attack).__name__, plugins.mend(toolkit)))
     return cast(Attack, attack)

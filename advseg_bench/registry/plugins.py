@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import Literal
 
-from advseg_bench.errors import PluginError, unknown
+from advseg_bench.errors import PluginError, one_line, unknown
 from advseg_bench.registry import catalogue
 
 Kind = Literal["attack", "architecture", "loss", "data set"]
@@ -132,18 +132,13 @@ def mend(plugin: Plugin) -> str:
     return f"Update or reinstall {plugin.distribution}, or remove it: pip uninstall {plugin.distribution}"
 
 
-def tell(error: BaseException) -> str:
-    """Word a foreign error as one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
-
-
 def _import(where: str, target: str, remedy: str) -> object:
     """Import `package.module:object`; whatever goes wrong is one line."""
     module_name, _, path = target.partition(":")
     try:
         module = import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{where}: module {module_name!r} cannot be imported: {tell(error)}. {remedy}") from error
+        raise PluginError(f"{where}: module {module_name!r} cannot be imported: {one_line(error)}. {remedy}") from error
     try:
         return attrgetter(path)(module)
     except AttributeError:

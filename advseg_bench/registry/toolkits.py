@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from advseg_bench.errors import PluginError, unknown
-from advseg_bench.registry.plugins import TOOLKITS, Plugin, check_name, find_conflict, list_plugins, mend, tell
+from advseg_bench.errors import PluginError, one_line, unknown
+from advseg_bench.registry.plugins import TOOLKITS, Plugin, check_name, find_conflict, list_plugins, mend
 from advseg_bench.types import Norm, TaskKind
 
 
@@ -102,7 +102,7 @@ def read_support(toolkit: Plugin) -> Mapping[str, Row]:
             except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 raise PluginError(
                     f"toolkit {toolkit.name} of distribution {toolkit.distribution}: {path} is no support table: "
-                    f"{tell(error)}. {mend(toolkit)}"
+                    f"{one_line(error)}. {mend(toolkit)}"
                 ) from error
     return {}
 

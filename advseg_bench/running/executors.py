@@ -18,7 +18,7 @@ from importlib import import_module
 from multiprocessing import util
 from typing import Any, Protocol
 
-from advseg_bench.errors import UserError, WorkerError
+from advseg_bench.errors import UserError, WorkerError, one_line
 from advseg_bench.instruments import profiling
 from advseg_bench.instruments.allocator import keep_freed_memory
 
@@ -256,7 +256,7 @@ def _work(emit: Emit, job: str, arguments: tuple[Any, ...]) -> Any:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        failed = JobError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        failed = JobError(one_line(error))
         failed.add_note(traceback.format_exc())
         raise failed from None
 

@@ -20,7 +20,7 @@ from advseg_bench import geometry, metrics
 from advseg_bench.attacks.gradient import OneGradientAttack, input_gradients, is_shared
 from advseg_bench.batches import move_batch
 from advseg_bench.data.dataset import Dataset
-from advseg_bench.errors import UserError
+from advseg_bench.errors import one_line
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.instruments.profiling import timed
@@ -160,10 +160,8 @@ def _load_attacks(unit: Unit, dataset: Dataset) -> tuple[dict[str, Attack], list
             if arm not in built:
                 built[arm] = load_attack(arm.attack, arm.options, arm.loss, dataset.task)
             attacks[cell.id] = built[arm]
-        except UserError as error:
-            failures.append(Failure(unit.model, "attack", cell.id, str(error)))
         except Exception as error:
-            failures.append(Failure(unit.model, "attack", cell.id, f"{type(error).__name__}: {error}"))
+            failures.append(Failure(unit.model, "attack", cell.id, one_line(error)))
     return attacks, failures
 
 
@@ -208,7 +206,7 @@ class _Scene:
                     self._note_success(attacks[cell.id], attacked, logits, flags)
             except (Exception, SystemExit) as error:
                 self.changed |= self.guard.restore()
-                failures.append(Failure(cell.model, "attack", cell.id, f"{type(error).__name__}: {error}"))
+                failures.append(Failure(cell.model, "attack", cell.id, one_line(error)))
                 continue
             rows += self._rows(cell, moves, flags, passes, target.count(prediction))
         return rows, failures
@@ -315,7 +313,7 @@ class _Scene:
         flags = [common | {name for name, mask in columns.items() if mask[i]} for i in range(len(x))]
         if (outside | over).any():
             fixed = geometry.project(x_adv, x, Budget(budget.norm, times * budget.eps), bounds)
-            broken = (outside | over).view(-1, *[1] * (x.dim() - 1))
+            broken = geometry.align(outside | over, x)
             x_adv = torch.where(broken, fixed, x_adv)
             moves = geometry.measure_moves(x_adv, x)
         return x_adv, moves, flags

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from advseg_bench import losses
 from advseg_bench.attacks.function import FunctionAttack
 from advseg_bench.environment import describe_device
-from advseg_bench.errors import SpecError, UserError, expected
+from advseg_bench.errors import SpecError, UserError, expected, one_line
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.testing.process import isolated, seed_globals
@@ -79,8 +79,7 @@ class Case:
         try:
             return self.attacks[batch.task.kind](model, batch, budget=budget, generators=generators)
         except Exception as error:
-            message = " ".join(str(error).split())
-            raise ContractViolation(f"raised {type(error).__name__}: {message} [{where}, {show(budget)}]") from error
+            raise ContractViolation(f"raised {one_line(error)} [{where}, {show(budget)}]") from error
 
 
 def find_case(

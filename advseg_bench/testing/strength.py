@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from advseg_bench.geometry import random_sign
+from advseg_bench.geometry import align, random_sign
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.metrics import predict
 from advseg_bench.testing.case import Case, copy_batch, make_generator, show
@@ -203,5 +203,5 @@ def _noise(batch: Batch, length: Tensor) -> Iterator[Tensor]:
     for draw in range(NOISE_DRAWS):
         pattern = random_sign(batch.x, [make_generator(image, 100 + draw) for image in batch.images])
         size = length / batch.x[0].numel() ** 0.5
-        x = batch.x + pattern * size.view(-1, *[1] * (batch.x.dim() - 1)).to(batch.x)
+        x = batch.x + pattern * align(size, batch.x).to(batch.x)
         yield x.clamp(batch.bounds.lower, batch.bounds.upper)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from advseg_bench.errors import one_line
 from advseg_bench.instruments import meter
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.instruments.meter import Samples
@@ -118,7 +119,7 @@ def _try(contender: Contender) -> str | None:
     try:
         contender.call()
     except Exception as error:
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        message = one_line(error)
         full = meter.is_full(error)
         error.__traceback__ = None  # it holds the tensors that filled the memory
         del error

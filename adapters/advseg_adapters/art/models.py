@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from advseg_adapters.art.inputs import ROUNDING, check_logits, read_task
-from advseg_bench.errors import IncompatibleError, UserError, expected
+from advseg_bench.errors import IncompatibleError, UserError, expected, one_line
 from advseg_bench.losses import Loss, probe
 from advseg_bench.models import probe as models
 from advseg_bench.models.module import SegmentationModule
@@ -43,7 +43,7 @@ def _probe_loss(loss: Loss, task: Task, name: str) -> None:
         what = "a function (logits, y, valid, task) -> one value per image"
         remedy = "Write such a function around it, or name one of ours, such as 'dice'."
         raise IncompatibleError(
-            f"loss {name}: expected {what}; called as one it fails: {models.describe(error)}. {remedy}"
+            f"loss {name}: expected {what}; called as one it fails: {one_line(error)}. {remedy}"
         ) from error
 
 
@@ -71,7 +71,7 @@ def check_model(
             logits = model(x)
         except Exception as error:
             raise IncompatibleError(
-                f"model: fails on an image of shape {tuple(shape)}: {models.describe(error)}. Check `input_shape`."
+                f"model: fails on an image of shape {tuple(shape)}: {one_line(error)}. Check `input_shape`."
             ) from error
     if not isinstance(logits, Tensor):
         remedy = "Return the segmentation alone, without auxiliary outputs."

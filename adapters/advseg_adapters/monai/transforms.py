@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from advseg_adapters.monai.networks import to_plain, with_meta_of
 from advseg_adapters.monai.samples import MASK, check_image, find, make_bounds, make_budget, make_task, read_labels
-from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected
+from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line
 from advseg_bench.geometry import distance, project
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.models.module import SegmentationModule
-from advseg_bench.models.probe import describe, probe
+from advseg_bench.models.probe import probe
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack
 from advseg_bench.types import Attack, Batch, Norm, Task, TaskKind
@@ -159,7 +159,7 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
                 raise
             except Exception as error:
                 shape = tuple(batch.x.shape[1:])
-                raise IncompatibleError(f"attack {name}: fails on an image of {shape}: {describe(error)}.") from error
+                raise IncompatibleError(f"attack {name}: fails on an image of {shape}: {one_line(error)}.") from error
             changed = guard.restore()
         x_adv = self._check(x_adv, batch)
         over = float(distance(x_adv, batch.x, self.budget.norm)) > self.budget.eps + TOLERANCE
