@@ -12,12 +12,13 @@ from advseg_bench.lazy import export_lazily
 if TYPE_CHECKING:
     from advseg_bench import attacks, geometry, losses, metrics, stats, testing
     from advseg_bench.attacks.function import attack
+    from advseg_bench.batches import Batch
     from advseg_bench.claims import Claim, judge_claims
     from advseg_bench.results.run import Run
     from advseg_bench.running.benchmark import run
     from advseg_bench.suite.cells import Cell, plan
     from advseg_bench.suite.suite import Suite, list_suites
-    from advseg_bench.types import Attack, Batch, Bounds, Budget, Task
+    from advseg_bench.types import Attack, Bounds, Budget, Task
 
     __version__: str
 
@@ -46,7 +47,7 @@ __all__ = [
 
 _HOMES = {
     "Attack": "types",
-    "Batch": "types",
+    "Batch": "batches",
     "Bounds": "types",
     "Budget": "types",
     "Cell": "suite.cells",

@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from advseg_bench.errors import DataError, expected
-from advseg_bench.types import Batch
+from advseg_bench.types import Bounds, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images with their labels and everything an attack or a metric must know about them.
+
+    Attributes:
+        x: Images, float32, shape (N, C, *S), inside `bounds`.
+        y: Labels; bool (N, K, *S) for binary (K = 1) and multilabel, int64 (N, *S) for multiclass.
+        valid: bool (N, *S); a pixel that is False counts in no loss and in no score.
+        task: What the labels mean.
+        bounds: Intensities an adversarial image must stay inside.
+        images: N identifiers, unique in the data set.
+        subjects: N identifiers of the person (or phantom case) each image shows: the unit of statistics.
+        blocks: N identifiers of the run of neighbouring images (day, scan, slab) each image belongs to.
+        spacing: N tuples, the edge lengths of a pixel in mm, in the order of the space axes; NaN if unknown.
+    """
+
+    x: Tensor
+    y: Tensor
+    valid: Tensor
+    task: Task
+    bounds: Bounds
+    images: tuple[str, ...]
+    subjects: tuple[str, ...]
+    blocks: tuple[str, ...]
+    spacing: tuple[tuple[float, ...], ...]
 
 
 def select_images(batch: Batch, indices: Sequence[int]) -> Batch:
@@ -24,6 +52,11 @@ def select_images(batch: Batch, indices: Sequence[int]) -> Batch:
         blocks=tuple(batch.blocks[i] for i in indices),
         spacing=tuple(batch.spacing[i] for i in indices),
     )
+
+
+def copy_batch(batch: Batch) -> Batch:
+    """Return a batch that shares no memory with the other."""
+    return replace(batch, x=batch.x.clone(), y=batch.y.clone(), valid=batch.valid.clone())
 
 
 def move_batch(batch: Batch, device: str | torch.device) -> Batch:

@@ -8,9 +8,10 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from advseg_bench.batches import Batch
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.losses import one_hot
-from advseg_bench.types import Batch, Task
+from advseg_bench.types import Task
 
 
 @dataclass(frozen=True, slots=True)

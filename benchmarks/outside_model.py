@@ -19,15 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench.attacks.ascent import PGD
+from advseg_bench.attacks.base import image_generators
 from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.batches import Batch
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.models.build import build_model
 from advseg_bench.registry.loading import load_loss
-from advseg_bench.running import runner
+from advseg_bench.running.scene import Scene
 from advseg_bench.suite import cells
 from advseg_bench.suite.cells import Cell
 from advseg_bench.suite.suite import Suite
-from advseg_bench.types import Batch, Bounds, Budget, Task
+from advseg_bench.types import Bounds, Budget, Task
 
 TASK = Task("multilabel", ("stomach", "large bowel", "small bowel"))
 EPS, BATCH = 4 / 255, 4
@@ -101,14 +103,14 @@ def _measure(model: _Clocked, name: str, tried: FGSM | PGD, batch: Batch, repeat
     budget = Budget("linf", EPS)
     clean = Cell("clean", name, cells.CLEAN, 0.0, 0, "", None)
     cell = replace(clean, id="attacked", arm=cells.Arm(attack, "bce", "{}", "linf"), eps=EPS)
-    scene = runner._Scene(model, ModelGuard(model), batch, dataset="made up", n=len(batch.x), seed=0)
+    scene = Scene(model, ModelGuard(model), batch, dataset="made up", n=len(batch.x), seed=0)
 
     def call() -> None:
-        tried(model, batch, budget=budget, generators=runner.image_generators(0, "", batch.images))
+        tried(model, batch, budget=budget, generators=image_generators(0, "", batch.images))
 
     def perturb() -> None:
         scene.thorough = False  # as in a run, where values are compared at the end of a batch
-        scene.perturb(cell, tried, scene.shared_gradients({cell.id: tried})[1].get(cell.id))
+        scene.perturb(cell, tried, scene.look([tried])[1])
 
     def whole() -> None:
         scene.attack_and_score([clean, cell], {cell.id: tried})

@@ -8,7 +8,8 @@ from monai.metrics import DiceMetric
 from torchmetrics.functional.segmentation import dice_score
 
 from advseg_bench import metrics
-from advseg_bench.types import Batch, Bounds, Task
+from advseg_bench.batches import Batch
+from advseg_bench.types import Bounds, Task
 
 TASK = Task("multilabel", ("stomach", "large bowel", "small bowel"))
 N, SIDE = 8, 224

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from advseg_bench import metrics
-from advseg_bench.batches import move_batch
+from advseg_bench.batches import Batch, move_batch
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.models.build import build_model
@@ -21,7 +21,7 @@ from advseg_bench.running.work import Unit
 from advseg_bench.suite.cells import CLEAN as CLEAN_ARM
 from advseg_bench.suite.cells import Arm, Cell
 from advseg_bench.suite.specs import Mni152Data, ModelSpec
-from advseg_bench.types import Batch, Budget
+from advseg_bench.types import Budget
 
 RESNET18 = ModelSpec(name="unet-resnet18", architecture="smp.Unet", encoder="resnet18")
 CLEAN = Cell("clean", "m", CLEAN_ARM, 0.0, 0, "", None)
@@ -55,7 +55,7 @@ def sweep_works(
     arms = [Arm("fgsm", loss, "{}", "linf") for loss in losses]
     cells = [replace(CLEAN, id=f"{arm.loss}{e}", arm=arm, eps=e) for arm in arms for e in eps]
     batch = move_batch(data.batch(list(images)), device)
-    setting = runner.Setting(seed=0, batch=len(images), device=device)
+    setting = runner.Conditions(seed=0, batch=len(images), device=device)
     attacked = attacked or prepare(model, batch.x, ["lean"])
     works: dict[str, Callable[[], object]] = {
         "limit": partial(_limit, model, batch, len(losses), len(cells)),

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advseg_bench import geometry
-from advseg_bench.batches import select_images
+from advseg_bench.batches import Batch, select_images
 from advseg_bench.losses import Loss, one_hot, probabilities
 from advseg_bench.metrics import predict
 from advseg_bench.testing.segmenters import margins
-from advseg_bench.types import Batch, Budget, Claims
+from advseg_bench.types import Budget, Traits
 
-LINF = Claims(norms=("linf",))
-BOTH = Claims()
+LINF = Traits(norms=("linf",))
+BOTH = Traits()
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Planted:
     """An attack whose call is a function (loss, model, batch, budget, generators)."""
 
     loss: Loss
-    claims: ClassVar[Claims] = BOTH
+    traits: ClassVar[Traits] = BOTH
     function: ClassVar[Callable[..., Any]]
 
     def __call__(self, model: nn.Module, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Any:
@@ -61,21 +61,21 @@ FAULTS: dict[str, Fault] = {}
 SOUND: dict[str, type[Planted]] = {}
 
 
-def _attack_of(function: Callable[..., Any], claims: Claims) -> type[Planted]:
-    return type(function.__name__, (Planted,), {"function": staticmethod(function), "claims": claims})
+def _attack_of(function: Callable[..., Any], traits: Traits) -> type[Planted]:
+    return type(function.__name__, (Planted,), {"function": staticmethod(function), "traits": traits})
 
 
-def fault(rule: str, says: str, claims: Claims = LINF) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def fault(rule: str, says: str, traits: Traits = LINF) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def plant(function: Callable[..., Any]) -> Callable[..., Any]:
-        FAULTS[function.__name__] = Fault(_attack_of(function, claims), rule, says)
+        FAULTS[function.__name__] = Fault(_attack_of(function, traits), rule, says)
         return function
 
     return plant
 
 
-def sound(claims: Claims = BOTH) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def sound(traits: Traits = BOTH) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def keep(function: Callable[..., Any]) -> Callable[..., Any]:
-        SOUND[function.__name__] = _attack_of(function, claims)
+        SOUND[function.__name__] = _attack_of(function, traits)
         return function
 
     return keep
@@ -119,7 +119,7 @@ def needs_four_axes(loss, model, batch, budget, generators):
     return fgsm(loss, model, batch, budget)
 
 
-@fault("runs", r"with images that are not square and only there", Claims(norms=("linf",), dims=(2,)))
+@fault("runs", r"with images that are not square and only there", Traits(norms=("linf",), dims=(2,)))
 def needs_square_images(loss, model, batch, budget, generators):
     step = gradient(loss, model, batch.x, batch).sign()
     side = batch.x.shape[2]
@@ -177,7 +177,7 @@ def keeps_the_graph(loss, model, batch, budget, generators):
     return clip(leaf + budget.eps * g.sign(), batch)
 
 
-@fault("output", r"got NaN or infinity in image 0, which has no valid pixel", Claims(norms=("l2",)))
+@fault("output", r"got NaN or infinity in image 0, which has no valid pixel", Traits(norms=("l2",)))
 def divides_by_a_zero_gradient(loss, model, batch, budget, generators):
     g = gradient(loss, model, batch.x, batch)
     return clip(batch.x + budget.eps * g / length(g), batch)
@@ -302,7 +302,7 @@ def does_not_clip(loss, model, batch, budget, generators):
     return batch.x + budget.eps * gradient(loss, model, batch.x, batch).sign()
 
 
-@fault("bounds", r"expected intensities in \[0, 1\]", Claims(norms=("l2",)))
+@fault("bounds", r"expected intensities in \[0, 1\]", Traits(norms=("l2",)))
 def projects_after_the_clip_to_full_length(loss, model, batch, budget, generators):
     g = gradient(loss, model, batch.x, batch)
     delta = clip(batch.x + budget.eps * geometry.steepest(g, "l2"), batch) - batch.x
@@ -392,7 +392,7 @@ def normalises_to_and_fro(loss, model, batch, budget, generators):
 # What a result may depend on.
 
 
-@fault("repeatable", r"as it claims to be random, got the same", Claims(norms=("linf",), random=True))
+@fault("repeatable", r"as it claims to be random, got the same", Traits(norms=("linf",), random=True))
 def ignores_the_generators(loss, model, batch, budget, generators):
     start = torch.rand(batch.x.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     x = confine(batch.x + budget.eps * start, batch, budget)
@@ -428,7 +428,7 @@ def keeps_momentum_between_calls(loss, model, batch, budget, generators):
     return clip(batch.x + budget.eps * g.sign(), batch)
 
 
-@fault("repeatable", r"as it claims not to be random, got others", Claims(norms=("linf",), random=False))
+@fault("repeatable", r"as it claims not to be random, got others", Traits(norms=("linf",), random=False))
 def is_random_unawares(loss, model, batch, budget, generators):
     x = confine(batch.x + budget.eps * geometry.random_uniform(batch.x, generators), batch, budget)
     return confine(x + 2 * budget.eps * gradient(loss, model, x, batch).sign(), batch, budget)
@@ -465,14 +465,14 @@ def takes_the_neighbours_label(loss, model, batch, budget, generators):
     return clip(batch.x + budget.eps * gradient(loss, model, batch.x, rolled).sign(), batch)
 
 
-@fault("neighbours", r"expected image . to have one result", Claims(norms=("linf",), random=True))
+@fault("neighbours", r"expected image . to have one result", Traits(norms=("linf",), random=True))
 def draws_everything_from_one_generator(loss, model, batch, budget, generators):
     start = torch.rand(batch.x.shape, generator=generators[0]) * 2 - 1
     x = confine(batch.x + budget.eps * start, batch, budget)
     return confine(x + 0.5 * budget.eps * gradient(loss, model, x, batch).sign(), batch, budget)
 
 
-@fault("neighbours", r"expected image . to have one result", Claims(norms=("l2",)))
+@fault("neighbours", r"expected image . to have one result", Traits(norms=("l2",)))
 def takes_the_length_of_the_batch(loss, model, batch, budget, generators):
     g = gradient(loss, model, batch.x, batch)
     return clip(batch.x + budget.eps * g / g.norm().clamp(min=1e-20), batch)
@@ -557,7 +557,7 @@ def is_noise(loss, model, batch, budget, generators):
 @fault(
     "optimum",
     r"Pixels labelled 0 hardly move. Are prediction and target of the loss swapped",
-    Claims(norms=("linf",), kinds=("binary", "multilabel")),
+    Traits(norms=("linf",), kinds=("binary", "multilabel")),
 )
 def swaps_the_arguments_of_the_loss(loss, model, batch, budget, generators):
     def swapped(logits: Tensor, y: Tensor, valid: Tensor, task: Any) -> Tensor:
@@ -603,19 +603,19 @@ def guesses_the_unit_of_eps(loss, model, batch, budget, generators):
     return fgsm(loss, model, batch, Budget(budget.norm, budget.eps / unit))
 
 
-@fault("cost", r"expected 1 forwards per image, as it states, got 2", Claims(norms=("linf",), forwards=1, backwards=1))
+@fault("cost", r"expected 1 forwards per image, as it states, got 2", Traits(norms=("linf",), forwards=1, backwards=1))
 def looks_twice(loss, model, batch, budget, generators):
     with torch.no_grad():
         model(batch.x)
     return fgsm(loss, model, batch, budget)
 
 
-@fault("cost", r"expected 5 backwards per image, as it states, got 1", Claims(norms=("linf",), backwards=5))
+@fault("cost", r"expected 5 backwards per image, as it states, got 1", Traits(norms=("linf",), backwards=5))
 def takes_fewer_steps_than_it_states(loss, model, batch, budget, generators):
     return fgsm(loss, model, batch, budget)
 
 
-@fault("cost", r"expected 0 forwards per image.*A control costs nothing unless it says so", Claims(control=True))
+@fault("cost", r"expected 0 forwards per image.*A control costs nothing unless it says so", Traits(control=True))
 def is_no_control(loss, model, batch, budget, generators):
     with torch.no_grad():
         model(batch.x)
@@ -630,7 +630,7 @@ def needs_no_gradient_unawares(loss, model, batch, budget, generators):
 # Sound ones, written otherwise than the package's.
 
 
-@sound(Claims(norms=("linf",), gradient=False))
+@sound(Traits(norms=("linf",), gradient=False))
 def searches_by_finite_differences(loss, model, batch, budget, generators):
     """Every pixel at once: right where pixels share nothing."""
     with torch.no_grad():
@@ -651,7 +651,7 @@ def pixel_loss(logits: Tensor, batch: Batch) -> Tensor:
     return value * batch.valid
 
 
-@sound(Claims(norms=("linf",), gradient=False, random=True))
+@sound(Traits(norms=("linf",), gradient=False, random=True))
 def searches_at_random(loss, model, batch, budget, generators):
     """Signs of some values are drawn again, and kept where the image's loss grows."""
     with torch.no_grad():
@@ -667,12 +667,12 @@ def searches_at_random(loss, model, batch, budget, generators):
         return confine(batch.x + delta, batch, budget)
 
 
-@sound(Claims(norms=("linf",), forwards=1, backwards=1, random=False))
+@sound(Traits(norms=("linf",), forwards=1, backwards=1, random=False))
 def takes_images_one_by_one(loss, model, batch, budget, generators):
     return torch.cat([fgsm(loss, model, select_images(batch, [i]), budget) for i in range(len(batch.x))])
 
 
-@sound(Claims(norms=("linf",)))
+@sound(Traits(norms=("linf",)))
 def freezes_and_thaws(loss, model, batch, budget, generators):
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
@@ -685,14 +685,14 @@ def freezes_and_thaws(loss, model, batch, budget, generators):
     return clip(batch.x + budget.eps * leaf.grad.sign(), batch)
 
 
-@sound(Claims(norms=("linf",), random=False))
+@sound(Traits(norms=("linf",), random=False))
 def computes_in_numpy(loss, model, batch, budget, generators):
     step = np.sign(gradient(loss, model, batch.x, batch).numpy().astype(np.float64))
     x = np.clip(batch.x.numpy() + np.float32(budget.eps) * step, batch.bounds.lower, batch.bounds.upper)
     return torch.from_numpy(x).to(batch.x.dtype)
 
 
-@sound(Claims(random=True))
+@sound(Traits(random=True))
 def starts_at_random_and_keeps_the_best(loss, model, batch, budget, generators):
     """Two starts of three steps, in float64; per image the result of larger loss."""
     results, values = [], []
@@ -708,7 +708,7 @@ def starts_at_random_and_keeps_the_best(loss, model, batch, budget, generators):
     return torch.where(per_image(values[0] >= values[1], batch.x), *results)
 
 
-@sound(Claims(norms=("linf",)))
+@sound(Traits(norms=("linf",)))
 def attacks_what_is_still_right(loss, model, batch, budget, generators):
     """The loss of pixels that are right, then ever more of the others (as SegPGD weighs them)."""
     x, steps = batch.x, 5
@@ -724,7 +724,7 @@ def attacks_what_is_still_right(loss, model, batch, budget, generators):
     return x
 
 
-@sound(Claims(norms=("linf",)))
+@sound(Traits(norms=("linf",)))
 def pushes_margins_until_they_break(loss, model, batch, budget, generators):
     """A loss without a gradient where a pixel is well broken, as of Carlini and Wagner."""
     x = batch.x
@@ -737,7 +737,7 @@ def pushes_margins_until_they_break(loss, model, batch, budget, generators):
     return x
 
 
-@sound(Claims(norms=("linf",), minimal_norm=True, random=False))
+@sound(Traits(norms=("linf",), minimal_norm=True, random=False))
 def seeks_the_smallest_radius(loss, model, batch, budget, generators):
     """Bisects, image by image, the radius at which the loss has grown by a fifth."""
     step = gradient(loss, model, batch.x, batch).sign()
@@ -752,12 +752,12 @@ def seeks_the_smallest_radius(loss, model, batch, budget, generators):
     return clip(batch.x + per_image(high, step) * step, batch)
 
 
-@sound(Claims(control=True, random=False))
+@sound(Traits(control=True, random=False))
 def brightens(loss, model, batch, budget, generators):
     return geometry.project(batch.x + budget.eps / 2, batch.x, budget, batch.bounds)
 
 
-@sound(Claims(norms=("l2",), random=False))
+@sound(Traits(norms=("l2",), random=False))
 def normalises_with_care(loss, model, batch, budget, generators):
     x, memory = batch.x, torch.zeros_like(batch.x)
     for _ in range(4):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from advseg_bench.types import Batch, Bounds, Task, TaskKind
+from advseg_bench.batches import Batch
+from advseg_bench.types import Bounds, Task, TaskKind
 
 KINDS: tuple[TaskKind, ...] = ("binary", "multilabel", "multiclass")
 CHANNELS = {"binary": 1, "multilabel": 3, "multiclass": 4}

@@ -27,7 +27,7 @@ from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.testing import RULES, AttackContract, Trial, check_attack, find_case
 from advseg_bench.testing.command import read_settings
 from advseg_bench.testing.process import isolated, read_globals
-from advseg_bench.types import Claims
+from advseg_bench.types import Traits
 
 STATED = [rule.name for rule in RULES]
 
@@ -117,7 +117,7 @@ def one_step(model, x, y, valid, task, eps, bounds, loss, generator):
 def test_a_decorated_function_is_held_to_the_contract():
     rule, message = first_broken(find_case(one_step))
     assert rule == "optimum", message  # half a step from anywhere cannot reach the border of the budget
-    assert first_broken(find_case(one_step, claims=Claims(norms=("linf",), random=True, share=0.3))) == ("", "")
+    assert first_broken(find_case(one_step, traits=Traits(norms=("linf",), random=True, share=0.3))) == ("", "")
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -233,18 +233,18 @@ def test_settings_are_json_or_text():
 
 
 def test_claims_come_from_the_attack_the_catalogue_or_the_caller():
-    assert find_case(PGD(loss=losses.dice, steps=7)).claims == Claims(random=True, forwards=7, backwards=7)
+    assert find_case(PGD(loss=losses.dice, steps=7)).traits == Traits(random=True, forwards=7, backwards=7)
     best = PGD(loss=losses.dice, steps=7, keep="best")
-    assert find_case(best).claims == Claims(random=True, forwards=7, backwards=6)
-    assert find_case("pgd", settings={"random_start": False}).claims.random is False
-    control = find_case(RandomSign).claims
+    assert find_case(best).traits == Traits(random=True, forwards=7, backwards=6)
+    assert find_case("pgd", settings={"random_start": False}).traits.random is False
+    control = find_case(RandomSign).traits
     assert (control.control, control.gradient, control.random) == (True, False, True)
-    assert find_case(SOUND["computes_in_numpy"]).claims.norms == ("linf",)
-    assert find_case(FGSM, claims=Claims(dims=(2,))).claims.dims == (2,)
+    assert find_case(SOUND["computes_in_numpy"]).traits.norms == ("linf",)
+    assert find_case(FGSM, traits=Traits(dims=(2,))).traits.dims == (2,)
     limited = find_case(FGSM(loss=losses.bce))
     assert limited.kinds == ("binary", "multilabel")
     assert "bce is defined for" in limited.left_out["multiclass"]
-    assert find_case(FGSM, claims=Claims(kinds=("multiclass",))).left_out["binary"] == "not claimed"
+    assert find_case(FGSM, traits=Traits(kinds=("multiclass",))).left_out["binary"] == "not claimed"
 
 
 @pytest.mark.parametrize(
@@ -252,10 +252,10 @@ def test_claims_come_from_the_attack_the_catalogue_or_the_caller():
     [
         (3, {}, SpecError, "expected an attack, its class or its name, got 3"),
         (FGSM(loss=losses.ce), {"loss": "dice"}, SpecError, "is built already"),
-        (FGSM(loss=losses.ce), {"claims": Claims(kinds=("binary",))}, SpecError, "no kind of task to try it on"),
+        (FGSM(loss=losses.ce), {"traits": Traits(kinds=("binary",))}, SpecError, "no kind of task to try it on"),
         (FGSM, {"settings": {"lable": "true"}}, SpecError, "does not take these settings"),
-        (FGSM, {"claims": Claims(norms=())}, SpecError, "claims no norm"),
-        (FGSM, {"claims": Claims(share=1.5)}, SpecError, "a claimed share between 0 and 1, got 1.5"),
+        (FGSM, {"traits": Traits(norms=())}, SpecError, "claims no norm"),
+        (FGSM, {"traits": Traits(share=1.5)}, SpecError, "a claimed share between 0 and 1, got 1.5"),
         ("faults:nothing", {}, PluginError, "nothing"),
     ],
 )
@@ -267,12 +267,12 @@ def test_an_attack_that_cannot_be_tried_is_one_line(attack, options, error, mess
 
 def test_claims_of_another_type_are_refused():
     class Attack:
-        claims = "linf"
+        traits = "linf"
 
         def __call__(self, model, batch, *, budget, generators):
             return batch.x
 
-    with pytest.raises(SpecError, match="expected `claims` to be a Claims"):
+    with pytest.raises(SpecError, match="expected `traits` to be a Traits"):
         find_case(Attack)
 
 
@@ -349,7 +349,7 @@ def test_every_rule_says_what_it_asks_in_one_sentence():
         assert rule.statement.endswith("."), rule.name
         assert len(rule.statement) < 120
     assert all(name in dir(AttackContract) for name in (f"test_{rule.name}" for rule in RULES))
-    assert "claims" not in types.Attack.__dict__, "an attack may have no claims"
+    assert "traits" not in types.Attack.__dict__, "an attack may have no claims"
 
 
 def test_the_page_lists_the_rules_and_its_example_says_what_it_shows(capsys):

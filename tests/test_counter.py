@@ -15,9 +15,8 @@ from advseg_bench import losses
 from advseg_bench.attacks.ascent import PGD
 from advseg_bench.attacks.function import attack
 from advseg_bench.errors import QueryLimitError
-from advseg_bench.instruments.counter import Counter
+from advseg_bench.instruments.counter import Counter, rows_of
 from advseg_bench.instruments.guard import ModelGuard
-from advseg_bench.instruments.tally import rows_of
 from advseg_bench.models.build import build_model
 from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.testing import LinearSegmenter

@@ -16,9 +16,8 @@ TOOLKITS = ("art", "torchattacks", "foolbox", "ray", "advseg_adapters")
 FLOORS = [
     {"types", "errors", "lazy"},
     {"instruments", "cache", "geometry", "batches", "losses", "stats"},
-    {"metrics"},
+    {"metrics", "registry", "checks"},
     {"attacks"},
-    {"registry"},
     {"suite", "environment"},
     {"data", "results"},
     {"models", "claims"},

@@ -11,27 +11,27 @@ import torch
 from strategies import make_batch
 
 from advseg_bench import geometry, losses, metrics
+from advseg_bench.attacks.base import image_generators
 from advseg_bench.attacks.gradient import FGSM, is_shared
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Case, Dataset, Sample
-from advseg_bench.instruments.counter import Counter
-from advseg_bench.instruments.tally import rows_of
+from advseg_bench.instruments.counter import Counter, rows_of
 from advseg_bench.models import lean as lean_calls
 from advseg_bench.models.build import build_model
 from advseg_bench.models.prepare import prepare
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack
 from advseg_bench.running import runner
-from advseg_bench.running.runner import Setting, image_generators, run_unit
+from advseg_bench.running.runner import Conditions, run_unit
 from advseg_bench.running.work import Unit
 from advseg_bench.suite.cells import Arm, Cell, plan
 from advseg_bench.suite.specs import Mni152Data, ModelSpec
 from advseg_bench.suite.suite import Suite
 from advseg_bench.testing import LinearSegmenter
-from advseg_bench.types import Budget, Claims, Task
+from advseg_bench.types import Budget, Task, Traits
 
 EPS = 4 / 255
-SETTING = Setting(seed=0, batch=4)
+SETTING = Conditions(seed=0, batch=4)
 
 
 def tiny_data(n: int = 6, side: int = 16) -> Dataset:
@@ -219,7 +219,7 @@ def asks_about_a_part(model, batch, *, budget, generators):
 class SaysLess:
     """Needs two forwards and says one."""
 
-    claims = Claims(forwards=1, backwards=0)
+    traits = Traits(forwards=1, backwards=0)
 
     def __call__(self, model, batch, *, budget, generators):
         model(model(batch.x).expand_as(batch.x))
@@ -281,7 +281,7 @@ def wrong_shape(model, batch, *, budget, generators):
 class Overshooting:
     """Goes three times as far as eps and says that it may go twice as far."""
 
-    overshoot = 2.0
+    traits = Traits(max_budget_ratio=2.0)
 
     def __call__(self, model, batch, *, budget, generators):
         return batch.x + 3 * budget.eps * torch.where(batch.x < 0.5, 1.0, -1.0)
@@ -373,7 +373,7 @@ def test_a_change_before_a_cell_that_raises_is_laid_to_its_own_cell():
         ("raises", "RuntimeError: boom"),
         ("wrong_shape", r"expected torch.float32 \(4, 2, 16, 16\), got torch.float32 \(4, 1, 16, 16\)"),
         ("half", "got torch.float16"),
-        ("no_tensor", "expected a tensor of adversarial images, got ndarray"),
+        ("no_tensor", r"expected torch.float32 \(4, 2, 16, 16\), got ndarray\. Return the adversarial images"),
         ("corrupts_and_raises", "RuntimeError: boom"),
         ("BreaksAtOnce", "RuntimeError: boom"),
         ("absent", "attack test_runner:absent: unknown object of test_runner 'absent'"),
@@ -464,7 +464,7 @@ def test_bits_depend_on_compute_batch_and_threads_alone(spec):
     model = build_model(spec, channels=1, task=data.task, size=64, seed=0)
     cells = (CLEAN, cell("fgsm", "dice_focal"), cell("fgsm", "bce"), cell("random_sign"))
     test = data.split("test")[:6]
-    setting = Setting(seed=0, batch=4)
+    setting = Conditions(seed=0, batch=4)
 
     def rows(shard: int, cells: tuple[Cell, ...] = cells) -> list[dict[str, object]]:
         units = [Unit("m", test[i : i + shard], cells) for i in range(0, len(test), shard)]
@@ -476,7 +476,7 @@ def test_bits_depend_on_compute_batch_and_threads_alone(spec):
 
     def adversarial(batch: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
         torch.set_num_threads(threads)
-        out = runner.attack_one(cells[1:2], test[3], model, data, Setting(seed=0, batch=batch))
+        out = runner.attack_one(cells[1:2], test[3], model, data, Conditions(seed=0, batch=batch))
         return out["x_adv"], out["attacked"]
 
     x_adv, prediction = adversarial(4, 1)
@@ -526,7 +526,7 @@ def test_a_lean_copy_gives_the_rows_of_the_model_itself_bit_for_bit(monkeypatch)
     data, model = tiny_data(), small_unet()
     unit = Unit("m", (0, 1, 2), (CLEAN, cell("fgsm", "bce"), cell("pgd", "dice", settings='{"steps": 2}')))
     lean = prepare(model, data.batch([0, 1]).x, ["lean"])
-    rows = [run_unit(unit, model, data, Setting(seed=0, batch=2), attacked) for attacked in (None, lean)]
+    rows = [run_unit(unit, model, data, Conditions(seed=0, batch=2), attacked) for attacked in (None, lean)]
     assert rows[0] == rows[1]
     assert rows[0][1] == []
 
@@ -538,7 +538,7 @@ def test_scores_are_those_of_the_model_and_not_of_what_is_attacked():
         for parameter in other.parameters():
             parameter.neg_()  # a copy that predicts something else altogether
     unit = Unit("m", (0, 1), (CLEAN, cell("fgsm", "bce", eps=0.0)))
-    setting = Setting(seed=0, batch=2)
+    setting = Conditions(seed=0, batch=2)
     (rows, failures), (wanted, _) = (run_unit(unit, model, data, setting, each) for each in (other, None))
     assert failures == []
     for name in ("tp", "fp", "fn", "flipped_pixels"):
@@ -557,6 +557,6 @@ def test_what_an_attack_does_to_the_prepared_copy_is_seen_and_put_back(monkeypat
 
     monkeypatch.setattr(runner, "load_attack", lambda *arguments: vandal)
     before = {name: tensor.clone() for name, tensor in lean.state_dict().items()}
-    rows, _ = run_unit(Unit("m", (0, 1), (cell("vandal"),)), model, data, Setting(seed=0, batch=2), lean)
+    rows, _ = run_unit(Unit("m", (0, 1), (cell("vandal"),)), model, data, Conditions(seed=0, batch=2), lean)
     assert all("model_changed" in row["flags"] for row in rows)
     assert all(torch.equal(tensor, before[name]) for name, tensor in lean.state_dict().items())

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from advseg_adapters.foreign import ForeignAttack, Route
 from advseg_adapters.loading import check_settings, find_route, is_batched
+from advseg_bench.batches import Batch
 from advseg_bench.errors import PluginError, SpecError
 from advseg_bench.geometry import align
 from advseg_bench.losses import Loss
-from advseg_bench.types import Attack, Batch, Budget, Model, Task
+from advseg_bench.types import Attack, Budget, Model, Task
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it imports from an old place of SciPy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from advseg_adapters.views import BlindView, LossView, MarginView
-from advseg_bench.batches import select_images
+from advseg_bench.attacks.base import BaseAttack
+from advseg_bench.batches import Batch, select_images
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.geometry import project
-from advseg_bench.instruments.guard import frozen
-from advseg_bench.instruments.tally import rows_of
+from advseg_bench.instruments.counter import rows_of
+from advseg_bench.instruments.guard import lent
 from advseg_bench.losses import Loss
-from advseg_bench.types import Batch, Bounds, Budget, Claims, Model, Norm
+from advseg_bench.types import Bounds, Budget, Model, Norm, Traits
 
 RISE = 0.1
 """By what share of its clean loss an image must get worse to count as broken, unless a threshold is given."""
@@ -77,7 +78,7 @@ class Route:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeignAttack(ABC):
+class ForeignAttack(BaseAttack):
     """An attack class of a toolkit in the shape of ours.
 
     Each image is attacked by itself, with its own mask and its own randomness, unless the attack was shown to treat a
@@ -120,7 +121,7 @@ class ForeignAttack(ABC):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or (key == "rise" and value <= 0):
                 raise SpecError(expected(f"attack {self.name}", f"a number as {key!r}, such as 0.1", value))
 
-    def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
+    def perturb(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return adversarial images, inside the budget; shape and dtype of `batch.x`. Cost: that of the class.
 
         Raises: IncompatibleError: the class does not know the norm, the number of space axes, or images that are not
@@ -148,7 +149,7 @@ class ForeignAttack(ABC):
         results = []
         for group in groups:
             part = select_images(batch, group)
-            with isolated_randomness(generators[group[0]]), frozen(model), rows_of(group):
+            with isolated_randomness(generators[group[0]]), lent(model), rows_of(group):
                 results.append(self._attack_group(model, part, budget))
         x_adv = torch.cat(results)
         exact = self.route.eps and not self._is_mapped(batch)
@@ -159,10 +160,10 @@ class ForeignAttack(ABC):
         return n if self.batched and not self.is_random() and not self.route.single else 1
 
     @property
-    def claims(self) -> Claims:
+    def traits(self) -> Traits:
         """What `advseg_bench.testing` may hold this attack to."""
         route = self.route
-        return Claims(
+        return Traits(
             norms=route.norms,
             dims=route.dims,
             gradient=route.gradient and route.objective == "follows loss",

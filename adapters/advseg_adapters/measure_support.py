@@ -31,21 +31,24 @@ from torch import Tensor, nn
 from advseg_adapters import support_page
 from advseg_adapters.foreign import ForeignAttack, Route
 from advseg_adapters.loading import SUPPORT
+from advseg_bench.batches import Batch
 from advseg_bench.cache import write_json
+from advseg_bench.checks.results import inspect
 from advseg_bench.data import load_dataset
-from advseg_bench.geometry import distance, project, random_sign, steepest
+from advseg_bench.geometry import project, random_sign, steepest
+from advseg_bench.instruments.counter import Counter
 from advseg_bench.losses import dice
 from advseg_bench.models.recast import RecastModel, recast_batch
 from advseg_bench.models.training import obtain_model
 from advseg_bench.suite.suite import Suite
-from advseg_bench.types import Batch, Budget, Norm, TaskKind
+from advseg_bench.types import Budget, Norm, TaskKind
 
 DISTRIBUTIONS = {"art": "adversarial-robustness-toolbox", "torchattacks": "torchattacks", "foolbox": "foolbox"}
 KINDS: tuple[TaskKind, ...] = ("binary", "multilabel", "multiclass")
 EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 1.0}
 IMAGES = 4
 SEED = 0
-TOLERANCE = 1e-6
+VIOLATIONS = {"non_finite": "not finite", "out_of_bounds": "out of bounds", "over_budget": "over budget"}
 ATTEMPT_S = 60
 """How long a class that is said not to run may try."""
 
@@ -57,52 +60,32 @@ class Scene:
     """One kind of task: a trained network and images that show every class.
 
     Attributes:
-        model: Images -> logits; counts its passes.
+        model: Images -> logits.
         batch: Images and labels.
     """
 
-    model: CountedModel
+    model: nn.Module
     batch: Batch
 
     def loss(self, x: Tensor) -> Tensor:
         """Return the loss of each image."""
         with torch.no_grad():
-            return dice(self.model.model(x), self.batch.y, self.batch.valid, self.batch.task)
+            return dice(self.model(x), self.batch.y, self.batch.valid, self.batch.task)
 
 
-class CountedModel(nn.Module):
-    """Counts images forwards and backwards; evaluates one image after the other if `rowwise`.
+class Rowwise(nn.Module):
+    """A model that evaluates one image after the other.
 
-    Row by row an image's logits have the same bits in any batch, so that what a batch changes is the attack's doing.
+    So an image's logits have the same bits in any batch, and what a batch changes is the attack's doing.
     """
 
-    def __init__(self, model: nn.Module, *, rowwise: bool = False) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.rowwise = model, rowwise
-        self.forwards = self.backwards = 0
+        self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
         """Images -> logits."""
-        self.forwards += len(x)
-        rows = torch.split(x, 1) if self.rowwise else [x]
-        logits = torch.cat([self.model(row) for row in rows])
-        if logits.requires_grad:
-            logits = _Counted.apply(logits, self)
-        return logits
-
-
-class _Counted(torch.autograd.Function):
-    """The identity; tells its model how many images are differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, model: CountedModel) -> Tensor:
-        ctx.model = model
-        return logits.view_as(logits)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        ctx.model.backwards += len(gradients[0])
-        return gradients[0], None
+        return torch.cat([self.model(row) for row in torch.split(x, 1)])
 
 
 def make_scenes(name: str = "quick", network: str = "basicunet-s", *, rowwise: bool = False) -> dict[TaskKind, Scene]:
@@ -111,7 +94,7 @@ def make_scenes(name: str = "quick", network: str = "basicunet-s", *, rowwise: b
     Args:
         name: Of a shipped suite.
         network: One of its models.
-        rowwise: See `CountedModel`.
+        rowwise: Evaluate one image after the other, see `Rowwise`.
     """
     suite = Suite.load(name)
     torch.set_num_threads(suite.compute.threads)
@@ -125,7 +108,8 @@ def make_scenes(name: str = "quick", network: str = "basicunet-s", *, rowwise: b
     scenes = {}
     for kind in KINDS:
         batch = recast_batch(chosen, kind)
-        scenes[kind] = Scene(CountedModel(RecastModel(trained, chosen.task, kind), rowwise=rowwise), batch)
+        model = RecastModel(trained, chosen.task, kind)
+        scenes[kind] = Scene(Rowwise(model) if rowwise else model, batch)
     return scenes
 
 
@@ -207,16 +191,16 @@ def _measure_run(module: ModuleType, name: str, kind: TaskKind, norm: Norm, scen
     """Attack the images of a scene, one image a call, and say what came of it."""
     attack = replace(_build(module, name, scene), batched=False)
     batch, model, n = scene.batch, scene.model, len(scene.batch.x)
-    model.forwards = model.backwards = 0
-    started = time.perf_counter()
-    x_adv = _run(attack, scene, norm)
-    seconds = time.perf_counter() - started
-    passes = {"forwards": model.forwards / n, "backwards": model.backwards / n}
+    with Counter(model).count(n) as tally:
+        started = time.perf_counter()
+        x_adv = _run(attack, scene, norm)
+        seconds = time.perf_counter() - started
+    passes = {"forwards": tally.all_forwards / n, "backwards": tally.all_backwards / n}
     clean, attacked, noise = scene.loss(batch.x), scene.loss(x_adv), scene.loss(_random_sign(batch, norm))
     with torch.no_grad():
         reached = attack.reached(model(x_adv), model(batch.x), batch)
     count = None if reached is None else int(reached.sum())
-    moved = distance(x_adv, batch.x, norm)
+    flags = set().union(*inspect(x_adv, batch, Budget(norm, EPS[norm]), attack.traits).flags)
     return {
         "kind": kind,
         "norm": norm,
@@ -227,15 +211,7 @@ def _measure_run(module: ModuleType, name: str, kind: TaskKind, norm: Norm, scen
         "unchanged": int((x_adv == batch.x).flatten(1).all(1).sum()),
         **passes,
         "seconds": round(seconds / n, 3),
-        "violated": [
-            word
-            for word, wrong in {
-                "not finite": not x_adv.isfinite().all(),
-                "out of bounds": bool(x_adv.amin() < batch.bounds.lower or x_adv.amax() > batch.bounds.upper),
-                "over budget": bool((moved > EPS[norm] + TOLERANCE).any()),
-            }.items()
-            if wrong
-        ],
+        "violated": [words for flag, words in VIOLATIONS.items() if flag in flags],
     }
 
 

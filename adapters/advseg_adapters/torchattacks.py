@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from advseg_adapters.foreign import ForeignAttack, Route
 from advseg_adapters.loading import check_settings, find_route, is_batched
+from advseg_bench.batches import Batch
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.geometry import project
 from advseg_bench.losses import Loss
-from advseg_bench.types import Attack, Batch, Budget, Model, Task
+from advseg_bench.types import Attack, Budget, Model, Task
 
 CLASSES: dict[str, type] = {name: getattr(torchattacks, name) for name in torchattacks.__all__}
 """Every attack class that the installed package exports."""

@@ -9,14 +9,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from advseg_bench.attacks.base import BaseAttack
 from advseg_bench.attacks.gradient import input_gradients
+from advseg_bench.attacks.objective import evaluate_objective, find_loss, why_loss_unfit
+from advseg_bench.batches import Batch
 from advseg_bench.geometry import align, project, random_in_ball, steepest
 from advseg_bench.losses import Loss
-from advseg_bench.types import Batch, Budget, Model
+from advseg_bench.registry.catalogue import ASCENT_STEPS, ascent_traits
+from advseg_bench.types import Budget, Model, Traits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProjectedAscent:
+class ProjectedAscent(BaseAttack):
     """Climb the loss in steps of fixed size, brought back into the budget and the bounds after each.
 
     x_{t+1} = P(x_t + step_size * eps * d(m_t)), where d is the direction of steepest ascent in the norm of the budget
@@ -26,7 +30,7 @@ class ProjectedAscent:
     NaN is 0 in torch; under L2 the image becomes NaN.
 
     Attributes:
-        loss: What to increase, see `advseg_bench.losses`.
+        loss: What to increase: a name, or a function, see `advseg_bench.losses`.
         steps: Number of forwards, at least 1; as many gradients and moves, but see `keep`.
         step_size: As a share of the radius; None stands for 1 / moves.
         random_start: Start at a point drawn uniformly from the ball, clipped to the bounds, instead of at the image.
@@ -41,8 +45,8 @@ class ProjectedAscent:
             making another, so that the forwards are as many, and gradients and moves are `steps` - 1.
     """
 
-    loss: Loss
-    steps: int = 10
+    loss: Loss | str
+    steps: int = ASCENT_STEPS
     step_size: float | None = None
     random_start: bool = False
     decay: float | None = None
@@ -52,7 +56,8 @@ class ProjectedAscent:
     keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
-        """Refuse settings without a meaning."""
+        """Find a loss by its name, and refuse settings without a meaning."""
+        object.__setattr__(self, "loss", find_loss(self.loss))
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps: expected a whole number of at least 1, got {self.steps!r}.")
         if self.step_size is not None and not self.step_size > 0:
@@ -66,7 +71,7 @@ class ProjectedAscent:
         if self.keep == "best" and self.steps < 2:
             raise ValueError(f"steps: expected at least 2 to keep the best of, got {self.steps}. Use keep 'last'.")
 
-    def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
+    def perturb(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return adversarial images; shape and dtype of `batch.x`. Cost: `steps` forwards and `moves` backwards."""
         x_adv, memory, best = self.start(batch, budget, generators), None, None
         for _ in range(self.moves):
@@ -81,9 +86,18 @@ class ProjectedAscent:
             return _better(best, x_adv, self.objective(model(x_adv), batch))[0]
 
     @property
+    def traits(self) -> Traits:
+        """Those of the catalogue for these settings."""
+        return ascent_traits({"steps": self.steps, "keep": self.keep, "random_start": self.random_start})
+
+    def why_not(self, batch: Batch, budget: Budget) -> str | None:
+        """Return the reason why it cannot be given a batch and a budget, or None."""
+        return why_loss_unfit(self.loss, batch) or BaseAttack.why_not(self, batch, budget)
+
+    @property
     def moves(self) -> int:
-        """How often an image is moved."""
-        return self.steps - (self.keep == "best")
+        """How often an image is moved: once per gradient."""
+        return int(self.traits.backwards or 0)
 
     @property
     def remembers(self) -> bool:
@@ -99,9 +113,7 @@ class ProjectedAscent:
 
     def objective(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return what is to be increased, (N,)."""
-        y = batch.y if self.label == "true" else torch.zeros_like(batch.y)
-        value = self.loss(logits, y, batch.valid, batch.task)
-        return -value if self.targeted else value
+        return evaluate_objective(self.loss, logits, batch, label=self.label, targeted=self.targeted)
 
     def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
         """Return what the next direction is made of, from what the last one was made of (None at first)."""

@@ -13,12 +13,14 @@ from typing import Any, get_args, overload
 import torch
 from torch import Tensor
 
-from advseg_bench.batches import select_images
+from advseg_bench.attacks.base import BaseAttack
+from advseg_bench.attacks.objective import find_loss
+from advseg_bench.batches import Batch, select_images
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, expected, unknown
-from advseg_bench.instruments.guard import frozen
-from advseg_bench.instruments.tally import rows_of
+from advseg_bench.instruments.counter import rows_of
+from advseg_bench.instruments.guard import lent
 from advseg_bench.losses import Loss
-from advseg_bench.types import Batch, Budget, Claims, Model, Norm
+from advseg_bench.types import Budget, Model, Norm, Traits
 
 GIVEN = {
     "model": "images -> logits",
@@ -39,8 +41,10 @@ Function = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class FunctionAttack:
+class FunctionAttack(BaseAttack):
     """A function in the shape of an attack; made by `attack`, settled by `configure`.
+
+    It is pickled by the name of its function: a data loader's workers get the transforms that hold an attack so.
 
     The function gets what its parameters ask for (see `GIVEN`), on copies, with gradients enabled and the model's
     parameters frozen, so that the shortest code is right: `loss(...).sum().backward()` leaves nothing behind. Its
@@ -49,7 +53,7 @@ class FunctionAttack:
     Attributes:
         function: The function itself.
         name: For messages; by default the function's.
-        claims: What it can be given, norms of a budget among it.
+        declared: Its traits: what it can be given, norms of a budget among it.
         per_image: Whether it is called once for each image, with N = 1.
         loss: What it is given as `loss`.
         settings: Values for parameters of its own.
@@ -57,10 +61,15 @@ class FunctionAttack:
 
     function: Function
     name: str
-    claims: Claims
+    declared: Traits
     per_image: bool = False
     loss: Loss | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def traits(self) -> Traits:
+        """What it was declared to be."""
+        return self.declared
 
     @property
     def needs_loss(self) -> bool:
@@ -68,8 +77,12 @@ class FunctionAttack:
         parameter = self._parameters.get("loss")
         return parameter is not None and parameter.default is parameter.empty
 
-    def configure(self, loss: Loss | None = None, **settings: Any) -> FunctionAttack:
-        """Return the attack with a loss and with values for parameters of its own.
+    def renamed(self, name: str) -> FunctionAttack:
+        """Return the attack under another name, such as that of an entry point."""
+        return replace(self, name=name)
+
+    def configure(self, loss: Loss | str | None = None, **settings: Any) -> FunctionAttack:
+        """Return the attack with a loss, by name or as a function, and with values for parameters of its own.
 
         Raises: SpecError: an unknown setting, a loss that it does not follow, or none where it must have one.
         """
@@ -80,11 +93,11 @@ class FunctionAttack:
                 raise SpecError(unknown(f"attack {self.name}", "setting", key, known))
         if loss is not None and "loss" not in self._parameters:
             raise SpecError(f"attack {self.name}: follows no loss. Remove it, or give the function a parameter `loss`.")
-        made = replace(self, loss=loss or self.loss, settings={**self.settings, **settings})
+        made = replace(self, loss=find_loss(loss) if loss else self.loss, settings={**self.settings, **settings})
         made._demand_loss()
         return made
 
-    def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
+    def perturb(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return adversarial images; shape and dtype of `batch.x`. Cost: that of the function.
 
         Raises:
@@ -92,8 +105,8 @@ class FunctionAttack:
             PluginError: if it returns anything but images.
         """
         self._demand_loss()
-        if budget.norm not in self.claims.norms:
-            known = " or ".join(self.claims.norms)
+        if budget.norm not in self.traits.norms:
+            known = " or ".join(self.traits.norms)
             raise IncompatibleError(expected(f"attack {self.name}", f"a budget in {known}", budget.norm, "Change it."))
         if not self.per_image:
             return self._run(model, batch, budget, generators)
@@ -108,7 +121,7 @@ class FunctionAttack:
         place = (self.function.__module__, self.function.__qualname__)
         if "<" in place[1]:
             raise PicklingError(f"attack {self.name}: {place[1]} is no function of a module. Move it to the top level.")
-        return _restore, (*place, self.name, self.claims, self.per_image, self.loss, dict(self.settings))
+        return _restore, (*place, self.name, self.declared, self.per_image, self.loss, dict(self.settings))
 
     @property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -135,7 +148,7 @@ class FunctionAttack:
         if self.loss is not None:
             given["loss"] = self.loss
         arguments = {name: given[name] for name in self._parameters if name in given}
-        with frozen(model), torch.enable_grad():
+        with lent(model), torch.enable_grad():
             result: object = self.function(**arguments, **self.settings)
         found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         if not isinstance(result, Tensor) or found != tuple(batch.x.shape):
@@ -148,10 +161,10 @@ class FunctionAttack:
 def attack(function: Function, /) -> FunctionAttack: ...
 @overload
 def attack(
-    *, norm: Norm | Sequence[Norm] = ..., per_image: bool = ..., **claims: Any
+    *, norm: Norm | Sequence[Norm] = ..., per_image: bool = ..., **traits: Any
 ) -> Callable[[Function], FunctionAttack]: ...
 def attack(
-    function: Function | None = None, /, *, norm: Norm | Sequence[Norm] = "linf", per_image: bool = False, **claims: Any
+    function: Function | None = None, /, *, norm: Norm | Sequence[Norm] = "linf", per_image: bool = False, **traits: Any
 ) -> FunctionAttack | Callable[[Function], FunctionAttack]:
     """Make an attack of a function; a decorator, with or without options.
 
@@ -163,18 +176,18 @@ def attack(
         function: `f(model, x, y, eps)`.
         norm: The norm of the budgets it understands, or several if it has a parameter `norm`.
         per_image: Call it once for each image, with N = 1 and, if it asks, that image's `generator`.
-        claims: Further fields of `types.Claims`, such as `gradient=False`. By default an attack without a parameter
+        traits: Further fields of `types.Traits`, such as `gradient=False`. By default an attack without a parameter
             `model` is a control, and one that takes no generator is not random.
     Returns: An `Attack`.
     Raises: PluginError: if a parameter is unknown and has no default, `x` or `eps` is missing, or an option is wrong.
     """
     if function is None:
-        return lambda f: _make(f, norm, per_image, claims)
-    return _make(function, norm, per_image, claims)
+        return lambda f: _make(f, norm, per_image, traits)
+    return _make(function, norm, per_image, traits)
 
 
 def _make(
-    function: Function, norm: Norm | Sequence[Norm], per_image: bool, claims: Mapping[str, Any]
+    function: Function, norm: Norm | Sequence[Norm], per_image: bool, traits: Mapping[str, Any]
 ) -> FunctionAttack:
     """Check a function and wrap it."""
     name = getattr(function, "__qualname__", repr(function))
@@ -182,8 +195,8 @@ def _make(
     if not inspect.isfunction(function):
         raise PluginError(expected(where, "a function f(model, x, y, eps)", type(function).__name__))
     norms = (norm,) if isinstance(norm, str) else tuple(norm)
-    options = {"norm", "per_image", *Claims.__dataclass_fields__} - {"norms"}
-    for key in claims.keys() - options:
+    options = {"norm", "per_image", *Traits.__dataclass_fields__} - {"norms"}
+    for key in traits.keys() - options:
         raise PluginError(unknown(where, "option", key, options))
     for given in norms:
         if given not in get_args(Norm):
@@ -194,7 +207,7 @@ def _make(
         remedy = "Name one norm, or give the function a parameter `norm`."
         raise PluginError(expected(where, "a function that is told which of its norms is meant", norms, remedy))
     found = {"control": "model" not in parameters, "random": bool({"generator", "generators"} & parameters.keys())}
-    made = FunctionAttack(function, name, Claims(norms=norms, **{**found, **claims}), per_image)
+    made = FunctionAttack(function, name, Traits(norms=norms, **{**found, **traits}), per_image)
     made.__dict__.update(__doc__=function.__doc__, __name__=name, __qualname__=name, __module__=function.__module__)
     return made
 
@@ -216,8 +229,8 @@ def _check_parameters(where: str, parameters: Mapping[str, inspect.Parameter], p
         )
 
 
-def _restore(module: str, name: str, label: str, claims: Claims, per_image: bool, *rest: Any) -> FunctionAttack:
+def _restore(module: str, name: str, label: str, traits: Traits, per_image: bool, *rest: Any) -> FunctionAttack:
     """Find the function again in another process."""
     found = attrgetter(name)(import_module(module))
     function = found.function if isinstance(found, FunctionAttack) else found
-    return FunctionAttack(function, label, claims, per_image, *rest)
+    return FunctionAttack(function, label, traits, per_image, *rest)

@@ -59,7 +59,7 @@ def _list_toolkit(toolkit: Plugin, every: bool) -> Iterator[str]:
     yield f"{toolkit.name + '.<Class>':<24} (toolkit adapted by {toolkit.distribution}{missing})"
     for name, row in rows.items():
         view = f"{row.view} view" if row.view and row.view != "native" else row.view
-        parts = (view, row.objective, "/".join(row.norms))
+        parts = (view, row.objective, "/".join(row.traits.norms))
         if not row.reason:
             yield f"{name:<44} {', '.join(part for part in parts if part)}".rstrip()
         elif every:

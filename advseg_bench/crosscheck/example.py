@@ -10,7 +10,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import nn
 
-from advseg_bench.batches import select_images
+from advseg_bench.batches import Batch, select_images
 from advseg_bench.cache import write_bytes, write_json
 from advseg_bench.crosscheck.grid import Pair, Place, Plan, Subject, judge_at
 from advseg_bench.crosscheck.verdict import Finding, Verdict
@@ -19,7 +19,7 @@ from advseg_bench.models.build import build_model
 from advseg_bench.models.recast import RecastModel
 from advseg_bench.models.weights import load_weights, save_weights
 from advseg_bench.suite.specs import ModelSpec
-from advseg_bench.types import Batch, Bounds, Task
+from advseg_bench.types import Bounds, Task
 
 SMALLEST = 8
 """Pixels along an axis under which nothing is cropped."""

@@ -12,21 +12,20 @@ from torch import Tensor, nn
 
 from advseg_bench import environment
 from advseg_bench.attacks.ascent import ProjectedAscent
+from advseg_bench.attacks.base import image_generators
 from advseg_bench.attacks.gradient import FGSM, input_gradients
-from advseg_bench.batches import check_batch
+from advseg_bench.batches import Batch, check_batch
+from advseg_bench.checks.logits import probe
 from advseg_bench.crosscheck.trace import run_traced
 from advseg_bench.crosscheck.verdict import SOUND, Case, Effect, Finding, Verdict, judge, measure_effect
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line, unknown
 from advseg_bench.instruments.guard import ModelGuard
-from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.prepare import prepare_checked
-from advseg_bench.models.probe import probe
 from advseg_bench.models.recast import RecastModel, recast_batch
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack
-from advseg_bench.running.runner import image_generators
 from advseg_bench.suite.specs import Compute, ModelSpec
-from advseg_bench.types import Attack, Batch, Budget, Norm, Task, TaskKind
+from advseg_bench.types import Attack, Budget, Norm, Task, TaskKind
 
 SCHEMA = 1
 REFERENCES = ("fgsm", "bim", "pgd", "mifgsm")
@@ -146,7 +145,7 @@ def crosscheck(
         where = f"crosscheck: {subject.name}"
         check_batch(subject.batch, where)
         if subject.spec is None:  # nobody has looked at it yet
-            probe(where, SegmentationModule(subject.model), subject.batch.x[:2], subject.batch.task)
+            probe(where, subject.model, subject.batch.x[:2], subject.batch.task)
     if not subjects:
         raise SpecError(expected("crosscheck", "a network to attack", "none"))
     others: dict[tuple[str, str, Task], Attack] = {}

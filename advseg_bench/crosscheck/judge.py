@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench.attacks.gradient import input_gradients
-from advseg_bench.batches import select_images
+from advseg_bench.batches import Batch, select_images
 from advseg_bench.crosscheck.replay import Stepwise
 from advseg_bench.geometry import align
-from advseg_bench.types import Batch, Budget
+from advseg_bench.types import Budget
 
 ROUNDING_ULP = 4
 """Two ways to write x + step and clip it differ by less than this."""

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from advseg_bench.attacks.ascent import ProjectedAscent
 from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.batches import Batch
 from advseg_bench.geometry import project
-from advseg_bench.types import Batch, Bounds, Budget
+from advseg_bench.types import Bounds, Budget
 
 MOMENTUM: dict[Literal["l1", "l2", "mean", "sign", "none"], str] = {
     "l1": "gradients are divided by the L1 norm",

@@ -7,6 +7,7 @@ from functools import partial
 
 from pydantic import ValidationError
 
+from advseg_bench.batches import Batch
 from advseg_bench.crosscheck.grid import Subject
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
@@ -15,7 +16,6 @@ from advseg_bench.models.build import build_model
 from advseg_bench.models.training import obtain_model
 from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.suite.suite import Suite
-from advseg_bench.types import Batch
 
 
 def load_subjects(

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from advseg_bench.batches import Batch
+from advseg_bench.instruments.counter import Counter
 from advseg_bench.instruments.guard import ModelGuard
-from advseg_bench.types import Attack, Batch, Budget
+from advseg_bench.types import Attack, Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def run_traced(
     generators: Sequence[torch.Generator],
     guard: ModelGuard | None = None,
 ) -> Trace:
-    """Run an attack on a recording model.
+    """Run an attack and record where it asks for gradients.
 
     Args:
         attack: What to run.
@@ -55,26 +57,26 @@ def run_traced(
         guard: Of `model`, to save the copy of its weights where many attacks meet it.
     Returns: What it did. Cost: that of the attack, and a copy of each point.
     """
-    recorder, guard = _Recorder(model), guard or ModelGuard(model)
-    recorder.training = model.training  # its own flag only
-    started = time.perf_counter()
-    x_adv = attack(recorder, batch, budget=budget, generators=generators)
-    seconds = time.perf_counter() - started
+    guard, n = guard or ModelGuard(model), len(batch.x)
+    with Counter(model).count(n, points=True) as tally:
+        started = time.perf_counter()
+        x_adv = attack(model, batch, budget=budget, generators=generators)
+        seconds = time.perf_counter() - started
     changed = guard.restore()
-    n = len(batch.x)
-    sizes = [len(point) for point in recorder.points]
+    found = tally.points or []
+    sizes = [len(point) for point in found]
     whole, alone = all(size == n for size in sizes), all(size == 1 for size in sizes)
     points = None
     if sizes and whole:
-        points = recorder.points
+        points = found
     elif sizes and alone and len(sizes) % n == 0:
-        points = _sort_out(recorder.points, batch.x)
+        points = _sort_out(found, batch.x)
     return Trace(
         x_adv=x_adv.detach() if isinstance(x_adv, Tensor) else x_adv,
         points=points,
         alone=alone and n > 1,
-        forwards=recorder.forwards / n,
-        backwards=sum(sizes) / n,
+        forwards=tally.all_forwards / n,
+        backwards=tally.all_backwards / n,
         seconds=seconds,
         changed=changed,
     )
@@ -86,21 +88,3 @@ def _sort_out(points: list[Tensor], x: Tensor) -> list[Tensor]:
     orders = ([points[t::each] for t in range(each)], [points[t * n : (t + 1) * n] for t in range(each)])
     joined = [[torch.cat(step) for step in order] for order in orders]
     return min(joined, key=lambda steps: max(float((step - x).abs().max()) for step in steps))
-
-
-class _Recorder(nn.Module):
-    """The model, with an eye on what goes in and on which results were differentiated."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.forwards = 0
-        self.points: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.forwards += len(x)
-        logits: Tensor = self.model(x)
-        if logits.requires_grad:
-            point = x.detach().clone()
-            logits.register_hook(lambda gradient: self.points.append(point))  # type: ignore[no-untyped-call]
-        return logits

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from advseg_bench import geometry, metrics
 from advseg_bench.attacks.ascent import ProjectedAscent
 from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.attacks.objective import find_loss
+from advseg_bench.batches import Batch
+from advseg_bench.checks.results import BUDGET_TOLERANCE, inspect
 from advseg_bench.crosscheck.judge import Difference, StepVerdict, compare, judge_steps
 from advseg_bench.crosscheck.replay import Stepwise, as_stepwise, conventions
 from advseg_bench.crosscheck.trace import Trace
-from advseg_bench.running.runner import BUDGET_TOLERANCE
-from advseg_bench.types import Batch, Budget
+from advseg_bench.types import Budget, Traits
 
 Verdict = Literal[
     "identical", "equal up to rounding", "equal under a convention", "weaker", "stronger", "violates", "fails"
@@ -120,16 +122,17 @@ def find_violation(x_adv: object, batch: Batch, budget: Budget) -> str:
         return f"returned {x_adv.dtype} {tuple(x_adv.shape)} instead of {batch.x.dtype} {tuple(batch.x.shape)}"
     if not bool(x_adv.isfinite().all()):
         return f"returned {int((~x_adv.isfinite()).sum())} values that are not finite"
-    outside = max(batch.bounds.lower - float(x_adv.amin()), float(x_adv.amax()) - batch.bounds.upper)
-    if outside > 0:
+    checked = inspect(x_adv, batch, budget, Traits())
+    outside, over = float(checked.outside.max()), float(checked.moved.max()) - budget.eps
+    flags = set().union(*checked.flags)
+    if "out_of_bounds" in flags:
         return f"left the bounds by {outside:.3g}"
-    over = float(geometry.distance(x_adv, batch.x, budget.norm).max()) - budget.eps
-    return f"exceeded eps by {over:.3g} ({over / budget.eps:.1%})" if over > BUDGET_TOLERANCE else ""
+    return f"exceeded eps by {over:.3g} ({over / budget.eps:.1%})" if "over_budget" in flags else ""
 
 
 def measure_effect(case: Case, x_adv: Tensor) -> Effect:
     """Return what a result does to the model. Cost: 1 forward."""
-    batch, loss = case.batch, case.reference.loss
+    batch, loss = case.batch, find_loss(case.reference.loss)
     with torch.no_grad():
         attacked = case.model(x_adv)
         before, after = (loss(out, batch.y, batch.valid, batch.task) for out in (case.clean, attacked))

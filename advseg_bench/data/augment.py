@@ -12,7 +12,7 @@ from monai.transforms.compose import Compose
 from monai.transforms.intensity.dictionary import RandScaleIntensityd, RandShiftIntensityd
 from monai.transforms.spatial.dictionary import RandAffined, RandFlipd, RandRotate90d
 
-from advseg_bench.types import Batch
+from advseg_bench.batches import Batch
 
 KEYS = ("x", "y", "valid")
 

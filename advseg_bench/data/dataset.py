@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from advseg_bench.batches import Batch
 from advseg_bench.instruments.profiling import timed
-from advseg_bench.types import Batch, Bounds, Task
+from advseg_bench.types import Bounds, Task
 
 KEPT_BYTES = 2**30
 Split = Literal["train", "validation", "test"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from advseg_bench.lazy import export_lazily
 
 if TYPE_CHECKING:
-    from advseg_bench.instruments.tally import rows_of
+    from advseg_bench.instruments.counter import rows_of
 
 __all__ = ["rows_of"]
 
-__getattr__, __dir__ = export_lazily(__name__, {"rows_of": "tally"})
+__getattr__, __dir__ = export_lazily(__name__, {"rows_of": "counter"})

@@ -100,16 +100,28 @@ class ModelGuard:
 
 
 @contextmanager
-def frozen(model: Model) -> Iterator[None]:
-    """Let the parameters of a model, if it is a module, collect no gradients meanwhile."""
-    flags = [(p, p.requires_grad) for p in model.parameters()] if isinstance(model, nn.Module) else []
-    for parameter, _ in flags:
+def lent(model: Model) -> Iterator[None]:
+    """Lend a model to an attack: a module is in eval mode and frozen meanwhile, and gets its own gradients back.
+
+    What an attack changes in values and hooks is for a `ModelGuard`, made inside, to find.
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    modes = [module.training for module in modules]
+    flags = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
+    for module in modules:
+        module.training = False
+    for parameter in parameters:
         parameter.requires_grad_(False)
+        parameter.grad = None
     try:
         yield
     finally:
-        for parameter, flag in flags:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        for parameter, (flag, grad) in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
+            parameter.grad = grad
 
 
 def _is_same(tensor: torch.Tensor, value: torch.Tensor) -> bool:

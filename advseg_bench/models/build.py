@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advseg_bench.checks.logits import probe
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError, expected, one_line, unknown
 from advseg_bench.models.module import SegmentationModule
-from advseg_bench.models.probe import probe
 from advseg_bench.registry import catalogue, plugins
 from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Task
@@ -93,7 +93,7 @@ def build_model(
     model = SegmentationModule(net, mean=spec.mean, std=spec.std, stride=spec.stride or stride)
     _check_depth(where, model.stride, edges)
     x = torch.rand((2, channels, *edges), generator=torch.Generator().manual_seed(seed))
-    model.head = probe(where, model, x, task)
+    model.head = probe(where, model, x, task, model.net)
     return model
 
 

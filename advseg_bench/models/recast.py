@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from advseg_bench.batches import Batch
 from advseg_bench.losses import one_hot
-from advseg_bench.types import Batch, Task, TaskKind
+from advseg_bench.types import Task, TaskKind
 
 
 class RecastModel(nn.Module):

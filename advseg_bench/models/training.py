@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench import environment, metrics
-from advseg_bench.batches import move_batch
+from advseg_bench.batches import Batch, move_batch
 from advseg_bench.cache import cache_dir, content_hash, write_bytes, write_json
 from advseg_bench.data.augment import Augmentation
 from advseg_bench.data.dataset import Dataset
@@ -35,7 +35,6 @@ from advseg_bench.models.properties import count_flops, measure_receptive_field
 from advseg_bench.models.weights import count_parameters, load_weights, save_weights
 from advseg_bench.registry.loading import load_loss
 from advseg_bench.suite.specs import ModelSpec, Recipe
-from advseg_bench.types import Batch
 
 TRAINING_VERSION = 2
 SAVE_EVERY_S = 2.0

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from advseg_bench.errors import SpecError, expected, unknown
-from advseg_bench.types import TaskKind
+from advseg_bench.registry.fitting import Images, released_ratio, why_released_not
+from advseg_bench.types import Norm, TaskKind, Traits
 
 ALL_KINDS: tuple[TaskKind, ...] = ("binary", "multilabel", "multiclass")
+
+
+ASCENT_STEPS = 10
+"""Steps of the iterative attacks unless their setting `steps` says otherwise."""
+
+
+def ascent_traits(settings: Mapping[str, object]) -> Traits:
+    """Return the traits of projected gradient ascent with some settings.
+
+    Args:
+        settings: Of `attacks.ascent.ProjectedAscent`: "steps" forwards; with "keep" = "best" the last iterate is looked
+            at and not left again, so that there is one gradient less; "random_start" makes it random.
+    """
+    given = settings.get("steps", ASCENT_STEPS)
+    steps = given if isinstance(given, int) else ASCENT_STEPS
+    backwards = steps - 1 if settings.get("keep") == "best" else steps
+    return Traits(random=bool(settings.get("random_start", False)), forwards=steps, backwards=backwards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,28 +36,35 @@ class AttackEntry:
     Attributes:
         target: `module:object` to import.
         summary: One line for `list`.
-        needs_loss: Whether a suite must give it losses; a control needs none.
-        random: Whether it draws random numbers, so that `draws` makes sense.
-        forwards: Model evaluations per image and step, stand-alone, without those that score the result.
-        backwards: Gradient evaluations per image and step, stand-alone.
-        steps: Steps unless the setting of that name says otherwise.
+        traits: What it can do and costs with its default settings.
+        needs_loss: Whether a suite must give it losses; noise baselines mostly need none.
         shared: Whether it is a `OneGradientAttack`, whose budgets and losses share their passes.
-        control: Whether it is there to be compared with.
         defaults: What its settings are unless given; a setting that equals its default is as good as not given.
         step_settings: Settings that the gradient of a shared attack does not depend on.
+        variants: Settings that the class of `target` does not take -> the `module:object` that takes them too.
+        with_settings: Settings -> traits, where they depend on settings.
+        why_not: (settings, loss, norm, images) -> why these have no meaning together, or None; beside what traits and
+            the loss's own kinds say.
     """
 
     target: str
     summary: str
-    needs_loss: bool
-    random: bool
-    forwards: int
-    backwards: int
-    steps: int = 1
+    traits: Traits
+    needs_loss: bool = True
     shared: bool = False
-    control: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
     step_settings: tuple[str, ...] = ()
+    variants: Mapping[str, str] = field(default_factory=dict)
+    with_settings: Callable[[Mapping[str, object]], Traits] | None = None
+    why_not: Callable[[Mapping[str, object], str, Norm, Images], str | None] | None = None
+
+    def traits_of(self, settings: Mapping[str, object]) -> Traits:
+        """Return what it can do and costs with some settings."""
+        return self.with_settings(settings) if self.with_settings else self.traits
+
+    def find_target(self, settings: Iterable[str]) -> str:
+        """Return the `module:object` that takes some settings, by their names."""
+        return next((self.variants[name] for name in settings if name in self.variants), self.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +85,15 @@ class LossEntry:
     swappable: bool = False
 
 
+_ONE_STEP = Traits(random=False, forwards=1, backwards=1)
+_NOISE = Traits(control=True, gradient=False, random=True, forwards=0, backwards=0)
+_RELEASED = "advseg_bench.attacks.released:ReleasedFGSM"
+
 ATTACKS: dict[str, AttackEntry] = {
     "fgsm": AttackEntry(
         "advseg_bench.attacks.gradient:FGSM",
         "one signed gradient step to the full budget (arXiv 1412.6572)",
-        needs_loss=True,
-        random=False,
-        forwards=1,
-        backwards=1,
+        _ONE_STEP,
         shared=True,
         defaults={
             "label": "true",
@@ -77,74 +103,49 @@ ATTACKS: dict[str, AttackEntry] = {
             "channels": "independent",
         },
         step_settings=("form", "channels"),
+        variants={"order": _RELEASED, "form": _RELEASED, "channels": _RELEASED},
+        with_settings=lambda settings: replace(_ONE_STEP, max_budget_ratio=released_ratio(settings)),
+        why_not=lambda settings, loss, norm, images: why_released_not(
+            settings, loss, loss in LOSSES and LOSSES[loss].swappable, norm, images
+        ),
     ),
     "bim": AttackEntry(
         "advseg_bench.attacks.ascent:BIM",
         "signed gradient steps of eps / steps (arXiv 1607.02533)",
-        needs_loss=True,
-        random=False,
-        forwards=1,
-        backwards=1,
-        steps=10,
+        ascent_traits({}),
+        with_settings=ascent_traits,
     ),
     "pgd": AttackEntry(
         "advseg_bench.attacks.ascent:PGD",
         "signed gradient steps of eps / 4 from a random start (arXiv 1706.06083)",
-        needs_loss=True,
-        random=True,
-        forwards=1,
-        backwards=1,
-        steps=10,
+        ascent_traits({"random_start": True}),
+        with_settings=lambda settings: ascent_traits({"random_start": True, **settings}),
     ),
     "mifgsm": AttackEntry(
         "advseg_bench.attacks.ascent:MIFGSM",
         "signed steps along an accumulated gradient (arXiv 1710.06081)",
-        needs_loss=True,
-        random=False,
-        forwards=1,
-        backwards=1,
-        steps=10,
+        ascent_traits({}),
+        with_settings=ascent_traits,
     ),
     "random_sign": AttackEntry(
         "advseg_bench.attacks.noise:RandomSign",
         "control: +eps or -eps at each value, by coin toss",
+        _NOISE,
         needs_loss=False,
-        random=True,
-        forwards=0,
-        backwards=0,
-        control=True,
     ),
     "shuffled_sign": AttackEntry(
         "advseg_bench.attacks.noise:ShuffledSign",
         "control: FGSM's signs with their pixels in random order",
-        needs_loss=True,
-        random=True,
-        forwards=1,
-        backwards=1,
+        replace(_ONE_STEP, control=True, random=True),
         shared=True,
-        control=True,
     ),
     "uniform_noise": AttackEntry(
         "advseg_bench.attacks.noise:UniformNoise",
         "control: uniform noise in [-eps, eps]",
+        _NOISE,
         needs_loss=False,
-        random=True,
-        forwards=0,
-        backwards=0,
-        control=True,
     ),
 }
-
-
-def attack_cost(name: str, settings: Mapping[str, object]) -> tuple[int, int] | None:
-    """Return forwards and backwards per image of an attack on its own; None if the attack is not a shipped one."""
-    entry = ATTACKS.get(name)
-    if entry is None:
-        return None
-    given = settings.get("steps")
-    steps = given if isinstance(given, int) else entry.steps
-    seen = settings.get("keep") == "best"  # the last iterate is looked at, and not left again
-    return entry.forwards * steps, entry.backwards * (steps - seen)
 
 
 LOSSES: dict[str, LossEntry] = {

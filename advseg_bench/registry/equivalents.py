@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
-from advseg_bench.errors import PluginError, SpecError, unknown
+from advseg_bench.errors import PluginError, SpecError, expected, one_line, unknown
 from advseg_bench.registry.loading import load_attack
+from advseg_bench.registry.plugins import EQUIVALENTS, list_plugins, load_from_group
 from advseg_bench.registry.toolkits import check_attack
 from advseg_bench.types import Norm, Task
-
-GROUP = "advseg_bench.equivalents"
-"""Entry points (reference, norm, settings) -> (attack name, settings) or None; their name is the toolkit's."""
 
 
 def find_equivalents(
@@ -27,20 +24,43 @@ def find_equivalents(
         norm: Norm of the budgets.
         settings: Of the reference.
     Returns: Attack name -> settings, and the toolkits that have no such attack.
+    Raises:
+        PluginError: an attack's name is unknown, a toolkit's equivalents cannot be loaded, or several distributions
+            offer them.
+        SpecError: a bare word is no toolkit.
     """
-    toolkits = {entry.name: entry for entry in entry_points(group=GROUP)}
+    toolkits = {plugin.name for plugin in list_plugins(EQUIVALENTS)}
     found: dict[str, dict[str, Any]] = {}
     missing = []
     full = _fill(reference, settings)
     for name in names:
         if name not in toolkits:
             _check_name(name, toolkits)
-        equivalent = toolkits[name].load()(reference, norm, full) if name in toolkits else (name, {})
+        equivalent = _ask(name, reference, norm, full) if name in toolkits else (name, {})
         if equivalent is None:
             missing.append(name)
         else:
             found[equivalent[0]] = equivalent[1]
     return found, missing
+
+
+def _ask(toolkit: str, reference: str, norm: Norm, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """A toolkit's class of a reference attack, and its settings."""
+    where = f"equivalents of {toolkit}"
+    find = load_from_group(EQUIVALENTS, toolkit, where)
+    what = "a function (reference, norm, settings) -> (attack, settings) or None"
+    if not callable(find):
+        raise PluginError(expected(where, what, type(find).__name__))
+    try:
+        found = find(reference, norm, settings)
+    except Exception as error:
+        raise PluginError(f"{where}: fails for {reference!r}: {one_line(error)}. Expected {what}.") from error
+    match found:
+        case None:
+            return None
+        case (str(name), dict(options)):
+            return name, options
+    raise PluginError(expected(where, what, found))
 
 
 def _check_name(name: str, toolkits: Collection[str]) -> None:

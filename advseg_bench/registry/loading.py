@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
-from advseg_bench.attacks.function import FunctionAttack
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError, expected, one_line
 from advseg_bench.losses import Loss, probe
-from advseg_bench.registry import plugins, toolkits
+from advseg_bench.registry import catalogue, plugins, toolkits
 from advseg_bench.registry.plugins import Plugin
 from advseg_bench.types import Attack, Task
+
+
+@runtime_checkable
+class Configurable(Protocol):
+    """A function as an attack, see `attacks.function.attack`: it is settled after it was made."""
+
+    def renamed(self, name: str) -> Configurable:
+        """Return the attack under another name."""
+        ...
+
+    def configure(self, loss: Loss | None = None, **settings: Any) -> Attack:
+        """Return the attack with a loss and settings."""
+        ...
 
 
 def load_attack(name: str, settings: Mapping[str, Any], loss: str, task: Task) -> Attack:
@@ -39,8 +50,10 @@ def load_attack(name: str, settings: Mapping[str, Any], loss: str, task: Task) -
     if toolkit is not None:
         return _load_foreign(toolkit, name, given, follows, task)
     target = plugins.load_object("attack", name)
-    if isinstance(target, FunctionAttack):
-        return replace(target, name=name).configure(follows, **given)
+    if entry := catalogue.ATTACKS.get(name):
+        target = plugins.load_object("attack", entry.find_target(given))
+    if isinstance(target, Configurable):
+        return target.renamed(name).configure(follows, **given)
     if isinstance(target, type):
         target = _construct(target, name, given if follows is None else given | {"loss": follows})
     elif given or follows:

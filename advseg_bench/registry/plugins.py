@@ -26,6 +26,8 @@ GROUPS: dict[Kind, str] = {
     "loss": "advseg_bench.losses",
     "data set": "advseg_bench.datasets",
 }
+EQUIVALENTS = "advseg_bench.equivalents"
+"""The group of functions (reference, norm, settings) -> (attack, settings) or None; named by toolkit."""
 TOOLKITS = "advseg_bench.toolkits"
 """The group whose entries name the attacks `<entry>.<Class>`."""
 
@@ -85,9 +87,32 @@ def find_conflict(kind: Kind, name: str) -> str | None:
             f"{kind} {name}: the name is advseg-bench's own, and distribution {others} offers it too. A plug-in cannot "
             f"replace it. Rename the entry point, or uninstall {others}."
         )
-    if len(owners) > 1:
-        return f"{kind} {name}: more than one distribution offers it: {', '.join(sorted(owners))}. Uninstall one."
-    return None
+    return _say_shared(f"{kind} {name}", owners)
+
+
+def _say_shared(where: str, owners: list[str]) -> str | None:
+    """Say which distributions offer the same name, if there is more than one."""
+    if len(owners) < 2:
+        return None
+    return f"{where}: more than one distribution offers it: {', '.join(sorted(owners))}. Uninstall one."
+
+
+def load_from_group(group: str, name: str, where: str) -> object:
+    """Import the entry of a group that exactly one distribution must offer.
+
+    Args:
+        group: Such as `EQUIVALENTS`.
+        name: Of the entry.
+        where: Put before every message.
+    Raises: PluginError: one line; more than one provider among the reasons.
+    """
+    found = [plugin for plugin in list_plugins(group) if plugin.name == name]
+    if conflict := _say_shared(where, [plugin.distribution for plugin in found]):
+        raise PluginError(conflict)
+    if not found:
+        raise PluginError(unknown(where, "entry", name, (plugin.name for plugin in list_plugins(group))))
+    owner = f"{where}: plug-in {name!r} of distribution {found[0].distribution}"
+    return _import(owner, found[0].target, mend(found[0]))
 
 
 def check_name(kind: Kind, name: str, also: Iterable[str] = ()) -> None:
@@ -150,7 +175,7 @@ def _import(where: str, target: str, remedy: str) -> object:
 def _scan(path: tuple[str, ...]) -> dict[str, tuple[Plugin, ...]]:
     """Read the entry points of everything on the path, once for each path."""
     found = entry_points()
-    groups = [TOOLKITS, *GROUPS.values()]
+    groups = [TOOLKITS, EQUIVALENTS, *GROUPS.values()]
     return {group: tuple(sorted(map(_read, found.select(group=group)), key=_order)) for group in groups}
 
 

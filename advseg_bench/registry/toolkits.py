@@ -17,7 +17,7 @@ from typing import Any
 
 from advseg_bench.errors import PluginError, one_line, unknown
 from advseg_bench.registry.plugins import TOOLKITS, Plugin, check_name, find_conflict, list_plugins, mend
-from advseg_bench.types import Norm, TaskKind
+from advseg_bench.types import Traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +29,23 @@ class Row:
         reason: Why it cannot attack a segmenter; "" if it can.
         view: How it sees one: "loss", "margin", "native", or "" if it does not look.
         objective: "follows loss", "success-gated" or "own loss".
-        norms: Of a budget; empty if unknown.
-        kinds: Tasks it runs on; empty if unknown.
-        dims: Numbers of space axes it runs on; empty if unknown.
-        random: Whether it draws random numbers, so that `draws` makes sense.
+        traits: What it was measured to run on; what is unknown has the default.
     """
 
     name: str
     reason: str
     view: str
     objective: str
-    norms: tuple[Norm, ...]
-    kinds: tuple[TaskKind, ...]
-    dims: tuple[int, ...]
-    random: bool
+    traits: Traits
 
     @property
     def needs_loss(self) -> bool:
         """Whether a suite must give it losses."""
         return self.view != ""
+
+    def traits_of(self, settings: Mapping[str, object]) -> Traits:
+        """Return what it can do; a toolkit's settings are not known here."""
+        return self.traits
 
 
 def find_toolkit(attack: str) -> Plugin | None:
@@ -125,13 +123,11 @@ def _read_rows(path: Path, changed: int) -> dict[str, Row]:
 
 def _read_row(row: dict[str, Any]) -> Row:
     """Read a row; keys that are not asked for here are for people."""
+    known: dict[str, Any] = {name: tuple(row[name]) for name in ("norms", "kinds", "dims") if row.get(name)}
     return Row(
         name=row["name"],
         reason="" if row["status"] == "runs" else row["reason"] or row["status"],
         view=row.get("view") or "",
         objective=row.get("objective") or "",
-        norms=tuple(row.get("norms") or ()),
-        kinds=tuple(row.get("kinds") or ()),
-        dims=tuple(row.get("dims") or ()),
-        random=bool(row.get("random", True)),
+        traits=Traits(random=bool(row.get("random", True)), **known),
     )

@@ -40,7 +40,7 @@ def find_controls(rows: pl.DataFrame) -> frozenset[str]:
 
     An attack that follows a loss without asking the model may have asked another one.
     """
-    shipped = {name for name, entry in catalogue.ATTACKS.items() if entry.control}
+    shipped = {name for name, entry in catalogue.ATTACKS.items() if entry.traits.control}
     cost = pl.col("forwards").fill_null(1) + pl.col("backwards").fill_null(1)
     attacked = rows.lazy().filter(pl.col("attack") != "none").group_by("attack")
     attacks = attacked.agg(cost.max().alias("cost"), (pl.col("loss") == "").all().alias("aimless")).collect()

@@ -28,11 +28,12 @@ from advseg_bench.registry.catalogue import read_steps
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.registry.plugins import Kind
 from advseg_bench.running import runner
-from advseg_bench.running.runner import Row, Setting
+from advseg_bench.running.rows import Row
+from advseg_bench.running.runner import Conditions
 from advseg_bench.running.work import Context, Failure, Unit
 from advseg_bench.suite.cells import CLEAN, Cell, plan
 from advseg_bench.suite.suite import Suite
-from advseg_bench.types import Claims
+from advseg_bench.types import Traits
 
 PREPARED_ON = 2
 """Test images on which a prepared model has to agree with the model."""
@@ -91,9 +92,9 @@ def check(emit: Emit, context: Context) -> None:
 
 def _check_axes(name: str, attack: object, axes: int) -> None:
     """Refuse an attack that claims to be for images of other axes."""
-    claims = getattr(attack, "claims", None)
-    if isinstance(claims, Claims) and axes not in claims.dims:
-        what = f"images with {' or '.join(map(str, claims.dims))} space axes, as it claims"
+    traits = getattr(attack, "traits", None)
+    if isinstance(traits, Traits) and axes not in traits.dims:
+        what = f"images with {' or '.join(map(str, traits.dims))} space axes, as it claims"
         raise IncompatibleError(expected(f"attack {name}", what, axes, "Leave it out, or change `size`."))
 
 
@@ -197,9 +198,9 @@ def _prepare(context: Context, model: nn.Module) -> Choice:
     return prepare_checked(model, x, read_steps(_suite(context).compute.prepare))
 
 
-def _setting(context: Context) -> Setting:
+def _setting(context: Context) -> Conditions:
     suite = _suite(context)
-    return Setting(seed=suite.seed, batch=suite.compute.batch, device=context.device)
+    return Conditions(seed=suite.seed, batch=suite.compute.batch, device=context.device)
 
 
 def _digest(model: nn.Module) -> str:

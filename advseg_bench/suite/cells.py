@@ -11,7 +11,8 @@ from typing import Any
 from advseg_bench.cache import content_hash
 from advseg_bench.errors import SpecError
 from advseg_bench.registry import catalogue, toolkits
-from advseg_bench.suite.specs import AttackSpec, ModelSpec
+from advseg_bench.registry.fitting import Images, why_loss_not, why_not
+from advseg_bench.suite.specs import AttackSpec, DataSpec, ModelSpec
 from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Norm
 
@@ -131,15 +132,16 @@ def estimate(cells: tuple[Cell, ...]) -> Cost | None:
             cost[0] += 1
             cost[2] += 1
             continue
-        alone = catalogue.attack_cost(cell.arm.attack, cell.arm.options)
-        if alone is None:
+        entry = catalogue.ATTACKS.get(cell.arm.attack)
+        if entry is None:
             return None
-        shared = catalogue.ATTACKS[cell.arm.attack].shared
-        key = _gradient_of(cell) if shared else cell.id
-        cost[0] += 1 if shared else alone[0] + 1
-        cost[1] += alone[1] if not shared or key not in gradients else 0
-        cost[2] += alone[0] + 1
-        cost[3] += alone[1]
+        traits = entry.traits_of(cell.arm.options)
+        forwards, backwards = int(traits.forwards or 0), int(traits.backwards or 0)
+        key = _gradient_of(cell) if entry.shared else cell.id
+        cost[0] += 1 if entry.shared else forwards + 1
+        cost[1] += backwards if not entry.shared or key not in gradients else 0
+        cost[2] += forwards + 1
+        cost[3] += backwards
         gradients.add(key)
     return Cost(*cost)
 
@@ -158,7 +160,7 @@ def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
     for attack in suite.attacks:
         for each, loss in product(attack.list_settings(), attack.losses or ("",)):
             arm = Arm(attack.name, loss, json.dumps(each, sort_keys=True), attack.norm)
-            skip = _why_skip(suite, attack, loss) or _why_skip_settings(suite, attack, loss, each)
+            skip = _why_skip(suite.data, attack, loss, each)
             for eps, draw in product(attack.eps, range(attack.draws)):
                 cell = _cell(identity, model.name, arm, eps, draw, skip)
                 yield replace(cell, max_forwards=attack.max_forwards)
@@ -199,34 +201,12 @@ def show_radii(values: Sequence[float]) -> str:
     return ", ".join(([f"{shown} /255"] if runs else []) + others)
 
 
-def _why_skip(suite: Suite, attack: AttackSpec, loss: str) -> str | None:
-    """The reason why a loss has no meaning for the suite's task, or an attack does not run on it; else None."""
-    row = toolkits.find_row(attack.name)
-    if row is not None and row.kinds and suite.data.task not in row.kinds:
-        return f"attack {attack.name!r} runs on {' and '.join(row.kinds)} tasks, not on {suite.data.task}"
-    if row is not None and row.dims and len(suite.data.edges) not in row.dims:
-        known = " and ".join(f"{axes}-D" for axes in row.dims)
-        return f"attack {attack.name!r} runs on {known} images, not on {len(suite.data.edges)}-D ones"
-    entry = catalogue.LOSSES.get(loss)
-    if entry is not None and suite.data.task not in entry.kinds:
-        return f"loss {loss!r} is defined for {' and '.join(entry.kinds)} tasks, not for {suite.data.task}"
-    return None
-
-
-def _why_skip_settings(suite: Suite, attack: AttackSpec, loss: str, settings: dict[str, Any]) -> str | None:
-    """The reason why settings of FGSM have no meaning together, or say nothing new, for the suite's data; else None."""
-    if attack.name != "fgsm":
-        return None
-    if settings.get("order") == "released":
-        if suite.data.task == "multiclass":
-            return "order 'released' swaps masks with logits of their shape, which a multiclass task lacks"
-        entry = catalogue.LOSSES.get(loss)
-        if entry is None or not entry.swappable:
-            return f"loss {loss!r} has no meaning with its arguments swapped (order 'released')"
-    if settings.get("form", "additive") != "additive" and attack.norm != "linf":
-        return f"form {settings['form']!r} is defined for L_inf budgets"
-    if settings.get("channels") == "tied" and suite.data.channels == 1:
-        return "images of one channel have nothing to tie: channels 'tied' equals 'independent'"
-    if settings.get("channels") == "tied" and getattr(suite.data, "neighbours", False):
-        return "the channels are three slices and no copies of one: channels 'tied' has no meaning"
-    return None
+def _why_skip(data: DataSpec, attack: AttackSpec, loss: str, settings: dict[str, Any]) -> str | None:
+    """The reason why an attack, a loss and settings have no meaning together for a data set, or say nothing new."""
+    images = Images(data.task, len(data.edges), data.channels, slices=getattr(data, "neighbours", False))
+    if (row := toolkits.find_row(attack.name)) and (reason := why_not(attack.name, row.traits, images)):
+        return reason
+    if (entry := catalogue.LOSSES.get(loss)) and (reason := why_loss_not(loss, entry.kinds, data.task)):
+        return reason
+    shipped = catalogue.ATTACKS.get(attack.name)
+    return shipped.why_not(settings, loss, attack.norm, images) if shipped and shipped.why_not else None

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from advseg_bench.testing.contract import RULES, AttackContract, Outcome, Rule, Trial, check_attack
     from advseg_bench.testing.segmenters import LinearSegmenter
     from advseg_bench.testing.violations import ContractViolation, NotApplicable
-    from advseg_bench.types import Claims
+    from advseg_bench.types import Traits
 
 __all__ = [
     "RULES",
     "AttackContract",
     "Case",
-    "Claims",
     "ContractViolation",
     "LinearSegmenter",
     "NotApplicable",
     "Outcome",
     "Rule",
+    "Traits",
     "Trial",
     "check_attack",
     "find_case",
@@ -37,7 +37,7 @@ __getattr__, __dir__ = export_lazily(
     {
         "AttackContract": "contract",
         "Case": "case",
-        "Claims": "case",
+        "Traits": "case",
         "ContractViolation": "violations",
         "LinearSegmenter": "segmenters",
         "NotApplicable": "violations",

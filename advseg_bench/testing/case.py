@@ -11,15 +11,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from advseg_bench import losses
 from advseg_bench.attacks.function import FunctionAttack
+from advseg_bench.attacks.objective import name_loss
+from advseg_bench.batches import Batch, copy_batch
+from advseg_bench.checks.results import name_of, traits_of
 from advseg_bench.environment import describe_device
 from advseg_bench.errors import SpecError, UserError, expected, one_line
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.testing.process import isolated, seed_globals
 from advseg_bench.testing.violations import ContractViolation
-from advseg_bench.types import Attack, Batch, Budget, Claims, Task, TaskKind
+from advseg_bench.types import Attack, Budget, Task, TaskKind, Traits
 
 USUAL_LOSS: dict[TaskKind, str] = {"binary": "bce", "multilabel": "bce", "multiclass": "ce"}
 
@@ -30,7 +32,7 @@ class Case:
 
     Attributes:
         name: What messages call it.
-        claims: What it is held to.
+        traits: What it is held to.
         attacks: The attack for each kind of task it can be given.
         losses: The name of the loss that each of them follows, "" if the attack has its own or none.
         left_out: Why a kind that is claimed is not tried.
@@ -38,7 +40,7 @@ class Case:
     """
 
     name: str
-    claims: Claims
+    traits: Traits
     attacks: Mapping[TaskKind, Attack]
     losses: Mapping[TaskKind, str]
     left_out: Mapping[TaskKind, str]
@@ -87,7 +89,7 @@ def find_case(
     *,
     loss: str | None = None,
     settings: Mapping[str, Any] | None = None,
-    claims: Claims | None = None,
+    traits: Traits | None = None,
     device: str = "cpu",
 ) -> Case:
     """Get an attack ready for the contract.
@@ -98,7 +100,7 @@ def find_case(
             "package.module:object".
         loss: Name of the loss to follow; by default "bce", and "ce" in multiclass tasks.
         settings: Constructor arguments.
-        claims: In place of what the attack says by its attribute `claims`.
+        traits: In place of what the attack says by its attribute `traits`.
         device: Where to try it.
     Raises: UserError: if it cannot be built as said.
     """
@@ -107,13 +109,13 @@ def find_case(
     attacks: dict[TaskKind, Attack] = {}
     used: dict[TaskKind, str] = {}
     left_out: dict[TaskKind, str] = {}
-    wanted = claims
+    wanted = traits
     for kind in catalogue.ALL_KINDS:
         if (reason := _unfit(kind, loss)) is not None:
             left_out[kind] = reason
             continue
         built, used_loss = build(kind)
-        wanted = wanted or _read_claims(built)
+        wanted = wanted or traits_of(built)
         if (reason := _own_loss_unfit(built, kind)) is not None:
             left_out[kind] = reason
         elif kind not in wanted.kinds:
@@ -123,7 +125,7 @@ def find_case(
     if wanted is None or not attacks:
         raise SpecError(f"attack {name}: there is no kind of task to try it on: {json.dumps(left_out)}.")
     return Case(
-        name=name, claims=_sort_out(wanted, name), attacks=attacks, losses=used, left_out=left_out, device=device
+        name=name, traits=_sort_out(wanted, name), attacks=attacks, losses=used, left_out=left_out, device=device
     )
 
 
@@ -136,7 +138,7 @@ def _builder(attack: object, settings: dict[str, Any], loss: str | None) -> tupl
         return _by_name(attack, settings, loss), attack
     if isinstance(attack, type):
         return _by_class(attack, settings, loss), attack.__name__
-    name = getattr(attack, "__name__", type(attack).__name__)
+    name = name_of(cast(Attack, attack))
     if isinstance(attack, FunctionAttack):
         return _by_function(attack, settings, loss), name
     if not callable(attack):
@@ -201,42 +203,16 @@ def _unfit(kind: TaskKind, loss: str | None) -> str | None:
 def _own_loss_unfit(attack: Attack, kind: TaskKind) -> str | None:
     """Why the loss that an attack was built with does not serve a kind of task, or None."""
     loss = getattr(attack, "loss", None)
-    for name, entry in catalogue.LOSSES.items():
-        if loss is not None and loss is getattr(losses, entry.target.partition(":")[2], None):
-            return _unfit(kind, name)
-    return None
+    return None if loss is None else _unfit(kind, name_loss(loss))
 
 
-def _read_claims(attack: Attack) -> Claims:
-    """What an attack says, what the catalogue says of a shipped one, or the defaults."""
-    claims = getattr(attack, "claims", None)
-    if isinstance(claims, Claims):
-        return claims
-    if claims is not None:
-        raise SpecError(expected(f"attack {type(attack).__name__}", "`claims` to be a Claims", claims))
-    target = f"{type(attack).__module__}:{type(attack).__qualname__}"
-    name = next((name for name, entry in catalogue.ATTACKS.items() if entry.target == target), None)
-    if name is None:
-        return Claims()
-    entry, settings = catalogue.ATTACKS[name], {k: getattr(attack, k) for k in ("steps", "keep") if hasattr(attack, k)}
-    cost = catalogue.attack_cost(name, settings)
-    assert cost is not None
-    return Claims(
-        gradient=entry.backwards > 0,
-        control=entry.control,
-        random=getattr(attack, "random_start", entry.random),
-        forwards=cost[0],
-        backwards=cost[1],
-    )
-
-
-def _sort_out(claims: Claims, name: str) -> Claims:
+def _sort_out(traits: Traits, name: str) -> Traits:
     """A control is no gradient attack, whatever else it says."""
-    if not claims.norms or not claims.kinds or not claims.dims:
+    if not traits.norms or not traits.kinds or not traits.dims:
         raise SpecError(f"attack {name}: claims no norm, no kind of task or no number of axes. Name at least one.")
-    if claims.share is not None and not 0 < claims.share <= 1:
-        raise SpecError(expected(f"attack {name}", "a claimed share between 0 and 1", claims.share))
-    return replace(claims, gradient=False) if claims.control else claims
+    if traits.share is not None and not 0 < traits.share <= 1:
+        raise SpecError(expected(f"attack {name}", "a claimed share between 0 and 1", traits.share))
+    return replace(traits, gradient=False) if traits.control else traits
 
 
 def _task(kind: TaskKind) -> Task:
@@ -246,11 +222,6 @@ def _task(kind: TaskKind) -> Task:
 def make_generator(image: str, seed: int) -> torch.Generator:
     """Return the source of randomness of an image, which is its own wherever it stands in a batch."""
     return torch.Generator().manual_seed(1000 * seed + int(image.removeprefix("image")))
-
-
-def copy_batch(batch: Batch) -> Batch:
-    """Return a batch that shares no memory with the other."""
-    return replace(batch, x=batch.x.clone(), y=batch.y.clone(), valid=batch.valid.clone())
 
 
 def check_form(x_adv: object, batch: Batch, where: object) -> Tensor:

@@ -36,8 +36,8 @@ def run(name: str, loss: str | None, settings: Iterable[str], device: str, conso
 def describe(case: Case) -> list[str]:
     """Return what is tried, in lines."""
     tasks = (f"{kind} ({case.losses[kind]})" if case.losses[kind] else kind for kind in case.kinds)
-    axes = ", ".join(f"{dims}-D" for dims in sorted(case.claims.dims))
-    lines = [f"{case.name}: {', '.join(tasks)}; {', '.join(case.claims.norms)}; {axes}"]
+    axes = ", ".join(f"{dims}-D" for dims in sorted(case.traits.dims))
+    lines = [f"{case.name}: {', '.join(tasks)}; {', '.join(case.traits.norms)}; {axes}"]
     return lines + [f"left out        {kind}: {reason}" for kind, reason in case.left_out.items()]
 
 

@@ -10,7 +10,7 @@ from advseg_bench.errors import SpecError
 from advseg_bench.testing import independence, rules, strength
 from advseg_bench.testing.case import Case, find_case
 from advseg_bench.testing.violations import ContractViolation, NotApplicable
-from advseg_bench.types import Claims
+from advseg_bench.types import Traits
 
 Verdict = Literal["ok", "FAILED", "not applicable", "not checked"]
 
@@ -134,14 +134,14 @@ class AttackContract:
         attack: The attack, its class, or its name, see `find_case`.
         loss: Name of the loss to follow, None for the usual one.
         settings: Constructor arguments, for a class or a name.
-        claims: What it is held to, in place of its own `claims`.
+        traits: What it is held to, in place of its own `traits`.
         device: Where it is tried.
     """
 
     attack: ClassVar[Any]
     loss: ClassVar[str | None] = None
     settings: ClassVar[Mapping[str, Any]] = {}
-    claims: ClassVar[Claims | None] = None
+    traits: ClassVar[Traits | None] = None
     device: ClassVar[str] = "cpu"
     _trial: ClassVar[Trial]
 
@@ -154,7 +154,7 @@ class AttackContract:
             if not found:
                 raise SpecError(f"{cls.__name__}: names no attack. Add the line `attack = MyAttack()`.")
             attack = found[0].__func__ if isinstance(found[0], staticmethod) else found[0]
-            case = find_case(attack, loss=cls.loss, settings=cls.settings, claims=cls.claims, device=cls.device)
+            case = find_case(attack, loss=cls.loss, settings=cls.settings, traits=cls.traits, device=cls.device)
             cls._trial = Trial(case)
         return cls._trial
 

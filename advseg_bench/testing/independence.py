@@ -39,15 +39,15 @@ def check_repeatable(case: Case) -> None:
                         "Draw from `generators[i]` alone, and keep nothing from one call to the next."
                     )
             differs |= not torch.equal(case.run(model, batch, budget, scene, seed=1), first)
-    if case.claims.random is True and not differs:
+    if case.traits.random is True and not differs:
         raise ContractViolation(
             "expected other results from other generators, as it claims to be random, got the same in every scene. "
-            "Pass `generator=generators[i]` to every draw, or declare `Claims(random=False)`."
+            "Pass `generator=generators[i]` to every draw, or declare `Traits(random=False)`."
         )
-    if case.claims.random is False and differs:
+    if case.traits.random is False and differs:
         raise ContractViolation(
             "expected the same results from other generators, as it claims not to be random, got others. "
-            "Declare `Claims(random=True)`."
+            "Declare `Traits(random=True)`."
         )
 
 
@@ -90,10 +90,10 @@ def check_void(case: Case) -> None:
         opposite.weight.neg_()
         result = case.run(model, empty, budget, scene)
         _agree(case.run(opposite, empty, budget, scene), result, scene, budget, "another model, with no valid pixel")
-        claims = case.claims
-        drawn = claims.random or not torch.equal(case.run(model, batch, budget, scene, seed=1), plain)
+        traits = case.traits
+        drawn = traits.random or not torch.equal(case.run(model, batch, budget, scene, seed=1), plain)
         moved = float(((result - batch.x).abs().amax(1) > SAME).double().mean())
-        if claims.gradient and not drawn and moved > 0:
+        if traits.gradient and not drawn and moved > 0:
             raise ContractViolation(
                 f"expected images without a valid pixel to stay, since they have no gradient, got {moved:.0%} of their "
                 f"pixels moved [{scene}, {show(budget)}]. The sign of 0 is 0: use `torch.sign`, not a comparison."

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from advseg_bench.geometry import distance
+from advseg_bench.batches import copy_batch
+from advseg_bench.checks.results import inspect
 from advseg_bench.instruments.guard import ModelGuard
-from advseg_bench.running.runner import BUDGET_TOLERANCE, overshoot
-from advseg_bench.testing.case import Case, check_form, copy_batch, show
+from advseg_bench.testing.case import Case, check_form, show
 from advseg_bench.testing.process import isolated, read_globals
 from advseg_bench.testing.scenes import UNIT, Scene, make_batch, make_coupled, make_linear
 from advseg_bench.testing.violations import ContractViolation
@@ -132,7 +132,7 @@ def check_globals(case: Case) -> None:
 def check_bounds(case: Case) -> None:
     """Its images are inside the bounds of the batch, exactly, whatever these are."""
     for bounds in (UNIT, *OTHER_BOUNDS):
-        for norm in case.claims.norms:
+        for norm in case.traits.norms:
             for kind in case.kinds:
                 scene = replace(usual_scene(case), kind=kind, bounds=bounds)
                 batch = make_batch(scene, case.device)
@@ -153,14 +153,15 @@ def check_budget(case: Case) -> None:
     radii: dict[Norm, tuple[float, ...]] = {"linf": (1e-4, 1 / 255, 0.1), "l2": (1e-3, 0.1, 1.0)}
     kept: list[str] = []
     for bounds in (UNIT, OTHER_BOUNDS[0]):
-        for norm in case.claims.norms:
+        for norm in case.traits.norms:
             for eps in reversed(radii[norm]):
                 for kind in case.kinds:
                     scene = replace(usual_scene(case), kind=kind, bounds=bounds)
                     batch = make_batch(scene, case.device)
                     x_adv = case.run(make_linear(batch), batch, Budget(norm, eps), scene)
-                    moved = float(distance(x_adv, batch.x, norm).max())
-                    if moved > eps * overshoot(case.attacks[kind]) + BUDGET_TOLERANCE:
+                    checked = inspect(x_adv, batch, Budget(norm, eps), case.traits)
+                    moved = float(checked.moved.max())
+                    if any("over_budget" in flags for flags in checked.flags):
                         raise ContractViolation(
                             f"expected no image to move further than {norm} eps {eps:.4g}, got {moved:.4g}, "
                             f"{moved / eps:.3g} times as far [{scene}]. {_why_too_far(moved, eps, bounds, norm, kept)}"
@@ -202,13 +203,13 @@ def usual_scene(case: Case) -> Scene:
 
 def _dims(case: Case) -> list[int]:
     """Numbers of space axes to try, two first."""
-    return sorted((d for d in case.claims.dims if d in _SPACES), key=lambda d: (d != 2, d))
+    return sorted((d for d in case.traits.dims if d in _SPACES), key=lambda d: (d != 2, d))
 
 
 def _grid(case: Case) -> Iterator[tuple[Scene, Budget]]:
     """Everything that is claimed, once."""
     for kind in case.kinds:
-        for norm in case.claims.norms:
+        for norm in case.traits.norms:
             budget = Budget(norm, USUAL_EPS[norm])
             for dims in _dims(case):
                 for space in _SPACES[dims]:
@@ -219,31 +220,31 @@ def _grid(case: Case) -> Iterator[tuple[Scene, Budget]]:
 def _hard(case: Case) -> Iterator[tuple[Scene, Budget]]:
     """Degenerate images."""
     for kind in case.kinds:
-        for norm in case.claims.norms:
+        for norm in case.traits.norms:
             yield replace(usual_scene(case), kind=kind, n=4, hard=True), Budget(norm, USUAL_EPS[norm])
 
 
 def usual_budgets(case: Case) -> Iterator[tuple[Scene, Budget]]:
     """The usual scene with every kind of task and every norm."""
     for kind in case.kinds:
-        for norm in case.claims.norms:
+        for norm in case.traits.norms:
             yield replace(usual_scene(case), kind=kind), Budget(norm, USUAL_EPS[norm])
 
 
 def _traits(case: Case, tried: list[Scene], norms: list[Norm]) -> Iterator[tuple[str, set[int], str]]:
     """What may set the scenes apart in which an attack raises: in words, which scenes, and what to do then."""
-    claims = case.claims
+    traits = case.traits
     for kind in case.kinds if len(case.kinds) > 1 else ():
         others = tuple(k for k in case.kinds if k != kind)
         which = {i for i, scene in enumerate(tried) if scene.kind == kind}
-        yield f"{kind} tasks", which, f"Or declare `Claims(kinds={others!r})`."
-    for norm in claims.norms if len(claims.norms) > 1 else ():
+        yield f"{kind} tasks", which, f"Or declare `Traits(kinds={others!r})`."
+    for norm in traits.norms if len(traits.norms) > 1 else ():
         which = {i for i, other in enumerate(norms) if other == norm}
-        yield f"{norm} budgets", which, f"Or declare `Claims(norms={tuple(n for n in claims.norms if n != norm)!r})`."
-    for dims in claims.dims if len(claims.dims) > 1 else ():
-        rest = tuple(d for d in claims.dims if d != dims)
+        yield f"{norm} budgets", which, f"Or declare `Traits(norms={tuple(n for n in traits.norms if n != norm)!r})`."
+    for dims in traits.dims if len(traits.dims) > 1 else ():
+        rest = tuple(d for d in traits.dims if d != dims)
         which = {i for i, scene in enumerate(tried) if len(scene.space) == dims}
-        remedy = f"Take the axes behind the first two as they come, or declare `Claims(dims={rest!r})`."
+        remedy = f"Take the axes behind the first two as they come, or declare `Traits(dims={rest!r})`."
         yield f"images with {dims} space axes", which, remedy
     which = {i for i, scene in enumerate(tried) if scene.n == 1}
     yield "one image", which, "Keep the batch axis: `squeeze()` drops it."

@@ -8,9 +8,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from advseg_bench.batches import Batch
 from advseg_bench.metrics import predict
 from advseg_bench.testing.segmenters import LinearSegmenter
-from advseg_bench.types import Batch, Bounds, Task, TaskKind
+from advseg_bench.types import Bounds, Task, TaskKind
 
 CHANNELS: dict[TaskKind, int] = {"binary": 1, "multilabel": 3, "multiclass": 3}
 """Channels of the images and of the logits: logit k reads channel k alone, so that one point is worst for all."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from advseg_bench.batches import Batch
 from advseg_bench.losses import one_hot
 from advseg_bench.testing.optima import largest_rise, shortest_move
-from advseg_bench.types import Batch, Budget, Task
+from advseg_bench.types import Budget, Task
 
 
 def margins(logits: Tensor, y: Tensor, task: Task) -> Tensor:

@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from advseg_bench.batches import Batch, copy_batch
 from advseg_bench.geometry import align, random_sign
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.metrics import predict
-from advseg_bench.testing.case import Case, copy_batch, make_generator, show
+from advseg_bench.testing.case import Case, make_generator, show
 from advseg_bench.testing.process import isolated
 from advseg_bench.testing.rules import usual_budgets
 from advseg_bench.testing.scenes import Scene, make_batch, make_linear
 from advseg_bench.testing.segmenters import LinearSegmenter
 from advseg_bench.testing.violations import ContractViolation, NotApplicable
-from advseg_bench.types import Batch, Budget, Norm
+from advseg_bench.types import Budget, Norm
 
 USUAL_SHARE: dict[Norm, float] = {"linf": 0.9, "l2": 0.35}
 """What part of the exact optimum an attack is held to that claims none of its own.
@@ -33,7 +34,7 @@ LADDER = (0.01, 0.03, 0.1, 0.2)
 
 def check_noise(case: Case) -> None:
     """It does more harm than 16 draws of random signs of the same length."""
-    if case.claims.control:
+    if case.traits.control:
         raise NotApplicable("it is declared to be a control")
     for scene, budget in usual_budgets(case):
         stage = _set_up(case, scene)
@@ -53,18 +54,18 @@ def check_noise(case: Case) -> None:
             raise ContractViolation(
                 f"expected margins to fall by more than {noise:.3g}, which noise of that length does, got {fall:.3g} "
                 f"[{scene}, {show(budget)}]. {way} A control that never looks at the model declares "
-                "`Claims(control=True)`."
+                "`Traits(control=True)`."
             )
 
 
 def check_optimum(case: Case) -> None:
     """It reaches its share of the exact optimum on the linear segmenter: of pixels broken, or of margin lost."""
-    claims = case.claims
-    if claims.control or not claims.gradient or claims.minimal_norm:
-        what = "control=True" if claims.control else "gradient=False" if not claims.gradient else "minimal_norm=True"
+    traits = case.traits
+    if traits.control or not traits.gradient or traits.minimal_norm:
+        what = "control=True" if traits.control else "gradient=False" if not traits.gradient else "minimal_norm=True"
         raise NotApplicable(f"it declares {what}")
     for scene, usual in usual_budgets(case):
-        wanted = USUAL_SHARE[usual.norm] if claims.share is None else claims.share
+        wanted = USUAL_SHARE[usual.norm] if traits.share is None else traits.share
         for budget in (Budget(usual.norm, usual.eps / 6), usual):
             stage = _set_up(case, scene)
             x_adv = case.run(stage.model, stage.batch, budget, scene)
@@ -78,7 +79,7 @@ def check_optimum(case: Case) -> None:
 
 def check_more_budget(case: Case) -> None:
     """A larger budget breaks at least as many pixels, or takes at least as much margin, as a smaller one."""
-    if case.claims.control:
+    if case.traits.control:
         raise NotApplicable("it is declared to be a control")
     for scene, usual in usual_budgets(case):
         stage = _set_up(case, scene)
@@ -98,11 +99,11 @@ def check_more_budget(case: Case) -> None:
 
 def check_cost(case: Case) -> None:
     """It costs what it says: forwards and backwards per image, counted at the model."""
-    claims = case.claims
-    stated = (claims.forwards, claims.backwards)
-    if claims.control:
-        stated = (claims.forwards or 0.0, claims.backwards or 0.0)
-    if stated == (None, None) and not claims.gradient:
+    traits = case.traits
+    stated = (traits.forwards, traits.backwards)
+    if traits.control:
+        stated = (traits.forwards or 0.0, traits.backwards or 0.0)
+    if stated == (None, None) and not traits.gradient:
         raise NotApplicable("it states no cost")
     for scene, budget in usual_budgets(case):
         batch = make_batch(scene, case.device)
@@ -113,15 +114,15 @@ def check_cost(case: Case) -> None:
             ("forwards", "backwards"), stated, (tally.all_forwards, tally.all_backwards), strict=True
         ):
             if wanted is not None and count != wanted * scene.n:
-                who = "A control costs nothing unless it says so: correct" if claims.control else "Correct"
+                who = "A control costs nothing unless it says so: correct" if traits.control else "Correct"
                 raise ContractViolation(
                     f"expected {wanted:g} {what} per image, as it states, got {count / scene.n:g} [{scene}, "
-                    f"{show(budget)}]. {who} `claims` or the attack."
+                    f"{show(budget)}]. {who} `traits` or the attack."
                 )
-        if claims.gradient and not tally.all_backwards:
+        if traits.gradient and not tally.all_backwards:
             raise ContractViolation(
                 f"expected the model to be differentiated, got no backward pass through it [{scene}]. An attack that "
-                "needs no gradient declares `Claims(gradient=False)`."
+                "needs no gradient declares `Traits(gradient=False)`."
             )
 
 

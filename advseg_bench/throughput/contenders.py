@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advseg_bench.batches import move_batch
+from advseg_bench.attacks.base import image_generators
+from advseg_bench.batches import Batch, move_batch
 from advseg_bench.models.prepare import Prepared, prepare, prepare_auto
 from advseg_bench.registry.catalogue import read_steps
 from advseg_bench.registry.loading import load_attack
-from advseg_bench.running.runner import image_generators
-from advseg_bench.types import Batch, Bounds, Budget, Task
+from advseg_bench.types import Bounds, Budget, Task
 
 LIMIT = "bare limit"
 """One forward and one gradient by the images of the unprepared model: what one step of any attack must do."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from advseg_bench.batches import Batch
 from advseg_bench.errors import one_line
 from advseg_bench.instruments import meter
 from advseg_bench.instruments.counter import Counter
@@ -21,7 +22,7 @@ from advseg_bench.models.weights import count_parameters
 from advseg_bench.registry.plugins import load_object
 from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.throughput.contenders import LIMIT, RAW, Contender, Work, draw_batch, list_contenders
-from advseg_bench.types import Batch, Task
+from advseg_bench.types import Task
 
 Row = dict[str, Any]
 

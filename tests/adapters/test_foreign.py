@@ -266,11 +266,11 @@ def test_shares_of_the_radius_are_worked_out():
 
 
 def test_claims_follow_the_route():
-    claims = Step(route=Route(view="margin", norms=("l2",), eps=None, objective="success-gated", dims=(2,))).claims
-    assert (claims.norms, claims.dims, claims.minimal_norm, claims.control) == (("l2",), (2,), True, False)
-    assert not claims.gradient
-    assert Step().claims.gradient
-    assert Step(loss=None, route=Route(view="none", objective="none")).claims.control
+    traits = Step(route=Route(view="margin", norms=("l2",), eps=None, objective="success-gated", dims=(2,))).traits
+    assert (traits.norms, traits.dims, traits.minimal_norm, traits.control) == (("l2",), (2,), True, False)
+    assert not traits.gradient
+    assert Step().traits.gradient
+    assert Step(loss=None, route=Route(view="none", objective="none")).traits.control
 
 
 class Toy:

@@ -220,17 +220,6 @@ def test_an_unchanged_image_is_counted():
     assert not row["raises"]
 
 
-def test_the_counter_counts_passes():
-    scene = scenes()["binary"]
-    model = measure_support.CountedModel(scene.model.model)
-    x = scene.batch.x.clone().requires_grad_()
-    model(x).sum().backward()
-    assert (model.forwards, model.backwards) == (2, 2)
-    with torch.no_grad():
-        model(x)
-    assert (model.forwards, model.backwards) == (4, 2)
-
-
 def test_a_margin_route_needs_no_view_of_the_loss():
     """What a row says of its view is what the class got."""
     seen = []

@@ -14,9 +14,8 @@ from torch import nn
 
 from advseg_adapters.views import BlindView, LossView, MarginView
 from advseg_bench import losses
-from advseg_bench.batches import select_images
+from advseg_bench.batches import Batch, select_images
 from advseg_bench.errors import IncompatibleError
-from advseg_bench.types import Batch
 
 LOSSES = {
     "binary": (losses.bce, losses.dice, losses.focal),

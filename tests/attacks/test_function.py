@@ -17,7 +17,7 @@ from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.batches import select_images
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError
 from advseg_bench.testing import LinearSegmenter
-from advseg_bench.types import Budget, Claims
+from advseg_bench.types import Budget, Traits
 
 BUDGET = Budget("linf", 0.1)
 
@@ -117,9 +117,9 @@ def test_an_optional_loss_may_be_left_out():
 
 
 def test_claims_follow_from_the_parameters_and_the_options():
-    assert one_step.claims == Claims(norms=("linf",), random=False)
-    assert coin_toss.claims == Claims(norms=("linf",), random=True, control=True)
-    assert wrapped.claims == Claims(norms=("linf", "l2"), random=False, gradient=False)
+    assert one_step.traits == Traits(norms=("linf",), random=False)
+    assert coin_toss.traits == Traits(norms=("linf",), random=True, control=True)
+    assert wrapped.traits == Traits(norms=("linf", "l2"), random=False, gradient=False)
     assert (one_step.name, one_step.__name__) == ("one_step", "one_step")
     assert "shortest FGSM" in one_step.__doc__
     assert one_step.function.__name__ == "one_step"

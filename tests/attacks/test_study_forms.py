@@ -16,6 +16,7 @@ from torch import nn
 from advseg_bench import geometry, losses
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.attacks.noise import ShuffledSign
+from advseg_bench.attacks.released import ReleasedFGSM
 from advseg_bench.errors import IncompatibleError
 from advseg_bench.registry import catalogue
 from advseg_bench.testing import LinearSegmenter
@@ -51,18 +52,22 @@ def transcribe(model, image, mask, criterion, eps):
 def test_the_released_arm_equals_a_transcription_of_the_released_formula(loss, criterion, eps):
     batch, _ = make_batch("multilabel", n=4, space=(12, 9))
     model = make_network()
-    ours = attack(FGSM(loss=loss, order="released", form="blend_released"), model, batch, eps)
+    ours = attack(ReleasedFGSM(loss=loss, order="released", form="blend_released"), model, batch, eps)
     for i in range(4):
         theirs = transcribe(model, batch.x[i : i + 1], batch.y[i : i + 1].float(), criterion, eps)
         assert (ours[i : i + 1] - theirs).abs().max() <= 1e-6
-    assert not torch.equal(ours, attack(FGSM(loss=loss, form="blend_released"), model, batch, eps)), "order has no say"
-    assert not torch.equal(ours, attack(FGSM(loss=loss, order="released"), model, batch, eps)), "form has no say"
+    assert not torch.equal(ours, attack(ReleasedFGSM(loss=loss, form="blend_released"), model, batch, eps)), (
+        "order has no say"
+    )
+    assert not torch.equal(ours, attack(ReleasedFGSM(loss=loss, order="released"), model, batch, eps)), (
+        "form has no say"
+    )
 
 
 def test_the_logit_gradient_of_swapped_bce_is_minus_the_mask_over_n():
     batch, logits = make_batch("multilabel", space=(6, 5))
     logits.requires_grad_()
-    value = FGSM(loss=losses.bce, order="released").objective(logits, batch)
+    value = ReleasedFGSM(loss=losses.bce, order="released").objective(logits, batch)
     (gradient,) = torch.autograd.grad(value.sum(), logits)
     torch.testing.assert_close(gradient, -batch.y.float() / batch.y[0].numel(), rtol=1e-6, atol=0)
     assert (gradient[~batch.y] == 0).all()
@@ -75,7 +80,7 @@ def test_swapped_dice_focal_points_mostly_the_wrong_way():
     shares = {}
     for order in ("defined", "released"):
         logits.requires_grad_()
-        value = FGSM(loss=losses.dice_focal, order=order).objective(logits, batch)
+        value = ReleasedFGSM(loss=losses.dice_focal, order=order).objective(logits, batch)
         (gradient,) = torch.autograd.grad(value.sum(), logits)
         shares[order] = float((gradient.sign() == away).double().mean())
     assert shares["defined"] > 0.99
@@ -85,7 +90,7 @@ def test_swapped_dice_focal_points_mostly_the_wrong_way():
 def test_order_released_needs_masks_of_the_logits_shape():
     batch, _ = make_batch("multiclass")
     with pytest.raises(IncompatibleError, match="expected a binary or multilabel task for order 'released'"):
-        attack(FGSM(loss=losses.dice, order="released"), make_network(4), batch)
+        attack(ReleasedFGSM(loss=losses.dice, order="released"), make_network(4), batch)
 
 
 @few
@@ -96,7 +101,7 @@ def test_the_scaled_blend_has_the_largest_change_of_the_additive_step(seed, eps,
     batch = replace(batch, x=x[tone])
     model = make_network()
     additive, blend = (
-        geometry.distance(attack(FGSM(loss=losses.bce, form=form), model, batch, eps), batch.x, "linf")
+        geometry.distance(attack(ReleasedFGSM(loss=losses.bce, form=form), model, batch, eps), batch.x, "linf")
         for form in ("additive", "blend")
     )
     torch.testing.assert_close(blend, additive, rtol=0, atol=1e-7)
@@ -107,8 +112,8 @@ def test_the_scaled_blend_is_the_released_one_at_another_eps():
     """It moves along the same path: only the length differs, image by image."""
     batch, _ = make_batch("multilabel", space=(9, 8))
     model = make_network()
-    scaled = attack(FGSM(loss=losses.bce, form="blend"), model, batch)
-    released = attack(FGSM(loss=losses.bce, form="blend_released"), model, batch, 0.01)
+    scaled = attack(ReleasedFGSM(loss=losses.bce, form="blend"), model, batch)
+    released = attack(ReleasedFGSM(loss=losses.bce, form="blend_released"), model, batch, 0.01)
     inner = (scaled[0] > 0) & (released[0] > 0) & ((released - batch.x)[0].abs() > 1e-3)
     ratio = ((scaled - batch.x) / (released - batch.x))[0][inner]
     assert ratio.std() / ratio.mean() < 1e-3
@@ -117,20 +122,20 @@ def test_the_scaled_blend_is_the_released_one_at_another_eps():
 
 def test_the_released_blend_moves_by_up_to_twice_eps_and_says_so():
     batch, _ = make_batch("multilabel", n=4, space=(24, 24))
-    blend = FGSM(loss=losses.bce, form="blend_released")
+    blend = ReleasedFGSM(loss=losses.bce, form="blend_released")
     moved = geometry.distance(attack(blend, make_network(), batch), batch.x, "linf")
     assert (moved > 1.9 * EPS).all()
-    assert (moved <= blend.overshoot * EPS + 1e-6).all()
-    assert FGSM(loss=losses.bce, form="blend").overshoot == 1
+    assert (moved <= blend.traits.max_budget_ratio * EPS + 1e-6).all()
+    assert ReleasedFGSM(loss=losses.bce, form="blend").traits.max_budget_ratio == 1
 
 
 @pytest.mark.parametrize("form", ["blend", "blend_released"])
 def test_a_blend_needs_linf_and_images_from_zero_to_one(form):
     batch, _ = make_batch("multilabel")
     with pytest.raises(IncompatibleError, match=f"expected an L_inf budget .* for form '{form}', got l2"):
-        attack(FGSM(loss=losses.bce, form=form), make_network(), batch, norm="l2")
+        attack(ReleasedFGSM(loss=losses.bce, form=form), make_network(), batch, norm="l2")
     with pytest.raises(IncompatibleError, match=r"got linf and \[-1, 1\]"):
-        attack(FGSM(loss=losses.bce, form=form), make_network(), replace(batch, bounds=Bounds(-1, 1)))
+        attack(ReleasedFGSM(loss=losses.bce, form=form), make_network(), replace(batch, bounds=Bounds(-1, 1)))
 
 
 def test_tied_channels_are_the_steepest_step_of_a_grey_image():
@@ -142,7 +147,7 @@ def test_tied_channels_are_the_steepest_step_of_a_grey_image():
     leaf = grey.clone().requires_grad_()
     losses.bce(model(leaf.expand(-1, 2, -1, -1)), batch.y, batch.valid, batch.task).sum().backward()
     expected = (grey + EPS * leaf.grad.sign()).clamp(0, 1).expand(-1, 2, -1, -1)
-    tied = attack(FGSM(loss=losses.bce, channels="tied"), model, batch)
+    tied = attack(ReleasedFGSM(loss=losses.bce, channels="tied"), model, batch)
     assert (tied == expected).double().mean() > 0.99, "but for signs of sums that round to another side of 0"
     assert torch.equal(tied[:, 0], tied[:, 1])
     free = attack(FGSM(loss=losses.bce), model, batch)
@@ -150,8 +155,9 @@ def test_tied_channels_are_the_steepest_step_of_a_grey_image():
 
 
 def test_form_and_channels_share_a_gradient_and_nothing_else_does():
-    one = FGSM(loss=losses.bce)
+    one = ReleasedFGSM(loss=losses.bce)
     same = [replace(one, form="blend"), replace(one, channels="tied"), ShuffledSign(loss=losses.bce)]
+    same += [FGSM(loss=losses.bce)]
     other = [
         replace(one, loss=losses.dice),
         replace(one, label="predicted"),
@@ -175,7 +181,7 @@ def test_a_subclass_with_an_objective_of_its_own_never_shares_the_gradient_of_fg
 
 
 def test_the_catalogue_tells_the_defaults_of_fgsm():
-    given = {field.name: field.default for field in fields(FGSM) if field.name != "loss"}
+    given = {field.name: field.default for field in fields(ReleasedFGSM) if field.name != "loss"}
     assert given == catalogue.ATTACKS["fgsm"].defaults
     assert set(catalogue.ATTACKS["fgsm"].step_settings) < set(given)
 
@@ -183,7 +189,7 @@ def test_the_catalogue_tells_the_defaults_of_fgsm():
 @pytest.mark.parametrize("setting", ["label", "order", "form", "channels"])
 def test_a_setting_that_does_not_exist_is_refused(setting):
     with pytest.raises(ValueError, match=f"fgsm: expected {setting} to be one of '.*', got 'guess'"):
-        FGSM(loss=losses.bce, **{setting: "guess"})
+        ReleasedFGSM(loss=losses.bce, **{setting: "guess"})
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -219,6 +225,6 @@ def test_a_loss_that_cannot_be_hashed_shares_its_gradient_all_the_same():
             return losses.bce(logits, y, valid, task)
 
     loss = Listed()
-    keys = {FGSM(loss=loss, form=form).gradient_key() for form in ("additive", "blend")}
+    keys = {ReleasedFGSM(loss=loss, form=form).gradient_key() for form in ("additive", "blend")}
     assert len(keys | {ShuffledSign(loss=loss).gradient_key()}) == 1
     assert FGSM(loss=Listed()).gradient_key() not in keys

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from advseg_bench import losses
 from advseg_bench.attacks.ascent import BIM, MIFGSM, PGD
 from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.attacks.released import ReleasedFGSM
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.models.build import build_model
 from advseg_bench.registry import catalogue
@@ -145,7 +146,7 @@ class Net(nn.Module):
 
 
 ATTACKS = [
-    FGSM(loss=losses.dice, form="blend", channels="tied"),
+    ReleasedFGSM(loss=losses.dice, form="blend", channels="tied"),
     BIM(loss=losses.dice, steps=4),
     BIM(loss=losses.dice, steps=4, keep="best", targeted=True),
     PGD(loss=losses.dice, steps=4),
@@ -172,7 +173,7 @@ def test_no_step_waits_for_a_value(attack, kind, norm):
     with HostReads() as reads, Counter(model).count(3) as tally:
         attack(model, batch, budget=Budget(norm, 0.1), generators=make_generators(3))
     assert reads.found == []
-    assert tally.per_image() == [catalogue.attack_cost(*told(attack))] * 3
+    assert tally.per_image() == [(attack.traits.forwards, attack.traits.backwards)] * 3
 
 
 @pytest.mark.parametrize(("attack", "kind", "norm"), CASES)
@@ -191,9 +192,3 @@ def test_a_network_with_its_padding_and_normalisation_reads_none_either():
     with HostReads() as reads:
         PGD(loss=losses.dice_focal, steps=3)(model, batch, budget=Budget("linf", 0.1), generators=make_generators(2))
     assert reads.found == []
-
-
-def told(attack: object) -> tuple[str, dict[str, object]]:
-    """The catalogue's name of an attack and the settings that its cost depends on."""
-    name = type(attack).__name__.lower()
-    return name, {key: getattr(attack, key) for key in ("steps", "keep") if hasattr(attack, key)}

@@ -25,9 +25,10 @@ from advseg_adapters.art.toolkit import EVASION, EvasionAttack
 from advseg_adapters.foreign import ForeignAttack, Route, isolated_randomness
 from advseg_adapters.loading import check_settings, find_route, is_batched
 from advseg_adapters.views import BlindView
+from advseg_bench.batches import Batch
 from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.losses import Loss
-from advseg_bench.types import Attack, Batch, Bounds, Budget, Model, Norm, Task
+from advseg_bench.types import Attack, Bounds, Budget, Model, Norm, Task
 
 __all__ = ["CLASSES", "ROUTES", "ArtAttack", "SegmentationEstimator", "as_classifier", "as_estimator", "load"]
 

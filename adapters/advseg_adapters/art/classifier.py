@@ -13,9 +13,10 @@ from advseg_adapters.art.models import Function, check_model, read_loss
 from advseg_adapters.art.toolkit import PyTorchClassifier
 from advseg_adapters.foreign import find_threshold
 from advseg_adapters.views import LossView, MarginView
+from advseg_bench.batches import Batch
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.losses import Loss
-from advseg_bench.types import Batch, Bounds, Model, Task, TaskKind
+from advseg_bench.types import Bounds, Model, Task, TaskKind
 
 _NEVER = 1e4
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from advseg_adapters.art.inputs import ROUNDING, check_logits, read_task
+from advseg_bench.checks.logits import probe as probe_logits
 from advseg_bench.errors import IncompatibleError, UserError, expected, one_line
 from advseg_bench.losses import Loss, probe
-from advseg_bench.models import probe as models
-from advseg_bench.models.module import SegmentationModule
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_loss
 from advseg_bench.types import Task, TaskKind
@@ -79,7 +78,7 @@ def check_model(
     outputs = logits.shape[1] if logits.dim() > 1 else 0
     known = read_task(task, outputs)
     check_logits(logits, known, x)
-    models.probe("model", SegmentationModule(model).to(device), x, known)
+    probe_logits("model", model, x, known)
     layered = any(isinstance(module, (_ConvNd, nn.Linear)) for module in model.modules())
     if not layered and _looks_squeezed(logits, known):
         raise IncompatibleError(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,24 +18,13 @@ from torch import Tensor, nn
 
 from advseg_adapters.monai.networks import to_plain, with_meta_of
 from advseg_adapters.monai.samples import MASK, check_image, find, make_bounds, make_budget, make_task, read_labels
-from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line
-from advseg_bench.geometry import distance, project
-from advseg_bench.instruments.guard import ModelGuard
-from advseg_bench.models.module import SegmentationModule
-from advseg_bench.models.probe import probe
+from advseg_bench.attacks.base import attack_batch
+from advseg_bench.batches import Batch
+from advseg_bench.checks.results import name_of
+from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack
-from advseg_bench.types import Attack, Batch, Norm, Task, TaskKind
-
-TOLERANCE = 1e-6
-"""Rounding in float32 moves a result past its budget by less than this; more is a violation."""
-
-_FAULTS = (
-    "changed the model, which was put back",
-    "moved the image further than `eps`, and was brought back",
-    "left the bounds, and was brought back",
-    "left the image as it was, which says nothing about the model",
-)
+from advseg_bench.types import Attack, Norm, Task, TaskKind
 
 
 class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
@@ -103,7 +88,7 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         self.task = make_task(where, task, num_classes)
         self.budget = make_budget(where, norm, eps, self.bounds)
         self.attack = _find_attack(where, attack, loss, settings, self.task)
-        self.attack_name = attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
+        self.attack_name = attack if isinstance(attack, str) else name_of(attack)
         self._checked = False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -146,40 +131,11 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
 
     def _perturb(self, batch: Batch, seed: int) -> Tensor:
         """Return the adversarial image (C, *S), inside bounds and budget."""
-        name = self.attack_name
+        first, self._checked = not self._checked, True
         generators = [torch.Generator().manual_seed(seed)]
-        with torch.inference_mode(False), torch.enable_grad(), _lent(self.model) as guard:
-            batch = _copy(batch)
-            if not self._checked:
-                _check_model(f"{type(self).__name__}, model", self.model, batch)
-                self._checked = True
-            try:
-                x_adv = self.attack(self.model, _copy(batch), budget=self.budget, generators=generators)
-            except UserError:
-                raise
-            except Exception as error:
-                shape = tuple(batch.x.shape[1:])
-                raise IncompatibleError(f"attack {name}: fails on an image of {shape}: {one_line(error)}.") from error
-            changed = guard.restore()
-        x_adv = self._check(x_adv, batch)
-        over = float(distance(x_adv, batch.x, self.budget.norm)) > self.budget.eps + TOLERANCE
-        outside = float(x_adv.min()) < self.bounds.lower or float(x_adv.max()) > self.bounds.upper
-        same = self.budget.eps > 0 and torch.equal(x_adv, batch.x)
-        found = (changed, over, outside, same)
-        faults = [fault for fault, has in zip(_FAULTS, found, strict=True) if has]
-        if faults:
-            warnings.warn(f"attack {name}: {'; '.join(faults)}.", stacklevel=2)
-        return (project(x_adv, batch.x, self.budget, self.bounds) if over or outside else x_adv)[0]
-
-    def _check(self, x_adv: object, batch: Batch) -> Tensor:
-        """Return what an attack returned if it is images."""
-        x = batch.x
-        if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or x_adv.dtype != x.dtype:
-            shown = f"{x_adv.dtype} {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
-            raise IncompatibleError(expected(f"attack {self.attack_name}", f"{x.dtype} {tuple(x.shape)}", shown))
-        if not bool(x_adv.isfinite().all()):
-            raise IncompatibleError(f"attack {self.attack_name}: expected finite intensities, got NaN or infinity.")
-        return x_adv.detach()
+        return attack_batch(
+            self.attack, self.model, batch, self.budget, generators, name=self.attack_name, check_model=first
+        )[0]
 
 
 class RandAdversarialAttackd(RandomizableTransform, AdversarialAttackd):  # type: ignore[misc]
@@ -257,36 +213,3 @@ def _find_attack(
         raise SpecError(f"{where}: settings: expected numbers, strings, booleans and lists: {error}.") from None
     with torch.inference_mode(False), torch.enable_grad():  # a loss is looked at by its gradient
         return load_attack(attack, json.loads(written), loss or "", task)
-
-
-def _check_model(where: str, model: nn.Module, batch: Batch) -> None:
-    """Look once whether a model yields raw logits for the task, on the CPU, where `probe` works."""
-    on_cpu = batch.x.device.type == "cpu"
-    probe(where, SegmentationModule(model if on_cpu else copy.deepcopy(model).cpu()), batch.x.cpu(), batch.task)
-
-
-def _copy(batch: Batch) -> Batch:
-    """The batch with tensors of its own: what an attack does to them reaches no one."""
-    return replace(batch, x=batch.x.clone(), y=batch.y.clone(), valid=batch.valid.clone())
-
-
-@contextmanager
-def _lent(model: nn.Module) -> Iterator[ModelGuard]:
-    """Lend a model to an attack, frozen and in eval mode; give it back as it was, its gradients included."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    for module, _ in modes:
-        module.training = False
-    for parameter, _, _ in flags:
-        parameter.requires_grad_(False)
-        parameter.grad = None
-    guard = ModelGuard(model)
-    try:
-        yield guard
-    finally:
-        guard.restore()
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag, grad in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = grad

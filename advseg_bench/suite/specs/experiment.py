@@ -205,14 +205,14 @@ class AttackSpec(Spec):
         entry = catalogue.ATTACKS.get(self.name) or toolkits.find_row(self.name)
         if entry is None:
             return self
-        if isinstance(entry, toolkits.Row) and entry.norms and self.norm not in entry.norms:
-            known = " and ".join(entry.norms)
+        if self.norm not in entry.traits.norms:
+            known = " and ".join(entry.traits.norms)
             raise ValueError(f"norm: attack {self.name!r} knows {known}, not {self.norm}. Change the key")
         if entry.needs_loss and not self.losses:
             raise ValueError(f'losses: attack {self.name!r} follows a loss. Give at least one, such as ["dice"]')
         if self.losses and not entry.needs_loss:
             raise ValueError(f"losses: attack {self.name!r} follows no loss. Remove the key")
-        if self.draws > 1 and not entry.random:
+        if self.draws > 1 and not any(entry.traits_of(settings).random for settings in self.list_settings()):
             raise ValueError(f"draws: attack {self.name!r} draws no random numbers. Remove the key")
         return self
 

@@ -1,4 +1,4 @@
-"""Watch a new network run: does it yield logits for the task, and which layer makes them?"""
+"""Watch a network run: does it yield logits for the task, and which layer makes them?"""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from advseg_bench.errors import IncompatibleError, UserError, expected, one_line
-from advseg_bench.models.module import SegmentationModule
 from advseg_bench.types import Task
 
 _SHIFT = 10.0
 
 
-def probe(where: str, model: SegmentationModule, x: Tensor, task: Task) -> str | None:
+def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | None = None) -> str | None:
     """Check that a network yields logits for a task, and find the layer that makes them.
 
     Raw logits and probabilities cannot be told apart by their values: those of a new network may well lie between
@@ -31,19 +30,21 @@ def probe(where: str, model: SegmentationModule, x: Tensor, task: Task) -> str |
 
     Args:
         where: Put before every message.
-        model: A new network on the CPU.
-        x: Random images, float32, shape (N, C, *S).
+        model: Images -> logits, on the device of `x`.
+        x: Images, float32, shape (N, C, *S).
         task: One logit channel is wanted for each of its classes.
-    Returns: Dotted name of the head inside `model.net`, or None if it was not found. Cost: two forwards.
+        net: The bare network inside `model`, if that prepares images for it; else `model` itself.
+    Returns: Dotted name of the head inside `net`, or None if it was not found. Cost: two forwards.
     Raises:
         IncompatibleError: if the network fails, or its output is not one finite float32 tensor of the right shape,
             or looks like probabilities.
     """
+    net = model if net is None else net
     layers: list[str] = []
-    with _undisturbed(model):
-        handles: list[RemovableHandle] = [model.net.register_forward_hook(_check_output(where, task))]
+    with _undisturbed(model, x.device):
+        handles: list[RemovableHandle] = [net.register_forward_hook(_check_output(where, task))]
         try:
-            for name, layer in model.net.named_modules():
+            for name, layer in net.named_modules():
                 if isinstance(layer, (_ConvNd, nn.Linear)):
                     handles.append(layer.register_forward_hook(_append_name(layers, name)))
             logits = _run(where, model, x)
@@ -52,9 +53,9 @@ def probe(where: str, model: SegmentationModule, x: Tensor, task: Task) -> str |
                 handle.remove()
         if not layers:
             return None
-        wide = [name for name in layers if _count_outputs(model.net.get_submodule(name)) == len(task.classes)]
+        wide = [name for name in layers if _count_outputs(net.get_submodule(name)) == len(task.classes)]
         last = (wide or layers)[-1]
-        with model.net.get_submodule(last).register_forward_hook(_shift):
+        with net.get_submodule(last).register_forward_hook(_shift):
             shifted = model(x)
     if _is_unit(logits) and _is_unit(shifted) and not torch.equal(logits, shifted):
         raise IncompatibleError(
@@ -66,17 +67,18 @@ def probe(where: str, model: SegmentationModule, x: Tensor, task: Task) -> str |
             f"{where}: expected raw logits, got logarithms of probabilities, which would mean no class anywhere. "
             "Remove the final log-softmax from the network."
         )
-    step = _steps(len(task.classes)).view(-1, *[1] * (x.dim() - 2))
+    step = _steps(len(task.classes), logits).view(-1, *[1] * (x.dim() - 2))
     tolerance = 1e-3 + 1e-5 * float(logits.abs().max())
     return last if wide and torch.allclose(shifted, logits + step, rtol=0, atol=tolerance) else None
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Run in eval mode without gradients; put back each training flag and the state of the random numbers."""
     flags = [(module, module.training) for module in model.modules()]
     try:
-        with torch.random.fork_rng(devices=()), torch.no_grad():
+        devices = () if device.type == "cpu" else (device,)
+        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"), torch.no_grad():
             model.eval()
             yield
     finally:
@@ -134,12 +136,12 @@ def _append_name(names: list[str], name: str) -> Any:
 def _shift(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """Forward hook: add 10 to the first channel of a layer's output, 20 to the second, and so on."""
     space = 0 if isinstance(layer, nn.Linear) else output.dim() - 2
-    return output + _steps(_count_outputs(layer)).view(-1, *[1] * space)
+    return output + _steps(_count_outputs(layer), output).view(-1, *[1] * space)
 
 
-def _steps(channels: int) -> Tensor:
-    """Return 10, 20, ... as a vector."""
-    return _SHIFT * torch.arange(1, channels + 1, dtype=torch.float32)
+def _steps(channels: int, like: Tensor) -> Tensor:
+    """Return 10, 20, ... as a float32 vector on the device of a tensor."""
+    return _SHIFT * torch.arange(1, channels + 1, dtype=torch.float32, device=like.device)
 
 
 def _count_outputs(layer: nn.Module) -> int:

@@ -1,0 +1,76 @@
+"""What a loss-driven attack increases: a loss by name or as a function, against a label, in one direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from advseg_bench.batches import Batch
+from advseg_bench.errors import PluginError, expected
+from advseg_bench.losses import Loss
+from advseg_bench.metrics import predict
+from advseg_bench.registry import catalogue
+from advseg_bench.registry.fitting import why_loss_not
+from advseg_bench.registry.plugins import load_object
+
+Label = Literal["true", "predicted", "empty"]
+"""What a loss compares with: the true labels, the model's own prediction (no label leaking, arXiv 1611.01236), or the
+empty mask (background in a multiclass task)."""
+
+
+def find_loss(loss: Loss | str) -> Loss:
+    """Return a loss: what a name stands for, or the function itself.
+
+    Raises: PluginError: if the name is unknown, or the loss cannot be called.
+    """
+    found = load_object("loss", loss) if isinstance(loss, str) else loss
+    if not callable(found) or isinstance(found, type):
+        what = "a loss by name, or a function (logits, y, valid, task) -> one value per image"
+        raise PluginError(expected("loss", what, loss))
+    return cast(Loss, found)
+
+
+def evaluate_objective(
+    loss: Loss | str, logits: Tensor, batch: Batch, *, label: Label = "true", targeted: bool = False
+) -> Tensor:
+    """Return what an attack increases, (N,): one value of the loss per image, negated if targeted."""
+    value = find_loss(loss)(logits, find_labels(logits, batch, label), batch.valid, batch.task)
+    return -value if targeted else value
+
+
+def find_labels(logits: Tensor, batch: Batch, label: Label) -> Tensor:
+    """Return the labels that a loss compares with, like `batch.y`."""
+    if label == "predicted":
+        return predict(logits.detach(), batch.task)
+    return batch.y if label == "true" else torch.zeros_like(batch.y)
+
+
+def why_loss_unfit(loss: Loss | str, batch: Batch) -> str | None:
+    """Return the reason why a shipped loss does not serve the task of a batch, or None."""
+    name = loss if isinstance(loss, str) else name_loss(loss)
+    entry = catalogue.LOSSES.get(name)
+    return why_loss_not(name, entry.kinds, batch.task.kind) if entry else None
+
+
+def name_loss(loss: Loss) -> str:
+    """Return the name of a loss in the catalogue, or the function's own."""
+    function = getattr(loss, "__name__", type(loss).__name__)
+    module = getattr(loss, "__module__", "")
+    return next((n for n, e in catalogue.LOSSES.items() if _is_target(e.target, module, function)), function)
+
+
+def _is_target(target: str, module: str, function: str) -> bool:
+    """Whether a function is the one that a target re-exports."""
+    home, _, name = target.partition(":")
+    return name == function and (module == home or module.startswith(f"{home}."))
+
+
+def check_choices(attack: str, given: Iterable[tuple[str, object, tuple[str, ...]]]) -> None:
+    """Refuse settings without a meaning. Raises: ValueError: the first (name, value, known values) that is unknown."""
+    for name, value, known in given:
+        if value not in known:
+            listed = ", ".join(repr(each) for each in known)
+            raise ValueError(f"{attack}: expected {name} to be one of {listed}, got {value!r}.")

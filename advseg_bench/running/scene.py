@@ -1,0 +1,171 @@
+"""One batch in front of one model: every cell's attack, its checked result, its score.
+
+One clean forward is shared by everything, one backward per loss by all budgets, and one forward per result scores it.
+No attack is trusted: every result is measured in float64, what it broke is recorded, it is brought back into bounds
+and budget, and only that is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from advseg_bench import geometry, metrics
+from advseg_bench.attacks.base import image_generators
+from advseg_bench.attacks.gradient import is_shared
+from advseg_bench.batches import Batch, copy_batch
+from advseg_bench.checks.results import Checked, check_form, inspect, traits_of
+from advseg_bench.errors import one_line
+from advseg_bench.instruments.counter import Counter
+from advseg_bench.instruments.guard import ModelGuard
+from advseg_bench.instruments.profiling import timed
+from advseg_bench.models.prepare import Prepared
+from advseg_bench.running.rows import Passes, Row, make_rows
+from advseg_bench.running.share import SharedGradients
+from advseg_bench.running.work import Failure
+from advseg_bench.suite.cells import CLEAN, Cell
+from advseg_bench.types import Attack, Budget, Traits
+
+
+class Scene:
+    """One batch in front of one model, with everything its cells share.
+
+    Args:
+        model: Scores; frozen, in eval mode, on the batch's device.
+        guard: Of the model that attacks are given, which may be a prepared copy.
+        batch: Images and labels, padded to the compute batch.
+        dataset: The data set's name.
+        n: Images without padding.
+        seed: Of the suite.
+    """
+
+    def __init__(self, model: nn.Module, guard: ModelGuard, batch: Batch, *, dataset: str, n: int, seed: int) -> None:
+        self.model, self.batch, self.dataset, self.n, self.seed = model, batch, dataset, n, seed
+        self.guard, self.attacked = guard, guard.model
+        self.exact = not isinstance(self.attacked, Prepared) or self.attacked.exact
+        self.thorough, self.changed = True, False
+
+    def attack_and_score(self, cells: Sequence[Cell], attacks: Mapping[str, Attack]) -> tuple[list[Row], list[Failure]]:
+        """Run all cells; a cell that raises is a failure and costs no other cell its result.
+
+        The model's values are compared once, at the end; if one was changed that no write counter told of, all cells
+        are run again with a comparison after each, so that the change is laid to its cell and affects no other.
+
+        Args:
+            cells: Those to run, the clean one among them or not.
+            attacks: Id of each cell but the clean one -> its attack.
+        """
+        self.thorough = False
+        done = self._run_cells(cells, attacks)
+        if self.guard.restore() or self.changed:
+            self.thorough = True
+            done = self._run_cells(cells, attacks)
+        return done
+
+    def _run_cells(self, cells: Sequence[Cell], attacks: Mapping[str, Attack]) -> tuple[list[Row], list[Failure]]:
+        rows: list[Row] = []
+        failures = []
+        logits, shared = self.look([attacks[cell.id] for cell in cells if cell.arm != CLEAN])
+        clean = metrics.predict(logits, self.batch.task)
+        target = metrics.Target(clean, self.batch)
+        for cell in cells:
+            try:
+                if cell.arm == CLEAN:
+                    moves = geometry.measure_moves(self.batch.x, self.batch.x)
+                    flags: list[set[str]] = [set() for _ in self.batch.x]
+                    passes: Passes | None = [(0, 0)] * len(flags)
+                    prediction = clean
+                else:
+                    checked, passes = self.perturb(cell, attacks[cell.id], shared)
+                    moves, flags = checked.moves, checked.flags
+                    attacked = self.forward(checked.x_adv)
+                    prediction = metrics.predict(attacked, self.batch.task)
+                    _flag_misses(attacks[cell.id], attacked, logits, self.batch, flags)
+            except (Exception, SystemExit) as error:
+                self.changed |= self.guard.restore()
+                failures.append(Failure(cell.model, "attack", cell.id, one_line(error)))
+                continue
+            rows += make_rows(
+                cell,
+                self.batch,
+                self.n,
+                dataset=self.dataset,
+                moves=moves,
+                flags=flags,
+                passes=passes,
+                counts=target.count(prediction),
+            )
+        return rows, failures
+
+    @timed("scoring: forwards")
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, without a graph."""
+        with torch.no_grad():
+            logits: Tensor = self.model(x)
+        return logits
+
+    @timed("attack: losses and steps")
+    def look(self, attacks: Sequence[Attack]) -> tuple[Tensor, SharedGradients]:
+        """Return clean logits, and what one-gradient attacks share; both of one forward if they can be."""
+        shared = SharedGradients(self.attacked, self.batch, attacks)
+        logits = shared.logits
+        return self.forward(self.batch.x) if logits is None or not self.exact else logits, shared
+
+    @timed("attack: losses and steps")
+    def perturb(self, cell: Cell, attack: Attack, shared: SharedGradients) -> tuple[Checked, Passes | None]:
+        """Run one attack and check its result.
+
+        The attack gets a copy of images and labels: neither what is scored against nor what other attacks see can
+        be changed by it.
+
+        Returns: The images inside bounds and budget with the flags of each, and what the attack asked of the model for
+            each image, None if that is not known exactly.
+        """
+        budget, x, traits = Budget(cell.arm.norm, cell.eps), self.batch.x, traits_of(attack)
+        lent = copy_batch(self.batch)
+        generators = image_generators(self.seed, cell.id, self.batch.images)
+        passes: Passes | None = [(1, 1)] * len(x)  # of an attack that shares its gradient, had it been alone
+        if is_shared(attack):
+            x_adv: object = attack.step(lent, shared.of(attack), budget, generators)
+        else:
+            counted = Counter(self.attacked).count(len(x), cell.max_forwards)
+            with counted as tally, torch.enable_grad():  # a mode that it leaves behind ends here
+                x_adv = attack(self.attacked, lent, budget=budget, generators=generators)
+            passes = tally.per_image()
+        found = check_form(x_adv, self.batch, cell.arm.attack)
+        common = set()
+        if self.guard.restore(thorough=self.thorough):
+            common.add("model_changed")
+        pairs = ((lent.x, x), (lent.y, self.batch.y), (lent.valid, self.batch.valid))
+        if not all(torch.equal(ours, theirs) for ours, theirs in pairs):
+            common.add("input_changed")
+        checked = _inspect(found, self.batch, budget, traits)
+        for flags in checked.flags:
+            flags |= common
+        if passes is not None:
+            _flag_costs(traits, passes, checked.flags)
+        return checked, passes
+
+
+@timed("check of results")
+def _inspect(x_adv: Tensor, batch: Batch, budget: Budget, traits: Traits) -> Checked:
+    return inspect(x_adv, batch, budget, traits)
+
+
+def _flag_costs(stated: Traits, passes: Passes, flags: list[set[str]]) -> None:
+    """Flag the images for which an attack asked more of the model than it says."""
+    for names, (forwards, backwards) in zip(flags, passes, strict=True):
+        pairs = ((forwards, stated.forwards), (backwards, stated.backwards))
+        if any(most is not None and found > most for found, most in pairs):
+            names.add("over_cost")
+
+
+def _flag_misses(attack: Attack, attacked: Tensor, clean: Tensor, batch: Batch, flags: list[set[str]]) -> None:
+    """Flag the images on which an attack that stops at success did not have it, by the scored images' logits."""
+    tell = getattr(attack, "reached", None)
+    reached = tell(attacked, clean, batch) if tell is not None else None
+    if reached is not None:
+        for names, success in zip(flags, reached.tolist(), strict=True):
+            names |= set() if success else {"not_reached"}
