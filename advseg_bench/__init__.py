@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from advseg_bench.running.benchmark import run
     from advseg_bench.suite.cells import Cell, plan
     from advseg_bench.suite.suite import Suite, list_suites
-    from advseg_bench.types import Attack, Bounds, Budget, Task
+    from advseg_bench.types import Attack, Bounds, Budget, Task, Traits
 
     __version__: str
 
@@ -32,6 +32,7 @@ __all__ = [
     "Run",
     "Suite",
     "Task",
+    "Traits",
     "attack",
     "attacks",
     "geometry",
@@ -55,6 +56,7 @@ _HOMES = {
     "Run": "results.run",
     "Suite": "suite.suite",
     "Task": "types",
+    "Traits": "types",
     "attack": "attacks.function",
     "attacks": "",
     "geometry": "",

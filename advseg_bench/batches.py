@@ -1,15 +1,18 @@
-"""Batches: parts of them, and what is wrong with one that a user made."""
+"""Batches: how to make one, parts of them, and what is wrong with one that a user made."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from advseg_bench.arguments import WRONG_SHAPE, make_bounds, make_task, read_images, read_labels
 from advseg_bench.errors import DataError, expected
-from advseg_bench.types import Bounds, Task
+from advseg_bench.types import Bounds, Task, TaskKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,11 @@ class Batch:
         subjects: N identifiers of the person (or phantom case) each image shows: the unit of statistics.
         blocks: N identifiers of the run of neighbouring images (day, scan, slab) each image belongs to.
         spacing: N tuples, the edge lengths of a pixel in mm, in the order of the space axes; NaN if unknown.
+
+    Example:
+        >>> batch = Batch.of(torch.rand(2, 1, 8, 8), torch.zeros(2, 8, 8), task="binary")
+        >>> batch.y.dtype, tuple(batch.y.shape), batch.images
+        (torch.bool, (2, 1, 8, 8), ('image0', 'image1'))
     """
 
     x: Tensor
@@ -37,6 +45,77 @@ class Batch:
     subjects: tuple[str, ...]
     blocks: tuple[str, ...]
     spacing: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(
+        cls,
+        x: Any,
+        y: Any,
+        *,
+        task: Task | TaskKind,
+        classes: int | Sequence[str] | None = None,
+        valid: Any = None,
+        ignore: int | None = None,
+        bounds: Bounds | Sequence[float] = (0.0, 1.0),
+        images: Sequence[str] | None = None,
+        subjects: Sequence[str] | None = None,
+        blocks: Sequence[str] | None = None,
+        spacing: Sequence[Sequence[float]] | None = None,
+    ) -> Batch:
+        """Make a batch of images and labels, and fill what can be filled.
+
+        Args:
+            x: Images (N, C, *S) of floating point numbers inside `bounds`, a tensor or an array; 2-D or 3-D.
+            y: Labels of any type. For a binary task 0 and 1, (N, *S) or (N, 1, *S); for a multilabel one 0 and 1,
+                (N, K, *S); for a multiclass one 0 to K - 1, (N, *S) or (N, 1, *S).
+            task: "binary", "multilabel", "multiclass", or a whole `Task`.
+            classes: How many classes, or their names; for a multiclass task it must be said, with the background first.
+            valid: (N, *S), false where a pixel counts in no loss and in no score; everything counts by default.
+            ignore: Label value of further pixels that do not count, such as 255.
+            bounds: Smallest and largest intensity of an image.
+            images: N names; by default image0, image1, ...
+            subjects: N names of the persons shown; by default each image shows its own.
+            blocks: N names of the runs of neighbouring images; by default the subjects.
+            spacing: Edge lengths of a pixel in mm, for each image; unknown by default.
+        Raises:
+            SpecError: a task or bounds that do not exist.
+            DataError: one line about shapes, types or values of images and labels.
+        """
+        images_of = read_images("x", x)
+        labels = torch.as_tensor(y, device=images_of.device)
+        n, _, *space = images_of.shape
+        kind = task.kind if isinstance(task, Task) else task
+        if kind != "multilabel" and labels.dim() == images_of.dim() - 1:
+            labels = labels.unsqueeze(1)
+        if classes is None and kind == "multilabel" and not isinstance(task, Task) and labels.dim() > 1:
+            classes = labels.shape[1]
+        known = make_task("task", task, classes)
+        if labels.dim() != images_of.dim() or len(labels) != n:
+            wanted = f"{n} labels" if labels.dim() == images_of.dim() else f"{kind} labels of {images_of.dim()} axes"
+            raise DataError(expected("y", wanted, tuple(labels.shape), WRONG_SHAPE))
+        read = [read_labels(f"y[{i}]", label, space, known, ignore) for i, label in enumerate(labels)]
+        counts = torch.stack([part for _, part in read])
+        if valid is not None:
+            counts &= torch.as_tensor(valid, device=images_of.device).to(torch.bool).reshape(counts.shape)
+        names = tuple(images) if images is not None else tuple(f"image{i}" for i in range(n))
+        people = tuple(subjects) if subjects is not None else names
+        unknown_spacing = ((math.nan,) * len(space),) * n
+        batch = cls(
+            x=images_of,
+            y=torch.stack([label for label, _ in read]),
+            valid=counts,
+            task=known,
+            bounds=make_bounds("bounds", bounds),
+            images=names,
+            subjects=people,
+            blocks=tuple(blocks) if blocks is not None else people,
+            spacing=tuple(tuple(edges) for edges in spacing) if spacing is not None else unknown_spacing,
+        )
+        for name in ("images", "subjects", "blocks", "spacing"):
+            if len(getattr(batch, name)) != n:
+                raise DataError(expected(name, f"one for each of {n} images", len(getattr(batch, name))))
+        check_batch(batch, "batch")
+        return batch
 
 
 def select_images(batch: Batch, indices: Sequence[int]) -> Batch:

@@ -202,7 +202,7 @@ def test_attacks_of_a_toolkit_are_listed_from_its_table_without_an_import():
     assert lines[start + 1 : start + 5] == [
         f"{'faketool.PGD':<44} loss view, follows loss, linf",
         f"{'faketool.DeepFool':<44} margin view, success-gated, l2",
-        "faketool.Noise",
+        f"{'faketool.Noise':<44} linf/l2",
         "(1 more of faketool cannot run on segmenters: --all says why)",
     ]
     assert f"{'faketool.Text':<44} cannot run: it attacks text" in list(list_lines("attacks", every=True))

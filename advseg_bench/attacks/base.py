@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from advseg_bench.arguments import make_budget
 from advseg_bench.batches import Batch, check_batch, copy_batch
 from advseg_bench.checks.logits import probe
 from advseg_bench.checks.results import check_form, inspect, name_of, traits_of
-from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line
+from advseg_bench.errors import IncompatibleError, SpecError, UserError, one_line
 from advseg_bench.instruments.guard import ModelGuard, lent
 from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.types import Attack, Budget, Model, Norm, Traits
@@ -82,7 +83,7 @@ class BaseAttack(ABC):
         if budget is None:
             if eps is None:
                 raise SpecError(f"attack {name_of(self)}: expected a radius, got none. Give `eps`, such as 4/255.")
-            budget = Budget(norm, float(eps))
+            budget = make_budget(f"attack {name_of(self)}", norm, eps, batch.bounds)
         elif eps is not None:
             raise SpecError(f"attack {name_of(self)}: expected `budget` or `eps`, got both. Remove one.")
         if generators is not None:
@@ -129,8 +130,7 @@ def attack_batch(
     """
     name = name or name_of(attack)
     check_batch(batch, "batch")
-    if not budget.eps >= 0 or budget.norm not in ("linf", "l2"):
-        raise SpecError(expected("budget", "a radius of at least 0 in linf or l2", budget))
+    make_budget("budget", budget.norm, budget.eps, batch.bounds)
     unfit = attack.why_not(batch, budget) if isinstance(attack, BaseAttack) else None
     if unfit := unfit or why_unfit(name, traits_of(attack), batch, budget):
         raise IncompatibleError(f"{unfit}.")

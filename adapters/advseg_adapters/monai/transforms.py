@@ -17,7 +17,8 @@ from monai.utils.type_conversion import convert_to_tensor
 from torch import Tensor, nn
 
 from advseg_adapters.monai.networks import to_plain, with_meta_of
-from advseg_adapters.monai.samples import MASK, check_image, find, make_bounds, make_budget, make_task, read_labels
+from advseg_adapters.monai.samples import MASK, check_image, find, read_labels
+from advseg_bench.arguments import make_bounds, make_budget, make_task
 from advseg_bench.attacks.base import attack_batch
 from advseg_bench.batches import Batch
 from advseg_bench.checks.results import name_of
@@ -85,7 +86,7 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         self.label_key, self.valid_key, self.ignore, self.seed = label_key, valid_key, ignore, seed
         self.model = model
         self.bounds = make_bounds(where, bounds)
-        self.task = make_task(where, task, num_classes)
+        self.task = make_task(where, task, num_classes, "num_classes")
         self.budget = make_budget(where, norm, eps, self.bounds)
         self.attack = _find_attack(where, attack, loss, settings, self.task)
         self.attack_name = attack if isinstance(attack, str) else name_of(attack)

@@ -1,0 +1,121 @@
+"""What a person's arguments mean: tasks, bounds, budgets and labels, each refused in one line if it means nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from advseg_bench.errors import DataError, SpecError, expected, unknown
+from advseg_bench.types import Bounds, Budget, Norm, Task, TaskKind
+
+WRONG_SHAPE = "Give masks channel by channel, or class numbers for a multiclass task."
+WRONG_VALUES = "Threshold or renumber them, or name the value of pixels that do not count as `ignore`, such as 255."
+
+
+def make_task(
+    where: str, task: Task | TaskKind, classes: int | Sequence[str] | None, called: str = "classes"
+) -> Task:
+    """Return a task; classes without names have numbers for names.
+
+    Args:
+        where: Put before every message.
+        task: Itself, or its kind.
+        classes: How many, or their names; may be left out for a binary task.
+        called: What the caller calls `classes`.
+    Raises: SpecError: if there is no such kind, or the number does not fit it.
+    """
+    if isinstance(task, Task):
+        if classes is not None and task.classes != tuple(f"{name}" for name in _name(classes)):
+            raise SpecError(expected(where, "no `classes` beside a whole task", classes, "Remove one."))
+        return task
+    if task not in get_args(TaskKind):
+        raise SpecError(unknown(where, "task", str(task), get_args(TaskKind)))
+    if classes is None and task == "binary":
+        classes = 1
+    wanted = {"binary": "1", "multilabel": "1 or more", "multiclass": "2 or more (the background is one)"}[task]
+    names = _name(classes) if classes is not None else ()
+    if len(names) < (2 if task == "multiclass" else 1) or (task == "binary" and len(names) > 1):
+        raise SpecError(expected(where, f"{wanted} as `{called}` of a {task} task", classes))
+    return Task(task, names)
+
+
+def _name(classes: int | Sequence[str]) -> tuple[str, ...]:
+    """Names of classes."""
+    return tuple(f"class{k}" for k in range(classes)) if isinstance(classes, int) else tuple(classes)
+
+
+def make_bounds(where: str, bounds: Bounds | Sequence[float]) -> Bounds:
+    """Return bounds. Raises: SpecError: if they are not a smaller and a larger number."""
+    if isinstance(bounds, Bounds):
+        return bounds
+    if len(bounds) != 2 or not bounds[0] < bounds[1]:
+        raise SpecError(expected(where, "a smaller and a larger number as `bounds`", bounds))
+    return Bounds(*bounds)
+
+
+def make_budget(where: str, norm: Norm, eps: object, bounds: Bounds) -> Budget:
+    """Return a budget. Raises: SpecError: if it makes no sense for images inside the bounds."""
+    if norm not in get_args(Norm):
+        raise SpecError(unknown(where, "norm", norm, get_args(Norm)))
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not (math.isfinite(eps) and eps >= 0):
+        raise SpecError(expected(where, "a finite number of at least 0 as `eps`", eps))
+    width = bounds.upper - bounds.lower
+    if norm == "linf" and eps >= width:
+        what = f"an L_inf `eps` below {width:g}, in units of the image"
+        raise SpecError(expected(where, what, eps, "For 4 of 255 grey levels write 4/255."))
+    return Budget(norm, float(eps))
+
+
+def read_images(where: str, x: Any) -> Tensor:
+    """Return images as a float32 tensor. Raises: DataError: if they are whole numbers, or have no space axes."""
+    images = torch.as_tensor(x)
+    if not images.is_floating_point():
+        remedy = "Scale grey levels to the bounds, such as `x / 255`."
+        raise DataError(expected(where, "images of floating point numbers", str(images.dtype), remedy))
+    if images.dim() < 3 or images.numel() == 0:
+        remedy = "Give a batch: images, channels, space axes."
+        raise DataError(expected(where, "images of shape (N, C, *S)", tuple(images.shape), remedy))
+    return images.detach().to(torch.float32)
+
+
+def read_labels(
+    where: str,
+    labels: Tensor,
+    space: Sequence[int],
+    task: Task,
+    ignore: int | None = None,
+    *,
+    remedies: tuple[str, str] = (WRONG_SHAPE, WRONG_VALUES),
+) -> tuple[Tensor, Tensor]:
+    """Return the labels of one image in the form of `Batch`, without its first axis, and its valid pixels.
+
+    Args:
+        where: Put before every message.
+        labels: Any type; 0 and 1, shape (K, *S), or for a multiclass task 0 to K - 1, shape (1, *S).
+        space: Edges of the image.
+        task: What the labels mean.
+        ignore: Value of pixels that do not count, in any channel.
+        remedies: What to do about a wrong shape and about wrong values.
+    Returns: bool (K, *S), or int64 (*S) for a multiclass task; and bool (*S).
+    Raises: DataError: if shape or values are others.
+    """
+    shape = (1 if task.kind == "multiclass" else len(task.classes), *space)
+    if tuple(labels.shape) != shape:
+        raise DataError(expected(where, f"a {task.kind} label of shape {shape}", tuple(labels.shape), remedies[0]))
+    void = torch.zeros_like(labels, dtype=torch.bool) if ignore is None else labels == ignore
+    allowed = range(len(task.classes) if task.kind == "multiclass" else 2)
+    known = void.clone()
+    for value in allowed:
+        known |= labels == value
+    if not bool(known.all()):
+        found = sorted(set(labels[~known].flatten()[:1000].tolist()))
+        shown = ", ".join(f"{float(value):g}" for value in found[:3]) + (", ..." if len(found) > 3 else "")
+        what = " and ".join(map(str, allowed)) if len(allowed) == 2 else f"0 to {len(allowed) - 1}"
+        raise DataError(f"{where}: expected labels {what}, got {shown}. {remedies[1]}")
+    labels = torch.where(void, torch.zeros_like(labels), labels)
+    y = labels[0].to(torch.int64) if task.kind == "multiclass" else labels.to(torch.bool)
+    return y, ~void.any(0)
