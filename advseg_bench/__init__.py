@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from advseg_bench.claims import Claim, judge_claims
     from advseg_bench.results.run import Run
     from advseg_bench.running.benchmark import run
+    from advseg_bench.running.evaluate import evaluate
     from advseg_bench.suite.cells import Cell, plan
     from advseg_bench.suite.suite import Suite, list_suites
     from advseg_bench.types import Attack, Bounds, Budget, Task, Traits
@@ -35,6 +36,7 @@ __all__ = [
     "Traits",
     "attack",
     "attacks",
+    "evaluate",
     "geometry",
     "judge_claims",
     "list_suites",
@@ -59,6 +61,7 @@ _HOMES = {
     "Traits": "types",
     "attack": "attacks.function",
     "attacks": "",
+    "evaluate": "running.evaluate",
     "geometry": "",
     "judge_claims": "claims",
     "list_suites": "suite.suite",

@@ -16,9 +16,7 @@ WRONG_SHAPE = "Give masks channel by channel, or class numbers for a multiclass 
 WRONG_VALUES = "Threshold or renumber them, or name the value of pixels that do not count as `ignore`, such as 255."
 
 
-def make_task(
-    where: str, task: Task | TaskKind, classes: int | Sequence[str] | None, called: str = "classes"
-) -> Task:
+def make_task(where: str, task: Task | TaskKind, classes: int | Sequence[str] | None, called: str = "classes") -> Task:
     """Return a task; classes without names have numbers for names.
 
     Args:

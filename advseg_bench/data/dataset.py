@@ -15,6 +15,7 @@ from advseg_bench.instruments.profiling import timed
 from advseg_bench.types import Bounds, Task
 
 KEPT_BYTES = 2**30
+UNIT = Bounds(0.0, 1.0)
 Split = Literal["train", "validation", "test"]
 
 
@@ -53,9 +54,8 @@ class Dataset:
         read: Index into `cases` -> `Sample`.
         fingerprint: Changes whenever any image, label, split or preparation changes.
         note: One sentence a reader of the report must know about the data, or "".
+        bounds: Smallest and largest intensity of an image.
     """
-
-    bounds = Bounds(0.0, 1.0)
 
     def __init__(
         self,
@@ -66,12 +66,14 @@ class Dataset:
         read: Callable[[int], Sample],
         fingerprint: str,
         note: str = "",
+        bounds: Bounds = UNIT,
     ) -> None:
         self.name = name
         self.task = task
         self.cases = tuple(cases)
         self.fingerprint = fingerprint
         self.note = note
+        self.bounds = bounds
         kept = KEPT_BYTES // max(1, sum(array.nbytes for array in read(0)))
         self.read = lru_cache(maxsize=kept)(read)
 

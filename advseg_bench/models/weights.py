@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import pickletools
@@ -213,3 +214,12 @@ def _damaged(path: Path, cause: str) -> DataError:
 def _refused(path: Path, what: str) -> SpecError:
     """Word the error for a file that would have to be run to be read."""
     return SpecError(f"{path}: expected weights only, got {what}: refused because it could run code. {_CONVERT}")
+
+
+def digest_weights(model: nn.Module) -> str:
+    """Return the SHA-256 over all weights and buffers, on the CPU."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -5,7 +5,6 @@ Workers compute and return; only the process that owns the run directory writes 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import time
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from advseg_bench import environment
@@ -24,6 +22,7 @@ from advseg_bench.errors import IncompatibleError, UserError, expected
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.training import build_given, obtain_model
+from advseg_bench.models.weights import digest_weights
 from advseg_bench.registry.catalogue import read_steps
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.registry.plugins import Kind
@@ -181,7 +180,7 @@ def _model(
         suite = _suite(context)
         spec = next(model for model in suite.models if model.name == name)
         trained = obtain_model(spec, suite.training, _dataset(context), suite.seed, progress, context.device)
-        info = trained.info | {"weights_sha256": _digest(trained.model)}
+        info = trained.info | {"weights_sha256": digest_weights(trained.model)}
         choice = _prepare(context, trained.model)
         info["prepared"] = choice.as_record()
         _loaded.clear()
@@ -201,12 +200,3 @@ def _prepare(context: Context, model: nn.Module) -> Choice:
 def _setting(context: Context) -> Conditions:
     suite = _suite(context)
     return Conditions(seed=suite.seed, batch=suite.compute.batch, device=context.device)
-
-
-def _digest(model: nn.Module) -> str:
-    """SHA-256 over all weights and buffers, on the CPU."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

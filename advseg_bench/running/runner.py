@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,12 @@ class Conditions:
 
 
 def run_unit(
-    unit: Unit, model: nn.Module, dataset: Dataset, conditions: Conditions, attacked: nn.Module | None = None
+    unit: Unit,
+    model: nn.Module,
+    dataset: Dataset,
+    conditions: Conditions,
+    attacked: nn.Module | None = None,
+    attacks: Mapping[str, Attack] | None = None,
 ) -> tuple[list[Row], list[Failure]]:
     """Attack and score some images.
 
@@ -50,12 +55,15 @@ def run_unit(
         dataset: Where the images are.
         conditions: Compute batch, seed, device.
         attacked: What attacks are given instead of the model, such as a prepared copy; scores are the model's own.
+        attacks: Id of each cell but the clean one -> its attack; loaded by the names of the cells if None.
     Returns: Rows of `records.ROW_SCHEMA`, and what failed. Cost per batch: 1 forward, a backward per loss of
         one-gradient attacks, each other attack's own cost, and a forward per cell; a forward more if the copy that
         attacks are given does not have every bit of the model's logits.
     """
     model.to(conditions.device).eval().requires_grad_(False)
-    attacks, failures = _load_attacks(unit, dataset)
+    failures: list[Failure] = []
+    if attacks is None:
+        attacks, failures = _load_attacks(unit, dataset)
     guard = ModelGuard(model if attacked is None else attacked)
     rows: list[Row] = []
     for start in range(0, len(unit.indices), conditions.batch):

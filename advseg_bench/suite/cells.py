@@ -156,18 +156,27 @@ def _gradient_of(cell: Cell) -> str:
 def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
     """The cells of one model."""
     identity = model_identity(suite, model)
-    yield _cell(identity, model.name, CLEAN, 0.0, 0, None)
+    yield make_cell(identity, model.name, CLEAN, 0.0, 0, None)
     for attack in suite.attacks:
         for each, loss in product(attack.list_settings(), attack.losses or ("",)):
             arm = Arm(attack.name, loss, json.dumps(each, sort_keys=True), attack.norm)
             skip = _why_skip(suite.data, attack, loss, each)
             for eps, draw in product(attack.eps, range(attack.draws)):
-                cell = _cell(identity, model.name, arm, eps, draw, skip)
+                cell = make_cell(identity, model.name, arm, eps, draw, skip)
                 yield replace(cell, max_forwards=attack.max_forwards)
 
 
-def _cell(identity: dict[str, object], model: str, arm: Arm, eps: float, draw: int, skip: str | None) -> Cell:
-    """Build a cell."""
+def make_cell(identity: dict[str, object], model: str, arm: Arm, eps: float, draw: int, skip: str | None) -> Cell:
+    """Return a cell, whose id is a hash of all the arguments but the reason to skip it.
+
+    Args:
+        identity: What the model's predictions depend on, as JSON.
+        model: The model's name.
+        arm: The attack.
+        eps: Radius in image units.
+        draw: Which repetition.
+        skip: Why it is not run, or None.
+    """
     key = content_hash([identity, arm.attack, arm.loss, arm.settings, arm.norm, eps, draw])
     return Cell(key, model, arm, eps, draw, _label(model, arm, eps, draw), skip)
 
