@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -507,6 +508,17 @@ def test_a_result_outside_the_budget_is_brought_back_and_told() -> None:
     with pytest.warns(UserWarning, match="moved the image further than `eps`, and was brought back; left the bounds"):
         result = attack_disc(attack=Vandal("far"), loss=None)(make_disc())
     assert float((result["image"] - make_disc()["image"]).abs().max()) <= 0.15 + 1e-6
+
+
+def test_an_attack_may_move_an_image_as_far_as_its_traits_allow() -> None:
+    """The released blend goes up to twice as far as eps by definition: no warning, and nothing is cut."""
+    sample, options = make_disc(), {"eps": 0.1, "settings": {"form": "blend_released"}}
+    sample["image"] = 1 - 0.1 * sample["label"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = attack_disc(**options)(sample)
+    moved = float((result["image"] - sample["image"]).abs().max())
+    assert 0.15 < moved <= 0.2 + 1e-6
 
 
 @pytest.mark.parametrize(
