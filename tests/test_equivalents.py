@@ -45,7 +45,7 @@ def test_the_shipped_adapters_are_found():
 def test_equivalents_that_cannot_be_imported_are_one_line(install):
     install("advseg-broken", {"equivalents": {"broken": "no_such_module_here:find"}})
     with pytest.raises(
-        PluginError, match="'broken' of distribution advseg-broken: module .* cannot be imported"
+        PluginError, match=r"'broken' of distribution advseg-broken: module .* cannot be imported"
     ) as found:
         find_equivalents(["broken"], "fgsm", "linf", {})
     assert "\n" not in str(found.value)
@@ -75,5 +75,5 @@ def test_equivalents_that_misbehave_are_one_line(install, what, message):
 
 
 def test_a_bare_word_that_is_no_toolkit_gets_the_nearest():
-    with pytest.raises(SpecError, match="against: unknown toolkit 'torchatacks'. Did you mean 'torchattacks'"):
+    with pytest.raises(SpecError, match=r"against: unknown toolkit 'torchatacks'. Did you mean 'torchattacks'"):
         find_equivalents(["torchatacks"], "fgsm", "linf", {})

@@ -15,13 +15,14 @@ TOOLKITS = ("art", "torchattacks", "foolbox", "ray", "advseg_adapters")
 
 FLOORS = [
     {"types", "errors", "lazy"},
-    {"instruments", "cache", "geometry", "batches", "losses", "stats"},
-    {"metrics", "registry", "checks"},
+    {"arguments", "cache", "geometry", "instruments", "losses", "stats"},
+    {"batches", "registry"},
+    {"checks", "metrics"},
     {"attacks"},
-    {"suite", "environment"},
+    {"environment", "suite"},
     {"data", "results"},
-    {"models", "claims"},
-    {"running", "report"},
+    {"claims", "models"},
+    {"report", "running"},
     {"crosscheck", "testing", "throughput"},
     {"cli"},
 ]

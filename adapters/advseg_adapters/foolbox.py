@@ -196,11 +196,6 @@ class FoolboxAttack(ForeignAttack):
 
     unit: ClassVar[bool] = True
 
-    @property
-    def class_name(self) -> str:
-        """The name of the class in its package."""
-        return self.name.partition(".")[2]
-
     def build(self, budget: Budget) -> library.Attack:
         """Construct the class; its radius, if it has one, comes with the call.
 

@@ -76,6 +76,17 @@ class Route:
     note: str = ""
     reason: str = ""
 
+    @property
+    def traits(self) -> Traits:
+        """What the class can do; a toolkit does not tell what it costs."""
+        return Traits(
+            norms=self.norms,
+            dims=self.dims,
+            gradient=self.gradient and self.objective == "follows loss",
+            control=self.view == "none",
+            minimal_norm=self.eps is None or self.objective == "success-gated",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignAttack(BaseAttack):
@@ -113,7 +124,9 @@ class ForeignAttack(BaseAttack):
             raise SpecError(expected(f"attack {self.name}", "a loss", None, 'Add `losses = ["dice"]` to the attack.'))
         given = {"threshold", "rise"} & self.settings.keys()
         if given and self.route.view != "margin":
-            raise SpecError(f"attack {self.name}: knows no success, so it takes no {min(given)!r}. Remove it.")
+            raise SpecError(
+                f"attack {self.name}: does not support {min(given)!r}: it has no success criterion. Remove it."
+            )
         if len(given) == 2:
             raise SpecError(f"attack {self.name}: expected `threshold` or `rise`, got both. Remove one.")
         for key in given:
@@ -160,16 +173,14 @@ class ForeignAttack(BaseAttack):
         return n if self.batched and not self.is_random() and not self.route.single else 1
 
     @property
+    def class_name(self) -> str:
+        """The name of the class in its package."""
+        return self.name.partition(".")[2]
+
+    @property
     def traits(self) -> Traits:
-        """What `advseg_bench.testing` may hold this attack to."""
-        route = self.route
-        return Traits(
-            norms=route.norms,
-            dims=route.dims,
-            gradient=route.gradient and route.objective == "follows loss",
-            control=route.view == "none",
-            minimal_norm=route.eps is None or route.objective == "success-gated",
-        )
+        """What it can do by its route."""
+        return self.route.traits
 
     def is_random(self) -> bool:
         """Return whether it draws random numbers with its settings."""

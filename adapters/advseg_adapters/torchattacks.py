@@ -166,11 +166,6 @@ class TorchattacksAttack(ForeignAttack):
 
     unit: ClassVar[bool] = True
 
-    @property
-    def class_name(self) -> str:
-        """The name of the class in its package."""
-        return self.name.partition(".")[2]
-
     def build(self, target: nn.Module, budget: Budget) -> torchattacks.attack.Attack:
         """Construct the class for a classifier and a budget.
 

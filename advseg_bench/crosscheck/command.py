@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
-from advseg_bench.crosscheck.grid import REFERENCES, Plan, crosscheck, is_sound
+from advseg_bench.crosscheck.certificate import is_sound
+from advseg_bench.crosscheck.grid import crosscheck
+from advseg_bench.crosscheck.plan import REFERENCES, Plan
 from advseg_bench.crosscheck.report import print_findings, write_findings
 from advseg_bench.crosscheck.subjects import load_subjects
 from advseg_bench.errors import SpecError, unknown

@@ -12,7 +12,8 @@ from torch import nn
 
 from advseg_bench.batches import Batch, select_images
 from advseg_bench.cache import write_bytes, write_json
-from advseg_bench.crosscheck.grid import Pair, Place, Plan, Subject, judge_at
+from advseg_bench.crosscheck.grid import Pair, judge_at
+from advseg_bench.crosscheck.plan import Place, Plan, Subject
 from advseg_bench.crosscheck.verdict import Finding, Verdict
 from advseg_bench.errors import RecordError, SpecError, expected
 from advseg_bench.models.build import build_model

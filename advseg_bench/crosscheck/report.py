@@ -8,8 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from advseg_bench.cache import write_json
+from advseg_bench.crosscheck.certificate import certify, count_verdicts
 from advseg_bench.crosscheck.example import save_example
-from advseg_bench.crosscheck.grid import Pair, Plan, Subject, certify, count_verdicts
+from advseg_bench.crosscheck.grid import Pair
+from advseg_bench.crosscheck.plan import Plan, Subject
 from advseg_bench.crosscheck.verdict import SOUND
 from advseg_bench.suite.cells import show_eps
 

@@ -8,7 +8,7 @@ from functools import partial
 from pydantic import ValidationError
 
 from advseg_bench.batches import Batch
-from advseg_bench.crosscheck.grid import Subject
+from advseg_bench.crosscheck.plan import Subject
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import IncompatibleError, SpecError, unknown

@@ -160,7 +160,7 @@ def test_a_class_that_cannot_says_why_in_one_line(name):
         ("FastGradientMethod", {"targeted": True}, "'targeted' is off"),
         ("FastGradientMethod", {"summary_writer": True}, "'summary_writer' is off: it writes files"),
         ("ProjectedGradientDescent", {"verbose": True}, "'verbose' is off"),
-        ("ProjectedGradientDescent", {"rise": 0.1}, "knows no success"),
+        ("ProjectedGradientDescent", {"rise": 0.1}, "it has no success criterion"),
         ("DeepFool", {"rise": 0.1, "threshold": 0.5}, "expected `threshold` or `rise`, got both"),
         ("ProjectedGradientDescent", {"mask": "left"}, "setting 'mask': expected zeros and ones"),
     ],

@@ -79,7 +79,7 @@ def test_a_class_that_cannot_says_why_in_one_line(name):
         ("GaussianBlurAttack", {"distance": "l2"}, "'distance' is the key `norm` of a suite"),
         ("BoundaryAttack", {"init_attack": "FGSM"}, "'init_attack' is an object, which a suite cannot name"),
         ("SparseL1DescentAttack", {"quantile": 3.0}, "does not take these settings: quantile needs to be"),
-        ("LinfFastGradientAttack", {"rise": 0.1}, "knows no success"),
+        ("LinfFastGradientAttack", {"rise": 0.1}, "it has no success criterion"),
         ("LinfAdditiveUniformNoiseAttack", {"std": 0.1}, "unknown setting 'std'"),
     ],
 )

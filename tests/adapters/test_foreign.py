@@ -220,7 +220,7 @@ def test_thresholds_make_sense(settings, message):
 
 
 def test_a_threshold_needs_a_class_that_knows_success():
-    with pytest.raises(SpecError, match="knows no success, so it takes no 'rise'"):
+    with pytest.raises(SpecError, match="does not support 'rise'"):
         Step(settings={"rise": 0.1})
 
 

@@ -66,7 +66,7 @@ def test_a_class_that_cannot_says_why_in_one_line(name):
         ("UPGD", {"loss": "margin"}, "setting 'loss': expected 'ce'"),
         ("Square", {"loss": "dlr"}, "setting 'loss': expected 'margin' or 'ce'"),
         ("PGD", {"targeted": True}, "unknown setting 'targeted'"),
-        ("PGD", {"rise": 0.1}, "knows no success"),
+        ("PGD", {"rise": 0.1}, "it has no success criterion"),
         ("Pixle", {"pixel_mapping": "nothing"}, "does not take these settings: pixel_mapping must be one of"),
         ("TIFGSM", {"kernel_name": "round"}, "does not take these settings"),
         ("FAB", {"n_classes": 10}, "'n_classes' is given by the view"),

@@ -138,11 +138,6 @@ class ArtAttack(ForeignAttack):
     """A class of ART in the shape of ours; see `ForeignAttack`."""
 
     @property
-    def class_name(self) -> str:
-        """The name of the class in its package."""
-        return self.name.partition(".")[2]
-
-    @property
     def manner(self) -> Manner:
         """How the class wants to be called."""
         return MANNERS.get(self.class_name, Manner())

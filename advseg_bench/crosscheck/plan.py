@@ -1,0 +1,124 @@
+"""What is compared with what: networks, tasks, losses, radii and implementations, checked before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from advseg_bench.attacks.ascent import ProjectedAscent
+from advseg_bench.attacks.base import image_generators
+from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.batches import Batch
+from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, unknown
+from advseg_bench.registry import catalogue
+from advseg_bench.registry.loading import load_attack
+from advseg_bench.suite.specs import ModelSpec
+from advseg_bench.types import Attack, Norm, Task, TaskKind
+
+REFERENCES = ("fgsm", "bim", "pgd", "mifgsm")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A network to attack, with images for it.
+
+    Attributes:
+        name: Shown.
+        model: Images -> logits for the task of `batch`; frozen and put into eval mode by the check.
+        batch: Images and labels.
+        trained: Whether the network has learned anything; said in the certificate.
+        spec: How to build it again, for the scripts that reproduce a disagreement; None if that is unknown.
+    """
+
+    name: str
+    model: nn.Module
+    batch: Batch
+    trained: bool = True
+    spec: ModelSpec | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is compared with what.
+
+    Attributes:
+        reference: One of `REFERENCES`.
+        settings: Of the reference, such as {"steps": 10}.
+        others: Name of an implementation -> its settings.
+        kinds: Kinds of task each network is put to, see `models.recast`.
+        losses: Names; each is used for the kinds it is defined for.
+        norm: Norm of the budgets.
+        eps: Radii.
+        seed: Of the random starts.
+    """
+
+    reference: str = "fgsm"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Any]]
+    kinds: tuple[TaskKind, ...] = get_args(TaskKind)
+    losses: tuple[str, ...] = tuple(catalogue.LOSSES)
+    norm: Norm = "linf"
+    eps: tuple[float, ...] = (1 / 255, 4 / 255)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be compared."""
+        if self.reference not in REFERENCES:
+            raise SpecError(unknown("crosscheck", "reference attack", self.reference, REFERENCES))
+        if not self.others:
+            raise SpecError(expected("crosscheck", "something to compare with", "nothing", "Name an implementation."))
+        for loss in self.losses:
+            if loss not in catalogue.LOSSES and ":" not in loss:
+                raise SpecError(unknown("crosscheck", "loss", loss, catalogue.LOSSES))
+        for kind in self.kinds:
+            if kind not in get_args(TaskKind):
+                raise SpecError(unknown("crosscheck", "task", kind, get_args(TaskKind)))
+        if self.norm not in get_args(Norm):
+            raise SpecError(unknown("crosscheck", "norm", self.norm, get_args(Norm)))
+        if not list_rows(self) or not self.eps:
+            what = "a loss that is defined for one of the tasks, and a radius"
+            raise SpecError(expected("crosscheck", what, (*self.losses, *self.kinds, *self.eps), "Name others."))
+        for eps in self.eps:
+            if not (isinstance(eps, (int, float)) and math.isfinite(eps) and eps > 0):
+                raise SpecError(expected("crosscheck", "radii above 0", eps))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One point of the grid."""
+
+    subject: str
+    kind: TaskKind
+    loss: str
+    norm: Norm
+    eps: float
+
+
+def list_rows(plan: Plan) -> list[tuple[TaskKind, str]]:
+    """Return the kinds with the losses that are defined for them."""
+    entries = catalogue.LOSSES
+    return [(k, loss) for k in plan.kinds for loss in plan.losses if loss not in entries or k in entries[loss].kinds]
+
+
+def load_implementation(name: str, settings: Mapping[str, Any], loss: str, plan: Plan, task: Task) -> Attack:
+    """Build an implementation through the registry, as a suite would; one that follows no loss is refused."""
+    try:
+        attack = load_attack(name, settings, loss, task)
+    except UserError as error:
+        raise type(error)(f"crosscheck: {error}") from None
+    if name == plan.reference and not isinstance(attack, (FGSM, ProjectedAscent)):
+        raise IncompatibleError(f"crosscheck: {name} cannot be replayed step by step.")
+    if name == plan.reference and isinstance(attack, ProjectedAscent) and attack.keep != "last":
+        remedy = "It compares step by step, and no step shows which iterate is kept."
+        raise IncompatibleError(expected(f"crosscheck: {name}", "keep 'last'", attack.keep, remedy))
+    return attack
+
+
+def make_generators(plan: Plan, batch: Batch) -> list[torch.Generator]:
+    """Return the generators that every implementation is given."""
+    return image_generators(plan.seed, plan.reference, batch.images)
