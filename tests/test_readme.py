@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import advseg_bench as ab
@@ -24,14 +25,31 @@ def blocks(language: str) -> list[str]:
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    exec(compile(blocks("python")[2], "README.md", "exec"), {})
     out = capsys.readouterr().out
     assert "basicunet-xs fgsm bce linf 2/255 None" in out
     assert "mean" in out
 
 
+def test_one_line_attacks_a_batch(capsys):
+    with torch.random.fork_rng():
+        exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    assert float(capsys.readouterr().out) == pytest.approx(4, abs=1e-3)
+
+
+def test_a_model_and_a_loader_are_evaluated_in_memory(capsys):
+    scope: dict[str, object] = {}
+    with torch.random.fork_rng():
+        exec(compile(blocks("python")[1], "README.md", "exec"), scope)
+    assert "random_sign" in capsys.readouterr().out
+    run = scope["run"]
+    assert run.missing == 0
+    assert run.rows["image"].n_unique() == 12
+    assert run.rows.height == 12 * (1 + 3 * 2)
+
+
 def test_the_example_attack_runs_in_a_suite(tmp_path, monkeypatch):
-    (tmp_path / "readme_attack.py").write_text(blocks("python")[1])
+    (tmp_path / "readme_attack.py").write_text(blocks("python")[3])
     monkeypatch.syspath_prepend(tmp_path)
     from strategies import make_batch, make_generators
     from torch import tensor
