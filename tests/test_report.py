@@ -20,9 +20,8 @@ from runs import MODELS, STRENGTH, Synthetic, edit_json, rewrite_rows, write_run
 
 from advseg_bench import report
 from advseg_bench.cache import write_json
-from advseg_bench.claims import judge
 from advseg_bench.errors import RecordError, SpecError
-from advseg_bench.report import claims, figures, write_report
+from advseg_bench.report import figures, summarise, write_report
 from advseg_bench.report.contents import compose
 from advseg_bench.report.document import (
     Figure,
@@ -33,13 +32,13 @@ from advseg_bench.report.document import (
     show_times,
     thin,
 )
-from advseg_bench.report.findings import contrast_models
 from advseg_bench.report.page import render_html, render_markdown
-from advseg_bench.report.panels import ERROR_COLOURS, SWEEP_TITLES, TITLES, make_galleries
+from advseg_bench.report.painting import ERROR_COLOURS
+from advseg_bench.report.panels import SWEEP_TITLES, TITLES, make_galleries
 from advseg_bench.report.series import choose_drawn, list_series
 from advseg_bench.report.terminal import print_document
 from advseg_bench.results.run import Run
-from advseg_bench.results.selection import find_strongest, list_budgets
+from advseg_bench.results.selection import choose_strongest, list_budgets, rank_attacks
 
 FOUR = 4 / 255
 
@@ -76,11 +75,13 @@ class Page(HTMLParser):
 
 def say(run: Run) -> str:
     """The report as Markdown, without drawing anything."""
-    return render_markdown(compose(run))
+    return render_markdown(compose(summarise(run)))
 
 
 def find_table(run: Run, name: str) -> Table:
-    return next(b for s in compose(run).sections for b in s.blocks if isinstance(b, Table) and b.name == name)
+    return next(
+        b for s in compose(summarise(run)).sections for b in s.blocks if isinstance(b, Table) and b.name == name
+    )
 
 
 @pytest.fixture(scope="module")
@@ -140,22 +141,34 @@ def test_an_error_while_charts_are_drawn_waits_for_one_sheet_at_most(tmp_path, o
 def test_the_collector_rests_while_a_report_is_written(tmp_path, one, monkeypatch):
     seen = []
 
-    def note(*arguments):
-        seen.append(gc.isenabled())
-        return compose(*arguments)
+    class Watched(Run):
+        def tables(self, *arguments, **options):
+            seen.append(gc.isenabled())
+            return super().tables(*arguments, **options)
 
-    monkeypatch.setattr(report, "compose", note)
     assert gc.isenabled()
-    write_report(one, tmp_path)
+    write_report(Watched(one.path), tmp_path)
     assert gc.isenabled()
-    assert seen == [False]
+    assert seen
+    assert not any(seen)
 
 
-def test_claims_are_judged_once(tmp_path, one, monkeypatch):
-    judged = []
-    monkeypatch.setattr(claims, "judge", lambda evidence: judged.append(evidence) or judge(evidence))
-    assert any(path.name == "claims.html" for path in write_report(one, tmp_path))
-    assert len(judged) == 1
+def test_a_summary_is_computed_once_and_asks_for_no_table_twice(tmp_path, one):
+    asked = []
+
+    class Watched(Run):
+        def tables(self, names, by, **options):
+            asked.extend((name, tuple(by), repr(options)) for name in names)
+            return super().tables(names, by, **options)
+
+    summary = summarise(Watched(one.path))
+    assert asked
+    assert len({*asked}) == len(asked)
+    assert summarise(summary) is summary
+    before = list(asked)
+    report.write_report(summary, tmp_path)
+    made = [each for each in asked[len(before) :] if "released" not in each[0]]
+    assert not made, "tables of the study's own scores belong to the claims page"
 
 
 def test_figures_in_further_formats(tmp_path, one, files):
@@ -267,7 +280,7 @@ def test_no_ratio_to_a_noise_that_does_nothing(tmp_path):
         ),
     )
     run = Run(run.path)
-    (contrast,) = contrast_models(run, list_budgets(run)[0], list_series(run))
+    (contrast,) = summarise(run).contrasts
     assert (contrast.ratio, contrast.beyond_noise) == (None, True)
     assert "On unet-vgg13 the attack lowers Dice; the noise does so by less than 0.0005." in say(run)
     assert find_table(run, "noise").rows()[0][-2:] == ("-", "yes")
@@ -319,7 +332,7 @@ def test_what_failed_and_what_was_skipped_is_listed(tmp_path):
     assert "&lt;Train> it \\| longer." in text
     assert "| fgsm ce | 4 | loss 'ce' is defined for multiclass tasks, not for multilabel |" in text
     assert [row[0] for row in find_table(run, "clean").rows()] == ["basicunet-s"]
-    assert reason in "".join(Page(render_html(compose(run), _Anything(), ())).text)
+    assert reason in "".join(Page(render_html(compose(summarise(run)), _Anything(), ())).text)
 
 
 class _Anything(dict):
@@ -377,7 +390,7 @@ def test_other_norms_settings_and_foreign_attacks(tmp_path):
     labels = [s.label for s in list_series(run)]
     assert labels == ["fgsm bce default", "fgsm dice", "fgsm bce targeted=True", "mypkg.attacks:Mine",
                       "random_sign", "uniform_noise"]  # fmt: skip
-    blocks = [block for section in compose(run).sections for block in section.blocks]
+    blocks = [block for section in compose(summarise(run)).sections for block in section.blocks]
     drawn = {block.name: block for block in blocks if isinstance(block, Figure)}
     assert set(drawn) == {"dice_eps", "dice_eps_l2", "parameters", "parameters_l2", "classes_eps"}
     (svg,) = figures.render(drawn["dice_eps_l2"], 4.0, "svg")
@@ -390,7 +403,10 @@ def test_other_norms_settings_and_foreign_attacks(tmp_path):
 
 
 def find_figure(run: Run, name: str) -> Figure | None:
-    return next((b for s in compose(run).sections for b in s.blocks if isinstance(b, Figure) and b.name == name), None)
+    return next(
+        (b for s in compose(summarise(run)).sections for b in s.blocks if isinstance(b, Figure) and b.name == name),
+        None,
+    )
 
 
 def draw_panels(figure: Figure, width: float = 9.0) -> dict[str, dict[str, list]]:
@@ -524,7 +540,7 @@ def test_names_are_shown_as_they_are(tmp_path):
     out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
     names = ["<script>alert(1)</script>", "a|b", "c & d"]
     edit_json(out / "run.json", lambda info: info | {"data": info["data"] | {"classes": names}})
-    document = compose(Run(out))
+    document = compose(summarise(Run(out)))
     page = render_html(document, _Anything(), ((names[0], "#000000"),))
     assert "<script" not in page
     assert names[0] in Page(page).text
@@ -634,7 +650,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, one):
 @pytest.mark.parametrize("width", [80, 160])
 def test_terminal(one, width, capsys):
     console = Console(width=width, force_terminal=False)
-    print_document(compose(one), console)
+    print_document(compose(summarise(one)), console)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width
     for name in (
@@ -654,7 +670,7 @@ def test_terminal(one, width, capsys):
 
 def test_global_state_of_matplotlib_is_left_alone(one):
     before = dict(matplotlib.rcParams)
-    (figure, *_) = [b for s in compose(one).sections for b in s.blocks if isinstance(b, Figure)]
+    (figure, *_) = [b for s in compose(summarise(one)).sections for b in s.blocks if isinstance(b, Figure)]
     figures.render(figure, 4.0, "svg")
     assert dict(matplotlib.rcParams) == before
     code = "import sys, advseg_bench.report; print('matplotlib.pyplot' in sys.modules)"
@@ -678,7 +694,7 @@ def test_thin_repeats_a_name_where_its_group_changes():
 @pytest.mark.parametrize(("width", "whole"), [(80, False), (200, True)])
 def test_intervals_give_way_to_columns_on_a_narrow_terminal(tmp_path, capsys, width, whole):
     run = Run(write_run(tmp_path / "r", Synthetic(subjects=8, models=("unet-vgg13",), losses=("bce",))))
-    print_document(compose(run), Console(width=width, force_terminal=False))
+    print_document(compose(summarise(run)), Console(width=width, force_terminal=False))
     printed = capsys.readouterr().out
     noise = printed[printed.index("Attack against noise") :].split("eps = 4/255")[0]
     assert ("[0." in noise) is whole
@@ -690,14 +706,14 @@ def test_a_long_table_is_named_on_a_terminal(tmp_path, capsys):
     extra = ({"name": "fgsm", "losses": ["bce"], "eps": ["4/255"], "vary": {"label": ["predicted", "empty"]}},)
     plot = Synthetic(models=tuple(MODELS), losses=("bce", "dice", "dice_focal"), extra=extra)
     run = Run(write_run(tmp_path / "r", plot))
-    print_document(compose(run), Console(width=160, force_terminal=False))
+    print_document(compose(summarise(run)), Console(width=160, force_terminal=False))
     printed = capsys.readouterr().out
     rows = len(plot.models) * (3 + 2 + 2)
     assert rows <= 40
     assert f"{rows} rows, in the report" not in printed
     more = ({"name": "fgsm", "losses": ["bce", "dice"], "eps": ["4/255"], "vary": {"label": ["predicted", "empty"]}},)
     run = Run(write_run(tmp_path / "more", replace(plot, extra=more)))
-    print_document(compose(run), Console(width=160, force_terminal=False))
+    print_document(compose(summarise(run)), Console(width=160, force_terminal=False))
     printed = capsys.readouterr().out
     assert f"Mean Dice at each eps: {rows + 10} rows, in the report." in printed
     assert "and 1 more" not in printed, "seven attacks are named"
@@ -718,5 +734,5 @@ def test_what_goes_beyond_eps_by_definition_is_told_apart(tmp_path):
     text = say(Run(out))
     assert "the largest perturbation is 1.0000 of its budget, and none of" in text
     assert "Left out there: 12 results of attacks that go beyond eps by their definition, by up to 1.90 times" in text
-    strongest = find_strongest(Run(out), list_budgets(Run(out))[0])
-    assert {row["settings"] for row in strongest.values()} == {"{}"}
+    strongest = choose_strongest(rank_attacks(Run(out), list_budgets(Run(out))[0]))
+    assert {rival.arm.settings for rival in strongest.values()} == {"{}"}
