@@ -94,7 +94,8 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
         *_fit(_say_what(summary), 4, console),
         *_fit(_list_warnings(summary.run), 3, console, "bold red"),
     ]
-    found = [RichText(), *_fit(sentences, 10, console, bullet="- ")]
+    reach = _fit(sentences[-1:], 2, console, bullet="- ")  # for whom the rest holds, so it is never left out
+    found = [RichText(), *_fit(sentences[:-1], 8, console, bullet="- "), *reach]
     claims = _fit(_list_verdicts(summary.judged), 9, console)
     trouble = _fit(_list_trouble(summary), 3, console, "red")
     end = [RichText(), *claims, *trouble] if claims or trouble or page else []
