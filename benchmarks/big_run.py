@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 from advseg_bench.cache import write_bytes, write_json
 from advseg_bench.results import records
 from advseg_bench.results.run import Run
+from advseg_bench.results.selection import find_extremes
 from advseg_bench.suite.cells import Cell, plan
 from advseg_bench.suite.suite import Suite
 
@@ -78,7 +79,7 @@ def _describe(suite: Suite, cells: Sequence[Cell], names: Sequence[str]) -> dict
         "binding": {},
         "environment": {},
         "images": list(names),
-        "cells": [asdict(cell) for cell in cells],
+        "cells": [cell.as_record() for cell in cells],
     }
 
 
@@ -94,7 +95,7 @@ def _make_rows(cells: Sequence[Cell], place: int, names: Sequence[str], start: i
         dice = 0.88 - fall + 0.03 * np.sin(np.arange(images.start, images.stop) % SUBJECTS)[:, None]
         dice = (dice + generator.normal(0, 0.02, (len(images), len(size)))).clip(0.01, 0.99)
         wrong = np.rint(size * (1 - dice)).astype(int)
-        told = asdict(cell)
+        told = cell.as_record()
         fixed = {name: told[name] for name in ("model", "attack", "loss", "settings", "norm", "eps", "draw")}
         passes = {"fgsm": 1.0, "bim": 10.0}.get(cell.arm.attack, 0.0)
         for i, found, miss in zip(images, (size - wrong).tolist(), wrong.tolist(), strict=True):
@@ -111,14 +112,14 @@ def _write_panels(out: Path) -> None:
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     masks = np.stack([np.hypot(x - shift, y) < 0.3 for shift in (-0.4, 0.0, 0.4)])
     image = (x[None] / 2 + 0.5).astype(np.float32)
-    for case in Run(out).extremes():
-        steps = [step["eps"] for step in case["sweep"]]
+    for case in find_extremes(Run(out)):
+        steps = [step.eps for step in case.sweep]
         attacked = np.stack([image + eps * np.sign(np.sin(40 * y)) for eps in steps]).clip(0, 1).astype(np.float32)
         arrays = {"x": image, "x_adv": attacked, "truth": masks, "clean": masks}
         buffer = io.BytesIO()
         found = np.stack([np.roll(masks, 8, axis=1)] * len(steps))
-        np.savez_compressed(buffer, **arrays, attacked=found, meta=np.array(json.dumps(case)))
-        write_bytes(out / "panels" / f"{case['model']}-{case['kind']}.npz", buffer.getvalue())
+        np.savez_compressed(buffer, **arrays, attacked=found, meta=np.array(json.dumps(case.as_record())))
+        write_bytes(out / "panels" / f"{case.model}-{case.kind}.npz", buffer.getvalue())
 
 
 READ = """

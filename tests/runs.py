@@ -192,7 +192,7 @@ def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
             {
                 "cell": cell.id,
                 "dataset": "mni152",
-                **{name: getattr(cell, name) for name in ("model", "attack", "loss", "settings", "norm")},
+                **{name: cell.as_record()[name] for name in ("model", "attack", "loss", "settings", "norm")},
                 "eps": cell.eps,
                 "draw": cell.draw,
                 "image": image,
@@ -216,13 +216,14 @@ def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
 def write_panels(out: Path, plot: Synthetic) -> None:
     """Draw what the run's best and worst cases could look like."""
     from advseg_bench.results.run import Run
+    from advseg_bench.results.selection import find_extremes
 
-    for case in Run(out).extremes():
+    for case in find_extremes(Run(out)):
         generator = np.random.default_rng(plot.seed)
         y, x = np.mgrid[-1 : 1 : plot.side * 1j, -1 : 1 : plot.side * 1j]
         wave = 0.06 * np.sin(5 * np.arctan2(y, x))
         radius = np.hypot(x / 0.8, y / 0.95) + wave
-        shift = 0.02 if case["kind"] == "best" else 0.12
+        shift = 0.02 if case.kind == "best" else 0.12
         layers = [np.digitize(radius + d * np.sin(9 * x), [0.45, 0.7, 0.9]) for d in (0, 0.02, shift)]
         image = np.choose(layers[0], [0.8, 0.55, 0.2, 0.02]) + generator.normal(0, 0.02, x.shape)
         sign = np.sign(generator.normal(size=x.shape) + 2 * np.sin(14 * radius))
@@ -234,13 +235,13 @@ def write_panels(out: Path, plot: Synthetic) -> None:
             masks = [m[:1] for m in masks]
         clean_image = np.clip(image, 0, 1)[None].astype(np.float32)
         arrays = dict(zip(("truth", "clean", "attacked"), masks, strict=True))
-        steps = [step["eps"] for step in case["sweep"]]
+        steps = [step.eps for step in case.sweep]
         np.savez_compressed(
-            out / "panels" / f"{case['model']}-{case['kind']}.npz",
+            out / "panels" / f"{case.model}-{case.kind}.npz",
             x=clean_image,
             x_adv=np.stack([np.clip(clean_image + eps * sign, 0, 1).astype(np.float32) for eps in steps]),
             **arrays | {"attacked": np.stack([arrays["attacked"]] * len(steps))},
-            meta=np.array(json.dumps(case)),
+            meta=np.array(json.dumps(case.as_record())),
         )
 
 

@@ -11,11 +11,12 @@ import runs
 from runs import Synthetic, edit_json, rewrite_rows, write_run
 from scipy.stats import pearsonr, permutation_test
 
-from advseg_bench.claims import Evidence, associate, average, compare_orders, cross, judge_claims, make_arm
+from advseg_bench.claims import Evidence, associate, average, compare_orders, cross, judge_claims, make_arm, name_arm
 from advseg_bench.errors import RecordError
 from advseg_bench.report import write_claims, write_report
-from advseg_bench.report.claims import compose_claims, judge_runs
+from advseg_bench.report.claims import compose_claims
 from advseg_bench.report.claims_tables import make_crossing_table, make_released_table
+from advseg_bench.report.verdicts import judge_runs
 from advseg_bench.results.run import Run
 
 EIGHT = Synthetic(losses=("bce", "dice_focal"), subjects=8)
@@ -378,7 +379,7 @@ def test_controls_are_plain_noise_at_the_reference_loss(tmp_path):
     shuffled = {"name": "shuffled_sign", "losses": ["bce", "dice_focal"], "eps": ["4/255"]}
     far = {"name": "uniform_noise", "eps": [4 / 255], "norm": "l2"}
     evidence = Evidence(make(tmp_path, extra=(shuffled, far)))
-    assert [c.label for c in evidence.controls] == ["random_sign", "shuffled_sign dice_focal", "uniform_noise"]
+    assert [name_arm(arm) for arm in evidence.controls] == ["random_sign", "shuffled_sign dice_focal", "uniform_noise"]
     rows = evidence.values("basicunet-s", make_arm("uniform_noise"))
     alone = Evidence(make(tmp_path / "alone")).values("basicunet-s", make_arm("uniform_noise"))
     assert rows["value"].to_list() == pytest.approx(alone["value"].to_list()), "no L2 result of the same eps among them"

@@ -129,7 +129,7 @@ def test_names_with_brackets_are_no_patterns(tmp_path):
 
 def test_a_second_run_on_the_same_folder_is_refused_until_the_first_ends(tmp_path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom advseg_bench import records\n"
+        "import sys\nfrom pathlib import Path\nfrom advseg_bench.results import records\n"
         "with records.own(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
     )
     first = subprocess.Popen(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import subprocess
 import sys
 import time
@@ -12,7 +11,6 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import matplotlib
-import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
@@ -20,9 +18,8 @@ from runs import MODELS, STRENGTH, Synthetic, edit_json, rewrite_rows, write_run
 
 from advseg_bench import report
 from advseg_bench.cache import write_json
-from advseg_bench.claims import judge
 from advseg_bench.errors import RecordError, SpecError
-from advseg_bench.report import claims, figures, write_report
+from advseg_bench.report import figures, summarise, write_report
 from advseg_bench.report.contents import compose
 from advseg_bench.report.document import (
     Figure,
@@ -33,13 +30,12 @@ from advseg_bench.report.document import (
     show_times,
     thin,
 )
-from advseg_bench.report.findings import contrast_models
 from advseg_bench.report.page import render_html, render_markdown
-from advseg_bench.report.panels import ERROR_COLOURS, SWEEP_TITLES, TITLES, make_galleries
+from advseg_bench.report.panels import make_galleries
 from advseg_bench.report.series import choose_drawn, list_series
 from advseg_bench.report.terminal import print_document
 from advseg_bench.results.run import Run
-from advseg_bench.results.selection import find_strongest, list_budgets
+from advseg_bench.results.selection import choose_strongest, list_budgets, rank_attacks
 
 FOUR = 4 / 255
 
@@ -76,11 +72,13 @@ class Page(HTMLParser):
 
 def say(run: Run) -> str:
     """The report as Markdown, without drawing anything."""
-    return render_markdown(compose(run))
+    return render_markdown(compose(summarise(run)))
 
 
 def find_table(run: Run, name: str) -> Table:
-    return next(b for s in compose(run).sections for b in s.blocks if isinstance(b, Table) and b.name == name)
+    return next(
+        b for s in compose(summarise(run)).sections for b in s.blocks if isinstance(b, Table) and b.name == name
+    )
 
 
 @pytest.fixture(scope="module")
@@ -140,22 +138,34 @@ def test_an_error_while_charts_are_drawn_waits_for_one_sheet_at_most(tmp_path, o
 def test_the_collector_rests_while_a_report_is_written(tmp_path, one, monkeypatch):
     seen = []
 
-    def note(*arguments):
-        seen.append(gc.isenabled())
-        return compose(*arguments)
+    class Watched(Run):
+        def tables(self, *arguments, **options):
+            seen.append(gc.isenabled())
+            return super().tables(*arguments, **options)
 
-    monkeypatch.setattr(report, "compose", note)
     assert gc.isenabled()
-    write_report(one, tmp_path)
+    write_report(Watched(one.path), tmp_path)
     assert gc.isenabled()
-    assert seen == [False]
+    assert seen
+    assert not any(seen)
 
 
-def test_claims_are_judged_once(tmp_path, one, monkeypatch):
-    judged = []
-    monkeypatch.setattr(claims, "judge", lambda evidence: judged.append(evidence) or judge(evidence))
-    assert any(path.name == "claims.html" for path in write_report(one, tmp_path))
-    assert len(judged) == 1
+def test_a_summary_is_computed_once_and_asks_for_no_table_twice(tmp_path, one):
+    asked = []
+
+    class Watched(Run):
+        def tables(self, names, by, **options):
+            asked.extend((name, tuple(by), repr(options)) for name in names)
+            return super().tables(names, by, **options)
+
+    summary = summarise(Watched(one.path))
+    assert asked
+    assert len({*asked}) == len(asked)
+    assert summarise(summary) is summary
+    before = list(asked)
+    report.write_report(summary, tmp_path)
+    made = [each for each in asked[len(before) :] if "released" not in each[0]]
+    assert not made, "tables of the study's own scores belong to the claims page"
 
 
 def test_figures_in_further_formats(tmp_path, one, files):
@@ -267,7 +277,7 @@ def test_no_ratio_to_a_noise_that_does_nothing(tmp_path):
         ),
     )
     run = Run(run.path)
-    (contrast,) = contrast_models(run, list_budgets(run)[0], list_series(run))
+    (contrast,) = summarise(run).contrasts
     assert (contrast.ratio, contrast.beyond_noise) == (None, True)
     assert "On unet-vgg13 the attack lowers Dice; the noise does so by less than 0.0005." in say(run)
     assert find_table(run, "noise").rows()[0][-2:] == ("-", "yes")
@@ -319,7 +329,7 @@ def test_what_failed_and_what_was_skipped_is_listed(tmp_path):
     assert "&lt;Train> it \\| longer." in text
     assert "| fgsm ce | 4 | loss 'ce' is defined for multiclass tasks, not for multilabel |" in text
     assert [row[0] for row in find_table(run, "clean").rows()] == ["basicunet-s"]
-    assert reason in "".join(Page(render_html(compose(run), _Anything(), ())).text)
+    assert reason in "".join(Page(render_html(compose(summarise(run)), _Anything(), ())).text)
 
 
 class _Anything(dict):
@@ -377,7 +387,7 @@ def test_other_norms_settings_and_foreign_attacks(tmp_path):
     labels = [s.label for s in list_series(run)]
     assert labels == ["fgsm bce default", "fgsm dice", "fgsm bce targeted=True", "mypkg.attacks:Mine",
                       "random_sign", "uniform_noise"]  # fmt: skip
-    blocks = [block for section in compose(run).sections for block in section.blocks]
+    blocks = [block for section in compose(summarise(run)).sections for block in section.blocks]
     drawn = {block.name: block for block in blocks if isinstance(block, Figure)}
     assert set(drawn) == {"dice_eps", "dice_eps_l2", "parameters", "parameters_l2", "classes_eps"}
     (svg,) = figures.render(drawn["dice_eps_l2"], 4.0, "svg")
@@ -390,7 +400,10 @@ def test_other_norms_settings_and_foreign_attacks(tmp_path):
 
 
 def find_figure(run: Run, name: str) -> Figure | None:
-    return next((b for s in compose(run).sections for b in s.blocks if isinstance(b, Figure) and b.name == name), None)
+    return next(
+        (b for s in compose(summarise(run)).sections for b in s.blocks if isinstance(b, Figure) and b.name == name),
+        None,
+    )
 
 
 def draw_panels(figure: Figure, width: float = 9.0) -> dict[str, dict[str, list]]:
@@ -524,105 +537,12 @@ def test_names_are_shown_as_they_are(tmp_path):
     out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
     names = ["<script>alert(1)</script>", "a|b", "c & d"]
     edit_json(out / "run.json", lambda info: info | {"data": info["data"] | {"classes": names}})
-    document = compose(Run(out))
+    document = compose(summarise(Run(out)))
     page = render_html(document, _Anything(), ((names[0], "#000000"),))
     assert "<script" not in page
     assert names[0] in Page(page).text
     assert "| &lt;script>alert(1)&lt;/script> |" in render_markdown(document)
     assert "| a\\|b |" in render_markdown(document)
-
-
-def make_case() -> tuple[dict, dict]:
-    """What a run of the first versions kept of a case: one budget. Of csf two pixels are true and one stays found."""
-    x = np.full((1, 2, 2), 0.5, np.float32)
-    sign = np.array([[[1, -1], [0, 1]]], np.float32)
-    empty = np.zeros((3, 2, 2), bool)
-    truth, clean, attacked = empty.copy(), empty.copy(), empty.copy()
-    truth[2] = clean[2] = [[True, True], [False, False]]
-    attacked[2] = [[True, False], [True, False]]
-    case = {"kind": "worst", "model": "unet-vgg13", "image": "i", "attack": "fgsm", "loss": "bce", "eps": 0.25}
-    case |= {"norm": "linf", "cell": "c", "dice_clean": 1.0, "dice_attacked": 0.5}
-    arrays = {"x": x, "x_adv": x + sign / 4, "truth": truth, "clean": clean, "attacked": attacked}
-    return case, arrays
-
-
-def check_errors(tile: np.ndarray) -> None:
-    """A true positive, a false positive and a false negative in their colours, and grey elsewhere."""
-    for pixel, colour in zip((tile[0, 0], tile[1, 0], tile[0, 1]), ERROR_COLOURS.values(), strict=True):
-        target = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-        assert abs(pixel - (0.15 * 127.5 + 0.85 * target)).max() <= 1
-    assert (tile[1, 1] == 128).all()
-
-
-def test_pictures_show_what_the_arrays_hold(tmp_path):
-    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
-    case, arrays = make_case()
-    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
-    ((panel,),) = (gallery.panels for gallery in make_galleries(Run(out)))
-    assert "errors of csf" in panel.caption
-    (strip,) = panel.strips
-    tiles = dict(zip(TITLES, (tile.astype(int) for tile in strip.tiles), strict=True))
-    assert (tiles["Image"] == 128).all()
-    red, blue, white = tiles["Perturbation"][0, 0], tiles["Perturbation"][0, 1], tiles["Perturbation"][1, 0]
-    assert red[0] > 2 * red[2]
-    assert blue[2] > 2 * blue[0]
-    assert white.min() > 240
-    assert (tiles["Ground truth"] == tiles["Clean prediction"]).all()
-    check_errors(tiles["Errors"])
-
-
-def test_pictures_over_eps_show_each_budget(tmp_path):
-    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
-    case, arrays = make_case()
-    sweep = [{"cell": "b", "eps": 0.125, "dice": 0.75}, {"cell": "c", "eps": 0.25, "dice": 0.5}]
-    case |= {"sweep": sweep, "settings": '{"label": "predicted"}'}
-    half = (arrays["x"] + arrays["x_adv"]) / 2
-    arrays |= {"x_adv": np.stack([half, arrays["x_adv"]]), "attacked": np.stack([~arrays["truth"], arrays["attacked"]])}
-    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
-    alone, swept = make_galleries(Run(out))
-    assert len(alone.panels[0].strips) == 1
-    check_errors(alone.panels[0].strips[0].tiles[5].astype(int))
-    (panel,) = swept.panels
-    assert (
-        "fgsm bce label=predicted; perturbation amplified 2 times, full colour is a change of 0.25; errors of csf"
-        in (panel.caption)
-    )
-    assert [strip.label for strip in panel.strips] == [
-        "clean: Dice 1.000",
-        "eps 0.125: Dice 0.750",
-        "eps 0.25: Dice 0.500",
-    ]
-    clean, small, large = (dict(zip(SWEEP_TITLES, (t.astype(int) for t in s.tiles), strict=True)) for s in panel.strips)
-    assert [tiles["Image"][0, 0, 0] for tiles in (clean, small, large)] == [128, 159, 191]
-    blues = [tiles["Perturbation"][0, 0, 2] for tiles in (clean, small, large)]
-    assert blues[0] > 240 > blues[1] > blues[2], "one amplification for all: a larger change has more colour"
-    assert (clean["Prediction"] == small["Prediction"]).sum() < small["Prediction"].size, "over the attacked image"
-    true, _, false_negative = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in ERROR_COLOURS.values())
-    for tiles, colour in ((clean, true), (small, false_negative)):
-        assert (abs(tiles["Errors"][0] - 0.85 * colour) <= 0.15 * 255).all()
-    assert (abs(large["Errors"][0] - 0.85 * np.stack([true, false_negative])) <= 0.15 * 255).all()
-    assert [sheet.name for sheet in swept.sheets] == ["panels_unet-vgg13"]
-
-
-def test_a_case_whose_arrays_do_not_fit_its_sweep_is_damaged(tmp_path):
-    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
-    case, arrays = make_case()
-    case["sweep"] = [{"cell": "c", "eps": 0.25, "dice": 0.5}]
-    arrays |= {name: arrays[name][None] for name in ("x_adv", "attacked")}
-    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
-    make_galleries(Run(out))
-    case["sweep"] *= 2
-    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
-    with pytest.raises(RecordError, match=r"p.npz: is damaged \(ValueError\)"):
-        make_galleries(Run(out))
-
-
-def test_a_damaged_picture_is_named(tmp_path):
-    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)), panels=True)
-    path = min((out / "panels").iterdir())
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(RecordError, match=rf"{path.name}: is damaged.*only its picture is made again"):
-        write_report(Run(out))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path, one):
@@ -634,7 +554,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, one):
 @pytest.mark.parametrize("width", [80, 160])
 def test_terminal(one, width, capsys):
     console = Console(width=width, force_terminal=False)
-    print_document(compose(one), console)
+    print_document(compose(summarise(one)), console)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width
     for name in (
@@ -654,7 +574,7 @@ def test_terminal(one, width, capsys):
 
 def test_global_state_of_matplotlib_is_left_alone(one):
     before = dict(matplotlib.rcParams)
-    (figure, *_) = [b for s in compose(one).sections for b in s.blocks if isinstance(b, Figure)]
+    (figure, *_) = [b for s in compose(summarise(one)).sections for b in s.blocks if isinstance(b, Figure)]
     figures.render(figure, 4.0, "svg")
     assert dict(matplotlib.rcParams) == before
     code = "import sys, advseg_bench.report; print('matplotlib.pyplot' in sys.modules)"
@@ -678,7 +598,7 @@ def test_thin_repeats_a_name_where_its_group_changes():
 @pytest.mark.parametrize(("width", "whole"), [(80, False), (200, True)])
 def test_intervals_give_way_to_columns_on_a_narrow_terminal(tmp_path, capsys, width, whole):
     run = Run(write_run(tmp_path / "r", Synthetic(subjects=8, models=("unet-vgg13",), losses=("bce",))))
-    print_document(compose(run), Console(width=width, force_terminal=False))
+    print_document(compose(summarise(run)), Console(width=width, force_terminal=False))
     printed = capsys.readouterr().out
     noise = printed[printed.index("Attack against noise") :].split("eps = 4/255")[0]
     assert ("[0." in noise) is whole
@@ -690,14 +610,14 @@ def test_a_long_table_is_named_on_a_terminal(tmp_path, capsys):
     extra = ({"name": "fgsm", "losses": ["bce"], "eps": ["4/255"], "vary": {"label": ["predicted", "empty"]}},)
     plot = Synthetic(models=tuple(MODELS), losses=("bce", "dice", "dice_focal"), extra=extra)
     run = Run(write_run(tmp_path / "r", plot))
-    print_document(compose(run), Console(width=160, force_terminal=False))
+    print_document(compose(summarise(run)), Console(width=160, force_terminal=False))
     printed = capsys.readouterr().out
     rows = len(plot.models) * (3 + 2 + 2)
     assert rows <= 40
     assert f"{rows} rows, in the report" not in printed
     more = ({"name": "fgsm", "losses": ["bce", "dice"], "eps": ["4/255"], "vary": {"label": ["predicted", "empty"]}},)
     run = Run(write_run(tmp_path / "more", replace(plot, extra=more)))
-    print_document(compose(run), Console(width=160, force_terminal=False))
+    print_document(compose(summarise(run)), Console(width=160, force_terminal=False))
     printed = capsys.readouterr().out
     assert f"Mean Dice at each eps: {rows + 10} rows, in the report." in printed
     assert "and 1 more" not in printed, "seven attacks are named"
@@ -718,5 +638,5 @@ def test_what_goes_beyond_eps_by_definition_is_told_apart(tmp_path):
     text = say(Run(out))
     assert "the largest perturbation is 1.0000 of its budget, and none of" in text
     assert "Left out there: 12 results of attacks that go beyond eps by their definition, by up to 1.90 times" in text
-    strongest = find_strongest(Run(out), list_budgets(Run(out))[0])
-    assert {row["settings"] for row in strongest.values()} == {"{}"}
+    strongest = choose_strongest(rank_attacks(Run(out), list_budgets(Run(out))[0]))
+    assert {rival.arm.settings for rival in strongest.values()} == {"{}"}

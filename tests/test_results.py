@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -12,9 +13,19 @@ from runs import STRENGTH, Synthetic, edit_json, rewrite_rows, write_run
 
 import advseg_bench
 from advseg_bench.errors import RecordError, SpecError
-from advseg_bench.results.run import SCORES, Run
+from advseg_bench.results.arms import find_controls
+from advseg_bench.results.run import Run
 from advseg_bench.results.scores import find_scored_classes, score_rows
-from advseg_bench.results.selection import REFERENCE_EPS, choose_reference, find_controls, find_strongest, list_budgets
+from advseg_bench.results.selection import (
+    REFERENCE_EPS,
+    Extreme,
+    choose_reference,
+    choose_strongest,
+    find_extremes,
+    list_budgets,
+    rank_attacks,
+)
+from advseg_bench.results.tables import SCORES
 from advseg_bench.stats import subject_interval
 from advseg_bench.suite.specs import Scoring
 
@@ -283,38 +294,51 @@ def test_missing_counts_pairs_and_leaves_out_what_is_skipped(tmp_path):
     rewrite_rows(out, lambda rows: rows.filter((pl.col("loss") != "bce") | (pl.col("image") == "s00-z001")))
     run = Run(out)
     assert run.missing == 2 * 5
-    assert set(run.missing_by_cell().values()) == {5}
+    assert set(run.missing_by_cell.values()) == {5}
     rewrite_rows(out, lambda rows: rows.clear())
     run = Run(out)
     assert run.missing == run.planned
     assert run.table("dice").is_empty()
-    assert run.extremes() == []
+    assert find_extremes(run) == ()
 
 
 def test_extremes_are_the_largest_and_smallest_drop(one):
-    cases = one.extremes()
-    assert [(c["model"], c["kind"]) for c in cases] == [(m, k) for m in one.model_names for k in ("worst", "best")]
+    cases = find_extremes(one)
+    assert [(c.model, c.kind) for c in cases] == [(m, k) for m in one.model_names for k in ("worst", "best")]
     rows = one.scores().filter((pl.col("loss") == "bce") & (pl.col("eps") == FOUR) & (pl.col("model") == "basicunet-s"))
-    assert (cases[0]["loss"], cases[0]["eps"]) == ("bce", FOUR)
+    assert (cases[0].arm.loss, cases[0].eps) == ("bce", FOUR)
     for case, pick in zip(cases, ("max", "min"), strict=False):
-        assert case["dice_clean"] - case["dice_attacked"] == pytest.approx(getattr(rows["drop"], pick)())
-        assert rows.filter(cell=case["cell"], image=case["image"])["dice"].item() == case["dice_attacked"]
+        assert case.dice_clean - case.dice_attacked == pytest.approx(getattr(rows["drop"], pick)())
+        assert rows.filter(cell=case.cell, image=case.image)["dice"].item() == case.dice_attacked
 
 
 def test_the_worst_case_is_followed_over_eps(tmp_path):
     out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",), eps=(1, 2, 3, 4, 6, 8, 10, 12, 16)))
     run = Run(out)
-    worst, best = run.extremes()
-    assert [round(255 * step["eps"]) for step in worst["sweep"]] == [1, 4, 6, 10, 16]
-    for step in worst["sweep"]:
-        row = run.scores().filter(cell=step["cell"], image=worst["image"]).row(0, named=True)
-        assert (row["attack"], row["loss"], row["eps"], row["dice"]) == ("fgsm", "bce", step["eps"], step["dice"])
-    assert best["sweep"] == [{"cell": best["cell"], "eps": best["eps"], "dice": best["dice_attacked"]}]
-    gone = worst["sweep"][0]["cell"]
-    rewrite_rows(out, lambda rows: rows.filter((pl.col("cell") != gone) | (pl.col("image") != worst["image"])))
-    sweep = Run(out).extremes()[0]["sweep"]
-    assert gone not in {step["cell"] for step in sweep}, "what failed is not shown"
-    assert [round(255 * step["eps"]) for step in sweep] == [2, 4, 8, 10, 16]
+    worst, best = find_extremes(run)
+    assert [round(255 * step.eps) for step in worst.sweep] == [1, 4, 6, 10, 16]
+    for step in worst.sweep:
+        row = run.scores().filter(cell=step.cell, image=worst.image).row(0, named=True)
+        assert (row["attack"], row["loss"], row["eps"], row["dice"]) == ("fgsm", "bce", step.eps, step.dice)
+    assert [(step.cell, step.eps, step.dice) for step in best.sweep] == [(best.cell, best.eps, best.dice_attacked)]
+    gone = worst.sweep[0].cell
+    rewrite_rows(out, lambda rows: rows.filter((pl.col("cell") != gone) | (pl.col("image") != worst.image)))
+    sweep = find_extremes(Run(out))[0].sweep
+    assert gone not in {step.cell for step in sweep}, "what failed is not shown"
+    assert [round(255 * step.eps) for step in sweep] == [2, 4, 8, 10, 16]
+
+
+def test_a_case_is_written_flat_and_read_back(one):
+    worst = find_extremes(one)[0]
+    record = worst.as_record()
+    names = ["kind", "model", "image", "cell", "attack", "loss", "settings", "norm", "eps", "dice_clean"]
+    assert list(record) == [*names, "dice_attacked", "sweep"]
+    assert (record["attack"], record["loss"], record["settings"], record["norm"]) == ("fgsm", "bce", "{}", "linf")
+    assert [list(step) for step in record["sweep"]] == [["cell", "eps", "dice"]] * 2
+    assert Extreme.from_record(json.loads(json.dumps(record))) == worst
+    del record["norm"]
+    with pytest.raises(KeyError, match="norm"):
+        Extreme.from_record(record)
 
 
 def test_what_is_shown_over_eps_is_the_strongest_attack_with_several(tmp_path):
@@ -323,11 +347,12 @@ def test_what_is_shown_over_eps_is_the_strongest_attack_with_several(tmp_path):
     out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",), extra=(alone,), strength=loud))
     run = Run(out)
     (budgets,) = list_budgets(run)
-    assert find_strongest(run, budgets)["unet-vgg13"]["loss"] == "dice_focal"
-    assert find_strongest(run, budgets, swept=True)["unet-vgg13"]["loss"] == "bce"
-    assert {case["loss"] for case in run.extremes()} == {"bce"}
+    ranked = rank_attacks(run, budgets)
+    assert choose_strongest(ranked)["unet-vgg13"].arm.loss == "dice_focal"
+    assert choose_strongest(ranked, swept=True)["unet-vgg13"].arm.loss == "bce"
+    assert {case.arm.loss for case in find_extremes(run)} == {"bce"}
     rewrite_rows(out, lambda rows: rows.filter(pl.col("loss").is_in(["", "dice_focal"])))
-    assert find_strongest(Run(out), budgets, swept=True)["unet-vgg13"]["loss"] == "dice_focal"
+    assert choose_strongest(rank_attacks(Run(out), budgets), swept=True)["unet-vgg13"].arm.loss == "dice_focal"
 
 
 def test_extremes_prefer_images_that_were_good(tmp_path):
@@ -335,14 +360,14 @@ def test_extremes_prefer_images_that_were_good(tmp_path):
     bad = (pl.col("image") == "s00-z005") & (pl.col("attack") == "none")
     zero = pl.lit([0, 0, 0], dtype=pl.List(pl.Int64))
     rewrite_rows(out, lambda rows: rows.with_columns(tp=pl.when(bad).then(zero).otherwise("tp")))
-    assert all(case["image"] != "s00-z005" for case in Run(out).extremes())
+    assert all(case.image != "s00-z005" for case in find_extremes(Run(out)))
 
 
 def test_the_strongest_attack_is_no_control(tmp_path):
     loud = tuple((key, 3.0) for key in STRENGTH if key[0] == "random_sign")
     run = Run(write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",), strength=loud)))
-    (top,) = find_strongest(run, list_budgets(run)[0]).values()
-    assert (top["attack"], top["loss"]) == ("fgsm", "bce")
+    (top,) = choose_strongest(rank_attacks(run, list_budgets(run)[0])).values()
+    assert (top.arm.attack, top.arm.loss) == ("fgsm", "bce")
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,8 @@ from scipy.integrate import trapezoid
 from torchmetrics.functional.segmentation import dice_score
 
 from advseg_bench.results.records import ROW_SCHEMA
-from advseg_bench.results.scores import (
-    average_draws,
-    find_scored_classes,
-    pool_counts,
-    score_classes,
-    score_curves,
-    score_rows,
-)
+from advseg_bench.results.scores import find_scored_classes, pool_counts, score_classes, score_rows
+from advseg_bench.results.sweeps import score_curves
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
 
@@ -219,7 +213,8 @@ def test_pooled_scores_sum_counts_first():
 BITS = """
 import sys
 import polars as pl
-from advseg_bench.results.scores import pool_counts, score_curves, score_rows
+from advseg_bench.results.scores import pool_counts, score_rows
+from advseg_bench.results.sweeps import score_curves
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
 rows, task = pl.read_parquet(sys.argv[1]), Task("multilabel", tuple("abcdefgh"))
@@ -255,14 +250,6 @@ def test_pooled_draws_are_averaged_after_the_ratio():
         {"attack": "random_sign", "cell": "y", "draw": 1, "tp": [0, 0], "fp": [9, 9], "fn": [9, 9]},
     ]
     assert pool_counts(make_frame(*draws), TWO, Scoring(), ["attack"])["pooled_dice"].item() == 0.5
-
-
-def test_draws_are_averaged_image_by_image():
-    draws = [make_counts(d) | {"attack": "random_sign", "draw": k, "eps": 0.1} for k, d in enumerate((0.2, 0.6))]
-    scored = score_rows(make_frame(make_counts(0.8), *draws), TWO, Scoring())
-    averaged = average_draws(scored.filter(attack="random_sign"), ("dice", "dice_below", "drop"))
-    assert len(averaged) == 1
-    assert averaged.select("dice", "dice_below", "drop").row(0) == pytest.approx((0.4, 0.5, 0.4))
 
 
 def make_sweep(clean: float, points: dict[float, float], **changes) -> list[dict]:

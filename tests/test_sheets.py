@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from advseg_bench.report.document import Panel, Strip
 from advseg_bench.report.panels import TITLES
-from advseg_bench.report.sheets import EDGE, Panel, Strip, draw_sheet, encode_png, encode_sheet
+from advseg_bench.report.sheets import EDGE, draw_sheet, encode_png, encode_sheet
 
 COLOURS = ((200, 30, 30), (30, 160, 30), (30, 30, 180))
 KEYS = (("Classes:", tuple((f"organ number {i}", "#F0E442") for i in range(30))), ("Errors:", (("missed", "#D55E00"),)))

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from runs import Synthetic, edit_json, write_run
 
 import advseg_bench as ab
 from advseg_bench.data.phantom.bowel import ORGANS
 from advseg_bench.data.phantom.dataset import FIELD_MM, render_stack, slice_heights
 from advseg_bench.data.phantom.scanner import View
 from advseg_bench.errors import IncompatibleError, SpecError
-from advseg_bench.report import panels, write_report
-from advseg_bench.suite.cells import plan
+from advseg_bench.report import write_report
+from advseg_bench.report.pictures import load_pictures
+from advseg_bench.results.run import Run
+from advseg_bench.results.selection import Extreme, Step
+from advseg_bench.suite.cells import Arm, plan
 from advseg_bench.suite.suite import Suite, parse_suite
 from advseg_bench.suite.timing import timing_key
-from advseg_bench.types import Task
 
 TEXT = """
 schema = 1
@@ -123,7 +128,7 @@ def test_the_report_speaks_of_volumes_and_names_the_slice(finished, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "areas", "shown"), [("multilabel", (1, 3, 2, 0), 2), ("multiclass", (0, 2, 2, 0), 2)])
-def test_the_slice_with_most_label_is_shown(kind, areas, shown):
+def test_the_slice_with_most_label_is_shown(tmp_path, kind, areas, shown):
     truth = np.zeros((3, 4, 5, 5), bool)
     for z, area in enumerate(areas):
         truth[1, z, 0, :area] = True
@@ -132,14 +137,24 @@ def test_the_slice_with_most_label_is_shown(kind, areas, shown):
         truth[1, 0] = False
     depths = np.broadcast_to(np.arange(4.0)[:, None, None], (4, 5, 5))
     arrays = {"truth": truth, "x": depths[None], "x_adv": depths[None, None], "clean": truth, "attacked": truth[None]}
-    cut = panels._cut(Task(kind, ("a", "b", "c")), panels._Case({}, arrays, "b", "scan"))
+    out = write_run(tmp_path / "r", Synthetic(kind=kind, models=("unet-vgg13",)))
+    edit_json(out / "run.json", lambda info: info | {"data": info["data"] | {"classes": ["a", "b", "c"]}})
+    arm = Arm("fgsm", "bce", "{}", "linf")
+    case = Extreme("worst", "unet-vgg13", "scan", "c", arm, 0.25, 1.0, 0.5, (Step("c", 0.25, 0.5),))
+
+    def load(**changes):
+        np.savez(out / "panels" / "p.npz", **arrays | changes, meta=np.array(json.dumps(case.as_record())))
+        return load_pictures(Run(out))
+
+    [cut] = load()
     assert cut.where == f"scan, slice {shown} of 4"
-    assert (cut.arrays["x"] == shown - 1).all()
-    assert {name: array.shape for name, array in cut.arrays.items()} == {
+    assert (cut.x == shown - 1).all()
+    shapes = {name: getattr(cut, name).shape for name in arrays}
+    assert shapes == {
         "truth": (3, 5, 5), "x": (1, 5, 5), "x_adv": (1, 1, 5, 5), "clean": (3, 5, 5), "attacked": (1, 3, 5, 5)
     }  # fmt: skip
-    empty = panels._Case({}, arrays | {"truth": np.zeros_like(truth)}, "b", "scan")
-    assert panels._cut(Task(kind, ("a", "b", "c")), empty).where == "scan, slice 3 of 4"
+    [empty] = load(truth=np.zeros_like(truth))
+    assert empty.where == "scan, slice 3 of 4"
 
 
 def test_a_run_of_volumes_is_resumed_and_repeated_bit_for_bit(finished, folder, tmp_path):
@@ -205,17 +220,13 @@ def test_an_attack_that_claims_slices_is_refused_before_training(folder, tmp_pat
         ab.run(suite_of(folder, ("[compute]", mine)), tmp_path)
 
 
-def test_the_plan_tells_the_edges(folder, tmp_path, capsys):
-    from advseg_bench.cli.app import app as cli
-
+def test_the_plan_tells_the_edges(folder, tmp_path):
     path = tmp_path / "v.toml"
     path.write_text(TEXT.replace("PATH", str(folder)))
-    with pytest.raises(SystemExit) as error:
-        cli.app(["plan", str(path)])
-    assert error.value.code == 0
-    shown = capsys.readouterr().out
-    assert "data: nnunet, multilabel, volumes of 8 x 32 x 32 px" in shown
-    assert "5 for training, 2 for test" in shown
+    command = [sys.executable, "-m", "advseg_bench", "plan", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "data: nnunet, multilabel, volumes of 8 x 32 x 32 px" in done.stdout
+    assert "5 for training, 2 for test" in done.stdout
 
 
 IDS = {

@@ -2,21 +2,21 @@
 
 from advseg_bench.claims.associations import NO_CORRELATION, PROPERTIES, Association, associate
 from advseg_bench.claims.crossing import Crossing, compare_orders, cross
-from advseg_bench.claims.evidence import Arm, Contrast, Evidence, average, make_arm
-from advseg_bench.claims.findings import ALPHA, Finding
+from advseg_bench.claims.evidence import Contrast, Evidence, average, make_arm, name_arm
+from advseg_bench.claims.findings import ALPHA, Finding, Shortage
 from advseg_bench.claims.judge import Claim, judge, judge_claims
 
 __all__ = [
     "ALPHA",
     "NO_CORRELATION",
     "PROPERTIES",
-    "Arm",
     "Association",
     "Claim",
     "Contrast",
     "Crossing",
     "Evidence",
     "Finding",
+    "Shortage",
     "associate",
     "average",
     "compare_orders",
@@ -24,4 +24,5 @@ __all__ = [
     "judge",
     "judge_claims",
     "make_arm",
+    "name_arm",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from advseg_bench.claims.evidence import Arm, Evidence, average, make_arm
+from advseg_bench.claims.evidence import Evidence, average, make_arm
 from advseg_bench.claims.findings import Finding, sort_out
 from advseg_bench.stats import PairedTest
+from advseg_bench.suite.cells import Arm
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,38 +10,25 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from advseg_bench.results.arms import ARM, is_arm, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import choose_reference
 from advseg_bench.stats import PairedTest, compare_paired
+from advseg_bench.suite.cells import Arm
+from advseg_bench.types import Norm
 
-NORM = "linf"
+NORM: Norm = "linf"
 SCORES = ("drop", "dice", "dice_clean")
 
 
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One way to perturb images: an attack with a loss and settings, all draws together.
-
-    Attributes:
-        attack: The attack's name.
-        loss: The loss's name, "" if it follows none.
-        settings: What differs from the attack's defaults, as canonical JSON.
-    """
-
-    attack: str
-    loss: str = ""
-    settings: str = "{}"
-
-    @property
-    def label(self) -> str:
-        """Return the arm in words."""
-        settings = (str(value) for value in json.loads(self.settings).values())
-        return " ".join(part for part in (self.attack, self.loss, *settings) if part)
-
-
 def make_arm(attack: str, loss: str = "", settings: Mapping[str, Any] | None = None) -> Arm:
-    """Return an arm; settings as they stand in the suite."""
-    return Arm(attack, loss, json.dumps(dict(settings or {}), sort_keys=True))
+    """Return an arm under an L_inf budget; settings as they stand in the suite."""
+    return Arm(attack, loss, json.dumps(dict(settings or {}), sort_keys=True), NORM)
+
+
+def name_arm(arm: Arm) -> str:
+    """Return an arm in words."""
+    return " ".join(part for part in (arm.attack, arm.loss, *map(str, arm.options.values())) if part)
 
 
 class Evidence:
@@ -68,26 +55,14 @@ class Evidence:
         defined = fgsm.filter(pl.col("settings") == "{}")
         self.eps = choose_reference(defined["eps"]) or choose_reference(fgsm["eps"])
         self._values: dict[tuple[str, Arm, str], pl.DataFrame] = {}
-        names = (
-            "model",
-            "attack",
-            "loss",
-            "settings",
-            "image",
-            "subject",
-            "linf",
-            "drop",
-            "dice",
-            "dice_clean",
-            "flags",
-        )
+        names = ("model", *ARM, "image", "subject", "linf", *SCORES, "flags")
         self._rows = rows.filter(pl.col("eps") == pl.lit(self.eps)).select(names).collect()
-        keys = self._rows.select("attack", "loss", "settings").unique(maintain_order=True)
-        self.arms = frozenset(Arm(*key) for key in keys.iter_rows())
+        keys = self._rows.select(ARM).unique(maintain_order=True)
+        self.arms = frozenset(read_arm(row) for row in keys.iter_rows(named=True))
         there = set(self._rows["model"])
         self.models = tuple(name for name in run.model_names if name in there)
-        self.training_loss = str(run.info["suite"].get("training", {}).get("loss", ""))
-        planned = (Arm(cell["attack"], cell["loss"], cell["settings"]) for cell in run.info["cells"])
+        self.training_loss = run.about.suite.training_loss
+        planned = dict.fromkeys(cell.arm for cell in run.about.cells)
         losses = [arm.loss for arm in planned if arm in self.arms and arm == make_arm("fgsm", arm.loss)]
         chosen = self.training_loss if self.training_loss in losses else next(iter(losses), None)
         self.reference = None if chosen is None else make_arm("fgsm", chosen)
@@ -112,13 +87,7 @@ class Evidence:
 
     def _find_values(self, model: str, arm: Arm, score: str) -> pl.DataFrame:
         """What `values` returns."""
-        mine = self._rows.filter(
-            pl.col("model") == model,
-            pl.col("attack") == arm.attack,
-            pl.col("loss") == arm.loss,
-            pl.col("settings") == arm.settings,
-            pl.col(score).is_not_null(),
-        )
+        mine = self._rows.filter(pl.col("model") == model, is_arm(arm), pl.col(score).is_not_null())
         return mine.group_by("image", "subject").agg(pl.col(score).mean().alias("value")).sort("image")
 
     def find_gaps(self, arms: Sequence[Arm]) -> str:
@@ -127,7 +96,7 @@ class Evidence:
         Returns: The rest of a sentence, "" if there are none.
         """
         gaps = [
-            f"{arm.label} on {model}" for model in self.models for arm in arms if self.values(model, arm).is_empty()
+            f"{name_arm(arm)} on {model}" for model in self.models for arm in arms if self.values(model, arm).is_empty()
         ]
         return f"no image has a score under {', '.join(gaps)}" if gaps else ""
 

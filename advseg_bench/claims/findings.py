@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from advseg_bench.stats import PairedTest, Verdict, decide, holm
+from advseg_bench.stats.paired import find_smallest_p
 
 ALPHA = 0.05
 
@@ -25,6 +26,21 @@ class Finding:
     test: PairedTest
     adjusted_p: float | None
     verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """What a run has too little of for a claim to be decided by any data.
+
+    Attributes:
+        noun: "subject" or "model".
+        needed: The fewest that could decide it.
+        there: How many there are.
+    """
+
+    noun: str
+    needed: int
+    there: int
 
 
 def sort_out(names: Sequence[str], tests: Sequence[PairedTest], *, needs_all: bool = False) -> tuple[Finding, ...]:
@@ -66,3 +82,17 @@ def find_largest_p(tests: Sequence[PairedTest]) -> float | None:
     """The largest p, or None if one could not be made."""
     known = [test.p for test in tests if test.p is not None]
     return max(known) if len(known) == len(tests) else None
+
+
+def find_shortage(tests: Sequence[PairedTest]) -> Shortage | None:
+    """Return what tests that all have to be significant lack, if no data of so few subjects could have been."""
+    fewest = min((test.n for test in tests if test.smallest_p > ALPHA), default=None)
+    return None if fewest is None else Shortage("subject", count_subjects_needed(), fewest)
+
+
+def count_subjects_needed() -> int:
+    """Return how few subjects can make one test significant."""
+    n = 2
+    while find_smallest_p(n) > ALPHA:
+        n += 1
+    return n

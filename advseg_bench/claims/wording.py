@@ -23,7 +23,7 @@ def say_where(evidence: Evidence, test: PairedTest | None = None) -> str:
     """Return the data set, the subjects that a test rests on, by default all, and the budget."""
     assert evidence.eps is not None, "there are results"
     subjects = test.n if test else evidence.run.rows["subject"].n_unique()
-    data = evidence.run.info["data"]["name"]
+    data = evidence.run.about.data.name
     return f"On {data} ({show_count(subjects, 'subject')}) at eps {show_eps(evidence.eps)}"
 
 

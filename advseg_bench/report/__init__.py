@@ -15,16 +15,20 @@ from advseg_bench.cache import make_folder, write_bytes
 from advseg_bench.errors import RecordError, SpecError, expected
 from advseg_bench.instruments.allocator import without_collector
 from advseg_bench.instruments.profiling import timed
-from advseg_bench.report import figures, panels
-from advseg_bench.report.claims import compose_claims, judge_runs
+from advseg_bench.report import figures
+from advseg_bench.report.brief import print_summary
+from advseg_bench.report.claims import compose_claims
 from advseg_bench.report.contents import compose
 from advseg_bench.report.document import WIDE, Document, Figure, Gallery, Table
 from advseg_bench.report.page import render_html, render_markdown
+from advseg_bench.report.painting import list_class_colours
 from advseg_bench.report.sheets import encode_sheet
+from advseg_bench.report.summary import Summary, summarise
 from advseg_bench.report.terminal import print_document
+from advseg_bench.report.verdicts import judge_runs
 from advseg_bench.results.run import Run
 
-__all__ = ["FORMATS", "write_claims", "write_report"]
+__all__ = ["FORMATS", "Summary", "print_document", "print_summary", "summarise", "write_claims", "write_report"]
 
 FORMATS = ("png", "pdf")
 """What figures can be written in, beside the SVG of charts and the PNG of sheets."""
@@ -35,7 +39,7 @@ T = TypeVar("T")
 @timed("report")
 @without_collector()
 def write_report(
-    run: Run, out: Path | None = None, *, formats: Sequence[str] = (), console: Console | None = None
+    run: Run | Summary, out: Path | None = None, *, formats: Sequence[str] = (), console: Console | None = None
 ) -> list[Path]:
     """Write the report of a run: Markdown, one HTML file, tables as CSV, charts as SVG, sheets of pictures as PNG.
 
@@ -43,22 +47,24 @@ def write_report(
     under the same versions of the libraries. Where a claim of arXiv 2401.11224 can be asked, its page is written too.
 
     Args:
-        run: What to report.
-        out: The folder; `report` in the run directory if None.
+        run: What to report, or its summary where one was made already.
+        out: The folder; `report` in the run directory if None. A run in memory needs one.
         formats: Of `FORMATS`; every figure is written in these too.
         console: Where to print its sentences and main tables; nowhere if None.
     Returns: The files written: report.html, report.md, claims.html, claims.md, tables/*.csv, figures/*.
     Raises:
         RecordError: if a file of the run is damaged, or the folder cannot be written.
-        SpecError: a format that there is not.
+        SpecError: a format that there is not, or no folder for a run in memory.
     """
     _check_formats(formats)
-    folder = run.path / "report" if out is None else Path(out)
-    judged = judge_runs((run,))
-    document = compose(run, judged[0])
-    paths = _write(document, folder, "report", panels.list_class_colours(run), formats)
-    if any(section.anchor == "claims" for section in document.sections):
-        paths += _write(compose_claims(judged), folder, "claims", (), formats)
+    summary = summarise(run)
+    folder = Path(out) if out is not None else summary.run.path and summary.run.path / "report"
+    if folder is None:
+        raise SpecError(expected("out", "a folder", out, "A run in memory has none of its own."))
+    document = compose(summary)
+    paths = _write(document, folder, "report", list_class_colours(summary.run.task), formats)
+    if summary.judged.asked:
+        paths += _write(compose_claims((summary.judged,)), folder, "claims", (), formats)
     if console is not None:
         print_document(document, console)
     return paths
@@ -76,7 +82,7 @@ def write_claims(runs: Sequence[Run], out: Path, *, formats: Sequence[str] = ())
     Raises: as `write_report`; RecordError also if a run is given twice.
     """
     _check_formats(formats)
-    paths = [run.path.resolve() for run in runs]
+    paths = [run.path.resolve() for run in runs if run.path]
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise RecordError(f"{twice[0]}: this run is given twice. Give each run once.")
     return _write(compose_claims(judge_runs(runs)), out, "claims", (), formats)

@@ -3,20 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import polars as pl
-
-from advseg_bench.claims import (
-    ALPHA,
-    PROPERTIES,
-    Claim,
-    Evidence,
-    associate,
-    compare_orders,
-    cross,
-    judge,
-)
+from advseg_bench.claims import ALPHA, PROPERTIES, Claim, associate, compare_orders, cross
 from advseg_bench.claims.wording import show_difference, show_p
 from advseg_bench.report.claims_figures import make_association_figure, make_crossing_figure, make_finding_figure
 from advseg_bench.report.claims_tables import (
@@ -25,8 +13,8 @@ from advseg_bench.report.claims_tables import (
     make_finding_table,
     make_released_table,
 )
-from advseg_bench.report.document import Block, Column, Document, Section, Table, Text, show_plural
-from advseg_bench.results.run import Run
+from advseg_bench.report.document import Block, Document, Section, Text, show_plural
+from advseg_bench.report.verdicts import Judged, make_verdicts
 from advseg_bench.suite.cells import show_eps
 
 METHOD = (
@@ -40,32 +28,16 @@ METHOD = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """One run with everything that was found in it; the suffix tells its files from those of other runs."""
-
-    label: str
-    suffix: str
-    evidence: Evidence
-    claims: tuple[Claim, ...]
-
-
-def judge_runs(runs: Sequence[Run]) -> tuple[Judged, ...]:
-    """Judge the claims on one or more runs, each on a data set of its own."""
-    return tuple(_judge(run, i, runs) for i, run in enumerate(runs))
-
-
 def compose_claims(judged: Sequence[Judged]) -> Document:
     """Compose the claims page of the runs that `judge_runs` judged."""
     facts = [("Claims of", "Wang and Xu, ISBI 2023, arXiv 2401.11224")]
     for each in judged:
-        run, data = each.evidence.run, each.evidence.run.info["data"]
-        subjects = data.get("subjects", {}).get("test")
-        parts = [show_plural(data["splits"]["test"], "image")]
-        parts += [show_plural(subjects, "subject")] if subjects else []
+        about = each.evidence.run.about
+        parts = [show_plural(about.data.images, "image")]
+        parts += [show_plural(about.data.subjects, "subject")] if about.data.subjects else []
         parts += [show_plural(len(each.evidence.models), "model")]
         eps = f"eps {show_eps(each.evidence.eps)}" if each.evidence.eps is not None else "no L_inf attack"
-        facts.append((f"Data {each.label}", f"{', '.join(parts)}, {eps}; suite {run.info['suite']['name']}"))
+        facts.append((f"Data {each.label}", f"{', '.join(parts)}, {eps}; suite {about.suite.name}"))
     sections = [Section("verdicts", "Verdicts", (*make_verdicts(judged), Text(METHOD)))]
     for i in range(len(judged[0].claims)):
         claim = judged[0].claims[i]
@@ -79,64 +51,13 @@ def compose_claims(judged: Sequence[Judged]) -> Document:
     return Document("Claims of arXiv 2401.11224", tuple(facts), _warn(judged), shown)
 
 
-def summarise_claims(judged: Judged) -> tuple[Block, ...]:
-    """Return the verdicts on one run, for its report; nothing if no claim could be asked."""
-    return make_verdicts((judged,)) if any(claim.verdict for claim in judged.claims) else ()
-
-
-def make_verdicts(judged: Sequence[Judged]) -> tuple[Block, ...]:
-    """Make the table of verdicts and the list of sentences to quote."""
-    lines = [(i + 1, claim, each) for each in judged for i, claim in enumerate(each.claims)]
-    tests = [claim.estimate for _, claim, _ in lines]
-    intervals = [test.interval if test else None for test in tests]
-    data = pl.DataFrame(
-        {
-            "claim": [claim.name for _, claim, _ in lines],
-            "data": [each.label for _, _, each in lines],
-            "verdict": [claim.verdict for _, claim, _ in lines],
-            "estimate": [test and test.mean for test in tests],
-            "lower": [ends and ends.lower for ends in intervals],
-            "upper": [ends and ends.upper for ends in intervals],
-            "p": [claim.p for _, claim, _ in lines],
-            "smallest_p": [test and test.smallest_p for test in tests],
-            "answer": [claim.answer for _, claim, _ in lines],
-        },
-        schema_overrides=dict.fromkeys(("estimate", "lower", "upper", "p", "smallest_p"), pl.Float64)
-        | {"verdict": pl.String},
-    )
-    columns = [
-        Column("", tuple(str(number) for number, _, _ in lines), number=False),
-        Column("Verdict", tuple(claim.verdict or "not asked" for _, claim, _ in lines), number=False),
-        Column("Claim", tuple(claim.statement for _, claim, _ in lines), number=False),
-    ]
-    if len(judged) > 1:
-        columns.insert(2, Column("Data", tuple(each.label for _, _, each in lines), number=False))
-    caption = "What each verdict rests on is in the sentences below, which may be quoted."
-    return (
-        Table("verdicts", "Verdicts", caption, tuple(columns), data),
-        Text(tuple(claim.answer for _, claim, _ in lines), bullets=True),
-    )
-
-
-def _judge(run: Run, place: int, among: Sequence[Run]) -> Judged:
-    """Judge a run; label and suffix tell it from the other runs, also of the same data set."""
-    name = str(run.info["data"]["name"])
-    alike = [other.path for other in among if other.info["data"]["name"] == name]
-    short = {path.name for path in alike}
-    where = run.path.name if len(short) == len(alike) else run.path
-    label = f"{name} ({where})" if len(alike) > 1 else name
-    suffix = f"_{place + 1}" if len(among) > 1 else ""
-    evidence = Evidence(run)
-    return Judged(label, suffix, evidence, judge(evidence))
-
-
 def _warn(judged: Sequence[Judged]) -> tuple[str, ...]:
     """What a reader must know before any verdict."""
     warnings = []
     for each in judged:
         run = each.evidence.run
-        if note := run.info["suite"].get("note"):
-            warnings.append(f"{each.label}: {note}")
+        if run.about.suite.note:
+            warnings.append(f"{each.label}: {run.about.suite.note}")
         if run.missing:
             warnings.append(f"{each.label}: {run.missing:,} of {run.planned:,} results are missing.")
         unchanged, there = each.evidence.count_unchanged()

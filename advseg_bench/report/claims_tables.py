@@ -11,6 +11,8 @@ from advseg_bench.claims.evidence import NORM
 from advseg_bench.claims.wording import show_p
 from advseg_bench.report.claims_figures import FORMS
 from advseg_bench.report.document import NOTHING, Column, Table, show_number, thin
+from advseg_bench.report.means import index_means
+from advseg_bench.results.arms import CURVE
 from advseg_bench.stats import Coefficient, Interval, PairedTest
 
 
@@ -115,16 +117,13 @@ def make_released_table(name: str, data: str, evidence: Evidence) -> Table | Non
     losses = dict.fromkeys(arm.loss for arm in sorted(evidence.arms, key=lambda arm: arm.loss) if arm.attack == "fgsm")
     arms = [make_arm("fgsm", loss, settings) for loss in losses for settings in ({}, released)]
     arms = [arm for arm in arms if arm in evidence.arms]
-    by = ("model", "attack", "loss", "settings")
-    where = {"norm": NORM, "eps": evidence.eps}
     names = ("dice_released_clean", "dice_released", "diff_released")
-    found = {score: evidence.run.table(score, by=by, where=where) for score in names}
-    index = {score: {row[:4]: row[4] for row in table.iter_rows()} for score, table in found.items()}
-    rows = [(model, arm) for model in evidence.models for arm in arms]
-    rows = [(m, arm) for m, arm in rows if (m, arm.attack, arm.loss, arm.settings) in index["diff_released"]]
+    found = evidence.run.tables(names, CURVE, where={"norm": NORM, "eps": evidence.eps})
+    means = {score: index_means(table).rows for score, table in found.items()}
+    rows = [(model, arm) for model in evidence.models for arm in arms if (model, arm) in means["diff_released"]]
     if not rows:
         return None
-    values = {s: [index[s].get((m, a.attack, a.loss, a.settings)) for m, a in rows] for s in names}
+    values = {score: [means[score][row]["mean"] for row in rows] for score in names}
     models = [model for model, _ in rows]
     columns = (
         Column("Model", thin(models), number=False),

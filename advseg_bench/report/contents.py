@@ -4,94 +4,69 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
 
-import polars as pl
-
-from advseg_bench.report import curves, figures, integrity, panels, tables
-from advseg_bench.report.claims import Judged, judge_runs, summarise_claims
-from advseg_bench.report.document import (
-    Block,
-    Code,
-    Document,
-    Section,
-    Table,
-    Text,
-    show_budget,
-    show_plural,
-)
-from advseg_bench.report.findings import Contrast, contrast_models, write_findings
-from advseg_bench.report.series import NORMS, Series, list_series
+from advseg_bench.report import curves, detail_tables, figures, integrity, panels, tables
+from advseg_bench.report.document import Block, Code, Document, Section, Table, Text, show_budget, show_plural
+from advseg_bench.report.findings import shorten_list, write_findings
+from advseg_bench.report.series import NORMS
+from advseg_bench.report.summary import Summary
+from advseg_bench.report.verdicts import summarise_claims
 from advseg_bench.results.run import Run
-from advseg_bench.results.selection import Budgets, list_budgets
+from advseg_bench.results.selection import Budgets
 
 MOST_NAMES = 8
 """Attacks that are named at the head of a report."""
 
 
-def compose(run: Run, judged: Judged | None = None) -> Document:
-    """Compose the report of a run, finished or not; `judged` if its claims were judged already."""
-    suite = run.info["suite"]
-    series = list_series(run)
-    budgets = list_budgets(run)
-    contrasts = contrast_models(run, budgets[0], series) if budgets else []
-    clean = not run.rows.filter(pl.col("attack") == "none").is_empty()
+def compose(summary: Summary) -> Document:
+    """Compose the report of a run, finished or not."""
     sections = (
-        _summarise(run, budgets, contrasts),
-        Section("claims", "Claims of arXiv 2401.11224", summarise_claims(judged or judge_runs((run,))[0])),
-        Section("models", "Models before the attack", (tables.make_clean_table(run),) if clean else ()),
-        *(_show_sweep(run, each, series) for each in budgets),
-        *(_show_success(run, each, series) for each in budgets),
-        *_show_details(run, budgets, series, contrasts),
-        _show_cases(run),
-        Section("integrity", "Checks, skips and failures", _check(run, series)),
-        Section("repeat", "Versions and commands to repeat it", _repeat(run)),
+        _show_findings(summary),
+        Section("claims", "Claims of arXiv 2401.11224", summarise_claims(summary.judged)),
+        Section("models", "Models before the attack", (tables.make_clean_table(summary),) if summary.has_clean else ()),
+        *(_show_sweep(summary, each) for each in summary.budgets),
+        *(_show_success(summary, each) for each in summary.budgets),
+        *_show_details(summary),
+        Section("cases", "Best and worst cases", panels.make_galleries(summary.run)),
+        Section("integrity", "Checks, skips and failures", _check(summary)),
+        Section("repeat", "Versions and commands to repeat it", _repeat(summary.run)),
     )
     return Document(
-        title=suite.get("title") or suite["name"],
-        facts=_list_facts(run, series, budgets),
-        warnings=_warn(run),
+        title=summary.run.about.suite.title,
+        facts=tuple(_list_facts(summary).items()),
+        warnings=list_warnings(summary.run),
         sections=tuple(section for section in sections if section.blocks),
     )
 
 
-def _list_facts(run: Run, series: tuple[Series, ...], budgets: tuple[Budgets, ...]) -> tuple[tuple[str, str], ...]:
+def _list_facts(summary: Summary) -> dict[str, str]:
     """The run at a glance."""
-    data, info = run.info["data"], run.info
-    subjects = data.get("subjects", {}).get("test")
-    images = show_plural(data["splits"]["test"], "test volume" if run.of_volumes else "test image")
-    voxels = "; pixels are voxels" if run.of_volumes else ""
-    swept = "; ".join(f"{', '.join(show_budget(eps) for eps in b.eps)} ({NORMS.get(b.norm, b.norm)})" for b in budgets)
-    facts = {
-        "Suite": info["suite"]["name"],
-        "Data": f"{data['name']}, {data['kind']}: {', '.join(data['classes'])}",
+    about, series = summary.run.about, summary.series
+    images = show_plural(about.data.images, "test volume" if about.suite.of_volumes else "test image")
+    voxels = "; pixels are voxels" if about.suite.of_volumes else ""
+    subjects = about.data.subjects
+    swept = [(", ".join(map(show_budget, b.eps)), NORMS.get(b.norm, b.norm)) for b in summary.budgets]
+    return {
+        "Suite": about.suite.name,
+        "Data": f"{about.data.name}, {about.task.kind}: {', '.join(about.task.classes)}",
         "Tested on": images + (f" of {show_plural(subjects, 'subject')}" if subjects else "") + voxels,
-        "Models": ", ".join(run.model_names),
-        "Attacks": _list_attacks([s.label for s in series if not s.control]) or "none yet",
+        "Models": ", ".join(about.models),
+        "Attacks": shorten_list([s.label for s in series if not s.control], MOST_NAMES) or "none yet",
         "Controls": ", ".join(s.label for s in series if s.control) or "none",
-        "eps": swept or "none yet",
-        "Started": info.get("started", "unknown").replace("T", " ").replace("+00:00", " UTC"),
+        "eps": "; ".join(f"{eps} ({norm})" for eps, norm in swept) or "none yet",
+        "Started": about.started.replace("T", " ").replace("+00:00", " UTC") or "unknown",
     }
-    return tuple(facts.items())
 
 
-def _list_attacks(labels: Sequence[str]) -> str:
-    """The first of many names, and how many there are."""
-    more = len(labels) - MOST_NAMES
-    return ", ".join(labels[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
-def _warn(run: Run) -> tuple[str, ...]:
+def list_warnings(run: Run) -> tuple[str, ...]:
     """What a reader must know before any number."""
-    warnings = []
-    if note := run.info["suite"].get("note"):
-        warnings.append(note)
+    warnings = [run.about.suite.note] if run.about.suite.note else []
     if run.missing:
         share = run.missing / run.planned
         share_text = f"{share:.0%}" if share >= 0.01 else "under 1 %"
         models = {f["model"] for f in run.failures if f["cell"] is None}
-        cells = {f["cell"] for f in run.failures} | {c["id"] for c in run.info["cells"] if c["model"] in models}
-        failed = sum(count for cell, count in run.missing_by_cell().items() if cell in cells)
+        cells = {f["cell"] for f in run.failures} | {cell.id for cell in run.about.cells if cell.model in models}
+        failed = sum(count for cell, count in run.missing_by_cell.items() if cell in cells)
         because = f", {'all' if failed == run.missing else f'{failed:,}'} of them of what failed" if failed else ""
         warnings.append(
             f"Incomplete: {run.missing:,} of {run.planned:,} results are missing ({share_text}){because}. The numbers "
@@ -104,61 +79,56 @@ def _warn(run: Run) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _summarise(run: Run, budgets: tuple[Budgets, ...], contrasts: list[Contrast]) -> Section:
+def _show_findings(summary: Summary) -> Section:
     """What was found."""
     blocks: list[Block] = []
-    if budgets and contrasts:
-        blocks.append(Text(write_findings(run, budgets[0], contrasts), bullets=True))
-        blocks.append(tables.make_noise_table(run, budgets[0], contrasts))
+    if summary.contrasts:
+        blocks.append(Text(write_findings(summary), bullets=True))
+        blocks.append(tables.make_noise_table(summary))
     else:
         blocks.append(Text(("No attack has a result yet.",)))
-    note = run.info["data"].get("note")
-    if note:
+    if note := summary.run.about.data.note:
         blocks.append(Text((f"About the data: {note}",)))
     return Section("findings", "What was found", tuple(blocks))
 
 
-def _show_sweep(run: Run, budgets: Budgets, series: tuple[Series, ...]) -> Section:
+def _show_sweep(summary: Summary, budgets: Budgets) -> Section:
     """Dice and Diff over the budgets."""
-    suffix = "" if budgets.norm == "linf" else f" ({NORMS.get(budgets.norm, budgets.norm)})"
-    blocks: list[Block] = []
-    if run.rows.filter(pl.col("attack") == "none").height:
-        blocks += [figure for figure in (curves.make_sweep_figure(run, budgets, series),) if figure]
-    blocks += [tables.make_sweep_table(run, budgets, series, score) for score in ("dice", "diff")]
-    return Section(f"sweep-{budgets.norm}", f"Dice against eps{suffix}", tuple(blocks))
+    figure = curves.make_sweep_figure(summary, budgets)
+    shown = tuple(tables.make_sweep_table(summary, budgets, score) for score in ("dice", "diff"))
+    title = f"Dice against eps{_tell_norm(budgets)}"
+    return Section(f"sweep-{budgets.norm}", title, (figure, *shown) if figure else shown)
 
 
-def _show_success(run: Run, budgets: Budgets, series: tuple[Series, ...]) -> Section:
+def _show_success(summary: Summary, budgets: Budgets) -> Section:
     """Success by every definition, and against the number of parameters."""
-    suffix = "" if budgets.norm == "linf" else f" ({NORMS.get(budgets.norm, budgets.norm)})"
-    scatter = figures.make_success_figure(run, budgets, series)
-    blocks: tuple[Block, ...] = (*tables.make_success_tables(run, budgets, series), *([scatter] if scatter else []))
-    return Section(f"success-{budgets.norm}", f"Attack success{suffix}", blocks)
+    scatter = figures.make_success_figure(summary, budgets)
+    shown = tables.make_success_tables(summary, budgets)
+    title = f"Attack success{_tell_norm(budgets)}"
+    return Section(f"success-{budgets.norm}", title, (*shown, scatter) if scatter else shown)
 
 
-def _show_details(
-    run: Run, budgets: tuple[Budgets, ...], series: tuple[Series, ...], contrasts: list[Contrast]
-) -> tuple[Section, ...]:
+def _tell_norm(budgets: Budgets) -> str:
+    """What a title adds where the norm is not the usual one."""
+    return "" if budgets.norm == "linf" else f" ({NORMS.get(budgets.norm, budgets.norm)})"
+
+
+def _show_details(summary: Summary) -> tuple[Section, ...]:
     """The sweep in two numbers, and class by class."""
-    if not budgets:
+    if not summary.budgets:
         return ()
-    summary = Section("curves", "The sweep in two numbers", (tables.make_curve_table(run, series),))
-    if len(run.task.classes) == 1 or not contrasts:
-        return (summary,)
-    figure = curves.make_class_figure(run, budgets[0], series)
-    table = tables.make_class_table(run, budgets[0], contrasts)
-    return (summary, Section("classes", "Class by class", (figure, table) if figure else (table,)))
+    section = Section("curves", "The sweep in two numbers", (detail_tables.make_curve_table(summary),))
+    if not summary.classes:
+        return (section,)
+    figure, table = curves.make_class_figure(summary), detail_tables.make_class_table(summary)
+    return (section, Section("classes", "Class by class", (figure, table) if figure else (table,)))
 
 
-def _show_cases(run: Run) -> Section:
-    """Pictures of the best and worst cases, and of the worst over eps."""
-    return Section("cases", "Best and worst cases", panels.make_galleries(run))
-
-
-def _check(run: Run, series: tuple[Series, ...]) -> tuple[Block, ...]:
+def _check(summary: Summary) -> tuple[Block, ...]:
     """Norms, flags, skips and failures."""
+    run = summary.run
     optional: tuple[Table | None, ...] = (
-        integrity.make_flag_table(run),
+        integrity.make_flag_table(summary.flags),
         integrity.make_failure_table(run),
         integrity.make_skip_table(run),
     )
@@ -169,19 +139,20 @@ def _check(run: Run, series: tuple[Series, ...]) -> tuple[Block, ...]:
         sentences += ("Nothing was skipped.",)
     if not run.missing:
         sentences += (f"All {show_plural(run.planned, 'planned result')} are there.",)
-    norms = (integrity.make_norm_table(run, series),) if series else ()
+    norms = (integrity.make_norm_table(summary),) if summary.series else ()
     return (Text((" ".join(sentences),)), *(table for table in optional if table), *norms)
 
 
 def _repeat(run: Run) -> tuple[Block, ...]:
     """Versions, conventions, commands."""
-    command = run.info.get("command", "")
-    folder = run.path.name if run.path.is_absolute() else str(run.path)
-    again = f"advseg-bench report {shlex.quote(folder)}  # this report again, from the stored rows"
-    lines = [command, again]
-    suite = json.dumps(run.info["suite"], indent=1)
+    lines = [run.about.command]
+    if run.path is not None:
+        folder = run.path.name if run.path.is_absolute() else str(run.path)
+        lines.append(f"advseg-bench report {shlex.quote(folder)}  # this report again, from the stored rows")
+    suite = json.dumps(run.about.suite.source, indent=1)
+    commands = "\n".join(line for line in lines if line)
     return (
-        Code("\n".join(line for line in lines if line)),
+        *((Code(commands),) if commands else ()),
         integrity.make_environment_table(run),
         integrity.make_convention_table(run),
         Code(suite, title="The whole suite, as JSON"),

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
-import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from advseg_bench.report.document import NARROW, Figure, show_budget
 from advseg_bench.report.figures import Mark, add_legend, shorten
+from advseg_bench.report.means import Means, Row
 from advseg_bench.report.series import NORMS, Series, choose_drawn, find_label, style_line
-from advseg_bench.report.tables import IDENTITY
-from advseg_bench.results.numbering import average_by, number_rows
-from advseg_bench.results.run import Run
-from advseg_bench.results.selection import Budgets, find_strongest
+from advseg_bench.report.spread import Band
+from advseg_bench.report.summary import Summary
+from advseg_bench.results.selection import Budgets
 from advseg_bench.stats import FEWEST_SUBJECTS
-
-Row = dict[str, Any]
-Band = dict[float, tuple[float, float]]
+from advseg_bench.suite.cells import CLEAN, Arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +29,7 @@ class Line:
 
     Attributes:
         mark: How it is drawn.
-        points: Rows of `Run.table`, ascending in eps, the clean one first.
+        points: Rows of means, ascending in eps, the clean one first.
         blocks: Spread at each eps where rows have no interval.
     """
 
@@ -42,22 +38,24 @@ class Line:
     blocks: Band = field(default_factory=dict)
 
 
-Panel = tuple[str, list[Line]]
+Chart = tuple[str, list[Line]]
 """A title and the lines below it."""
 
 
-def make_sweep_figure(run: Run, budgets: Budgets, series: Sequence[Series]) -> Figure | None:
-    """Make the figure of Dice against eps: one panel per model, one line per series; None if none has several eps."""
-    drawn, left_out = choose_drawn(series, budgets.norm, curves=True)
-    if not drawn:
+def make_sweep_figure(summary: Summary, budgets: Budgets) -> Figure | None:
+    """Make the figure of Dice against eps: one panel per model, one line per series.
+
+    Returns: None if no series has several eps, or no model a clean result.
+    """
+    drawn, left_out = choose_drawn(summary.series, budgets.norm, curves=True)
+    if not drawn or not summary.has_clean:
         return None
-    subjects = run.rows["subject"].n_unique()
-    blocks = run.rows.select("subject", "block").n_unique()
+    subjects, blocks = summary.subjects, summary.blocks
     spread = ""
     if subjects >= FEWEST_SUBJECTS:
         spread = f"Bands: 95 % interval for the population mean ({subjects} subjects)."
     elif blocks > 1:
-        inside = "volumes" if run.of_volumes else "neighbouring slices"
+        inside = "volumes" if summary.run.about.suite.of_volumes else "neighbouring slices"
         spread = (
             f"No population interval ({'one subject' if subjects == 1 else f'{subjects} subjects'}). Bands: smallest "
             f"and largest mean of the {blocks} blocks of {inside}; a spread, not an interval."
@@ -69,21 +67,20 @@ def make_sweep_figure(run: Run, budgets: Budgets, series: Sequence[Series]) -> F
         left_out,
     )
     name = "dice_eps" if budgets.norm == "linf" else f"dice_eps_{budgets.norm}"
-    panels = _list_model_panels(run, drawn)
+    panels = _list_model_panels(summary, budgets, drawn)
     return Figure(name, "Dice against eps", _join(sentences), partial(_draw_multiples, panels, budgets))
 
 
-def make_class_figure(run: Run, budgets: Budgets, series: tuple[Series, ...]) -> Figure | None:
+def make_class_figure(summary: Summary) -> Figure | None:
     """Make the figure of each class's Dice against eps: one panel per class, one line per model.
 
     Returns: None if no class of any image has a score.
     """
-    strongest = find_strongest(run, budgets, swept=True)
-    labels = {
-        model: find_label(series, top["attack"], top["loss"], top["settings"], budgets.norm)
-        for model, top in strongest.items()
-    }
-    panels = _list_class_panels(run, budgets, strongest, labels)
+    if summary.class_curves is None:
+        return None
+    budgets = summary.budgets[0]
+    labels = {model: find_label(summary.series, arm) for model, arm in summary.swept.items()}
+    panels = _list_class_panels(summary, summary.class_curves, labels)
     if not panels:
         return None
     same = len({*labels.values()}) == 1
@@ -105,42 +102,38 @@ def _join(sentences: Iterable[str]) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _list_model_panels(run: Run, series: Sequence[Series]) -> list[Panel]:
+def _follow(means: Means, model: str, arm: Arm, budgets: Budgets, *more: str) -> list[Row]:
+    """The rows of a model's curve, ascending in eps, the clean one first."""
+    keys = [(model, CLEAN, 0.0, *more), *((model, arm, eps, *more) for eps in budgets.eps)]
+    return [means.rows[key] for key in keys if key in means.rows]
+
+
+def _list_model_panels(summary: Summary, budgets: Budgets, series: Sequence[Series]) -> list[Chart]:
     """A panel per model, with its size."""
-    table = run.table("dice", by=(*IDENTITY, "eps"))
-    clean = {row["model"]: row for row in table.iter_rows(named=True) if row["attack"] == "none"}
-    spread = _spread_over_blocks(run)
     panels = []
-    for model in run.model_names:
-        if model not in clean:
+    for model in summary.run.model_names:
+        if model not in summary.clean["dice"]:
             continue
         lines = []
         for s in series:
-            same = (pl.col(name) == value for name, value in s.where().items())
-            points = table.filter(pl.col("model") == model, pl.col("eps") > 0, *same).sort("eps").to_dicts()
-            blocks = spread.get((model, *s.where().values()), {})
             mark = Mark(s.label, s.colour, s.marker, s.dash, behind=s.control)
-            lines.append(Line(mark, [clean[model], *points], blocks))
-        parameters = run.models.get(model, {}).get("parameters")
+            points = _follow(summary.points["dice"], model, s.arm, budgets)
+            lines.append(Line(mark, points, summary.spread.get((model, s.arm), {})))
+        parameters = summary.run.models.get(model, {}).get("parameters")
         panels.append((f"{model}\n{shorten(parameters)} parameters" if parameters else model, lines))
     return panels
 
 
-def _list_class_panels(run: Run, budgets: Budgets, strongest: dict[str, Row], labels: dict[str, str]) -> list[Panel]:
+def _list_class_panels(summary: Summary, means: Means, labels: Mapping[str, str]) -> list[Chart]:
     """A panel per class that any image has a score for, with the number of its images."""
-    clean = {"attack": "none", "loss": "", "settings": "{}"}
-    drawn = {name: sorted({none, *(top[name] for top in strongest.values())}) for name, none in clean.items()}
-    table = run.table("dice", by=(*IDENTITY, "eps", "class"), where=drawn).filter(pl.col("mean").is_not_null())
     same = len({*labels.values()}) == 1
-    models = [model for model in run.model_names if model in strongest]
-    panels: list[Panel] = []
-    for name in run.task.classes:
+    models = [model for model in summary.run.model_names if model in summary.swept]
+    panels: list[Chart] = []
+    for name in summary.run.task.classes:
         lines = []
         for i, model in enumerate(models):
-            mine = table.filter(pl.col("class") == name, pl.col("model") == model)
-            key = {k: strongest[model][k] for k in ("attack", "loss", "settings")} | {"norm": budgets.norm}
-            attacked = mine.filter(pl.col("eps") > 0, *(pl.col(k) == v for k, v in key.items())).sort("eps")
-            points = [*mine.filter(pl.col("attack") == "none").to_dicts(), *attacked.to_dicts()]
+            followed = _follow(means, model, summary.swept[model], summary.budgets[0], name)
+            points = [row for row in followed if row["mean"] is not None]
             if points:
                 label = model if same else f"{model}, {labels[model]}"
                 lines.append(Line(Mark(label, *style_line(i)), points))
@@ -150,26 +143,7 @@ def _list_class_panels(run: Run, budgets: Budgets, strongest: dict[str, Row], la
     return panels
 
 
-def _spread_over_blocks(run: Run) -> dict[tuple[str, ...], Band]:
-    """Smallest and largest block mean at each eps of each curve, where there are several blocks."""
-    scored = run.scores()
-    number, groups = number_rows(scored, (*IDENTITY, "eps", "subject", "block"))
-    means = groups.with_columns(average_by(number, scored["dice"], len(groups))).drop_nulls("dice")
-    ends = (pl.col("dice").min().alias("low"), pl.col("dice").max().alias("high"), pl.len().alias("blocks"))
-    table = means.group_by(*IDENTITY, "eps").agg(*ends).filter(pl.col("blocks") > 1)
-    spread: dict[tuple[str, ...], Band] = {}
-    clean: dict[str, tuple[float, float]] = {}
-    for *key, eps, low, high, _ in table.iter_rows():
-        spread.setdefault(tuple(key), {})[eps] = (low, high)
-        if key[1] == "none":
-            clean[key[0]] = (low, high)
-    for (model, *_), band in spread.items():
-        if model in clean:
-            band.setdefault(0.0, clean[model])
-    return spread
-
-
-def _draw_multiples(panels: Sequence[Panel], budgets: Budgets, width: float) -> Drawing:
+def _draw_multiples(panels: Sequence[Chart], budgets: Budgets, width: float) -> Drawing:
     """Small multiples with shared axes and one legend."""
     columns, rows = _arrange(len(panels), width)
     drawing = Drawing(figsize=(width, rows * (2.3 if width > NARROW else 1.9) + 0.65), layout="constrained")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from advseg_bench.suite.cells import show_eps
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
     from PIL.Image import Image
 
-    from advseg_bench.report.sheets import Panel
+Array = np.ndarray[Any, Any]
 
 NOTHING = "-"
 """What a cell shows where a value is not defined; captions say why."""
@@ -79,6 +81,31 @@ class Figure:
     title: str
     caption: str
     draw: Callable[[float], Drawing]
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Pictures side by side, as uint8 (H, W, 3), one per column of their panel; `label` says what the row is."""
+
+    label: str
+    tiles: tuple[Array, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One case.
+
+    Attributes:
+        title: Model and kind of case.
+        caption: Image, attack, scores, and the class of the error map.
+        titles: Of the columns.
+        strips: The rows: one, or one per eps.
+    """
+
+    title: str
+    caption: str
+    titles: tuple[str, ...]
+    strips: tuple[Strip, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import matplotlib
-import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -21,9 +20,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from advseg_bench.report.document import DPI, NARROW, Figure, show_budget
 from advseg_bench.report.series import Series, choose_drawn
-from advseg_bench.report.tables import IDENTITY
-from advseg_bench.results.run import Run
+from advseg_bench.report.summary import Summary
 from advseg_bench.results.selection import Budgets
+from advseg_bench.suite.cells import CLEAN
 
 STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -108,12 +107,13 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
     return files
 
 
-def make_success_figure(run: Run, budgets: Budgets, series: Sequence[Series]) -> Figure | None:
+def make_success_figure(summary: Summary, budgets: Budgets) -> Figure | None:
     """Make the figure of attack success against parameters; None unless two models' parameters are known."""
-    drawn, left_out = choose_drawn(series, budgets.norm, curves=False)
-    known = [m for m in run.model_names if run.models.get(m, {}).get("parameters")]
-    attacked = set(run.rows.select("model", "attack").unique().filter(pl.col("attack") != "none")["model"])
-    known = [m for m in known if m in attacked]
+    run = summary.run
+    drawn, left_out = choose_drawn(summary.series, budgets.norm, curves=False)
+    attacked = {model for model, arm, _ in summary.points["dice"].rows if arm != CLEAN}
+    parameters = {m: run.models.get(m, {}).get("parameters") for m in run.model_names if m in attacked}
+    known = {model: count for model, count in parameters.items() if count}
     if len(known) < 2:
         return None
     caption = (
@@ -125,29 +125,27 @@ def make_success_figure(run: Run, budgets: Budgets, series: Sequence[Series]) ->
         caption += f" With {len(known)} models no correlation can be told from chance, so none is given."
     if left_out:
         caption += f" {left_out}"
-    draw = partial(_draw_success, run, budgets, drawn, known)
+    draw = partial(_draw_success, summary, budgets, drawn, known)
     name = "parameters" if budgets.norm == "linf" else f"parameters_{budgets.norm}"
     return Figure(name, "Success against parameters", caption, draw)
 
 
-def _draw_success(run: Run, budgets: Budgets, series: Sequence[Series], models: Sequence[str], width: float) -> Drawing:
+def _draw_success(
+    summary: Summary, budgets: Budgets, series: Sequence[Series], parameters: Mapping[str, int], width: float
+) -> Drawing:
     """Two scatters over a logarithmic axis, with the models named above."""
     narrow = width <= NARROW
     drawing = Drawing(figsize=(width, 5.4 if narrow else 3.5), layout="constrained")
     axes = list(drawing.subplots(2 if narrow else 1, 1 if narrow else 2, sharex=True, squeeze=False).flat)
-    titles = ("Diff", f"Images below Dice {run.scoring.dice_threshold:g}")
-    parameters = {model: run.models[model]["parameters"] for model in models}
-    where = {"norm": budgets.norm, "eps": budgets.reference}
+    titles = ("Diff", f"Images below Dice {summary.run.scoring.dice_threshold:g}")
     crosses = iter("x+1234" * len(series))
     marks = {s: Mark(s.label, s.colour, next(crosses) if s.control else s.marker, "") for s in series}
     shown: dict[Series, Mark] = {}
     for ax, score, label in zip(axes, ("diff", "dice_below"), titles, strict=True):
-        table = run.table(score, by=IDENTITY, where=where)
+        means = summary.points[score].rows
         for i, (s, mark) in enumerate(marks.items()):
-            mine = table.filter(*(pl.col(k) == v for k, v in s.where().items()), pl.col("mean").is_not_null())
-            points = sorted(
-                (parameters[row["model"]], row["mean"]) for row in mine.to_dicts() if row["model"] in parameters
-            )
+            found = [(count, means.get((model, s.arm, budgets.reference))) for model, count in parameters.items()]
+            points = sorted((count, row["mean"]) for count, row in found if row and row["mean"] is not None)
             if points:
                 shown[s] = mark
                 x, y = zip(*points, strict=True)
@@ -167,7 +165,7 @@ def _draw_success(run: Run, budgets: Budgets, series: Sequence[Series], models: 
     return drawing
 
 
-def _scale_parameters(ax: Axes, parameters: dict[str, int]) -> None:
+def _scale_parameters(ax: Axes, parameters: Mapping[str, int]) -> None:
     """A logarithmic axis with round numbers."""
     low, high = min(parameters.values()), max(parameters.values())
     ax.set_xscale("log")
@@ -178,7 +176,7 @@ def _scale_parameters(ax: Axes, parameters: dict[str, int]) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def _name_models(ax: Axes, parameters: dict[str, int], gap: float) -> None:
+def _name_models(ax: Axes, parameters: Mapping[str, int], gap: float) -> None:
     """Write the models' names above their places on the axis, at least `gap` of its length apart."""
     low, high = (math.log(end) for end in ax.get_xlim())
     names = sorted(parameters, key=lambda name: parameters[name])

@@ -3,107 +3,61 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from advseg_bench.report.contrasts import SMALLEST_NOISE, Contrast, choose_control
 from advseg_bench.report.document import show_budget, show_number, show_plural, show_times
-from advseg_bench.report.series import NORMS, Series, find_label
-from advseg_bench.results.run import Run
-from advseg_bench.results.selection import Budgets, find_strongest
+from advseg_bench.report.means import Row
+from advseg_bench.report.series import NORMS
+from advseg_bench.report.summary import Summary
 from advseg_bench.stats import FEWEST_SUBJECTS
 
-SMALLEST_NOISE = 0.0005
-"""A mean drop under this prints as 0.000; a ratio to it would say nothing."""
 
+def write_findings(summary: Summary, most: int | None = None, *, intervals: bool = True) -> tuple[str, ...]:
+    """Say in a few sentences what was found at the reference budget, and how far it reaches.
 
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """One model's strongest attack beside noise of the same budget.
-
-    Attributes:
-        model: The model's name.
-        label: The series of the attack.
-        clean: Mean clean Dice of the attacked images.
-        drop: Row of `Run.table("drop")` for the attack.
-        noise: The same for the control, or None if there is none.
+    Args:
+        summary: Of the run.
+        most: Names in a row that are listed; all if None.
+        intervals: Whether the numbers beside the sentences have theirs, where there are any.
     """
-
-    model: str
-    label: str
-    clean: float
-    drop: dict[str, Any]
-    noise: dict[str, Any] | None
-
-    @property
-    def beyond_noise(self) -> bool | None:
-        """Whether the attack lowers the mean Dice, and more than noise does; None without a control."""
-        return None if self.noise is None else self.drop["mean"] > max(self.noise["mean"], 0)
-
-    @property
-    def ratio(self) -> float | None:
-        """The attack's drop over the noise's, where the noise lowers Dice at all."""
-        if self.noise is None or self.noise["mean"] < SMALLEST_NOISE:
-            return None
-        return float(self.drop["mean"] / self.noise["mean"])
-
-
-def choose_control(run: Run) -> str | None:
-    """Return the control that attacks are compared with: random signs if they were run, for they have FGSM's norm."""
-    return "random_sign" if "random_sign" in run.controls else min(run.controls, default=None)
-
-
-def contrast_models(run: Run, budgets: Budgets, series: tuple[Series, ...]) -> list[Contrast]:
-    """Compare each model's strongest attack at the reference budget with noise of that budget."""
-    where = {"norm": budgets.norm, "eps": budgets.reference}
-    control = choose_control(run)
-    noise: dict[str, dict[str, Any]] = {}
-    if control is not None:
-        table = run.table("drop", by="model", where=where | {"attack": control})
-        noise = {row["model"]: row for row in table.to_dicts() if row["mean"] is not None}
-    strongest = find_strongest(run, budgets)
-    contrasts = []
-    for model in run.model_names:
-        if model not in strongest:
-            continue
-        top = strongest[model]
-        key = {name: top[name] for name in ("attack", "loss", "settings")}
-        clean = run.table("dice_clean", by="model", where=where | key | {"model": model})["mean"][0]
-        label = find_label(series, **key, norm=budgets.norm)
-        contrasts.append(Contrast(model, label, clean, top, noise.get(model)))
-    return contrasts
-
-
-def write_findings(run: Run, budgets: Budgets, contrasts: Sequence[Contrast]) -> tuple[str, ...]:
-    """Say in a few sentences what was found at the reference budget, and how far it reaches."""
+    contrasts = summary.contrasts
     if not contrasts:
-        return ("No attack has a result yet.", *_say_reach(run))
+        return ("No attack has a result yet.", *_say_reach(summary, intervals))
     return (
-        _say_drop(run, budgets, contrasts),
-        *_say_noise(contrasts),
-        *_say_which_loss(contrasts),
+        _say_drop(summary),
+        *_say_noise(contrasts, most),
+        _say_which_loss(contrasts, most),
         *_say_best_model(contrasts),
-        *_say_reach(run),
+        *_say_reach(summary, intervals),
     )
 
 
-def _say_drop(run: Run, budgets: Budgets, contrasts: Sequence[Contrast]) -> str:
+def shorten_list(names: Sequence[str], most: int | None) -> str:
+    """Write the first of many names, and how many more there are."""
+    more = 0 if most is None else len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _say_drop(summary: Summary) -> str:
     """How much the strongest attack takes, and how much noise does."""
+    contrasts, budgets = summary.contrasts, summary.budgets[0]
     budget = f"{show_budget(budgets.reference)} ({NORMS.get(budgets.norm, budgets.norm)})"
-    text = f"At eps {budget} the strongest attack on each model lowers mean Dice by {_span(contrasts, 'drop')}"
+    lowered = _span(c.drop for c in contrasts)
+    text = f"At eps {budget} the strongest attack on each model lowers mean Dice by {lowered}"
     if any(c.noise for c in contrasts):
-        text += f"; {choose_control(run)} of the same budget lowers it by {_span(contrasts, 'noise')}"
+        text += f"; {choose_control(summary.run)} of the same budget lowers it by {_span(c.noise for c in contrasts)}"
     return text + "."
 
 
-def _span(contrasts: Sequence[Contrast], what: str) -> str:
+def _span(rows: Iterable[Row | None]) -> str:
     """The smallest and the largest mean of a list of rows."""
-    rows = [getattr(c, what) for c in contrasts]
-    low, high = (show_number(f(row["mean"] for row in rows if row)) for f in (min, max))
+    means = [row["mean"] for row in rows if row]
+    low, high = show_number(min(means)), show_number(max(means))
     return low if low == high else f"{low} to {high}"
 
 
-def _say_noise(contrasts: Sequence[Contrast]) -> list[str]:
+def _say_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str]:
     """Whether each model loses more to the attack than to noise."""
     known = [c for c in contrasts if c.beyond_noise is not None]
     if not known:
@@ -118,24 +72,24 @@ def _say_noise(contrasts: Sequence[Contrast]) -> list[str]:
         which = "every model" if len(ratios) == len(known) else f"{len(ratios)} of {show_plural(len(known), 'model')}"
         sentences.append(f"On {which} the attack's drop is {span} times that of the noise.")
     if len(ratios) < len(worse):
-        names = ", ".join(c.model for c in worse if c.ratio is None)
+        names = shorten_list([c.model for c in worse if c.ratio is None], most)
         sentences.append(f"On {names} the attack lowers Dice; the noise does so by less than {SMALLEST_NOISE:g}.")
     if same:
         sentences.append(
-            f"On {', '.join(same)} the attack's drop is not more than the noise's: "
+            f"On {shorten_list(same, most)} the attack's drop is not more than the noise's: "
             "no evidence of adversarial vulnerability at this budget."
         )
     return sentences
 
 
-def _say_which_loss(contrasts: Sequence[Contrast]) -> list[str]:
+def _say_which_loss(contrasts: Sequence[Contrast], most: int | None) -> str:
     """Which attack and loss is strongest, and on how many models."""
     votes = Counter(c.label for c in contrasts).most_common()
     if len(votes) == 1:
         where = "" if len(contrasts) == 1 else f" on all {len(contrasts)} models"
-        return [f"The strongest attack{where} is {votes[0][0]}."]
-    listed = ", ".join(f"{label} on {show_plural(count, 'model')}" for label, count in votes)
-    return [f"The strongest attack is {listed}."]
+        return f"The strongest attack{where} is {votes[0][0]}."
+    listed = [f"{label} on {show_plural(count, 'model')}" for label, count in votes]
+    return f"The strongest attack is {shorten_list(listed, most)}."
 
 
 def _say_best_model(contrasts: Sequence[Contrast]) -> list[str]:
@@ -151,9 +105,11 @@ def _say_best_model(contrasts: Sequence[Contrast]) -> list[str]:
     return [f"The model with the best clean Dice is {best.model}; {most.model} loses the largest share of its own."]
 
 
-def _say_reach(run: Run) -> list[str]:
+def _say_reach(summary: Summary, intervals: bool) -> list[str]:
     """For whom the numbers speak."""
-    subjects = run.rows["subject"].n_unique()
+    subjects = summary.subjects
+    if subjects >= FEWEST_SUBJECTS and not intervals:
+        return [f"Means are over {subjects} subjects; their 95 % intervals are in the report."]
     if subjects >= FEWEST_SUBJECTS:
         return [
             f"Means are over {subjects} subjects; in brackets a 95 % interval for the population they come from "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import Any
 
 import polars as pl
 
@@ -15,9 +16,12 @@ from advseg_bench.report.document import (
     show_count,
     show_number,
     show_plural,
+    thin,
 )
-from advseg_bench.report.series import Series
+from advseg_bench.report.summary import Summary
+from advseg_bench.results.arms import ARM, read_arm
 from advseg_bench.results.run import Run
+from advseg_bench.suite.cells import Arm
 
 FLAGS = {
     "over_budget": "the attack left its budget; the result was projected back and only that was scored",
@@ -61,11 +65,11 @@ def say_integrity(run: Run) -> tuple[str, ...]:
     )
 
 
-def make_norm_table(run: Run, series: tuple[Series, ...]) -> Table:
+def make_norm_table(summary: Summary) -> Table:
     """Make the table of measured perturbation norms and of the attacks' cost."""
-    keys = ("attack", "loss", "settings", "norm", "eps")
+    keys = (*ARM, "eps")
     data = (
-        run.rows.lazy()
+        summary.run.rows.lazy()
         .filter(pl.col("attack") != "none")
         .group_by(keys)
         .agg(
@@ -81,15 +85,13 @@ def make_norm_table(run: Run, series: tuple[Series, ...]) -> Table:
         .sort(keys)
         .collect()
     )
-    rows = [
-        (s, row)
-        for s in series
-        for row in data.iter_rows(named=True)
-        if (s.attack, s.loss, s.settings, s.norm) == tuple(row[name] for name in keys[:4])
-    ]
+    found: dict[Arm, list[dict[str, Any]]] = {}
+    for row in data.iter_rows(named=True):
+        found.setdefault(read_arm(row), []).append(row)
+    rows = [(s, row) for s in summary.series for row in found[s.arm]]
     scaled = [(row, row["eps"] or None) for _, row in rows]
     columns = (
-        Column("Attack and loss", thin_labels(rows), number=False),
+        Column("Attack and loss", thin([s.label for s, _ in rows]), number=False),
         Column("eps", tuple(show_budget(row["eps"]) for _, row in rows)),
         Column("Results", tuple(show_count(row["results"]) for _, row in rows)),
         Column("Smallest L_inf / eps", tuple(show_number(eps and row["linf_min"] / eps) for row, eps in scaled)),
@@ -108,14 +110,10 @@ def make_norm_table(run: Run, series: tuple[Series, ...]) -> Table:
     return Table("integrity", "Measured perturbations", caption, columns, data, detail=True)
 
 
-def make_flag_table(run: Run) -> Table | None:
-    """Make the table of flagged results, or None where no result is flagged."""
-    named = run.rows.select("flags", "model", "attack", "loss").filter(pl.col("flags").list.len() > 0)
-    flags = named.explode("flags").filter(pl.col("flags").is_not_null())
-    data = flags.group_by("flags", "model", "attack", "loss").agg(pl.len().alias("results"))
+def make_flag_table(data: pl.DataFrame) -> Table | None:
+    """Make the table of flagged results from their counts, or None where no result is flagged."""
     if data.is_empty():
         return None
-    data = data.rename({"flags": "flag"}).sort("flag", "model", "attack", "loss")
     columns = (
         Column("Flag", tuple(data["flag"]), number=False),
         Column("Model", tuple(data["model"]), number=False),
@@ -133,16 +131,16 @@ def make_flag_table(run: Run) -> Table | None:
 
 def make_skip_table(run: Run) -> Table | None:
     """Make the table of what was not run on purpose, or None."""
-    skipped = [cell for cell in run.info["cells"] if cell["skip"] is not None]
+    skipped = [cell for cell in run.about.cells if cell.skip is not None]
     if not skipped:
         return None
-    counts = Counter((cell["skip"], " ".join(filter(None, (cell["attack"], cell["loss"])))) for cell in skipped)
+    counts = Counter((cell.skip or "", " ".join(filter(None, (cell.arm.attack, cell.arm.loss)))) for cell in skipped)
     columns = (
         Column("Attack and loss", tuple(name for _, name in counts), number=False),
         Column("Cells", tuple(map(show_count, counts.values()))),
         Column("Reason", tuple(reason for reason, _ in counts), number=False),
     )
-    data = pl.DataFrame([{key: cell[key] for key in ("id", "label", "skip")} for cell in skipped])
+    data = pl.DataFrame([{"id": cell.id, "label": cell.label, "skip": cell.skip} for cell in skipped])
     caption = "Cells of the suite that have no meaning. They are not failures and count in no score."
     return Table("skipped", "Skipped", caption, columns, data)
 
@@ -151,7 +149,7 @@ def make_failure_table(run: Run) -> Table | None:
     """Make the table of what was tried and failed, or None."""
     if not run.failures:
         return None
-    labels = {cell["id"]: cell["label"] for cell in run.info["cells"]}
+    labels = {cell.id: cell.label for cell in run.about.cells}
     what = [labels.get(f["cell"], f["cell"]) if f["cell"] else f"all of {f['model']}" for f in run.failures]
     columns = (
         Column("Model", tuple(f["model"] for f in run.failures), number=False),
@@ -169,7 +167,7 @@ def make_failure_table(run: Run) -> Table | None:
 
 def make_environment_table(run: Run) -> Table:
     """Make the table of versions and machine."""
-    entries = {str(key): str(value) for key, value in run.info.get("environment", {}).items()}
+    entries = {str(key): str(value) for key, value in run.about.environment.items()}
     columns = (
         Column("What", tuple(entries), number=False),
         Column("Version or value", tuple(entries.values()), number=False),
@@ -184,18 +182,17 @@ def make_environment_table(run: Run) -> Table:
 
 def make_convention_table(run: Run) -> Table:
     """Make the table of the conventions that the numbers depend on."""
-    suite, data = run.info["suite"], run.info["data"]
-    splits = ", ".join(f"{name} {count}" for name, count in data["splits"].items())
-    training = suite.get("training", {})
+    suite, data = run.about.suite, run.about.data
+    splits = ", ".join(f"{name} {count}" for name, count in data.splits.items())
     recipe = ", ".join(
         f"{name.replace('_', ' ')} {json.dumps(value) if isinstance(value, (list, dict)) else value}"
-        for name, value in training.items()
+        for name, value in suite.training.items()
     )
     entries = {
-        "Data": f"{data['name']}, fingerprint {data['fingerprint']}",
-        "Task": f"{data['kind']}: {', '.join(data['classes'])}",
+        "Data": f"{data.name}, fingerprint {data.fingerprint}",
+        "Task": f"{run.task.kind}: {', '.join(run.task.classes)}",
         "Images": splits,
-        "Seed": str(suite.get("seed", NOTHING)),
+        "Seed": NOTHING if suite.seed is None else str(suite.seed),
         "Class missing in an image": run.scoring.empty,
         "Dice threshold": f"{run.scoring.dice_threshold:g}",
         "Training": recipe or NOTHING,
@@ -207,11 +204,6 @@ def make_convention_table(run: Run) -> Table:
     caption = "The whole suite is in run.json. A report can be made again with other scoring; nothing is run for it."
     table = pl.DataFrame({"what": list(entries), "value": list(entries.values())})
     return Table("conventions", "Conventions", caption, columns, table)
-
-
-def thin_labels(rows: list[tuple[Series, dict[str, object]]]) -> tuple[str, ...]:
-    """Each series' label on its first row only."""
-    return tuple("" if i and rows[i - 1][0] is s else s.label for i, (s, _) in enumerate(rows))
 
 
 def _measured() -> pl.Expr:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from advseg_bench.report import figures, panels
+from advseg_bench.report import figures
 from advseg_bench.report.document import (
     NARROW,
     Code,
@@ -18,7 +18,11 @@ from advseg_bench.report.document import (
     Table,
     Text,
 )
+from advseg_bench.report.painting import ERROR_COLOURS
 from advseg_bench.report.sheets import encode_png
+
+LARGEST_GALLERY = 1_500_000
+"""Bytes of a gallery's pictures in the HTML page; cases beyond that are left to the figure files."""
 
 
 def render_html(document: Document, wide: Mapping[str, bytes], colours: tuple[tuple[str, str], ...]) -> str:
@@ -45,7 +49,7 @@ def render_html(document: Document, wide: Mapping[str, bytes], colours: tuple[tu
         document=document,
         sections=sections,
         classes=colours,
-        errors=tuple(panels.ERROR_COLOURS.items()),
+        errors=tuple(ERROR_COLOURS.items()),
     )
 
 
@@ -104,7 +108,7 @@ def _prepare(block: object, wide: Mapping[str, bytes]) -> dict[str, Any]:
         for panel in block.panels:
             strips = [(strip.label, [encode_png(tile) for tile in strip.tiles]) for strip in panel.strips]
             size += sum(len(picture) for _, pictures in strips for picture in pictures)
-            if size > panels.LARGEST_GALLERY:
+            if size > LARGEST_GALLERY:
                 break
             encoded = [(label, [_data_uri(picture, "png") for picture in pictures]) for label, pictures in strips]
             shown.append((panel, encoded))

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
 from advseg_bench.report.document import show_plural
+from advseg_bench.results.arms import ARM, read_arm
 from advseg_bench.results.numbering import number_rows
 from advseg_bench.results.run import Run
+from advseg_bench.suite.cells import CLEAN, Arm
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, told apart with any colour vision; its yellow is too pale for lines."""
 GREYS = ("#6b6b6b", "#a3a3a3", "#8a8a8a")
 MARKERS = "os^DvP"
-Key = tuple[str, str, str, str]
-"""Attack, loss, settings and norm."""
-
 NORMS = {"linf": "L_inf", "l2": "L_2"}
 
 
@@ -27,10 +25,7 @@ class Series:
     """One curve.
 
     Attributes:
-        attack: The attack's name.
-        loss: The loss's name, "" for controls.
-        settings: The attack's settings as canonical JSON.
-        norm: Norm of its budgets.
+        arm: The attack with its loss, settings and norm.
         label: For legends and tables; tells the series of a run apart.
         control: Whether it never asks the model.
         variant: Whether it differs by its settings from a series of the same attack and norm that has none.
@@ -40,10 +35,7 @@ class Series:
         dash: Line style.
     """
 
-    attack: str
-    loss: str
-    settings: str
-    norm: str
+    arm: Arm
     label: str
     control: bool
     variant: bool
@@ -52,34 +44,31 @@ class Series:
     marker: str
     dash: str
 
-    def where(self) -> dict[str, str]:
-        """Return the filter for `Run.table` that keeps this series only."""
-        return {name: getattr(self, name) for name in ("attack", "loss", "settings", "norm")}
-
 
 def list_series(run: Run) -> tuple[Series, ...]:
     """Return the series that have rows, in the order of the suite, controls last.
 
     Lines that are drawn together differ in colour, marker or dash: variants take what the others leave.
     """
-    names = ("attack", "loss", "settings", "norm")
-    found = number_rows(run.rows, (*names, "eps"))[1]
-    above = found.filter(pl.col("eps") > 0).group_by(names).len()
-    budgets = {tuple(key): count for *key, count in above.iter_rows()}
-    there = set(found.select(names).iter_rows())
-    planned = dict.fromkeys((c["attack"], c["loss"], c["settings"], c["norm"]) for c in run.info["cells"])
-    keys = [key for key in planned if key in there and key[0] != "none"]
-    plain = {(attack, norm) for attack, _, settings, norm in keys if settings == "{}"}
-    variants = {key for key in keys if key[2] != "{}" and (key[0], key[3]) in plain}
+    budgets = _count_budgets(run)
+    arms = [arm for arm in dict.fromkeys(cell.arm for cell in run.about.cells) if arm in budgets and arm != CLEAN]
+    plain = {(arm.attack, arm.norm) for arm in arms if arm.settings == "{}"}
+    variants = {arm for arm in arms if arm.settings != "{}" and (arm.attack, arm.norm) in plain}
     series: list[Series] = []
     for control in (False, True):
-        mine = [key for key in keys if (key[0] in run.controls) == control]
-        turns = {key: i for i, key in enumerate(sorted(mine, key=lambda key: key in variants))}
-        for key in mine:
-            colour, marker, dash = style_control(turns[key]) if control else style_line(turns[key])
-            label = _name(key, keys)
-            series.append(Series(*key, label, control, key in variants, budgets.get(key, 0), colour, marker, dash))
+        mine = [arm for arm in arms if (arm.attack in run.controls) == control]
+        turns = {arm: i for i, arm in enumerate(sorted(mine, key=lambda arm: arm in variants))}
+        for arm in mine:
+            colour, marker, dash = style_control(turns[arm]) if control else style_line(turns[arm])
+            label = _name(arm, arms)
+            series.append(Series(arm, label, control, arm in variants, budgets[arm], colour, marker, dash))
     return tuple(series)
+
+
+def _count_budgets(run: Run) -> dict[Arm, int]:
+    """At how many eps above 0 each arm has rows; 0 where it has rows at eps 0 alone."""
+    found = number_rows(run.rows, (*ARM, "eps"))[1].group_by(ARM).agg((pl.col("eps") > 0).sum().alias("budgets"))
+    return {read_arm(row): row["budgets"] for row in found.iter_rows(named=True)}
 
 
 def style_line(turn: int) -> tuple[str, str, str]:
@@ -106,7 +95,7 @@ def choose_drawn(series: Sequence[Series], norm: str, *, curves: bool) -> tuple[
     Returns: The series of that norm that are no variants and, for curves, have several eps; and the sentence that
         says what was left out, "" if nothing was.
     """
-    mine = [s for s in series if s.norm == norm]
+    mine = [s for s in series if s.arm.norm == norm]
     plain = [s for s in mine if not s.variant]
     drawn = [s for s in plain if s.budgets > 1 or not curves]
     said = [
@@ -120,17 +109,16 @@ def choose_drawn(series: Sequence[Series], norm: str, *, curves: bool) -> tuple[
     return tuple(drawn), f"Only in the tables: {' and '.join(said)}." if said else ""
 
 
-def find_label(series: tuple[Series, ...], attack: str, loss: str, settings: str, norm: str) -> str:
-    """Return the label of one series by what identifies it."""
-    return next(s.label for s in series if (s.attack, s.loss, s.settings, s.norm) == (attack, loss, settings, norm))
+def find_label(series: Sequence[Series], arm: Arm) -> str:
+    """Return the label of an arm's series."""
+    return next(s.label for s in series if s.arm == arm)
 
 
-def _name(key: Key, keys: list[Key]) -> str:
-    """Attack and loss; settings and norm only where another series differs in nothing else."""
-    attack, loss, settings, norm = key
-    parts = [attack, loss]
-    if sum((other[0], other[1], other[3]) == (attack, loss, norm) for other in keys) > 1:
-        parts += [f"{name}={value}" for name, value in json.loads(settings).items()] or ["default"]
-    if sum(other[:3] == key[:3] for other in keys) > 1:
-        parts.append(NORMS.get(norm, norm))
+def _name(arm: Arm, arms: Sequence[Arm]) -> str:
+    """Attack and loss; settings and norm only where another arm differs in nothing else."""
+    parts = [arm.attack, arm.loss]
+    if sum(replace(other, settings=arm.settings) == arm for other in arms) > 1:
+        parts += [f"{name}={value}" for name, value in arm.options.items()] or ["default"]
+    if sum(replace(other, norm=arm.norm) == arm for other in arms) > 1:
+        parts.append(NORMS.get(arm.norm, arm.norm))
     return " ".join(part for part in parts if part)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from advseg_bench.report.document import DPI, WIDE
+from advseg_bench.report.document import DPI, WIDE, Array, Panel
 
 LARGEST_SIDE = 128
 NARROWER = 6.5
@@ -22,35 +20,9 @@ NARROWER = 6.5
 EDGE, GAP, LINE, KEY_LINE = 0.1, 0.06, 0.13, 0.2
 """Inches: around a sheet, between pictures, of a line of 7 points, of a line of a legend."""
 
-Array = np.ndarray[Any, Any]
 Font = ImageFont.FreeTypeFont
 Key = Sequence[tuple[str, str]]
 """Name and colour of each entry of a legend."""
-
-
-@dataclass(frozen=True, slots=True)
-class Strip:
-    """Pictures side by side, as uint8 (H, W, 3), one per column of their panel; `label` says what the row is."""
-
-    label: str
-    tiles: tuple[Array, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One case.
-
-    Attributes:
-        title: Model and kind of case.
-        caption: Image, attack, scores, and the class of the error map.
-        titles: Of the columns.
-        strips: The rows: one, or one per eps.
-    """
-
-    title: str
-    caption: str
-    titles: tuple[str, ...]
-    strips: tuple[Strip, ...]
 
 
 def encode_png(tile: Array) -> bytes:

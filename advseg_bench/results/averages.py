@@ -61,7 +61,7 @@ def group_rows(frame: pl.DataFrame, by: Sequence[str]) -> Grouping:
     Args:
         frame: With `by`, `subject` and `image`.
         by: Columns that name the groups.
-    Returns: The grouping; groups, subjects and images are sorted by name. Cost: about 0.1 s for a million rows.
+    Returns: The grouping; groups, subjects and images are sorted by name.
     """
     group, groups = number_rows(frame, by)
     image, images = number_rows(frame, ("subject", "image"))

@@ -32,12 +32,9 @@ from operator import add
 
 import polars as pl
 
-from advseg_bench.results.numbering import average_by, number_rows
+from advseg_bench.results.arms import SWEEP
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
-
-SWEEP = ("dataset", "model", "attack", "loss", "settings", "norm")
-"""Columns that name one curve over eps."""
 
 ROW_SCORES: dict[str, str] = {
     "dice": "mean Dice over classes",
@@ -58,17 +55,17 @@ ROW_SCORES: dict[str, str] = {
 CLEAN_KEYS = ("dataset", "model", "image")
 """Columns that lead from an attacked row to the clean one of the same image."""
 
+RELEASED_SMOOTH = 1e-5
+"""What the code of arXiv 2401.11224 adds to both sides of its ratio."""
+
+Counts = tuple[pl.Expr, pl.Expr, pl.Expr]
+"""True positives, false positives and false negatives of one class."""
+
 MEASURED = ~pl.col("flags").list.contains("unchanged")
 """Whether a row says something about the model."""
 
 CLASS_SCORES = ("dice", "iou", "drop", "dice_clean", "iou_clean")
 """Scores of one row and one class."""
-
-CURVE_SCORES: dict[str, str] = {
-    "area": "mean Dice along the sweep, from eps = 0 to the largest eps",
-    "smallest_eps": "smallest eps of the sweep at which Dice falls below the threshold, of images where it does",
-}
-"""Scores of one image over a sweep of eps."""
 
 
 def find_scored_classes(task: Task) -> dict[str, int]:
@@ -86,13 +83,14 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
         scoring: Empty rule and Dice threshold.
     Returns: The rows with the float64 columns of `ROW_SCORES`; null where a score is not defined: no scored
         class in the image, no valid pixel, no clean row, an attack that returned the clean image, or, for
-        `dice_below`, a clean Dice below the threshold. About half a second for a million rows of three classes.
+        `dice_below`, a clean Dice below the threshold.
     Source: the module's head gives each definition with its paper.
     """
     places = find_scored_classes(task).values()
+    counts = _list_counts(places)
     valid = pl.col("valid_pixels")
     values = {
-        **{name: _mean([_ratio(name, k, scoring) for k in places]) for name in ("dice", "iou")},
+        **{name: _mean([_ratio(name, each, scoring) for each in counts]) for name in ("dice", "iou")},
         "dice_released": _released_dice(places),
         "apsr": pl.when(valid > 0).then(pl.col("wrong_pixels") / valid),
         "flipped": pl.when(valid > 0).then(pl.col("flipped_pixels") / valid),
@@ -127,7 +125,8 @@ def score_classes(
         names = [name for name in names if name in {*columns, "attack", *CLEAN_KEYS}]
     frames = []
     for name, k in find_scored_classes(task).items():
-        ratios = (_ratio(score, k, scoring).alias(score) for score in ("dice", "iou"))
+        (counts,) = _list_counts([k])
+        ratios = (_ratio(score, counts, scoring).alias(score) for score in ("dice", "iou"))
         counted = rows.lazy().filter(MEASURED).select(*names, pl.lit(name).alias("class"), *ratios).collect()
         scored = _join_clean(counted, ("dice", "iou"))
         drop = (pl.col("dice_clean") - pl.col("dice")).alias("drop")
@@ -155,91 +154,13 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
             pl.col("subject").n_unique().alias("n_subjects"),
         )
     )
+    counts: list[Counts] = [(pl.col(f"tp{k}"), pl.col(f"fp{k}"), pl.col(f"fn{k}")) for k in places]
     ratios = totals.with_columns(
-        *(
-            _mean([_ratio(name, k, scoring, listed=False) for k in places]).alias(f"pooled_{name}")
-            for name in ("dice", "iou")
-        )
+        _mean([_ratio(name, each, scoring) for each in counts]).alias(f"pooled_{name}") for name in ("dice", "iou")
     )
     # Lists, since polars adds up the numbers of a group in as many pieces as it has threads.
     cells = ratios.group_by(*by, maintain_order=True).agg("pooled_dice", "pooled_iou", pl.max("n_images", "n_subjects"))
     return cells.with_columns(pl.col("pooled_dice", "pooled_iou").list.mean())
-
-
-def average_draws(scored: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:
-    """Average the draws of random attacks image by image; other attacks have one draw.
-
-    Args:
-        scored: Rows with scores.
-        scores: The score columns to average; nulls are left out.
-    Returns: One row per sweep, eps and image, with `subject`, `block` and the averaged scores.
-    """
-    keys = [*SWEEP, "eps", "image", "subject", "block"]
-    return scored.group_by(keys, maintain_order=True).agg(pl.col(name).mean() for name in scores)
-
-
-def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Sum up each image's Dice over a sweep of eps in two numbers.
-
-    Random attacks: the curve is that of the Dice averaged over draws, and it is this average that must fall
-    below the threshold.
-
-    Args:
-        scored: What `score_rows` returned.
-        scoring: The Dice threshold.
-        planned: The columns of `SWEEP` and `eps` of every cell that was to be run; what `scored` has if None.
-    Returns: One row per image and sweep, the clean prediction left out: the columns of `SWEEP`, `image`, `subject`,
-        `block`, `dice_clean`, `area` and `smallest_eps`. `area` is null where an eps of the sweep, the clean
-        value or a Dice is missing, or all eps are 0; `smallest_eps` where no eps of the sweep suffices or the
-        clean Dice is below the threshold already.
-    """
-    keys = [*SWEEP, "image", "subject", "block"]
-    attacked = pl.col("attack") != "none"
-    curve, named = number_rows(scored, keys)
-    curves = named.with_row_index("curve").filter(attacked).select(pl.col("curve").cast(pl.Int64), *keys)
-    rows = scored.select(pl.Series("curve", curve), "eps", "dice", "dice_clean").filter(
-        scored.select(attacked).to_series()
-    )
-    point, points = number_rows(rows, ("curve", "eps"))
-    points = points.with_columns(average_by(point, rows[name], len(points)) for name in ("dice", "dice_clean"))
-    budgets = number_rows(scored if planned is None else planned, (*SWEEP, "eps"))[1]
-    longest = budgets.group_by(SWEEP).agg(pl.len().alias("n_eps"))
-    whole = (pl.col("points") == pl.col("n_eps")) & (pl.col("largest") > 0)
-    return (
-        curves.join(_sum_curves(points, scoring.dice_threshold), on="curve")
-        .join(longest, on=SWEEP, how="left")
-        .sort("curve")
-        .select(
-            *keys,
-            "dice_clean",
-            pl.when(whole).then(pl.col("strips") / pl.col("largest")).alias("area"),
-            "smallest_eps",
-        )
-    )
-
-
-def _sum_curves(points: pl.DataFrame, threshold: float) -> pl.DataFrame:
-    """One row per curve, in their order, of points sorted by curve and eps.
-
-    Beside the number of points and the largest eps: the area from eps = 0 on, and the smallest eps that breaks the
-    image.
-    """
-    first = pl.col("curve") != pl.col("curve").shift(1, fill_value=-1)
-    width = pl.col("eps") - pl.when(first).then(0.0).otherwise(pl.col("eps").shift(1))
-    before = pl.when(first).then(pl.col("dice_clean")).otherwise(pl.col("dice").shift(1))
-    strip = width * (pl.col("dice") + before) / 2
-    broken = (pl.col("dice") < threshold) & (pl.col("dice_clean") >= threshold)
-    return (
-        points.with_columns(strip.alias("strip"), pl.when(broken).then("eps").alias("broken_at"))
-        .group_by("curve")
-        .agg(
-            pl.len().alias("points"),
-            pl.col("eps").max().alias("largest"),
-            pl.col("dice_clean").first(),
-            pl.when(pl.col("strip").is_not_null().all()).then(pl.col("strip").sum()).alias("strips"),
-            pl.col("broken_at").min().alias("smallest_eps"),
-        )
-    )
 
 
 def _join_clean(scored: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:
@@ -251,14 +172,16 @@ def _join_clean(scored: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:
     return scored.hstack(found.drop("place"))
 
 
-RELEASED_SMOOTH = 1e-5
+def _list_counts(places: Collection[int]) -> list[Counts]:
+    """True positives, false positives and false negatives of some classes, from list columns."""
+    return [(pl.col("tp").list.get(k), pl.col("fp").list.get(k), pl.col("fn").list.get(k)) for k in places]
 
 
 def _released_dice(places: Collection[int]) -> pl.Expr:
     """`dice_released` from list columns."""
-    tp, fp, fn = ([pl.col(count).list.get(k) for k in places] for count in ("tp", "fp", "fn"))
-    ratios = [(2 * t + RELEASED_SMOOTH) / (2 * t + p + n + RELEASED_SMOOTH) for t, p, n in zip(tp, fp, fn, strict=True)]
-    shows_any = pl.any_horizontal([t + n > 0 for t, n in zip(tp, fn, strict=True)])
+    counts = _list_counts(places)
+    ratios = [(2 * tp + RELEASED_SMOOTH) / (2 * tp + fp + fn + RELEASED_SMOOTH) for tp, fp, fn in counts]
+    shows_any = pl.any_horizontal([tp + fn > 0 for tp, _, fn in counts])
     return pl.when(shows_any).then(_mean(ratios))
 
 
@@ -269,11 +192,9 @@ def _mean(values: Sequence[pl.Expr]) -> pl.Expr:
     return pl.when(known > 0).then(total / known)
 
 
-def _ratio(score: str, place: int, scoring: Scoring, *, listed: bool = True) -> pl.Expr:
-    """Dice or IoU of one class, from list columns `tp` or plain columns `tp<place>`, with the empty rule."""
-    tp, fp, fn = (
-        pl.col(count).list.get(place) if listed else pl.col(f"{count}{place}") for count in ("tp", "fp", "fn")
-    )
+def _ratio(score: str, counts: Counts, scoring: Scoring) -> pl.Expr:
+    """Dice or IoU of one class, with the empty rule."""
+    tp, fp, fn = counts
     value = 2 * tp / (2 * tp + fp + fn) if score == "dice" else tp / (tp + fp + fn)
     if_absent = {
         "skip": pl.lit(None, dtype=pl.Float64),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import polars as pl
 
-from advseg_bench.registry import catalogue
-
-if TYPE_CHECKING:
-    from advseg_bench.results.run import Run
+from advseg_bench.results.arms import CURVE, is_arm, name_values, read_arm
+from advseg_bench.results.run import Run
+from advseg_bench.suite.cells import Arm
 
 REFERENCE_EPS = 4 / 255
 """The budget that summaries speak of, where a sweep has it."""
@@ -35,17 +34,76 @@ class Budgets:
     reference: float
 
 
-def find_controls(rows: pl.DataFrame) -> frozenset[str]:
-    """Return the attacks that are there to be compared with: shipped controls, and what asks no model and has no loss.
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """An attack on a model, as it is compared with others at the reference budget.
 
-    An attack that follows a loss without asking the model may have asked another one.
+    Attributes:
+        arm: The attack.
+        drop: Row of `Run.table("drop")`.
+        swept: Whether it has rows at several budgets.
     """
-    shipped = {name for name, entry in catalogue.ATTACKS.items() if entry.traits.control}
-    cost = pl.col("forwards").fill_null(1) + pl.col("backwards").fill_null(1)
-    attacked = rows.lazy().filter(pl.col("attack") != "none").group_by("attack")
-    attacks = attacked.agg(cost.max().alias("cost"), (pl.col("loss") == "").all().alias("aimless")).collect()
-    free = attacks.filter(((pl.col("cost") == 0) & pl.col("aimless")) | pl.col("attack").is_in(sorted(shipped)))
-    return frozenset(free["attack"].to_list())
+
+    arm: Arm
+    drop: Mapping[str, Any]
+    swept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One budget at which a case is shown.
+
+    Attributes:
+        cell: Id of its cell.
+        eps: Radius in image units.
+        dice: Dice of the image there.
+    """
+
+    cell: str
+    eps: float
+    dice: float
+
+
+@dataclass(frozen=True, slots=True)
+class Extreme:
+    """The image that a model's strongest attack harms most, or the one that it harms least.
+
+    Attributes:
+        kind: Which of the two.
+        model: The model's name.
+        image: The image's name.
+        cell: Id of the cell at the reference budget.
+        arm: The attack.
+        eps: The reference budget.
+        dice_clean: Dice of the clean image.
+        dice_attacked: Dice at the reference budget.
+        sweep: The budgets at which to show the case, ascending: of the worst case up to `LONGEST_SWEEP`, `eps` among
+            them; of the best `eps` alone.
+    """
+
+    kind: Literal["worst", "best"]
+    model: str
+    image: str
+    cell: str
+    arm: Arm
+    eps: float
+    dice_clean: float
+    dice_attacked: float
+    sweep: tuple[Step, ...]
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the case as JSON values, as they stand beside its pictures; the names of their files hash them."""
+        named = {name: getattr(self, name) for name in ("kind", "model", "image", "cell")}
+        scores = {name: getattr(self, name) for name in ("eps", "dice_clean", "dice_attacked")}
+        sweep = [{"cell": step.cell, "eps": step.eps, "dice": step.dice} for step in self.sweep]
+        return named | name_values(self.arm) | scores | {"sweep": sweep}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Extreme:
+        """Return the case that `as_record` wrote. Raises: KeyError, TypeError: if it lacks something."""
+        names = ("kind", "model", "image", "cell", "eps", "dice_clean", "dice_attacked")
+        sweep = tuple(Step(step["cell"], step["eps"], step["dice"]) for step in record["sweep"])
+        return cls(arm=read_arm(record), sweep=sweep, **{name: record[name] for name in names})
 
 
 def choose_reference(eps: Iterable[float]) -> float | None:
@@ -68,58 +126,52 @@ def list_budgets(run: Run) -> tuple[Budgets, ...]:
     return tuple(found)
 
 
-def find_strongest(run: Run, budgets: Budgets, *, swept: bool = False) -> dict[str, dict[str, Any]]:
-    """Return, for each model, the attack, loss and settings with the largest mean drop at the reference
-    budget.
+def rank_attacks(run: Run, budgets: Budgets) -> dict[str, tuple[Rival, ...]]:
+    """Rank the attacks on each model by their mean drop at the reference budget, the largest first.
 
-    Attacks that moved any image beyond eps are left out: at equal eps they are no rivals. The choice is made on the
+    Attacks that moved any image beyond eps are left out: at equal eps they are no rivals. The ranks are those on the
     same images that are reported, so the largest of several drops is slightly too large.
 
-    Args:
-        run: Where the rows are.
-        budgets: Norm and reference budget.
-        swept: Choose among attacks with rows at several budgets, where the model has any: what is shown over eps.
-    Returns: Model -> row of `run.table("drop", ...)`. Models without such rows are left out.
+    Returns: Model -> its attacks; models without any are left out.
     """
-    keys = ("model", "attack", "loss", "settings")
-    table = run.table("drop", by=keys, where={"norm": budgets.norm, "eps": budgets.reference})
-    beyond = run.rows.select(*keys, "norm", "eps", "flags").filter(
-        pl.col("flags").list.contains("beyond_eps"),
-        pl.col("norm") == budgets.norm,
-        pl.col("eps") == budgets.reference,
-    )
-    left_out = set(beyond.select(keys).iter_rows())
+    table = run.table("drop", by=CURVE, where={"norm": budgets.norm, "eps": budgets.reference})
+    rows = run.rows.lazy().filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0).select(*CURVE, "eps", "flags")
+    wild = pl.col("flags").list.contains("beyond_eps") & (pl.col("eps") == budgets.reference)
+    found = rows.group_by(CURVE).agg(pl.col("eps").n_unique(), wild.any().alias("beyond")).collect()
+    known = {tuple(key): (eps > 1, beyond) for *key, eps, beyond in found.iter_rows()}
     attacks = table.filter(~pl.col("attack").is_in(sorted(run.controls)) & pl.col("mean").is_not_null())
-    some = run.rows.lazy().filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0)
-    several = some.group_by(keys).agg(pl.col("eps").n_unique()).filter(pl.col("eps") > 1).collect()
-    sweeps = set(several.select(keys).iter_rows())
-    rivals = [row for row in attacks.to_dicts() if tuple(row[name] for name in keys) not in left_out]
-    ranked = sorted(
-        rivals,
-        key=lambda row: (swept and tuple(row[name] for name in keys) not in sweeps, -row["mean"]),
-    )
-    return {row["model"]: row for row in reversed(ranked)}
+    ranked: dict[str, list[Rival]] = {}
+    for row in sorted(attacks.to_dicts(), key=lambda row: -row["mean"]):
+        swept, beyond = known[tuple(row[name] for name in CURVE)]
+        if not beyond:
+            ranked.setdefault(row["model"], []).append(Rival(read_arm(row), row, swept))
+    return {model: tuple(rivals) for model, rivals in ranked.items()}
 
 
-def find_extremes(run: Run) -> list[dict[str, Any]]:
+def choose_strongest(ranked: Mapping[str, Sequence[Rival]], *, swept: bool = False) -> dict[str, Rival]:
+    """Return the strongest attack on each model.
+
+    Args:
+        ranked: What `rank_attacks` returned.
+        swept: Choose among attacks with rows at several budgets, where the model has any: what is shown over eps.
+    """
+    return {model: max(rivals, key=lambda rival: swept and rival.swept) for model, rivals in ranked.items()}
+
+
+def find_extremes(run: Run) -> tuple[Extreme, ...]:
     """Find the image that each model's strongest swept attack harms most, and the one that it harms least.
 
     Only images at or above the Dice threshold when clean are eligible, unless no image is.
 
-    Returns: One dict per case, in the order of the models, the worst before the best: "kind" ("worst" or "best"),
-        "model", "image", "cell", "attack", "loss", "settings", "norm", "eps", "dice_clean", "dice_attacked", and
-        "sweep": the budgets at which to show it, ascending, as dicts of "cell", "eps" and "dice". The worst case has
-        up to `LONGEST_SWEEP` budgets, "eps" among them; the best has "eps" alone.
+    Returns: The cases in the order of the models, the worst before the best.
     """
     budgets = list_budgets(run)[:1]
-    strongest = find_strongest(run, budgets[0], swept=True) if budgets else {}
-    cases = []
+    strongest = choose_strongest(rank_attacks(run, budgets[0]), swept=True) if budgets else {}
+    cases: list[Extreme] = []
     for model in run.model_names:
         if model not in strongest:
             continue
-        same = {name: strongest[model][name] for name in ("model", "attack", "loss", "settings")}
-        same |= {"norm": budgets[0].norm}
-        sweep = run.scores().filter(pl.col("eps") > 0, *(pl.col(k) == v for k, v in same.items()))
+        sweep = run.scores().filter(pl.col("eps") > 0, pl.col("model") == model, is_arm(strongest[model].arm))
         rows = sweep.filter(pl.col("drop").is_not_null(), pl.col("eps") == budgets[0].reference)
         eligible = rows.filter(pl.col("dice_below").is_not_null())
         ranked = (eligible if len(eligible) else rows).sort("drop", "image", "draw").to_dicts()
@@ -127,7 +179,7 @@ def find_extremes(run: Run) -> list[dict[str, Any]]:
         same_image = [pl.col(name) == worst[name] for name in ("image", "draw")]
         steps = _thin_sweep(sweep.filter(*same_image).sort("eps").to_dicts(), worst["eps"])
         cases += [_describe_case("worst", worst, steps), _describe_case("best", best, [best])]
-    return cases
+    return tuple(cases)
 
 
 def _thin_sweep(rows: Sequence[dict[str, Any]], reference: float) -> list[dict[str, Any]]:
@@ -143,8 +195,16 @@ def _thin_sweep(rows: Sequence[dict[str, Any]], reference: float) -> list[dict[s
     return [rows[i] for i in places]
 
 
-def _describe_case(kind: str, row: dict[str, Any], steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _describe_case(kind: Literal["worst", "best"], row: dict[str, Any], steps: Sequence[dict[str, Any]]) -> Extreme:
     """What pictures of a row, and of the same image at other budgets, must say."""
-    names = ("model", "image", "cell", "attack", "loss", "settings", "norm", "eps", "dice_clean")
-    sweep = [{name: step[name] for name in ("cell", "eps", "dice")} for step in steps]
-    return {"kind": kind, **{name: row[name] for name in names}, "dice_attacked": row["dice"], "sweep": sweep}
+    return Extreme(
+        kind=kind,
+        model=row["model"],
+        image=row["image"],
+        cell=row["cell"],
+        arm=read_arm(row),
+        eps=row["eps"],
+        dice_clean=row["dice_clean"],
+        dice_attacked=row["dice"],
+        sweep=tuple(Step(step["cell"], step["eps"], step["dice"]) for step in steps),
+    )

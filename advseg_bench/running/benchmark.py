@@ -19,6 +19,7 @@ from advseg_bench.errors import RecordError, UserError, WorkerError
 from advseg_bench.instruments.profiling import WAITING, span, timed
 from advseg_bench.results import records
 from advseg_bench.results.run import Run
+from advseg_bench.results.selection import Extreme, find_extremes
 from advseg_bench.running.executors import Executor, JobError, collect, open_executor
 from advseg_bench.running.work import Context, Failure, Unit
 from advseg_bench.suite.cells import Cell, estimate, plan
@@ -252,14 +253,14 @@ def _draw_panels(state: _Run, cells: Sequence[Cell]) -> None:
     """Keep the images of each model's best and worst case, the worst at several budgets, for the report."""
     by_id = {cell.id: cell for cell in cells}
     folder = state.out / "panels"
-    wanted = {folder / _panel_name(case): case for case in Run(state.out).extremes()}
+    wanted = {folder / _panel_name(case): case for case in find_extremes(Run(state.out))}
     for stale in {*folder.glob("*.npz")} - {*wanted}:
         stale.unlink()
     groups: dict[str, list[tuple[Path, tuple[Any, ...]]]] = {}
     for path, case in wanted.items():
         if not path.exists():
-            sweep = tuple(by_id[step["cell"]] for step in case["sweep"])
-            groups.setdefault(case["model"], []).append((path, (sweep, case["image"], json.dumps(case))))
+            sweep = tuple(by_id[step.cell] for step in case.sweep)
+            groups.setdefault(case.model, []).append((path, (sweep, case.image, json.dumps(case.as_record()))))
     models, done, total = list(groups), 0, sum(map(len, groups.values()))
     for start in range(0, len(models), state.executor.capacity):
         running: deque[tuple[str, Future[Any]]] = deque()
@@ -276,6 +277,6 @@ def _draw_panels(state: _Run, cells: Sequence[Cell]) -> None:
             state.show(Event("panels", model, done, total))
 
 
-def _panel_name(case: dict[str, Any]) -> str:
+def _panel_name(case: Extreme) -> str:
     """The name covers the content, so that a panel of other rows is never taken for this one."""
-    return f"{case['model']}-{case['kind']}-{content_hash(case)}.npz"
+    return f"{case.model}-{case.kind}-{content_hash(case.as_record())}.npz"

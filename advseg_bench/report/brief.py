@@ -1,0 +1,214 @@
+"""The end of a run on a terminal: what was found, on so few lines that a person reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text as RichText
+
+from advseg_bench.report.contrasts import Contrast
+from advseg_bench.report.document import show_budget, show_number, show_plural, show_times
+from advseg_bench.report.findings import shorten_list, write_findings
+from advseg_bench.report.means import Row, write_mean
+from advseg_bench.report.series import NORMS
+from advseg_bench.report.summary import Summary, summarise
+from advseg_bench.report.verdicts import Judged, say_what_lacks
+from advseg_bench.results.run import Run
+from advseg_bench.suite.cells import show_radii
+
+MOST_LINES = 40
+"""Lines of a summary."""
+
+MOST_NAMES = 3
+"""Names in a row."""
+
+GAP = 2
+"""Blanks between two columns of a table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Each model's strongest attack beside noise, in columns that fit a width.
+
+    Attributes:
+        names: Title and cells of the columns of text.
+        numbers: The same of the columns of numbers.
+        intervals: Whether the numbers have theirs.
+    """
+
+    names: dict[str, list[str]]
+    numbers: dict[str, list[str]]
+    intervals: bool
+
+    def measure(self, columns: dict[str, list[str]]) -> list[int]:
+        """Return how wide some columns are."""
+        return [max(map(cell_len, (title, *cells))) for title, cells in columns.items()]
+
+    def fits(self, width: int) -> bool:
+        """Return whether every cell is there in full on lines of a width."""
+        widths = self.measure(self.names) + self.measure(self.numbers)
+        return sum(widths) + GAP * (len(widths) - 1) <= width
+
+    def draw(self, width: int, rows: int) -> RichTable:
+        """Return the first rows, one line each; names give way where the lines are too short."""
+        numbers = self.measure(self.numbers)
+        room = width - sum(numbers) - GAP * (len(numbers) + len(self.names) - 1)
+        model, attack = self.measure(self.names)
+        model = max(min(model, max(room - attack, room // 2)), 1)
+        table = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="")
+        for title, size in zip(self.names, (model, max(min(attack, room - model), 1)), strict=True):
+            table.add_column(title, width=size, no_wrap=True, overflow="ellipsis")
+        for title, size in zip(self.numbers, numbers, strict=True):
+            table.add_column(title, width=size, no_wrap=True, justify="right")
+        columns = [*self.names.values(), *self.numbers.values()]
+        for cells in list(zip(*columns, strict=True))[:rows]:
+            table.add_row(*map(RichText, cells))
+        return table
+
+
+def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -> None:
+    """Print what a person wants to know at the end of a run, on at most 40 lines of the console's width.
+
+    Title, what was run on what, the findings, attack against noise for each model, where the study's claims stand,
+    failures and flags if there are any, and where the page is.
+
+    Args:
+        run: What was run, or its summary where one was made already.
+        paths: What `write_report` returned.
+        console: Where to print.
+    """
+    summary = summarise(run)
+    contrasts = summary.contrasts
+    grid = _lay_out(contrasts, console.width)
+    sentences = write_findings(summary, MOST_NAMES, intervals=grid.intervals)
+    page = [f"Report: {path}" for path in paths if path.name == "report.html"]
+    head = [
+        *_fit([summary.run.about.suite.title], 1, console, "bold"),
+        *_fit(_say_what(summary), 4, console),
+        *_fit(_list_warnings(summary.run), 3, console, "bold red"),
+    ]
+    reach = _fit(sentences[-1:], 2, console, bullet="- ")  # for whom the rest holds, so it is never left out
+    found = [RichText(), *_fit(sentences[:-1], 8, console, bullet="- "), *reach]
+    claims = _fit(_list_verdicts(summary.judged), 9, console)
+    trouble = _fit(_list_trouble(summary), 3, console, "red")
+    end = [RichText(), *claims, *trouble] if claims or trouble or page else []
+    rest = sum(math.ceil(cell_len(line) / console.width) for line in page)
+    room = MOST_LINES - len(head) - len(found) - len(end) - rest - 3
+    _print(console, [*head, *found])
+    if contrasts:
+        _print(console, [RichText(), *_fit([_title(summary)], 1, console, "bold")])
+        shown = len(contrasts) if len(contrasts) <= room else max(room - 1, 1)
+        console.print(grid.draw(console.width, shown))
+        if more := len(contrasts) - shown:
+            _print(console, [RichText(f"... and {more} more in the report")])
+    _print(console, end)
+    for line in page:
+        console.print(RichText(line), soft_wrap=True)
+
+
+def _print(console: Console, lines: Iterable[RichText]) -> None:
+    """Print lines as they are."""
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def _fit(sentences: Iterable[str], most: int, console: Console, style: str = "", *, bullet: str = "") -> list[RichText]:
+    """Break sentences into lines, two each and `most` in all; what is left out shows as "..."."""
+    lines: list[RichText] = []
+    for sentence in sentences:
+        wrapped = list(RichText(sentence, style).wrap(console, console.width - len(bullet)))
+        kept = wrapped[: min(2, most - len(lines))]
+        if kept and len(kept) < len(wrapped):
+            kept[-1].truncate(console.width - len(bullet) - 4)
+            kept[-1].rstrip()
+            kept[-1].append(" ...")
+        margins = [bullet] + [" " * len(bullet)] * len(kept)
+        lines += [RichText.assemble(margin, line) for margin, line in zip(margins, kept, strict=False)]
+    return lines
+
+
+def _say_what(summary: Summary) -> list[str]:
+    """What was run on what."""
+    about, series = summary.run.about, summary.series
+    classes = shorten_list(about.task.classes, MOST_NAMES)
+    images = show_plural(about.data.images, "test volume" if about.suite.of_volumes else "test image")
+    subjects = f" of {show_plural(about.data.subjects, 'subject')}" if about.data.subjects else ""
+    text = [f"{about.suite.name} on {about.data.name} ({about.task.kind}: {classes}), {images}{subjects}."]
+    attacks, controls = ([s.label for s in series if s.control == control] for control in (False, True))
+    if attacks:
+        beside = f" beside {shorten_list(controls, MOST_NAMES)}" if controls else ""
+        eps = "; ".join(f"{_show_budgets(b.eps)} ({NORMS.get(b.norm, b.norm)})" for b in summary.budgets)
+        models = show_plural(len(about.models), "model")
+        text.append(f"{models}: {shorten_list(attacks, MOST_NAMES)}{beside}, eps {eps}.")
+    return text
+
+
+def _show_budgets(eps: Sequence[float]) -> str:
+    """A few budgets one by one, more of them in short."""
+    return ", ".join(map(show_budget, eps)) if len(eps) <= MOST_NAMES else show_radii(eps)
+
+
+def _list_warnings(run: Run) -> list[str]:
+    """What a reader must know before any number, in short."""
+    warnings = [run.about.suite.note] if run.about.suite.note else []
+    if run.missing:
+        warnings.append(f"Incomplete: {run.missing:,} of {run.planned:,} results are missing.")
+    return warnings
+
+
+def _title(summary: Summary) -> str:
+    """The title of the table."""
+    return f"Attack against noise at eps {show_budget(summary.budgets[0].reference)}: drop of mean Dice"
+
+
+def _lay_out(contrasts: Sequence[Contrast], width: int) -> Grid:
+    """The columns that fit: with intervals, without, or fewer."""
+    names = {"Model": [c.model for c in contrasts], "Strongest attack": [c.label for c in contrasts]}
+    scores = {
+        "Clean": [show_number(c.clean) for c in contrasts],
+        "Attacked": [show_number(c.clean - c.drop["mean"]) for c in contrasts],
+    }
+    drops = {"Drop": [write_mean(c.drop) for c in contrasts], "Noise": [write_mean(c.noise) for c in contrasts]}
+    short = {"Drop": [_write_alone(c.drop) for c in contrasts], "Noise": [_write_alone(c.noise) for c in contrasts]}
+    ratios = {"Ratio": [show_times(c.ratio) for c in contrasts]}
+    full = Grid(names, scores | drops | ratios, intervals=True)
+    plain = Grid(names, scores | short | ratios, intervals=drops == short)
+    fewest = Grid(names, short | ratios, intervals=drops == short)
+    return next((grid for grid in (full, plain) if grid.fits(width)), fewest)
+
+
+def _write_alone(row: Row | None) -> str:
+    """A mean without its interval."""
+    return show_number(row["mean"] if row else None)
+
+
+def _list_verdicts(judged: Judged) -> list[str]:
+    """Where the study's claims stand."""
+    if not judged.asked:
+        return []
+    verdicts = [f"Claim {i}, {claim.verdict}: {claim.statement}" for i, claim in judged.shown]
+    title = ["Claims of arXiv 2401.11224"] if verdicts else []
+    return [line for line in (*title, *verdicts, say_what_lacks(judged)) if line]
+
+
+def _list_trouble(summary: Summary) -> list[str]:
+    """What failed and what is flagged, in a line each."""
+    failures, lines = summary.run.failures, []
+    if failures:
+        labels = {cell.id: cell.label for cell in summary.run.about.cells}
+        first = failures[0]
+        what = labels.get(first["cell"], f"all of {first['model']}")
+        more = f" ({len(failures) - 1} more in the report)" if len(failures) > 1 else ""
+        lines.append(f"Failed{more}: {what}: {first['message']}")
+    counts = summary.flags.group_by("flag", maintain_order=True).agg(results=pl.col("results").sum())
+    if len(counts):
+        flags = [f"{flag} {count:,}" for flag, count in counts.iter_rows()]
+        lines.append(f"Flagged results: {shorten_list(flags, MOST_NAMES)}; see Checks in the report.")
+    return lines

@@ -1,0 +1,74 @@
+"""The tables behind the first ones: each sweep in two numbers, and the strongest attacks class by class."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from advseg_bench.report.document import NOTHING, Column, Table, show_budget, show_count, show_number, thin
+from advseg_bench.report.means import join_right, write_mean
+from advseg_bench.report.summary import Summary
+from advseg_bench.results.arms import CURVE, POINT
+from advseg_bench.suite.specs import Scoring
+
+
+def make_curve_table(summary: Summary) -> Table:
+    """Make the table that sums up each sweep in two numbers."""
+    run, area = summary.run, summary.curves
+    pairs = [(m, s) for m in run.model_names for s in summary.series if (m, s.arm) in area.rows]
+    rows = [summary.broken.rows.get((m, s.arm), {}) for m, s in pairs]
+    columns = (
+        Column("Model", thin([m for m, _ in pairs]), number=False),
+        Column("Attack and loss", tuple(s.label for _, s in pairs), number=False),
+        Column("Area under Dice", tuple(write_mean(area.rows[m, s.arm]) for m, s in pairs)),
+        Column("Images broken", tuple(show_number(row.get("broken")) for row in rows)),
+        Column("Median smallest eps", tuple(_show_median(row.get("median_smallest_eps")) for row in rows)),
+    )
+    t = run.scoring.dice_threshold
+    caption = (
+        "Area: mean height of an image's curve of Dice from eps = 0 (clean) to the largest eps of the sweep "
+        f"(trapezoid); only images with every eps. Images broken: share of the images with clean Dice >= {t:g} that "
+        f"fall below {t:g} at any eps of the sweep. Median smallest eps: over those same images, the smallest eps at "
+        f"which that happens; {NOTHING} if fewer than half ever do. Random attacks: Dice averaged over draws first."
+    )
+    data = join_right(area.frame, summary.broken.frame, *CURVE)
+    return Table("curves", "The sweep in two numbers", caption, columns, data)
+
+
+def make_class_table(summary: Summary) -> Table:
+    """Make the table that breaks the strongest attack on each model down by class."""
+    budgets, means = summary.budgets[0], summary.classes
+    keys = []
+    for c in summary.contrasts:
+        mine = [(c.model, c.arm, budgets.reference, name) for name in summary.run.task.classes]
+        keys += [(c, key) for key in mine if key in means["dice"].rows]
+    models = [c.model for c, _ in keys]
+    columns = [
+        Column("Model", thin(models), number=False),
+        Column("Strongest attack", thin([c.label for c, _ in keys], models), number=False),
+        Column("Class", tuple(str(key[-1]) for _, key in keys), number=False),
+        Column("Images", tuple(show_count(means["dice"].rows[key]["n_images"]) for _, key in keys)),
+    ]
+    for name, label in (("dice_clean", "Clean Dice"), ("dice", "Attacked Dice"), ("diff", "Diff")):
+        columns.append(Column(label, tuple(write_mean(means[name].rows[key]) for _, key in keys)))
+    data, by = means["dice"].frame, (*POINT, "class")
+    for name in ("dice_clean", "diff"):
+        data = join_right(data, means[name].frame.select(*by, pl.col("mean").alias(name)), *by)
+    caption = (
+        f"eps = {show_budget(budgets.reference)}, each model's strongest attack (the CSV has all). Images: those with "
+        f"a score for the class; {_say_empty(summary.run.scoring)} Diff: share of the clean Dice that is lost."
+    )
+    return Table("classes", f"By class at eps {show_budget(budgets.reference)}", caption, tuple(columns), data)
+
+
+def _say_empty(scoring: Scoring) -> str:
+    """The empty rule in words."""
+    return {
+        "skip": "a class that the ground truth of an image lacks is left out.",
+        "one": "a class that the ground truth of an image lacks scores 1 if none was predicted, else 0.",
+        "zero": "a class that the ground truth of an image lacks scores 0.",
+    }[scoring.empty]
+
+
+def _show_median(eps: float | None) -> str:
+    """A median budget, which may be beyond the sweep."""
+    return NOTHING if eps is None or eps == float("inf") else show_budget(eps)

@@ -1,0 +1,60 @@
+"""Arrays as pictures: images, segmentations, changes and errors, as (H, W, 3) in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import to_rgb
+
+from advseg_bench.report.document import Array
+from advseg_bench.results.scores import find_scored_classes
+from advseg_bench.types import Task
+
+CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
+ERROR_COLOURS = {"true positive": "#0072B2", "false positive": "#F0E442", "false negative": "#D55E00"}
+"""Okabe and Ito's palette: three colours that differ in lightness as well as in hue."""
+
+
+def list_class_colours(task: Task) -> tuple[tuple[str, str], ...]:
+    """Return name and colour of each scored class in the predictions."""
+    names = list(find_scored_classes(task))
+    return tuple((name, CLASS_COLOURS[i % len(CLASS_COLOURS)]) for i, name in enumerate(names))
+
+
+def make_grey(x: Array) -> Array:
+    """Return an image (C, H, W) in its colours if it has three channels, else its first channel in grey."""
+    channels = x[:3] if len(x) >= 3 else np.repeat(x[:1], 3, axis=0)
+    return np.moveaxis(channels.astype(np.float64), 0, -1)
+
+
+def paint_change(change: Array, scale: float) -> Array:
+    """Return a change (H, W) from blue over white to red; `scale` gets the full colour."""
+    painted: Array = matplotlib.colormaps["RdBu_r"](0.5 + change / (2 * scale))[..., :3]
+    return painted
+
+
+def paint_classes(grey: Array, masks: Array, task: Task) -> Array:
+    """Lay a segmentation (K, H, W) over an image, in the colours of its classes."""
+    colours = dict(list_class_colours(task))
+    return _paint(grey, [(masks[k], colours[name]) for name, k in find_scored_classes(task).items()])
+
+
+def paint_errors(grey: Array, truth: Array, found: Array) -> Array:
+    """Lay one class, (H, W) each, over an image, in the colours of right and wrong."""
+    masks = (truth & found, ~truth & found, truth & ~found)
+    return _paint(grey, list(zip(masks, ERROR_COLOURS.values(), strict=True)), alpha=0.85)
+
+
+def as_pictures(tiles: Sequence[Array]) -> tuple[Array, ...]:
+    """Return the bytes of colours."""
+    return tuple((np.clip(tile, 0, 1) * 255).round().astype(np.uint8) for tile in tiles)
+
+
+def _paint(grey: Array, layers: Sequence[tuple[Array, str]], alpha: float = 0.6) -> Array:
+    """Lay colours over an image; the image's own light and dark stay visible."""
+    out = grey.copy()
+    for mask, colour in layers:
+        out[mask] = (1 - alpha) * out[mask] + alpha * np.array(to_rgb(colour))
+    return out

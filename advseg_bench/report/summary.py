@@ -1,0 +1,141 @@
+"""What a report rests on, computed once: tables, figures, sentences and the terminal read it from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from advseg_bench.instruments.allocator import without_collector
+from advseg_bench.instruments.profiling import timed
+from advseg_bench.report.contrasts import Contrast, contrast_models
+from advseg_bench.report.means import Means, Row, index_means
+from advseg_bench.report.series import Series, list_series
+from advseg_bench.report.spread import Band, spread_over_blocks
+from advseg_bench.report.verdicts import Judged, judge_run
+from advseg_bench.results.arms import ARM, CURVE, POINT, name_values
+from advseg_bench.results.run import Run
+from advseg_bench.results.selection import Budgets, choose_strongest, list_budgets, rank_attacks
+from advseg_bench.suite.cells import CLEAN, Arm
+
+SUCCESS = ("dice_below", "apsr_clean", "apsr", "flipped", "apsr99")
+"""Definitions of success, in the order in which a table shows them."""
+
+CLEAN_SCORES = ("dice", "iou", "pooled_dice", "pooled_iou", "apsr")
+"""Scores of the models before any attack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The tables and findings of a run.
+
+    Attributes:
+        run: Where they come from.
+        subjects: How many subjects have a row.
+        blocks: How many blocks of neighbouring images.
+        series: The curves that have rows.
+        budgets: The budgets of each norm; the first norm is the one that summaries speak of.
+        contrasts: Each model's strongest attack at the reference budget beside noise.
+        swept: Model -> its strongest attack there among those with several budgets.
+        judged: What the study's claims come to.
+        clean: Score of `CLEAN_SCORES` -> model -> row: before any attack.
+        points: "dice", "diff" and each of `SUCCESS` -> means by model, arm and eps.
+        curves: Area under Dice by model and arm.
+        broken: By model and arm: images that could be broken ("n_eligible"), the share that any eps breaks ("broken"),
+            and the median of the smallest such eps ("median_smallest_eps").
+        classes: "dice_clean", "dice" and "diff" -> means by model, arm, eps and class at the reference budget; empty
+            for tasks of one class.
+        class_curves: Dice by model, arm, eps and class of clean images and of the attacks in `swept`; None as above.
+        spread: Model and arm -> the spread of Dice over blocks.
+        flags: How many results have each flag, by model, attack and loss: "flag", "model", "attack", "loss", "results".
+    """
+
+    run: Run
+    subjects: int
+    blocks: int
+    series: tuple[Series, ...]
+    budgets: tuple[Budgets, ...]
+    contrasts: tuple[Contrast, ...]
+    swept: Mapping[str, Arm]
+    judged: Judged
+    clean: Mapping[str, Mapping[str, Row]]
+    points: Mapping[str, Means]
+    curves: Means
+    broken: Means
+    classes: Mapping[str, Means]
+    class_curves: Means | None
+    spread: Mapping[tuple[str, Arm], Band]
+    flags: pl.DataFrame
+
+    @property
+    def has_clean(self) -> bool:
+        """Whether any model has a row without an attack."""
+        return bool(self.clean["dice"])
+
+
+@timed("report")
+@without_collector()
+def summarise(run: Run | Summary) -> Summary:
+    """Compute what the report of a run shows; a summary that is there already is returned as it is.
+
+    Raises: RecordError: if a file of the run is damaged.
+    """
+    if isinstance(run, Summary):
+        return run
+    series, budgets = list_series(run), list_budgets(run)
+    ranked = rank_attacks(run, budgets[0]) if budgets else {}
+    contrasts = contrast_models(run, budgets[0], series, choose_strongest(ranked)) if budgets else ()
+    swept = {model: rival.arm for model, rival in choose_strongest(ranked, swept=True).items()}
+    by_class = bool(contrasts) and len(run.task.classes) > 1
+    clean = run.tables(CLEAN_SCORES, "model", where={"attack": CLEAN.attack})
+    points = run.tables(("dice", "diff", *SUCCESS), POINT)
+    return Summary(
+        run=run,
+        subjects=run.rows["subject"].n_unique(),
+        blocks=run.rows.select("subject", "block").n_unique(),
+        series=series,
+        budgets=budgets,
+        contrasts=contrasts,
+        swept=swept,
+        judged=judge_run(run),
+        clean={name: {row["model"]: row for row in table.iter_rows(named=True)} for name, table in clean.items()},
+        points={name: index_means(table, "eps") for name, table in points.items()},
+        curves=index_means(run.table("area", by=CURVE)),
+        broken=index_means(_count_broken(run)),
+        classes=_list_classes(run, budgets[0]) if by_class else {},
+        class_curves=_follow_classes(run, list(swept.values())) if by_class else None,
+        spread=spread_over_blocks(run),
+        flags=_count_flags(run),
+    )
+
+
+def _list_classes(run: Run, budgets: Budgets) -> dict[str, Means]:
+    """Scores of each class at the reference budget."""
+    where = {"norm": budgets.norm, "eps": budgets.reference}
+    tables = run.tables(("dice_clean", "dice", "diff"), (*POINT, "class"), where=where)
+    return {name: index_means(table, "eps", "class") for name, table in tables.items()}
+
+
+def _follow_classes(run: Run, arms: Sequence[Arm]) -> Means:
+    """Dice of each class over eps under some attacks, and without any."""
+    values = [name_values(arm) for arm in (CLEAN, *arms)]
+    where = {name: sorted({each[name] for each in values}) for name in ARM if name != "norm"}
+    return index_means(run.table("dice", by=(*POINT, "class"), where=where), "eps", "class")
+
+
+def _count_broken(run: Run) -> pl.DataFrame:
+    """How many images fall below the Dice threshold along each sweep, of those that do not when clean, and where."""
+    eligible = run.curves().filter(pl.col("dice_clean") >= run.scoring.dice_threshold)
+    smallest = pl.col("smallest_eps")
+    median = smallest.fill_null(float("inf")).quantile(0.5, "lower").alias("median_smallest_eps")
+    counts = (pl.len().alias("n_eligible"), smallest.is_not_null().mean().alias("broken"), median)
+    return eligible.group_by(CURVE).agg(*counts).cast({pl.Categorical(): pl.String})
+
+
+def _count_flags(run: Run) -> pl.DataFrame:
+    """How many results have each flag."""
+    named = run.rows.select("flags", "model", "attack", "loss").filter(pl.col("flags").list.len() > 0)
+    flags = named.explode("flags").filter(pl.col("flags").is_not_null()).rename({"flags": "flag"})
+    names = ("flag", "model", "attack", "loss")
+    return flags.group_by(names).agg(pl.len().alias("results")).sort(names)

@@ -1,0 +1,161 @@
+"""What `run.json` says of a run, read once and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from advseg_bench.errors import RecordError, one_line
+from advseg_bench.results.arms import read_arm
+from advseg_bench.suite.cells import Cell
+from advseg_bench.suite.specs import Scoring
+from advseg_bench.types import Task
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteInfo:
+    """The suite of a run.
+
+    Attributes:
+        name: Its name.
+        title: What it is for, in a line; its name if it has none.
+        note: What a reader must know before any number, or "".
+        seed: Of the whole run; None if unknown.
+        training: The recipe of the models; empty if there is none.
+        of_volumes: Whether each image is a whole volume.
+        source: The whole suite, as JSON values.
+    """
+
+    name: str
+    title: str
+    note: str
+    seed: int | None
+    training: Mapping[str, Any]
+    of_volumes: bool
+    source: Mapping[str, Any]
+
+    @property
+    def training_loss(self) -> str:
+        """The loss that the models were trained with, "" if unknown."""
+        return str(self.training.get("loss", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class DataInfo:
+    """The data set of a run.
+
+    Attributes:
+        name: Its name.
+        note: What a reader must know about it, or "".
+        fingerprint: Hash of its content.
+        splits: Name of each split -> its number of images.
+        images: Images of the test split.
+        subjects: Subjects of the test split; None if unknown.
+    """
+
+    name: str
+    note: str
+    fingerprint: str
+    splits: Mapping[str, int]
+    images: int
+    subjects: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What `run.json` says.
+
+    Attributes:
+        suite: What was to be run.
+        data: On what.
+        task: What the model decides at each pixel.
+        scoring: The suite's conventions of scoring.
+        cells: Every cell of the suite, those that are skipped included.
+        environment: Versions and machine: name -> value.
+        command: The command that started the run, or "".
+        started: When it was started, in ISO 8601, or "".
+    """
+
+    suite: SuiteInfo
+    data: DataInfo
+    task: Task
+    scoring: Scoring
+    cells: tuple[Cell, ...]
+    environment: Mapping[str, Any]
+    command: str
+    started: str
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models in the order of the suite."""
+        return tuple(dict.fromkeys(cell.model for cell in self.cells))
+
+
+def read_info(info: Mapping[str, Any], where: str | Path) -> RunInfo:
+    """Read the description of a run.
+
+    Args:
+        info: The content of a `run.json`.
+        where: Its path, for the message.
+    Raises: RecordError: if something that a run needs is missing or of another kind.
+    """
+    try:
+        suite, data = info["suite"], info["data"]
+        return RunInfo(
+            suite=_read_suite(suite),
+            data=_read_data(data),
+            task=Task(data["kind"], tuple(data["classes"])),
+            scoring=Scoring.model_validate(suite.get("scoring", {})),
+            cells=tuple(map(_read_cell, info["cells"])),
+            environment=dict(info.get("environment", {})),
+            command=info.get("command", ""),
+            started=info.get("started", ""),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
+        raise RecordError(
+            f"{where}: is damaged ({one_line(error)}). Restore it, or run the suite again in a new --out."
+        ) from None
+
+
+def _read_suite(suite: Mapping[str, Any]) -> SuiteInfo:
+    """The suite's part."""
+    return SuiteInfo(
+        name=suite["name"],
+        title=suite.get("title") or suite["name"],
+        note=suite.get("note", ""),
+        seed=suite.get("seed"),
+        training=dict(suite.get("training", {})),
+        of_volumes=isinstance(suite["data"].get("size"), (list, tuple)),
+        source=suite,
+    )
+
+
+def _read_data(data: Mapping[str, Any]) -> DataInfo:
+    """The data set's part."""
+    splits = {str(name): int(count) for name, count in data["splits"].items()}
+    return DataInfo(
+        name=str(data["name"]),
+        note=data.get("note", ""),
+        fingerprint=str(data.get("fingerprint", "")),
+        splits=splits,
+        images=splits["test"],
+        subjects=data.get("subjects", {}).get("test"),
+    )
+
+
+def _read_cell(cell: Mapping[str, Any]) -> Cell:
+    """One cell, from what `Cell.as_record` made of it."""
+    return Cell(
+        id=cell["id"],
+        model=cell["model"],
+        arm=read_arm(cell),
+        eps=cell["eps"],
+        draw=cell["draw"],
+        label=cell["label"],
+        skip=cell["skip"],
+        max_forwards=cell.get("max_forwards"),
+    )
