@@ -17,10 +17,12 @@ from rich.console import Console
 
 from advseg_bench.errors import SpecError
 from advseg_bench.models.build import build_model
+from advseg_bench.models.prepare import Prepared
 from advseg_bench.suite.suite import Suite
 from advseg_bench.throughput import command
 from advseg_bench.throughput.command import Options, make_plan, run
 from advseg_bench.throughput.contenders import LIMIT, Work, draw_batch, list_contenders
+from advseg_bench.throughput.fastest import prepare_fastest
 from advseg_bench.throughput.grid import Plan, measure_grid
 from advseg_bench.throughput.largest import MOST, Trial, find_largest, search
 from advseg_bench.throughput.report import SCHEMA, draw_throughput, print_throughput
@@ -122,7 +124,7 @@ def test_without_a_limit_nothing_is_compared(monkeypatch):
 def test_who_fails_costs_the_others_nothing():
     rows = by_name(measure_grid(against("Raises", "Signed")))
     failed = rows["implementations:Raises"]
-    assert failed["error"] == "RuntimeError: no"
+    assert failed["error"] == "RuntimeError: no kernel"
     assert "images_per_s" not in failed
     assert rows["implementations:Signed"]["images_per_s"] > 0
 
@@ -136,6 +138,17 @@ def test_full_memory_is_said_and_survived(monkeypatch):
         rows = by_name(measure_grid(against("Half", "Signed")))
     assert rows["implementations:Half"]["error"] == "out of memory"
     assert rows["implementations:Signed"]["rise"] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_fastest_preparation_that_agrees_is_taken():
+    model = build_model(SMOKE.models[1], channels=1, task=TASK, size=64).eval().requires_grad_(False)
+    x = draw_batch(1, 64, TASK, 2, CPU).x
+    choice, seconds = prepare_fastest(model, x, [["lean"], ["fold", "lean"], ["bfloat16"]], rounds=3)
+    assert set(seconds) == {"raw", "lean", "fold+lean"}
+    assert set(choice.rejected) == {"bfloat16"}
+    assert seconds["+".join(choice.steps) or "raw"] == min(seconds.values())
+    assert isinstance(choice.model, Prepared) or choice.model is model
+    assert choice.error <= 2 * choice.raw_error
 
 
 @pytest.mark.parametrize("kind", ["binary", "multilabel", "multiclass"])
@@ -239,6 +252,6 @@ def test_a_table_says_what_failed_and_where_rounds_were_too_few():
     console = Console(file=io.StringIO(), width=200)
     print_throughput(rows, console)
     told = console.file.getvalue()
-    assert "RuntimeError: no" in told
+    assert "RuntimeError: no kernel" in told
     assert "more rounds" in told
     assert draw_throughput(rows, 7).axes

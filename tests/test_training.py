@@ -15,8 +15,10 @@ from advseg_bench.cache import cache_dir
 from advseg_bench.data.augment import Augmentation
 from advseg_bench.data.dataset import Case, Dataset, Sample
 from advseg_bench.errors import DataError, TrainingError
-from advseg_bench.models import training
-from advseg_bench.models.training import evaluate, obtain_model
+from advseg_bench.models import training, training_loop
+from advseg_bench.models.build import build_model
+from advseg_bench.models.training import obtain_model
+from advseg_bench.models.training_loop import Sampler, Training, evaluate
 from advseg_bench.suite.specs import ModelSpec, Recipe
 from advseg_bench.types import Task
 
@@ -165,7 +167,7 @@ def test_the_best_checkpoint_is_kept_not_the_last(monkeypatch):
         seen.append([tensor.clone() for tensor in model.state_dict().values()])
         return next(scores)
 
-    monkeypatch.setattr(training, "evaluate", judge)
+    monkeypatch.setattr(training_loop, "evaluate", judge)
     trained = obtain_model(SPEC, recipe(), discs(), 0)
     assert trained.info["validation_dice"] == 0.7
     assert same(weights(trained), seen[1])
@@ -192,21 +194,31 @@ def test_training_learns_and_evaluate_is_the_mean_dice():
 
 def test_balanced_sampling_shows_each_class_equally_often_and_uniform_every_image_once():
     data = discs()
-    balanced = training._Sampler(data, recipe(sampling="balanced"), 0)
+    balanced = Sampler(data, recipe(sampling="balanced"), 0)
     drawn = [i for step in range(200) for i in balanced.draw(step)]
     rare = sum(data.read(i).label[1].any() for i in drawn) / len(drawn)
     assert 0.5 < rare < 0.65, "half of the draws pick the rare class, and some of the others show it too"
-    uniform = training._Sampler(data, recipe(sampling="uniform"), 0)
+    uniform = Sampler(data, recipe(sampling="uniform"), 0)
     epoch = [i for step in range(uniform.steps_per_epoch) for i in uniform.draw(step)]
     assert sorted(epoch) == list(data.split("train"))
     assert epoch != [i for step in range(4, 8) for i in uniform.draw(step)]
 
 
-def test_the_cosine_starts_and_ends_where_the_recipe_says():
-    rule = recipe(lr=1e-2, min_lr=1e-4)
-    assert training._cosine(rule, 0.0) == pytest.approx(1e-2)
-    assert training._cosine(rule, 0.5) == pytest.approx((1e-2 + 1e-4) / 2)
-    assert training._cosine(rule, 1.0) == pytest.approx(1e-4)
+def test_the_learning_rate_falls_along_a_cosine():
+    """Two epochs of four steps; a step's rate is that of the share of steps before it."""
+    rule = recipe(epochs=2, batch=4, lr=1e-2, min_lr=1e-4)
+    model = build_model(SPEC, channels=1, task=discs().task, size=32)
+    loop = Training(model, rule, discs(), 0)
+    found = []
+    loop.optimizer.register_step_pre_hook(lambda optimizer, *_: found.append(optimizer.param_groups[0]["lr"]))
+    with torch.random.fork_rng(devices=()):
+        loop.run_epoch()
+        loop.run_epoch()
+    middle, half = (1e-2 + 1e-4) / 2, (1e-2 - 1e-4) / 2
+    shares = np.arange(8) / 8
+    assert found == pytest.approx(list(middle + half * np.cos(np.pi * shares)))
+    assert found[0] == 1e-2
+    assert found[4] == pytest.approx(middle)
 
 
 @pytest.mark.parametrize("kind", ["binary", "multilabel", "multiclass"])

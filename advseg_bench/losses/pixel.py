@@ -11,11 +11,6 @@ from torch import Tensor
 from advseg_bench.losses.base import one_hot, valid_mean
 from advseg_bench.types import Task
 
-# PyTorch's log1p for AVX-512 ends with a masked load of a constant, meant for inputs of -0. Until that constant's page
-# of memory was asked for once, a processor (seen: AMD Zen 5, PyTorch 2.14) takes 20 times as long over each load of an
-# empty mask, in an FGSM with BCE on ResNet-18 1.4 % of the time. This asks for the page.
-torch.full((64,), -0.0, dtype=torch.float32, device="cpu").log1p()
-
 
 def bce(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     """Average the binary cross-entropy of every channel over valid pixels and channels.

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,20 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advseg_bench.errors import IncompatibleError, SpecError, expected, one_line
-from advseg_bench.instruments import meter
 from advseg_bench.models.fold import fold_batch_norms
+from advseg_bench.models.graphed import Graphed
 from advseg_bench.models.lean import Lean, is_worth_it
 from advseg_bench.registry.catalogue import check_steps
-
-CANDIDATES: tuple[tuple[str, ...], ...] = (("lean",), ("fold", "lean"), ("fold", "lean", "channels_last"))
-"""What `prepare_auto` tries beside the model as it is."""
 
 TOLERATED = 2.0
 """A prepared model's gradient may be so many times as far from the float64 one as the model's own."""
 
-
 _BOUND = ("compile", "cuda_graph")
-"""Steps that belong to one object."""
+"""Steps that cannot be copied with a model."""
 
 
 class Prepared(nn.Module):
@@ -84,7 +79,6 @@ class Choice:
         error: How far the input gradient of `model` is from the float64 one, see `gradient_error`.
         raw_error: The same of the model as it was given.
         rejected: Steps -> why they were not taken.
-        seconds: Steps, joined by "+", or "raw" -> median time of a gradient; empty if nothing was timed.
     """
 
     model: nn.Module
@@ -92,7 +86,6 @@ class Choice:
     error: float
     raw_error: float
     rejected: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
     def as_record(self) -> dict[str, Any]:
         """What is written down of it."""
@@ -109,7 +102,8 @@ def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
         steps: Any of `catalogue.STEPS`: "fold" folds batch normalisation into convolutions (`models.fold`), "lean"
             keeps less for the backward of batches of over 2^15 pixels, and every bit (`models.lean`), "channels_last"
             stores channels innermost, "bfloat16" and "float16" are autocast, "compile" is `torch.compile`, "cuda_graph"
-            replays a recorded gradient for images of the shape of `x`. Where one cannot be used, an error says so.
+            (experimental: never run on a GPU yet) replays a recorded gradient for images of the shape of `x`. Where
+            one cannot be used, an error says so.
     Returns: The prepared copy. Cost: up to six forwards, and what compiling takes.
     Raises:
         SpecError: a step that does not exist or cannot be done here.
@@ -133,7 +127,7 @@ def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
     if "compile" in steps:
         _try_compiled(prepared, x)
     if "cuda_graph" in steps:
-        prepared._run = _Graphed(Prepared(net, [name for name in steps if name != "cuda_graph"]), x)
+        prepared._run = Graphed(Prepared(net, [name for name in steps if name != "cuda_graph"]).eval(), x)
     return prepared
 
 
@@ -143,7 +137,7 @@ def gradient_error(model: nn.Module, x: Tensor, reference: Tensor) -> float:
     The gradient is that of the sum of softplus(logits), the cross-entropy to an empty mask. Cost: one
     forward, one backward.
     """
-    difference = (_gradient(model, x).to(reference) - reference).flatten(1).norm(dim=1)
+    difference = (softplus_gradient(model, x).to(reference) - reference).flatten(1).norm(dim=1)
     size = reference.flatten(1).norm(dim=1)
     return float(torch.where(difference == 0, 0.0, difference / size).mean())
 
@@ -152,7 +146,7 @@ def reference_gradient(model: nn.Module, x: Tensor) -> Tensor:
     """Return the input gradient of `gradient_error` in float64. Cost: a forward and a backward of a float64 copy."""
     device = "cpu" if x.device.type == "mps" else x.device
     net = copy.deepcopy(model).to(device, torch.float64).eval().requires_grad_(False)
-    return _gradient(net, x.to(device, torch.float64))
+    return softplus_gradient(net, x.to(device, torch.float64))
 
 
 def prepare_checked(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Choice:
@@ -165,33 +159,20 @@ def prepare_checked(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Choice
     Returns: The prepared model if its `gradient_error` is at most `TOLERATED` times the model's own.
     Raises: SpecError: as `prepare` does.
     """
-    choices, raw = _compare(model, x, [tuple(steps)] if steps else [])
+    choices, raw = find_agreeing(model, x, [tuple(steps)] if steps else [])
     return choices[0] if choices else raw
 
 
-def prepare_auto(
-    model: nn.Module, x: Tensor, candidates: Sequence[Sequence[str]] = CANDIDATES, *, rounds: int = 7
-) -> Choice:
-    """Prepare a model in the way that makes its input gradient fastest, among those that agree with it.
+def find_agreeing(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, ...]]) -> tuple[list[Choice], Choice]:
+    """Prepare a model in several ways, and keep those that agree with it as `prepare_checked` asks for.
 
     Args:
         model: As `prepare` takes it, frozen and in eval mode.
-        x: Images on which gradients are compared and timed.
-        candidates: Lists of steps to try beside the model as it is.
-        rounds: Samples of each, taken in turns.
-    Returns: The choice, with the time of each way that agrees. It depends on the machine and on the moment.
+        x: Images on which the gradients are compared.
+        candidates: Lists of steps as `prepare` takes them.
+    Returns: The candidates that agree, and the model as it is, with the reasons against the others.
     Raises: SpecError: as `prepare` does.
     """
-    choices, raw = _compare(model, x, [tuple(steps) for steps in candidates])
-    works = {_name(choice.steps): partial(_gradient, choice.model, x) for choice in (raw, *choices)}
-    samples = meter.measure(works, device=x.device, rounds=rounds)
-    seconds = {name: each.median for name, each in samples.items()}
-    best = min((raw, *choices), key=lambda choice: seconds[_name(choice.steps)])
-    return Choice(best.model, best.steps, best.error, best.raw_error, raw.rejected, seconds)
-
-
-def _compare(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, ...]]) -> tuple[list[Choice], Choice]:
-    """The candidates that agree with a model, and the model itself with the reasons against the others."""
     reference = reference_gradient(model, x)
     raw_error = gradient_error(model, x, reference)
     rejected: dict[str, str] = {}
@@ -221,8 +202,14 @@ def _name(steps: Sequence[str]) -> str:
     return "+".join(steps) or "raw"
 
 
-def _gradient(model: nn.Module, x: Tensor) -> Tensor:
-    """The input gradient of the sum of softplus(logits)."""
+def softplus_gradient(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the gradient of the sum of softplus(logits), the cross-entropy to an empty mask, with respect to images.
+
+    Args:
+        model: Images -> logits.
+        x: Images (N, C, *S).
+    Returns: (N, C, *S). Cost: one forward, one backward.
+    """
     leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad():
         value = F.softplus(model(leaf)).sum()
@@ -236,36 +223,7 @@ def _channels_last(x: Tensor) -> torch.memory_format:
 def _try_compiled(prepared: Prepared, x: Tensor) -> None:
     """Compile now, so that a missing compiler shows here."""
     try:
-        _gradient(prepared, x)
+        softplus_gradient(prepared, x)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise SpecError(expected("prepare", "'compile' to work here", reason, "Leave it out.")) from None
-
-
-class _Copied(torch.autograd.Function):
-    """Hands on copies of a value and of its gradient, since a graph writes the next ones to the same place."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Return a copy."""
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Return a copy."""
-        return gradient.clone()
-
-
-class _Graphed:
-    """A forward and backward recorded once and replayed for images of that shape; others run as they are."""
-
-    def __init__(self, plain: Prepared, x: Tensor) -> None:
-        self.plain, self.shape = plain.eval(), x.shape
-        sample = x.detach().clone().requires_grad_()
-        self.graphed = torch.cuda.make_graphed_callables(plain.forward, (sample,))
-
-    def __call__(self, x: Tensor) -> Any:
-        """Run."""
-        if x.shape != self.shape or not (torch.is_grad_enabled() and x.requires_grad):
-            return self.plain(x)
-        return _Copied.apply(self.graphed(_Copied.apply(x)))

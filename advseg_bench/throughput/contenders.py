@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from advseg_bench.attacks.base import image_generators
 from advseg_bench.batches import Batch, move_batch
-from advseg_bench.models.prepare import Prepared, prepare, prepare_auto
+from advseg_bench.models.prepare import Prepared, prepare
 from advseg_bench.registry.catalogue import read_steps
 from advseg_bench.registry.loading import load_attack
+from advseg_bench.throughput.fastest import prepare_fastest
 from advseg_bench.types import Bounds, Budget, Task
 
 LIMIT = "bare limit"
@@ -115,7 +116,7 @@ def _prepare(model: nn.Module, raw: nn.Module, x: Tensor, text: str, precision: 
     """A model as a preparation says, at a precision, and what to call it."""
     half = () if precision == "float32" else (precision,)
     if text == AUTO:
-        choice = prepare_auto(model, x)
+        choice, _ = prepare_fastest(model, x)
         used = choice.model if not half else prepare(model, x, (*choice.steps, *half))
         return used, f"{AUTO} ({'+'.join(choice.steps) or RAW})"
     steps = read_steps(text)

@@ -144,7 +144,7 @@ def test_unetr_names_the_size_it_takes() -> None:
 
 @pytest.mark.parametrize("architecture", ["monai.UNETR", "monai.SwinUNETR"])
 def test_a_missing_package_is_named_with_the_command(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("advseg_bench.models.build.find_spec", lambda name: None)
+    monkeypatch.setattr("advseg_bench.models.build_monai.find_spec", lambda name: None)
     command = r"Run: pip install 'advseg-bench\[monai\]'$"
     with pytest.raises(SpecError, match=f"{architecture} needs the package einops, which is not installed. {command}"):
         build(specify_usual(architecture))

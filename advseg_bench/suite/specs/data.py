@@ -81,7 +81,7 @@ class ImageData(Spec):
 
     @model_serializer(mode="wrap")
     def _leave_out_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Say `fit` only where it is not the default: ids and fingerprints from before it existed stay as they were."""
+        """Leave `fit` out where it is the default, so that it does not enter ids and fingerprints there."""
         told: dict[str, Any] = handler(self)
         if told.get("fit") == type(self).model_fields["fit"].default:
             del told["fit"]

@@ -1,0 +1,66 @@
+"""Networks of segmentation-models-pytorch, which is imported when one is built."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Collection
+
+from torch import nn
+
+from advseg_bench.errors import IncompatibleError, SpecError, expected, unknown
+from advseg_bench.models.construct import FIXED, as_tuples, check_settings, construct, demand_encoder
+from advseg_bench.suite.specs import ModelSpec
+
+
+def build_smp(
+    where: str, spec: ModelSpec, channels: int, classes: int, edges: tuple[int, ...]
+) -> tuple[nn.Module, int]:
+    """Build a network of segmentation-models-pytorch.
+
+    Args:
+        where: Put before every message.
+        spec: What to build.
+        channels: Channels of an image.
+        classes: Logit channels.
+        edges: Edge lengths of an image in pixels.
+    Returns: The network, and its stride in pixels.
+    Raises:
+        SpecError: if the encoder or a setting is unknown, or the constructor refuses its arguments.
+        IncompatibleError: if images are not 2-D.
+    """
+    import segmentation_models_pytorch as smp
+
+    if len(edges) != 2:
+        remedy = f"{spec.architecture} is for 2-D images; take one of MONAI, such as monai.UNet."
+        raise IncompatibleError(expected(where, "2-D images", f"{len(edges)}-D", remedy))
+    name = spec.architecture.removeprefix("smp.")
+    make = getattr(smp, name)
+    encoder = _check_encoder(where, spec, smp.encoders.get_encoder_names())
+    settings = as_tuples(spec.settings)
+    known = set(inspect.signature(make).parameters) - {"kwargs"}
+    if encoder.startswith("tu-"):  # timm checks its own settings; SMP's own encoders would ignore unknown ones silently
+        known |= {key for key in settings if not key.startswith(("decoder_", "encoder_"))}
+    check_settings(where, spec, known, FIXED)
+    if name == "DPT" and not {"img_size", "dynamic_img_size"} & settings.keys():
+        settings["dynamic_img_size"] = True  # else a vision transformer takes its pretraining's 224 pixels only
+    fixed = {"encoder_weights": None, "in_channels": channels, "classes": classes, "activation": None}
+    net = construct(where, spec, make, {"encoder_name": encoder, **fixed, **settings})
+    stride = int(net.encoder.output_stride)
+    if name == "DPT":  # its decoder halves the patches further: 1/4, 1/8, ... of the image, one level a feature map
+        stride = math.lcm(stride, 2 ** (len(net.encoder.output_strides) + 1))
+    return net, stride
+
+
+def _check_encoder(where: str, spec: ModelSpec, names: Collection[str]) -> str:
+    """Return the encoder's name if SMP, or timm for "tu-...", has it."""
+    encoder = demand_encoder(where, spec)
+    if encoder.startswith("tu-"):
+        import timm
+
+        # timm would take a name with a scheme, such as hf-hub:, for an order to download.
+        if not timm.is_model(encoder.removeprefix("tu-")):
+            raise SpecError(unknown(where, "encoder", encoder, [f"tu-{name}" for name in timm.list_models()]))
+    elif encoder not in names and not encoder.startswith("timm-"):
+        raise SpecError(unknown(where, "encoder", encoder, [*names, "tu-<any name of timm>"]))
+    return encoder

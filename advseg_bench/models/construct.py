@@ -1,0 +1,81 @@
+"""Constructors of networks: which settings they take, and their errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from advseg_bench.errors import SpecError, UserError, expected, one_line, unknown
+from advseg_bench.suite.specs import ModelSpec
+
+FROM_DATA = "It follows from the data; remove it."
+"""Why a setting is fixed, and what to do."""
+
+FIXED: dict[str, str] = {
+    **dict.fromkeys(("in_channels", "classes", "out_channels", "in_chans"), FROM_DATA),
+    "spatial_dims": FROM_DATA,
+    "encoder_name": "Write the key `encoder` of the model instead.",
+    "backbone": "Write the key `encoder` of the model instead.",
+    "activation": "Attacks and losses want raw logits; remove it.",
+    "aux_params": "A second output is never used; remove it.",
+    **dict.fromkeys(
+        ("encoder_weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"),
+        "Nothing is downloaded; give a file as the key `weights` of the model.",
+    ),
+}
+"""Arguments of the libraries' networks that are no settings -> why, and what to do."""
+
+
+def demand_encoder(where: str, spec: ModelSpec) -> str:
+    """Return the encoder's name; it has no default, so that a record always says what was attacked.
+
+    Raises: SpecError: if there is none.
+    """
+    if spec.encoder is None:
+        raise SpecError(expected(where, f"an `encoder` for {spec.architecture}", None, 'Try encoder = "resnet18".'))
+    return spec.encoder
+
+
+def check_settings(where: str, spec: ModelSpec, known: Collection[str], fixed: Mapping[str, str]) -> None:
+    """Check that settings are neither fixed nor unknown to the constructor.
+
+    Args:
+        where: Put before the message.
+        spec: Whose settings are checked.
+        known: Arguments of the constructor.
+        fixed: Arguments that are no settings -> why, and what to do.
+    Raises: SpecError: naming the first that is.
+    """
+    for key, value in spec.settings.items():
+        if key in fixed:
+            raise SpecError(expected(where, f"no setting {key!r}", value, fixed[key]))
+        if key not in known:
+            raise SpecError(unknown(where, f"setting of {spec.architecture}", key, set(known) - fixed.keys()))
+
+
+def construct(where: str, spec: ModelSpec, make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a constructor.
+
+    Args:
+        where: Put before the message.
+        spec: What is built.
+        make: The constructor.
+        arguments: Of it.
+    Returns: Whatever it makes.
+    Raises: SpecError: with the constructor's own error in one line.
+    """
+    try:
+        return make(**arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise SpecError(
+            f"{where}: {spec.architecture} could not be built: {one_line(error)}. Check `encoder` and `settings`."
+        ) from error
+
+
+def as_tuples(value: Any) -> Any:
+    """Copy settings from TOML with lists as tuples, which the libraries expect."""
+    if isinstance(value, Mapping):
+        return {key: as_tuples(entry) for key, entry in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, (list, tuple)) else value
