@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def _describe(suite: Suite, cells: Sequence[Cell], names: Sequence[str]) -> dict
         "binding": {},
         "environment": {},
         "images": list(names),
-        "cells": [asdict(cell) for cell in cells],
+        "cells": [cell.as_record() for cell in cells],
     }
 
 
@@ -94,7 +94,7 @@ def _make_rows(cells: Sequence[Cell], place: int, names: Sequence[str], start: i
         dice = 0.88 - fall + 0.03 * np.sin(np.arange(images.start, images.stop) % SUBJECTS)[:, None]
         dice = (dice + generator.normal(0, 0.02, (len(images), len(size)))).clip(0.01, 0.99)
         wrong = np.rint(size * (1 - dice)).astype(int)
-        told = asdict(cell)
+        told = cell.as_record()
         fixed = {name: told[name] for name in ("model", "attack", "loss", "settings", "norm", "eps", "draw")}
         passes = {"fgsm": 1.0, "bim": 10.0}.get(cell.arm.attack, 0.0)
         for i, found, miss in zip(images, (size - wrong).tolist(), wrong.tolist(), strict=True):

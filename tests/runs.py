@@ -192,7 +192,7 @@ def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
             {
                 "cell": cell.id,
                 "dataset": "mni152",
-                **{name: getattr(cell, name) for name in ("model", "attack", "loss", "settings", "norm")},
+                **{name: cell.as_record()[name] for name in ("model", "attack", "loss", "settings", "norm")},
                 "eps": cell.eps,
                 "draw": cell.draw,
                 "image": image,

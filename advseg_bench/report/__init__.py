@@ -21,10 +21,11 @@ from advseg_bench.report.contents import compose
 from advseg_bench.report.document import WIDE, Document, Figure, Gallery, Table
 from advseg_bench.report.page import render_html, render_markdown
 from advseg_bench.report.sheets import encode_sheet
-from advseg_bench.report.terminal import print_document
+from advseg_bench.report.summary import Summary, summarise
+from advseg_bench.report.terminal import print_document, print_summary
 from advseg_bench.results.run import Run
 
-__all__ = ["FORMATS", "write_claims", "write_report"]
+__all__ = ["FORMATS", "Summary", "print_document", "print_summary", "summarise", "write_claims", "write_report"]
 
 FORMATS = ("png", "pdf")
 """What figures can be written in, beside the SVG of charts and the PNG of sheets."""
@@ -35,7 +36,7 @@ T = TypeVar("T")
 @timed("report")
 @without_collector()
 def write_report(
-    run: Run, out: Path | None = None, *, formats: Sequence[str] = (), console: Console | None = None
+    run: Run | Summary, out: Path | None = None, *, formats: Sequence[str] = (), console: Console | None = None
 ) -> list[Path]:
     """Write the report of a run: Markdown, one HTML file, tables as CSV, charts as SVG, sheets of pictures as PNG.
 
@@ -43,7 +44,7 @@ def write_report(
     under the same versions of the libraries. Where a claim of arXiv 2401.11224 can be asked, its page is written too.
 
     Args:
-        run: What to report.
+        run: What to report, or its summary where one was made already.
         out: The folder; `report` in the run directory if None.
         formats: Of `FORMATS`; every figure is written in these too.
         console: Where to print its sentences and main tables; nowhere if None.
@@ -53,6 +54,7 @@ def write_report(
         SpecError: a format that there is not.
     """
     _check_formats(formats)
+    run = summarise(run).run
     folder = run.path / "report" if out is None else Path(out)
     judged = judge_runs((run,))
     document = compose(run, judged[0])

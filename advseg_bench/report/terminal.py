@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
 from advseg_bench.report.document import Code, Document, Table, Text
+from advseg_bench.report.summary import Summary, summarise
+from advseg_bench.results.run import Run
 
 LONGEST_NAME = 24
 """A longer cell of text may be broken over lines."""
@@ -18,6 +21,23 @@ LONGEST_TABLE = 40
 WIDEST = 1000
 INTERVAL = re.compile(r" \[[^\]]*\]$")
 """What `show_estimate` puts behind a mean."""
+
+
+def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -> None:
+    """Print what a person wants to know at the end of a run, on at most 40 lines of the console's width.
+
+    Title, what was run on what, the findings, attack against noise for each model, where the study's claims stand,
+    failures and flags if there are any, and where the page is.
+
+    Args:
+        run: What was run, or its summary where one was made already.
+        paths: What `write_report` returned.
+        console: Where to print.
+    """
+    run = summarise(run).run
+    _say(console, str(run.info["suite"].get("title") or run.info["suite"]["name"]), "bold")
+    for page in (path for path in paths if path.name == "report.html"):
+        _say(console, f"Report: {page}")
 
 
 def print_document(document: Document, console: Console) -> None:
