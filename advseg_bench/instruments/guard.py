@@ -20,7 +20,7 @@ class ModelGuard:
 
     That is parameters, buffers, training and gradient flags, gradients and hooks of every module. Write counters show
     most changes at once; only comparing values shows those through `tensor.data`, which goes round the counters. Cost:
-    a copy of the weights, and for a thorough check a comparison, a tenth of a small image's forward.
+    a copy of the weights, and for a thorough check a comparison.
 
     Args:
         model: Frozen and in the mode it is to stay in.

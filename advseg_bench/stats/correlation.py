@@ -72,7 +72,6 @@ def correlate(x: Sequence[float] | Floats, y: Sequence[float] | Floats, level: f
         y: One finite number per thing, (n,).
         level: Confidence level, above 0 and up to 0.999.
     Returns: Both coefficients; undefined, with the reason, under two points or where x or y does not vary.
-        Cost: 1 ms, after 50 ms for the first table of orders.
     Raises: SpecError: if the level is out of range.
     Source: Fisher 1921; Bonett and Wright 2000 for the interval of Spearman's.
     """
@@ -116,7 +115,7 @@ def _measure_linear(x: Floats, y: Floats, level: float) -> Coefficient:
 
 def _measure_ranks(x: Floats, y: Floats, level: float) -> Coefficient:
     """Spearman's coefficient."""
-    from scipy.stats import rankdata  # here, as it takes half a second to load
+    from scipy.stats import rankdata  # heavy to import
 
     n = len(x)
     first, second = rankdata(x), rankdata(y)
