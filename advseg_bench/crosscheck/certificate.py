@@ -14,7 +14,7 @@ from advseg_bench.crosscheck.grid import Pair
 from advseg_bench.crosscheck.plan import Plan, Subject
 from advseg_bench.crosscheck.verdict import SOUND, Verdict
 from advseg_bench.models.prepare import prepare_checked
-from advseg_bench.registry import catalogue
+from advseg_bench.registry.preparation import read_steps
 from advseg_bench.suite.specs import Compute
 
 SCHEMA = 1
@@ -40,7 +40,7 @@ def certify(plan: Plan, subjects: Sequence[Subject], pairs: Sequence[Pair]) -> d
 
 def _check_prepared(subject: Subject) -> dict[str, Any]:
     """How the copy that runs give to attacks agrees with the model that is compared here."""
-    return prepare_checked(subject.model, subject.batch.x, catalogue.read_steps(Compute().prepare)).as_record()
+    return prepare_checked(subject.model, subject.batch.x, read_steps(Compute().prepare)).as_record()
 
 
 def count_verdicts(pairs: Sequence[Pair]) -> dict[str, dict[Verdict, int]]:

@@ -16,7 +16,7 @@ from advseg_bench.errors import IncompatibleError, SpecError, expected, one_line
 from advseg_bench.models.fold import fold_batch_norms
 from advseg_bench.models.graphed import Graphed
 from advseg_bench.models.lean import Lean, is_worth_it
-from advseg_bench.registry.catalogue import check_steps
+from advseg_bench.registry.preparation import check_steps
 
 TOLERATED = 2.0
 """A prepared model's gradient may be so many times as far from the float64 one as the model's own."""
@@ -30,7 +30,7 @@ class Prepared(nn.Module):
 
     Attributes:
         net: The copy.
-        steps: What was done to it, of `catalogue.STEPS`.
+        steps: What was done to it, of `registry.preparation.STEPS`.
     """
 
     def __init__(self, net: nn.Module, steps: Sequence[str]) -> None:
@@ -99,7 +99,7 @@ def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
     Args:
         model: Images -> logits. Whatever its mode, the copy is frozen and in eval mode.
         x: Example images (N, C, *S), on the device of the model.
-        steps: Any of `catalogue.STEPS`: "fold" folds batch normalisation into convolutions (`models.fold`), "lean"
+        steps: Any of `registry.preparation.STEPS`: "fold" folds batch normalisation into convolutions (`models.fold`), "lean"
             keeps less for the backward of batches of over 2^15 pixels, and every bit (`models.lean`), "channels_last"
             stores channels innermost, "bfloat16" and "float16" are autocast, "compile" is `torch.compile`, "cuda_graph"
             (experimental: never run on a GPU yet) replays a recorded gradient for images of the shape of `x`. Where

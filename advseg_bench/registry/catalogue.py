@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from advseg_bench.errors import SpecError, expected, unknown
 from advseg_bench.registry.fitting import Images, released_ratio, why_released_not
 from advseg_bench.types import Norm, TaskKind, Traits
 
@@ -233,26 +232,3 @@ ARCHITECTURES: tuple[str, ...] = (
 
 IMAGES: dict[str, tuple[int, int]] = {"mni152": (91, 36)}
 """Training and test images of the data sets where the numbers are fixed."""
-
-STEPS: tuple[str, ...] = ("fold", "lean", "channels_last", "bfloat16", "float16", "compile", "cuda_graph")
-"""What `models.prepare` can do to a model, in the order in which it is done."""
-
-_CLASHES = (("bfloat16", "float16"), ("lean", "compile"), ("compile", "cuda_graph"))
-
-
-def read_steps(text: str) -> tuple[str, ...]:
-    """Read "fold+lean"; "raw" is no step at all. Raises: SpecError."""
-    return () if text == "raw" else check_steps(text.split("+"))
-
-
-def check_steps(steps: Sequence[str]) -> tuple[str, ...]:
-    """Return steps in the order in which they are done. Raises: SpecError: unknown, twice, or not together."""
-    for name in steps:
-        if name not in STEPS:
-            raise SpecError(unknown("prepare", "step", name, STEPS))
-    if len(set(steps)) != len(steps):
-        raise SpecError(expected("prepare", "each step once", "+".join(steps)))
-    for pair in _CLASHES:
-        if set(pair) <= set(steps):
-            raise SpecError(expected("prepare", f"{pair[0]!r} or {pair[1]!r}", "+".join(steps), "Remove one."))
-    return tuple(sorted(steps, key=STEPS.index))

@@ -27,6 +27,7 @@ from advseg_bench.instruments.guard import lent
 from advseg_bench.models.prepare import prepare_checked
 from advseg_bench.models.weights import count_parameters, digest_weights
 from advseg_bench.registry import catalogue
+from advseg_bench.registry.preparation import read_steps
 from advseg_bench.results import records
 from advseg_bench.results.run import Run
 from advseg_bench.running.runner import Conditions, run_unit
@@ -106,7 +107,7 @@ def evaluate(
             probe(f"model {name}", network, sample[:1], images.task)
             entries[name] = _describe_model(name, network)
             mine = _make_cells(name, entries[name], dataset, arms, radii, draws, images)
-            choice = prepare_checked(network, sample, catalogue.read_steps(Compute().prepare))
+            choice = prepare_checked(network, sample, read_steps(Compute().prepare))
             built = {cell.id: arms[cell.arm] for cell in mine if cell.arm != CLEAN and cell.skip is None}
             live = tuple(cell for cell in mine if cell.skip is None)
             unit = Unit(name, tuple(range(len(images.x))), live)

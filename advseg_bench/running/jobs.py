@@ -23,9 +23,9 @@ from advseg_bench.instruments.profiling import timed
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.training import build_given, obtain_model
 from advseg_bench.models.weights import digest_weights
-from advseg_bench.registry.catalogue import read_steps
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.registry.plugins import Kind
+from advseg_bench.registry.preparation import read_steps
 from advseg_bench.running import runner
 from advseg_bench.running.rows import Row
 from advseg_bench.running.runner import Conditions

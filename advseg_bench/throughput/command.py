@@ -17,6 +17,7 @@ from advseg_bench.instruments import meter
 from advseg_bench.instruments.allocator import keep_freed_memory
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.equivalents import find_equivalents
+from advseg_bench.registry.preparation import read_steps
 from advseg_bench.suite.suite import Suite
 from advseg_bench.throughput.contenders import AUTO, PRECISIONS, Work
 from advseg_bench.throughput.grid import Plan, Row, measure_grid
@@ -103,7 +104,7 @@ def make_plan(options: Options) -> tuple[Plan, list[str]]:
     except RuntimeError:
         raise SpecError(expected("throughput: device", "such as cpu or cuda:0", options.device)) from None
     for text in options.prepare:
-        if text != AUTO and "cuda_graph" in catalogue.read_steps(text) and device.type != "cuda":
+        if text != AUTO and "cuda_graph" in read_steps(text) and device.type != "cuda":
             raise SpecError(expected("throughput: prepare", "a CUDA device for cuda_graph", str(device)))
     environment.describe_device(str(device))
     plan = Plan(

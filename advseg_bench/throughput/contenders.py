@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from advseg_bench.attacks.base import image_generators
 from advseg_bench.batches import Batch, move_batch
 from advseg_bench.models.prepare import Prepared, prepare
-from advseg_bench.registry.catalogue import read_steps
 from advseg_bench.registry.loading import load_attack
+from advseg_bench.registry.preparation import read_steps
 from advseg_bench.throughput.fastest import prepare_fastest
 from advseg_bench.types import Bounds, Budget, Task
 

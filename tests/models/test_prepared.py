@@ -14,7 +14,7 @@ from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.models import lean
 from advseg_bench.models.prepare import prepare, prepare_checked
-from advseg_bench.registry.catalogue import read_steps
+from advseg_bench.registry.preparation import read_steps
 
 WORTH_IT = lean.SMALL
 

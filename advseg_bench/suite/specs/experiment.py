@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from advseg_bench.errors import SpecError, unknown
 from advseg_bench.registry import catalogue, toolkits
+from advseg_bench.registry.preparation import read_steps
 from advseg_bench.suite.specs.base import Settings, Spec, check_known, plain
 from advseg_bench.types import EmptyRule, Norm
 
@@ -36,7 +37,7 @@ def _prepare(value: str) -> str:
     if value == "auto":
         raise ValueError('expected steps such as "lean"; "auto" decides by time, so a run could not be repeated')
     try:
-        return "+".join(catalogue.read_steps(value)) or "raw"
+        return "+".join(read_steps(value)) or "raw"
     except SpecError as error:
         raise ValueError(str(error)) from None
 
