@@ -99,7 +99,7 @@ def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
     Args:
         model: Images -> logits. Whatever its mode, the copy is frozen and in eval mode.
         x: Example images (N, C, *S), on the device of the model.
-        steps: Any of `registry.preparation.STEPS`: "fold" folds batch normalisation into convolutions (`models.fold`), "lean"
+        steps: Of `registry.preparation.STEPS`: "fold" folds batch norms into convolutions (`models.fold`), "lean"
             keeps less for the backward of batches of over 2^15 pixels, and every bit (`models.lean`), "channels_last"
             stores channels innermost, "bfloat16" and "float16" are autocast, "compile" is `torch.compile`, "cuda_graph"
             (experimental: never run on a GPU yet) replays a recorded gradient for images of the shape of `x`. Where
