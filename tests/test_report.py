@@ -19,7 +19,7 @@ from runs import MODELS, STRENGTH, Synthetic, edit_json, rewrite_rows, write_run
 from advseg_bench import report
 from advseg_bench.cache import write_json
 from advseg_bench.errors import RecordError, SpecError
-from advseg_bench.report import figures, summarise, write_report
+from advseg_bench.report import figures, scatter, summarise, write_report
 from advseg_bench.report.contents import compose
 from advseg_bench.report.document import (
     Figure,
@@ -104,8 +104,8 @@ def test_every_format_is_written(files):
 @pytest.mark.parametrize("parameters", [{"a": 1000, "b": 1001, "c": 10**6}, {"b": 5, "a": 5, "c": 5}, {"a": 7}])
 def test_names_of_models_lead_to_their_places_and_leave_room_for_each_other(parameters):
     ax = matplotlib.figure.Figure().subplots()
-    figures._scale_parameters(ax, parameters)
-    figures._name_models(ax, parameters, gap=0.06)
+    scatter.scale_parameters(ax, parameters)
+    scatter.name_models(ax, parameters, gap=0.06)
     assert [text.get_text() for text in ax.texts] == sorted(parameters, key=parameters.__getitem__)
     places = [text.get_position()[0] for text in ax.texts]
     assert all(after - before >= 0.06 - 1e-12 for before, after in pairwise(places))

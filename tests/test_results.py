@@ -101,6 +101,46 @@ def test_run_json_without_a_part(tmp_path, key):
         Run(out)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda info: info["suite"].pop("name"), "KeyError: 'name'"),
+        (lambda info: info["suite"].update(scoring={"empty": "maybe"}), "ValidationError: .*"),
+        (lambda info: info["data"]["splits"].pop("test"), "KeyError: 'test'"),
+        (lambda info: info["data"].update(subjects=3), "AttributeError: .*"),
+        (lambda info: info["data"].update(splits={"test": "many"}), "ValueError: .*"),
+        (lambda info: info["cells"][3].pop("settings"), "KeyError: 'settings'"),
+        (lambda info: info["cells"].append("cell"), "TypeError: .*"),
+    ],
+)
+def test_a_description_with_a_wrong_part_is_one_line(tmp_path, change, reason):
+    out = write_run(tmp_path / "r")
+    info = json.loads((out / "run.json").read_text())
+    change(info)
+    (out / "run.json").write_text(json.dumps(info))
+    with pytest.raises(RecordError, match=rf"run\.json: is damaged \({reason}\)\. Restore it, or run") as error:
+        Run(out)
+    assert "\n" not in str(error.value)
+
+
+def test_a_description_is_read_once_with_names_for_its_parts(one):
+    about = one.about
+    assert (about.suite.name, about.suite.title) == ("quick", "FGSM on small U-Nets, made-up numbers")
+    assert (about.suite.training_loss, about.suite.of_volumes) == ("dice_focal", False)
+    assert (about.data.name, about.data.images, about.data.subjects) == ("mni152", 6, 1)
+    assert (about.task, about.scoring) == (one.task, one.scoring)
+    assert [cell.as_record() for cell in about.cells] == one.info["cells"]
+    assert about.started == "2026-01-01T12:00:00+00:00"
+
+
+def test_several_tables_are_those_asked_for_one_by_one(one):
+    names, by = ("dice", "diff", "pooled_dice", "drop"), ("model", "attack", "loss")
+    tables = one.tables(names, by, where={"eps": [0.0, FOUR]})
+    assert list(tables) == list(names)
+    for name, table in tables.items():
+        assert table.equals(Run(one.path).table(name, by, where={"eps": [0.0, FOUR]})), name
+
+
 def test_truncated_part_is_named_with_the_remedy(tmp_path):
     out = write_run(tmp_path / "r")
     part = min((out / "parts").iterdir())

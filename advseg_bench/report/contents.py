@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from advseg_bench.report import curves, detail_tables, figures, integrity, panels, tables
+from advseg_bench.report import curves, detail_tables, integrity, panels, scatter, tables
 from advseg_bench.report.document import Block, Code, Document, Section, Table, Text, show_budget, show_plural
 from advseg_bench.report.findings import shorten_list, write_findings
 from advseg_bench.report.series import NORMS
@@ -102,10 +102,10 @@ def _show_sweep(summary: Summary, budgets: Budgets) -> Section:
 
 def _show_success(summary: Summary, budgets: Budgets) -> Section:
     """Success by every definition, and against the number of parameters."""
-    scatter = figures.make_success_figure(summary, budgets)
+    figure = scatter.make_success_figure(summary, budgets)
     shown = tables.make_success_tables(summary, budgets)
     title = f"Attack success{_tell_norm(budgets)}"
-    return Section(f"success-{budgets.norm}", title, (*shown, scatter) if scatter else shown)
+    return Section(f"success-{budgets.norm}", title, (*shown, figure) if figure else shown)
 
 
 def _tell_norm(budgets: Budgets) -> str:
