@@ -77,7 +77,7 @@ class Query:
             source: What they are made of.
             frame: Rows of the run with what the source needs: counts, scores, or one row per image and sweep.
             info: The task, and the order of the suite.
-            known: Groups of all rows by columns; those of a table of all rows are added.
+            known: Columns -> the groups of all rows by them, as far as they were found before; more are added.
         Returns: Name -> table, see `Run.table`.
         Raises: SpecError: naming the nearest name for an unknown column.
         """
@@ -87,13 +87,19 @@ class Query:
         if source == "counts":
             tables = _pool(values, info.task, self.scoring, by, names)
         else:
-            whole = source == "scores" and not self.where
-            grouping = (whole and known.get(by)) or group_rows(values, by)
-            known |= {by: grouping} if whole else {}
+            grouping = self._group(values, by, known if source == "scores" else {})
             parts = {name: [values[part] for part in _list_parts([name])] for name in names}
             tables = {name: make_table(grouping, part, self.level) for name, part in parts.items()}
         ranks = [_rank(name, info) for name in by]
         return {name: table.cast({pl.Categorical(): pl.String}).sort(ranks) for name, table in tables.items()}
+
+    def _group(self, values: pl.DataFrame, by: tuple[str, ...], known: dict[tuple[str, ...], Grouping]) -> Grouping:
+        """The groups of rows; those of all rows are kept for the next table."""
+        if self.where:
+            return group_rows(values, by)
+        if by not in known:
+            known[by] = group_rows(values, by)
+        return known[by]
 
     def _check(self, frame: pl.DataFrame, source: Source) -> dict[str, pl.Expr]:
         """Refuse columns that cannot make groups; returns the condition on each column of `where`."""
