@@ -1,0 +1,33 @@
+"""The commands `make-data` and `schema`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advseg_bench.cli.common import print_line
+
+
+def make_data_command(
+    path: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    cases: Annotated[int, typer.Option(min=1, help="Number of subjects.")] = 12,
+    slices: Annotated[int, typer.Option(min=1, help="Slices per scan.")] = 8,
+    days: Annotated[int, typer.Option(min=1, help="Scans per subject.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
+) -> None:
+    """Write a small folder in the format of the UW-Madison GI Tract data, drawn by the phantom."""
+    from advseg_bench.data.uw_madison.make import write_uw_madison
+
+    write_uw_madison(path, cases=cases, slices=slices, days=days, seed=seed, workers=workers)
+    print_line(f"{path}: {cases * days * slices} slices of {cases} cases.")
+
+
+def schema_command() -> None:
+    """Print the JSON schema of suite files, for editors."""
+    from advseg_bench.suite.suite import Suite
+
+    print(json.dumps(Suite.model_json_schema(), indent=1))

@@ -1,0 +1,127 @@
+"""The command `plan`: the grid of a suite, what is skipped, and what the rest costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advseg_bench.cli.common import DataPath, Profile, SuiteName, Workers, console, default_workers, print_line
+
+if TYPE_CHECKING:
+    from advseg_bench.suite.cells import Cell
+    from advseg_bench.suite.specs import AttackSpec
+    from advseg_bench.suite.suite import Suite
+
+Cells = tuple["Cell", ...]
+Images = tuple[int, int, str]
+"""What `count_images` returns."""
+
+
+def plan_command(
+    suite: SuiteName,
+    profile: Profile = None,
+    data: DataPath = None,
+    workers: Workers = None,
+    cells: Annotated[bool, typer.Option("--cells", help="List every cell.")] = False,
+) -> None:
+    """Show what a suite would run, what is skipped and why, and what it costs."""
+    from advseg_bench.data import count_images
+    from advseg_bench.suite.cells import plan
+    from advseg_bench.suite.suite import Suite
+
+    loaded = Suite.load(suite, profile=profile, data=data)
+    planned = plan(loaded)
+    _print_header(loaded)
+    _print_grid(loaded, planned)
+    if cells:
+        for cell in planned:
+            print_line(f"{cell.id}  {cell.label}" + (f"  SKIPPED: {cell.skip}" if cell.skip else ""))
+    for reason in sorted({cell.skip for cell in planned if cell.skip}):
+        print_line(f"skipped: {reason} ({sum(cell.skip == reason for cell in planned)} cells)")
+    images = count_images(loaded.data)
+    _print_cost(planned, images)
+    _print_minutes(loaded, planned, images, workers or default_workers(loaded))
+
+
+def _print_header(suite: Suite) -> None:
+    """What the suite is, its data and its models."""
+    profile = f" ({suite.profile})" if suite.profile else ""
+    console.print(f"{suite.name}{profile}: {suite.title}", markup=False, highlight=False)
+    if suite.note:
+        console.print(f"note: {suite.note}", markup=False, highlight=False)
+    console.print(f"data: {suite.data.name}, {suite.data.task}, {_show_size(suite)}", highlight=False)
+    for model in suite.models:
+        parts = (model.architecture, model.encoder or "", f"weights {model.weights}" if model.weights else "")
+        console.print(f"model: {model.name} ({', '.join(p for p in parts if p)})", markup=False, highlight=False)
+
+
+def _print_grid(suite: Suite, cells: Cells) -> None:
+    """One line per attack table: its cells over all models."""
+    from rich.table import Column, Table
+
+    from advseg_bench.suite.cells import is_of, show_radii
+
+    names = ("attack", "losses", "eps", "settings", "draws", "cells", "skipped")
+    table = Table(*(Column(name, overflow="fold") for name in names), box=None, pad_edge=False)
+    for attack in suite.attacks:
+        mine = [cell for cell in cells if is_of(cell, attack)]
+        skipped = sum(cell.skip is not None for cell in mine)
+        eps = f"{attack.norm} {show_radii(attack.eps)}"
+        numbers = (str(attack.draws), str(len(mine)), str(skipped))
+        table.add_row(attack.name, " ".join(attack.losses) or "-", eps, _show_settings(attack), *numbers)
+    console.print(table)
+
+
+def _show_settings(attack: AttackSpec) -> str:
+    """Every setting with its values."""
+    settings = {key: [value] for key, value in attack.settings.items()} | attack.vary
+    settings |= {"max_forwards": [attack.max_forwards]} if attack.max_forwards else {}
+    return "; ".join(f"{key}: {' '.join(map(str, values))}" for key, values in settings.items())
+
+
+def _show_size(suite: Suite) -> str:
+    """The edge of a slice, or the edges of a volume."""
+    edges = suite.data.edges
+    return f"{edges[-1]} px" if len(edges) == 2 else f"volumes of {' x '.join(map(str, edges))} px"
+
+
+def _print_cost(cells: Cells, images: Images | None) -> None:
+    """Model evaluations as this harness shares them, and as a loop over the cells would need them."""
+    from advseg_bench.suite.cells import estimate
+
+    active = [cell for cell in cells if cell.skip is None]
+    cost = estimate(cells)
+    console.print(f"Cells: {len(active)} to run, {len(cells) - len(active)} skipped.")
+    if images and images[2]:
+        told = f"Images: {images[0]:,} for training, {images[1]:,} for test ({images[2]})."
+        console.print(told, highlight=False, soft_wrap=True)
+    if cost is None:
+        console.print("Cost: unknown, since a plug-in does not tell its own.")
+        return
+    unit = f"for {images[1]} test images" if images else "per test image"
+    n = images[1] if images else 1
+    console.print(
+        f"Cost {unit}: {n * cost.shared_forwards} forwards + {n * cost.shared_backwards} backwards "
+        f"(cell by cell it would be {n * cost.separate_forwards} + {n * cost.separate_backwards})."
+    )
+
+
+def _print_minutes(suite: Suite, cells: Cells, images: Images | None, workers: int) -> None:
+    """How long a run is expected to take, or why that is unknown."""
+    from advseg_bench.suite.cells import estimate
+    from advseg_bench.suite.timing import expect
+
+    expected = expect(suite, cells, images[:2], workers) if images else None
+    if expected:
+        days = f" ({expected.minutes / 1440:.1f} days)" if expected.minutes > 1440 else ""
+        console.print(
+            f"Expected: {expected.minutes:.1f} min{days} with {workers} workers ({expected.source}), untrained models."
+        )
+        return
+    why = "until the suite has run once on this machine"
+    if not images:
+        why = "since the data set is not loaded to count its images"
+    elif estimate(cells) is None:
+        why = "since a plug-in does not tell its cost"
+    console.print(f"Expected minutes: unknown {why}.")

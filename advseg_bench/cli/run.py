@@ -1,0 +1,141 @@
+"""The commands `run`, `report` and `claims`, and what they print at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advseg_bench.cli.common import (
+    DataPath,
+    Formats,
+    Profile,
+    SuiteName,
+    Verbose,
+    Workers,
+    console,
+    default_workers,
+    print_line,
+)
+
+if TYPE_CHECKING:
+    from advseg_bench.report import Summary
+    from advseg_bench.results.run import Run
+    from advseg_bench.suite.suite import Suite
+
+MOST_FAILURES = 10
+"""Failures that are printed; the report has all."""
+
+
+def run_command(
+    suite: SuiteName,
+    profile: Profile = None,
+    data: DataPath = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder, resumed if present; by default runs/SUITE.")] = None,
+    workers: Workers = None,
+    device: Annotated[str, typer.Option(help='Device to train and attack on, such as "cuda".')] = "cpu",
+    shard: Annotated[int, typer.Option(min=1, help="Images per job; results do not depend on it.")] = 8,
+    verbose: Verbose = False,
+    profile_time: Annotated[bool, typer.Option("--profile-time", help="Print where the time went.")] = False,
+) -> None:
+    """Train the suite's models, attack them, score the results and write the report."""
+    from advseg_bench.suite.suite import Suite
+
+    loaded = Suite.load(suite, profile=profile, data=data)
+    folder = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.profile)))
+    from advseg_bench.cli.progress import show_progress
+    from advseg_bench.instruments.profiling import measure_times
+    from advseg_bench.report import summarise, write_report
+    from advseg_bench.running.benchmark import run
+
+    used = workers or default_workers(loaded)
+    spent: dict[str, float] = {}
+    with ExitStack() as stack:
+        if profile_time:
+            spent = stack.enter_context(measure_times())
+        with show_progress(console) as progress:
+            finished = run(loaded, folder, workers=used, device=device, shard=shard, progress=progress)
+        summary = summarise(finished)
+        paths = write_report(summary, console=console if verbose else None)
+    if profile_time:
+        _print_profile(spent)
+    _print_end(summary, paths, verbose)
+    if finished.failures:
+        _print_failures(finished, loaded)
+        raise typer.Exit(1)
+
+
+def report_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default RUN/report.")] = None,
+    formats: Formats = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write the report of a run again: Markdown, CSV, figures and a one-file HTML page."""
+    from advseg_bench.report import summarise, write_report
+    from advseg_bench.results.run import Run
+
+    summary = summarise(Run(run))
+    paths = write_report(summary, out, formats=formats or (), console=console if verbose else None)
+    _print_end(summary, paths, verbose)
+
+
+def claims_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, one for each data set.")],
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/claims"),
+    formats: Formats = None,
+) -> None:
+    """Judge the claims of arXiv 2401.11224 on one or more runs: tables, figures, Markdown and a one-file HTML page."""
+    from advseg_bench.report import write_claims
+    from advseg_bench.results.run import Run
+
+    for path in write_claims([Run(run) for run in runs], out, formats=formats or ()):
+        if path.suffix in (".html", ".md"):
+            print_line(path)
+
+
+def _print_end(summary: Summary, paths: Sequence[Path], verbose: bool) -> None:
+    """The summary, or after all findings and tables where the pages are."""
+    from advseg_bench.report import print_summary
+
+    if not verbose:
+        print_summary(summary, paths, console)
+        return
+    for page in (path for path in paths if path.suffix == ".html"):
+        print_line(f"\n{page.stem.capitalize()}: {page}")
+
+
+def _print_failures(finished: Run, suite: Suite) -> None:
+    """What failed, a line each, up to `MOST_FAILURES`."""
+    from advseg_bench.suite.cells import plan
+
+    labels = {cell.id: cell.label for cell in plan(suite)}
+    lines = []
+    for failure in finished.failures[:MOST_FAILURES]:
+        what = labels.get(failure["cell"], f"all of {failure['model']}")
+        lines.append(f"failed: {what}: {failure['message']}")
+    if len(finished.failures) > MOST_FAILURES:
+        lines.append(f"and {len(finished.failures) - MOST_FAILURES} more")
+    for line in lines:
+        console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
+
+
+def _print_profile(spent: dict[str, float]) -> None:
+    """Where the time of a run went, summed over this process and its workers."""
+    from rich.table import Column, Table
+
+    from advseg_bench.instruments.profiling import IMPORTS, MODEL, WAITING, list_shares
+
+    rows, around = list_shares(spent)
+    columns = ("time went to", Column("s", justify="right"), Column("share", justify="right"))
+    table = Table(*columns, box=None, pad_edge=False)
+    for name, seconds, share in rows:
+        table.add_row(name if name in MODEL else f"* {name}", f"{seconds:.2f}", f"{share:.1%}")
+    console.print(table)
+    console.print(
+        f"Around the model (*): {around:.1%} of {sum(row[1] for row in rows):.1f} s, all processes together. Not "
+        f"counted: {spent.get(IMPORTS, 0.0):.1f} s of imports, {spent.get(WAITING, 0.0):.1f} s waiting for workers."
+    )
