@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn, cast
 
 import typer
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for name, command in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "run": run_command,
     "report": report_command,
     "claims": claims_command,
@@ -34,7 +35,8 @@ for name, command in {
     "check-attack": check_attack_command,
     "make-data": make_data_command,
     "schema": schema_command,
-}.items():
+}
+for name, command in COMMANDS.items():
     app.command(name)(command)
 
 STOPPED = "stopped. Run the same command again to go on from here."

@@ -23,6 +23,7 @@ from advseg_bench.suite.specs import (
     Recipe,
     Scoring,
     Spec,
+    UwMadisonData,
 )
 
 Tables = dict[str, Any]
@@ -95,17 +96,24 @@ class Suite(Spec):
             source: A name that `list_suites` knows, or a path.
             profile: One of the file's profiles, in place of the one that it names.
             data: Where the data set is, in place of the path that the file names.
+        Returns: The suite. Its `data.phantom`, if it has one, is left out where there is something at `data.path`.
         Raises: SpecError: one line that names the file, the key, what was expected and the nearest known name.
         """
         where, tables = _read_tables(source, Path())
         tables = _unfold(tables, where, profile, Path(source).parent)
         if data is not None:
             tables = _overlay(tables, {"data": {"path": str(data)}})
-        return _validate(tables, where)
+        suite = _validate(tables, where)
+        if isinstance(suite.data, UwMadisonData) and suite.data.path.exists():
+            return suite.model_copy(update={"data": suite.data.model_copy(update={"phantom": None})})
+        return suite
 
     def as_json(self) -> dict[str, Any]:
-        """Return the suite as JSON values, complete with defaults; `parse` of it gives the suite back."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Return the suite as JSON values, complete with defaults; `model_validate` of it gives the suite back."""
+        values = self.model_dump(mode="json", by_alias=True)
+        if isinstance(self.data, UwMadisonData) and self.data.phantom:
+            values["data"]["phantom"] = self.data.phantom.model_dump(mode="json")
+        return values
 
 
 def list_suites() -> list[str]:
@@ -187,6 +195,7 @@ def _overlay(base: Tables, over: Tables) -> Tables:
     """Replace values by those of another table; tables in both are merged, lists are not.
 
     Of another data set only what every data set has is kept: how the labels are put to the model, size, channels.
+    What is drawn where a path leads nowhere belongs to that path, and goes with it.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -194,6 +203,8 @@ def _overlay(base: Tables, over: Tables) -> Tables:
         if isinstance(old, dict) and isinstance(value, dict):
             if key == "data" and value.get("name", old.get("name")) != old.get("name"):
                 old = {name: old[name] for name in old if name in ImageData.model_fields}
+            if key == "data" and "path" in value:
+                old = {name: old[name] for name in old if name != "phantom"}
             value = _overlay(old, value)
         merged[key] = value
     return merged

@@ -1,5 +1,5 @@
 """How are the UW-Madison GI Tract data read, and how is a drawn copy of them written? The data set `uw_madison`."""
 
-from advseg_bench.data.uw_madison.dataset import load
+from advseg_bench.lazy import export_lazily
 
-__all__ = ["load"]
+__getattr__, __dir__ = export_lazily(__name__, {"load": "dataset"})

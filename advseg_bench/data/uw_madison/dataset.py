@@ -28,6 +28,7 @@ from advseg_bench.data.uw_madison.files import (
     list_slices,
     read_table,
 )
+from advseg_bench.data.uw_madison.make import draw_phantom
 from advseg_bench.errors import DataError, expected, unknown
 from advseg_bench.suite.specs import UwMadisonData
 
@@ -51,10 +52,12 @@ def load(spec: UwMadisonData) -> Dataset:
 
     Args:
         spec: Where the folder is and how it is put to the model. Multilabel: the three organs, which may overlap;
-            binary: any of them.
+            binary: any of them. `phantom` is drawn, unless it is in the cache, and read from there.
     Returns: The data set.
     Raises: DataError: if a file, a name or a row of the table is wrong; a damaged PNG shows when it is read.
     """
+    if spec.phantom:
+        spec = spec.model_copy(update={"path": draw_phantom(spec.phantom), "phantom": None})
     everything = list_slices(spec.path)
     excluded = _find_excluded(spec, {s.scan for s in everything})
     slices = [s for s in everything if s.scan not in excluded]

@@ -115,6 +115,8 @@ def list_slices(root: Path) -> list[SliceFile]:
     for path, kind in ((root, "folder"), (root / "train", "folder"), (root / "train.csv", "file")):
         if not (path.is_dir() if kind == "folder" else path.is_file()):
             remedy = "Set `path` to the unpacked download, the folder with train.csv and train/."
+            if not root.exists():
+                remedy += " Without it, `advseg-bench run wang2024 --profile cpu` draws phantom data."
             raise DataError(expected(path, f"a {kind}", "nothing of that name", remedy))
     found = []
     for case in _folders(root / "train", _fits_case):

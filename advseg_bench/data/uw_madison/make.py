@@ -5,6 +5,7 @@ It is drawn, not acquired: no claim about patients follows from it.
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import shutil
 import signal
@@ -14,22 +15,19 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from advseg_bench.cache import make_folder, write_bytes
+from advseg_bench.cache import cache_dir, make_folder, write_bytes
 from advseg_bench.data.phantom.bowel import ORGANS
 from advseg_bench.data.phantom.scanner import View, prepare_scan, render_slice
 from advseg_bench.data.uw_madison.files import COLUMNS, MARKER, OFFICIAL_FAULTS
+from advseg_bench.data.uw_madison.phantom import locate_phantom, slice_heights
 from advseg_bench.data.uw_madison.rle import encode_runs
 from advseg_bench.errors import DataError, expected
+from advseg_bench.suite.specs import PhantomFolder
 
 VIEWS = (View(266, 266, 1.5), View(310, 360, 1.5), View(266, 266, 1.5))
 """The pixels of the first, second, third, fourth ... case, in turn; of 360 columns and 310 rows in the second."""
-
-LOWEST_MM, HIGHEST_MM = -30.0, 330.0
-"""Range of heights of a scan: organs show from about 0 to 290, so that a fifth of the slices is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +69,31 @@ def write_uw_madison(
     return path
 
 
+def draw_phantom(phantom: PhantomFolder, *, workers: int = 1) -> Path:
+    """Draw phantom data into the cache, unless they are there.
+
+    They are drawn beside their folder, by one process at a time, and moved there once they are complete.
+
+    Args:
+        phantom: What to draw.
+        workers: Processes; the files do not depend on it.
+    Returns: The folder. Cost: as `write_uw_madison`.
+    Raises: RecordError: if the cache cannot be written.
+    """
+    folder = locate_phantom(phantom)
+    if folder.is_dir():
+        return folder
+    unfinished = cache_dir("drawn") / f"{folder.name}.unfinished"
+    with unfinished.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():  # nobody drew it while this process waited
+            if unfinished.is_dir():
+                shutil.rmtree(unfinished)
+            write_uw_madison(unfinished, **phantom.model_dump(), workers=workers)
+            unfinished.rename(folder)
+    return folder
+
+
 def _take_folder(path: Path) -> None:
     """Make the folder, or empty it of what an interrupted call has left; nothing else is touched."""
     held = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
@@ -79,11 +102,6 @@ def _take_folder(path: Path) -> None:
     if "train" in held:
         shutil.rmtree(path / "train")
     make_folder(path)
-
-
-def slice_heights(slices: int) -> NDArray[np.float64]:
-    """Return the heights (mm) of the middles of slices that share the range evenly, from inferior to superior."""
-    return LOWEST_MM + (HIGHEST_MM - LOWEST_MM) * (np.arange(slices) + 0.5) / slices
 
 
 def _plan(path: Path, cases: int, days: int, slices: int, seed: int) -> Iterator[_Scan]:

@@ -175,6 +175,22 @@ class FolderData(SplitData):
         return self
 
 
+class PhantomFolder(Spec):
+    """A folder in the format of UW-Madison GI Tract that is drawn by the phantom, as `advseg-bench make-data` draws it.
+
+    Attributes:
+        cases: Number of subjects.
+        slices: Slices of each scan.
+        days: Scans of each subject.
+        seed: Another seed, other anatomies.
+    """
+
+    cases: int = Field(default=12, ge=1)
+    slices: int = Field(default=8, ge=1)
+    days: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
 class UwMadisonData(ImageData):
     """UW-Madison GI Tract: abdominal MRI with masks of large bowel, small bowel and stomach, as Kaggle hands it out.
 
@@ -190,6 +206,8 @@ class UwMadisonData(ImageData):
         labelled_only: Whether the test split has only slices with a mask; training and validation have all.
         every: Keep each n-th slice of a scan only.
         neighbours: Whether the three channels are the slice before, the slice and the one after, not three copies.
+        phantom: What is drawn and read in place of `path`. `Suite.load` keeps it only where nothing is at the suite's
+            own path. It is in no dump: ids and fingerprints are of everything but where the images come from.
     """
 
     name: Literal["uw_madison"]
@@ -203,6 +221,7 @@ class UwMadisonData(ImageData):
     labelled_only: bool = True
     every: int = Field(default=1, ge=1)
     neighbours: bool = False
+    phantom: PhantomFolder | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def _fits(self) -> UwMadisonData:
