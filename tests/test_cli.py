@@ -20,6 +20,7 @@ import torch
 from test_run import TEXT
 from torch import nn
 
+import advseg_bench as ab
 from advseg_bench.cli.app import main
 
 Done = subprocess.CompletedProcess[str]
@@ -66,23 +67,28 @@ def assert_one_line(done: Done, *parts: str) -> None:
 
 
 QUICK_COMMANDS = [["--help"], ["plan", "quick"], ["list", "attacks"], ["list", "suites"], ["schema"]]
+PLANS_OF_PHANTOMS = [["plan", "wang2024", "--profile", profile] for profile in ("cpu", "smoke")]
 
 
-@pytest.mark.parametrize("arguments", QUICK_COMMANDS, ids=" ".join)
-def test_torch_and_polars_are_not_loaded_for_small_questions(arguments):
+@pytest.mark.parametrize("arguments", QUICK_COMMANDS + PLANS_OF_PHANTOMS, ids=" ".join)
+def test_torch_and_polars_are_not_loaded_for_small_questions(arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "cache"))
     unwanted = {"torch", "polars", "monai", "matplotlib"}
     if arguments in (["--help"], ["list", "attacks"]):
-        unwanted.add("advseg_bench.suite.suite")
+        unwanted |= {"numpy", "advseg_bench.suite.suite"}
+    if arguments == ["plan", "quick"]:
+        unwanted.add("numpy")
     code = (
         "import sys\nfrom advseg_bench.cli import main\n"
         f"sys.argv = ['advseg-bench', *{arguments!r}]\n"
         "try:\n    main()\n"
         f"finally:\n    print(sorted({unwanted} & set(sys.modules)), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0
     assert done.stderr.strip() == "[]"
     assert done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_check_above_can_fail():
@@ -134,16 +140,24 @@ def test_plan_tells_cells_cost_and_what_is_skipped(here, tmp_path):
     assert "SKIPPED" in done.stdout
 
 
-def test_run_report_and_resume(tmp_path):
+def test_run_report_and_resume(here, tmp_path):
     suite = write_suite(tmp_path)
     done = cli("run", suite, "--out", tmp_path / "run", "--workers", 1)
     assert done.returncode == 0, done.stderr
     assert "report.html" in done.stdout
+    assert "Mean Dice at each eps" not in done.stdout
+    assert 1 < len(done.stdout.partition("rows written\n")[2].splitlines()) <= 40
     page = (tmp_path / "run" / "report" / "report.html").read_text()
     assert "fgsm" in page
     again = cli("report", tmp_path / "run", "--out", tmp_path / "elsewhere")
     assert again.returncode == 0
     assert (tmp_path / "elsewhere" / "report.html").read_text() == page
+    assert "elsewhere/report.html" in again.stdout.replace("\n", "")
+    assert len(again.stdout.splitlines()) <= 40
+    for command in (["run", suite, "--out", tmp_path / "run", "--workers", 1], ["report", tmp_path / "run"]):
+        told = here(*command, "--verbose").stdout
+        assert "Mean Dice at each eps" in told
+        assert "report/report.html" in told
     other = write_suite(tmp_path, ("epochs = 3", "epochs = 4"))
     assert_one_line(cli("run", other, "--out", tmp_path / "run"), "another suite: training.epochs was 3, is 4")
 
@@ -195,6 +209,24 @@ def test_a_failed_model_is_told_and_the_exit_code_is_one(here, tmp_path):
     assert done.returncode == 1
     assert "failed: all of a: model a: expected a validation Dice of at least 0.99" in done.stdout
     assert (tmp_path / "run" / "report" / "report.html").exists()
+
+
+@ab.attack
+def raises_always(model, x, y, eps):
+    raise ValueError("out of luck")
+
+
+def test_of_many_failures_ten_are_told(here, tmp_path):
+    eps = ", ".join(f'"{n}/255"' for n in range(1, 7))
+    failing = f'[[attacks]]\nname = "test_cli:raises_always"\neps = [{eps}]\n'
+    suite = write_suite(tmp_path, (TEXT[TEXT.index("[[attacks]]") :], failing))
+    done = here("run", suite, "--out", tmp_path / "run", "--workers", 1)
+    assert done.returncode == 1
+    told = [line for line in done.stdout.splitlines() if line.startswith(("failed: ", "and "))]
+    assert len(json.loads((tmp_path / "run" / "failures.json").read_text())) == 12
+    assert told[0] == "failed: a test_cli:raises_always linf 1/255: ValueError: out of luck"
+    assert len(told) == 11
+    assert told[-1] == "and 2 more"
 
 
 @pytest.mark.parametrize("kind", ["other", "pickled", "empty", "missing"])
@@ -329,6 +361,49 @@ def test_crosscheck_says_whether_all_is_sound(here, tmp_path, monkeypatch):
         "implementations:Band": {"weaker": 1}
     }
     assert (tmp_path / "bad" / "disagreements" / "0-implementations-Band" / "reproduce.py").is_file()
+
+
+PHANTOM = 'name = "uw_madison"\npath = "nowhere"\nfolds = 2\nphantom = { cases = 5, slices = 2, seed = 9 }'
+
+
+def test_data_that_are_not_there_are_drawn_once_and_reported_as_drawn(here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cache = Path(os.environ["ADVSEG_BENCH_CACHE"], "drawn")
+    before = {*cache.glob("*")}
+    suite = write_suite(tmp_path, ('name = "mni152"', PHANTOM))
+    told = "data: nothing at nowhere, so phantom data (5 cases, no patients) take its place, {} in "
+    planned = here("plan", suite).stdout
+    assert told.format("to be drawn") in planned
+    assert "Images: 2 for training, 6 for test (expected of phantom data, which are not drawn yet)." in planned
+    assert {*cache.glob("*")} == before, "a plan draws nothing"
+
+    def run_it() -> Path:
+        done = here("run", suite, "--out", tmp_path / "run", "--workers", 1)
+        assert done.returncode == 0, done.stderr
+        line = done.stdout.splitlines()[0]
+        assert line.startswith((told.format("to be drawn"), told.format("drawn")))
+        return Path(line.rpartition(" in ")[2], "train.csv")
+
+    table = run_it()
+    written = table.stat().st_mtime_ns
+    note = "Procedural phantom in the format of UW-Madison GI Tract; no patient data."
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["note"].startswith(note)
+    assert note in (tmp_path / "run" / "report" / "report.md").read_text()
+    assert run_it() == table
+    assert table.stat().st_mtime_ns == written
+    planned = here("plan", suite).stdout
+    assert told.format("drawn") in planned
+    assert "6 for test (counted in the phantom data)" in planned
+    elsewhere = here("run", suite, "--data", "absent", "--out", tmp_path / "other", "--workers", 1)
+    assert_one_line(elsewhere, "absent: expected a folder", "run wang2024 --profile cpu` draws phantom data.")
+
+
+def test_the_full_study_without_data_is_one_line_with_the_remedy(here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = here("run", "wang2024", "--workers", 1)
+    assert_one_line(done, "uw-madison-gi-tract-image-segmentation: expected a folder", "Set `path` to the unpacked")
+    assert "--profile cpu` draws phantom data" in done.stderr
+    assert "rows" not in done.stdout
 
 
 def test_make_data_writes_a_folder_once(here, tmp_path):

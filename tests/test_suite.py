@@ -305,6 +305,43 @@ def test_a_profile_of_a_file_refines_the_one_of_the_suite_that_it_extends(tmp_pa
     assert (suite.note, suite.seed, suite.training.epochs, len(suite.models)) == ("mine", 7, 2, 1)
 
 
+@pytest.mark.parametrize("profile", ["cpu", "smoke"])
+def test_a_profile_draws_phantom_data_only_where_its_own_path_leads_nowhere(profile, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    absent = Suite.load("wang2024", profile=profile)
+    assert absent.data.phantom.cases >= 12
+    assert Suite.model_validate_json(json.dumps(absent.as_json())) == absent
+    assert Suite.load("wang2024").data.phantom is None
+    assert Suite.load("wang2024", profile=profile, data="elsewhere").data.phantom is None
+    absent.data.path.mkdir()
+    there = Suite.load("wang2024", profile=profile)
+    assert there.data.phantom is None
+    assert "phantom" not in there.as_json()["data"]
+    assert [cell.id for cell in plan(there)] == [cell.id for cell in plan(absent)]
+
+
+def test_half_of_the_cpu_profiles_phantom_subjects_are_for_test():
+    data = Suite.load("wang2024", profile="cpu").data
+    assert data.phantom.cases // data.folds >= 12
+
+
+def test_phantom_data_belong_to_the_path_that_they_stand_in_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine.toml"
+    head = 'extends = "wang2024"\nprofile = "cpu"\nname = "mine"\n[data]\n'
+    mine.write_text(f'{head}path = "misspelt"\n')
+    assert Suite.load(mine).data.phantom is None
+    mine.write_text(f"{head}size = 64\n")
+    assert Suite.load(mine).data.phantom.cases == 24
+    mine.write_text(f'{head}path = "mine"\nphantom = {{ cases = 30 }}\n')
+    assert Suite.load(mine).data.phantom.cases == 30
+    mine.write_text(f"{head}phantom = {{ case = 30 }}\n")
+    with pytest.raises(SpecError, match=r"data\.phantom: unknown key 'case'\. Did you mean 'cases'\?"):
+        Suite.load(mine)
+    mine.write_text(f'{head}name = "phantom"\n')
+    assert Suite.load(mine).data.name == "phantom"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

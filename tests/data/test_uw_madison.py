@@ -2,7 +2,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,15 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from advseg_bench.data import count_images
 from advseg_bench.data.phantom.scanner import View, prepare_scan, render_slice
 from advseg_bench.data.uw_madison.dataset import NOTE, load, split_cases
 from advseg_bench.data.uw_madison.files import COMMON_FAULTS, OFFICIAL_FAULTS, ORGANS
-from advseg_bench.data.uw_madison.make import slice_heights, write_uw_madison
+from advseg_bench.data.uw_madison.make import draw_phantom, write_uw_madison
+from advseg_bench.data.uw_madison.phantom import expect_images, locate_phantom, slice_heights
 from advseg_bench.data.uw_madison.rle import encode_runs
 from advseg_bench.errors import DataError
-from advseg_bench.suite.specs import UwMadisonData
+from advseg_bench.suite.specs import PhantomFolder, UwMadisonData
 
 
 def spec(path, **keys):
@@ -452,6 +456,80 @@ def test_an_interrupted_making_begins_again(tmp_path):
     write_uw_madison(tmp_path, cases=1, slices=1)
     assert len(list((tmp_path / "train").rglob("*.png"))) == 1
     assert len((tmp_path / "train.csv").read_text().splitlines()) == 4
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "drawn"
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_phantom_data_take_the_place_of_data_and_change_no_dump(tmp_path, cache):
+    phantom = PhantomFolder(cases=3, slices=2, seed=4)
+    drawn = load(spec(tmp_path / "nowhere", phantom=phantom))
+    folder = write_uw_madison(tmp_path / "made", cases=3, slices=2, seed=4)
+    made = load(spec(folder))
+    assert contents(locate_phantom(phantom)) == contents(folder)
+    assert (drawn.cases, drawn.fingerprint, drawn.note) == (made.cases, made.fingerprint, made.note)
+    assert drawn.note.startswith("Procedural phantom")
+    assert (drawn.read(0).image == made.read(0).image).all()
+    assert spec("x", phantom=phantom).model_dump() == spec("x").model_dump()
+    assert locate_phantom(PhantomFolder(cases=3, slices=2, seed=5)) != locate_phantom(phantom)
+
+
+KILLED = """
+import os, signal
+from PIL import Image
+from advseg_bench.data.uw_madison.make import draw_phantom
+from advseg_bench.suite.specs import PhantomFolder
+save = Image.Image.save
+def save_and_die(self, path):
+    save(self, path)
+    os.kill(os.getpid(), signal.SIGKILL)
+Image.Image.save = save_and_die
+draw_phantom(PhantomFolder(cases=2, slices=1))
+"""
+
+
+def test_a_killed_drawing_is_not_taken_for_a_finished_one(tmp_path, cache):
+    phantom = PhantomFolder(cases=2, slices=1)
+    assert subprocess.run([sys.executable, "-c", KILLED]).returncode == -9
+    assert list(cache.rglob("*.png")), "it was killed too early to leave anything"
+    assert not locate_phantom(phantom).exists()
+    assert contents(draw_phantom(phantom)) == contents(write_uw_madison(tmp_path / "made", cases=2, slices=1))
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [locate_phantom(phantom).name]
+
+
+def test_two_that_draw_at_once_draw_once(cache):
+    phantom = PhantomFolder(cases=2, slices=2)
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.submit(draw_phantom, phantom), pool.submit(draw_phantom, phantom)
+        while not locate_phantom(phantom).exists() and not (one.done() and two.done()):
+            time.sleep(0.01)
+        table = locate_phantom(phantom) / "train.csv"
+        written = table.stat().st_ino
+        assert one.result() == two.result() == table.parent
+    assert table.stat().st_ino == written
+    assert len(table.read_text().splitlines()) == 1 + 2 * 2 * 3
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"fold": 1, "folds": 2, "validation": 0.4}, {"every": 2}, {"labelled_only": False, "fold": 2}]
+)
+def test_images_of_phantom_data_are_counted_before_they_are_drawn(tmp_path, cache, keys):
+    asked = spec(tmp_path / "nowhere", phantom=PhantomFolder(cases=5, slices=5, days=2), **keys)
+    expected = expect_images(asked, asked.phantom)
+    assert count_images(asked) == (*expected, "expected of phantom data, which are not drawn yet")
+    assert not cache.exists()
+    data = load(asked)
+    train, test = len(data.split("train")), len(data.split("test"))
+    assert expected[0] == train
+    assert abs(expected[1] - test) <= 0.1 * test
+    assert count_images(asked) == (train, test, "counted in the phantom data")
 
 
 BIG = """
