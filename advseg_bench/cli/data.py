@@ -11,7 +11,7 @@ import typer
 from advseg_bench.cli.common import print_line
 
 if TYPE_CHECKING:
-    from advseg_bench.suite.specs import DataSpec, PhantomFolder
+    from advseg_bench.suite.specs import DataSpec
 
 
 def make_data_command(
@@ -36,16 +36,15 @@ def schema_command() -> None:
     print(json.dumps(Suite.model_json_schema(), indent=1))
 
 
-def find_phantom(data: DataSpec) -> PhantomFolder | None:
-    """Return the phantom data that take the place of a data set that is not there, and print where they are."""
+def print_phantom(data: DataSpec) -> None:
+    """Print which phantom data take the place of a data set that is not there, and where they are."""
     from advseg_bench.suite.specs import UwMadisonData
 
     if not isinstance(data, UwMadisonData) or data.phantom is None:
-        return None
+        return
     from advseg_bench.data.uw_madison.phantom import locate_phantom
 
     folder = locate_phantom(data.phantom)
     drawn = "drawn in" if folder.is_dir() else "to be drawn in"
     cases = f"{data.phantom.cases} cases, no patients"
     print_line(f"data: nothing at {data.path}, so phantom data ({cases}) take its place, {drawn} {folder}")
-    return data.phantom

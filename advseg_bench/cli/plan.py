@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advseg_bench.cli.common import DataPath, Profile, SuiteName, Workers, console, default_workers, print_line
-from advseg_bench.cli.data import find_phantom
+from advseg_bench.cli.data import print_phantom
 
 if TYPE_CHECKING:
     from advseg_bench.suite.cells import Cell
@@ -52,7 +52,7 @@ def _print_header(suite: Suite) -> None:
     if suite.note:
         console.print(f"note: {suite.note}", markup=False, highlight=False)
     console.print(f"data: {suite.data.name}, {suite.data.task}, {_show_size(suite)}", highlight=False)
-    find_phantom(suite.data)
+    print_phantom(suite.data)
     for model in suite.models:
         parts = (model.architecture, model.encoder or "", f"weights {model.weights}" if model.weights else "")
         console.print(f"model: {model.name} ({', '.join(p for p in parts if p)})", markup=False, highlight=False)

@@ -20,7 +20,7 @@ from advseg_bench.cli.common import (
     default_workers,
     print_line,
 )
-from advseg_bench.cli.data import find_phantom
+from advseg_bench.cli.data import print_phantom
 
 if TYPE_CHECKING:
     from advseg_bench.report import Summary
@@ -48,15 +48,12 @@ def run_command(
     loaded = Suite.load(suite, profile=profile, data=data)
     folder = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.profile)))
     used = workers or default_workers(loaded)
-    phantom = find_phantom(loaded.data)
+    print_phantom(loaded.data)
     from advseg_bench.cli.progress import show_progress
-    from advseg_bench.data.uw_madison.make import draw_phantom
     from advseg_bench.instruments.profiling import measure_times
     from advseg_bench.report import summarise, write_report
     from advseg_bench.running.benchmark import run
 
-    if phantom:
-        draw_phantom(phantom, workers=used)
     spent: dict[str, float] = {}
     with ExitStack() as stack:
         if profile_time:

@@ -482,23 +482,27 @@ def test_phantom_data_take_the_place_of_data_and_change_no_dump(tmp_path, cache)
 
 
 KILLED = """
-import os, signal
+import os, signal, sys
 from PIL import Image
 from advseg_bench.data.uw_madison.make import draw_phantom
 from advseg_bench.suite.specs import PhantomFolder
-save = Image.Image.save
-def save_and_die(self, path):
-    save(self, path)
-    os.kill(os.getpid(), signal.SIGKILL)
-Image.Image.save = save_and_die
+owner, name = {"image": (Image.Image, "save"), "table": (os, "fsync")}[sys.argv[1]]
+function, calls = getattr(owner, name), []
+def call_and_die(*arguments):
+    function(*arguments)
+    calls.append(arguments)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+setattr(owner, name, call_and_die)
 draw_phantom(PhantomFolder(cases=2, slices=1))
 """
 
 
-def test_a_killed_drawing_is_not_taken_for_a_finished_one(tmp_path, cache):
+@pytest.mark.parametrize("moment", ["image", "table"])
+def test_a_killed_drawing_is_not_taken_for_a_finished_one(tmp_path, cache, moment):
     phantom = PhantomFolder(cases=2, slices=1)
-    assert subprocess.run([sys.executable, "-c", KILLED]).returncode == -9
-    assert list(cache.rglob("*.png")), "it was killed too early to leave anything"
+    assert subprocess.run([sys.executable, "-c", KILLED, moment]).returncode == -9
+    assert len(list(cache.rglob("*.png"))) == 2, "it was killed too early to leave anything"
     assert not locate_phantom(phantom).exists()
     assert contents(draw_phantom(phantom)) == contents(write_uw_madison(tmp_path / "made", cases=2, slices=1))
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [locate_phantom(phantom).name]

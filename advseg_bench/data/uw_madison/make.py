@@ -69,14 +69,13 @@ def write_uw_madison(
     return path
 
 
-def draw_phantom(phantom: PhantomFolder, *, workers: int = 1) -> Path:
+def draw_phantom(phantom: PhantomFolder) -> Path:
     """Draw phantom data into the cache, unless they are there.
 
     They are drawn beside their folder, by one process at a time, and moved there once they are complete.
 
     Args:
         phantom: What to draw.
-        workers: Processes; the files do not depend on it.
     Returns: The folder. Cost: as `write_uw_madison`.
     Raises: RecordError: if the cache cannot be written.
     """
@@ -89,7 +88,7 @@ def draw_phantom(phantom: PhantomFolder, *, workers: int = 1) -> Path:
         if not folder.is_dir():  # nobody drew it while this process waited
             if unfinished.is_dir():
                 shutil.rmtree(unfinished)
-            write_uw_madison(unfinished, **phantom.model_dump(), workers=workers)
+            write_uw_madison(unfinished, **phantom.model_dump())
             unfinished.rename(folder)
     return folder
 
