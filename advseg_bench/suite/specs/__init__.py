@@ -5,18 +5,14 @@ from advseg_bench.suite.specs.data import (
     PLUGIN_TAG,
     DataSpec,
     DecathlonData,
-    Fit,
     FolderData,
-    ImageData,
     LggData,
     Mni152Data,
     NnunetData,
     PhantomData,
     PhantomFolder,
     PluginData,
-    Scale,
     SliceData,
-    SplitData,
     UwMadisonData,
 )
 from advseg_bench.suite.specs.experiment import (
@@ -27,6 +23,7 @@ from advseg_bench.suite.specs.experiment import (
     Recipe,
     Scoring,
 )
+from advseg_bench.suite.specs.images import Fit, ImageData, Scale, SplitData
 
 __all__ = [
     "PLUGIN_TAG",
