@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from advseg_bench.data import phantom
+from advseg_bench.data.phantom import dataset as phantom
 from advseg_bench.data.phantom.bowel import ORGANS
 from advseg_bench.errors import RecordError
 from advseg_bench.suite.specs import PhantomData

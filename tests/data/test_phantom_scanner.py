@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from advseg_bench.data import phantom
-from advseg_bench.data import phantom_scanner as scanner
+from advseg_bench.data.phantom import dataset as phantom
+from advseg_bench.data.phantom import scanner
 from advseg_bench.data.phantom.body import ABDOMEN_MM, Tissue, paint_anatomy
 from advseg_bench.data.phantom.bowel import ORGANS
 from advseg_bench.data.phantom.scanner import View, cut_scan, prepare_scan, render_slice
