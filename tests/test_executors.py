@@ -99,10 +99,12 @@ def test_the_next_job_goes_to_the_worker_that_became_free_last():
 
 def test_a_workers_death_is_told_to_who_waits_and_to_who_submits():
     told = pytest.raises(WorkerError, match="A worker process was killed")
+    started = time.monotonic()
     with told, open_stub(2) as executor:
         executor.submit(Call(os._exit, (1,)))
-        executor.submit(Call(time.sleep, (1000,)))
+        executor.submit(Call(time.sleep, (60,)))
         executor.wait()
+    assert time.monotonic() - started < 50, "the other worker is not waited for"
     with told, open_stub(2) as executor:
         pid = call(executor, Call(os.getpid))
         os.kill(pid, signal.SIGKILL)
@@ -133,7 +135,7 @@ def open_stub(workers=2):
     return open_executor(workers, start_worker, lambda *event: None)
 
 def ctrl_c():
-    os.kill(os.getpid(), signal.SIGINT)
+    os.killpg(os.getpgrp(), signal.SIGINT)  # as a terminal does
 
 def run_a_thread():
     threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
@@ -261,6 +263,22 @@ def test_workers_can_be_had_in_a_thread_and_never_hear_ctrl_c():
         after = signal.signal(signal.SIGINT, before)
     assert ignored == [signal.SIG_IGN]
     assert after is signal.default_int_handler
+
+
+STARTING = """
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    with open_stub() as executor:
+        for _ in range(20):
+            ctrl_c()
+            time.sleep(0.02)
+        print(call(executor, Call(abs, (-3,))))
+"""
+
+
+def test_a_worker_does_not_hear_ctrl_c_while_it_starts(tmp_path):
+    done = run_script(tmp_path, STARTING)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
 
 
 ENDS_LATE = """

@@ -255,8 +255,7 @@ def test_a_corrected_suite_may_use_the_same_folder(undisturbed, tmp_path):
     assert sorted_rows(ab.run(tiny(), tmp_path / "run")).equals(sorted_rows(undisturbed))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_rows_are_on_disk_when_they_are_told_of(tmp_path, workers):
+def test_rows_are_on_disk_when_they_are_told_of(tmp_path):
     written = []
 
     def look(event):
@@ -264,7 +263,7 @@ def test_rows_are_on_disk_when_they_are_told_of(tmp_path, workers):
             rows = records.read_rows(tmp_path / "run", ["cell", "image"])
             written.append((event.done, len(rows)))
 
-    ab.run(tiny(), tmp_path / "run", shard=12, workers=workers, progress=look)
+    ab.run(tiny(), tmp_path / "run", shard=12, progress=look)
     assert written == [(84 * n, 84 * n) for n in range(1, 7)]
 
 

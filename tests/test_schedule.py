@@ -122,6 +122,13 @@ def test_models_are_loaded_again_only_where_others_help_with_the_last(models, wo
     assert max(loads) < models + workers
 
 
+@pytest.mark.parametrize(("units", "workers", "end"), [((1, 1, 1, 1), 4, 2), ((1, 1, 1, 1), 2, 4), ((6,), 3, 3)])
+def test_all_workers_work(units, workers, end):
+    executor = Simulated(workers, lambda *_: 1.0)
+    work_off(make_units(*units), executor)
+    assert executor.now == end
+
+
 def test_a_model_is_trained_and_attacked_in_the_order_of_the_suite():
     executor = Simulated(1, lambda *_: 1.0)
     ended = work_off(make_units(2, 1), executor)

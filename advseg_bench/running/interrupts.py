@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 
 @contextmanager
@@ -37,6 +38,7 @@ def interrupts_noted(react: Callable[[], None]) -> Iterator[None]:
 @contextmanager
 def interrupts_blocked() -> Iterator[None]:
     """Start processes inside: they never hear Ctrl-C. This one hears it here or, if it has no other thread, later."""
+    resource_tracker.ensure_running()  # the first process that is spawned starts it, which would end the blocking
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
