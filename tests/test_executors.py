@@ -137,6 +137,12 @@ def open_stub(workers=2):
 def ctrl_c():
     os.killpg(os.getpgrp(), signal.SIGINT)  # as a terminal does
 
+def find_pipe():
+    frame = sys._getframe()
+    while "pipe" not in frame.f_locals:
+        frame = frame.f_back
+    return frame.f_locals["pipe"].fileno()
+
 def run_a_thread():
     threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
 """
@@ -161,10 +167,7 @@ MOMENTS = {
     "while a worker is half started": START.replace("WHAT", "util.spawnv_passfds").replace("THREAD", "run_a_thread"),
     "while a result is half written": """
 def half_a_result():
-    frame = sys._getframe()
-    while "pipe" not in frame.f_locals:
-        frame = frame.f_back
-    os.write(frame.f_locals["pipe"].fileno(), struct.pack("!i", 1000) + b"half")
+    os.write(find_pipe(), struct.pack("!i", 1000) + b"half")
     open(HALF, "w").close()
     time.sleep(1000)
 

@@ -80,7 +80,11 @@ class InProcess:
 
 
 def call(executor: Executor, job: Job[R]) -> R:
-    """Run one job while nothing else is under way, and return its result. Raises: UserError, JobError: as it did."""
+    """Run one job while nothing else is under way, and return its result.
+
+    Raises:
+        UserError, JobError: If the job failed.
+    """
     executor.submit(job)
     outcome: Outcome[R] = executor.wait()[1]
     return outcome.result()

@@ -36,7 +36,11 @@ class Outcome(Generic[R]):
     error: UserError | JobError | None = None
 
     def result(self) -> R:
-        """Return the value. Raises: UserError, JobError: if the job failed."""
+        """Return the value.
+
+        Raises:
+            UserError, JobError: If the job failed.
+        """
         if self.error is not None:
             raise self.error
         return self.value  # type: ignore[return-value]

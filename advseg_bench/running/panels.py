@@ -36,7 +36,8 @@ def draw_panels(
         executor: With no job under way.
         show: Told a model's name, how many panels are there, and of how many that were missing.
 
-    Raises: RecordError: if a model is not the one which the run's rows were made with.
+    Raises:
+        RecordError: If a model is not the one which the run's rows were made with.
     """
     missing = _find_missing(out / "panels", Run(out).extremes(), {cell.id: cell for cell in cells}, images)
     done, total = 0, sum(map(len, missing.values()))

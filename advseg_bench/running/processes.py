@@ -64,7 +64,11 @@ class Processes:
         return len(self._all)
 
     def submit(self, job: Job[Any]) -> None:
-        """Send a job to a worker that is free. Raises: WorkerError: if that worker has died."""
+        """Send a job to a worker that is free.
+
+        Raises:
+            WorkerError: If that worker has died.
+        """
         assert self._idle, "no job waits for a worker"
         worker = self._idle.pop()
         worker.job = job
@@ -72,7 +76,11 @@ class Processes:
             worker.pipe.send(job)
 
     def wait(self) -> tuple[Job[Any], Outcome[Any]]:
-        """Return a job that has ended and how, passing on progress meanwhile. Raises: WorkerError: a worker died."""
+        """Wait until a job has ended; return it and how it ended. Progress is passed on meanwhile.
+
+        Raises:
+            WorkerError: If a worker has died, at work or not.
+        """
         with profiling.span(profiling.WAITING):
             while not self._ended:
                 self._listen()
@@ -108,11 +116,10 @@ class Processes:
 
     def _listen(self) -> None:
         """Take one message from each worker that has sent any; wait for the first."""
-        by_pipe: dict[object, _Process] = {worker.pipe: worker for worker in self._all}
-        for pipe in wait_for([worker.pipe for worker in self._all]):
-            worker = by_pipe[pipe]
-            with _deaths_told():
-                message = worker.pipe.recv()
+        ready = wait_for([worker.pipe for worker in self._all])
+        with _deaths_told():
+            messages = [(worker, worker.pipe.recv()) for worker in self._all if worker.pipe in ready]
+        for worker, message in messages:
             if isinstance(message, _Answer):
                 self._ended.append((worker, message))
             else:

@@ -53,7 +53,11 @@ class Recorder:
         self._done = 0
 
     def record_model(self, name: str, outcome: Outcome[dict[str, Any]]) -> bool:
-        """Write a model's entry. Returns: False if the model failed, which is noted."""
+        """Write a model's entry.
+
+        Returns:
+            False if the model failed, which is noted.
+        """
         try:
             info = outcome.result()
         except (UserError, JobError) as error:
@@ -97,7 +101,11 @@ class Recorder:
 
 
 def check_weights(out: Path, model: str, digest: str) -> None:
-    """Refuse a model that is not the one which the run's rows were made with. Raises: RecordError."""
+    """Refuse a model that is not the one which the run's rows were made with.
+
+    Raises:
+        RecordError: If its weights have another digest than those of the record.
+    """
     path = _entry_of(out, model)
     if records.read_model(path)["weights_sha256"] != digest:
         raise RecordError(

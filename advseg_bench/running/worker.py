@@ -81,7 +81,8 @@ class Worker:
     def do(self, job: Job[Any]) -> Any:
         """Do a job with as many threads of torch as the suite says; the caller has the number it had before.
 
-        Returns: What the class of the job says.
+        Returns:
+            What the class of the job says.
         """
         with _threads(self.suite.compute.threads):
             match job:
@@ -126,7 +127,11 @@ class Worker:
 
     @timed("models and training")
     def _check(self) -> None:
-        """Build every model and attack, load given weights. Raises: UserError: the first mistake found."""
+        """Build every model and attack, load given weights.
+
+        Raises:
+            UserError: The first mistake found.
+        """
         dataset, suite = self.dataset, self.suite
         for spec in suite.models:
             build_given(spec, dataset, suite.seed)
