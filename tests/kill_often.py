@@ -20,7 +20,7 @@ import monai.networks.nets  # noqa: F401  the children need it
 
 import advseg_bench as ab
 from advseg_bench.models import training
-from advseg_bench.running import benchmark, jobs  # noqa: F401  so that the children need not import them
+from advseg_bench.running import benchmark, worker  # noqa: F401  so that the children need not import them
 
 
 def start(suite: Path, out: Path) -> int:

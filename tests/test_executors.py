@@ -1,92 +1,209 @@
-"""Worker processes and Ctrl-C: whenever it comes, nothing is lost, nothing hangs, and no process is left."""
+"""What an executor guarantees, and Ctrl-C: whenever it comes, nothing is lost, nothing hangs, no process is left."""
 
 from __future__ import annotations
 
+import gc
 import os
-import platform
 import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import wait
+import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
+import stub_worker
+from stub_worker import Call, Tell, fail, find_process
 
-from advseg_bench.errors import WorkerError
-from advseg_bench.instruments.allocator import SETTINGS
-from advseg_bench.running import executors
+from advseg_bench.errors import DataError, UserError, WorkerError
+from advseg_bench.running.executors import call, open_executor
+from advseg_bench.running.outcomes import JobError
 
-BEGIN = """
-import os, signal, struct, sys, time
-from concurrent import futures
-from advseg_bench.running import executors
-
-HALF = os.path.abspath(__file__) + ".half"
 
 def no_news(what, done, total):
     pass
 
+
+def open_stub(workers, emit=no_news, start_worker=stub_worker.start_worker):
+    return open_executor(workers, start_worker, emit)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_returns_its_result_or_says_why_not_and_harms_no_other(workers):
+    with open_stub(workers) as executor:
+        assert executor.capacity == workers
+        assert call(executor, Call(abs, (-3,))) == 3
+        with pytest.raises(DataError, match="no such folder"):
+            call(executor, Call(fail, (DataError, "no such folder")))
+        with pytest.raises(JobError, match=r"^StubbornError: one two\n") as told:
+            call(executor, Call(fail, (stub_worker.StubbornError, "one", "two")))
+        assert "in fail" in "".join(told.value.__notes__)
+        with pytest.raises(UserError, match=r"^one two$"):
+            call(executor, Call(fail, (stub_worker.StubbornUserError, "one", "two")))
+        with pytest.raises(JobError, match="SystemExit: 3"):
+            call(executor, Call(fail, (SystemExit, 3)))
+        assert call(executor, Call(abs, (-4,))) == 4
+
+
+def test_a_result_that_cannot_be_sent_is_an_error_of_its_job():
+    with open_stub(2) as executor:
+        with pytest.raises(JobError, match="pickle"):
+            call(executor, Call(stub_worker.make_a_function))
+        assert call(executor, Call(abs, (-4,))) == 4
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_cannot_be_made_says_so_in_each_job(workers):
+    with open_stub(workers, start_worker=stub_worker.start_no_worker) as executor:
+        for _ in range(2):
+            with pytest.raises(JobError, match="ModuleNotFoundError: No module named 'no_such_module'"):
+                call(executor, Tell(1, "a"))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_job_comes_back_once_and_progress_comes_before_it_in_the_callers_thread(workers):
+    told: list[tuple[str, int, int]] = []
+
+    def emit(*event):
+        assert threading.current_thread() is threading.main_thread()
+        told.append(event)
+
+    jobs = [Tell(n % 4, str(n)) for n in range(20)]
+    waiting, ended = list(jobs), []
+    with open_stub(workers, emit) as executor:
+        running = 0
+        while running or waiting:
+            while waiting and running < executor.capacity:
+                executor.submit(waiting.pop())
+                running += 1
+            job, outcome = executor.wait()
+            running -= 1
+            assert outcome.result() == job.word
+            assert [e for e in told if e[0] == job.word] == [(job.word, n + 1, job.steps) for n in range(job.steps)]
+            ended.append(job)
+    assert Counter(ended) == Counter(jobs)
+
+
+def test_the_next_job_goes_to_the_worker_that_became_free_last():
+    with open_stub(3) as executor:
+        for label in range(3):
+            executor.submit(Call(find_process, (label,)))
+        freed = [executor.wait()[1].result() for _ in range(3)]
+        assert len(set(freed)) == 3
+        for label in range(3):
+            executor.submit(Call(find_process, (label,)))
+        took = dict(executor.wait() for _ in range(3))
+        assert [took[Call(find_process, (label,))].result() for label in range(3)] == freed[::-1]
+
+
+def test_a_workers_death_is_told_to_who_waits_and_to_who_submits():
+    told = pytest.raises(WorkerError, match="A worker process was killed")
+    started = time.monotonic()
+    with told, open_stub(2) as executor:
+        executor.submit(Call(os._exit, (1,)))
+        executor.submit(Call(time.sleep, (60,)))
+        executor.wait()
+    assert time.monotonic() - started < 50, "the other worker is not waited for"
+    with told, open_stub(2) as executor:
+        pid = call(executor, Call(os.getpid))
+        os.kill(pid, signal.SIGKILL)
+        while True:  # until the system has noticed
+            executor.submit(Call(abs, (-3,)))
+            executor.wait()
+
+
+def test_workers_look_for_no_garbage_among_what_they_imported():
+    with open_stub(2) as executor:
+        assert call(executor, Call(gc.get_freeze_count)) > 1000
+        assert call(executor, Call(gc.isenabled))
+    assert gc.get_freeze_count() == 0
+
+
+BEGIN = f"""
+import os, signal, struct, sys, threading, time
+
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from multiprocessing import util
+from advseg_bench.running import processes
+from advseg_bench.running.executors import call, open_executor
+from stub_worker import Call, start_worker
+
+HALF = os.path.abspath(__file__) + ".half"
+
+def open_stub(workers=2):
+    return open_executor(workers, start_worker, lambda *event: None)
+
 def ctrl_c():
-    os.kill(os.getpid(), signal.SIGINT)
+    os.killpg(os.getpgrp(), signal.SIGINT)  # as a terminal does
+
+def find_pipe():
+    frame = sys._getframe()
+    while "pipe" not in frame.f_locals:
+        frame = frame.f_back
+    return frame.f_locals["pipe"].fileno()
+
+def run_a_thread():
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+"""
+
+START = """
+def interrupted(start):
+    def start_and_interrupt(*arguments):
+        found = start(*arguments)
+        ctrl_c()
+        return found
+    return start_and_interrupt
+
+if __name__ == "__main__":
+    THREAD()
+    WHAT = interrupted(WHAT)
+    with open_stub():
+        print("went on")
 """
 
 MOMENTS = {
-    "while workers start": """
-class Pool(executors.ProcessPoolExecutor):
-    def _spawn_process(self):
-        super()._spawn_process()
-        if len(self._processes) == 1:
-            ctrl_c()
-
-if __name__ == "__main__":
-    executors.ProcessPoolExecutor = Pool
-    with executors.open_executor(2, 1, no_news):
-        print("went on")
-""",
-    "while a lock of the pool is held": """
-class Acquire(futures._base._AcquireFutures):
-    def __enter__(self):
-        self.futures[0]._condition.acquire()
-        ctrl_c()
-        for future in self.futures[1:]:
-            future._condition.acquire()
-
-if __name__ == "__main__":
-    with executors.open_executor(2, 1, no_news) as executor:
-        waiting = [executor.pool.submit(time.sleep, 1000) for _ in range(2)]
-        futures._base._AcquireFutures = Acquire
-        futures.wait(waiting)
-        executors.collect(waiting[0])
-""",
+    "while workers start": START.replace("WHAT", "processes.Processes.start").replace("THREAD", "int"),
+    "while a worker is half started": START.replace("WHAT", "util.spawnv_passfds").replace("THREAD", "run_a_thread"),
     "while a result is half written": """
 def half_a_result():
-    frame = sys._getframe()
-    while "result_queue" not in frame.f_locals:
-        frame = frame.f_back
-    frame.f_locals["result_queue"]._writer._send(struct.pack("!i", 1000) + b"half")
+    os.write(find_pipe(), struct.pack("!i", 1000) + b"half")
     open(HALF, "w").close()
     time.sleep(1000)
 
+def wait_and_interrupt():
+    while not os.path.exists(HALF):
+        time.sleep(0.05)
+    time.sleep(0.2)
+    ctrl_c()
+
 if __name__ == "__main__":
-    with executors.open_executor(2, 1, no_news) as executor:
-        future = executor.pool.submit(half_a_result)
-        while not os.path.exists(HALF):
-            time.sleep(0.05)
+    threading.Thread(target=wait_and_interrupt).start()
+    with open_stub() as executor:
+        call(executor, Call(half_a_result))
+""",
+    "in a destructor": """
+class Gone:
+    def __del__(self):
         ctrl_c()
-        executors.collect(future)
+
+if __name__ == "__main__":
+    with open_stub() as executor:
+        Gone()
+        call(executor, Call(time.sleep, (1000,)))
 """,
     "when the last job has ended": """
 if __name__ == "__main__":
-    with executors.open_executor(2, 1, no_news) as executor:
-        executors.collect(executor.pool.submit(os.getpid))
+    with open_stub() as executor:
+        call(executor, Call(os.getpid))
         ctrl_c()
 """,
     "after polars has put its own ear to it": """
 if __name__ == "__main__":
-    import polars, threading
-    with executors.open_executor(2, 1, no_news) as executor:
+    import polars
+    with open_stub() as executor:
         threading.Timer(1, ctrl_c).start()
-        executors.collect(executor.pool.submit(time.sleep, 1000))
+        call(executor, Call(time.sleep, (1000,)))
 """,
 }
 
@@ -116,7 +233,7 @@ def run_script(tmp_path, text: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_is_never_lost(tmp_path, moment):
     done = run_script(tmp_path, MOMENTS[moment])
-    assert (done.returncode, done.stdout) == (-signal.SIGINT, "")
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, ""), done.stderr
     assert done.stderr.count("Traceback") == 1
     assert done.stderr.endswith("KeyboardInterrupt\n")
 
@@ -125,9 +242,9 @@ def test_a_callers_own_way_with_ctrl_c_is_left_alone():
     heard = []
     before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     try:
-        with executors.open_executor(2, 1, print) as executor:
+        with open_stub(2) as executor:
             os.kill(os.getpid(), signal.SIGINT)
-            assert executors.collect(executor.pool.submit(abs, -3)) == 3
+            assert call(executor, Call(abs, (-3,))) == 3
     finally:
         after = signal.signal(signal.SIGINT, before)
     assert heard == [signal.SIGINT]
@@ -136,8 +253,8 @@ def test_a_callers_own_way_with_ctrl_c_is_left_alone():
 
 def test_workers_can_be_had_in_a_thread_and_never_hear_ctrl_c():
     def use():
-        with executors.open_executor(2, 1, print) as executor:
-            ignored.append(executors.collect(executor.pool.submit(signal.getsignal, signal.SIGINT)))
+        with open_stub(2) as executor:
+            ignored.append(call(executor, Call(signal.getsignal, (signal.SIGINT,))))
 
     ignored = []
     thread = threading.Thread(target=use)
@@ -151,16 +268,23 @@ def test_workers_can_be_had_in_a_thread_and_never_hear_ctrl_c():
     assert after is signal.default_int_handler
 
 
-def test_a_job_after_a_workers_death_is_told_so():
-    told = pytest.raises(WorkerError, match="A worker process was killed")
-    with told, executors.open_executor(2, 1, print) as executor:
-        wait([executor.pool.submit(os._exit, 1)])
-        executor.submit("describe")
+STARTING = """
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    with open_stub() as executor:
+        for _ in range(20):
+            ctrl_c()
+            time.sleep(0.02)
+        print(call(executor, Call(abs, (-3,))))
+"""
+
+
+def test_a_worker_does_not_hear_ctrl_c_while_it_starts(tmp_path):
+    done = run_script(tmp_path, STARTING)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
 
 
 ENDS_LATE = """
-import threading
-
 def stay_long():
     import multiprocessing
 
@@ -169,9 +293,11 @@ def stay_long():
     threading.Thread(target=time.sleep, args=(1000,)).start()
 
 if __name__ == "__main__":
-    with executors.open_executor(2, 1, no_news) as executor:
-        for future in [executor.pool.submit(stay_long) for _ in range(2)]:
-            executors.collect(future)
+    with open_stub() as executor:
+        for _ in range(2):
+            executor.submit(Call(stay_long))
+        for _ in range(2):
+            executor.wait()[1].result()
     print("left")
 """
 
@@ -181,60 +307,34 @@ def test_workers_that_take_their_time_to_end_are_not_waited_for(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "said\nsaid\nleft\n", "")
 
 
-KEEPS = """
-import numpy as np
-
-def resident():
-    return int(open("/proc/self/status").read().split("VmRSS:")[1].split()[0]) >> 10
-
-def keep_a_block():
-    before = resident()
-    block = np.ones(200 << 20, np.uint8)
-    del block
-    return resident() - before
-
+DIES = """
 if __name__ == "__main__":
-    with executors.open_executor(WORKERS, 1, no_news) as executor:
-        print(keep_a_block() if WORKERS == 1 else executors.collect(executor.pool.submit(keep_a_block)))
+    with open_stub() as executor:
+        for _ in range(2):
+            executor.submit(Call(time.sleep, (1000,)))
+        print(*(worker.pid for worker in __import__("multiprocessing").active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-FREEZES = """
-import gc
+def test_workers_die_with_their_parent_even_in_the_middle_of_a_job(tmp_path):
+    done = run_script(tmp_path, DIES)  # returns when its output is closed, which the workers have open
+    assert len(done.stdout.split()) == 2
+    assert done.stderr == ""
+
+
+LOADED = """
+def list_heavy():
+    return [name for name in ("torch", "polars") if name in sys.modules]
 
 if __name__ == "__main__":
-    with executors.open_executor(2, 1, no_news) as executor:
-        frozen = executors.collect(executor.pool.submit(gc.get_freeze_count))
-        print(frozen, executors.collect(executor.pool.submit(gc.isenabled)), gc.get_freeze_count())
+    with open_stub() as executor:
+        print(list_heavy(), call(executor, Call(list_heavy)))
+    import advseg_bench.running.benchmark
+    print(list_heavy())
 """
 
 
-LACKS = """
-from advseg_bench.instruments import profiling
-
-profiling.FOR_JOBS = ("no_such_module",)  # in the workers too, which run this file first
-
-if __name__ == "__main__":
-    with executors.open_executor(2, 1, no_news) as executor:
-        print(executors.collect(executor.pool.submit(len, "ab")))
-"""
-
-
-def test_a_worker_that_cannot_import_something_lives_to_tell(tmp_path):
-    done = run_script(tmp_path, LACKS)
-    assert done.stdout.strip() == "2", done.stderr
-
-
-def test_workers_look_for_no_garbage_among_what_they_imported(tmp_path):
-    done = run_script(tmp_path, FREEZES)
-    frozen, collecting, here = done.stdout.split()
-    assert (int(frozen) > 100_000, collecting, here) == (True, "True", "0"), done.stderr
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc, on Linux, that is told")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_freed_memory_stays_where_jobs_run(tmp_path, monkeypatch, workers):
-    for name in SETTINGS:
-        monkeypatch.delenv(name, raising=False)
-    done = run_script(tmp_path, KEEPS.replace("WORKERS", str(workers)))
-    assert int(done.stdout) > 180, done.stderr
+def test_only_a_runs_own_worker_imports_torch(tmp_path):
+    done = run_script(tmp_path, LOADED)
+    assert done.stdout == "[] []\n['polars']\n", done.stderr

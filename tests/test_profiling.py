@@ -6,7 +6,6 @@ import gc
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -17,6 +16,8 @@ from advseg_bench.instruments.profiling import (
     SWITCH,
     WAITING,
     add,
+    import_ahead,
+    is_on,
     list_shares,
     measure_times,
     span,
@@ -28,73 +29,107 @@ from advseg_bench.instruments.profiling import (
 @pytest.fixture(autouse=True)
 def _no_imports(monkeypatch):
     monkeypatch.setattr(profiling, "FOR_REPORTS", ())
-    monkeypatch.setattr(profiling, "FOR_JOBS", ())
+
+
+class Time:
+    """A clock that goes on only when it is told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def pass_by(self, seconds: float) -> None:
+        self.seconds += seconds
 
 
 @timed("work")
-def work(seconds: float) -> float:
+def work(time: Time, seconds: float) -> float:
     """Doc."""
-    time.sleep(seconds)
+    time.pass_by(seconds)
     return seconds
 
 
 def test_a_span_inside_another_takes_its_time_from_it():
-    started = time.perf_counter()
-    with measure_times() as spent, span("outer"):
-        time.sleep(0.02)
-        assert work(0.05) == 0.05
-        time.sleep(0.02)
-    passed = time.perf_counter() - started
-    assert spent["work"] == pytest.approx(0.05, abs=0.03)
-    assert spent["outer"] == pytest.approx(0.04, abs=0.03)
-    assert sum(spent.values()) == pytest.approx(passed, abs=0.01)
-    assert set(spent) == {"work", "outer", REST, IMPORTS}
+    time = Time()
+    with measure_times(time) as spent:
+        time.pass_by(16)
+        with span("outer"):
+            time.pass_by(1)
+            assert work(time, 8) == 8
+            time.pass_by(2)
+        time.pass_by(32)
+    assert spent == {"work": 8, "outer": 3, REST: 48, IMPORTS: 0}
+
+
+def test_spans_of_one_name_are_added():
+    time = Time()
+    with measure_times(time) as spent:
+        work(time, 1)
+        work(time, 2)
+    assert spent["work"] == 3
 
 
 def test_without_asking_nothing_is_kept():
+    time = Time()
     with span("work"):
-        work(0.0)
-    assert take() == {}
-    with measure_times() as spent:
-        pass
+        assert work(time, 1) == 1
+    assert (take(), is_on()) == ({}, False)
+    with measure_times(time) as spent:
+        assert is_on()
     assert "work" not in spent
     assert SWITCH not in os.environ
 
 
 def test_an_error_closes_its_spans():
-    with measure_times() as spent:
+    time = Time()
+    with measure_times(time) as spent:
         with pytest.raises(ZeroDivisionError), span("broken"):
-            raise ZeroDivisionError
-        time.sleep(0.02)
-    assert spent["broken"] < 0.01
-    assert spent[REST] > 0.015
+            time.pass_by(1 / 0)
+        time.pass_by(2)
+    assert (spent["broken"], spent[REST]) == (0, 2)
+    with pytest.raises(ZeroDivisionError), measure_times(time):
+        raise ZeroDivisionError
+    assert not is_on()
 
 
 def test_a_decorated_function_stays_itself():
     assert (work.__name__, work.__doc__) == ("work", "Doc.")
 
 
-JOBS = """
+IMPORTS_MUCH = """
 import gc, sys
 from advseg_bench.instruments import profiling
 
 collections = []
 gc.callbacks.append(lambda phase, info: collections.append(phase))
-profiling.prepare_for_jobs()
-print(len(collections), gc.isenabled(), "advseg_bench.running.jobs" in sys.modules)
+profiling.import_ahead("pydantic", "advseg_bench.suite")
+print(len(collections), gc.isenabled(), "advseg_bench.suite" in sys.modules)
 """
 
 
-def test_jobs_are_imported_without_a_look_for_garbage():
-    told = subprocess.run([sys.executable, "-c", JOBS], check=True, capture_output=True, text=True).stdout
+def test_modules_are_imported_without_a_look_for_garbage():
+    told = subprocess.run([sys.executable, "-c", IMPORTS_MUCH], check=True, capture_output=True, text=True).stdout
     collections, collecting, imported = told.split()
-    assert (int(collections) <= 2, collecting, imported) == (True, "True", "True")  # over a thousand otherwise
+    assert (int(collections) <= 2, collecting, imported) == (True, "True", "True")  # tens of them otherwise
     gc.disable()
     try:
-        profiling.prepare_for_jobs()
+        import_ahead("json")
         assert not gc.isenabled()  # who has it off wants it off
     finally:
         gc.enable()
+
+
+def test_modules_that_are_imported_ahead_are_charged_to_imports(tmp_path, monkeypatch):
+    (tmp_path / "slow_module.py").write_text("import test_profiling\ntest_profiling.TIME.pass_by(4)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with measure_times(TIME) as spent, span("work"):
+        import_ahead("slow_module")
+    assert (spent[IMPORTS], spent["work"]) == (4, 0)
+
+
+TIME = Time()
 
 
 def test_what_workers_measured_is_added():

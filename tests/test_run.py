@@ -18,7 +18,6 @@ from advseg_bench.errors import RecordError, UserError
 from advseg_bench.models.build import build_model
 from advseg_bench.models.weights import save_weights
 from advseg_bench.results import records
-from advseg_bench.running import jobs
 from advseg_bench.suite.suite import Suite
 
 TEXT = """
@@ -256,14 +255,16 @@ def test_a_corrected_suite_may_use_the_same_folder(undisturbed, tmp_path):
     assert sorted_rows(ab.run(tiny(), tmp_path / "run")).equals(sorted_rows(undisturbed))
 
 
-def test_work_is_written_as_it_is_done(tmp_path, monkeypatch):
-    """With one worker too, every unit is on disk before the next one starts."""
-    order: list[str] = []
-    attack, write = jobs.attack, records.write_part
-    monkeypatch.setattr(jobs, "attack", lambda *a: (order.append("attack"), attack(*a))[1])
-    monkeypatch.setattr(records, "write_part", lambda *a: (order.append("write"), write(*a))[1])
-    ab.run(tiny(), tmp_path / "run", shard=12)
-    assert order == ["attack", "write"] * 6
+def test_rows_are_on_disk_when_they_are_told_of(tmp_path):
+    written = []
+
+    def look(event):
+        if event.stage == "attack":
+            rows = records.read_rows(tmp_path / "run", ["cell", "image"])
+            written.append((event.done, len(rows)))
+
+    ab.run(tiny(), tmp_path / "run", shard=12, progress=look)
+    assert written == [(84 * n, 84 * n) for n in range(1, 7)]
 
 
 def test_changed_files_are_seen_by_a_second_run_of_one_process(tmp_path):
@@ -278,7 +279,12 @@ def test_changed_files_are_seen_by_a_second_run_of_one_process(tmp_path):
     assert digests[0] != digests[1]
 
 
-def test_threads_of_the_caller_are_his_own(tmp_path):
+def test_models_are_trained_with_the_suites_threads_and_the_callers_are_his_own(tmp_path):
+    seen: dict[str, set[int]] = {}
     torch.set_num_threads(2)
-    ab.run(tiny(TEXT.replace('losses = ["bce", "dice"]', 'losses = ["bce"]')), tmp_path / "run")
+    text = TEXT.replace("epochs = 3", "epochs = 2").replace('losses = ["bce", "dice"]', 'losses = ["bce"]')
+    ab.run(
+        tiny(text), tmp_path / "run", progress=lambda e: seen.setdefault(e.stage, set()).add(torch.get_num_threads())
+    )
+    assert (seen["train"], seen["attack"]) == ({1}, {2})
     assert torch.get_num_threads() == 2

@@ -20,12 +20,12 @@ SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX
 def keep_freed_memory() -> bool:
     """Have this process keep the memory it frees, for what it allocates next; for the rest of its life.
 
-    glibc returns every block of more than 32 MB to the system when it is freed, and what lies at the end of the heap.
-    A gradient frees and allocates as much over and over, and the system fills each page that it hands out with zeros:
-    of an FGSM at 224 pixels, batch 4, that was 27 % of the time (a U-Net with VGG13; with ResNet-18, 28 %). The most
-    memory that the process holds at a time grows a little, by fragments (there: 12 %).
+    By default glibc returns every block of more than 32 MB to the system when it is freed, and what lies at the end of
+    the heap. A gradient frees and allocates as much over and over, and the system fills each page that it hands out
+    with zeros. In exchange the process holds a little more memory, by fragments.
 
-    Returns: Whether it was done: only with glibc, and unless one of `SETTINGS` is set.
+    Returns:
+        Whether it was done: only with glibc, and unless one of `SETTINGS` is set.
     """
     return _tell({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
 
@@ -33,7 +33,8 @@ def keep_freed_memory() -> bool:
 def return_freed_memory() -> bool:
     """Have this process return every block of more than 64 KB when it is freed: what it holds is what is in use.
 
-    Returns: Whether it was done, as `keep_freed_memory`.
+    Returns:
+        Whether it was done, as `keep_freed_memory`.
     """
     return _tell({M_MMAP_MAX: 1 << 16, M_MMAP_THRESHOLD: 1 << 16, M_TRIM_THRESHOLD: 1 << 16})
 

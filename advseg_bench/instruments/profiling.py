@@ -27,21 +27,21 @@ MODEL = ("models and training", "attack: forwards", "attack: backwards", "scorin
 IMPORTS, WAITING, REST = "imports", "waiting for workers", "everything else"
 
 FOR_REPORTS = ("advseg_bench.report", "scipy.stats")
-FOR_JOBS = ("advseg_bench.running.jobs", "segmentation_models_pytorch", "monai.networks")
-"""What reports and jobs import sooner or later; first where times are wanted, to keep that out of other spans."""
+"""What a report imports sooner or later; first where times are wanted, to keep that out of other spans."""
 
 
 class _Clock:
     """The spans of this process that are open, and what each name has taken so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
         self.spent: dict[str, float] = {}
         self.open: list[str] = []
         self.mark = 0.0
 
     def turn(self) -> None:
         """Charge the time since the last change to the innermost open span."""
-        now = time.perf_counter()
+        now = self.now()
         if self.open:
             self.spent[self.open[-1]] = self.spent.get(self.open[-1], 0.0) + now - self.mark
         self.mark = now
@@ -83,18 +83,22 @@ def timed(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 @contextmanager
-def measure_times() -> Iterator[dict[str, float]]:
+def measure_times(now: Callable[[], float] = time.perf_counter) -> Iterator[dict[str, float]]:
     """Measure what happens inside, in this process and the workers that it starts.
 
-    Returns: Name -> seconds, filled at the end; `REST` is what no span was open for, `WAITING` left to the workers.
+    Args:
+        now: The clock of this process, in seconds.
+
+    Yields:
+        Name -> seconds, filled at the end; `REST` is what no span was open for, `WAITING` left to the workers.
     """
     global _clock
     os.environ[SWITCH] = "1"
     spent: dict[str, float] = {}
-    _clock = _Clock()
+    _clock = _Clock(now)
     try:
         with span(REST):
-            _import(FOR_REPORTS)
+            import_ahead(*FOR_REPORTS)
             yield spent
     finally:
         spent.update(_clock.spent)
@@ -102,17 +106,23 @@ def measure_times() -> Iterator[dict[str, float]]:
         del os.environ[SWITCH]
 
 
+def is_on() -> bool:
+    """Return whether times are wanted in this process."""
+    return _clock is not None
+
+
 def start_in_worker() -> None:
-    """Import the jobs in a worker; measure from here on, if its parent measures."""
+    """Measure from here on, if the parent of this process measures."""
     global _clock
     if SWITCH in os.environ:
-        _clock = _Clock()
-    prepare_for_jobs()
+        _clock = _Clock(time.perf_counter)
 
 
-def prepare_for_jobs() -> None:
-    """Import the jobs, and if times are wanted all that they need; their process need not write the report."""
-    _import(FOR_JOBS if _clock is not None else FOR_JOBS[:1])
+def import_ahead(*modules: str) -> None:
+    """Import modules now, at no other span's cost, and without looking for garbage meanwhile."""
+    with without_collector(), span(IMPORTS):
+        for name in modules:
+            import_module(name)
 
 
 def take() -> dict[str, float]:
@@ -139,10 +149,3 @@ def list_shares(spent: dict[str, float]) -> tuple[list[tuple[str, float, float]]
     total = sum(counted.values()) or 1.0
     rows = sorted(((name, seconds, seconds / total) for name, seconds in counted.items()), key=lambda row: -row[1])
     return rows, sum(share for name, _, share in rows if name not in MODEL)
-
-
-def _import(names: tuple[str, ...]) -> None:
-    """Import modules at no other span's cost, without a look for garbage, which would take a quarter of the time."""
-    with without_collector(), span(IMPORTS):
-        for name in names:
-            import_module(name)

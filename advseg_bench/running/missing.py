@@ -1,0 +1,44 @@
+"""Which rows a run still lacks, as units of work."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+from advseg_bench.running.work import Unit
+from advseg_bench.suite.cells import Cell
+
+
+def find_missing(
+    cells: Iterable[Cell], images: Mapping[str, int], have: Collection[tuple[str, str]], shard: int
+) -> dict[str, list[Unit]]:
+    """Find the rows that are not there yet: images that lack the same cells, a shard at a time.
+
+    Args:
+        cells: Of the run; skipped ones get no rows.
+        images: Test image -> position in the data set, in the order in which images are attacked.
+        have: (cell, image) of each row that is there; a set.
+        shard: Most images of a unit.
+
+    Returns:
+        Model -> its units, in the order of the cells. A model that lacks nothing is left out.
+    """
+    wanted: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.skip is None:
+            wanted.setdefault(cell.model, []).append(cell)
+    units = {model: list(_split(model, of_model, images, have, shard)) for model, of_model in wanted.items()}
+    return {model: found for model, found in units.items() if found}
+
+
+def _split(
+    model: str, cells: Sequence[Cell], images: Mapping[str, int], have: Collection[tuple[str, str]], shard: int
+) -> Iterator[Unit]:
+    """The units of one model."""
+    groups: dict[tuple[Cell, ...], list[int]] = {}
+    for image, position in images.items():
+        lacking = tuple(cell for cell in cells if (cell.id, image) not in have)
+        if lacking:
+            groups.setdefault(lacking, []).append(position)
+    for lacking, positions in groups.items():
+        for start in range(0, len(positions), shard):
+            yield Unit(model, tuple(positions[start : start + shard]), lacking)

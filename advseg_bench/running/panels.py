@@ -1,0 +1,72 @@
+"""The images behind the cases that a report shows, kept as files of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from advseg_bench.cache import content_hash, write_bytes
+from advseg_bench.instruments.profiling import timed
+from advseg_bench.results.run import Run
+from advseg_bench.results.selection import Extreme, find_extremes
+from advseg_bench.running.executors import Executor, keep_busy
+from advseg_bench.running.recording import check_weights
+from advseg_bench.running.work import MakePanels, PanelSpec
+from advseg_bench.suite.cells import Cell
+
+Wanted = dict[Path, PanelSpec]
+"""Files to be made, and what is in them."""
+
+
+@timed("pictures of cases")
+def draw_panels(
+    out: Path,
+    cells: Iterable[Cell],
+    images: Mapping[str, int],
+    executor: Executor,
+    show: Callable[[str, int, int], None],
+) -> None:
+    """Keep the images of each model's best and worst case, the worst at several budgets; remove those of other rows.
+
+    Args:
+        out: The run directory, with its rows.
+        cells: Of the run.
+        images: Test image -> position in the data set.
+        executor: With no job under way.
+        show: Told a model's name, how many panels are there, and of how many that were missing.
+
+    Raises:
+        RecordError: If a model is not the one which the run's rows were made with.
+    """
+    missing = _find_missing(out / "panels", find_extremes(Run(out)), {cell.id: cell for cell in cells}, images)
+    done, total = 0, sum(map(len, missing.values()))
+    jobs = (MakePanels(model, tuple(wanted.values())) for model, wanted in missing.items())
+    for job, outcome in keep_busy(executor, lambda held: next(jobs, None)):
+        panels = outcome.result()
+        check_weights(out, job.model, panels.weights)
+        for path, data in zip(missing[job.model], panels.files, strict=True):
+            write_bytes(path, data)
+        done += len(panels.files)
+        show(job.model, done, total)
+
+
+def _find_missing(
+    folder: Path, cases: Iterable[Extreme], cells: Mapping[str, Cell], images: Mapping[str, int]
+) -> dict[str, Wanted]:
+    """Find the panels that are not there yet, for each model; remove those of no case.
+
+    The name of a file covers its content, so that a panel of other rows is never taken for this one.
+    """
+    stale, missing = {*folder.glob("*.npz")}, dict[str, Wanted]()
+    for case in cases:
+        record = case.as_record()
+        path = folder / f"{case.model}-{case.kind}-{content_hash(record)}.npz"
+        if path in stale:
+            stale.remove(path)
+        else:
+            steps = tuple(cells[step.cell] for step in case.sweep)
+            missing.setdefault(case.model, {})[path] = PanelSpec(images[case.image], steps, json.dumps(record))
+    for path in stale:
+        path.unlink()
+    return missing

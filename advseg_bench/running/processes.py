@@ -1,0 +1,191 @@
+"""Worker processes, each with a pipe of its own. They die with their parent, and only the parent hears Ctrl-C."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import util
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from advseg_bench.errors import WorkerError
+from advseg_bench.instruments import profiling
+from advseg_bench.running.interrupts import interrupts_blocked, interrupts_noted
+from advseg_bench.running.outcomes import Outcome, StartWorker, attempt, reword, start
+from advseg_bench.running.work import Emit, Job
+
+LOST = (EOFError, OSError)
+"""What a pipe raises whose other end is gone, be it in the middle of a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a worker process sends when a job has ended: how, and where its time went if that is measured."""
+
+    outcome: Outcome[Any]
+    spent: dict[str, float]
+
+
+@dataclass(slots=True, eq=False)
+class _Process:
+    """A worker process as its parent sees it: this end of the pipe, and the job that it is at."""
+
+    process: SpawnProcess
+    pipe: Connection
+    job: Job[Any] | None = None
+
+
+class Processes:
+    """An `Executor` of worker processes; opened by `open_processes`.
+
+    The next job goes to the worker whose job `wait` returned last. All is done in the thread of the caller.
+    """
+
+    def __init__(self, emit: Emit) -> None:
+        self.killed = False
+        self._emit = emit
+        self._all: list[_Process] = []
+        self._idle: list[_Process] = []
+        self._ended: deque[tuple[_Process, _Answer]] = deque()
+
+    @property
+    def capacity(self) -> int:
+        """How many workers there are."""
+        return len(self._all)
+
+    def submit(self, job: Job[Any]) -> None:
+        """Send a job to a worker that is free.
+
+        Raises:
+            WorkerError: If that worker has died.
+        """
+        assert self._idle, "no job waits for a worker"
+        worker = self._idle.pop()
+        worker.job = job
+        with _deaths_told():
+            worker.pipe.send(job)
+
+    def wait(self) -> tuple[Job[Any], Outcome[Any]]:
+        """Wait until a job has ended; return it and how it ended. Progress is passed on meanwhile.
+
+        Raises:
+            WorkerError: If a worker has died, at work or not.
+        """
+        with profiling.span(profiling.WAITING):
+            while not self._ended:
+                self._listen()
+        worker, answer = self._ended.popleft()
+        profiling.add(answer.spent)
+        assert worker.job is not None
+        job, worker.job = worker.job, None
+        self._idle.append(worker)
+        return job, answer.outcome
+
+    def start(self, start_worker: StartWorker) -> None:
+        """Start one more worker."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, start_worker))
+        process.start()
+        theirs.close()  # so that the pipe ends when the worker does
+        self._all.append(_Process(process, ours))
+        self._idle.append(self._all[-1])
+
+    def kill(self) -> None:
+        """Kill all workers, so that nothing waits for what they would have returned."""
+        self.killed = True
+        for worker in self._all:
+            worker.process.kill()
+
+    def close(self) -> None:
+        """Have the workers end, which they do when they see the end of the pipe, and wait until they have."""
+        for worker in self._all:
+            worker.pipe.close()
+        for worker in self._all:
+            worker.process.join()
+
+    def _listen(self) -> None:
+        """Take one message from each worker that has sent any; wait for the first."""
+        ready = wait_for([worker.pipe for worker in self._all])
+        with _deaths_told():
+            messages = [(worker, worker.pipe.recv()) for worker in self._all if worker.pipe in ready]
+        for worker, message in messages:
+            if isinstance(message, _Answer):
+                self._ended.append((worker, message))
+            else:
+                self._emit(*message)
+
+
+@contextmanager
+def open_processes(workers: int, start_worker: StartWorker, emit: Emit) -> Iterator[Processes]:
+    """Provide worker processes and leave none behind. What they have not returned when an error comes is lost."""
+    pool = Processes(emit)
+    with interrupts_noted(pool.kill):
+        try:
+            with interrupts_blocked():
+                for _ in range(workers):
+                    pool.start(start_worker)
+            if pool.killed:
+                raise KeyboardInterrupt
+            yield pool
+        except BaseException:
+            pool.kill()  # a run that ends early must not wait for a training
+            raise
+        finally:
+            pool.close()
+
+
+@contextmanager
+def _deaths_told() -> Iterator[None]:
+    try:
+        yield
+    except LOST:
+        raise WorkerError(
+            "A worker process was killed, probably for lack of memory. What was finished is kept: "
+            "run the same command again with fewer --workers."
+        ) from None
+
+
+def _serve(pipe: Connection, start_worker: StartWorker) -> None:
+    """Be a worker process: do the jobs that come through the pipe, until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    profiling.start_in_worker()
+    do = start(start_worker, lambda *progress: pipe.send(progress))
+    gc.freeze()  # what is there now stays, and is not looked through for garbage again and again
+    while True:
+        try:
+            job = pipe.recv()
+        except LOST:
+            break
+        outcome, spent = attempt(do, job), profiling.take()
+        try:
+            pipe.send(_Answer(outcome, spent))
+        except Exception as error:  # it cannot be pickled
+            pipe.send(_Answer(Outcome(error=reword(error)), spent))
+    # The one use of what Python does not document: after its own tidying up the process ends here, and does not
+    # unload its libraries or wait for threads that foreign code has left running.
+    util.Finalize(None, _leave, exitpriority=-100)
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,211 @@
+"""What a worker does for each kind of job. Data and the last model stay loaded between jobs.
+
+Workers compute and return; only the process that owns the run directory writes in it.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from advseg_bench import environment
+from advseg_bench.batches import move_batch
+from advseg_bench.checks.results import traits_of
+from advseg_bench.data import load_dataset
+from advseg_bench.data.dataset import Dataset
+from advseg_bench.errors import IncompatibleError, UserError
+from advseg_bench.instruments.profiling import span, timed
+from advseg_bench.models.prepare import Choice, prepare_checked
+from advseg_bench.models.training import build_given, obtain_model
+from advseg_bench.models.weights import digest_weights
+from advseg_bench.registry.fitting import Images, why_not
+from advseg_bench.registry.loading import load_attack, load_loss
+from advseg_bench.registry.plugins import Kind
+from advseg_bench.registry.preparation import read_steps
+from advseg_bench.running import runner
+from advseg_bench.running.runner import Conditions
+from advseg_bench.running.work import (
+    Check,
+    Context,
+    Describe,
+    Description,
+    Emit,
+    Job,
+    MakePanels,
+    Panels,
+    PanelSpec,
+    RunUnit,
+    Train,
+    Unit,
+    UnitResult,
+)
+from advseg_bench.suite.cells import CLEAN, plan
+from advseg_bench.suite.suite import Suite
+
+CHECKED_ON = 2
+"""Test images on which a prepared model has to agree with the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model in memory: itself, what attacks are given instead, and its entry in the record."""
+
+    name: str
+    model: nn.Module
+    attacked: nn.Module
+    info: dict[str, Any]
+
+
+class Worker:
+    """Does the jobs of one run, one at a time.
+
+    Args:
+        context: The run.
+        emit: Told the progress of trainings.
+    """
+
+    def __init__(self, context: Context, emit: Emit) -> None:
+        self.suite, self.device = context.suite, context.device
+        self.conditions = Conditions(seed=self.suite.seed, batch=self.suite.compute.batch, device=self.device)
+        self._emit = emit
+        self._loaded: _Loaded | None = None
+
+    def do(self, job: Job[Any]) -> Any:
+        """Do a job with as many threads of torch as the suite says; the caller has the number it had before.
+
+        Returns:
+            What the class of the job says.
+        """
+        with _threads(self.suite.compute.threads):
+            match job:
+                case Describe():
+                    return self._describe()
+                case Check():
+                    return self._check()
+                case Train(name):
+                    return self._load(name, lambda done, total: self._emit(name, done, total)).info
+                case RunUnit(unit):
+                    return self._run_unit(unit)
+                case MakePanels(name, panels):
+                    return self._make_panels(name, panels)
+        raise TypeError(f"no worker knows the job {job!r}")
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The suite's data set."""
+        with span("data"):
+            return load_dataset(self.suite.data)
+
+    def _describe(self) -> Description:
+        dataset, suite = self.dataset, self.suite
+        test = dataset.split("test")
+        device = {"device": environment.describe_device(self.device)}
+        libraries = environment.describe_libraries()
+        compute = {"threads": suite.compute.threads, "compute_batch": suite.compute.batch}
+        return Description(
+            data={
+                "name": dataset.name,
+                "note": dataset.note,
+                "fingerprint": dataset.fingerprint,
+                "kind": dataset.task.kind,
+                "classes": list(dataset.task.classes),
+                "splits": {name: len(dataset.split(name)) for name in ("train", "validation", "test")},
+                "subjects": {"test": len({dataset.cases[i].subject for i in test})},
+            },
+            binding=libraries | device | {"code": environment.describe_code(_list_names(suite))},
+            environment=libraries | environment.describe_machine() | device | compute,
+            images={dataset.cases[i].image: i for i in test},
+        )
+
+    @timed("models and training")
+    def _check(self) -> None:
+        """Build every model and attack, load given weights.
+
+        Raises:
+            UserError: The first mistake found.
+        """
+        dataset, suite = self.dataset, self.suite
+        for spec in suite.models:
+            build_given(spec, dataset, suite.seed)
+        load_loss(suite.training.loss, dataset.task)
+        for arm in dict.fromkeys(cell.arm for cell in plan(suite) if cell.arm != CLEAN and cell.skip is None):
+            try:
+                attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task)
+            except UserError:
+                raise
+            except Exception:
+                continue  # a fault of the attack itself fails its own cells, later
+            images = Images(dataset.task.kind, len(suite.data.edges), suite.data.channels)
+            if (reason := why_not(arm.attack, traits_of(attack), images)) is not None:
+                raise IncompatibleError(f"{reason}. Leave it out of the suite.")
+
+    @timed("models and training")
+    def _load(self, name: str, progress: Callable[[int, int], None] = lambda done, total: None) -> _Loaded:
+        """Get a model from memory, or else from the cache, its weights or a training; it replaces the last one."""
+        if self._loaded is None or self._loaded.name != name:
+            suite = self.suite
+            spec = next(model for model in suite.models if model.name == name)
+            trained = obtain_model(spec, suite.training, self.dataset, suite.seed, progress, self.device)
+            info = trained.info | {"weights_sha256": digest_weights(trained.model)}
+            choice = self._prepare(trained.model)
+            info["prepared"] = choice.as_record()
+            self._loaded = _Loaded(name, trained.model, choice.model, info)
+        return self._loaded
+
+    def _prepare(self, model: nn.Module) -> Choice:
+        """Prepare a model as the suite says, if that agrees with it on the first test images."""
+        images = self.dataset.split("test")[:CHECKED_ON]
+        x = move_batch(self.dataset.batch(images), self.device).x
+        model.to(self.device).eval().requires_grad_(False)
+        return prepare_checked(model, x, read_steps(self.suite.compute.prepare))
+
+    def _run_unit(self, unit: Unit) -> UnitResult:
+        loaded = self._load(unit.model)
+        started = time.perf_counter()
+        rows, failures = runner.run_unit(unit, loaded.model, self.dataset, self.conditions, loaded.attacked)
+        return UnitResult(rows, failures, time.perf_counter() - started)
+
+    def _make_panels(self, name: str, panels: tuple[PanelSpec, ...]) -> Panels:
+        loaded = self._load(name)
+        files = []
+        for panel in panels:
+            arrays = runner.attack_one(
+                panel.cells, panel.index, loaded.model, self.dataset, self.conditions, loaded.attacked
+            )
+            named: dict[str, Any] = arrays | {"meta": np.array(panel.meta)}
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **named)
+            files.append(buffer.getvalue())
+        return Panels(files, loaded.info["weights_sha256"])
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    """Set torch's threads inside, and the caller's number again outside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _list_names(suite: Suite) -> set[tuple[Kind, str]]:
+    """Everything a suite names that may be a plug-in's."""
+    losses = {suite.training.loss, *(loss for attack in suite.attacks for loss in attack.losses)}
+    names: dict[Kind, set[str]] = {
+        "attack": {attack.name for attack in suite.attacks},
+        "architecture": {model.architecture for model in suite.models},
+        "loss": losses,
+        "data set": {suite.data.name},
+    }
+    return {(kind, name) for kind, found in names.items() for name in found}

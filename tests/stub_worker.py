@@ -1,0 +1,74 @@
+"""A worker for tests of executors: it calls what it is given, and imports nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from advseg_bench.errors import UserError
+from advseg_bench.running.outcomes import Do
+from advseg_bench.running.work import Emit, Job
+
+
+@dataclass(frozen=True)
+class Call(Job[Any]):
+    """Call a function that the worker can import."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tell(Job[str]):
+    """Tell of some progress, and return a word."""
+
+    steps: int
+    word: str
+
+
+def start_worker(emit: Emit) -> Do:
+    def do(job: Job[Any]) -> Any:
+        match job:
+            case Call(function, arguments):
+                return function(*arguments)
+            case Tell(steps, word):
+                for step in range(steps):
+                    emit(word, step + 1, steps)
+                return word
+        raise AssertionError(job)
+
+    return do
+
+
+def start_no_worker(emit: Emit) -> Do:
+    import no_such_module  # noqa: F401
+
+    raise AssertionError
+
+
+class StubbornError(Exception):
+    """Cannot be unpickled, and has a message of two lines."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one}\n{two}")
+
+
+class StubbornUserError(UserError):
+    """The same of a plug-in that uses the package's errors."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def fail(kind: type[BaseException], *arguments: Any) -> None:
+    raise kind(*arguments)
+
+
+def make_a_function() -> Callable[[], None]:
+    return lambda: None
+
+
+def find_process(label: object) -> int:
+    return os.getpid()
