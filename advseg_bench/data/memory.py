@@ -16,6 +16,7 @@ from advseg_bench.data.dataset import Case, Dataset, Sample
 from advseg_bench.errors import DataError, SpecError, expected
 from advseg_bench.types import Bounds, Task, TaskKind
 
+NOTE = "Each image counts as a subject of its own, because no subjects were given."
 IN_MEMORY = "in-memory"
 """What tables call a data set that was in memory."""
 
@@ -149,5 +150,6 @@ def make_dataset(images: Batch) -> Dataset:
         cases=[Case(image, subject, block, spacing, "test") for image, subject, block, spacing in parts],
         read=lambda i: Sample(x[i], y[i], valid[i]),
         fingerprint=digest.hexdigest(),
+        note=NOTE if images.subjects == images.images else "",
         bounds=images.bounds,
     )

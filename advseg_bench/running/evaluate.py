@@ -91,6 +91,8 @@ def evaluate(
         data, task=task, classes=classes, ignore=ignore, bounds=bounds, keys=keys, subject_key=subject_key
     )
     radii = [float(eps)] if isinstance(eps, (int, float)) else [float(value) for value in eps]
+    if not radii:
+        raise SpecError(expected("evaluate", "at least one radius as `eps`", eps))
     for radius in radii:
         make_budget("evaluate", norm, radius, images.bounds)
     dataset = make_dataset(images)

@@ -1,0 +1,187 @@
+"""`ab.evaluate`: the harness on a model object and images in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose, EnsureTyped
+from strategies import make_batch
+from test_front_door import make_convolution, make_network
+from torch.utils.data import DataLoader, TensorDataset
+
+import advseg_bench as ab
+from advseg_bench.batches import select_images
+from advseg_bench.data.memory import make_dataset
+from advseg_bench.errors import DataError, SpecError, UserError
+from advseg_bench.registry.loading import load_attack
+from advseg_bench.report import write_report
+from advseg_bench.running.runner import Conditions, run_unit
+from advseg_bench.running.work import Unit
+from advseg_bench.suite.cells import CLEAN, Arm, Cell
+
+N = 5
+
+
+@pytest.fixture(scope="module")
+def batch():
+    whole, _ = make_batch("multilabel", n=N, space=(12, 10))
+    return whole
+
+
+def evaluate(model, data, attacks=None, **options):
+    return ab.evaluate(model, data, attacks or [ab.attacks.FGSM(loss="dice")], **options)
+
+
+def load(data):
+    """A data loader that leaves the global random state alone."""
+    return DataLoader(data, batch_size=2, generator=torch.Generator())
+
+
+def values(run):
+    """The rows without what names them."""
+    return run.rows.drop("cell", "dataset", "model", "subject", "block", "image").to_dicts()
+
+
+def test_rows_are_those_of_the_harness_bit_for_bit(batch):
+    model = make_network("multilabel").eval().requires_grad_(False)
+    arms = [Arm("fgsm", "bce", "{}", "linf"), Arm("pgd", "dice", '{"random_start": false, "steps": 3}', "linf")]
+    cells = [Cell("clean", "m", CLEAN, 0.0, 0, "", None)]
+    cells += [Cell(f"{arm.attack}{eps}", "m", arm, eps, 0, "", None) for arm in arms for eps in (0.01, 0.05)]
+    theirs, failures = run_unit(Unit("m", tuple(range(N)), tuple(cells)), model, make_dataset(batch), Conditions(0, 4))
+    assert not failures
+    attacks = [ab.attacks.FGSM(loss="bce"), ab.attacks.PGD(loss="dice", steps=3, random_start=False)]
+    run = evaluate(model, [batch], attacks, eps=[0.01, 0.05], batch=4)
+    assert run.failures == []
+    assert {(row["attack"], row["settings"]) for row in run.rows.to_dicts()} == {
+        ("none", "{}"),
+        ("fgsm", "{}"),
+        ("pgd", '{"random_start": false, "steps": 3}'),
+    }
+    keys = ("attack", "loss", "settings", "eps", "image")
+    names = ("tp", "fp", "fn", "wrong_pixels", "flipped_pixels", "linf", "l2", "unmoved", "forwards", "flags")
+    ours = {tuple(row[k] for k in keys): [row[n] for n in names] for row in run.rows.to_dicts()}
+    assert ours == {tuple(row[k] for k in keys): [row[n] for n in names] for row in theirs}
+
+
+def test_every_way_to_give_images_gives_the_same_rows(batch):
+    model, x, y = make_network("multilabel"), batch.x, batch.y.float()
+    plain = ab.Batch.of(x, y, task="multilabel")
+    samples = [{"image": a, "label": b} for a, b in zip(x, y, strict=True)]
+    monai = CacheDataset(samples, Compose([EnsureTyped(("image", "label"))]), progress=False)
+    ways = {
+        "batches": [select_images(plain, [0, 1, 2]), select_images(plain, [3, 4])],
+        "tuples": load(TensorDataset(x, y)),
+        "lists": [[x[:3], y[:3]], [x[3:], y[3:]]],
+        "dictionaries": load(samples),
+        "data set": TensorDataset(x, y),
+        "MONAI": monai,
+        "arrays": [(x.numpy(), y.numpy())],
+    }
+    wanted = values(evaluate(model, [plain]))
+    for name, data in ways.items():
+        run = evaluate(model, data, task=None if name == "batches" else "multilabel")
+        assert values(run) == wanted, name
+
+
+def test_models_draws_radii_and_tables(batch):
+    models = {"one": make_network("multilabel"), "two": torch.nn.Sequential(make_convolution(2, 3))}
+    attacks = {"mine": ab.attacks.FGSM(loss="dice"), "noise": ab.attacks.RandomSign()}
+    run = evaluate(models, [batch], attacks, eps=[0.01, 0.02], draws=3)
+    table = run.table("dice", by=("model", "attack", "eps"))
+    assert table.height == 2 * (1 + 2 + 2)
+    assert run.rows.height == 2 * N * (1 + 2 + 2 * 3)
+    assert run.missing == 0
+    assert run.controls == {"noise"}
+    assert {"mean", "lower", "upper"} <= set(table.columns)
+
+
+def test_a_report_is_written(batch, tmp_path):
+    run = evaluate(make_network("multilabel"), [batch], [ab.attacks.FGSM(loss="dice"), ab.attacks.RandomSign()])
+    names = {path.name for path in write_report(run, tmp_path / "out")}
+    assert {"report.html", "report.md"} <= names
+    assert "Sequential" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_subjects_are_said(batch):
+    samples = [
+        {"image": a, "label": b, "who": f"p{i // 2}"} for i, (a, b) in enumerate(zip(batch.x, batch.y, strict=True))
+    ]
+    run = evaluate(make_network("multilabel"), load(samples), task="multilabel", subject_key="who")
+    assert run.rows["subject"].n_unique() == 3
+    assert run.info["data"]["note"] == ""
+    own = evaluate(make_network("multilabel"), load(samples), task="multilabel")
+    assert own.info["data"]["note"].startswith("Each image counts as a subject of its own")
+
+
+def test_the_model_is_given_back_as_it_was(batch):
+    model = make_network("multilabel").train()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    evaluate(model, [batch])
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+
+
+def test_an_attack_that_fails_costs_the_others_nothing(batch):
+    @ab.attack
+    def broken(model, x, y, eps):
+        raise RuntimeError("boom")
+
+    model = make_network("multilabel")
+    run = evaluate(model, [batch], [ab.attacks.FGSM(loss="dice"), broken])
+    (failure,) = run.failures
+    assert failure["message"] == "RuntimeError: boom"
+    assert run.rows.filter(run.rows["attack"] != "none").height == N
+    assert run.missing == N
+
+
+def test_toolkits_and_functions_are_attacks(batch):
+    @ab.attack
+    def shift(model, x, y, eps, down=False):
+        return (x - eps if down else x + eps).clamp(0, 1)
+
+    theirs = load_attack("torchattacks.FGSM", {}, "dice", batch.task)
+    run = evaluate(make_network("multilabel"), [batch], [theirs, shift.configure(down=True)])
+    rows = {(row["attack"].rpartition(".")[2], row["loss"], row["settings"]) for row in run.rows.to_dicts()}
+    assert rows == {("none", "", "{}"), ("FGSM", "dice", "{}"), ("shift", "", '{"down": true}')}
+
+
+def test_what_does_not_fit_is_skipped_with_the_reason():
+    whole, _ = make_batch("multiclass", n=2)
+    attacks = [ab.attacks.FGSM(loss="dice"), ab.attacks.FGSM(loss="bce")]
+    run = evaluate(make_network("multiclass"), [whole], attacks)
+    (skipped,) = [cell for cell in run.info["cells"] if cell["skip"]]
+    assert skipped["skip"] == "loss 'bce' is defined for binary and multilabel tasks, not for multiclass"
+    assert run.missing == 0
+
+
+MISTAKES = [
+    (lambda b: {"data": [(b.x, b.y)]}, SpecError, "expected a `task`, since the data are no `ab.Batch`"),
+    (lambda b: {"data": []}, DataError, "expected data with at least one image, got 'none'"),
+    (lambda b: {"data": [b, b]}, DataError, "expected a name of its own for each image, got 'image0'"),
+    (lambda b: {"data": [b.x], "task": "multilabel"}, DataError, "expected items that are an ab.Batch, a tuple"),
+    (
+        lambda b: {"data": [{"img": b.x}], "task": "multilabel"},
+        DataError,
+        r"items with 'image', 'label', got \['img'\]",
+    ),
+    (lambda b: {"attacks": [ab.attacks.FGSM]}, SpecError, "expected attack objects, such as"),
+    (lambda b: {"attacks": {}}, SpecError, "expected at least one attack"),
+    (lambda b: {"attacks": [ab.attacks.RandomSign()] * 2}, SpecError, "attacks that differ in name, loss or settings"),
+    (lambda b: {"attacks": {"none": ab.attacks.RandomSign()}}, SpecError, "expected another name than 'none'"),
+    (lambda b: {"eps": 4}, SpecError, "expected an L_inf `eps` below 1"),
+    (lambda b: {"eps": []}, SpecError, "expected at least one radius"),
+    (lambda b: {"model": make_convolution(2, 2)}, UserError, "expected 3 logit channels .* got 2"),
+]
+
+
+@pytest.mark.parametrize(("given", "error", "message"), MISTAKES)
+def test_mistakes_are_one_line(batch, given, error, message):
+    options = {"model": make_network("multilabel"), "data": [batch], "attacks": [ab.attacks.RandomSign()]}
+    options |= given(batch)
+    with pytest.raises(error, match=message) as found:
+        ab.evaluate(options.pop("model"), options.pop("data"), options.pop("attacks"), **options)
+    assert "\n" not in str(found.value)
