@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
+from types import NoneType
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from advseg_bench.errors import DataError, SpecError, expected, unknown
+from advseg_bench.errors import DataError, SpecError, expected, one_line, unknown
 from advseg_bench.types import Bounds, Budget, Norm, Task, TaskKind
 
-WRONG_SHAPE = "Give masks channel by channel, or class numbers for a multiclass task."
+WRONG_SHAPE = "Channels come second: x[:, None] adds their axis, x[None] that of the batch."
 WRONG_VALUES = "Threshold or renumber them, or name the value of pixels that do not count as `ignore`, such as 255."
 
 
@@ -32,12 +35,16 @@ def make_task(where: str, task: Task | TaskKind, classes: int | Sequence[str] | 
         return task
     if task not in get_args(TaskKind):
         raise SpecError(unknown(where, "task", str(task), get_args(TaskKind)))
+    if isinstance(classes, str) or not isinstance(classes, (int, Sequence, NoneType)):
+        raise SpecError(expected(where, f"a number or a list of names as `{called}`", classes))
     if classes is None and task == "binary":
         classes = 1
     wanted = {"binary": "1", "multilabel": "1 or more", "multiclass": "2 or more (the background is one)"}[task]
     names = _name(classes) if classes is not None else ()
     if len(names) < (2 if task == "multiclass" else 1) or (task == "binary" and len(names) > 1):
         raise SpecError(expected(where, f"{wanted} as `{called}` of a {task} task", classes))
+    if len(set(names)) < len(names):
+        raise SpecError(expected(where, f"a name of its own for each of the `{called}`", classes))
     return Task(task, names)
 
 
@@ -50,34 +57,55 @@ def make_bounds(where: str, bounds: Bounds | Sequence[float]) -> Bounds:
     """Return bounds. Raises: SpecError: if they are not a smaller and a larger number."""
     if isinstance(bounds, Bounds):
         return bounds
-    if len(bounds) != 2 or not bounds[0] < bounds[1]:
+    numbers = [one for one in bounds if isinstance(one, Real)] if isinstance(bounds, Sequence) else []
+    if len(numbers) != 2 or len(bounds) != 2 or not numbers[0] < numbers[1]:
         raise SpecError(expected(where, "a smaller and a larger number as `bounds`", bounds))
-    return Bounds(*bounds)
+    return Bounds(float(numbers[0]), float(numbers[1]))
 
 
 def make_budget(where: str, norm: Norm, eps: object, bounds: Bounds) -> Budget:
     """Return a budget. Raises: SpecError: if it makes no sense for images inside the bounds."""
     if norm not in get_args(Norm):
-        raise SpecError(unknown(where, "norm", norm, get_args(Norm)))
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not (math.isfinite(eps) and eps >= 0):
-        raise SpecError(expected(where, "a finite number of at least 0 as `eps`", eps))
-    width = bounds.upper - bounds.lower
-    if norm == "linf" and eps >= width:
+        raise SpecError(unknown(where, "norm", str(norm), get_args(Norm)))
+    if isinstance(eps, Tensor) and eps.numel() == 1:
+        eps = eps.item()
+    if isinstance(eps, bool) or not isinstance(eps, Real) or not 0 <= float(eps) < math.inf:
+        raise SpecError(expected(where, "a finite number of at least 0 as `eps`, such as 4/255", eps))
+    radius, width = float(eps), bounds.upper - bounds.lower
+    if norm == "linf" and radius >= width:
         what = f"an L_inf `eps` below {width:g}, in units of the image"
         raise SpecError(expected(where, what, eps, "For 4 of 255 grey levels write 4/255."))
-    return Budget(norm, float(eps))
+    return Budget(norm, radius)
 
 
 def read_images(where: str, x: Any) -> Tensor:
     """Return images as a float32 tensor. Raises: DataError: if they are whole numbers, or have no space axes."""
-    images = torch.as_tensor(x)
+    images = read_tensor(where, x)
     if not images.is_floating_point():
         remedy = "Scale grey levels to the bounds, such as `x / 255`."
         raise DataError(expected(where, "images of floating point numbers", str(images.dtype), remedy))
-    if images.dim() < 3 or images.numel() == 0:
-        remedy = "Give a batch: images, channels, space axes."
-        raise DataError(expected(where, "images of shape (N, C, *S)", tuple(images.shape), remedy))
+    if images.dim() not in (4, 5) or images.numel() == 0:
+        remedy = "Add the channel axis with x[:, None], or the batch axis with x[None]."
+        raise DataError(expected(where, "2-D or 3-D images of shape (N, C, *S)", tuple(images.shape), remedy))
+    finite = images.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        raise DataError(f"{where}[{int((~finite).nonzero()[0])}]: expected finite intensities, got NaN or infinity.")
     return images.detach().to(torch.float32)
+
+
+def read_tensor(where: str, values: Any) -> Tensor:
+    """Return numbers as a plain tensor. Raises: DataError: if they are none."""
+    try:
+        if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
+            values = torch.stack(list(values))
+        if not isinstance(values, Tensor):
+            array = np.asarray(values)
+            values = torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError, RuntimeError) as error:
+        remedy = f"Give a tensor or an array of numbers. ({one_line(error)})"
+        raise DataError(expected(where, "numbers", type(values).__name__, remedy)) from None
+    plain: Tensor = values.as_subclass(Tensor)
+    return plain
 
 
 def read_labels(

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advseg_bench.arguments import WRONG_SHAPE, make_bounds, make_task, read_images, read_labels
-from advseg_bench.errors import DataError, expected
+from advseg_bench.arguments import WRONG_SHAPE, make_bounds, make_task, read_images, read_labels, read_tensor
+from advseg_bench.errors import DataError, SpecError, expected
 from advseg_bench.types import Bounds, Task, TaskKind
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Images with their labels and everything an attack or a metric must know about them.
 
@@ -82,7 +82,7 @@ class Batch:
             DataError: one line about shapes, types or values of images and labels.
         """
         images_of = read_images("x", x)
-        labels = torch.as_tensor(y, device=images_of.device)
+        labels = read_tensor("y", y).to(images_of.device)
         n, _, *space = images_of.shape
         kind = task.kind if isinstance(task, Task) else task
         if kind != "multilabel" and labels.dim() == images_of.dim() - 1:
@@ -90,13 +90,20 @@ class Batch:
         if classes is None and kind == "multilabel" and not isinstance(task, Task) and labels.dim() > 1:
             classes = labels.shape[1]
         known = make_task("task", task, classes)
-        if labels.dim() != images_of.dim() or len(labels) != n:
-            wanted = f"{n} labels" if labels.dim() == images_of.dim() else f"{kind} labels of {images_of.dim()} axes"
-            raise DataError(expected("y", wanted, tuple(labels.shape), WRONG_SHAPE))
+        wanted = (n, len(known.classes) if kind == "multilabel" else 1, *space)
+        if tuple(labels.shape) != wanted:
+            found = f"x {tuple(images_of.shape)} and y {tuple(read_tensor('y', y).shape)}"
+            raise DataError(f"batch: expected {kind} labels {wanted} for images (N, C, *S), got {found}. {WRONG_SHAPE}")
+        if ignore is not None and not isinstance(ignore, int):
+            raise SpecError(expected("ignore", "one label value, such as 255", ignore))
         read = [read_labels(f"y[{i}]", label, space, known, ignore) for i, label in enumerate(labels)]
         counts = torch.stack([part for _, part in read])
         if valid is not None:
-            counts &= torch.as_tensor(valid, device=images_of.device).to(torch.bool).reshape(counts.shape)
+            given = read_tensor("valid", valid).to(images_of.device)
+            given = given.squeeze(1) if given.dim() == images_of.dim() and given.shape[1] == 1 else given
+            if given.shape != counts.shape:
+                raise DataError(expected("valid", f"one value a pixel, {tuple(counts.shape)}", tuple(given.shape)))
+            counts &= given.to(torch.bool)
         names = tuple(images) if images is not None else tuple(f"image{i}" for i in range(n))
         people = tuple(subjects) if subjects is not None else names
         unknown_spacing = ((math.nan,) * len(space),) * n
@@ -109,13 +116,24 @@ class Batch:
             images=names,
             subjects=people,
             blocks=tuple(blocks) if blocks is not None else people,
-            spacing=tuple(tuple(edges) for edges in spacing) if spacing is not None else unknown_spacing,
+            spacing=_read_spacing(spacing, len(space)) if spacing is not None else unknown_spacing,
         )
         for name in ("images", "subjects", "blocks", "spacing"):
             if len(getattr(batch, name)) != n:
                 raise DataError(expected(name, f"one for each of {n} images", len(getattr(batch, name))))
+        if len(set(names)) < n:
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(expected("images", "a name of its own for each image", twice))
         check_batch(batch, "batch")
         return batch
+
+
+def _read_spacing(spacing: Sequence[Sequence[float]], axes: int) -> tuple[tuple[float, ...], ...]:
+    """Edge lengths of each image's pixels."""
+    told = tuple(tuple(edges) if isinstance(edges, Sequence) else (edges,) for edges in spacing)
+    if any(len(edges) != axes for edges in told):
+        raise DataError(expected("spacing", f"{axes} edge lengths for each image", spacing))
+    return told
 
 
 def select_images(batch: Batch, indices: Sequence[int]) -> Batch:
@@ -169,9 +187,9 @@ def check_batch(batch: Batch, where: str) -> None:
         raise DataError(expected(f"{where}: y", f"labels from 0 to {classes - 1}", found, remedy))
     low, high = float(batch.x.amin()), float(batch.x.amax())
     if not (batch.bounds.lower <= low and high <= batch.bounds.upper):
-        what = f"intensities from {batch.bounds.lower:g} to {batch.bounds.upper:g}"
-        remedy = "Put the normalisation into the model, or give the images' own bounds."
-        raise DataError(expected(f"{where}: x", what, (round(low, 4), round(high, 4)), remedy))
+        what = f"expected intensities from {batch.bounds.lower:g} to {batch.bounds.upper:g}"
+        remedy = "Clip roundings, put the normalisation into the model, or give the images' own bounds."
+        raise DataError(f"{where}: x: {what}, got {low:.8g} to {high:.8g}. {remedy}")
 
 
 def _form(tensor: torch.Tensor) -> str:

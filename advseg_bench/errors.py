@@ -14,6 +14,10 @@ class SpecError(UserError):
     """A suite, model or attack specification is wrong."""
 
 
+class SettingError(SpecError, ValueError):
+    """A setting of an attack has no meaning."""
+
+
 class DataError(UserError):
     """A data set is missing, damaged or does not match its description."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 from monai.data import CacheDataset
@@ -13,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import advseg_bench as ab
 from advseg_bench.batches import select_images
 from advseg_bench.data.memory import make_dataset
-from advseg_bench.errors import DataError, SpecError, UserError
+from advseg_bench.errors import DataError, IncompatibleError, PluginError, SpecError, UserError
 from advseg_bench.registry.loading import load_attack
 from advseg_bench.report import write_report
 from advseg_bench.running.runner import Conditions, run_unit
@@ -40,7 +43,8 @@ def load(data):
 
 def values(run):
     """The rows without what names them."""
-    return run.rows.drop("cell", "dataset", "model", "subject", "block", "image").to_dicts()
+    rows = run.rows.sort("attack", "loss", "settings", "eps", "draw", "image")
+    return rows.drop("cell", "dataset", "model", "subject", "block", "image").to_dicts()
 
 
 def test_rows_are_those_of_the_harness_bit_for_bit(batch):
@@ -149,24 +153,55 @@ def test_toolkits_and_functions_are_attacks(batch):
     assert rows == {("none", "", "{}"), ("FGSM", "dice", "{}"), ("shift", "", '{"down": true}')}
 
 
-def test_what_does_not_fit_is_skipped_with_the_reason():
-    whole, _ = make_batch("multiclass", n=2)
-    attacks = [ab.attacks.FGSM(loss="dice"), ab.attacks.FGSM(loss="bce")]
-    run = evaluate(make_network("multiclass"), [whole], attacks)
-    (skipped,) = [cell for cell in run.info["cells"] if cell["skip"]]
-    assert skipped["skip"] == "loss 'bce' is defined for binary and multilabel tasks, not for multiclass"
-    assert run.missing == 0
+def swapped(logits, y, valid, task):
+    """A loss with its arguments swapped: an attack on it helps the model."""
+    return -ab.losses.bce(logits, y, valid, task)
+
+
+@ab.attack
+def needs_loss(model, x, y, eps, loss):
+    return x
+
+
+def test_random_rows_do_not_depend_on_where_things_lie_in_memory(batch):
+    @dataclass(frozen=True)
+    class Noisy:
+        post: object = swapped
+
+        def __call__(self, model, batch, *, budget, generators):
+            return batch.x
+
+    run = evaluate(make_network("multilabel"), [batch], [Noisy(post=needs_loss.function)])
+    told = {row["settings"] for row in run.rows.to_dicts() if row["attack"] != "none"}
+    assert told == {f'{{"post": "{__name__}:needs_loss"}}'}
+
+
+def test_a_single_attack_a_single_batch_and_a_function_will_do(batch):
+    network = make_network("multilabel")
+    one = ab.evaluate(network, batch, ab.attacks.FGSM(loss="dice"))
+    with torch.inference_mode():
+        other = ab.evaluate(lambda x: network(x), [batch], [ab.attacks.FGSM(loss="dice")], eps=np.float64(4 / 255))
+    assert values(one) == values(other)
+
+
+def test_a_failure_is_told_once(batch):
+    @ab.attack
+    def broken(model, x, y, eps):
+        raise RuntimeError("boom")
+
+    run = evaluate(make_network("multilabel"), [batch], [broken], batch=2)
+    assert len(run.failures) == 1
 
 
 MISTAKES = [
-    (lambda b: {"data": [(b.x, b.y)]}, SpecError, "expected a `task`, since the data are no `ab.Batch`"),
+    (lambda b: {"data": [(b.x, b.y)]}, SpecError, "expected a `task`, since the data are no ab.Batch"),
     (lambda b: {"data": []}, DataError, "expected data with at least one image, got 'none'"),
     (lambda b: {"data": [b, b]}, DataError, "expected a name of its own for each image, got 'image0'"),
     (lambda b: {"data": [b.x], "task": "multilabel"}, DataError, "expected items that are an ab.Batch, a tuple"),
     (
         lambda b: {"data": [{"img": b.x}], "task": "multilabel"},
         DataError,
-        r"items with 'image', 'label', got \['img'\]",
+        r"item 0: keys: expected the keys 'image', 'label', got",
     ),
     (lambda b: {"attacks": [ab.attacks.FGSM]}, SpecError, "expected attack objects, such as"),
     (lambda b: {"attacks": {}}, SpecError, "expected at least one attack"),
@@ -174,6 +209,31 @@ MISTAKES = [
     (lambda b: {"attacks": {"none": ab.attacks.RandomSign()}}, SpecError, "expected another name than 'none'"),
     (lambda b: {"eps": 4}, SpecError, "expected an L_inf `eps` below 1"),
     (lambda b: {"eps": []}, SpecError, "expected at least one radius"),
+    (lambda b: {"eps": "4/255"}, SpecError, "expected a finite number of at least 0 as `eps`, such as 4/255"),
+    (lambda b: {"eps": [0.1, 0.1]}, SpecError, "expected each radius once"),
+    (lambda b: {"draws": 0}, SpecError, "a whole number of at least 1 as `draws`"),
+    (lambda b: {"batch": 0}, SpecError, "a whole number of at least 1 as `batch`"),
+    (lambda b: {"model": {}}, SpecError, "expected at least one model"),
+    (lambda b: {"model": None}, SpecError, "expected a network from images to logits"),
+    (lambda b: {"model": lambda x: x.mean(0, keepdim=True).repeat(1, 2, 1, 1)[:, :3]}, UserError, "expected logits of"),
+    (lambda b: {"device": "foo"}, SpecError, "expected a device of this machine"),
+    (lambda b: {"data": None}, DataError, "expected a data loader, a data set of torch or MONAI"),
+    (lambda b: {"task": "binary"}, SpecError, "expected no `task` beside ab.Batch items"),
+    (lambda b: {"bounds": (0, 2)}, SpecError, "expected no `bounds` beside ab.Batch items"),
+    (
+        lambda b: {"data": [(b.x, b.y)], "task": "multilabel", "subject_key": "who"},
+        SpecError,
+        "item 0: subject_key: expected a dictionary where there is a `subject_key`",
+    ),
+    (
+        lambda b: {"data": [(b.x, b.y), (b.x * float("nan"), b.y)], "task": "multilabel"},
+        DataError,
+        r"item 1: x\[0\]: expected finite intensities",
+    ),
+    (lambda b: {"attacks": [ab.attacks.FGSM(loss="ce")]}, IncompatibleError, "loss 'ce' is defined for multiclass"),
+    (lambda b: {"attacks": [ab.attacks.FGSM(loss=swapped)]}, IncompatibleError, "swapped"),
+    (lambda b: {"attacks": [needs_loss]}, IncompatibleError, "follows a loss; give it one with .configure"),
+    (lambda b: {"attacks": [lambda model, x, y, eps: x]}, PluginError, "put the line @advseg_bench.attack"),
     (lambda b: {"model": make_convolution(2, 2)}, UserError, "expected 3 logit channels .* got 2"),
 ]
 

@@ -158,13 +158,13 @@ def test_a_loss_is_a_name_or_a_function():
     assert ab.attacks.PGD(loss="dice").loss is losses.dice
     assert ab.attacks.PGD(loss=losses.dice) == ab.attacks.PGD(loss="dice")
 
-    def brightness(logits, y, valid, task):
-        return logits.flatten(1).mean(1)
+    def doubled(logits, y, valid, task):
+        return 2 * losses.bce(logits, y, valid, task)
 
     batch, _ = make_batch("binary")
     model = make_network("binary")
-    named = ab.attacks.FGSM(loss=brightness)(model, batch, eps=0.1)
-    assert model(named).mean().item() > model(batch.x).mean().item()
+    mine, theirs = (ab.attacks.FGSM(loss=loss)(model, batch, eps=0.1) for loss in (doubled, "bce"))
+    assert torch.equal(mine, theirs)
 
 
 def test_random_attacks_are_seeded_per_image():
@@ -176,6 +176,59 @@ def test_random_attacks_are_seeded_per_image():
     alone = attack(model, ab.Batch.of(batch.x[1:2], batch.y[1:2], task="binary", images=["image1"]), eps=0.1)
     assert torch.equal(alone[0], first[1]), "an image's result does not depend on its neighbours"
     assert len({tuple((first - batch.x)[i].sign().flatten().tolist()) for i in range(3)}) == 3
+
+
+def test_arrays_in_any_order_of_memory_are_taken():
+    x, y = X.numpy()[:, :, ::-1], Y.numpy().astype(">f4")
+    batch = ab.Batch.of(x, y, task="binary")
+    assert torch.equal(batch.x, X.flip(2))
+    assert torch.equal(ab.Batch.of(list(X), list(Y), task="binary").x, X)
+
+
+def test_a_loss_that_is_none_is_refused():
+    def swapped(logits, y, valid, task):
+        return -losses.bce(logits, y, valid, task)
+
+    batch, _ = make_batch("binary")
+    with pytest.raises(IncompatibleError, match="swapped"):
+        ab.attacks.FGSM(loss=swapped)(make_network("binary"), batch, eps=0.1)
+
+
+def test_an_own_loss_of_a_shipped_name_is_not_taken_for_it():
+    def bce(logits, y, valid, task):
+        return losses.ce(logits, y, valid, task)
+
+    whole, _ = make_batch("multiclass")
+    x_adv = ab.attacks.FGSM(loss=bce)(make_network("multiclass"), whole, eps=0.1)
+    assert torch.equal(x_adv, ab.attacks.FGSM(loss="ce")(make_network("multiclass"), whole, eps=0.1))
+
+
+def test_a_subclass_with_traits_of_its_own_climbs_all_the_same():
+    class Far(ab.attacks.BIM):
+        traits = ab.Traits(max_budget_ratio=2.0)
+
+    batch, _ = make_batch("binary")
+    wanted = ab.attacks.BIM(loss="dice", steps=3)(make_network("binary"), batch, eps=0.1)
+    assert torch.equal(Far(loss="dice", steps=3)(make_network("binary"), batch, eps=0.1), wanted)
+
+
+def test_a_subclass_with_a_loop_of_its_own_states_no_cost():
+    class Twice(ab.attacks.FGSM):
+        def perturb(self, model, batch, *, budget, generators):
+            first = ab.attacks.FGSM.perturb(self, model, batch, budget=budget, generators=generators)
+            return ab.attacks.FGSM.perturb(self, model, batch, budget=budget, generators=generators) * 0 + first
+
+    assert ab.attacks.FGSM(loss="dice").traits.forwards == 1
+    assert Twice(loss="dice").traits.forwards is None
+
+
+def test_a_subclass_with_an_objective_of_its_own_shares_no_gradient():
+    class Away(ab.attacks.ShuffledSign):
+        def objective(self, logits, batch):
+            return -ab.attacks.ShuffledSign.objective(self, logits, batch)
+
+    keys = {attack.gradient_key() for attack in (Away(loss="dice"), ab.attacks.ShuffledSign(loss="dice"))}
+    assert len(keys) == 2
 
 
 def test_functions_and_toolkits_take_the_same_call():
@@ -196,16 +249,32 @@ def test_functions_and_toolkits_take_the_same_call():
 X, Y = torch.linspace(0, 1, 128).view(2, 1, 8, 8), torch.zeros(2, 8, 8)
 WRONG_BATCHES = [
     ({"x": (X * 255).byte()}, DataError, r"x: expected images of floating point numbers, got 'torch.uint8'"),
-    ({"x": X * 255 + 1}, DataError, r"batch: x: expected intensities from 0 to 1, got \("),
-    ({"x": X[0, 0]}, DataError, r"x: expected images of shape \(N, C, \*S\), got \(8, 8\)"),
+    ({"x": X * 255 + 1}, DataError, r"batch: x: expected intensities from 0 to 1, got 1 to 256"),
+    (
+        {"x": X[0, 0]},
+        DataError,
+        r"x: expected 2-D or 3-D images of shape \(N, C, \*S\), got \(8, 8\)",
+    ),
     ({"y": Y + 255}, DataError, r"y\[0\]: expected labels 0 and 1, got 255\. Threshold or renumber"),
-    ({"y": Y[:, :4]}, DataError, r"y\[0\]: expected a binary label of shape \(1, 8, 8\), got \(1, 4, 8\)"),
-    ({"y": Y[:1]}, DataError, r"y: expected 2 labels, got \(1, 1, 8, 8\)"),
+    (
+        {"y": Y[:, :4]},
+        DataError,
+        r"expected binary labels \(2, 1, 8, 8\) for images .*, got x .* and y \(2, 4, 8\)",
+    ),
+    ({"y": Y[:1]}, DataError, r"expected binary labels \(2, 1, 8, 8\) .* and y \(1, 8, 8\)"),
     ({"task": "multi"}, SpecError, r"task: unknown task 'multi'\. Did you mean 'multilabel'"),
     ({"task": "multiclass"}, SpecError, r"expected 2 or more \(the background is one\) as `classes`.*got None"),
     ({"task": "multiclass", "classes": 3, "y": Y + 3}, DataError, r"y\[0\]: expected labels 0 to 2, got 3"),
     ({"bounds": (1, 0)}, SpecError, "bounds: expected a smaller and a larger number"),
-    ({"subjects": ["one"]}, DataError, "subjects: expected 'one for each of 2 images|subjects: expected one for each"),
+    ({"subjects": ["one"]}, DataError, "subjects: expected one for each of 2 images, got 1"),
+    ({"images": ["a", "a"]}, DataError, "images: expected a name of its own for each image, got 'a'"),
+    ({"classes": "liver"}, SpecError, "task: expected a number or a list of names as `classes`, got 'liver'"),
+    ({"valid": torch.ones(8, 8, 2)}, DataError, r"valid: expected one value a pixel, \(2, 8, 8\), got \(8, 8, 2\)"),
+    ({"x": None}, DataError, "x: expected numbers, got 'NoneType'"),
+    ({"x": X.masked_fill(X > 0.9, float("nan"))}, DataError, r"x\[1\]: expected finite intensities, got NaN"),
+    ({"spacing": (1.0, 1.0)}, DataError, "spacing: expected 2 edge lengths for each image"),
+    ({"bounds": 1.0}, SpecError, "bounds: expected a smaller and a larger number"),
+    ({"ignore": "255"}, SpecError, "ignore: expected one label value, such as 255, got '255'"),
 ]
 
 
@@ -221,7 +290,7 @@ WRONG_MODELS = [
     (nn.Sequential(make_convolution(1), nn.Sigmoid()), "model.*: expected raw logits.*Remove the final sigmoid"),
     (make_convolution(1, 2), r"model.*: expected 1 logit channels \(class0\), got 2"),
     (make_convolution(3), r"model.*: the network fails on images of shape \(1, 8, 8\): RuntimeError"),
-    (make_convolution(1, 1, 3), r"model.*: expected logits of shape \(1, 1, 8, 8\), got \(1, 1, 6, 6\)"),
+    (make_convolution(1, 1, 3), r"model.*: expected logits of shape \(2, 1, 8, 8\), got \(2, 1, 6, 6\)"),
 ]
 
 

@@ -20,7 +20,7 @@ from advseg_bench.batches import Batch, select_images
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.geometry import project
 from advseg_bench.instruments.counter import rows_of
-from advseg_bench.instruments.guard import lent
+from advseg_bench.instruments.guard import frozen
 from advseg_bench.losses import Loss
 from advseg_bench.types import Bounds, Budget, Model, Norm, Traits
 
@@ -162,7 +162,7 @@ class ForeignAttack(BaseAttack):
         results = []
         for group in groups:
             part = select_images(batch, group)
-            with isolated_randomness(generators[group[0]]), lent(model), rows_of(group):
+            with isolated_randomness(generators[group[0]]), frozen(model), rows_of(group):
                 results.append(self._attack_group(model, part, budget))
         x_adv = torch.cat(results)
         exact = self.route.eps and not self._is_mapped(batch)

@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advseg_bench.attacks.base import BaseAttack
+from advseg_bench.attacks.base import BaseAttack, without_cost
 from advseg_bench.attacks.gradient import input_gradients
 from advseg_bench.attacks.objective import evaluate_objective, find_loss, why_loss_unfit
 from advseg_bench.batches import Batch
+from advseg_bench.errors import SettingError
 from advseg_bench.geometry import align, project, random_in_ball, steepest
 from advseg_bench.losses import Loss
 from advseg_bench.registry.catalogue import ASCENT_STEPS, ascent_traits
@@ -59,17 +60,17 @@ class ProjectedAscent(BaseAttack):
         """Find a loss by its name, and refuse settings without a meaning."""
         object.__setattr__(self, "loss", find_loss(self.loss))
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps: expected a whole number of at least 1, got {self.steps!r}.")
+            raise SettingError(f"steps: expected a whole number of at least 1, got {self.steps!r}.")
         if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"step_size: expected a positive share of eps, such as 0.25, got {self.step_size!r}.")
+            raise SettingError(f"step_size: expected a positive share of eps, such as 0.25, got {self.step_size!r}.")
         if self.label not in ("true", "empty"):
-            raise ValueError(f"label: expected 'true' or 'empty', got {self.label!r}.")
+            raise SettingError(f"label: expected 'true' or 'empty', got {self.label!r}.")
         if self.momentum_norm not in (norms := ("l1", "l2", "mean", "sign", "none")):
-            raise ValueError(f"momentum_norm: expected one of {', '.join(norms)}, got {self.momentum_norm!r}.")
+            raise SettingError(f"momentum_norm: expected one of {', '.join(norms)}, got {self.momentum_norm!r}.")
         if self.keep not in ("last", "best"):
-            raise ValueError(f"keep: expected 'last' or 'best', got {self.keep!r}.")
+            raise SettingError(f"keep: expected 'last' or 'best', got {self.keep!r}.")
         if self.keep == "best" and self.steps < 2:
-            raise ValueError(f"steps: expected at least 2 to keep the best of, got {self.steps}. Use keep 'last'.")
+            raise SettingError(f"steps: expected at least 2 to keep the best of, got {self.steps}. Use keep 'last'.")
 
     def perturb(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return adversarial images; shape and dtype of `batch.x`. Cost: `steps` forwards and `moves` backwards."""
@@ -87,8 +88,9 @@ class ProjectedAscent(BaseAttack):
 
     @property
     def traits(self) -> Traits:
-        """Those of the catalogue for these settings."""
-        return ascent_traits({"steps": self.steps, "keep": self.keep, "random_start": self.random_start})
+        """Those of the catalogue for these settings; without a cost for a subclass with a loop of its own."""
+        traits = ascent_traits({"steps": self.steps, "keep": self.keep, "random_start": self.random_start})
+        return traits if type(self).perturb is ProjectedAscent.perturb else without_cost(traits)
 
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
         """Return the reason why it cannot be given a batch and a budget, or None."""
@@ -97,7 +99,7 @@ class ProjectedAscent(BaseAttack):
     @property
     def moves(self) -> int:
         """How often an image is moved: once per gradient."""
-        return int(self.traits.backwards or 0)
+        return self.steps - (self.keep == "best")
 
     @property
     def remembers(self) -> bool:

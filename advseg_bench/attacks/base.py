@@ -6,17 +6,21 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from advseg_bench.arguments import make_budget
+from advseg_bench.attacks.objective import name_loss
 from advseg_bench.batches import Batch, check_batch, copy_batch
 from advseg_bench.checks.logits import probe
 from advseg_bench.checks.results import check_form, inspect, name_of, traits_of
-from advseg_bench.errors import IncompatibleError, SpecError, UserError, one_line
+from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line
 from advseg_bench.instruments.guard import ModelGuard, lent
+from advseg_bench.registry import catalogue
 from advseg_bench.registry.fitting import Images, why_not
+from advseg_bench.registry.loading import check_call, check_loss
 from advseg_bench.types import Attack, Budget, Model, Norm, Traits
 
 _FAULTS = {
@@ -76,19 +80,29 @@ class BaseAttack(ABC):
                 so that an image's result does not depend on its neighbours.
             seed: Of these generators.
         Returns: Adversarial images; shape, dtype and device of `batch.x`. Cost: that of the attack; without
-            generators, two forwards of one image and a copy of the weights besides.
+            generators, two forwards of two images and a copy of the weights besides.
         Raises: UserError: one line: no or two radii, a batch or logits of the wrong form, probabilities instead of
             logits, an attack or a loss that does not fit the task.
         """
+        if not isinstance(batch, Batch):
+            remedy = "Make one of images and labels: ab.Batch.of(x, y, task=...)."
+            raise SpecError(expected(f"attack {name_of(self)}", "an ab.Batch", type(batch).__name__, remedy))
         if budget is None:
             if eps is None:
                 raise SpecError(f"attack {name_of(self)}: expected a radius, got none. Give `eps`, such as 4/255.")
             budget = make_budget(f"attack {name_of(self)}", norm, eps, batch.bounds)
         elif eps is not None:
             raise SpecError(f"attack {name_of(self)}: expected `budget` or `eps`, got both. Remove one.")
+        elif not isinstance(budget, Budget):
+            raise SpecError(expected(f"attack {name_of(self)}", "an ab.Budget as `budget`", budget, "Or give `eps`."))
         if generators is not None:
             return self.perturb(model, batch, budget=budget, generators=generators)
         return attack_batch(self, model, batch, budget, image_generators(seed, "", batch.images))
+
+
+def without_cost(traits: Traits) -> Traits:
+    """Return traits that say nothing of the cost: for a subclass whose passes nobody has stated."""
+    return replace(traits, forwards=None, backwards=None)
 
 
 def why_unfit(name: str, traits: Traits, batch: Batch, budget: Budget) -> str | None:
@@ -123,7 +137,7 @@ def attack_batch(
         budget: Norm and radius.
         generators: One per image.
         name: What messages call the attack, if not by its own name.
-        check_model: Look first whether the model yields logits for the task, which costs two forwards of one image.
+        check_model: Look first whether the model yields logits for the task, which costs two forwards of two images.
     Returns: Adversarial images, detached, inside bounds and budget.
     Raises: UserError: one line about the batch, the model, the attack or its result.
     Warns: UserWarning: one line about what the attack did to the model or returned against the rules.
@@ -131,14 +145,14 @@ def attack_batch(
     name = name or name_of(attack)
     check_batch(batch, "batch")
     make_budget("budget", budget.norm, budget.eps, batch.bounds)
-    unfit = attack.why_not(batch, budget) if isinstance(attack, BaseAttack) else None
-    if unfit := unfit or why_unfit(name, traits_of(attack), batch, budget):
-        raise IncompatibleError(f"{unfit}.")
+    check_fit(attack, batch, budget, name)
+    if not callable(model) or isinstance(model, type):
+        raise SpecError(expected("model", "a network from images to logits", model))
     with torch.inference_mode(False), torch.enable_grad(), lent(model):
         ours = copy_batch(batch)
         if check_model:
-            module = model if isinstance(model, nn.Module) else _Module(model)
-            probe("model", module, ours.x[:1], batch.task)
+            module = model if isinstance(model, nn.Module) else FunctionModel(model)
+            probe("model", module, ours.x[:2], batch.task)
         guard = ModelGuard(model) if isinstance(model, nn.Module) else None
         try:
             result = attack(model, copy_batch(ours), budget=budget, generators=generators)
@@ -159,12 +173,28 @@ def attack_batch(
     return checked.x_adv
 
 
-class _Module(nn.Module):
-    """A callable that is no module, for checks that watch one."""
+def check_fit(attack: Attack, batch: Batch, budget: Budget, name: str) -> None:
+    """Refuse an attack that cannot be called, does not fit a batch, or follows what is no loss for its task.
+
+    Raises: UserError: one line with the reason.
+    """
+    unfit = attack.why_not(batch, budget) if isinstance(attack, BaseAttack) else None
+    if unfit := unfit or why_unfit(name, traits_of(attack), batch, budget):
+        raise IncompatibleError(f"{unfit}.")
+    check_call(name, attack)
+    loss = getattr(attack, "loss", None)
+    if callable(loss) and name_loss(loss) not in catalogue.LOSSES:
+        with torch.inference_mode(False), torch.enable_grad():  # a loss is looked at by its gradient
+            check_loss(loss, batch.task, name_loss(loss))
+
+
+class FunctionModel(nn.Module):
+    """A callable that is no module, as one."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.run = model
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images -> logits."""
         return self.run(x)

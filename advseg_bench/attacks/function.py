@@ -18,7 +18,7 @@ from advseg_bench.attacks.objective import find_loss
 from advseg_bench.batches import Batch, select_images
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, expected, unknown
 from advseg_bench.instruments.counter import rows_of
-from advseg_bench.instruments.guard import lent
+from advseg_bench.instruments.guard import frozen
 from advseg_bench.losses import Loss
 from advseg_bench.types import Budget, Model, Norm, Traits
 
@@ -70,6 +70,12 @@ class FunctionAttack(BaseAttack):
     def traits(self) -> Traits:
         """What it was declared to be."""
         return self.declared
+
+    def why_not(self, batch: Batch, budget: Budget) -> str | None:
+        """Return the reason why it cannot be given a batch and a budget, or None."""
+        if self.needs_loss and self.loss is None:
+            return f'attack {self.name!r} follows a loss; give it one with .configure("dice")'
+        return BaseAttack.why_not(self, batch, budget)
 
     @property
     def needs_loss(self) -> bool:
@@ -148,7 +154,7 @@ class FunctionAttack(BaseAttack):
         if self.loss is not None:
             given["loss"] = self.loss
         arguments = {name: given[name] for name in self._parameters if name in given}
-        with lent(model), torch.enable_grad():
+        with frozen(model), torch.enable_grad():
             result: object = self.function(**arguments, **self.settings)
         found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         if not isinstance(result, Tensor) or found != tuple(batch.x.shape):

@@ -10,7 +10,7 @@ from typing import TypeGuard, get_args
 import torch
 from torch import Tensor
 
-from advseg_bench.attacks.base import BaseAttack
+from advseg_bench.attacks.base import BaseAttack, without_cost
 from advseg_bench.attacks.objective import Label, check_choices, evaluate_objective, find_loss, why_loss_unfit
 from advseg_bench.batches import Batch
 from advseg_bench.geometry import steepest
@@ -110,8 +110,9 @@ class FGSM(OneGradientAttack):
 
     @property
     def traits(self) -> Traits:
-        """Those of the catalogue."""
-        return catalogue.ATTACKS["fgsm"].traits
+        """Those of the catalogue; without a cost for a subclass that is more than its objective and its step."""
+        traits = catalogue.ATTACKS["fgsm"].traits
+        return traits if is_shared(self) else without_cost(traits)
 
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
         """Return the reason why it cannot be given a batch and a budget, or None."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advseg_bench.batches import Batch
-from advseg_bench.errors import PluginError, expected
+from advseg_bench.errors import PluginError, SettingError, expected
 from advseg_bench.losses import Loss
 from advseg_bench.metrics import predict
 from advseg_bench.registry import catalogue
@@ -56,21 +56,17 @@ def why_loss_unfit(loss: Loss | str, batch: Batch) -> str | None:
 
 
 def name_loss(loss: Loss) -> str:
-    """Return the name of a loss in the catalogue, or the function's own."""
-    function = getattr(loss, "__name__", type(loss).__name__)
-    module = getattr(loss, "__module__", "")
-    return next((n for n, e in catalogue.LOSSES.items() if _is_target(e.target, module, function)), function)
-
-
-def _is_target(target: str, module: str, function: str) -> bool:
-    """Whether a function is the one that a target re-exports."""
-    home, _, name = target.partition(":")
-    return name == function and (module == home or module.startswith(f"{home}."))
+    """Return the name of a shipped loss, else `module:name` of the function, else the name of its class."""
+    for name in catalogue.LOSSES:
+        if loss is load_object("loss", name):
+            return name
+    function = getattr(loss, "__qualname__", "")
+    return f"{loss.__module__}:{function}" if function else type(loss).__name__
 
 
 def check_choices(attack: str, given: Iterable[tuple[str, object, tuple[str, ...]]]) -> None:
-    """Refuse settings without a meaning. Raises: ValueError: the first (name, value, known values) that is unknown."""
+    """Refuse settings without a meaning. Raises: SettingError: a value of (name, value, known values) is unknown."""
     for name, value, known in given:
         if value not in known:
             listed = ", ".join(repr(each) for each in known)
-            raise ValueError(f"{attack}: expected {name} to be one of {listed}, got {value!r}.")
+            raise SettingError(f"{attack}: expected {name} to be one of {listed}, got {value!r}.")

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.attacks.base import without_cost
+from advseg_bench.attacks.gradient import FGSM, is_shared
 from advseg_bench.attacks.objective import check_choices, find_labels, find_loss, name_loss
 from advseg_bench.batches import Batch
 from advseg_bench.errors import IncompatibleError
@@ -55,7 +56,8 @@ class ReleasedFGSM(FGSM):
     @property
     def traits(self) -> Traits:
         """Those of the catalogue, with how far the form may move an image."""
-        return catalogue.ATTACKS["fgsm"].traits_of({"form": self.form})
+        traits = catalogue.ATTACKS["fgsm"].traits_of({"form": self.form})
+        return traits if is_shared(self) else without_cost(traits)
 
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
         """Return the reason why it cannot be given a batch and a budget, or None."""

@@ -95,7 +95,7 @@ def _run(where: str, model: nn.Module, x: Tensor) -> Tensor:
     except Exception as error:
         raise IncompatibleError(
             f"{where}: the network fails on images of shape {tuple(x.shape[1:])}: {one_line(error)}. "
-            "Give larger images, or other `settings` or `stride`."
+            "Check the channels, dtype and size that it takes; in a suite `settings` or `stride`."
         ) from error
     return logits
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advseg_bench.batches import Batch
+from advseg_bench.batches import Batch, copy_batch
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.types import Attack, Budget
@@ -60,9 +60,11 @@ def run_traced(
     guard, n = guard or ModelGuard(model), len(batch.x)
     with Counter(model).count(n, points=True) as tally:
         started = time.perf_counter()
-        x_adv = attack(model, batch, budget=budget, generators=generators)
-        seconds = time.perf_counter() - started
-    changed = guard.restore()
+        try:
+            x_adv = attack(model, copy_batch(batch), budget=budget, generators=generators)
+        finally:
+            seconds = time.perf_counter() - started
+            changed = guard.restore()
     found = tally.points or []
     sizes = [len(point) for point in found]
     whole, alone = all(size == n for size in sizes), all(size == 1 for size in sizes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -80,6 +80,18 @@ class Dataset:
     def split(self, name: Split) -> tuple[int, ...]:
         """Return the indices of the cases of one split, in order."""
         return tuple(i for i, case in enumerate(self.cases) if case.split == name)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a run's record says of the data set, as JSON values."""
+        return {
+            "name": self.name,
+            "note": self.note,
+            "fingerprint": self.fingerprint,
+            "kind": self.task.kind,
+            "classes": list(self.task.classes),
+            "splits": {name: len(self.split(name)) for name in get_args(Split)},
+            "subjects": {"test": len({self.cases[i].subject for i in self.split("test")})},
+        }
 
     @timed("data")
     def batch(self, indices: Sequence[int]) -> Batch:

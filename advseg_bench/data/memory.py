@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advseg_bench.arguments import make_bounds, make_task
+from advseg_bench.arguments import make_bounds, make_task, read_tensor
 from advseg_bench.batches import Batch
 from advseg_bench.data.dataset import Case, Dataset, Sample
-from advseg_bench.errors import DataError, SpecError, expected
+from advseg_bench.errors import DataError, SpecError, UserError, expected
 from advseg_bench.types import Bounds, Task, TaskKind
 
 NOTE = "Each image counts as a subject of its own, because no subjects were given."
@@ -27,7 +27,7 @@ def read_images(
     task: Task | TaskKind | None = None,
     classes: int | Sequence[str] | None = None,
     ignore: int | None = None,
-    bounds: Bounds | Sequence[float] = (0.0, 1.0),
+    bounds: Bounds | Sequence[float] | None = None,
     keys: Sequence[str] = ("image", "label"),
     subject_key: str | None = None,
 ) -> Batch:
@@ -39,33 +39,46 @@ def read_images(
         task: As for `Batch.of`; left out where items are `ab.Batch`.
         classes: As for `Batch.of`.
         ignore: As for `Batch.of`.
-        bounds: As for `Batch.of`.
+        bounds: As for `Batch.of`; from 0 to 1 by default.
         keys: Of images and labels in dictionaries.
         subject_key: Of the person that each image shows; by default each image shows its own.
     Raises: DataError, SpecError: one line about items, images or labels that do not fit.
     """
+    if isinstance(data, Batch):
+        data = [data]
+    if len(keys) != 2:
+        raise SpecError(expected("evaluate", "two `keys`, of images and of labels", keys))
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, (Iterable, torch.utils.data.Dataset)):
+        what = "a data loader, a data set of torch or MONAI, or a list of ab.Batch"
+        raise DataError(expected("evaluate", what, type(data).__name__))
     found: list[Batch] = []
-    for item, single in _items(data):
+    for index, (item, single) in enumerate(_items(data)):
         if isinstance(item, Batch):
+            told = {"task": task, "classes": classes, "ignore": ignore, "bounds": bounds, "subject_key": subject_key}
+            if given := next((name for name, value in told.items() if value is not None), None):
+                raise SpecError(expected("evaluate", f"no `{given}` beside ab.Batch items", told[given], "Remove it."))
             found.append(item)
             continue
         if task is None:
             remedy = 'Say what the labels mean, such as task="multilabel".'
-            raise SpecError(expected("evaluate", "a `task`, since the data are no `ab.Batch`", None, remedy))
-        x, y, subjects = _take_apart(item, keys, subject_key, single)
-        start = sum(len(batch.x) for batch in found)
-        names = [f"image{start + i}" for i in range(len(x))]
-        found.append(
-            Batch.of(
-                x,
-                y,
-                task=found[0].task if found else make_task("evaluate", task, classes) if classes else task,
-                ignore=ignore,
-                bounds=make_bounds("evaluate", bounds),
-                images=names,
-                subjects=subjects,
+            raise SpecError(expected("evaluate", "a `task`, since the data are no ab.Batch", None, remedy))
+        known: Task | TaskKind = task if classes is None else make_task("evaluate", task, classes)
+        try:
+            x, y, subjects = _take_apart(item, keys, subject_key, single)
+            start = sum(len(batch.x) for batch in found)
+            found.append(
+                Batch.of(
+                    x,
+                    y,
+                    task=found[0].task if found else known,
+                    ignore=ignore,
+                    bounds=make_bounds("evaluate", (0.0, 1.0) if bounds is None else bounds),
+                    images=[f"image{start + i}" for i in range(len(x))],
+                    subjects=subjects,
+                )
             )
-        )
+        except UserError as error:
+            raise type(error)(f"evaluate: item {index}: {error}") from None
     if not found:
         raise DataError(expected("evaluate", "data with at least one image", "none"))
     return _join(found)
@@ -90,24 +103,22 @@ def _take_apart(
         missing = [key for key in wanted if key not in item]
         if missing:
             remedy = "Name them with `keys` and `subject_key`."
-            raise DataError(expected("evaluate", f"items with {', '.join(map(repr, wanted))}", sorted(item), remedy))
+            raise DataError(expected("keys", f"the keys {', '.join(map(repr, wanted))}", sorted(item), remedy))
         x, y = item[keys[0]], item[keys[1]]
         subjects = item[subject_key] if subject_key else None
     elif isinstance(item, (tuple, list)) and len(item) >= 2:
         x, y = item[0], item[1]
+        if subject_key is not None:
+            raise SpecError(expected("subject_key", "a dictionary where there is a `subject_key`", type(item).__name__))
     else:
         what = "items that are an ab.Batch, a tuple (images, labels) or a dictionary"
-        raise DataError(expected("evaluate", what, type(item).__name__))
-    x, y = _as_plain(x), _as_plain(y)
+        raise DataError(expected("data", what, type(item).__name__))
+    x, y = read_tensor("x", x), read_tensor("y", y)
     if single:
         x, y, subjects = x[None], y[None], None if subjects is None else [subjects]
+    if isinstance(subjects, Tensor):
+        subjects = subjects.tolist()
     return x, y, None if subjects is None else [str(subject) for subject in subjects]
-
-
-def _as_plain(values: Any) -> Tensor:
-    """A plain tensor, without the metadata that MONAI's carry."""
-    tensor = torch.as_tensor(np.asarray(values) if not isinstance(values, Tensor) else values)
-    return tensor.as_subclass(Tensor)
 
 
 def _join(batches: Sequence[Batch]) -> Batch:
@@ -117,7 +128,10 @@ def _join(batches: Sequence[Batch]) -> Batch:
         same = (other.task, other.bounds, other.x.shape[1:]) == (first.task, first.bounds, first.x.shape[1:])
         if not same:
             remedy = "Resize or pad them, and give one task and one pair of bounds."
-            wanted, got = (f"{b.task.kind} images {tuple(b.x.shape[1:])}" for b in (first, other))
+            wanted, got = (
+                f"{b.task.kind} images {tuple(b.x.shape[1:])} in [{b.bounds.lower:g}, {b.bounds.upper:g}]"
+                for b in (first, other)
+            )
             raise DataError(expected("evaluate", f"{wanted} throughout", got, remedy))
     joined = Batch(
         x=torch.cat([batch.x.cpu() for batch in batches]),

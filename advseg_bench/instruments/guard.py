@@ -100,10 +100,23 @@ class ModelGuard:
 
 
 @contextmanager
-def lent(model: Model) -> Iterator[None]:
-    """Lend a model to an attack: a module is in eval mode and frozen meanwhile, and gets its own gradients back.
+def frozen(model: Model) -> Iterator[None]:
+    """Let the parameters of a model, if it is a module, collect no gradients meanwhile; nothing else is hidden."""
+    flags = [(p, p.requires_grad) for p in model.parameters()] if isinstance(model, nn.Module) else []
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
-    What an attack changes in values and hooks is for a `ModelGuard`, made inside, to find.
+
+@contextmanager
+def lent(model: Model) -> Iterator[None]:
+    """Lend a person's model to an attack: a module is in eval mode and frozen meanwhile, and is given back as it was.
+
+    What an attack changes in values, modes and hooks is for a `ModelGuard`, made inside, to find.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Protocol, cast, runtime_checkable
 
-from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError, expected, one_line
+from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError, expected, one_line, unknown
 from advseg_bench.losses import Loss, probe
 from advseg_bench.registry import catalogue, plugins, toolkits
 from advseg_bench.registry.plugins import Plugin
@@ -58,7 +58,7 @@ def load_attack(name: str, settings: Mapping[str, Any], loss: str, task: Task) -
         target = _construct(target, name, given if follows is None else given | {"loss": follows})
     elif given or follows:
         raise SpecError(f"attack {name}: is a plain function, so it takes neither settings nor losses.")
-    _check_call(name, target)
+    check_call(name, target)
     return cast(Attack, target)
 
 
@@ -69,18 +69,22 @@ def load_loss(name: str, task: Task) -> Loss:
         PluginError: if the name cannot be loaded, or is no function of logits, labels, valid pixels and task.
         IncompatibleError: if it is no loss for the task.
     """
-    loss = plugins.load_object("loss", name)
+    return check_loss(plugins.load_object("loss", name), task, name)
+
+
+def check_loss(loss: object, task: Task, name: str) -> Loss:
+    """Return a function if it is a loss for a task, by `losses.probe`. Raises: as `load_loss`."""
     if not callable(loss) or isinstance(loss, type):
         what = "a function (logits, y, valid, task) -> one value per image"
         raise PluginError(expected(f"loss {name}", what, loss if isinstance(loss, type) else type(loss).__name__))
     try:
-        probe(loss, task, name)
+        probe(cast(Loss, loss), task, name)
     except UserError:
         raise
     except Exception as error:
         raise IncompatibleError(
             f"loss {name}: fails on logits of a {task.kind} task: {one_line(error)}. "
-            "Its call is (logits, y, valid, task) -> one value per image."
+            "Its call is (logits, y, valid, task) -> one value per image; `losses.per_image` wraps others."
         ) from error
     return cast(Loss, loss)
 
@@ -90,11 +94,14 @@ def _construct(target: type, name: str, arguments: Mapping[str, Any]) -> object:
     try:
         return target(**arguments)
     except (TypeError, ValueError) as error:
-        raise SpecError(f"attack {name}: does not take these settings: {error}") from None
+        known = {key for key in getattr(target, "__dataclass_fields__", {}) if key != "loss"}
+        wrong = next((key for key in arguments if known and key not in {*known, "loss"}), None)
+        reason = unknown("", "setting", wrong, known) if wrong else error
+        raise SpecError(f"attack {name}: does not take these settings: {reason}") from None
 
 
-def _check_call(name: str, attack: object) -> None:
-    """Refuse what cannot be called as an attack is."""
+def check_call(name: str, attack: object) -> None:
+    """Refuse what cannot be called as an attack is. Raises: PluginError."""
     call = "(model, batch, *, budget, generators)"
     if not callable(attack):
         what = f"a function or class whose call is {call}"

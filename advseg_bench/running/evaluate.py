@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from itertools import product
+from types import NoneType
 from typing import Any
 
 import polars as pl
@@ -15,7 +17,7 @@ from torch import nn
 
 from advseg_bench import environment
 from advseg_bench.arguments import make_budget
-from advseg_bench.attacks.base import BaseAttack, why_unfit
+from advseg_bench.attacks.base import FunctionModel, check_fit
 from advseg_bench.attacks.objective import name_loss
 from advseg_bench.batches import Batch, select_images
 from advseg_bench.checks.logits import probe
@@ -24,26 +26,23 @@ from advseg_bench.data.dataset import Dataset
 from advseg_bench.data.memory import make_dataset, read_images
 from advseg_bench.errors import SpecError, expected
 from advseg_bench.instruments.guard import lent
-from advseg_bench.models.prepare import prepare_checked
+from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.weights import count_parameters, digest_weights
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.results import records
 from advseg_bench.results.run import Run
 from advseg_bench.running.runner import Conditions, run_unit
-from advseg_bench.running.work import Failure, Unit
+from advseg_bench.running.work import CHECKED_ON, Failure, Unit
 from advseg_bench.suite.cells import CLEAN, Arm, Cell, make_cell
 from advseg_bench.suite.specs import Compute, Scoring
-from advseg_bench.types import Attack, Bounds, Norm, Task, TaskKind
-
-PREPARED_ON = 2
-"""Images on which a prepared model has to agree with the model."""
+from advseg_bench.types import Attack, Bounds, Budget, Norm, Task, TaskKind
 
 
 def evaluate(
     model: nn.Module | Mapping[str, nn.Module],
     data: Iterable[Any],
-    attacks: Sequence[Attack] | Mapping[str, Attack],
+    attacks: Attack | Sequence[Attack] | Mapping[str, Attack],
     *,
     task: Task | TaskKind | None = None,
     classes: int | Sequence[str] | None = None,
@@ -51,7 +50,7 @@ def evaluate(
     norm: Norm = "linf",
     draws: int = 1,
     ignore: int | None = None,
-    bounds: Bounds | Sequence[float] = (0.0, 1.0),
+    bounds: Bounds | Sequence[float] | None = None,
     keys: Sequence[str] = ("image", "label"),
     subject_key: str | None = None,
     seed: int = 0,
@@ -73,7 +72,7 @@ def evaluate(
         norm: "linf" or "l2".
         draws: Repetitions of the attacks that are random.
         ignore: Label value of pixels that do not count, such as 255.
-        bounds: Smallest and largest intensity of an image.
+        bounds: Smallest and largest intensity of an image; from 0 to 1 by default.
         keys: Of images and labels in dictionaries.
         subject_key: Of the person that each image shows; by default each image counts as a subject of its own, so that
             intervals speak of images.
@@ -86,57 +85,123 @@ def evaluate(
     Raises: UserError: one line about data, models, attacks or radii that do not fit. An attack that fails later is in
         `failures` and costs the others nothing.
     """
-    models = dict(model) if isinstance(model, Mapping) else {_name_model(model): model}
+    models = _read_models(model)
     images = read_images(
         data, task=task, classes=classes, ignore=ignore, bounds=bounds, keys=keys, subject_key=subject_key
     )
-    radii = [float(eps)] if isinstance(eps, (int, float)) else [float(value) for value in eps]
-    if not radii:
-        raise SpecError(expected("evaluate", "at least one radius as `eps`", eps))
-    for radius in radii:
-        make_budget("evaluate", norm, radius, images.bounds)
-    dataset = make_dataset(images)
+    budgets = _read_budgets(eps, norm, images.bounds)
+    for what, number in (("draws", draws), ("batch", batch)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise SpecError(expected("evaluate", f"a whole number of at least 1 as `{what}`", number))
+    if not isinstance(scoring, (Scoring, NoneType)):
+        raise SpecError(expected("evaluate", "an advseg_bench.suite.specs.Scoring as `scoring`", scoring))
     arms = _name_arms(attacks, norm)
-    cells: list[Cell] = []
-    rows: list[dict[str, Any]] = []
-    failures: list[Failure] = []
-    entries: dict[str, dict[str, Any]] = {}
-    for name, network in models.items():
-        place = device or str(next((p.device for p in network.parameters()), torch.device("cpu")))
-        with lent(network), torch.inference_mode(False), torch.enable_grad():
-            sample = select_images(images, range(min(PREPARED_ON, len(images.x)))).x.to(place)
-            network.to(place)
-            probe(f"model {name}", network, sample[:1], images.task)
-            entries[name] = _describe_model(name, network)
-            mine = _make_cells(name, entries[name], dataset, arms, radii, draws, images)
-            choice = prepare_checked(network, sample, read_steps(Compute().prepare))
-            built = {cell.id: arms[cell.arm] for cell in mine if cell.arm != CLEAN and cell.skip is None}
-            live = tuple(cell for cell in mine if cell.skip is None)
-            unit = Unit(name, tuple(range(len(images.x))), live)
-            conditions = Conditions(seed=seed, batch=batch, device=place)
-            new, failed = run_unit(unit, network, dataset, conditions, choice.model, built)
-        entries[name]["prepared"] = choice.as_record()
-        cells, rows, failures = [*cells, *mine], [*rows, *new], [*failures, *failed]
-    info = _describe_run(dataset, images, models, cells, scoring or Scoring(), seed, batch)
-    frame = pl.DataFrame(rows, schema=records.ROW_SCHEMA)
-    told = [{name: getattr(failure, name) for name in failure.__slots__} for failure in failures]
-    return Run.from_rows(info, frame, entries, told)
+    for arm, attack in arms.items():
+        check_fit(attack, images, budgets[0], arm.attack)
+    work = _Work(images, make_dataset(images), arms, budgets, draws, seed, batch)
+    devices = {name: device or _find_device(network) for name, network in models.items()}
+    told = [environment.describe_device(place) for place in devices.values()]
+    done = [_run_model(name, network, devices[name], work) for name, network in models.items()]
+    info = _describe_run(work, [cell for each in done for cell in each.cells], scoring or Scoring(), list(models), told)
+    frame = pl.DataFrame([row for each in done for row in each.rows], schema=records.ROW_SCHEMA)
+    failures = [asdict(failure) for each in done for failure in each.failures]
+    return Run.from_rows(info, frame, {each.entry["name"]: each.entry for each in done}, failures)
 
 
-def _name_model(model: nn.Module) -> str:
-    """What a model without a name is called."""
-    return type(model).__name__
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is done with each model."""
+
+    images: Batch
+    dataset: Dataset
+    arms: Mapping[Arm, Attack]
+    budgets: Sequence[Budget]
+    draws: int
+    seed: int
+    batch: int
 
 
-def _name_arms(attacks: Sequence[Attack] | Mapping[str, Attack], norm: Norm) -> dict[Arm, Attack]:
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What came of one model."""
+
+    entry: dict[str, Any]
+    cells: list[Cell]
+    rows: list[dict[str, Any]]
+    failures: list[Failure]
+
+
+def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done:
+    """Attack one model, which is put back as and where it was."""
+    home = _find_device(network)
+    with lent(network), torch.inference_mode(False), torch.enable_grad():
+        try:
+            network.to(device)
+            sample = select_images(work.images, range(min(CHECKED_ON, len(work.images.x)))).x.to(device)
+            probe(f"model {name}", network, sample, work.images.task)
+            entry = _describe_model(name, network)
+            cells = _make_cells(name, entry, work)
+            choice = _prepare(network, sample)
+            unit = Unit(name, tuple(range(len(work.images.x))), tuple(cells))
+            built = {cell.id: work.arms[cell.arm] for cell in cells if cell.arm != CLEAN}
+            conditions = Conditions(seed=work.seed, batch=work.batch, device=device)
+            rows, failures = run_unit(unit, network, work.dataset, conditions, choice.model, built)
+        finally:
+            network.to(home)
+    distinct = list(dict.fromkeys(failures))
+    return _Done(entry | {"prepared": choice.as_record()}, cells, rows, distinct)
+
+
+def _prepare(network: nn.Module, sample: torch.Tensor) -> Choice:
+    """A copy that costs less, if it agrees with the model; a function cannot be copied and is attacked as it is."""
+    if isinstance(network, FunctionModel):
+        return Choice(network, (), math.nan, math.nan)
+    return prepare_checked(network, sample, read_steps(Compute().prepare))
+
+
+def _find_device(network: nn.Module) -> str:
+    """Where a model's parameters are."""
+    return str(next((parameter.device for parameter in network.parameters()), torch.device("cpu")))
+
+
+def _read_models(model: object) -> dict[str, nn.Module]:
+    """Models by name."""
+    named = dict(model) if isinstance(model, Mapping) else {getattr(model, "__name__", type(model).__name__): model}
+    models: dict[str, nn.Module] = {}
+    for name, network in named.items():
+        if not callable(network) or isinstance(network, type):
+            what = "a network from images to logits, or several by name"
+            raise SpecError(expected("evaluate", what, network))
+        models[str(name)] = network if isinstance(network, nn.Module) else FunctionModel(network)
+    if not models:
+        raise SpecError(expected("evaluate", "at least one model", model))
+    return models
+
+
+def _read_budgets(eps: object, norm: Norm, bounds: Bounds) -> list[Budget]:
+    """The budgets, each once."""
+    given = list(eps) if isinstance(eps, Iterable) and not isinstance(eps, (str, torch.Tensor)) else [eps]
+    budgets = [make_budget("evaluate", norm, value, bounds) for value in given]
+    if not budgets:
+        raise SpecError(expected("evaluate", "at least one radius as `eps`", eps))
+    if len(set(budgets)) < len(budgets):
+        raise SpecError(expected("evaluate", "each radius once as `eps`", eps))
+    return budgets
+
+
+def _name_arms(attacks: object, norm: Norm) -> dict[Arm, Attack]:
     """Attack objects by what tells them apart in tables."""
-    named = attacks.items() if isinstance(attacks, Mapping) else (("", attack) for attack in attacks)
+    listed = [attacks] if callable(attacks) else attacks
+    if not isinstance(listed, Iterable) or isinstance(listed, str):
+        raise SpecError(expected("evaluate", "a list of attacks, or attacks by name", attacks))
+    named = listed.items() if isinstance(listed, Mapping) else (("", attack) for attack in listed)
     arms: dict[Arm, Attack] = {}
     for name, attack in named:
         if not callable(attack) or isinstance(attack, type):
             raise SpecError(expected("evaluate", "attack objects, such as ab.attacks.FGSM(loss='dice')", attack))
         loss = getattr(attack, "loss", None)
-        arm = Arm(name or _find_name(attack), "" if loss is None else name_loss(loss), _write_settings(attack), norm)
+        called = str(name) or _find_name(attack)
+        arm = Arm(called, "" if loss is None else name_loss(loss), _write_settings(called, attack), norm)
         if arm in arms:
             remedy = "Give a mapping of names to attacks."
             raise SpecError(expected("evaluate", "attacks that differ in name, loss or settings", arm.attack, remedy))
@@ -155,36 +220,33 @@ def _find_name(attack: Attack) -> str:
     return next((n for n, e in entries if target in (e.target, *e.variants.values())), name_of(attack))
 
 
-def _write_settings(attack: Attack) -> str:
+def _write_settings(name: str, attack: Attack) -> str:
     """What was set on an attack beside its loss, where it is not the default, as canonical JSON."""
     told: dict[str, Any] = {}
     if isinstance(getattr(attack, "settings", None), Mapping):
         told = dict(attack.settings)  # type: ignore[attr-defined]
     elif is_dataclass(attack) and not isinstance(attack, type):
         given = {field.name: (getattr(attack, field.name), field.default) for field in fields(attack)}
-        told = {name: value for name, (value, default) in given.items() if name != "loss" and value != default}
-    return json.dumps(told, sort_keys=True, default=repr)
+        told = {key: value for key, (value, default) in given.items() if key != "loss" and value is not default}
+        told = {key: value for key, value in told.items() if isinstance(value, torch.Tensor) or value != given[key][1]}
+    return json.dumps(told, sort_keys=True, default=lambda value: _write_value(name, value))
 
 
-def _make_cells(
-    name: str,
-    entry: Mapping[str, Any],
-    dataset: Dataset,
-    arms: Mapping[Arm, Attack],
-    radii: Sequence[float],
-    draws: int,
-    images: Batch,
-) -> list[Cell]:
+def _write_value(name: str, value: object) -> str:
+    """A setting that JSON lacks, by a name that is the same in every process."""
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}:{value.__qualname__}"
+    what = "settings that are numbers, strings, booleans, lists of them, or functions"
+    raise SpecError(expected(f"attack {name}", what, type(value).__name__, "Give a mapping of names to attacks."))
+
+
+def _make_cells(name: str, entry: Mapping[str, Any], work: _Work) -> list[Cell]:
     """The clean cell of a model, and every arm at every radius."""
-    identity = {"model": name, "weights": entry["weights_sha256"], "data": dataset.fingerprint}
+    identity = {"model": name, "weights": entry["weights_sha256"], "data": work.dataset.fingerprint}
     cells = [make_cell(identity, name, CLEAN, 0.0, 0, None)]
-    for (arm, attack), eps in product(arms.items(), radii):
-        budget = make_budget("evaluate", arm.norm, eps, images.bounds)
-        skip = why_unfit(arm.attack, traits_of(attack), images, budget)
-        if isinstance(attack, BaseAttack):
-            skip = skip or attack.why_not(images, budget)
-        repeats = range(draws if traits_of(attack).random is not False else 1)
-        cells += [make_cell(identity, name, arm, eps, draw, skip) for draw in repeats]
+    for (arm, attack), budget in product(work.arms.items(), work.budgets):
+        repeats = range(work.draws if traits_of(attack).random is not False else 1)
+        cells += [make_cell(identity, name, arm, budget.eps, draw, None) for draw in repeats]
     return cells
 
 
@@ -201,17 +263,12 @@ def _describe_model(name: str, model: nn.Module) -> dict[str, Any]:
 
 
 def _describe_run(
-    dataset: Dataset,
-    images: Batch,
-    models: Mapping[str, nn.Module],
-    cells: Sequence[Cell],
-    scoring: Scoring,
-    seed: int,
-    batch: int,
+    work: _Work, cells: Sequence[Cell], scoring: Scoring, names: Sequence[str], devices: Sequence[str]
 ) -> dict[str, Any]:
     """What `run.json` holds of a run of a suite, of this one."""
-    libraries = environment.describe_libraries()
-    compute = {"batch": batch, "threads": torch.get_num_threads(), "prepare": Compute().prepare}
+    dataset, images = work.dataset, work.images
+    libraries = environment.describe_libraries() | {"device": ", ".join(dict.fromkeys(devices))}
+    threads = torch.get_num_threads()
     edges = list(images.x.shape[2:])
     size: int | list[int] = edges[-1] if len(edges) == 2 else edges
     return {
@@ -219,24 +276,16 @@ def _describe_run(
         "suite": {
             "schema": 1,
             "name": "evaluate",
-            "title": f"{', '.join(models)} on {len(images.x)} images in memory",
-            "seed": seed,
+            "title": f"{', '.join(names)} on {len(images.x)} images in memory",
+            "seed": work.seed,
             "data": {"name": dataset.name, "task": dataset.task.kind, "size": size, "channels": images.x.shape[1]},
-            "models": [{"name": name} for name in models],
-            "compute": compute,
+            "models": [{"name": name} for name in names],
+            "compute": {"batch": work.batch, "threads": threads, "prepare": Compute().prepare},
             "scoring": scoring.model_dump(mode="json"),
         },
-        "data": {
-            "name": dataset.name,
-            "note": dataset.note,
-            "fingerprint": dataset.fingerprint,
-            "kind": dataset.task.kind,
-            "classes": list(dataset.task.classes),
-            "splits": {"train": 0, "validation": 0, "test": len(dataset.cases)},
-            "subjects": {"test": len({case.subject for case in dataset.cases})},
-        },
+        "data": dataset.describe(),
         "binding": libraries,
-        "environment": libraries | environment.describe_machine() | compute,
+        "environment": libraries | environment.describe_machine() | {"threads": threads, "compute_batch": work.batch},
         "command": "advseg_bench.evaluate(...)",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "images": [case.image for case in dataset.cases],

@@ -8,9 +8,9 @@ from advseg_bench.batches import Batch
 from advseg_bench.geometry import Moves
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.metrics import Counts
+from advseg_bench.running.work import Row
 from advseg_bench.suite.cells import Cell
 
-Row = dict[str, Any]
 Passes = list[tuple[int, int]]
 """Forwards and backwards of each image."""
 

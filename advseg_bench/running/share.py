@@ -21,7 +21,7 @@ class SharedGradients:
     def __init__(self, model: nn.Module, batch: Batch, attacks: Iterable[Attack]) -> None:
         self.model, self.batch = model, batch
         self.logits: Tensor | None = None
-        self._found: dict[Hashable, Tensor] = {}
+        self._found: dict[Hashable, Tensor | Exception] = {}
         distinct = {attack.gradient_key(): attack for attack in attacks if is_shared(attack)}
         if not distinct:
             return
@@ -35,8 +35,14 @@ class SharedGradients:
         """Return the gradient of an attack's objective by the images. Raises: whatever its objective raises."""
         key = attack.gradient_key()
         if key not in self._found:
-            self._found[key] = self._differentiate([attack])[1][0]
-        return self._found[key]
+            try:
+                self._found[key] = self._differentiate([attack])[1][0]
+            except Exception as error:
+                self._found[key] = error
+        found = self._found[key]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def _differentiate(self, attacks: list[OneGradientAttack]) -> tuple[Tensor, list[Tensor]]:
         objectives = [lambda logits, attack=attack: attack.objective(logits, self.batch) for attack in attacks]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 R_co = TypeVar("R_co", covariant=True)
 
+CHECKED_ON = 2
+"""Test images on which a prepared model has to agree with the model."""
+
 Emit = Callable[[str, int, int], None]
 """(model, epochs done, epochs in all): progress of a training."""
 

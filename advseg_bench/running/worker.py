@@ -34,6 +34,7 @@ from advseg_bench.registry.preparation import read_steps
 from advseg_bench.running import runner
 from advseg_bench.running.runner import Conditions
 from advseg_bench.running.work import (
+    CHECKED_ON,
     Check,
     Context,
     Describe,
@@ -50,9 +51,6 @@ from advseg_bench.running.work import (
 )
 from advseg_bench.suite.cells import CLEAN, plan
 from advseg_bench.suite.suite import Suite
-
-CHECKED_ON = 2
-"""Test images on which a prepared model has to agree with the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +110,7 @@ class Worker:
         libraries = environment.describe_libraries()
         compute = {"threads": suite.compute.threads, "compute_batch": suite.compute.batch}
         return Description(
-            data={
-                "name": dataset.name,
-                "note": dataset.note,
-                "fingerprint": dataset.fingerprint,
-                "kind": dataset.task.kind,
-                "classes": list(dataset.task.classes),
-                "splits": {name: len(dataset.split(name)) for name in ("train", "validation", "test")},
-                "subjects": {"test": len({dataset.cases[i].subject for i in test})},
-            },
+            data=dataset.describe(),
             binding=libraries | device | {"code": environment.describe_code(_list_names(suite))},
             environment=libraries | environment.describe_machine() | device | compute,
             images={dataset.cases[i].image: i for i in test},

@@ -17,7 +17,7 @@ from advseg_adapters.art.toolkit import PyTorchEstimator
 from advseg_bench import metrics
 from advseg_bench.attacks.gradient import input_gradients
 from advseg_bench.errors import IncompatibleError, SpecError, expected
-from advseg_bench.instruments.guard import lent
+from advseg_bench.instruments.guard import frozen
 from advseg_bench.losses import Loss
 from advseg_bench.types import Model, Task, TaskKind
 
@@ -121,7 +121,7 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         """
         images = self._images(x)
         y, valid = read_labels(y, self.task, images, self.ignore)
-        with lent(self._model), mode(self._model, training_mode):
+        with mode(self._model, training_mode), frozen(self._model):
             _, (gradient,) = input_gradients(
                 self._differentiable, images, [lambda logits: self._loss(logits, y, valid, self.task)]
             )
