@@ -1,4 +1,4 @@
-"""Measures what a suite's models cost on this machine, for `advseg_bench/suites/timings.json`.
+"""Measures what a suite's models cost on this machine, for `advseg_bench/suite/shipped/timings.json`.
 
     python benchmarks/measure_timings.py wang2024 --profile full
 

@@ -307,6 +307,22 @@ def test_a_trace_counts_and_orders_what_an_attack_asks_for(trained):
     assert torch.equal(single.points[0], batch.x)
 
 
+def test_an_attack_that_raises_leaves_model_and_batch_to_the_next(trained):
+    subject, budget = trained[0], Budget("linf", 0.05)
+    before = subject.batch.x.clone()
+
+    def spoil(model, batch, *, budget, generators):
+        model.train()
+        batch.x.zero_()
+        raise RuntimeError("boom")
+
+    subject.model.eval()
+    with pytest.raises(RuntimeError, match="boom"):
+        run_traced(spoil, subject.model, subject.batch, budget, [])
+    assert not subject.model.training
+    assert torch.equal(subject.batch.x, before)
+
+
 def test_the_replay_of_the_reference_is_the_reference(trained):
     for attack in (BIM(loss=losses.dice, steps=3), MIFGSM(loss=losses.dice, steps=3)):
         model, batch, budget = trained[1].model, trained[1].batch, Budget("l2", 0.5)
@@ -362,7 +378,7 @@ def change(batch, kind):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("normalised", r"intensities from 0 to 1, got \(-2.0, .* Put the normalisation into the model"),
+        ("normalised", r"intensities from 0 to 1, got -2 to .* put the normalisation into the model"),
         ("grey masks", r"y: expected torch.bool .* multilabel task, got 'torch.float32"),
         ("one class too few", r"y: expected torch.bool \(4, 3, 32, 32\)"),
         ("double", "x: expected float32 images"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from strategies import make_batch
 
+from advseg_bench import attack as ab_attack
 from advseg_bench import geometry, losses, metrics
 from advseg_bench.attacks.base import image_generators
 from advseg_bench.attacks.gradient import FGSM, is_shared
@@ -285,6 +286,23 @@ class Overshooting:
 
     def __call__(self, model, batch, *, budget, generators):
         return batch.x + 3 * budget.eps * torch.where(batch.x < 0.5, 1.0, -1.0)
+
+
+@ab_attack
+def leaves_training_mode(model, x, y, eps):
+    model.train()
+    return (x + eps).clamp(0, 1)
+
+
+def test_a_function_that_leaves_a_mode_behind_is_flagged():
+    with torch.random.fork_rng():
+        model = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1), torch.nn.Dropout())
+    rows, failures = runner.run_unit(
+        Unit("m", (0, 1), (CLEAN, cell("test_runner:leaves_training_mode"))), model, tiny_data(), SETTING
+    )
+    assert not failures
+    assert [row["flags"] for row in rows] == [[], [], ["model_changed"], ["model_changed"]]
+    assert not any(module.training for module in model.modules())
 
 
 def test_what_may_go_beyond_eps_is_held_to_what_it_says():

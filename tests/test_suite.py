@@ -169,7 +169,7 @@ def test_the_minutes_of_a_shipped_suite_are_known_before_it_has_run(
     monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path))
     suite = Suite.load(name, profile=profile)
     expected = expect(suite, plan(suite), images=images, workers=2)
-    assert expected is not None, "run the suite, or benchmarks/measure_timings.py, and fill suites/timings.json"
+    assert expected is not None, "run the suite, or benchmarks/measure_timings.py, and fill suite/shipped/timings.json"
     assert limits[0] < expected.minutes < limits[1]
     assert "measured on" in expected.source
     slower = expect(suite, plan(suite), images=images, workers=1)

@@ -179,8 +179,8 @@ class ForeignAttack(BaseAttack):
 
     @property
     def traits(self) -> Traits:
-        """What it can do by its route."""
-        return self.route.traits
+        """What it can do by its route; it is not random where its settings draw nothing."""
+        return replace(self.route.traits, random=None if self.is_random() else False)
 
     def is_random(self) -> bool:
         """Return whether it draws random numbers with its settings."""

@@ -55,6 +55,8 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except (UserError, UsageError) as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
+        if not message.strip():  # the help was printed, which is all there is to say
+            sys.exit(2)
         _end(" ".join(message.split()), 2)
     except (KeyboardInterrupt, typer.Abort):
         _end(STOPPED, 130)

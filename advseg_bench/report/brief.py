@@ -97,7 +97,7 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
     reach = _fit(sentences[-1:], 2, console, bullet="- ")  # for whom the rest holds, so it is never left out
     found = [RichText(), *_fit(sentences[:-1], 8, console, bullet="- "), *reach]
     claims = _fit(_list_verdicts(summary.judged), 9, console)
-    trouble = _fit(_list_trouble(summary), 3, console, "red")
+    trouble = [*_fit(_list_skips(summary.run), 2, console), *_fit(_list_trouble(summary), 3, console, "red")]
     end = [RichText(), *claims, *trouble] if claims or trouble or page else []
     rest = sum(math.ceil(cell_len(line) / console.width) for line in page)
     room = MOST_LINES - len(head) - len(found) - len(end) - rest - 3
@@ -196,6 +196,13 @@ def _list_verdicts(judged: Judged) -> list[str]:
     verdicts = [f"Claim {i}, {claim.verdict}: {claim.statement}" for i, claim in judged.shown]
     title = ["Claims of arXiv 2401.11224"] if verdicts else []
     return [line for line in (*title, *verdicts, say_what_lacks(judged)) if line]
+
+
+def _list_skips(run: Run) -> list[str]:
+    """How many cells were skipped, and the first reason."""
+    skips = [cell.skip for cell in run.about.cells if cell.skip]
+    reasons = shorten_list(list(dict.fromkeys(skips)), 1)
+    return [f"Skipped: {show_plural(len(skips), 'cell')}: {reasons}."] if skips else []
 
 
 def _list_trouble(summary: Summary) -> list[str]:

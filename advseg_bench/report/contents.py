@@ -70,8 +70,8 @@ def list_warnings(run: Run) -> tuple[str, ...]:
         because = f", {'all' if failed == run.missing else f'{failed:,}'} of them of what failed" if failed else ""
         warnings.append(
             f"Incomplete: {run.missing:,} of {run.planned:,} results are missing ({share_text}){because}. The numbers "
-            "below are of the results that are there, so rows may rest on different images. Run the same command "
-            "again to complete it."
+            "below are of the results that are there, so rows may rest on different images."
+            + ("" if run.path is None else " Run the same command again to complete it.")
         )
     if run.failures:
         what = show_plural(len(run.failures), "failure")

@@ -630,8 +630,8 @@ def test_threads_do_not_thaw_each_others_model() -> None:
     ("options", "match"),
     [
         ({"eps": 4}, r"expected an L_inf `eps` below 1, in units of the image, got 4\. For 4 of 255 grey levels write"),
-        ({"eps": -0.1}, "expected a finite number of at least 0 as `eps`, got -0.1"),
-        ({"eps": "4/255"}, "expected a finite number of at least 0 as `eps`, got '4/255'"),
+        ({"eps": -0.1}, "expected a finite number of at least 0 as `eps`, such as 4/255, got -0.1"),
+        ({"eps": "4/255"}, "expected a finite number of at least 0 as `eps`, such as 4/255, got '4/255'"),
         ({"norm": "l1"}, "unknown norm 'l1'"),
         ({"bounds": (1, 0)}, r"expected a smaller and a larger number as `bounds`, got \(1, 0\)"),
         ({"task": "multilable"}, r"unknown task 'multilable'\. Did you mean 'multilabel'\?"),

@@ -152,6 +152,7 @@ LEVELS = torch.tensor([0, -0.0, 1, -1, 2, torch.nan, torch.inf, -torch.inf])
 POOLS = [
     ((2, 5, 17, 19), (3, 2, 1), torch.float32),
     ((2, 5, 17, 19), (3, 2, 1, 2), torch.float32),
+    ((2, 5, 17, 19), (3, 2, 1, 2, True), torch.float32),  # windows beyond the edge, with gaps
     ((1, 40, 9, 8), ((2, 5), (1, 3), (1, 2)), torch.float32),
     ((1, 40, 9, 8), ((2, 5), (3, 1)), torch.float32),
     ((2, 4, 9, 9), (3, 2), torch.float64),
@@ -179,6 +180,7 @@ def test_maxima_and_their_places_are_those_of_pytorch(
     for mode in (Lean(), nullcontext()):
         with mode:
             out = F.max_pool2d(x, *settings)
+        assert ("_LeanLayer" in out.grad_fn.name()) == isinstance(mode, Lean)
         (gradient,) = torch.autograd.grad(out, x, draw(*out.shape).to(dtype))
         results.append((out, out.signbit(), gradient))
     for ours, theirs in zip(*results, strict=True):
