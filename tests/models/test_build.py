@@ -240,7 +240,8 @@ assert {used!r} in sys.modules and {unused!r} not in sys.modules
 
 
 def test_an_image_too_small_for_the_network_is_refused() -> None:
-    with pytest.raises(IncompatibleError, match=r"fails on images of shape \(1, 64, 64\): RuntimeError: .*Check the channels"):
+    message = r"fails on images of shape \(1, 64, 64\): RuntimeError: .*Check the channels, dtype and size"
+    with pytest.raises(IncompatibleError, match=message):
         build(specify("smp.PAN", "resnet18"), size=64)
 
 
