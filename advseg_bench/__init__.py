@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from advseg_bench.attacks.function import attack
     from advseg_bench.batches import Batch
     from advseg_bench.claims import Claim, judge_claims
+    from advseg_bench.protocols import Attack
     from advseg_bench.results.run import Run
     from advseg_bench.running.benchmark import run
     from advseg_bench.running.evaluate import evaluate
     from advseg_bench.suite.cells import Cell, plan
     from advseg_bench.suite.suite import Suite, list_suites
-    from advseg_bench.types import Attack, Bounds, Budget, Task, Traits
+    from advseg_bench.types import Bounds, Budget, Task, Traits
 
     __version__: str
 
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Attack": "types",
+    "Attack": "protocols",
     "Batch": "batches",
     "Bounds": "types",
     "Budget": "types",

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from advseg_bench.batches import Batch
+from typing import Literal
 
 TaskKind = Literal["binary", "multilabel", "multiclass"]
 Norm = Literal["linf", "l2"]
@@ -81,27 +74,3 @@ class Traits:
     max_budget_ratio: float = 1.0
     forwards: float | None = None
     backwards: float | None = None
-
-
-Model = Callable[["Tensor"], "Tensor"]
-"""Images (N, C, *S) inside the bounds -> logits (N, K, *S). Normalisation and padding are inside."""
-
-
-class Attack(Protocol):
-    """Any callable of this shape is an attack; a frozen dataclass with keyword-only settings is the usual form.
-
-    It may say what it can do and costs in an attribute `traits`. An attack that stops at success may have a method
-    `reached(logits, clean, batch) -> bool (N,) or None`, which tells from the logits of the scored and of the clean
-    images where it succeeded; the harness flags the others.
-    """
-
-    def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return adversarial images: shape, dtype and device of `batch.x`, inside bounds and budget.
-
-        Args:
-            model: Images -> logits.
-            batch: Images and labels; must not be changed.
-            budget: Norm and radius.
-            generators: One source of randomness per image, so that no image's result depends on its neighbours.
-        """
-        ...

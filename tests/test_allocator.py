@@ -32,10 +32,11 @@ print(held, resident() - before)
 
 
 START_WORKER = """
+from advseg_bench.running.starting import Start
 from advseg_bench.running.work import Context
 from advseg_bench.suite.suite import Suite
 
-said = bool(Context(Suite.load("smoke"), "cpu").start_worker(print))
+said = bool(Start(Context(Suite.load("smoke"), "cpu"))(print))
 """
 
 

@@ -17,7 +17,7 @@ from faults import FAULTS, SOUND
 from torch import nn
 
 import advseg_bench as ab
-from advseg_bench import losses, types
+from advseg_bench import losses, protocols
 from advseg_bench.attacks.ascent import BIM, PGD
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.attacks.noise import RandomSign
@@ -349,7 +349,7 @@ def test_every_rule_says_what_it_asks_in_one_sentence():
         assert rule.statement.endswith("."), rule.name
         assert len(rule.statement) < 120
     assert all(name in dir(AttackContract) for name in (f"test_{rule.name}" for rule in RULES))
-    assert "traits" not in types.Attack.__dict__, "an attack may have no claims"
+    assert "traits" not in protocols.Attack.__dict__, "an attack may have no claims"
 
 
 def test_the_page_lists_the_rules_and_its_example_says_what_it_shows(capsys):

@@ -15,8 +15,8 @@ TOOLKITS = ("art", "torchattacks", "foolbox", "ray", "advseg_adapters")
 
 FLOORS = [
     {"types", "errors", "lazy"},
-    {"arguments", "cache", "geometry", "instruments", "losses", "stats"},
-    {"batches", "registry"},
+    {"arguments", "cache", "geometry", "losses", "protocols", "stats"},
+    {"batches", "instruments", "registry"},
     {"checks", "metrics"},
     {"attacks"},
     {"environment", "suite"},
@@ -66,6 +66,39 @@ def test_a_module_imports_lower_floors_and_no_toolkit(path):
     assert room in LEVEL, f"give {room} a floor"
     higher = {name for name in used if name in LEVEL and name != room and LEVEL[name] >= LEVEL[room]}
     assert not higher, f"{room} (floor {LEVEL[room]}) imports {higher} of the same or a higher floor"
+
+
+def find_circle(graph: dict[str, set[str]]) -> list[str]:
+    """The names that are left when those that import no other one are taken away, again and again."""
+    left = dict(graph)
+    while free := [name for name, used in left.items() if not used & set(left) - {name}]:
+        for name in free:
+            del left[name]
+    return sorted(left)
+
+
+def test_there_is_no_import_circle():
+    """Not between files either; packages, which export names lazily, and imports for type checkers do not count."""
+    names = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+        for path in rooms()
+        if path.name != "__init__.py"
+    }
+    graph = {name: runtime(path) & set(names) for name, path in names.items()}
+    assert find_circle(graph) == []
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["a", "b", "c", "d"]
+
+
+def runtime(path: Path) -> set[str]:
+    """As `modules`, without imports for type checkers."""
+    tree = ast.parse(path.read_text())
+    typed = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    only = {ast.unparse(n) for block in typed for n in ast.walk(block) if isinstance(n, ast.ImportFrom)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and ast.unparse(node) not in only:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
 
 
 def test_the_package_stays_small_enough_to_find_things():

@@ -13,12 +13,13 @@ from strategies import make_batch, make_generators, make_task
 from advseg_bench import environment, losses
 from advseg_bench.cli.listing import list_lines
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError
+from advseg_bench.protocols import Attack
 from advseg_bench.registry import toolkits
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.suite.cells import plan
 from advseg_bench.suite.suite import parse_suite
 from advseg_bench.testing import LinearSegmenter
-from advseg_bench.types import Attack, Budget
+from advseg_bench.types import Budget
 
 TASK = make_task("multilabel")
 BUDGET = Budget("linf", 0.1)

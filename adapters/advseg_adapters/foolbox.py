@@ -25,7 +25,8 @@ from advseg_bench.batches import Batch
 from advseg_bench.errors import PluginError, SpecError
 from advseg_bench.geometry import align
 from advseg_bench.losses import Loss
-from advseg_bench.types import Attack, Budget, Model, Task
+from advseg_bench.protocols import Attack, Model
+from advseg_bench.types import Budget, Task
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it imports from an old place of SciPy

@@ -22,7 +22,8 @@ from advseg_bench.geometry import project
 from advseg_bench.instruments.counter import rows_of
 from advseg_bench.instruments.guard import frozen
 from advseg_bench.losses import Loss
-from advseg_bench.types import Bounds, Budget, Model, Norm, Traits
+from advseg_bench.protocols import Model
+from advseg_bench.types import Bounds, Budget, Norm, Traits
 
 RISE = 0.1
 """By what share of its clean loss an image must get worse to count as broken, unless a threshold is given."""

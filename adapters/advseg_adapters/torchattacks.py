@@ -26,7 +26,8 @@ from advseg_bench.batches import Batch
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.geometry import project
 from advseg_bench.losses import Loss
-from advseg_bench.types import Attack, Budget, Model, Task
+from advseg_bench.protocols import Attack, Model
+from advseg_bench.types import Budget, Task
 
 CLASSES: dict[str, type] = {name: getattr(torchattacks, name) for name in torchattacks.__all__}
 """Every attack class that the installed package exports."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from advseg_bench.batches import Batch
 from advseg_bench.errors import IncompatibleError
 from advseg_bench.losses import Loss
-from advseg_bench.types import Model
+from advseg_bench.protocols import Model
 
 ROWS = 32
 """Rows a forward pass: attacks that search send hundreds of candidates at once."""

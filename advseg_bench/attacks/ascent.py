@@ -16,8 +16,9 @@ from advseg_bench.batches import Batch
 from advseg_bench.errors import SettingError
 from advseg_bench.geometry import align, project, random_in_ball, steepest
 from advseg_bench.losses import Loss
+from advseg_bench.protocols import Model
 from advseg_bench.registry.catalogue import ASCENT_STEPS, ascent_traits
-from advseg_bench.types import Budget, Model, Traits
+from advseg_bench.types import Budget, Traits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

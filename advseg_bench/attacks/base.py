@@ -18,10 +18,11 @@ from advseg_bench.checks.logits import probe
 from advseg_bench.checks.results import check_form, inspect, name_of, traits_of
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line
 from advseg_bench.instruments.guard import ModelGuard, lent
+from advseg_bench.protocols import Attack, Model
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.registry.loading import check_call, check_loss
-from advseg_bench.types import Attack, Budget, Model, Norm, Traits
+from advseg_bench.types import Budget, Norm, Traits
 
 _FAULTS = {
     "over_budget": "moved the image further than `eps`, and was brought back",
@@ -47,7 +48,7 @@ class BaseAttack(ABC):
 
     @abstractmethod
     def perturb(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return adversarial images; shape and dtype of `batch.x`. Arguments are as `types.Attack` documents."""
+        """Return adversarial images; shape and dtype of `batch.x`. Arguments are as `protocols.Attack` documents."""
 
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
         """Return the reason why it cannot be given a batch and a budget, or None."""

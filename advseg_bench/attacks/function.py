@@ -20,7 +20,8 @@ from advseg_bench.errors import IncompatibleError, PluginError, SpecError, expec
 from advseg_bench.instruments.counter import rows_of
 from advseg_bench.instruments.guard import frozen
 from advseg_bench.losses import Loss
-from advseg_bench.types import Budget, Model, Norm, Traits
+from advseg_bench.protocols import Model
+from advseg_bench.types import Budget, Norm, Traits
 
 GIVEN = {
     "model": "images -> logits",

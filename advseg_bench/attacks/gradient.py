@@ -16,8 +16,9 @@ from advseg_bench.batches import Batch
 from advseg_bench.geometry import steepest
 from advseg_bench.instruments.profiling import span
 from advseg_bench.losses import Loss
+from advseg_bench.protocols import Attack, Model
 from advseg_bench.registry import catalogue
-from advseg_bench.types import Attack, Budget, Model, Traits
+from advseg_bench.types import Budget, Traits
 
 
 class OneGradientAttack(BaseAttack):

@@ -15,8 +15,9 @@ from advseg_bench.attacks.objective import evaluate_objective, find_loss, why_lo
 from advseg_bench.batches import Batch
 from advseg_bench.geometry import project, random_sign, random_uniform, shuffle_pixels, steepest
 from advseg_bench.losses import Loss
+from advseg_bench.protocols import Model
 from advseg_bench.registry import catalogue
-from advseg_bench.types import Budget, Model, Traits
+from advseg_bench.types import Budget, Traits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,8 @@ from advseg_bench import geometry
 from advseg_bench.batches import Batch
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.geometry import Moves
-from advseg_bench.types import Attack, Budget, Traits
+from advseg_bench.protocols import Attack
+from advseg_bench.types import Budget, Traits
 
 BUDGET_TOLERANCE = 1e-6
 """Rounding in float32 moves a result past its budget by less than this; more is a violation."""

@@ -18,7 +18,8 @@ from advseg_bench.crosscheck.verdict import Case, Effect, Finding, judge, measur
 from advseg_bench.errors import SpecError, expected, one_line
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.models.recast import RecastModel, recast_batch
-from advseg_bench.types import Attack, Budget, Task
+from advseg_bench.protocols import Attack
+from advseg_bench.types import Budget, Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from advseg_bench.attacks.base import image_generators
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.batches import Batch
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, unknown
+from advseg_bench.protocols import Attack
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack
 from advseg_bench.suite.specs import ModelSpec
-from advseg_bench.types import Attack, Norm, Task, TaskKind
+from advseg_bench.types import Norm, Task, TaskKind
 
 REFERENCES = ("fgsm", "bim", "pgd", "mifgsm")
 

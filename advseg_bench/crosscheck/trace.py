@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from advseg_bench.batches import Batch, copy_batch
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.instruments.guard import ModelGuard
-from advseg_bench.types import Attack, Budget
+from advseg_bench.protocols import Attack
+from advseg_bench.types import Budget
 
 
 @dataclass(frozen=True, slots=True)

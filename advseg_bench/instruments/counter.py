@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench.errors import QueryLimitError, expected
-from advseg_bench.types import Model
+from advseg_bench.protocols import Model
 
 OWNERS: ContextVar[tuple[int, ...] | None] = ContextVar("OWNERS", default=None)
 """Whose rows the model is given: positions in the batch that is counted for; None: its whole batch, one row each."""

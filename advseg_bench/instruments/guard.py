@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from advseg_bench.instruments.profiling import timed
-from advseg_bench.types import Model
+from advseg_bench.protocols import Model
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

@@ -9,9 +9,10 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError, expected, one_line, unknown
 from advseg_bench.losses import Loss, probe
+from advseg_bench.protocols import Attack
 from advseg_bench.registry import catalogue, plugins, toolkits
 from advseg_bench.registry.plugins import Plugin
-from advseg_bench.types import Attack, Task
+from advseg_bench.types import Task
 
 
 @runtime_checkable
@@ -31,7 +32,7 @@ def load_attack(name: str, settings: Mapping[str, Any], loss: str, task: Task) -
     """Build an attack: what its name stands for, with its settings and its loss.
 
     That is a class, made with the settings and the loss as keywords; a function that `attacks.function.attack`
-    decorates; a callable of the shape of `types.Attack`; or a class of a toolkit.
+    decorates; a callable of the shape of `protocols.Attack`; or a class of a toolkit.
 
     Args:
         name: In the catalogue, of a plug-in, `<toolkit>.<Class>`, or `package.module:object`.

@@ -16,6 +16,7 @@ from advseg_bench.running.missing import find_missing
 from advseg_bench.running.panels import draw_panels
 from advseg_bench.running.recording import Event, Recorder
 from advseg_bench.running.schedule import Schedule
+from advseg_bench.running.starting import Start
 from advseg_bench.running.work import Check, Context, Describe, Description, RunUnit, Train, Unit
 from advseg_bench.suite.cells import Cell, estimate, plan
 from advseg_bench.suite.suite import Suite
@@ -53,8 +54,8 @@ def run(
     """
     out = Path(out)
     cells = plan(suite)
-    context = Context(suite, device)
-    with records.own(out), open_executor(workers, context.start_worker, _tell_training(progress)) as executor:
+    start = Start(Context(suite, device))
+    with records.own(out), open_executor(workers, start, _tell_training(progress)) as executor:
         progress(Event("load", "", 0, 1))
         here = call(executor, Describe())
         call(executor, Check())

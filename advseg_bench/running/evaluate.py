@@ -28,6 +28,7 @@ from advseg_bench.errors import SpecError, expected
 from advseg_bench.instruments.guard import lent
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.weights import count_parameters, digest_weights
+from advseg_bench.protocols import Attack
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.results import records
@@ -36,7 +37,7 @@ from advseg_bench.running.runner import Conditions, run_unit
 from advseg_bench.running.work import CHECKED_ON, Failure, Unit
 from advseg_bench.suite.cells import CLEAN, Arm, Cell, make_cell
 from advseg_bench.suite.specs import Compute, Scoring
-from advseg_bench.types import Attack, Bounds, Budget, Norm, Task, TaskKind
+from advseg_bench.types import Bounds, Budget, Norm, Task, TaskKind
 
 
 def evaluate(

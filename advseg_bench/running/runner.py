@@ -15,11 +15,11 @@ from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import one_line
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.losses import one_hot
+from advseg_bench.protocols import Attack
 from advseg_bench.registry.loading import load_attack
 from advseg_bench.running.scene import Scene
 from advseg_bench.running.work import Failure, Row, Unit
 from advseg_bench.suite.cells import CLEAN, Arm, Cell
-from advseg_bench.types import Attack
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,12 @@ from advseg_bench.instruments.counter import Counter
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.models.prepare import Prepared
+from advseg_bench.protocols import Attack
 from advseg_bench.running.rows import Passes, make_rows
 from advseg_bench.running.share import SharedGradients
 from advseg_bench.running.work import Failure, Row
 from advseg_bench.suite.cells import CLEAN, Cell
-from advseg_bench.types import Attack, Budget, Traits
+from advseg_bench.types import Budget, Traits
 
 
 class Scene:

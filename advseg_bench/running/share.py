@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from advseg_bench.attacks.gradient import OneGradientAttack, input_gradients, is_shared
 from advseg_bench.batches import Batch
-from advseg_bench.types import Attack
+from advseg_bench.protocols import Attack
 
 
 class SharedGradients:

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from advseg_bench.instruments import profiling
-from advseg_bench.instruments.allocator import keep_freed_memory
 from advseg_bench.suite.cells import Cell
 
 if TYPE_CHECKING:
@@ -28,10 +26,6 @@ Emit = Callable[[str, int, int], None]
 Row = dict[str, Any]
 """A row of `records.ROW_SCHEMA`."""
 
-WORKER = "advseg_bench.running.worker"
-NETWORKS = ("segmentation_models_pytorch", "monai.networks")
-"""What building a model imports."""
-
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -44,21 +38,6 @@ class Context:
 
     suite: Suite
     device: str
-
-    def start_worker(self, emit: Emit) -> Callable[[Job[Any]], Any]:
-        """Make this run's worker in the calling process, which from here on has torch and keeps the memory it frees.
-
-        Args:
-            emit: Told the progress of trainings.
-
-        Returns:
-            `Worker.do`.
-        """
-        profiling.import_ahead(WORKER, *(NETWORKS if profiling.is_on() else ()))
-        keep_freed_memory()
-        from advseg_bench.running.worker import Worker
-
-        return Worker(self, emit).do
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ from advseg_adapters.views import BlindView
 from advseg_bench.batches import Batch
 from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.losses import Loss
-from advseg_bench.types import Attack, Bounds, Budget, Model, Norm, Task
+from advseg_bench.protocols import Attack, Model
+from advseg_bench.types import Bounds, Budget, Norm, Task
 
 __all__ = ["CLASSES", "ROUTES", "ArtAttack", "SegmentationEstimator", "as_classifier", "as_estimator", "load"]
 

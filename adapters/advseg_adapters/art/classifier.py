@@ -16,7 +16,8 @@ from advseg_adapters.views import LossView, MarginView
 from advseg_bench.batches import Batch
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.losses import Loss
-from advseg_bench.types import Bounds, Model, Task, TaskKind
+from advseg_bench.protocols import Model
+from advseg_bench.types import Bounds, Task, TaskKind
 
 _NEVER = 1e4
 

@@ -19,7 +19,8 @@ from advseg_bench.attacks.gradient import input_gradients
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.instruments.guard import frozen
 from advseg_bench.losses import Loss
-from advseg_bench.types import Model, Task, TaskKind
+from advseg_bench.protocols import Model
+from advseg_bench.types import Task, TaskKind
 
 Reduction = Literal["none", "mean", "sum"]
 

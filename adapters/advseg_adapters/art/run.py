@@ -17,7 +17,8 @@ from advseg_adapters.art.classifier import ViewClassifier
 from advseg_adapters.art.estimator import SegmentationEstimator
 from advseg_adapters.art.models import mode
 from advseg_bench.errors import IncompatibleError, expected
-from advseg_bench.types import Model, Norm
+from advseg_bench.protocols import Model
+from advseg_bench.types import Norm
 
 TRIES = 100
 """Random images looked at for one that is segmented badly."""

@@ -23,9 +23,10 @@ from advseg_bench.attacks.base import attack_batch
 from advseg_bench.batches import Batch
 from advseg_bench.checks.results import name_of
 from advseg_bench.errors import IncompatibleError, SpecError, expected
+from advseg_bench.protocols import Attack
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack
-from advseg_bench.types import Attack, Norm, Task, TaskKind
+from advseg_bench.types import Norm, Task, TaskKind
 
 
 class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
