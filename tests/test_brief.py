@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,3 +178,14 @@ def test_the_page_has_the_same_short_verdicts(tmp_path, one):
         page = (tmp_path / "page" / "claims.md").read_text()
         assert all(f"| {i} | " in page for i in (1, 2, 3, 4))
         assert pl.read_csv(tmp_path / "page" / "tables" / "verdicts.csv").height == 4
+
+
+def test_skipped_cells_are_told_with_the_first_reason(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert not any("Skipped" in line for line in show(Run(folder)))
+    info = json.loads((folder / "run.json").read_text())
+    info["cells"] += [info["cells"][-1] | {"id": f"skipped{i}", "skip": "it does not fit"} for i in range(3)]
+    write_json(folder / "run.json", info)
+    lines = show(Run(folder))
+    assert "Skipped: 3 cells: it does not fit." in lines
+    assert len(lines) <= 40
