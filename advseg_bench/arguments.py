@@ -27,7 +27,9 @@ def make_task(where: str, task: Task | TaskKind, classes: int | Sequence[str] | 
         task: Itself, or its kind.
         classes: How many, or their names; may be left out for a binary task.
         called: What the caller calls `classes`.
-    Raises: SpecError: if there is no such kind, or the number does not fit it.
+
+    Raises:
+        SpecError: If there is no such kind, or the number does not fit it.
     """
     if isinstance(task, Task):
         if classes is not None and task.classes != tuple(f"{name}" for name in _name(classes)):
@@ -126,8 +128,12 @@ def read_labels(
         task: What the labels mean.
         ignore: Value of pixels that do not count, in any channel.
         remedies: What to do about a wrong shape and about wrong values.
-    Returns: bool (K, *S), or int64 (*S) for a multiclass task; and bool (*S).
-    Raises: DataError: if shape or values are others.
+
+    Returns:
+        bool (K, *S), or int64 (*S) for a multiclass task; and bool (*S).
+
+    Raises:
+        DataError: If shape or values are others.
     """
     shape = (1 if task.kind == "multiclass" else len(task.classes), *space)
     if tuple(labels.shape) != shape:

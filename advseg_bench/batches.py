@@ -167,7 +167,9 @@ def check_batch(batch: Batch, where: str) -> None:
     Args:
         batch: Made by a user.
         where: Put before every message.
-    Raises: DataError: shape or dtype of a part, labels that are no class, intensities outside the bounds.
+
+    Raises:
+        DataError: Shape or dtype of a part, labels that are no class, intensities outside the bounds.
     """
     n, _, *space = batch.x.shape if batch.x.dim() > 2 else (0, 0)
     classes, kind = len(batch.task.classes), batch.task.kind

@@ -27,7 +27,8 @@ def cache_dir(*parts: str) -> Path:
 
     Everything in the cache can be made again, so it may be deleted at any time.
 
-    Raises: RecordError: if the folder cannot be made.
+    Raises:
+        RecordError: If the folder cannot be made.
     """
     folder = cache_root().joinpath(*parts)
     make_folder(folder)
@@ -45,7 +46,8 @@ def make_folder(folder: Path) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a reader, even after a power cut, sees all of it or the old one.
 
-    Raises: RecordError: on a full disk or an unwritable place; what was there before is untouched.
+    Raises:
+        RecordError: On a full disk or an unwritable place; what was there before is untouched.
     """
     temporary = None
     try:

@@ -43,8 +43,12 @@ def describe_code(names: Iterable[tuple[Kind, str]]) -> dict[str, str]:
 
     Args:
         names: (kind, name), where the name is a plug-in's, a toolkit's attack, or `package.module:object`.
-    Returns: "kind name" -> the hash; then the versions of the distribution that offers it, and of the toolkit.
-    Raises: PluginError: if a name has more than one provider.
+
+    Returns:
+        "kind name" -> the hash; then the versions of the distribution that offers it, and of the toolkit.
+
+    Raises:
+        PluginError: If a name has more than one provider.
     """
     described = {f"{kind} {name}": _describe_name(kind, name) for kind, name in sorted(set(names))}
     return {name: text for name, text in described.items() if text}

@@ -52,7 +52,9 @@ def one_line(error: BaseException, longest: int = 300) -> str:
     Args:
         error: Raised by anybody's code; its message may have several lines or none.
         longest: Characters of the message to keep.
-    Returns: Text without line breaks and, unless it is a `UserError`'s, without a full stop at its end.
+
+    Returns:
+        Text without line breaks and, unless it is a `UserError`'s, without a full stop at its end.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -67,7 +69,9 @@ def expected(where: object, what: str, value: object, remedy: str = "") -> str:
         what: What was expected there.
         value: What was found; shown by `repr`.
         remedy: What to do about it, as a full sentence.
-    Returns: One line.
+
+    Returns:
+        One line.
     """
     return f"{where}: expected {what}, got {value!r}. {remedy}".rstrip()
 
@@ -80,7 +84,9 @@ def unknown(where: object, kind: str, name: str, known: Iterable[str]) -> str:
         kind: What the name should have named, such as "attack".
         name: The name that was given.
         known: Every name that would have been accepted.
-    Returns: One line.
+
+    Returns:
+        One line.
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

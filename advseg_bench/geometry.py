@@ -21,7 +21,9 @@ def distance(x: Tensor, y: Tensor, norm: Norm) -> Tensor:
         x: Images (N, C, *S).
         y: Images of the same shape.
         norm: "linf" or "l2".
-    Returns: float64 (N,), in input units; for "l2" over all values of an image.
+
+    Returns:
+        float64 (N,), in input units; for "l2" over all values of an image.
     """
     moved = (x.double() - y.double()).flatten(1)
     return moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
@@ -64,7 +66,9 @@ def project(x_adv: Tensor, x: Tensor, budget: Budget, bounds: Bounds) -> Tensor:
         x: Clean images, inside the bounds.
         budget: Norm and radius.
         bounds: Allowed intensities.
-    Returns: Images like `x`; equal to `x_adv` bit for bit where that was allowed already.
+
+    Returns:
+        Images like `x`; equal to `x_adv` bit for bit where that was allowed already.
     """
     if budget.norm == "linf":
         inside = torch.minimum(torch.maximum(x_adv, x - budget.eps), x + budget.eps)
@@ -81,7 +85,9 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     Args:
         gradient: (N, C, *S).
         norm: "linf": the sign, where sign(0) = 0. "l2": the gradient over its length; zero stays zero.
-    Returns: Tensor like `gradient`.
+
+    Returns:
+        Tensor like `gradient`.
     """
     if norm == "linf":
         return gradient.sign()
@@ -103,7 +109,9 @@ def blend_share(x: Tensor, direction: Tensor, reference: Tensor) -> Tensor:
         x: Images (N, C, *S) between 0 and 1.
         direction: -1, 0 or 1 for each value.
         reference: clip(x + eps * direction): the images whose largest change is wanted.
-    Returns: e, float64 (N, 1, ...), between 0 and 1; 0 where nothing changes.
+
+    Returns:
+        e, float64 (N, 1, ...), between 0 and 1; 0 where nothing changes.
     """
     clean, towards = x.double(), direction.double()
     wanted = align(distance(reference, x, "linf"), x)

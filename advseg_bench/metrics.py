@@ -42,7 +42,9 @@ def predict(logits: Tensor, task: Task) -> Tensor:
     Args:
         logits: (N, K, *S).
         task: What the channels mean.
-    Returns: Labels of the form of `Batch.y`.
+
+    Returns:
+        Labels of the form of `Batch.y`.
     """
     if task.kind != "multiclass":
         return logits > 0
@@ -105,7 +107,9 @@ def mean_dice(counts: Counts, task: Task) -> Tensor:
     Args:
         counts: From `count`.
         task: Its first class is left out if it is multiclass.
-    Returns: float64 (N,); NaN for an image without any class.
+
+    Returns:
+        float64 (N,); NaN for an image without any class.
     """
     first = 1 if task.kind == "multiclass" else 0
     tp, fp, fn = (n[:, first:].double() for n in (counts.tp, counts.fp, counts.fn))

@@ -138,8 +138,9 @@ class ForeignAttack(BaseAttack):
     def perturb(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return adversarial images, inside the budget; shape and dtype of `batch.x`. Cost: that of the class.
 
-        Raises: IncompatibleError: the class does not know the norm, the number of space axes, or images that are not
-            square.
+        Raises:
+            IncompatibleError: The class does not know the norm, the number of space axes, or images that are not
+                square.
         """
         if budget.norm not in self.route.norms:
             remedy = f"Use {' or '.join(self.route.norms)}."
@@ -209,7 +210,9 @@ class ForeignAttack(BaseAttack):
             target: A view, whose label is 0 for each image; for native routes the model itself.
             batch: The images of the view.
             budget: Norm and radius.
-        Returns: Images like `batch.x`.
+
+        Returns:
+            Images like `batch.x`.
         """
 
     def reached(self, logits: Tensor, clean: Tensor, batch: Batch) -> Tensor | None:
@@ -219,7 +222,9 @@ class ForeignAttack(BaseAttack):
             logits: Of the adversarial images as they are scored.
             clean: Of the clean images.
             batch: Images and labels.
-        Returns: bool (N,), or None if the attack knows no success.
+
+        Returns:
+            bool (N,), or None if the attack knows no success.
         """
         if self.route.view != "margin":
             return None
@@ -260,7 +265,9 @@ def find_threshold(loss: Loss, clean: Tensor, batch: Batch, settings: Mapping[st
         clean: Logits of the clean images.
         batch: Images and labels.
         settings: `threshold` or `rise`, see `ForeignAttack`; `RISE` if neither is there.
-    Returns: Two tensors (N,); the second is positive.
+
+    Returns:
+        Two tensors (N,); the second is positive.
     """
     value = loss(clean, batch.y, batch.valid, batch.task).detach()
     if "threshold" in settings:

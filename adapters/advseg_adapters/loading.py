@@ -25,7 +25,9 @@ def find_route(toolkit: str, class_name: str, routes: Mapping[str, Route], expor
         class_name: Without the toolkit.
         routes: Of the adapter.
         exported: The attack classes of the installed package.
-    Raises: PluginError: the package has no such class, or a newer one that the adapter does not know yet.
+
+    Raises:
+        PluginError: The package has no such class, or a newer one that the adapter does not know yet.
     """
     name = f"{toolkit}.{class_name}"
     if class_name not in exported:
@@ -64,7 +66,9 @@ def check_settings(
         settings: As the user gave them.
         fixed: Parameters that are not the user's to set -> what they are.
         gated: Whether `threshold` and `rise` are settings too.
-    Raises: SpecError: a name the class does not take, or a value of another type than its default.
+
+    Raises:
+        SpecError: A name the class does not take, or a value of another type than its default.
     """
     parameters = _parameters(build)
     known = {name for name in parameters if name not in fixed} | (set(OURS) if gated else set())

@@ -170,7 +170,8 @@ class TorchattacksAttack(ForeignAttack):
     def build(self, target: nn.Module, budget: Budget) -> torchattacks.attack.Attack:
         """Construct the class for a classifier and a budget.
 
-        Raises: SpecError: the class refuses its settings.
+        Raises:
+            SpecError: The class refuses its settings.
         """
         kind = CLASSES[self.class_name]
         arguments = self.parameters(budget)

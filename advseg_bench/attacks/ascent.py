@@ -145,8 +145,12 @@ class ProjectedAscent(BaseAttack):
 class BIM(ProjectedAscent):
     """The basic iterative method, or I-FGSM: steps of eps / steps from the image.
 
-    Cost: `steps` forwards and backwards.
-    Source: Kurakin et al., ICLR 2017 workshop, arXiv:1607.02533, section 2.2; differs from it in the default step,
+    Cost:
+        `steps` forwards and backwards.
+
+    Source:
+        Kurakin et al., ICLR 2017 workshop, arXiv:1607.02533, section 2.2; differs from it in the default step,
+
     which there is 1/255 and here lets every value reach the border of the budget.
     """
 
@@ -155,8 +159,11 @@ class BIM(ProjectedAscent):
 class PGD(ProjectedAscent):
     """Projected gradient descent: steps of eps / 4 from a random point of the ball.
 
-    Cost: `steps` forwards and backwards.
-    Source: Madry et al., ICLR 2018, arXiv:1706.06083, section 2.1; one start, the last iterate.
+    Cost:
+        `steps` forwards and backwards.
+
+    Source:
+        Madry et al., ICLR 2018, arXiv:1706.06083, section 2.1; one start, the last iterate.
     """
 
     step_size: float | None = 0.25
@@ -167,8 +174,11 @@ class PGD(ProjectedAscent):
 class MIFGSM(ProjectedAscent):
     """The momentum iterative method: gradients of L1 norm 1 are accumulated with decay 1.
 
-    Cost: `steps` forwards and backwards.
-    Source: Dong et al., CVPR 2018, arXiv:1710.06081, Algorithm 1; differs from it in the clip to the bounds.
+    Cost:
+        `steps` forwards and backwards.
+
+    Source:
+        Dong et al., CVPR 2018, arXiv:1710.06081, Algorithm 1; differs from it in the clip to the bounds.
     """
 
     decay: float | None = 1.0

@@ -80,10 +80,16 @@ class BaseAttack(ABC):
             generators: One source of randomness per image; by default each is seeded from `seed` and the image's name,
                 so that an image's result does not depend on its neighbours.
             seed: Of these generators.
-        Returns: Adversarial images; shape, dtype and device of `batch.x`. Cost: that of the attack; without
-            generators, two forwards of two images and a copy of the weights besides.
-        Raises: UserError: one line: no or two radii, a batch or logits of the wrong form, probabilities instead of
-            logits, an attack or a loss that does not fit the task.
+
+        Returns:
+            Adversarial images; shape, dtype and device of `batch.x`.
+
+        Cost:
+            That of the attack; without generators, two forwards of two images and a copy of the weights besides.
+
+        Raises:
+            UserError: One line: no or two radii, a batch or logits of the wrong form, probabilities instead of logits,
+                an attack or a loss that does not fit the task.
         """
         if not isinstance(batch, Batch):
             remedy = "Make one of images and labels: ab.Batch.of(x, y, task=...)."
@@ -139,8 +145,13 @@ def attack_batch(
         generators: One per image.
         name: What messages call the attack, if not by its own name.
         check_model: Look first whether the model yields logits for the task, which costs two forwards of two images.
-    Returns: Adversarial images, detached, inside bounds and budget.
-    Raises: UserError: one line about the batch, the model, the attack or its result.
+
+    Returns:
+        Adversarial images, detached, inside bounds and budget.
+
+    Raises:
+        UserError: One line about the batch, the model, the attack or its result.
+
     Warns: UserWarning: one line about what the attack did to the model or returned against the rules.
     """
     name = name or name_of(attack)
@@ -177,7 +188,8 @@ def attack_batch(
 def check_fit(attack: Attack, batch: Batch, budget: Budget, name: str) -> None:
     """Refuse an attack that cannot be called, does not fit a batch, or follows what is no loss for its task.
 
-    Raises: UserError: one line with the reason.
+    Raises:
+        UserError: One line with the reason.
     """
     unfit = attack.why_not(batch, budget) if isinstance(attack, BaseAttack) else None
     if unfit := unfit or why_unfit(name, traits_of(attack), batch, budget):

@@ -91,7 +91,8 @@ class FunctionAttack(BaseAttack):
     def configure(self, loss: Loss | str | None = None, **settings: Any) -> FunctionAttack:
         """Return the attack with a loss, by name or as a function, and with values for parameters of its own.
 
-        Raises: SpecError: an unknown setting, a loss that it does not follow, or none where it must have one.
+        Raises:
+            SpecError: An unknown setting, a loss that it does not follow, or none where it must have one.
         """
         own = self._parameters.keys() - GIVEN.keys()
         for key in settings:
@@ -185,8 +186,12 @@ def attack(
         per_image: Call it once for each image, with N = 1 and, if it asks, that image's `generator`.
         traits: Further fields of `types.Traits`, such as `gradient=False`. By default an attack without a parameter
             `model` is a control, and one that takes no generator is not random.
-    Returns: An `Attack`.
-    Raises: PluginError: if a parameter is unknown and has no default, `x` or `eps` is missing, or an option is wrong.
+
+    Returns:
+        An `Attack`.
+
+    Raises:
+        PluginError: If a parameter is unknown and has no default, `x` or `eps` is missing, or an option is wrong.
     """
     if function is None:
         return lambda f: _make(f, norm, per_image, traits)

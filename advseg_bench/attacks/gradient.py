@@ -67,8 +67,13 @@ def input_gradients(
         model: Images -> logits.
         x: Images (N, C, *S); not changed, and no gradient is left on it or on the model.
         objectives: Logits -> (N,), one value per image.
-    Returns: Detached logits, and one gradient like `x` per objective. An objective that does not depend on the
-        image has gradient zero. Cost: 1 forward, len(objectives) backwards.
+
+    Returns:
+        Detached logits, and one gradient like `x` per objective. An objective that does not depend on the image has
+        gradient zero.
+
+    Cost:
+        1 forward, len(objectives) backwards.
     """
     leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad():
@@ -96,8 +101,11 @@ class FGSM(OneGradientAttack):
         label: What the loss compares with: "true" labels; the model's own "predicted" labels; or the "empty" mask.
         targeted: Decrease the loss instead, so that the prediction moves towards the label.
 
-    Cost: 1 forward, 1 backward.
-    Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572, section 4; differs from it in the clip.
+    Cost:
+        1 forward, 1 backward.
+
+    Source:
+        Goodfellow et al., ICLR 2015, arXiv:1412.6572, section 4; differs from it in the clip.
     """
 
     loss: Loss | str

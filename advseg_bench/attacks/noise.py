@@ -63,7 +63,8 @@ class ShuffledSign(OneGradientAttack):
     Attributes:
         loss: Whose gradient is shuffled: a name, or a function, see `advseg_bench.losses`.
 
-    Cost: 1 forward, 1 backward, which FGSM with the same loss shares.
+    Cost:
+        1 forward, 1 backward, which FGSM with the same loss shares.
     """
 
     traits: ClassVar[Traits] = catalogue.ATTACKS["shuffled_sign"].traits

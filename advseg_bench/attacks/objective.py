@@ -24,7 +24,8 @@ empty mask (background in a multiclass task)."""
 def find_loss(loss: Loss | str) -> Loss:
     """Return a loss: what a name stands for, or the function itself.
 
-    Raises: PluginError: if the name is unknown, or the loss cannot be called.
+    Raises:
+        PluginError: If the name is unknown, or the loss cannot be called.
     """
     found = load_object("loss", loss) if isinstance(loss, str) else loss
     if not callable(found) or isinstance(found, type):

@@ -39,8 +39,11 @@ class ReleasedFGSM(FGSM):
         channels: "independent", or "tied": one perturbation for all channels, the steepest for images whose
             channels are copies of one grey image.
 
-    Cost: 1 forward, 1 backward.
-    Source: Wang et al., arXiv:2401.11224, released code.
+    Cost:
+        1 forward, 1 backward.
+
+    Source:
+        Wang et al., arXiv:2401.11224, released code.
     """
 
     order: Order = "defined"

@@ -34,7 +34,13 @@ def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | 
         x: Images, float32, shape (N, C, *S).
         task: One logit channel is wanted for each of its classes.
         net: The bare network inside `model`, if that prepares images for it; else `model` itself.
-    Returns: Dotted name of the head inside `net`, or None if it was not found. Cost: two forwards.
+
+    Returns:
+        Dotted name of the head inside `net`, or None if it was not found.
+
+    Cost:
+        Two forwards.
+
     Raises:
         IncompatibleError: if the network fails, or its output is not one finite float32 tensor of the right shape,
             or looks like probabilities.

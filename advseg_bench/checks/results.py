@@ -42,7 +42,8 @@ class Checked:
 def traits_of(attack: Attack) -> Traits:
     """Return what an attack says of itself, or the defaults if it says nothing.
 
-    Raises: SpecError: if its `traits` is no `Traits`.
+    Raises:
+        SpecError: If its `traits` is no `Traits`.
     """
     traits = getattr(attack, "traits", Traits())
     if not isinstance(traits, Traits):
@@ -63,7 +64,9 @@ def check_form(x_adv: object, batch: Batch, attack: str = "") -> Tensor:
         x_adv: What an attack returned.
         batch: What it was given.
         attack: The attack's name for the message, or "".
-    Raises: IncompatibleError: it is anything else.
+
+    Raises:
+        IncompatibleError: It is anything else.
     """
     x = batch.x
     if isinstance(x_adv, Tensor) and x_adv.shape == x.shape and x_adv.dtype == x.dtype:

@@ -78,7 +78,9 @@ class Evidence:
             model: Its name.
             arm: What was done to the images.
             score: "drop", "dice", "dice_clean" or "linf".
-        Returns: One row per image with a score: `image`, `subject`, `value`, the mean over draws.
+
+        Returns:
+            One row per image with a score: `image`, `subject`, `value`, the mean over draws.
         """
         key = (model, arm, score)
         if key not in self._values:
@@ -93,7 +95,8 @@ class Evidence:
     def find_gaps(self, arms: Sequence[Arm]) -> str:
         """Name the arms without any score on some model: not run there, failed, or equal to the clean images.
 
-        Returns: The rest of a sentence, "" if there are none.
+        Returns:
+            The rest of a sentence, "" if there are none.
         """
         gaps = [
             f"{name_arm(arm)} on {model}" for model in self.models for arm in arms if self.values(model, arm).is_empty()

@@ -66,9 +66,12 @@ def sort_out(names: Sequence[str], tests: Sequence[PairedTest], *, needs_all: bo
 def judge_all(findings: Sequence[Finding]) -> Verdict:
     """Judge a claim that needs all of its findings.
 
-    Returns: "supported" if all are, "contradicted" if any is; else "undecidable" if no data of so few subjects could
-        have supported the claim, else "undecided".
-    Source: Berger 1982, Technometrics 24, for the intersection-union test.
+    Returns:
+        "supported" if all are, "contradicted" if any is; else "undecidable" if no data of so few subjects could have
+        supported the claim, else "undecided".
+
+    Source:
+        Berger 1982, Technometrics 24, for the intersection-union test.
     """
     verdicts = {finding.verdict for finding in findings}
     if "contradicted" in verdicts:

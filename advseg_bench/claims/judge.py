@@ -72,8 +72,11 @@ class _Answer:
 def judge_claims(run: Run) -> tuple[Claim, ...]:
     """Judge every claim on a run.
 
-    Returns: One `Claim` each, in the order of the study; without a verdict where the run lacks an arm. Cost: some
-        tests over subjects; no model is run.
+    Returns:
+        One `Claim` each, in the order of the study; without a verdict where the run lacks an arm.
+
+    Cost:
+        Some tests over subjects; no model is run.
     """
     return judge(Evidence(run))
 

@@ -17,7 +17,9 @@ def list_lines(what: str, every: bool = False) -> Iterator[str]:
     Args:
         what: "attacks", "models", "losses", "datasets" or "suites".
         every: Also attacks of toolkits that cannot run on segmenters, with the reason.
-    Raises: SpecError: if it is none of these.
+
+    Raises:
+        SpecError: If it is none of these.
     """
     if what not in (*_KINDS, "suites"):
         raise SpecError(unknown("list", "kind", what, (*_KINDS, "suites")))

@@ -72,7 +72,12 @@ def save_example(pair: Pair, plan: Plan, subject: Subject, folder: Path) -> Path
         plan: It was found with.
         subject: The network.
         folder: Made for it: reproduce.py, case.json, tensors.safetensors, model.safetensors.
-    Returns: The script. Cost: some ten judgements of ever smaller images.
+
+    Returns:
+        The script.
+
+    Cost:
+        Some ten judgements of ever smaller images.
     """
     assert pair.case is not None
     assert pair.finding.real is not None
@@ -101,7 +106,10 @@ def load_example(folder: Path, model: nn.Module | None = None) -> Example:
     Args:
         folder: With case.json.
         model: The network, for its own task; needed if the example was saved without one.
-    Raises: RecordError: if a file is missing or damaged. SpecError: if a model is needed.
+
+    Raises:
+        RecordError: If a file is missing or damaged.
+        SpecError: If a model is needed.
     """
     try:
         case = json.loads((folder / "case.json").read_text())

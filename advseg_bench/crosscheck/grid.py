@@ -52,8 +52,12 @@ def crosscheck(
         plan: What is compared.
         subjects: On which networks and images.
         progress: Told (done, in all) after each point of the grid.
-    Returns: One `Pair` per implementation, network, kind, loss and radius.
-    Raises: UserError: an implementation or loss that cannot be built.
+
+    Returns:
+        One `Pair` per implementation, network, kind, loss and radius.
+
+    Raises:
+        UserError: An implementation or loss that cannot be built.
     """
     for subject in subjects:
         subject.model.eval().requires_grad_(False)
@@ -135,7 +139,12 @@ def judge_at(plan: Plan, place: Place, name: str, model: nn.Module, batch: Batch
         name: The implementation.
         model: Images -> logits of the task of `batch`.
         batch: Images and labels.
-    Returns: The finding. Raises: whatever the implementation raises.
+
+    Returns:
+        The finding.
+
+    Raises:
+        Exception: Whatever the implementation raises.
     """
     reference = load_implementation(plan.reference, plan.settings, place.loss, plan, batch.task)
     assert isinstance(reference, (FGSM, ProjectedAscent))

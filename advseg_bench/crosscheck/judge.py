@@ -111,8 +111,10 @@ def judge_steps(
         path: The other's iterates and, last, its result: `reference.steps` + 1 tensors (N, C, *S).
         alone: Whether the other put images to the model one by one; so does the replay then.
         known: Gradients by step, filled here: for another reference with the same objective on the same path.
-    Returns: The comparison, which ends at the first real disagreement: what follows from it is no news. Cost per step:
-        1 forward and backward; from the first value that disagrees on 6 more for each step, one of them in float64.
+
+    Returns:
+        The comparison, which ends at the first real disagreement: what follows from it is no news. Cost per step: 1
+        forward and backward; from the first value that disagrees on 6 more for each step, one of them in float64.
     """
     memory: Tensor | None = None
     known = {} if known is None else known

@@ -55,7 +55,8 @@ def print_findings(pairs: Sequence[Pair], console: Console) -> None:
 def write_findings(plan: Plan, subjects: Sequence[Subject], pairs: Sequence[Pair], out: Path) -> list[Path]:
     """Write certificate.json and, for real disagreements, scripts that reproduce them.
 
-    Returns: The files to show the user; the certificate first.
+    Returns:
+        The files to show the user; the certificate first.
     """
     certificate = out / "certificate.json"
     out.mkdir(parents=True, exist_ok=True)

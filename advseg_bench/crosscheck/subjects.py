@@ -34,7 +34,9 @@ def load_subjects(
         untrained: Further networks with random weights, as "smp.Unet:vgg13" or "monai.SegResNet".
         images: How many test images, evenly spaced among those with a mask.
         progress: Told (model, epochs done, epochs in all).
-    Raises: UserError.
+
+    Raises:
+        UserError: If a model is unknown, or cannot be built or trained.
     """
     known = {spec.name: spec for spec in suite.models}
     for name in models:

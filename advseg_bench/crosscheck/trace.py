@@ -56,7 +56,12 @@ def run_traced(
         budget: Norm and radius.
         generators: One per image.
         guard: Of `model`, to save the copy of its weights where many attacks meet it.
-    Returns: What it did. Cost: that of the attack, and a copy of each point.
+
+    Returns:
+        What it did.
+
+    Cost:
+        That of the attack, and a copy of each point.
     """
     guard, n = guard or ModelGuard(model), len(batch.x)
     with Counter(model).count(n, points=True) as tally:

@@ -84,8 +84,13 @@ def judge(case: Case, ours: Tensor, theirs: Trace, effect: Effect) -> Finding:
         ours: The reference's result.
         theirs: The other's result and how it came about.
         effect: Of the reference.
-    Returns: The finding. Cost: nothing if the results are identical; else 1 forward, the replay of each step, and
-        that again, mostly without its gradients, for each convention tried.
+
+    Returns:
+        The finding.
+
+    Cost:
+        Nothing if the results are identical; else 1 forward, the replay of each step, and that again, mostly without
+        its gradients, for each convention tried.
     """
     if broken := find_violation(theirs.x_adv, case.batch, case.budget):
         return Finding("violates", broken)

@@ -33,7 +33,8 @@ def count_images(spec: DataSpec) -> tuple[int, int, str] | None:
     Data on disk are loaded, which loads torch. For UW-Madison that is not there the published numbers stand in, or what
     is expected of the phantom data that are to be drawn.
 
-    Raises: DataError: if the data are there and wrong.
+    Raises:
+        DataError: If the data are there and wrong.
     """
     if (fixed := catalogue.IMAGES.get(spec.name)) is not None:
         return *fixed, ""

@@ -19,8 +19,12 @@ def read_description(folder: Path, kind: Kind) -> tuple[Path, dict[str, Any]]:
     Args:
         folder: The folder that holds it.
         kind: The reader that wants it.
-    Returns: The file's path and its content.
-    Raises: DataError: if it is missing, damaged, or of the other kind; the message then names the right reader.
+
+    Returns:
+        The file's path and its content.
+
+    Raises:
+        DataError: If it is missing, damaged, or of the other kind; the message then names the right reader.
     """
     path = folder / "dataset.json"
     if not path.is_file():

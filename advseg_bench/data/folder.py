@@ -55,9 +55,16 @@ def load(spec: FolderData) -> Dataset:
 
     Args:
         spec: Where the files are and how they are to be read.
-    Returns: The data set. Cost: at load, one pass over all files, with one slice in memory; later, a slice
-        of a .nii.gz costs unpacking the file up to that slice, which a .nii spares.
-    Raises: DataError: if a file is missing, left over, damaged, or is not what `spec` says.
+
+    Returns:
+        The data set.
+
+    Cost:
+        At load, one pass over all files, with one slice in memory; later, a slice of a .nii.gz costs unpacking the file
+        up to that slice, which a .nii spares.
+
+    Raises:
+        DataError: If a file is missing, left over, damaged, or is not what `spec` says.
     """
     _check(spec)
     entries = [_inspect(stem, image, masks, spec) for stem, image, masks in _pair(spec)]

@@ -78,8 +78,12 @@ def list_files(folder: Path) -> dict[str, Path]:
 
     Args:
         folder: An existing folder; its own subfolders are an error.
-    Returns: Stem -> file, sorted by stem.
-    Raises: DataError: if an entry cannot be read by its ending, or two share a stem.
+
+    Returns:
+        Stem -> file, sorted by stem.
+
+    Raises:
+        DataError: If an entry cannot be read by its ending, or two share a stem.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -103,8 +107,12 @@ def read_header(path: Path, *, stacked: bool = False) -> Header:
     Args:
         path: A file of one of `SUFFIXES`.
         stacked: Whether a NIfTI file may have channels along a fourth axis.
-    Returns: The header.
-    Raises: DataError: if the file cannot be read or holds more than one grey or colour image a slice.
+
+    Returns:
+        The header.
+
+    Raises:
+        DataError: If the file cannot be read or holds more than one grey or colour image a slice.
     """
     with _one_line_errors(path):
         if _is_volume(path):
@@ -124,8 +132,12 @@ def read_slices(path: Path, *, first: int = 0, labels: bool = False, channel: in
         labels: Whether it is a mask: palette indices stay indices, and colour is an error. Otherwise palettes
             and colour spaces become RGB, and alpha is dropped.
         channel: The one that is wanted of a colour picture, or of a volume that has a fourth axis.
-    Returns: Slices, shape (H, W), or (3, H, W) for colour; in the file's own type and scale.
-    Raises: DataError: if the file is damaged, a mask has more than one channel, or a picture has not the one wanted.
+
+    Returns:
+        Slices, shape (H, W), or (3, H, W) for colour; in the file's own type and scale.
+
+    Raises:
+        DataError: If the file is damaged, a mask has more than one channel, or a picture has not the one wanted.
     """
     with _one_line_errors(path):
         if not _is_volume(path):

@@ -30,8 +30,12 @@ def load(spec: LggData) -> Dataset:
 
     Args:
         spec: Where the folder is and how it is put to the model; with one channel, `inputs` is FLAIR unless set.
-    Returns: The data set.
-    Raises: DataError: if a file is missing, damaged, or has no place in the layout.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: If a file is missing, damaged, or has no place in the layout.
     """
     if spec.inputs is None and spec.channels == 1:
         spec = spec.model_copy(update={"inputs": ("flair",)})

@@ -42,7 +42,10 @@ def read_images(
         bounds: As for `Batch.of`; from 0 to 1 by default.
         keys: Of images and labels in dictionaries.
         subject_key: Of the person that each image shows; by default each image shows its own.
-    Raises: DataError, SpecError: one line about items, images or labels that do not fit.
+
+    Raises:
+        DataError: One line about items, images or labels that do not fit.
+        SpecError: One line about items, images or labels that do not fit.
     """
     if isinstance(data, Batch):
         data = [data]

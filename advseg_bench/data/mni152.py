@@ -47,7 +47,9 @@ def load(spec: Mni152Data) -> Dataset:
         spec: Task, size and channels. Multilabel: grey matter, white matter, CSF (which exclude each other
             at 2 mm; a resized pixel that is half of each shows both); multiclass: the same after a
             background; binary: grey matter.
-    Returns: The data set; every case has the subject "mni152" and its block, such as "block03".
+
+    Returns:
+        The data set; every case has the subject "mni152" and its block, such as "block03".
     """
     packed = (resources.files("advseg_bench.data") / "mni152.npz").read_bytes()
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
@@ -71,7 +73,9 @@ def split_slices(count: int) -> dict[int, Split]:
 
     Args:
         count: Number of slices, from inferior to superior.
-    Returns: Slice -> split, in order; slices of the guard bands are missing.
+
+    Returns:
+        Slice -> split, in order; slices of the guard bands are missing.
     """
     held_out: dict[int, Split] = dict.fromkeys(VALIDATION_BLOCKS, "validation")
     held_out |= dict.fromkeys(TEST_BLOCKS, "test")

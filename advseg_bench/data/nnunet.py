@@ -29,8 +29,12 @@ def load(spec: NnunetData) -> Dataset:
     Args:
         spec: Where the folder is and how it is put to the model. Multilabel: a channel for each label or region;
             multiclass: labels that exclude each other; binary: any label.
-    Returns: The data set.
-    Raises: DataError: if a file is missing, left over, damaged, or is not what dataset.json says.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: If a file is missing, left over, damaged, or is not what dataset.json says.
     """
     check_pattern(spec.subject, f"data {spec.path}")
     path, content = read_description(spec.path, "nnunet")

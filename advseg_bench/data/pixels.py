@@ -37,8 +37,12 @@ def find_window(path: Path, header: Header, scale: Scale, slices: Iterable[Array
         header: Its header.
         scale: What the two shall be.
         slices: All values of the image; "percentile" holds them in memory as float32, the others one slice at a time.
-    Returns: Lower and upper end, with lower < upper.
-    Raises: DataError: if a value is not finite, if all are the same, or if they do not fit `scale`.
+
+    Returns:
+        Lower and upper end, with lower < upper.
+
+    Raises:
+        DataError: If a value is not finite, if all are the same, or if they do not fit `scale`.
     """
     low, high, kept = math.inf, -math.inf, []
     for values in slices:
@@ -77,7 +81,9 @@ def check_labels(path: Path, header: Header, spec: FolderData) -> None:
         path: Mask file.
         header: Its header.
         spec: `task`, `classes`, `soft` and `ignore` are used.
-    Raises: DataError: if a value has no meaning; it lists up to five.
+
+    Raises:
+        DataError: If a value has no meaning; it lists up to five.
     """
     seen: set[float] = set()
     for pixels in read_slices(path, labels=True):
@@ -102,8 +108,10 @@ def to_planes(masks: list[Array], tops: tuple[float, ...], spec: FolderData) -> 
         masks: One array (*S), or one for each class if the task is multilabel.
         tops: For soft masks, the value of each that means certainty.
         spec: `task`, `classes`, `soft` and `ignore` are used.
-    Returns: One plane for each class without the background, (K, *S), bool or shares in [0, 1] where they
-        are valid; and the valid pixels, bool (*S): those that no mask ignores.
+
+    Returns:
+        One plane for each class without the background, (K, *S), bool or shares in [0, 1] where they are valid; and the
+        valid pixels, bool (*S): those that no mask ignores.
     """
     stack = np.stack(masks)
     space = (1,) * (stack.ndim - 1)

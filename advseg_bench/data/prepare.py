@@ -45,7 +45,9 @@ def task_for(kind: TaskKind, classes: Sequence[str], background: str = "backgrou
         kind: How the labels are put to the model.
         classes: The classes without the background; exactly one for binary.
         background: Name of the first class of a multiclass task; other kinds have none.
-    Returns: The task, with `background` put first for multiclass.
+
+    Returns:
+        The task, with `background` put first for multiclass.
     """
     assert len(classes) == 1 if kind == "binary" else classes, f"{kind} with classes {classes}"
     return Task(kind, (background, *classes) if kind == "multiclass" else tuple(classes))
@@ -57,8 +59,10 @@ def find_frame(shape: Sequence[int], spec: DataSpec) -> tuple[int, ...]:
     Args:
         shape: Edges of the image; only the last two or three, as `spec.edges` has.
         spec: `size` and `fit` are used.
-    Returns: With "pad" the smallest frame around the image whose rows and columns shrink by one factor. Depth has a
-        factor of its own, since slices lie farther apart than pixels, and is never enlarged.
+
+    Returns:
+        With "pad" the smallest frame around the image whose rows and columns shrink by one factor. Depth has a factor
+        of its own, since slices lie farther apart than pixels, and is never enlarged.
     """
     edges = spec.edges
     shape = tuple(shape[-len(edges) :])
@@ -80,7 +84,9 @@ def scaled_spacing(shape: Sequence[int], spacing: Sequence[float], spec: DataSpe
         shape: Edges before (the last two or three entries).
         spacing: Edge lengths of a pixel in mm before, in the same order; NaN stays NaN.
         spec: `size` and `fit` are used.
-    Returns: Edge lengths in mm, each scaled by an edge of the frame over one of the result.
+
+    Returns:
+        Edge lengths in mm, each scaled by an edge of the frame over one of the result.
     """
     frame = find_frame(shape, spec)
     return tuple(mm * (before / after) for mm, before, after in zip(spacing, frame, spec.edges, strict=True))
@@ -93,7 +99,9 @@ def pad_to_frame(array: Array, frame: Sequence[int], fill: float = 0) -> Array:
         array: Shape (..., *S), any type. An odd number of pixels puts the extra one at the end.
         frame: Edges wanted, none shorter than those of S.
         fill: Value of the new pixels.
-    Returns: Shape (..., *frame); `array` itself if it has these edges already.
+
+    Returns:
+        Shape (..., *frame); `array` itself if it has these edges already.
     """
     edges = array.shape[-len(frame) :]
     if edges == tuple(frame):
@@ -115,7 +123,9 @@ def resize_image(image: Array, edges: Sequence[int], fit: Fit = "pad") -> Floats
         image: Shape (..., *S), values in [0, 1], with two or three space axes.
         edges: Edge lengths of the result.
         fit: How pixels on a border are counted.
-    Returns: float32 (..., *edges), clipped to [0, 1] so that rounding cannot leave the bounds.
+
+    Returns:
+        float32 (..., *edges), clipped to [0, 1] so that rounding cannot leave the bounds.
     """
     resized: Floats = np.clip(_AREA[fit](image, edges), 0.0, 1.0).astype(np.float32)
     return resized
@@ -136,8 +146,10 @@ def resize_masks(
         edges: Edge lengths of the result.
         kind: How the labels are put to the model.
         fit: How pixels on a border are counted.
-    Returns: Labels, bool (K, *edges) for binary and multilabel, int64 of shape `edges` for multiclass; and the valid
-        pixels, bool of shape `edges`. The label of an invalid pixel is False or 0.
+
+    Returns:
+        Labels, bool (K, *edges) for binary and multilabel, int64 of shape `edges` for multiclass; and the valid pixels,
+        bool of shape `edges`. The label of an invalid pixel is False or 0.
     """
     planes: Iterable[Array] = (plane.astype(np.float32) for plane in masks)  # one at a time: volumes are large
     if kind == "multiclass":
@@ -160,9 +172,10 @@ def prepare(image: Array, masks: Array, valid: Bools | None, spec: DataSpec) -> 
             K = 1 for binary. Planes may overlap for multilabel; for multiclass their sum must not pass 1.
         valid: Shape S, False where a pixel shall not count; None if all count.
         spec: Any data specification; `task`, `size`, `channels` and `fit` are used.
-    Returns: The sample, with the edges of `spec`. Pixels that padding adds are not valid; a data set whose
-        surroundings are known to be background pads with `pad_to_square` before. A grey image is copied to
-        `spec.channels` channels.
+
+    Returns:
+        The sample, with the edges of `spec`. Pixels that padding adds are not valid; a data set whose surroundings are
+        known to be background pads with `pad_to_square` before. A grey image is copied to `spec.channels` channels.
     """
     space = len(spec.edges)
     assert masks.ndim == space + 1, f"masks of shape {masks.shape} for size = {spec.size}"
@@ -187,7 +200,9 @@ def fingerprint(spec: DataSpec, content: str) -> str:
     Args:
         spec: The specification; every key counts but `path`, so that a folder may move.
         content: What the specification does not say: a digest of the files, or the version of a generator.
-    Returns: sha256 in hexadecimal.
+
+    Returns:
+        sha256 in hexadecimal.
     """
     parts = {
         "preparation": PREPARATION[spec.fit],

@@ -22,8 +22,12 @@ def split_subjects(subjects: Iterable[str], spec: SplitData) -> dict[str, Split]
     Args:
         subjects: Subject of each file; repetitions count once, and the order does not matter.
         spec: Shares of the subjects, each rounded to a number of at least one, and the seed.
-    Returns: Subject -> split.
-    Raises: DataError: if no subject is left for training.
+
+    Returns:
+        Subject -> split.
+
+    Raises:
+        DataError: If no subject is left for training.
     """
     names = sorted(set(subjects))
     validation, test = (max(1, round(share * len(names))) for share in (spec.validation, spec.test))
@@ -47,8 +51,12 @@ def split_rest(rest: Collection[Name], share: float, seed: int, where: Path) -> 
         share: Share of them, rounded to a number of at least one.
         seed: Which ones.
         where: The data set, for messages.
-    Returns: Subject -> "train" or "validation".
-    Raises: DataError: if no subject is left for training.
+
+    Returns:
+        Subject -> "train" or "validation".
+
+    Raises:
+        DataError: If no subject is left for training.
     """
     names = sorted(rest)
     validation = max(1, round(share * len(names)))
@@ -75,7 +83,8 @@ def check_pattern(pattern: str | None, where: str) -> None:
 def find_subject(stem: str, pattern: str | None, path: Path) -> str:
     """Find the subject in a stem; without a pattern it is the stem.
 
-    Raises: DataError: naming the file, if the pattern does not match.
+    Raises:
+        DataError: Naming the file, if the pattern does not match.
     """
     if pattern is None:
         return stem

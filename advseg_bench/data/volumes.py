@@ -99,7 +99,8 @@ class _Entry:
 def choose_inputs(names: Sequence[str], spec: VolumeData, where: Path) -> list[int]:
     """Say which channels of the data become those of the image.
 
-    Raises: DataError: if `inputs` names none of them, or is needed and missing.
+    Raises:
+        DataError: If `inputs` names none of them, or is needed and missing.
     """
     if spec.inputs is None:
         if len(names) in (1, spec.channels):
@@ -126,8 +127,15 @@ def load_sources(
         splits: Subject -> split.
         spec: How to scale, what to take, and how it is put to the model.
         note: What the reader has to say.
-    Returns: The data set. Cost: as that of `folder`: a slice of a .nii.gz costs unpacking the file up to it.
-    Raises: DataError: if a file is missing, damaged, or not what `labels` or `spec` say.
+
+    Returns:
+        The data set.
+
+    Cost:
+        As that of `folder`: a slice of a .nii.gz costs unpacking the file up to it.
+
+    Raises:
+        DataError: If a file is missing, damaged, or not what `labels` or `spec` say.
     """
     check_window(spec.scale, f"data {spec.path}")
     _check_regions(labels, spec)

@@ -66,7 +66,8 @@ class Tally:
     def admit(self, rows: int) -> tuple[int, ...]:
         """Count a forward before it is run. Returns: the image of each row; nobody if that is unknown.
 
-        Raises: QueryLimitError: it would be one too many.
+        Raises:
+            QueryLimitError: It would be one too many.
         """
         owners = self._find_owners(rows)
         self._demand_budget(owners, rows)

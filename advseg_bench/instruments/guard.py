@@ -63,7 +63,9 @@ class ModelGuard:
 
         Args:
             thorough: Compare all values, not only those of tensors that were written to by their write counters.
-        Returns: whether anything was.
+
+        Returns:
+            whether anything was.
         """
         marks = zip(self._read_marks(), self.marks, strict=True)
         suspects = [i for i, (now, was) in enumerate(marks) if thorough or now != was]

@@ -91,8 +91,15 @@ def measure(
         rounds: Samples of each work; under 6 there is no interval of 95 %, and 12 or more are advisable.
         seed: Of the orders.
         memory: Whether to run each work once more for its peak memory.
-    Returns: Samples by name. Cost: `rounds` and at least `SETTLED_RUNS` + 1 runs of each work.
-    Raises: SpecError: if there is nothing to measure.
+
+    Returns:
+        Samples by name.
+
+    Cost:
+        `rounds` and at least `SETTLED_RUNS` + 1 runs of each work.
+
+    Raises:
+        SpecError: If there is nothing to measure.
     """
     if not works or rounds < 1:
         raise SpecError(expected("meter", "works and at least one round", (len(works), rounds)))
@@ -130,8 +137,12 @@ def ratio(a: Samples, b: Samples, level: float = 0.95) -> tuple[float, float, fl
         a: Samples of one work.
         b: Samples of the other, of the same call of `measure`.
         level: Confidence level.
-    Returns: Estimate, lower and upper end; the ends are 0 and infinity if the rounds are too few for the level.
-    Raises: SpecError: if the rounds cannot be paired, or b took no longer than doing nothing.
+
+    Returns:
+        Estimate, lower and upper end; the ends are 0 and infinity if the rounds are too few for the level.
+
+    Raises:
+        SpecError: If the rounds cannot be paired, or b took no longer than doing nothing.
     """
     if len(a.seconds) != len(b.seconds):
         found = (len(a.seconds), len(b.seconds))
@@ -154,8 +165,12 @@ def median_interval(values: Sequence[float] | NDArray[np.float64], level: float 
     Args:
         values: At least one.
         level: Confidence level, between 0 and 1.
-    Returns: Both ends; minus and plus infinity if the samples are too few for the level.
-    Source: Thompson 1936 (order statistics); Bayley and Hammersley 1946 (effective number of samples).
+
+    Returns:
+        Both ends; minus and plus infinity if the samples are too few for the level.
+
+    Source:
+        Thompson 1936 (order statistics); Bayley and Hammersley 1946 (effective number of samples).
     """
     if not 0 < level < 1:
         raise SpecError(expected("level", "a number between 0 and 1", level))

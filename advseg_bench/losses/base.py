@@ -22,7 +22,9 @@ def one_hot(y: Tensor, task: Task, like: Tensor) -> Tensor:
         y: Labels as in `Batch.y`; in a multiclass task values outside the classes give an empty pixel.
         task: What the labels mean.
         like: A tensor of the wanted dtype.
-    Returns: (N, K, *S).
+
+    Returns:
+        (N, K, *S).
     """
     if task.kind != "multiclass":
         return y.to(like.dtype)

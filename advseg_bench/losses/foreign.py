@@ -32,8 +32,12 @@ def per_image(criterion: Callable[[Tensor, Tensor], Tensor], target: Target = "o
             apply sigmoid or softmax by itself.
         target: "onehot" for zeros and ones (1, K, *S) of the dtype of the logits; "labels" for int64 (1, *S), in
             multiclass tasks only.
-    Returns: The loss, to be named in a suite as `package.module:object`.
-    Raises: SpecError: if `target` is neither.
+
+    Returns:
+        The loss, to be named in a suite as `package.module:object`.
+
+    Raises:
+        SpecError: If `target` is neither.
     """
     if target not in get_args(Target):
         raise SpecError(unknown("per_image", "target", target, get_args(Target)))

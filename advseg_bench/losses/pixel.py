@@ -20,7 +20,9 @@ def bce(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
         y: bool (N, K, *S).
         valid: bool (N, *S).
         task: Binary or multilabel.
-    Returns: (N,), at least 0; 0 for an image without a valid pixel.
+
+    Returns:
+        (N,), at least 0; 0 for an image without a valid pixel.
     """
     value = F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="none")
     return valid_mean(value.mean(1), valid)
@@ -34,7 +36,9 @@ def ce(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
         y: int64 (N, *S).
         valid: bool (N, *S).
         task: Multiclass.
-    Returns: (N,), at least 0; 0 for an image without a valid pixel.
+
+    Returns:
+        (N,), at least 0; 0 for an image without a valid pixel.
     """
     return valid_mean(F.cross_entropy(logits, torch.where(valid, y, 0), reduction="none"), valid)
 
@@ -50,8 +54,12 @@ def focal(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
         y: Labels as in `Batch.y`.
         valid: bool (N, *S).
         task: Any.
-    Returns: (N,), at least 0.
-    Source: Lin et al., ICCV 2017, arXiv:1708.02002, eq. 4.
+
+    Returns:
+        (N,), at least 0.
+
+    Source:
+        Lin et al., ICCV 2017, arXiv:1708.02002, eq. 4.
     """
     if task.kind != "multiclass":
         return sigmoid_focal(logits, y, valid, task)
@@ -80,8 +88,12 @@ def margin(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
         y: Labels as in `Batch.y`.
         valid: bool (N, *S).
         task: Any; multiclass with at least two classes.
-    Returns: (N,), of any sign and without bounds; 0 for an image without a valid pixel.
-    Source: the loss f of Carlini and Wagner, S&P 2017, arXiv:1608.04644, sec. V, for each pixel; differs in having no
+
+    Returns:
+        (N,), of any sign and without bounds; 0 for an image without a valid pixel.
+
+    Source:
+        the loss f of Carlini and Wagner, S&P 2017, arXiv:1608.04644, sec. V, for each pixel; differs in having no
         floor, and in the mean over pixels.
     """
     if task.kind != "multiclass":

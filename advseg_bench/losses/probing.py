@@ -17,8 +17,8 @@ def probe(loss: Loss, task: Task, name: str) -> None:
     channel of a sigmoid, a pixel of a softmax), asks for some gradient on logits of either label, and compares each
     image alone with the batch.
 
-    Raises: IncompatibleError: with the fault: swapped arguments, batch pooling, a wrong shape, NaN, void pixels that
-        count.
+    Raises:
+        IncompatibleError: With the fault: swapped arguments, batch pooling, a wrong shape, NaN, void pixels that count.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (3, len(task.classes), 8, 8)

@@ -24,8 +24,12 @@ def dice(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
         y: Labels as in `Batch.y`.
         valid: bool (N, *S).
         task: Any.
-    Returns: (N,), between 0 and 1.
-    Source: Milletari et al., 3DV 2016, arXiv:1606.04797; differs in the denominator, which is not squared.
+
+    Returns:
+        (N,), between 0 and 1.
+
+    Source:
+        Milletari et al., 3DV 2016, arXiv:1606.04797; differs in the denominator, which is not squared.
     """
     p, t, _ = _regions(logits, y, valid, task)
     overlap = (p * t).sum(2)
@@ -37,8 +41,12 @@ def jaccard(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
 
     Jaccard = (2 sum p y + s) / (2 (sum p + sum y - sum p y) + s) with s = 1e-5. Arguments as `dice`; so is its
     gradient on an empty mask.
-    Returns: (N,), between 0 and 1.
-    Source: Rahman and Wang, ISVC 2016, doi:10.1007/978-3-319-50835-1_22; differs in the smoothing.
+
+    Returns:
+        (N,), between 0 and 1.
+
+    Source:
+        Rahman and Wang, ISVC 2016, doi:10.1007/978-3-319-50835-1_22; differs in the smoothing.
     """
     p, t, _ = _regions(logits, y, valid, task)
     overlap = (p * t).sum(2)
@@ -51,8 +59,12 @@ def tversky(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
 
     Index = (TP + s) / (TP + 0.3 FP + 0.7 FN + s) with s = 1e-5 and TP, FP, FN summed from probabilities. (MONAI's
     default, 0.5 and 0.5, is Dice.) Arguments as `dice`; so is its gradient on an empty mask.
-    Returns: (N,), between 0 and 1.
-    Source: Salehi et al., MLMI 2017, arXiv:1706.05721; differs in the smoothing.
+
+    Returns:
+        (N,), between 0 and 1.
+
+    Source:
+        Salehi et al., MLMI 2017, arXiv:1706.05721; differs in the smoothing.
     """
     return (1 - _tversky_index(logits, y, valid, task)).mean(1)
 
@@ -62,8 +74,12 @@ def focal_tversky(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tenso
 
     The exponent is 1 / gamma with gamma = 4/3 in the convention of the paper, where a larger gamma steepens the loss of
     channels that are nearly right. (Code that calls the exponent itself gamma has 0.75.)
-    Returns: (N,), between 0 and 1.
-    Source: Abraham and Khan, ISBI 2019, arXiv:1810.07842; differs in the mean over channels, there a sum.
+
+    Returns:
+        (N,), between 0 and 1.
+
+    Source:
+        Abraham and Khan, ISBI 2019, arXiv:1810.07842; differs in the mean over channels, there a sum.
     """
     miss = 1 - _tversky_index(logits, y, valid, task)
     missed = miss > 0  # the power has no gradient at 0, where nothing can be gained
@@ -78,8 +94,12 @@ def generalized_dice(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Te
     and masks of 10,000 pixels and more have weights so small that s pulls value and gradient to 0.
 
     Arguments as `dice`.
-    Returns: (N,), between 0 and 1.
-    Source: Sudre et al., DLMIA 2017, arXiv:1707.03237; differs in the smoothing.
+
+    Returns:
+        (N,), between 0 and 1.
+
+    Source:
+        Sudre et al., DLMIA 2017, arXiv:1707.03237; differs in the smoothing.
     """
     p, t, _ = _regions(logits, y, valid, task)
     volume = t.sum(2)
@@ -98,8 +118,12 @@ def lovasz(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     pixel has all of the gradient.
 
     Arguments as `dice`.
-    Returns: (N,), at least 0; 0 for an image without a valid pixel.
-    Source: Berman et al., CVPR 2018, arXiv:1705.08790, alg. 1.
+
+    Returns:
+        (N,), at least 0; 0 for an image without a valid pixel.
+
+    Source:
+        Berman et al., CVPR 2018, arXiv:1705.08790, alg. 1.
     """
     t = one_hot(y, task, logits)
     seen = valid.unsqueeze(1).expand_as(t)
@@ -117,7 +141,9 @@ def dice_focal(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
 
     For multiclass, as there, the Dice is of the softmax and the focal loss is the sigmoid one of each channel.
     Arguments as `dice`; the two parts weigh the same.
-    Returns: (N,), at least 0.
+
+    Returns:
+        (N,), at least 0.
     """
     return dice(logits, y, valid, task) + sigmoid_focal(logits, y, valid, task)
 
@@ -127,7 +153,9 @@ def dice_ce(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
 
     It differs for several channels of a sigmoid, beside whose Dice MONAI puts a cross-entropy of the softmax.
     Arguments as `dice`; the two parts weigh the same.
-    Returns: (N,), at least 0.
+
+    Returns:
+        (N,), at least 0.
     """
     entropy = ce if task.kind == "multiclass" else bce
     return dice(logits, y, valid, task) + entropy(logits, y, valid, task)

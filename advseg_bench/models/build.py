@@ -43,7 +43,13 @@ def build_model(
         size: Edge length of the square images the check uses, in pixels; or each of their two or three edges. Three
             make a network for 3-D images, which MONAI's are and those of segmentation-models-pytorch are not.
         seed: Of the initial weights.
-    Returns: The network, in the mode its constructor left it in. Cost: two forwards of two images.
+
+    Returns:
+        The network, in the mode its constructor left it in.
+
+    Cost:
+        Two forwards of two images.
+
     Raises:
         SpecError: if the encoder or a setting is unknown, or the constructor refuses its arguments.
         PluginError: if a user network cannot be imported or is no `torch.nn.Module`.
@@ -81,7 +87,9 @@ def set_head_bias(model: SegmentationModule, value: float) -> None:
     Args:
         model: From `build_model`, which found the layer by watching the network run.
         value: The bias, in logits.
-    Raises: IncompatibleError: if no such layer was found or it has no bias.
+
+    Raises:
+        IncompatibleError: If no such layer was found or it has no bias.
     """
     bias = None if model.head is None else model.net.get_submodule(model.head).bias
     if not isinstance(bias, Tensor):

@@ -39,8 +39,12 @@ def build_monai(
         channels: Channels of an image.
         classes: Logit channels.
         edges: Edge lengths of an image in pixels.
-    Returns: The network, and its stride in pixels.
-    Raises: SpecError: if the encoder or a setting is unknown, or the constructor refuses its arguments.
+
+    Returns:
+        The network, and its stride in pixels.
+
+    Raises:
+        SpecError: If the encoder or a setting is unknown, or the constructor refuses its arguments.
     """
     name = spec.architecture.removeprefix("monai.")
     if name in _PATCH and find_spec("einops") is None:

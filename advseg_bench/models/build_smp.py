@@ -24,7 +24,10 @@ def build_smp(
         channels: Channels of an image.
         classes: Logit channels.
         edges: Edge lengths of an image in pixels.
-    Returns: The network, and its stride in pixels.
+
+    Returns:
+        The network, and its stride in pixels.
+
     Raises:
         SpecError: if the encoder or a setting is unknown, or the constructor refuses its arguments.
         IncompatibleError: if images are not 2-D.

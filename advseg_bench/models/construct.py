@@ -29,7 +29,8 @@ FIXED: dict[str, str] = {
 def demand_encoder(where: str, spec: ModelSpec) -> str:
     """Return the encoder's name; it has no default, so that a record always says what was attacked.
 
-    Raises: SpecError: if there is none.
+    Raises:
+        SpecError: If there is none.
     """
     if spec.encoder is None:
         raise SpecError(expected(where, f"an `encoder` for {spec.architecture}", None, 'Try encoder = "resnet18".'))
@@ -44,7 +45,9 @@ def check_settings(where: str, spec: ModelSpec, known: Collection[str], fixed: M
         spec: Whose settings are checked.
         known: Arguments of the constructor.
         fixed: Arguments that are no settings -> why, and what to do.
-    Raises: SpecError: naming the first that is.
+
+    Raises:
+        SpecError: Naming the first that is.
     """
     for key, value in spec.settings.items():
         if key in fixed:
@@ -61,8 +64,12 @@ def construct(where: str, spec: ModelSpec, make: Callable[..., Any], arguments: 
         spec: What is built.
         make: The constructor.
         arguments: Of it.
-    Returns: Whatever it makes.
-    Raises: SpecError: with the constructor's own error in one line.
+
+    Returns:
+        Whatever it makes.
+
+    Raises:
+        SpecError: With the constructor's own error in one line.
     """
     try:
         return make(**arguments)

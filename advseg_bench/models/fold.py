@@ -35,9 +35,16 @@ def fold_batch_norms(model: nn.Module, x: Tensor) -> int:
     Args:
         model: In eval mode; it is changed, so hand over a copy.
         x: Example images.
-    Returns: How many were folded. Cost: six forwards.
-    Raises: IncompatibleError: if the logits of `x`, its negative or noise changed by more than rounding, as where calls
-        depend on values.
+
+    Returns:
+        How many were folded.
+
+    Cost:
+        Six forwards.
+
+    Raises:
+        IncompatibleError: If the logits of `x`, its negative or noise changed by more than rounding, as where calls
+            depend on values.
     """
     watch = _Watch()
     with torch.no_grad(), watch:

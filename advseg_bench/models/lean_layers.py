@@ -216,7 +216,9 @@ def _activate(
         passes: Input -> the mask; None if it is where the output is not 0.
         kernel: PyTorch's backward of the activation; it is given the mask for an input, 1 where gradients pass, else 0.
         *settings: Further arguments of the kernel.
-    Returns: The output; None if it would be written to a part of another tensor.
+
+    Returns:
+        The output; None if it would be written to a part of another tensor.
     """
     if inplace and x._is_view():
         return None

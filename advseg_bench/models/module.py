@@ -33,7 +33,9 @@ class SegmentationModule(nn.Module):
         std: float32, shape (1,) or (C,).
         stride: As given.
         head: As given.
-    Raises: SpecError: if a std is not positive or the stride is below 1.
+
+    Raises:
+        SpecError: If a std is not positive or the stride is below 1.
     """
 
     mean: Tensor
@@ -64,7 +66,12 @@ class SegmentationModule(nn.Module):
 
         Args:
             x: Images, float32, shape (N, C, *S) with any number of space axes.
-        Returns: Logits, float32, shape (N, K, *S). Cost: one forward.
+
+        Returns:
+            Logits, float32, shape (N, K, *S).
+
+        Cost:
+            One forward.
         """
         space = (1,) * (x.dim() - 2)
         z = (x - self.mean.view(-1, *space)) / self.std.view(-1, *space)

@@ -104,7 +104,13 @@ def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
             stores channels innermost, "bfloat16" and "float16" are autocast, "compile" is `torch.compile`, "cuda_graph"
             (experimental: never run on a GPU yet) replays a recorded gradient for images of the shape of `x`. Where
             one cannot be used, an error says so.
-    Returns: The prepared copy. Cost: up to six forwards, and what compiling takes.
+
+    Returns:
+        The prepared copy.
+
+    Cost:
+        Up to six forwards, and what compiling takes.
+
     Raises:
         SpecError: a step that does not exist or cannot be done here.
         IncompatibleError: the model cannot be copied, or folding changes its logits.
@@ -156,8 +162,12 @@ def prepare_checked(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Choice
         model: As `prepare` takes it, frozen and in eval mode.
         x: Images on which the gradients are compared.
         steps: As `prepare` takes them.
-    Returns: The prepared model if its `gradient_error` is at most `TOLERATED` times the model's own.
-    Raises: SpecError: as `prepare` does.
+
+    Returns:
+        The prepared model if its `gradient_error` is at most `TOLERATED` times the model's own.
+
+    Raises:
+        SpecError: As `prepare` does.
     """
     choices, raw = find_agreeing(model, x, [tuple(steps)] if steps else [])
     return choices[0] if choices else raw
@@ -170,8 +180,12 @@ def find_agreeing(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, .
         model: As `prepare` takes it, frozen and in eval mode.
         x: Images on which the gradients are compared.
         candidates: Lists of steps as `prepare` takes them.
-    Returns: The candidates that agree, and the model as it is, with the reasons against the others.
-    Raises: SpecError: as `prepare` does.
+
+    Returns:
+        The candidates that agree, and the model as it is, with the reasons against the others.
+
+    Raises:
+        SpecError: As `prepare` does.
     """
     reference = reference_gradient(model, x)
     raw_error = gradient_error(model, x, reference)
@@ -208,7 +222,12 @@ def softplus_gradient(model: nn.Module, x: Tensor) -> Tensor:
     Args:
         model: Images -> logits.
         x: Images (N, C, *S).
-    Returns: (N, C, *S). Cost: one forward, one backward.
+
+    Returns:
+        (N, C, *S).
+
+    Cost:
+        One forward, one backward.
     """
     leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad():

@@ -19,7 +19,12 @@ def count_flops(model: nn.Module, x: Tensor) -> int:
     Args:
         model: Images -> logits.
         x: Images (N, C, *S); the first is used.
-    Returns: Those of convolutions and matrix products, which are nearly all. Cost: 1 forward of one image.
+
+    Returns:
+        Those of convolutions and matrix products, which are nearly all.
+
+    Cost:
+        1 forward of one image.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(x[:1])
@@ -32,9 +37,16 @@ def measure_receptive_field(model: nn.Module, x: Tensor) -> float:
     Args:
         model: Images -> logits.
         x: Images (N, C, *S).
-    Returns: Edge length in pixels of the square around the centre that holds 95 % of the absolute gradient of the
-        central pixel's logits, the median over images; 0 if there is no gradient. Cost: 1 forward, 1 backward.
-    Source: Luo et al., NeurIPS 2016, arXiv:1701.04128; there the standard deviation of a Gaussian fit is doubled.
+
+    Returns:
+        Edge length in pixels of the square around the centre that holds 95 % of the absolute gradient of the central
+        pixel's logits, the median over images; 0 if there is no gradient.
+
+    Cost:
+        1 forward, 1 backward.
+
+    Source:
+        Luo et al., NeurIPS 2016, arXiv:1701.04128; there the standard deviation of a Gaussian fit is doubled.
     """
     centre = [size // 2 for size in x.shape[2:]]
     middle = int(np.ravel_multi_index(centre, x.shape[2:]))

@@ -110,7 +110,11 @@ def _describe(model: SegmentationModule, dataset: Dataset, batch: int) -> dict[s
 def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationModule:
     """Build a model for the images of a data set, with its own weights if it has any.
 
-    Raises: SpecError, IncompatibleError, PluginError, DataError: see `build_model` and `load_weights`.
+    Raises:
+        SpecError: See `build_model` and `load_weights`.
+        IncompatibleError: See `build_model` and `load_weights`.
+        PluginError: See `build_model` and `load_weights`.
+        DataError: See `build_model` and `load_weights`.
     """
     _, channels, *edges = dataset.batch([0]).x.shape
     model = build_model(spec, channels=channels, task=dataset.task, size=edges, seed=seed)

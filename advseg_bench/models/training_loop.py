@@ -149,7 +149,8 @@ def _anneal(recipe: Recipe, done: float) -> float:
 def evaluate(model: nn.Module, dataset: Dataset, batch: int) -> float:
     """Return the mean Dice over the validation images: per image, classes absent from the truth left out.
 
-    Raises: DataError: if no validation image shows a class.
+    Raises:
+        DataError: If no validation image shows a class.
     """
     indices = dataset.split("validation")
     device = next(model.parameters()).device

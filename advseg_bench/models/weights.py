@@ -40,7 +40,9 @@ def save_weights(path: Path, model: SegmentationModule) -> None:
     Args:
         path: The file; it appears complete or not at all.
         model: Its `net` is saved; normalisation and stride are in the spec.
-    Raises: RecordError: on a full disk or an unwritable place.
+
+    Raises:
+        RecordError: On a full disk or an unwritable place.
     """
     # Copies, because safetensors refuses tensors that share memory, such as tied weights.
     state = {

@@ -23,7 +23,10 @@ def find_equivalents(
         reference: Name of the reference.
         norm: Norm of the budgets.
         settings: Of the reference.
-    Returns: Attack name -> settings, and the toolkits that have no such attack.
+
+    Returns:
+        Attack name -> settings, and the toolkits that have no such attack.
+
     Raises:
         PluginError: an attack's name is unknown, a toolkit's equivalents cannot be loaded, or several distributions
             offer them.

@@ -68,7 +68,8 @@ def list_plugins(group: str) -> tuple[Plugin, ...]:
 def find_plugin(kind: Kind, name: str) -> Plugin | None:
     """Return the plug-in of a name; None if the name is shipped, or no distribution offers it.
 
-    Raises: PluginError: if more than one provider has the name; see `find_conflict`.
+    Raises:
+        PluginError: If more than one provider has the name; see `find_conflict`.
     """
     if conflict := find_conflict(kind, name):
         raise PluginError(conflict)
@@ -104,7 +105,9 @@ def load_from_group(group: str, name: str, where: str) -> object:
         group: Such as `EQUIVALENTS`.
         name: Of the entry.
         where: Put before every message.
-    Raises: PluginError: one line; more than one provider among the reasons.
+
+    Raises:
+        PluginError: One line; more than one provider among the reasons.
     """
     found = [plugin for plugin in list_plugins(group) if plugin.name == name]
     if conflict := _say_shared(where, [plugin.distribution for plugin in found]):
@@ -122,7 +125,9 @@ def check_name(kind: Kind, name: str, also: Iterable[str] = ()) -> None:
         kind: What it should name.
         name: Shipped, of a plug-in, or `package.module:object`.
         also: Further names worth proposing.
-    Raises: PluginError: the name is unknown, or has more than one provider.
+
+    Raises:
+        PluginError: The name is unknown, or has more than one provider.
     """
     if find_plugin(kind, name) is None and name not in SHIPPED[kind] and ":" not in name:
         plugins = (plugin.name for plugin in list_plugins(GROUPS[kind]))
@@ -136,7 +141,9 @@ def load_object(kind: Kind, name: str, where: str = "") -> object:
         kind: What it should name.
         name: A shipped attack or loss, of a plug-in, or `package.module:object`.
         where: Put before every message; by default the kind and the name.
-    Raises: PluginError: one line with the name, the distribution, the cause and the remedy.
+
+    Raises:
+        PluginError: One line with the name, the distribution, the cause and the remedy.
     """
     where = where or f"{kind} {name}"
     plugin = find_plugin(kind, name)

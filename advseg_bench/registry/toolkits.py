@@ -51,7 +51,8 @@ class Row:
 def find_toolkit(attack: str) -> Plugin | None:
     """Return the toolkit that an attack's name belongs to, or None.
 
-    Raises: PluginError: if another distribution offers the same toolkit or attack.
+    Raises:
+        PluginError: If another distribution offers the same toolkit or attack.
     """
     toolkit, dot, _ = attack.partition(".")
     found = [entry for entry in list_plugins(TOOLKITS) if dot and ":" not in attack and entry.name == toolkit]
@@ -63,7 +64,8 @@ def find_toolkit(attack: str) -> Plugin | None:
 def find_row(attack: str) -> Row | None:
     """Return what is known of a toolkit's attack; None for any other, and for a toolkit without a support table.
 
-    Raises: PluginError: see `find_toolkit` and `read_support`.
+    Raises:
+        PluginError: See `find_toolkit` and `read_support`.
     """
     toolkit = find_toolkit(attack)
     return read_support(toolkit).get(attack) if toolkit else None
@@ -72,7 +74,8 @@ def find_row(attack: str) -> Row | None:
 def check_attack(name: str) -> None:
     """Check an attack's name, shipped, of a plug-in or of a toolkit, without importing anything.
 
-    Raises: PluginError: unknown, ambiguous, or known not to run on segmenters, with the reason.
+    Raises:
+        PluginError: Unknown, ambiguous, or known not to run on segmenters, with the reason.
     """
     toolkit = find_toolkit(name)
     if toolkit is None:
@@ -88,7 +91,8 @@ def check_attack(name: str) -> None:
 def read_support(toolkit: Plugin) -> Mapping[str, Row]:
     """Return the support table of a toolkit, by attack name; empty if there is none.
 
-    Raises: PluginError: if the file is damaged.
+    Raises:
+        PluginError: If the file is damaged.
     """
     package, *inner = toolkit.target.partition(":")[0].split(".")[:-1] or [""]
     spec = find_spec(package) if package else None

@@ -51,7 +51,10 @@ def write_report(
         out: The folder; `report` in the run directory if None. A run in memory needs one.
         formats: Of `FORMATS`; every figure is written in these too.
         console: Where to print its sentences and main tables; nowhere if None.
-    Returns: The files written: report.html, report.md, claims.html, claims.md, tables/*.csv, figures/*.
+
+    Returns:
+        The files written: report.html, report.md, claims.html, claims.md, tables/*.csv, figures/*.
+
     Raises:
         RecordError: if a file of the run is damaged, or the folder cannot be written.
         SpecError: a format that there is not, or no folder for a run in memory.
@@ -78,8 +81,12 @@ def write_claims(runs: Sequence[Run], out: Path, *, formats: Sequence[str] = ())
         runs: What to judge.
         out: The folder.
         formats: As for `write_report`.
-    Returns: The files written: claims.html, claims.md, tables/*.csv, figures/*.
-    Raises: as `write_report`; RecordError also if a run is given twice.
+
+    Returns:
+        The files written: claims.html, claims.md, tables/*.csv, figures/*.
+
+    Raises:
+        RecordError: If a run is given twice, or as `write_report`.
     """
     _check_formats(formats)
     paths = [run.path.resolve() for run in runs if run.path]

@@ -109,7 +109,8 @@ def make_crossing_table(name: str, data: str, crossings: Sequence[Crossing], los
 def make_released_table(name: str, data: str, evidence: Evidence) -> Table | None:
     """Make the table of the scores that the study's code prints, for the losses as its text and as its code use them.
 
-    Returns: None if no attack has a result.
+    Returns:
+        None if no attack has a result.
     """
     if evidence.eps is None:
         return None

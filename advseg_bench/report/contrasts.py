@@ -64,7 +64,9 @@ def contrast_models(
         budgets: Norm and reference budget.
         series: Of the run, for the labels.
         strongest: Model -> its strongest attack.
-    Returns: The models that have one, in the order of the suite.
+
+    Returns:
+        The models that have one, in the order of the suite.
     """
     where = {"norm": budgets.norm, "eps": budgets.reference}
     control = choose_control(run)

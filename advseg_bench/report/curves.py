@@ -45,7 +45,8 @@ Chart = tuple[str, list[Line]]
 def make_sweep_figure(summary: Summary, budgets: Budgets) -> Figure | None:
     """Make the figure of Dice against eps: one panel per model, one line per series.
 
-    Returns: None if no series has several eps, or no model a clean result.
+    Returns:
+        None if no series has several eps, or no model a clean result.
     """
     drawn, left_out = choose_drawn(summary.series, budgets.norm, curves=True)
     if not drawn or not summary.has_clean:
@@ -74,7 +75,8 @@ def make_sweep_figure(summary: Summary, budgets: Budgets) -> Figure | None:
 def make_class_figure(summary: Summary) -> Figure | None:
     """Make the figure of each class's Dice against eps: one panel per class, one line per model.
 
-    Returns: None if no class of any image has a score.
+    Returns:
+        None if no class of any image has a score.
     """
     if summary.class_curves is None:
         return None

@@ -72,7 +72,9 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
         figure: What to draw.
         width: Inches.
         kinds: Any of "svg", "pdf" and "png" (at `DPI`).
-    Returns: The files' bytes, the same for the same numbers and version of matplotlib.
+
+    Returns:
+        The files' bytes, the same for the same numbers and version of matplotlib.
     """
     files = []
     with _styled(figure.name):

@@ -28,8 +28,11 @@ SWEEP_TITLES = ("Image", "Perturbation", "Prediction", "Errors")
 def make_galleries(run: Run) -> tuple[Gallery, ...]:
     """Make the galleries of a run: each model's best and worst case, and the worst over eps.
 
-    Returns: Only galleries that have a picture, with a sheet for print of all cases, and one per model over eps.
-    Raises: RecordError: naming a file that cannot be read.
+    Returns:
+        Only galleries that have a picture, with a sheet for print of all cases, and one per model over eps.
+
+    Raises:
+        RecordError: Naming a file that cannot be read.
     """
     kept = load_pictures(run)
     keys = (("Classes:", list_class_colours(run.task)), ("Errors:", tuple(ERROR_COLOURS.items())))

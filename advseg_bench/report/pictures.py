@@ -68,7 +68,8 @@ class Pictures:
 def load_pictures(run: Run) -> tuple[Pictures, ...]:
     """Read what a run has kept, in the order of the models, the worst case first; nothing of a run in memory.
 
-    Raises: RecordError: naming a file that cannot be read.
+    Raises:
+        RecordError: Naming a file that cannot be read.
     """
     order = {name: i for i, name in enumerate(run.model_names)}
     paths = sorted((run.path / "panels").glob("*.npz")) if run.path else []

@@ -92,8 +92,10 @@ def choose_drawn(series: Sequence[Series], norm: str, *, curves: bool) -> tuple[
         series: Of a run.
         norm: Of the figure.
         curves: Whether it draws lines over eps, for which one eps is too few.
-    Returns: The series of that norm that are no variants and, for curves, have several eps; and the sentence that
-        says what was left out, "" if nothing was.
+
+    Returns:
+        The series of that norm that are no variants and, for curves, have several eps; and the sentence that says what
+        was left out, "" if nothing was.
     """
     mine = [s for s in series if s.arm.norm == norm]
     plain = [s for s in mine if not s.variant]

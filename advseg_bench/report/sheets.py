@@ -56,7 +56,9 @@ def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]]) -> Imag
     Args:
         panels: With the same columns.
         keys: Titles and entries of the legends below.
-    Returns: The sheet at `DPI`, as wide as a page; narrower where rows have labels.
+
+    Returns:
+        The sheet at `DPI`, as wide as a page; narrower where rows have labels.
     """
     titles, labelled = panels[0].titles, bool(panels[0].strips[0].label)
     width = NARROWER if labelled else WIDE

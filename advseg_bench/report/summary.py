@@ -79,7 +79,8 @@ class Summary:
 def summarise(run: Run | Summary) -> Summary:
     """Compute what the report of a run shows; a summary that is there already is returned as it is.
 
-    Raises: RecordError: if a file of the run is damaged.
+    Raises:
+        RecordError: If a file of the run is damaged.
     """
     if isinstance(run, Summary):
         return run

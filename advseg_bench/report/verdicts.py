@@ -57,7 +57,8 @@ def make_verdicts(judged: Sequence[Judged]) -> tuple[Block, ...]:
 def summarise_claims(judged: Judged) -> tuple[Block, ...]:
     """Return the verdicts on one run, for its report: on the claims that it can decide, and what the others need.
 
-    Returns: Nothing if no claim could be asked.
+    Returns:
+        Nothing if no claim could be asked.
     """
     if not judged.asked:
         return ()

@@ -37,7 +37,9 @@ class Grouping:
 
         Args:
             scores: One value per row, null where there is none; only rows where all have one count.
-        Returns: The subjects' means of each group, for each score; and the number of images of each group.
+
+        Returns:
+            The subjects' means of each group, for each score; and the number of images of each group.
         """
         values = [score.to_numpy() for score in scores]
         known = ~np.any([np.isnan(each) for each in values], axis=0)
@@ -61,7 +63,9 @@ def group_rows(frame: pl.DataFrame, by: Sequence[str]) -> Grouping:
     Args:
         frame: With `by`, `subject` and `image`.
         by: Columns that name the groups.
-    Returns: The grouping; groups, subjects and images are sorted by name.
+
+    Returns:
+        The grouping; groups, subjects and images are sorted by name.
     """
     group, groups = number_rows(frame, by)
     image, images = number_rows(frame, ("subject", "image"))
@@ -85,7 +89,9 @@ def make_table(grouping: Grouping, scores: Sequence[pl.Series], level: float) ->
         grouping: Of the rows.
         scores: One score; or two, whose ratio of means is subtracted from 1 and has no interval.
         level: Confidence level, above 0 and up to 0.999.
-    Returns: `grouping.groups` with `mean`, `lower`, `upper`, `n_images` and `n_subjects`.
+
+    Returns:
+        `grouping.groups` with `mean`, `lower`, `upper`, `n_images` and `n_subjects`.
     """
     parts, images = grouping.average(scores)
     means = [pl.Series([each.mean() if len(each) else None for each in part], dtype=pl.Float64) for part in parts]

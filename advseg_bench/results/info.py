@@ -101,7 +101,9 @@ def read_info(info: Mapping[str, Any], where: str | Path) -> RunInfo:
     Args:
         info: The content of a `run.json`.
         where: Its path, for the message.
-    Raises: RecordError: if something that a run needs is missing or of another kind.
+
+    Raises:
+        RecordError: If something that a run needs is missing or of another kind.
     """
     try:
         suite, data = info["suite"], info["data"]

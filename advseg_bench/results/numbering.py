@@ -15,7 +15,9 @@ def number_rows(frame: pl.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np
     Args:
         frame: Without null in the columns.
         columns: Some of its columns.
-    Returns: For each row the number of its values, and the distinct values in the order of their numbers.
+
+    Returns:
+        For each row the number of its values, and the distinct values in the order of their numbers.
     """
     numbers, first = find_distinct(frame, columns)
     return numbers, frame.select(pl.col(columns).gather(first))
@@ -29,7 +31,9 @@ def find_distinct(frame: pl.DataFrame, columns: Sequence[str]) -> tuple[NDArray[
     Args:
         frame: Without null in the columns.
         columns: Some of its columns.
-    Returns: For each row the number of its values, and for each number its first row.
+
+    Returns:
+        For each row the number of its values, and for each number its first row.
     """
     numbers = np.zeros(len(frame), dtype=np.int64)
     for name in columns:
@@ -60,7 +64,9 @@ def close_gaps(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
 
     Args:
         numbers: At least 0.
-    Returns: For each number its place among the distinct ones, and the distinct ones, ascending.
+
+    Returns:
+        For each number its place among the distinct ones, and the distinct ones, ascending.
     """
     highest = int(numbers.max(initial=-1))
     if highest >= len(numbers):

@@ -69,7 +69,8 @@ NULLABLE = ("forwards", "backwards")
 def own(out: Path) -> Iterator[None]:
     """Hold a run directory for this process; the hold ends with the process, however it ends.
 
-    Raises: RecordError: if the directory cannot be made, holds something else, or another run holds it.
+    Raises:
+        RecordError: If the directory cannot be made, holds something else, or another run holds it.
     """
     _check_free(out)
     make_folder(out)
@@ -162,7 +163,8 @@ def describe(out: Path, info: dict[str, Any]) -> None:
 
     The title and the scoring of a suite change no row, so new ones are taken over.
 
-    Raises: RecordError: naming the first difference that would make old and new rows incomparable.
+    Raises:
+        RecordError: Naming the first difference that would make old and new rows incomparable.
     """
     if not (out / "run.json").exists():
         write_json(out / "run.json", info)
@@ -218,8 +220,12 @@ def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection
         out: The run directory.
         columns: Only these, "cell" and "image" among them; all if None.
         cells: Ids of the run's cells; a part with any other is refused. Not checked if None.
-    Returns: A frame of `READ_SCHEMA`.
-    Raises: RecordError: naming a part that is truncated, not of this schema, lacks values, or is of another run.
+
+    Returns:
+        A frame of `READ_SCHEMA`.
+
+    Raises:
+        RecordError: Naming a part that is truncated, not of this schema, lacks values, or is of another run.
     """
     schema = {name: ROW_SCHEMA[name] for name in columns or ROW_SCHEMA}
     paths = sorted((out / "parts").glob("*.parquet"))
@@ -243,7 +249,9 @@ def arrange_rows(rows: pl.DataFrame, cells: Collection[str]) -> pl.DataFrame:
     Args:
         rows: With the columns of `ROW_SCHEMA`, in any order.
         cells: Ids of the run's cells.
-    Raises: RecordError: if a column is missing or of another kind, lacks values, or a row is of another run.
+
+    Raises:
+        RecordError: If a column is missing or of another kind, lacks values, or a row is of another run.
     """
     if missing := [name for name in ROW_SCHEMA if name not in rows.columns]:
         raise RecordError(expected("rows", f"the columns {', '.join(ROW_SCHEMA)}", f"no {', '.join(missing)}"))

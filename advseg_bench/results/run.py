@@ -32,7 +32,8 @@ class Run:
         models: Name -> what is known about each model that is ready: architecture, parameters, validation Dice.
         failures: What failed: dicts with "model", "stage", "cell" and "message".
 
-    Raises: RecordError: if the directory holds no run, is damaged, or is of another schema version.
+    Raises:
+        RecordError: If the directory holds no run, is damaged, or is of another schema version.
 
     Example:
         >>> run = Run("runs/quick")                               # doctest: +SKIP
@@ -72,7 +73,9 @@ class Run:
             rows: A frame with the columns of `records.ROW_SCHEMA`, one row per cell and image.
             models: As the attribute.
             failures: As the attribute.
-        Raises: RecordError: if the description or the rows lack something.
+
+        Raises:
+            RecordError: If the description or the rows lack something.
         """
         run = cls.__new__(cls)
         run.path, run.info, run.about = None, dict(info), read_info(info, "info")
@@ -89,7 +92,8 @@ class Run:
     def rows(self) -> pl.DataFrame:
         """Every row, one per cell and image, sorted by both; columns of `records.READ_SCHEMA`.
 
-        Raises: RecordError: as `records.read_rows`, or if rows lack counts of some classes.
+        Raises:
+            RecordError: As `records.read_rows`, or if rows lack counts of some classes.
         """
         assert self.path is not None, "a run in memory has its rows"
         rows = records.read_rows(self.path, cells={cell.id for cell in self.about.cells})
@@ -145,7 +149,9 @@ class Run:
 
         Args:
             scoring: Conventions; the suite's own if None.
-        Returns: `rows` with the columns of `scores.ROW_SCORES`. Computed once for each `scoring`.
+
+        Returns:
+            `rows` with the columns of `scores.ROW_SCORES`. Computed once for each `scoring`.
         """
         scoring = scoring or self.scoring
         if scoring not in self._scored:
@@ -186,10 +192,14 @@ class Run:
             where: Column -> the value, or the list of values, of the rows to keep.
             scoring: Conventions; the suite's own if None.
             level: Confidence level of the interval, above 0 and up to 0.999.
-        Returns: One row per group in the order of the suite: `by`, `mean`, `lower`, `upper`, `n_images` (with
-            a score) and `n_subjects`. `lower` and `upper`, from `stats.subject_intervals`, are null under five
-            subjects, and for ratios of means and pooled scores.
-        Raises: SpecError: naming the nearest name for an unknown score or column, or if the level is out of range.
+
+        Returns:
+            One row per group in the order of the suite: `by`, `mean`, `lower`, `upper`, `n_images` (with a score) and
+            `n_subjects`. `lower` and `upper`, from `stats.subject_intervals`, are null under five subjects, and for
+            ratios of means and pooled scores.
+
+        Raises:
+            SpecError: Naming the nearest name for an unknown score or column, or if the level is out of range.
         """
         return self.tables((score,), by, where=where, scoring=scoring, level=level)[score]
 
@@ -210,8 +220,12 @@ class Run:
             where: As for `table`.
             scoring: As for `table`.
             level: As for `table`.
-        Returns: Name -> what `table` returns.
-        Raises: SpecError: as `table`.
+
+        Returns:
+            Name -> what `table` returns.
+
+        Raises:
+            SpecError: As `table`.
         """
         by = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
         query = Query(by, where or {}, scoring or self.scoring, level)

@@ -81,10 +81,14 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
         rows: Rows of `records.ROW_SCHEMA`.
         task: What the counts mean.
         scoring: Empty rule and Dice threshold.
-    Returns: The rows with the float64 columns of `ROW_SCORES`; null where a score is not defined: no scored
-        class in the image, no valid pixel, no clean row, an attack that returned the clean image, or, for
-        `dice_below`, a clean Dice below the threshold.
-    Source: the module's head gives each definition with its paper.
+
+    Returns:
+        The rows with the float64 columns of `ROW_SCORES`; null where a score is not defined: no scored class in the
+        image, no valid pixel, no clean row, an attack that returned the clean image, or, for `dice_below`, a clean Dice
+        below the threshold.
+
+    Source:
+        the module's head gives each definition with its paper.
     """
     places = find_scored_classes(task).values()
     counts = _list_counts(places)
@@ -117,8 +121,10 @@ def score_classes(
         task: What the counts mean.
         scoring: The empty rule is applied to each class; the threshold is not used.
         columns: Only these; all if None.
-    Returns: One row per input row that is a measurement and scored class: the columns that name the row, `class`,
-        and the columns of `CLASS_SCORES`. Null where the rule leaves the class out.
+
+    Returns:
+        One row per input row that is a measurement and scored class: the columns that name the row, `class`, and the
+        columns of `CLASS_SCORES`. Null where the rule leaves the class out.
     """
     names = ["cell", *SWEEP, "eps", "draw", "image", "subject", "block"]
     if columns is not None:
@@ -142,7 +148,9 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
         task: What the counts mean.
         scoring: The empty rule is applied to a class that no image of the cell shows.
         by: Columns that name the groups. Cells of one group (such as draws) are averaged after the ratio.
-    Returns: One row per group: `by`, `pooled_dice`, `pooled_iou`, `n_images`, `n_subjects`.
+
+    Returns:
+        One row per group: `by`, `pooled_dice`, `pooled_iou`, `n_images`, `n_subjects`.
     """
     places = find_scored_classes(task).values()
     totals = (

@@ -132,7 +132,8 @@ def rank_attacks(run: Run, budgets: Budgets) -> dict[str, tuple[Rival, ...]]:
     Attacks that moved any image beyond eps are left out: at equal eps they are no rivals. The ranks are those on the
     same images that are reported, so the largest of several drops is slightly too large.
 
-    Returns: Model -> its attacks; models without any are left out.
+    Returns:
+        Model -> its attacks; models without any are left out.
     """
     table = run.table("drop", by=CURVE, where={"norm": budgets.norm, "eps": budgets.reference})
     rows = run.rows.lazy().filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0).select(*CURVE, "eps", "flags")
@@ -163,7 +164,8 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
 
     Only images at or above the Dice threshold when clean are eligible, unless no image is.
 
-    Returns: The cases in the order of the models, the worst before the best.
+    Returns:
+        The cases in the order of the models, the worst before the best.
     """
     budgets = list_budgets(run)[:1]
     strongest = choose_strongest(rank_attacks(run, budgets[0]), swept=True) if budgets else {}

@@ -25,10 +25,12 @@ def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame |
         scored: What `score_rows` returned.
         scoring: The Dice threshold.
         planned: The columns of `SWEEP` and `eps` of every cell that was to be run; what `scored` has if None.
-    Returns: One row per image and sweep, the clean prediction left out: the columns of `SWEEP`, `image`, `subject`,
-        `block`, `dice_clean`, `area` and `smallest_eps`. `area` is null where an eps of the sweep, the clean
-        value or a Dice is missing, or all eps are 0; `smallest_eps` where no eps of the sweep suffices or the
-        clean Dice is below the threshold already.
+
+    Returns:
+        One row per image and sweep, the clean prediction left out: the columns of `SWEEP`, `image`, `subject`, `block`,
+        `dice_clean`, `area` and `smallest_eps`. `area` is null where an eps of the sweep, the clean value or a Dice is
+        missing, or all eps are 0; `smallest_eps` where no eps of the sweep suffices or the clean Dice is below the
+        threshold already.
     """
     keys = [*SWEEP, "image", "subject", "block"]
     attacked = pl.col("attack") != "none"

@@ -78,8 +78,12 @@ class Query:
             frame: Rows of the run with what the source needs: counts, scores, or one row per image and sweep.
             info: The task, and the order of the suite.
             known: Columns -> the groups of all rows by them, as far as they were found before; more are added.
-        Returns: Name -> table, see `Run.table`.
-        Raises: SpecError: naming the nearest name for an unknown column.
+
+        Returns:
+            Name -> table, see `Run.table`.
+
+        Raises:
+            SpecError: Naming the nearest name for an unknown column.
         """
         kept = self._check(frame, source)
         values = self._select(names, source, frame, kept, info.task)

@@ -81,10 +81,14 @@ def evaluate(
         batch: Images a forward pass; a short batch is padded, so that an image's result has the same bits in any.
         device: Where to run; by default where the model's parameters are.
         scoring: Conventions of scores; the suites' usual ones by default.
-    Returns: A `Run` whose rows lie in memory: `rows`, `table`, `failures`; `advseg_bench.report.write_report(run, out)`
+
+    Returns:
+        A `Run` whose rows lie in memory: `rows`, `table`, `failures`; `advseg_bench.report.write_report(run, out)`
         writes its report.
-    Raises: UserError: one line about data, models, attacks or radii that do not fit. An attack that fails later is in
-        `failures` and costs the others nothing.
+
+    Raises:
+        UserError: One line about data, models, attacks or radii that do not fit. An attack that fails later is in
+            `failures` and costs the others nothing.
     """
     models = _read_models(model)
     images = read_images(

@@ -55,9 +55,11 @@ def run_unit(
         conditions: Compute batch, seed, device.
         attacked: What attacks are given instead of the model, such as a prepared copy; scores are the model's own.
         attacks: Id of each cell but the clean one -> its attack; loaded by the names of the cells if None.
-    Returns: Rows of `records.ROW_SCHEMA`, and what failed. Cost per batch: 1 forward, a backward per loss of
-        one-gradient attacks, each other attack's own cost, and a forward per cell; a forward more if the copy that
-        attacks are given does not have every bit of the model's logits.
+
+    Returns:
+        Rows of `records.ROW_SCHEMA`, and what failed. Cost per batch: 1 forward, a backward per loss of one-gradient
+        attacks, each other attack's own cost, and a forward per cell; a forward more if the copy that attacks are given
+        does not have every bit of the model's logits.
     """
     model.to(conditions.device).eval().requires_grad_(False)
     failures: list[Failure] = []
@@ -93,9 +95,14 @@ def attack_one(
         dataset: Where the image is.
         conditions: Compute batch, seed, device.
         attacked: As `run_unit` takes it.
-    Returns: Arrays `x` float32 (C, *S), `x_adv` float32 (E, C, *S), `truth` and `clean` bool (K, *S), `attacked` bool
-        (E, K, *S); the bits that were scored. Cost: 1 forward and, for a one-gradient attack, 1 backward for all
-        cells; each other attack's own cost, and a forward, per cell.
+
+    Returns:
+        Arrays `x` float32 (C, *S), `x_adv` float32 (E, C, *S), `truth` and `clean` bool (K, *S), `attacked` bool (E, K,
+        *S); the bits that were scored.
+
+    Cost:
+        1 forward and, for a one-gradient attack, 1 backward for all cells; each other attack's own cost, and a forward,
+        per cell.
     """
     model.to(conditions.device).eval().requires_grad_(False)
     batch = move_batch(dataset.batch([index] * conditions.batch), conditions.device)

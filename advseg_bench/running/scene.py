@@ -121,8 +121,9 @@ class Scene:
         The attack gets a copy of images and labels: neither what is scored against nor what other attacks see can
         be changed by it.
 
-        Returns: The images inside bounds and budget with the flags of each, and what the attack asked of the model for
-            each image, None if that is not known exactly.
+        Returns:
+            The images inside bounds and budget with the flags of each, and what the attack asked of the model for each
+            image, None if that is not known exactly.
         """
         budget, x, traits = Budget(cell.arm.norm, cell.eps), self.batch.x, traits_of(attack)
         lent = copy_batch(self.batch)

@@ -71,9 +71,15 @@ def correlate(x: Sequence[float] | Floats, y: Sequence[float] | Floats, level: f
         x: One finite number per thing, (n,).
         y: One finite number per thing, (n,).
         level: Confidence level, above 0 and up to 0.999.
-    Returns: Both coefficients; undefined, with the reason, under two points or where x or y does not vary.
-    Raises: SpecError: if the level is out of range.
-    Source: Fisher 1921; Bonett and Wright 2000 for the interval of Spearman's.
+
+    Returns:
+        Both coefficients; undefined, with the reason, under two points or where x or y does not vary.
+
+    Raises:
+        SpecError: If the level is out of range.
+
+    Source:
+        Fisher 1921; Bonett and Wright 2000 for the interval of Spearman's.
     """
     check_share("level", level, HIGHEST_LEVEL)
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)

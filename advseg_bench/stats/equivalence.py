@@ -45,10 +45,19 @@ def equivalence(differences: Sequence[float] | Floats, margin: float, alpha: flo
         differences: Mean of (a - b) over the images of each subject, (subjects,), finite.
         margin: Largest difference that counts as none, above 0; the unit is that of the score.
         alpha: Error rate, above 0 and under 0.5.
-    Returns: Student's t against either end of the margin; without p and not equivalent under five subjects,
-        as there is no interval either. Cost: none to speak of.
-    Raises: SpecError: if margin or alpha is out of range.
-    Source: Schuirmann 1987; Lakens 2017.
+
+    Returns:
+        Student's t against either end of the margin; without p and not equivalent under five subjects, as there is no
+        interval either.
+
+    Cost:
+        None to speak of.
+
+    Raises:
+        SpecError: If margin or alpha is out of range.
+
+    Source:
+        Schuirmann 1987; Lakens 2017.
     """
     _check_settings(margin, alpha)
     values = np.asarray(differences, dtype=np.float64)
@@ -75,9 +84,18 @@ def equivalent_correlation(r: float | None, n: int, margin: float, alpha: float 
         n: Number of points.
         margin: Largest correlation that counts as none, between 0 and 1.
         alpha: Error rate, above 0 and under 0.5.
-    Returns: As for a mean; without p and not equivalent under four points. Cost: none to speak of.
-    Raises: SpecError: if margin or alpha is out of range.
-    Source: Goertzen and Cribbie 2010; Fisher 1921.
+
+    Returns:
+        As for a mean; without p and not equivalent under four points.
+
+    Cost:
+        None to speak of.
+
+    Raises:
+        SpecError: If margin or alpha is out of range.
+
+    Source:
+        Goertzen and Cribbie 2010; Fisher 1921.
     """
     _check_settings(margin, alpha)
     check_share("margin of a correlation", margin)

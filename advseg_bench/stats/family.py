@@ -21,8 +21,15 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
     Args:
         ps: One p per test of the family, each from 0 to 1, or None.
-    Returns: Adjusted p values in the same order; significant at alpha if at most alpha. Cost: a sort.
-    Source: Holm 1979.
+
+    Returns:
+        Adjusted p values in the same order; significant at alpha if at most alpha.
+
+    Cost:
+        A sort.
+
+    Source:
+        Holm 1979.
     """
     known = [i for i, p in enumerate(ps) if p is not None]
     values = np.array([ps[i] for i in known], dtype=np.float64)
@@ -42,7 +49,9 @@ def holm_level(size: int, rank: int = 1, alpha: float = 0.05) -> float:
         size: Number of tests in the family that could be made.
         rank: 1 for the smallest p of the family.
         alpha: Error rate of the whole family.
-    Raises: SpecError: if alpha does not lie between 0 and 1.
+
+    Raises:
+        SpecError: If alpha does not lie between 0 and 1.
     """
     check_share("alpha", alpha)
     assert 1 <= rank <= size, "a rank lies in the family"
@@ -66,10 +75,13 @@ def decide(
             one fell, so no data could have given less.
         alpha: Error rate of the whole family.
         expected_sign: Sign of the mean difference that the claim predicts.
-    Returns: "supported" or "contradicted" if significant, by direction; "undecidable" if not, and no data of
-        so few subjects could have been; else "undecided". Neither of the last two says "no difference": see
-        `equivalence`.
-    Raises: SpecError: if alpha does not lie between 0 and 1.
+
+    Returns:
+        "supported" or "contradicted" if significant, by direction; "undecidable" if not, and no data of so few subjects
+        could have been; else "undecided". Neither of the last two says "no difference": see `equivalence`.
+
+    Raises:
+        SpecError: If alpha does not lie between 0 and 1.
     """
     check_share("alpha", alpha)
     assert expected_sign in (-1, 1), "a claim predicts a direction"

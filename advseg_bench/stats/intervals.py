@@ -66,7 +66,12 @@ def subject_means(
     Args:
         values: One finite score per image; several per image, such as draws, may follow each other.
         subjects: Whom each image shows; same length.
-    Returns: One mean per subject, and the subjects, in order of first appearance. Cost: one pass.
+
+    Returns:
+        One mean per subject, and the subjects, in order of first appearance.
+
+    Cost:
+        One pass.
     """
     assert len(values) == len(subjects), "one subject for each value"
     scores = np.asarray(values, dtype=np.float64)
@@ -88,9 +93,15 @@ def subject_interval(
         values: One finite score per image.
         subjects: Whom each image shows; same length.
         level: Confidence level, above 0 and up to 0.999.
-    Returns: The interval, or None when there are fewer than five subjects. Cost: under a millisecond, after
-        0.1 s for the first interval with this many subjects.
-    Raises: SpecError: if the level is out of range.
+
+    Returns:
+        The interval, or None when there are fewer than five subjects.
+
+    Cost:
+        Under a millisecond, after 0.1 s for the first interval with this many subjects.
+
+    Raises:
+        SpecError: If the level is out of range.
     """
     means, _ = subject_means(values, subjects)
     if len(means) < FEWEST_SUBJECTS:
@@ -122,11 +133,20 @@ def subject_intervals(means: Floats, level: float = 0.95) -> tuple[Floats, Float
     Args:
         means: Subject means, (groups, subjects), finite, at least five subjects.
         level: Confidence level, above 0 and up to 0.999.
-    Returns: Lower and upper ends, (groups,). Cost: 8,192 resamples as two matrix products and two partitions, once
-        for equal groups; 5,000 groups of 40 subjects take about a second.
-    Raises: SpecError: if the level is out of range.
-    Source: Owen 2025, arXiv:2508.10083; Davison and Hinkley 1997, section 5.2.1; Student 1908. Measured
-        coverage: docs/statistics.md.
+
+    Returns:
+        Lower and upper ends, (groups,).
+
+    Cost:
+        8,192 resamples as two matrix products and two partitions, once for equal groups; 5,000 groups of 40 subjects
+        take about a second.
+
+    Raises:
+        SpecError: If the level is out of range.
+
+    Source:
+        Owen 2025, arXiv:2508.10083; Davison and Hinkley 1997, section 5.2.1; Student 1908. Measured coverage:
+        docs/statistics.md.
     """
     check_share("level", level, HIGHEST_LEVEL)
     assert means.shape[1] >= FEWEST_SUBJECTS, "fewer than five subjects have no interval"
@@ -148,8 +168,15 @@ def group_intervals(
     Args:
         groups: Subject means of each group, finite.
         level: Confidence level, above 0 and up to 0.999.
-    Returns: Lower and upper end of each group; None under five subjects. Cost: groups of equal size are one batch.
-    Raises: SpecError: if the level is out of range.
+
+    Returns:
+        Lower and upper end of each group; None under five subjects.
+
+    Cost:
+        Groups of equal size are one batch.
+
+    Raises:
+        SpecError: If the level is out of range.
     """
     check_share("level", level, HIGHEST_LEVEL)
     places: dict[int, list[int]] = {}

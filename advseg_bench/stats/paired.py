@@ -65,9 +65,15 @@ def compare_paired(differences: Sequence[float] | Floats, level: float = 0.95) -
     Args:
         differences: Mean of (a - b) over the images of each subject, (subjects,), finite.
         level: Confidence level of the interval, above 0 and up to 0.999.
-    Returns: Estimate, interval, effect sizes and p.
-    Raises: SpecError: if the level is out of range.
-    Source: Fisher 1935, section 21; Phipson and Smyth 2010 for the random flips.
+
+    Returns:
+        Estimate, interval, effect sizes and p.
+
+    Raises:
+        SpecError: If the level is out of range.
+
+    Source:
+        Fisher 1935, section 21; Phipson and Smyth 2010 for the random flips.
     """
     check_share("level", level, HIGHEST_LEVEL)
     values = np.asarray(differences, dtype=np.float64)
@@ -99,8 +105,13 @@ def sign_flip_ps(differences: Floats) -> Floats:
 
     Args:
         differences: (tests, subjects), finite, at least two subjects.
-    Returns: Two-sided p of each row, (tests,). Cost: one matrix product with the table of flips, which is
-        shared; 1,000 tests take about 1 s at 17 subjects and 2 s above.
+
+    Returns:
+        Two-sided p of each row, (tests,).
+
+    Cost:
+        One matrix product with the table of flips, which is shared; 1,000 tests take about 1 s at 17 subjects and 2 s
+        above.
     """
     tests, n = differences.shape
     assert n >= 2, "one difference has one sign"

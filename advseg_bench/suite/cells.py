@@ -88,8 +88,11 @@ class Cost:
 def plan(suite: Suite) -> tuple[Cell, ...]:
     """List the cells of a suite: the clean one of each model, then its attacks in the order of the suite.
 
-    Returns: Cells with unique ids. A cell whose parts do not fit together has the reason in `skip`.
-    Raises: SpecError: if two attack tables of the suite overlap.
+    Returns:
+        Cells with unique ids. A cell whose parts do not fit together has the reason in `skip`.
+
+    Raises:
+        SpecError: If two attack tables of the suite overlap.
     """
     cells: dict[str, Cell] = {}
     for model in suite.models:
@@ -121,7 +124,8 @@ def is_of(cell: Cell, attack: AttackSpec) -> bool:
 def estimate(cells: tuple[Cell, ...]) -> Cost | None:
     """Count the evaluations per test image that the cells to be run cost together.
 
-    Returns: None if a plug-in's cost is unknown.
+    Returns:
+        None if a plug-in's cost is unknown.
     """
     cost = [0, 0, 0, 0]
     gradients = set()

@@ -96,8 +96,12 @@ class Suite(Spec):
             source: A name that `list_suites` knows, or a path.
             profile: One of the file's profiles, in place of the one that it names.
             data: Where the data set is, in place of the path that the file names.
-        Returns: The suite. Its `data.phantom`, if it has one, is left out where there is something at `data.path`.
-        Raises: SpecError: one line that names the file, the key, what was expected and the nearest known name.
+
+        Returns:
+            The suite. Its `data.phantom`, if it has one, is left out where there is something at `data.path`.
+
+        Raises:
+            SpecError: One line that names the file, the key, what was expected and the nearest known name.
         """
         where, tables = _read_tables(source, Path())
         tables = _unfold(tables, where, profile, Path(source).parent)

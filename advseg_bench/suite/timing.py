@@ -66,7 +66,9 @@ def expect(suite: Suite, cells: tuple[Cell, ...], images: tuple[int, int], worke
         cells: Its cells.
         images: Training and test images.
         workers: Processes.
-    Returns: None if a model was never timed or an attack's cost is unknown.
+
+    Returns:
+        None if a model was never timed or an attack's cost is unknown.
     """
     sources = set()
     jobs = []

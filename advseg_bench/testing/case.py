@@ -66,7 +66,9 @@ class Case:
             where: Tells the reader of a message what was tried.
             seed: Other seeds give other generators.
             elsewhere: What the global generators, which are no business of an attack, are seeded with.
-        Raises: ContractViolation: if it raises, or returns no tensor like `batch.x`.
+
+        Raises:
+            ContractViolation: If it raises, or returns no tensor like `batch.x`.
         """
         with isolated():
             seed_globals(elsewhere)
@@ -103,7 +105,9 @@ def find_case(
         settings: Constructor arguments.
         traits: In place of what the attack says by its attribute `traits`.
         device: Where to try it.
-    Raises: UserError: if it cannot be built as said.
+
+    Raises:
+        UserError: If it cannot be built as said.
     """
     describe_device(device)
     build, name = _builder(attack, dict(settings or {}), loss)

@@ -16,8 +16,11 @@ from advseg_bench.testing.contract import RULES, Trial
 def run(name: str, loss: str | None, settings: Iterable[str], device: str, console: Console) -> bool:
     """Hold an attack to the contract and print what comes of it, rule by rule.
 
-    Returns: Whether no rule is broken.
-    Raises: UserError: if the attack cannot be built.
+    Returns:
+        Whether no rule is broken.
+
+    Raises:
+        UserError: If the attack cannot be built.
     """
     case = find_case(name, loss=loss, settings=read_settings(settings), device=device)
     for line in describe(case):
@@ -44,7 +47,8 @@ def describe(case: Case) -> list[str]:
 def read_settings(pairs: Iterable[str]) -> dict[str, Any]:
     """Read "steps=10" and the like: a value is JSON, or else text.
 
-    Raises: SpecError: without an equals sign, or with a key twice.
+    Raises:
+        SpecError: Without an equals sign, or with a key twice.
     """
     settings: dict[str, Any] = {}
     for pair in pairs:

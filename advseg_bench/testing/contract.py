@@ -115,8 +115,12 @@ def check_attack(attack: object, **options: Any) -> list[Outcome]:
     Args:
         attack: An attack, its class or its name, or a `Case`.
         options: Those of `find_case`.
-    Returns: One outcome per rule, in order.
-    Raises: UserError: if the attack cannot be built.
+
+    Returns:
+        One outcome per rule, in order.
+
+    Raises:
+        UserError: If the attack cannot be built.
     """
     trial = Trial(attack if isinstance(attack, Case) else find_case(attack, **options))
     return [trial.ask(rule) for rule in RULES]

@@ -23,7 +23,12 @@ def largest_rise(slope: Tensor, room: Tensor, radius: float) -> Tensor:
         slope: float64 (R, P), at least 0.
         room: float64 (R, P), at least 0.
         radius: In units of the moves.
-    Returns: float64 (R,). Cost: a sort of P numbers a row.
+
+    Returns:
+        float64 (R,).
+
+    Cost:
+        A sort of P numbers a row.
     """
     slope, room = _in_order_of_stopping(slope, room)
     free = _from_here_on(slope**2)
@@ -41,7 +46,12 @@ def shortest_move(slope: Tensor, room: Tensor, rise: Tensor) -> Tensor:
         slope: float64 (R, P), at least 0.
         room: float64 (R, P), at least 0.
         rise: float64 (R,).
-    Returns: float64 (R,); 0 where the rise is not positive, infinity where it is out of reach. Cost: as above.
+
+    Returns:
+        float64 (R,); 0 where the rise is not positive, infinity where it is out of reach.
+
+    Cost:
+        As above.
     """
     possible = rise <= (slope * room).sum(1)
     slope, room = _in_order_of_stopping(slope, room)

@@ -18,8 +18,10 @@ def margins(logits: Tensor, y: Tensor, task: Task) -> Tensor:
         logits: (N, K, *S).
         y: Labels as in `Batch.y`.
         task: What the channels mean.
-    Returns: (N, D, *S). Binary and multilabel: D = K decisions a pixel, margin u_k or -u_k. Multiclass: D = 1, the
-        logit of the label minus the largest other one.
+
+    Returns:
+        (N, D, *S). Binary and multilabel: D = K decisions a pixel, margin u_k or -u_k. Multiclass: D = 1, the logit of
+        the label minus the largest other one.
     """
     if task.kind != "multiclass":
         return torch.where(y, logits, -logits)
@@ -77,7 +79,9 @@ class LinearSegmenter(nn.Module):
         Args:
             batch: Images and labels.
             eps: Radius in input units.
-        Returns: float64 (N, D, *S), see `margins`.
+
+        Returns:
+            float64 (N, D, *S), see `margins`.
         """
         pairs, slopes = self._pairs(batch)
         up, down = _room(batch)
@@ -92,7 +96,9 @@ class LinearSegmenter(nn.Module):
 
         Args:
             batch: Images and labels.
-        Returns: float64 (N, *S); 0 where the pixel is wrong already, infinity where no image makes it wrong.
+
+        Returns:
+            float64 (N, *S); 0 where the pixel is wrong already, infinity where no image makes it wrong.
         """
         pairs, slopes = self._pairs(batch)
         up, down = _room(batch)
@@ -110,7 +116,9 @@ class LinearSegmenter(nn.Module):
         Args:
             batch: Images and labels.
             budget: L_inf: each pixel by itself. L2: the images' pixels share the radius.
-        Returns: float64 (N,); NaN for an image without a valid pixel.
+
+        Returns:
+            float64 (N,); NaN for an image without a valid pixel.
         """
         if budget.norm == "linf":
             right = (self.worst_margin(batch, budget.eps).amin(1) > 0) & batch.valid
@@ -142,7 +150,9 @@ class LinearSegmenter(nn.Module):
             batch: Images and labels.
             budget: Norm and radius.
             slope: Another linear function of the images than `slope(batch)`.
-        Returns: float64 (N,).
+
+        Returns:
+            float64 (N,).
         """
         slope = self.slope(batch) if slope is None else slope
         up, down = _room(batch)

@@ -99,8 +99,12 @@ def list_contenders(
         preparations: Of the reference's model: `RAW`, `AUTO`, or steps of `models.prepare` joined by "+". Toolkits get
             the raw model, as their users would give it to them.
         precision: Name in `PRECISIONS`; other than float32, all run under autocast.
-    Returns: The limit first, then the reference under each preparation, then the others.
-    Raises: UserError: if a model cannot be prepared so, or an attack not be built.
+
+    Returns:
+        The limit first, then the reference under each preparation, then the others.
+
+    Raises:
+        UserError: If a model cannot be prepared so, or an attack not be built.
     """
     raw = model if precision == "float32" else Prepared(model, (precision,)).eval()
     contenders = [Contender(LIMIT, RAW, raw, 1, partial(_differentiate, raw, batch.x))]

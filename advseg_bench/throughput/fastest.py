@@ -24,9 +24,13 @@ def prepare_fastest(
         x: Images (N, C, *S) on which gradients are compared and timed.
         candidates: Lists of steps to try beside the model as it is.
         rounds: Samples of each, in interleaved order.
-    Returns: The choice, which depends on the machine and on the moment; and for each way that agrees, its steps joined
-        by "+" or "raw", the median time of a gradient in seconds.
-    Raises: SpecError: as `prepare` does.
+
+    Returns:
+        The choice, which depends on the machine and on the moment; and for each way that agrees, its steps joined by
+        "+" or "raw", the median time of a gradient in seconds.
+
+    Raises:
+        SpecError: As `prepare` does.
     """
     choices, raw = find_agreeing(model, x, [tuple(steps) for steps in candidates])
     named = {"+".join(choice.steps) or "raw": choice for choice in (raw, *choices)}

@@ -65,9 +65,13 @@ def measure_grid(plan: Plan, progress: Progress = lambda what, done, total: None
     Args:
         plan: What is timed.
         progress: Told before each point.
-    Returns: A row of `report.SCHEMA` for each contender at each point. A contender that failed has an `error` and no
+
+    Returns:
+        A row of `report.SCHEMA` for each contender at each point. A contender that failed has an `error` and no
         numbers; the memory of an accelerator that was full is free again for the next one.
-    Raises: UserError: if a model cannot be built.
+
+    Raises:
+        UserError: If a model cannot be built.
     """
     points = [(precision, n) for precision in plan.precisions for n in plan.batches]
     rows: list[Row] = []

@@ -62,7 +62,9 @@ def find_largest(trial: Trial, memory_bytes: int | None = None) -> int:
         trial: What is tried.
         memory_bytes: The limit on a CPU, beyond what the process holds before the attack; by default nine tenths of
             what the machine has free.
-    Cost: about 2 log2(n) calls, the largest of n images.
+
+    Cost:
+        About 2 log2(n) calls, the largest of n images.
     """
     if torch.device(trial.device).type != "cpu":
         return search(lambda n: try_batch(trial, n))

@@ -128,7 +128,11 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
 def write_throughput(rows: Sequence[Row], about: Mapping[str, Any], out: Path) -> list[Path]:
     """Write `throughput.parquet`, `throughput.json` (the machine and what was asked) and the figure as SVG and PNG.
 
-    Returns: The files. Raises: RecordError: if they cannot be written.
+    Returns:
+        The files.
+
+    Raises:
+        RecordError: If they cannot be written.
     """
     make_folder(out)
     buffer = io.BytesIO()

@@ -153,7 +153,8 @@ class ArtAttack(ForeignAttack):
     def build(self, estimator: Any, budget: Budget) -> Any:
         """Construct the class for an estimator, or classifier, and a budget.
 
-        Raises: SpecError: the class refuses its settings.
+        Raises:
+            SpecError: The class refuses its settings.
         """
         kind = CLASSES[self.class_name]
         takes = inspect.signature(kind).parameters

@@ -62,7 +62,8 @@ class ViewClassifier(PyTorchClassifier):  # type: ignore[misc]
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> np.ndarray | Tensor:
         """Return the gradient of the cross-entropy.
 
-        Raises: IncompatibleError: another label than 0 for a loss view: its cross-entropy falls where the loss rises.
+        Raises:
+            IncompatibleError: Another label than 0 for a loss view: its cross-entropy falls where the loss rises.
         """
         if self._is_loss_view:
             classes = y.argmax(1) if y.ndim == 2 else y
@@ -135,8 +136,15 @@ def as_classifier(
         rise: For "margin", instead: the same, as a share above each image's clean loss; 0.1 if neither is given.
         clip_values: Smallest and largest intensity of an image.
         ignore: A label that marks pixels which do not count.
-    Raises: IncompatibleError, SpecError, DataError, PluginError: see `as_estimator`.
-    Cost: two forwards of one image; for "margin" one more of all images.
+
+    Raises:
+        IncompatibleError: See `as_estimator`.
+        SpecError: See `as_estimator`.
+        DataError: See `as_estimator`.
+        PluginError: See `as_estimator`.
+
+    Cost:
+        Two forwards of one image; for "margin" one more of all images.
     """
     bounds = read_bounds(clip_values)
     module = model if isinstance(model, nn.Module) else Function(model)

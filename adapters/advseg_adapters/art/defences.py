@@ -23,8 +23,12 @@ def defend(images: Tensor, operations: Iterable[Any], *, fit: bool) -> Tensor:
         images: float32 (N, C, *S).
         operations: ART's preprocessors; those that do not apply to training (or to prediction) are passed over.
         fit: Whether this is training.
-    Returns: float32, the shape of `images`.
-    Raises: IncompatibleError: a preprocessor changes the shape, or wants labels of classes.
+
+    Returns:
+        float32, the shape of `images`.
+
+    Raises:
+        IncompatibleError: A preprocessor changes the shape, or wants labels of classes.
     """
     for operation in operations:
         if not (operation.apply_fit if fit else operation.apply_predict):

@@ -118,7 +118,12 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
             x: Images (N, C, *S), array or tensor.
             y: Masks, see `as_estimator`.
             training_mode: Whether the model is in training mode meanwhile.
-        Returns: Like `x`: float32 array or tensor. Cost: one forward and one backward of all images together.
+
+        Returns:
+            Like `x`: float32 array or tensor.
+
+        Cost:
+            One forward and one backward of all images together.
         """
         images = self._images(x)
         y, valid = read_labels(y, self.task, images, self.ignore)
@@ -151,7 +156,9 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
             drop_last: Leave out a last batch that is not full.
             scheduler: Stepped after every epoch.
             seed: Of the order of the images, which is drawn anew every epoch.
-        Raises: SpecError: there is no optimiser.
+
+        Raises:
+            SpecError: There is no optimiser.
         """
         if self._optimizer is None:
             raise SpecError("fit: the estimator has no optimiser. Give `optimizer` to as_estimator.")
@@ -181,7 +188,9 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
             layer: Name of a module, or its index in `layer_names`.
             batch_size: Images a forward pass.
             framework: Return a tensor with its graph.
-        Raises: SpecError: no such layer.
+
+        Raises:
+            SpecError: No such layer.
         """
         images = self._images(x)
         found: list[Tensor] = []
@@ -277,7 +286,9 @@ def as_estimator(
     Raises:
         IncompatibleError: the model fails, returns probabilities or another shape, or the loss is not one for the task.
         SpecError, PluginError: an argument without a meaning, or an unknown loss.
-    Cost: two forwards of one image, to see that the model returns logits.
+
+    Cost:
+        Two forwards of one image, to see that the model returns logits.
     """
     bounds, shape = read_bounds(clip_values), read_shape(input_shape)
     if device_type not in ("cpu", "gpu", None):

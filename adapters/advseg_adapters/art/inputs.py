@@ -22,7 +22,9 @@ _SHOWN = 5
 def read_task(task: Task | TaskKind, outputs: int) -> Task:
     """Return the task; one given by its kind gets numbered classes, one for each channel of the model.
 
-    Raises: SpecError: unknown kind. IncompatibleError: the model has another number of channels than the task classes.
+    Raises:
+        SpecError: Unknown kind.
+        IncompatibleError: The model has another number of channels than the task classes.
     """
     if isinstance(task, Task):
         if outputs != len(task.classes):
@@ -67,7 +69,10 @@ def read_images(x: Any, shape: Sequence[int], bounds: tuple[float, float], devic
         shape: (C, *S) of one image.
         bounds: Smallest and largest intensity.
         device: Where the model is.
-    Raises: IncompatibleError: another shape. DataError: not finite, or outside the bounds.
+
+    Raises:
+        IncompatibleError: Another shape.
+        DataError: Not finite, or outside the bounds.
     """
     images = as_tensor("x", x).to(device=device, dtype=torch.float32)
     if tuple(images.shape[1:]) != tuple(shape):
@@ -94,7 +99,10 @@ def read_labels(y: Any, task: Task, images: Tensor, ignore: int | None) -> tuple
         task: What the labels mean.
         images: The images they belong to.
         ignore: A value that marks pixels which do not count, in any channel; None if there is none.
-    Returns: Labels, and valid bool (N, *S).
+
+    Returns:
+        Labels, and valid bool (N, *S).
+
     Raises:
         DataError: another shape or other values.
         SpecError: `ignore` is no number.

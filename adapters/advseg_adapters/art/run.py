@@ -34,7 +34,9 @@ def check_shape(class_name: str, shape: Sequence[int], norm: Norm) -> None:
         class_name: Of ART.
         shape: Of one image, (C, *S).
         norm: Of the budget.
-    Raises: IncompatibleError: channels or edges the class was not written for.
+
+    Raises:
+        IncompatibleError: Channels or edges the class was not written for.
     """
     channels, *space = shape
     where = f"attack art.{class_name}"
@@ -73,7 +75,12 @@ def find_start(classifier: ViewClassifier, x: np.ndarray, kind: Literal["uniform
         classifier: Over a margin view of one image.
         x: The image, (1, C, *S).
         kind: Anything between the bounds, or each value at one of them.
-    Returns: An image like `x`, or None after `TRIES`. Cost: up to `TRIES` forwards.
+
+    Returns:
+        An image like `x`, or None after `TRIES`.
+
+    Cost:
+        Up to `TRIES` forwards.
     """
     lower, upper = classifier.clip_values
     for _ in range(TRIES):

@@ -47,7 +47,8 @@ class MetaNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, K, *S) with the metadata of the images. Cost: one forward.
 
-        Raises: IncompatibleError: if images or logits have another number of axes or channels than was said.
+        Raises:
+            IncompatibleError: If images or logits have another number of axes or channels than was said.
         """
         if self.spatial_dims not in (None, x.dim() - 2):
             what = f"{self.spatial_dims}-D images, shape (N, C, *S)"
@@ -92,7 +93,12 @@ class GridNetwork(MetaNetwork):
         img_size: Edge lengths of the images it is checked with; UNETR takes only such images. By default 64 in 2-D
             and 32 (64 for SwinUNETR) in 3-D.
         seed: Of the initial weights; PyTorch's global generator is neither used nor moved.
-    Raises: SpecError, IncompatibleError, PluginError, DataError: see `build_model` and `load_weights`.
+
+    Raises:
+        SpecError: See `build_model` and `load_weights`.
+        IncompatibleError: See `build_model` and `load_weights`.
+        PluginError: See `build_model` and `load_weights`.
+        DataError: See `build_model` and `load_weights`.
     """
 
     def __init__(

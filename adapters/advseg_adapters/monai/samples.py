@@ -29,7 +29,8 @@ def find(where: str, sample: Mapping[Hashable, object], key: Hashable, name: str
 def check_image(where: str, image: Tensor, bounds: Bounds) -> None:
     """Refuse an image that no budget in units of the image could speak of.
 
-    Raises: DataError: if it is not float32 (C, *S) inside the bounds.
+    Raises:
+        DataError: If it is not float32 (C, *S) inside the bounds.
     """
     if image.dtype != torch.float32:
         remedy = "Scale it to the bounds (ScaleIntensityRanged) and cast it (EnsureTyped) before."

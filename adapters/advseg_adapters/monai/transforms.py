@@ -56,7 +56,9 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         bounds: Smallest and largest intensity of an image.
         seed: Of the random numbers of an attack that draws some; the same for each image.
         allow_missing_keys: Leave a sample without the image as it is.
-    Raises: UserError: one line about the first mistake found in the arguments or in a sample.
+
+    Raises:
+        UserError: One line about the first mistake found in the arguments or in a sample.
     """
 
     backend: ClassVar[list[str]] = [TransformBackends.TORCH]
@@ -96,7 +98,9 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the sample with its images attacked. Cost: that of the attack and a copy of the weights, per image.
 
-        Raises: DataError, IncompatibleError: the sample or the model does not fit; see the class.
+        Raises:
+            DataError: The sample or the model does not fit; see the class.
+            IncompatibleError: The sample or the model does not fit; see the class.
         """
         return self._attack_all(data, [self.seed] * len(self.keys))
 

@@ -100,8 +100,9 @@ class Trunk:
     def layers(self, plane: Plane) -> tuple[Floats, Floats, Floats]:
         """Cut the body's envelopes.
 
-        Returns: Signed distances, measured along the radius and negative inside, to the skin, to the outside of
-            the muscles and to the cavity of abdomen and chest; each (H, W).
+        Returns:
+            Signed distances, measured along the radius and negative inside, to the skin, to the outside of the muscles
+            and to the cavity of abdomen and chest; each (H, W).
         """
         height = plane.z / ABDOMEN_MM
         hips = 1 + 0.07 * min(abs(height - 0.42) / 0.5, 1.2) ** 2
@@ -151,7 +152,9 @@ def paint_anatomy(anatomy: Anatomy, plane: Plane, wobble: Floats) -> tuple[NDArr
         anatomy: The subject.
         plane: The plane, H x W pixels.
         wobble: Millimetres by which surfaces are pushed inwards, shape (H, W).
-    Returns: `Tissue` of each pixel; signed distance to the abdominal cavity's wall, the diaphragm included.
+
+    Returns:
+        `Tissue` of each pixel; signed distance to the abdominal cavity's wall, the diaphragm included.
     """
     skin, wall, cavity = anatomy.trunk.layers(plane)
     above = np.float32(plane.z) - anatomy.trunk.dome(plane)

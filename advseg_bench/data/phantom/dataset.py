@@ -62,8 +62,12 @@ def load(spec: PhantomData) -> Dataset:
     Args:
         spec: Size of the population, its seed, and how it is put to the model. Multilabel: the three organs (which
             exclude each other in the phantom); multiclass: the same after a background; binary: any of them.
-    Returns: The data set. Rendering a slice of 64 x 64 costs about 0.03 s.
-    Raises: RecordError: on reading a case, if the cache cannot be written.
+
+    Returns:
+        The data set. Rendering a slice of 64 x 64 costs about 0.03 s.
+
+    Raises:
+        RecordError: On reading a case, if the cache cannot be written.
     """
     splits = split_subjects(spec.subjects, spec.seed)
     spacing = tuple(FIELD_MM / edge for edge in spec.edges)
@@ -101,7 +105,9 @@ def split_subjects(count: int, seed: int) -> tuple[Split, ...]:
     Args:
         count: Number of subjects, at least 3.
         seed: The population's; it decides who goes where.
-    Returns: One split per subject.
+
+    Returns:
+        One split per subject.
     """
     deck: list[Split] = ["validation"] * max(1, round(count / 6))
     deck += ["test"] * max(1, round(count / 4))
@@ -124,7 +130,12 @@ def render_stack(seed: int, subject: int, day: int, *, heights: NDArray[np.float
         day: Which scan, from 0.
         heights: Middles of the slices, mm, shape (slices,).
         view: Pixels of a slice, of any shape.
-    Returns: The slices, in the order of `heights`. Cost: see `render_slice`.
+
+    Returns:
+        The slices, in the order of `heights`.
+
+    Cost:
+        See `render_slice`.
     """
     scan = prepare_scan(seed, subject, day)
     slices = [render_slice(scan, float(z), view) for z in heights]

@@ -139,9 +139,10 @@ class Tubes:
     def nearest(self, plane: Plane) -> tuple[Floats, Floats, Ints]:
         """Find the nearest tube at each pixel of a plane.
 
-        Returns: Signed distance to the nearest surface (negative inside), signed distance to the nearest surface
-            of any *other* polyline, and a node of the nearest piece; each (H, W). Where nothing is within
-            `MARGIN`, the distances are `FAR` and the node is 0.
+        Returns:
+            Signed distance to the nearest surface (negative inside), signed distance to the nearest surface of any
+            *other* polyline, and a node of the nearest piece; each (H, W). Where nothing is within `MARGIN`, the
+            distances are `FAR` and the node is 0.
         """
         shape = (len(plane.y), len(plane.x))
         first, second = np.full(shape, FAR), np.full(shape, FAR)
@@ -191,7 +192,9 @@ def trace_spline(controls: Doubles, step: float) -> tuple[Doubles, Doubles]:
     Args:
         controls: Shape (n, k); the first three columns are x, y, z, the others are carried along.
         step: Distance of neighbouring nodes along the curve, about.
-    Returns: Nodes, shape (m, k), and their arc length from the start, shape (m,).
+
+    Returns:
+        Nodes, shape (m, k), and their arc length from the start, shape (m,).
     """
     chords = np.linalg.norm(np.diff(controls[:, :3], axis=0), axis=1)
     knots = np.concatenate([[0.0], np.cumsum(chords)])

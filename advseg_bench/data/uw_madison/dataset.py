@@ -53,8 +53,12 @@ def load(spec: UwMadisonData) -> Dataset:
     Args:
         spec: Where the folder is and how it is put to the model. Multilabel: the three organs, which may overlap;
             binary: any of them. `phantom` is drawn, unless it is in the cache, and read from there.
-    Returns: The data set.
-    Raises: DataError: if a file, a name or a row of the table is wrong; a damaged PNG shows when it is read.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: If a file, a name or a row of the table is wrong; a damaged PNG shows when it is read.
     """
     if spec.phantom:
         spec = spec.model_copy(update={"path": draw_phantom(spec.phantom), "phantom": None})
@@ -90,8 +94,12 @@ def split_cases(sizes: Mapping[int, int], spec: UwMadisonData) -> dict[int, Spli
     Args:
         sizes: Case -> slices, before any are left out by `every`.
         spec: `folds`, `fold`, `validation` and `seed` are used.
-    Returns: Case -> split.
-    Raises: DataError: if there are too few cases.
+
+    Returns:
+        Case -> split.
+
+    Raises:
+        DataError: If there are too few cases.
     """
     if len(sizes) < spec.folds:
         remedy = f"Set folds = {len(sizes)} or lower." if len(sizes) > 2 else "Add cases."

@@ -109,8 +109,15 @@ def list_slices(root: Path) -> list[SliceFile]:
 
     Args:
         root: The folder that holds train.csv and train/.
-    Returns: Every slice. Cost: about 1 s for 38,496.
-    Raises: DataError: if an entry has no place in the layout, or there is no slice.
+
+    Returns:
+        Every slice.
+
+    Cost:
+        About 1 s for 38,496.
+
+    Raises:
+        DataError: If an entry has no place in the layout, or there is no slice.
     """
     for path, kind in ((root, "folder"), (root / "train", "folder"), (root / "train.csv", "file")):
         if not (path.is_dir() if kind == "folder" else path.is_file()):
@@ -135,8 +142,12 @@ def read_table(path: Path, slices: Sequence[SliceFile], excluded: Collection[str
         path: The table: one row for each slice and class, with an empty cell where there is no mask.
         slices: The slices that are used.
         excluded: Scans whose rows are passed over.
-    Returns: The masks.
-    Raises: DataError: naming file and line, if a row or a cell is not as it should be.
+
+    Returns:
+        The masks.
+
+    Raises:
+        DataError: Naming file and line, if a row or a cell is not as it should be.
     """
     ids, classes, codes = _read_csv(path)
     places = {s.id: place for place, s in enumerate(slices)}

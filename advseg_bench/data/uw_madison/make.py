@@ -56,7 +56,13 @@ def write_uw_madison(
         days: Scans of a case, called day0, day1 ...
         seed: Another seed, other anatomies.
         workers: Processes; the files do not depend on it.
-    Returns: `path`. Cost: about 0.15 s a slice and process.
+
+    Returns:
+        `path`.
+
+    Cost:
+        About 0.15 s a slice and process.
+
     Raises:
         DataError: if the folder holds something.
         RecordError: if it cannot be written.
@@ -76,8 +82,15 @@ def draw_phantom(phantom: PhantomFolder) -> Path:
 
     Args:
         phantom: What to draw.
-    Returns: The folder. Cost: as `write_uw_madison`.
-    Raises: RecordError: if the cache cannot be written.
+
+    Returns:
+        The folder.
+
+    Cost:
+        As `write_uw_madison`.
+
+    Raises:
+        RecordError: If the cache cannot be written.
     """
     folder = locate_phantom(phantom)
     if folder.is_dir():

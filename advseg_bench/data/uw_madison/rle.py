@@ -56,7 +56,9 @@ def decode_runs(starts: NDArray[np.integer], lengths: NDArray[np.integer], shape
         starts: First pixels, from 0, in row-major order.
         lengths: Pixels of each run.
         shape: Rows and columns.
-    Returns: The mask, bool (H, W).
+
+    Returns:
+        The mask, bool (H, W).
     """
     steps = np.zeros(shape[0] * shape[1] + 1, np.int8)
     steps[starts] += 1
@@ -72,9 +74,16 @@ def parse_runs(codes: pl.Series, pixels: Ints, where: Callable[[int], str]) -> R
         codes: Strings; null or blank is an empty mask.
         pixels: Number of pixels of each mask's image.
         where: Names the place of a code in messages.
-    Returns: The runs. Cost: about 0.3 s for a million, and 8 bytes of memory for each.
-    Raises: DataError: at a code with something else than whole numbers, an odd count, a run outside of the image, or
-        runs that overlap or are not in order.
+
+    Returns:
+        The runs.
+
+    Cost:
+        About 0.3 s for a million, and 8 bytes of memory for each.
+
+    Raises:
+        DataError: At a code with something else than whole numbers, an odd count, a run outside of the image, or runs
+            that overlap or are not in order.
     """
     parts = []
     for first in range(0, len(codes), CHUNK):
