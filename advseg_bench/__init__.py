@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from advseg_bench.batches import Batch
     from advseg_bench.claims import Claim, judge_claims
     from advseg_bench.protocols import Attack
+    from advseg_bench.registry import catalogue
     from advseg_bench.results.run import Run
     from advseg_bench.running.benchmark import run
     from advseg_bench.running.evaluate import evaluate
@@ -37,6 +38,7 @@ __all__ = [
     "Traits",
     "attack",
     "attacks",
+    "catalogue",
     "evaluate",
     "geometry",
     "judge_claims",
@@ -62,6 +64,7 @@ _HOMES = {
     "Traits": "types",
     "attack": "attacks.function",
     "attacks": "",
+    "catalogue": "registry",
     "evaluate": "running.evaluate",
     "geometry": "",
     "judge_claims": "claims",
