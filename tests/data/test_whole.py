@@ -137,7 +137,7 @@ def test_the_note_tells_what_became_of_the_spacing(nnunet):
     for case in CASES[:2]:
         volume(nnunet / "imagesTr" / f"{case}_0000.nii.gz", voxels(case), (0.5, 0.75, 2.5))
     note = load_dataset(spec(nnunet)).note
-    assert "each edge by its own factor" in note
+    assert "each edge by a separate factor" in note
     assert note.endswith("measures 5-8 x 1 x 1.12 mm.")
 
 
