@@ -60,10 +60,10 @@ def build_model(
         >>> from advseg_bench.models import build_model
         >>> from advseg_bench.suite.specs import ModelSpec
         >>> from advseg_bench.types import Task
-        >>> spec = ModelSpec(name="small", architecture="monai.UNet", settings={"channels": [4, 8]})
-        >>> model = build_model(spec, channels=1, task=Task("binary", ("organ",)), size=16)
-        >>> model.stride
-        2
+        >>> spec = ModelSpec(name="tiny", architecture="torch.nn:Conv2d", settings={"kernel_size": 3, "padding": 1})
+        >>> model = build_model(spec, channels=1, task=Task("multilabel", ("liver", "spleen")), size=16)
+        >>> tuple(model.net.weight.shape), model.stride
+        ((2, 1, 3, 3), 1)
     """
     where = f"model {spec.name!r}"
     edges = (size, size) if isinstance(size, int) else tuple(size)
