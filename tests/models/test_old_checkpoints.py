@@ -103,7 +103,7 @@ MISTAKES = {
     "architecture": (
         ("smp.UnetPlusPlus", ORGANS, 3),
         r"expected the 374 tensors of this Unet, got those of another network: \d+ missing \(first 'decoder\..*\), \d+ "
-        r"unexpected \(first 'decoder\..*\)\. Only the decoder differs: give the `architecture` and `settings` it was",
+        r"unexpected \(first 'decoder\..*\)\. Only the decoder differs: use the `architecture` and `settings`",
     ),
     "architecture and classes": (
         ("smp.UnetPlusPlus", Task("binary", ("organ",)), 3),
