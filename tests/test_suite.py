@@ -369,7 +369,7 @@ def test_images_are_counted_fixed_assumed_or_not_at_all(tmp_path):
     away = Suite.load("wang2024", data=tmp_path / "none").data
     train, test, how = count_images(away)
     assert (train, test) == (round(38_496 * 0.9 * 0.85), 1659)
-    assert "is not there: numbers of the whole data set assumed" in how
+    assert "none does not exist: numbers of the whole data set" in how
     halves = Suite.load("wang2024", profile="cpu", data=tmp_path / "none").data
     assert count_images(halves)[1] == 16_590 // 2
     assert count_images(PhantomData(name="phantom", subjects=4, slices=2, size=16))[2] == "drawn"

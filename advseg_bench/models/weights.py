@@ -1,4 +1,4 @@
-"""Weights on disk: read without running anything that a file may hide, written whole or not at all."""
+"""Weights on disk: read without executing code of the file, and written atomically."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from advseg_bench.models.module import SegmentationModule
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "net.", "model.")
-_CONVERT = "Where the network can be built, save net.state_dict() with safetensors or torch.save, and give that file."
+_CONVERT = (
+    "Load it where the network is defined, save net.state_dict() with safetensors or torch.save, and use that file."
+)
 
 
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters, trainable or not; buffers do not count.
 
-    As in the literature, so do parameters that no logit depends on: with an `encoder_depth` below 5, SMP's own
-    encoders keep the stages they no longer run (its "tu-" encoders drop them).
+    As in the literature, parameters that no logit depends on are counted: with an `encoder_depth` below 5, SMP's
+    encoders keep the stages that they do not run (its "tu-" encoders remove them).
     """
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -38,11 +40,11 @@ def save_weights(path: Path, model: SegmentationModule) -> None:
     """Write the state dict of the bare network as safetensors; equal weights give equal bytes.
 
     Args:
-        path: The file; it appears complete or not at all.
+        path: The file; it is written atomically.
         model: Its `net` is saved; normalisation and stride are in the spec.
 
     Raises:
-        RecordError: On a full disk or an unwritable place.
+        RecordError: If the disk is full or the folder cannot be written.
     """
     # Copies, because safetensors refuses tensors that share memory, such as tied weights.
     state = {
@@ -53,35 +55,51 @@ def save_weights(path: Path, model: SegmentationModule) -> None:
 
 
 def load_weights(path: Path, model: SegmentationModule) -> None:
-    """Load a checkpoint into the bare network; on any error the network is as it was.
+    """Load a checkpoint into the bare network; after an error the network is unchanged.
 
-    A pickle can run any program when it is opened, so `.pt` and `.pth` files are read by PyTorch's weights-only
-    loader, which knows tensors and plain containers and nothing else. Accepted are a bare state dict and one under
-    "state_dict", "model_state_dict" or "model"; "module.", "net." and "model." are taken off the front of all keys
-    where that makes them fit.
+    A pickle can execute code when it is opened, so `.pt` and `.pth` files are read by PyTorch's weights-only loader,
+    which accepts only tensors and plain containers. The file contains a bare state dict, or one under "state_dict",
+    "model_state_dict" or "model". The prefixes "module.", "net." and "model." are removed if all keys have them and
+    the keys then match the network.
 
     Args:
-        path: `.safetensors`, `.pt` or `.pth`.
-        model: Its `net` receives the weights, on the device where it is.
+        path: A `.safetensors`, `.pt` or `.pth` file.
+        model: Its `net` receives the weights, on its device.
+
     Raises:
-        SpecError: if there is no such file, it could run code, or it holds the weights of another network.
-        DataError: if the file is empty, cut short or damaged, or a weight is not finite.
+        SpecError: If the file does not exist, could execute code, or contains the weights of another network.
+        DataError: If the file is empty, truncated or damaged, or a weight is not finite.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from advseg_bench.models import load_weights
+        >>> from advseg_bench.models.module import SegmentationModule
+        >>> model = SegmentationModule(torch.nn.Conv2d(1, 2, kernel_size=1))
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save({"weight": torch.ones(2, 1, 1, 1), "bias": torch.zeros(2)}, Path(folder, "net.pt"))
+        ...     load_weights(Path(folder, "net.pt"), model)
+        >>> model(torch.full((1, 1, 1, 1), 0.5)).flatten().tolist()
+        [0.5, 0.5]
     """
     state = _fit(path, _read(path), model.net)
     for key, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"{path}: expected finite weights, got NaN or infinity in {key!r}. Train it again.")
+            remedy = "Use another checkpoint, or train the model again."
+            raise DataError(f"{path}: expected finite weights, got NaN or infinity in {key!r}. {remedy}")
     model.net.load_state_dict(state, strict=True)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Read the state dict in a file, whatever its format."""
+    """Read the state dict in a file of any of the formats."""
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise SpecError(expected(path, "a .safetensors, .pt or .pth file", path.suffix, _CONVERT))
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise SpecError(f"{path}: the weights cannot be read: {error.strerror}. Check the path.") from None
+        remedy = "Correct the key `weights` of the model."
+        raise SpecError(expected(path, "a readable file of weights", error.strerror, remedy)) from None
     if not data:
         raise _damaged(path, "it is empty")
     if path.suffix == ".safetensors":
@@ -93,26 +111,26 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path, data: bytes) -> object:
-    """Read a file of `torch.save` without running it; tell what could run code from what is damaged."""
+    """Read a file of `torch.save` without executing it; distinguish files that could execute code from damaged ones."""
     archive = zipfile.is_zipfile(io.BytesIO(data))
     try:
         if archive:
             _check_archive(path, data)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the protocol of a foreign pickle is no concern of the user's
+            warnings.simplefilter("ignore")  # the pickle protocol of the file is irrelevant to the user
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except UserError:
         raise
     except pickle.UnpicklingError:
         if archive or _is_pickle(data):
-            raise _refused(path, "a pickle of more than tensors") from None
-        raise _damaged(path, "it is no file of torch.save") from None
-    except Exception as error:  # the loader meets damage with whatever its parser stumbles over
+            raise _refused(path, "a pickle with other objects than tensors") from None
+        raise _damaged(path, "it is not a file of torch.save") from None
+    except Exception as error:  # the loader raises many types for damaged files
         raise _damaged(path, one_line(error)) from None
 
 
 def _check_archive(path: Path, data: bytes) -> None:
-    """Compare the checksums, which PyTorch writes but does not read: a flipped bit would be loaded as a weight."""
+    """Compare the checksums, which PyTorch writes but does not check: a flipped bit would be loaded as a weight."""
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         if (member := file.testzip()) is not None:
             raise _damaged(path, f"{member} fails its checksum")
@@ -121,7 +139,7 @@ def _check_archive(path: Path, data: bytes) -> None:
 
 
 def _is_pickle(data: bytes) -> bool:
-    """Tell whether the bytes start with a complete pickle, without running it."""
+    """Whether the bytes start with a complete pickle; it is not executed."""
     try:
         return sum(1 for _ in pickletools.genops(data)) > 0
     except ValueError:
@@ -129,7 +147,7 @@ def _is_pickle(data: bytes) -> bool:
 
 
 def _find_state_dict(path: Path, content: object) -> dict[str, Tensor]:
-    """Find the state dict in what a checkpoint holds."""
+    """Find the state dict in the content of a checkpoint."""
     if isinstance(content, Mapping):
         for candidate in (content, *(content.get(key) for key in _CONTAINERS)):
             if isinstance(candidate, Mapping) and candidate:
@@ -143,7 +161,7 @@ def _find_state_dict(path: Path, content: object) -> dict[str, Tensor]:
 
 
 def _fit(path: Path, state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """Take prefixes off the keys until they fit the network; refuse another network's weights."""
+    """Remove prefixes of the keys until they match the network; refuse the weights of another network."""
     wanted: dict[str, Tensor] = dict(net.state_dict())
     best = max(_strip_prefixes(state), key=lambda candidate: len(candidate.keys() & wanted.keys()))
     missing = [key for key in wanted if key not in best]
@@ -166,21 +184,21 @@ def _fit(path: Path, state: dict[str, Tensor], net: nn.Module) -> dict[str, Tens
 
 
 def _advise(alien: list[str], shapes: Mapping[str, tuple[torch.Size, torch.Size]]) -> str:
-    """Say what to change: the classes or channels if nothing else differs, else what the network is built of.
+    """Describe what to change: the classes or channels if nothing else differs, otherwise the whole specification.
 
     Args:
         alien: Keys that only the file or only the network has.
         shapes: Shapes in the file and in the network where they differ.
     """
     if alien and all(key.startswith("decoder.") for key in (*alien, *shapes)):
-        return "Only the decoder differs: give the `architecture` and `settings` it was trained with."
+        return "Only the decoder differs: use the `architecture` and `settings` that it was trained with."
     changes = {_find_change(*pair) for pair in shapes.values()}
     found = {change[0]: change[1:] for change in changes if change is not None}
-    if alien or len(found) < len(changes):  # more than one number of an axis, or shapes of another kind
-        return "Give the architecture, encoder, channels and classes it was trained with."
+    if alien or len(found) < len(changes):  # several lengths of one axis, or other differences of shape
+        return "Use the architecture, encoder, channels and classes that it was trained with."
     advice = {
-        1: "Channels of an image: {0} in the file, {1} here; set `channels` in [data] to {0}.",
-        0: "Classes: {0} in the file, {1} here; give it a task of the classes it was trained for.",
+        1: "Channels of an image: {0} in the file, {1} here. Set `channels` in [data] to {0}.",
+        0: "Classes: {0} in the file, {1} here. Use data with the classes that it was trained for.",
     }
     return " ".join(advice[axis].format(*found[axis]) for axis in advice if axis in found)
 
@@ -195,7 +213,7 @@ def _find_change(old: torch.Size, new: torch.Size) -> tuple[int, int, int] | Non
 
 
 def _strip_prefixes(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield a state dict, then the same without each prefix that all of its keys have."""
+    """Yield a state dict, and then its copies without each prefix that all keys have."""
     yield state
     while state and (prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)):
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
@@ -203,19 +221,19 @@ def _strip_prefixes(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def _first(keys: list[str]) -> str:
-    """Name the first of some keys, if there is one."""
+    """Format the first of some keys, or ""."""
     return f" (first {keys[0]!r})" if keys else ""
 
 
 def _damaged(path: Path, cause: str) -> DataError:
-    """Word the error for a file that is not what was once written."""
+    """Make the error for a damaged file."""
     cause = " ".join(cause.split())
-    return DataError(f"{path}: expected a whole checkpoint, got a damaged file: {cause:.200}. Fetch or save it again.")
+    return DataError(f"{path}: expected an intact checkpoint, got a damaged file: {cause:.200}. Copy or save it again.")
 
 
 def _refused(path: Path, what: str) -> SpecError:
-    """Word the error for a file that would have to be run to be read."""
-    return SpecError(f"{path}: expected weights only, got {what}: refused because it could run code. {_CONVERT}")
+    """Make the error for a file that cannot be read without executing code."""
+    return SpecError(f"{path}: expected only weights, got {what}: refused because it could execute code. {_CONVERT}")
 
 
 def digest_weights(model: nn.Module) -> str:

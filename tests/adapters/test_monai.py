@@ -175,7 +175,7 @@ def test_weights_seed_and_state_dict(tmp_path: Path) -> None:
         ({"img_size": (16, 16, 16)}, r"expected 2 edges as `img_size`, got \(16, 16, 16\)"),
         ({"architecture": "monai.UNETR", "settings": {}}, r"expected an `img_size` for monai\.UNETR, got None"),
         ({"settings": {"chanels": [4, 8]}}, r"unknown setting of monai\.UNet 'chanels'\. Did you mean 'channels'"),
-        ({"weights": "nowhere.pt"}, "nowhere.pt: the weights cannot be read: No such file"),
+        ({"weights": "nowhere.pt"}, "nowhere.pt: expected .*, got 'No such file"),
         ({"spatial_dims": 3, "architecture": "smp.Unet", "encoder": "resnet18", "settings": {}}, "is for 2-D images"),
         ({"architecture": "networks:Plain", "settings": {"finish": "sigmoid"}}, "expected raw logits"),
     ],
