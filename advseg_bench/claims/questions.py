@@ -25,8 +25,8 @@ class Question:
 VULNERABLE = Question(
     "vulnerable",
     "Medical segmentation models are vulnerable to FGSM.",
-    "On every model, does FGSM with the training loss (or, if that was not run, the first loss of the suite) lower Dice "
-    "more than each noise baseline of equal L_inf norm? "
+    "On every model, does FGSM with the training loss (or, if that was not run, the first loss of the suite) lower "
+    "Dice more than each noise baseline of equal L_inf norm? "
     "Supported if every difference is significant, so that p is the largest of them; contradicted if on any model a "
     "noise baseline lowers Dice significantly more (Holm).",
 )
