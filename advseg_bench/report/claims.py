@@ -46,7 +46,7 @@ def compose_claims(judged: Sequence[Judged]) -> Document:
             blocks += _show_claim(each, each.claims[i])
         sections.append(Section(claim.name, f"Claim {i + 1}: {claim.statement}", tuple(blocks)))
     tables = tuple(make_released_table(f"released{each.suffix}", each.label, each.evidence) for each in judged)
-    sections.append(Section("released", "The study's own scores", tuple(t for t in tables if t is not None)))
+    sections.append(Section("released", "Scores as in the study's code", tuple(t for t in tables if t is not None)))
     shown = tuple(section for section in sections if section.blocks)
     return Document("Claims of arXiv 2401.11224", tuple(facts), _warn(judged), shown)
 

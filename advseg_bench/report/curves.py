@@ -87,15 +87,13 @@ def make_class_figure(summary: Summary) -> Figure | None:
         return None
     same = len({*labels.values()}) == 1
     bands = any(point["lower"] is not None for _, lines in panels for line in lines for point in line.points)
-    few = f"No class has {FEWEST_SUBJECTS} subjects, so there are no intervals."
+    few = f"No class has {FEWEST_SUBJECTS} subjects, so there is no interval."
     sentences = (
         "Dice of each class under each model's strongest attack"
         + (f", {next(iter(labels.values()))}" if same else "")
         + f" (at eps {show_budget(budgets.reference)}, among those with several eps; chosen on these images).",
         "Mean over the images with a score for the class, then over subjects; eps 0 is the clean image.",
-        f"Bands: 95 % interval for the population mean, for classes of >= {FEWEST_SUBJECTS} subjects."
-        if bands
-        else few,
+        f"Bands: 95 % interval for the population mean, of classes in >= {FEWEST_SUBJECTS} subjects." if bands else few,
     )
     draw = partial(_draw_multiples, panels, budgets)
     return Figure("classes_eps", "Dice of each class against eps", _join(sentences), draw)

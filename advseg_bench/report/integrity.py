@@ -142,9 +142,7 @@ def make_skip_table(run: Run) -> Table | None:
         Column("Reason", tuple(reason for reason, _ in counts), number=False),
     )
     data = pl.DataFrame([{"id": cell.id, "label": cell.label, "skip": cell.skip} for cell in skipped])
-    caption = (
-        "Cells of the suite that were not run because they are not applicable. They are no failures, and no score."
-    )
+    caption = "Cells of the suite that do not apply and were not run. They are not failures and enter no score."
     return Table("skipped", "Skipped", caption, columns, data)
 
 

@@ -51,7 +51,7 @@ class Pictures:
         return _find_place(self.case)
 
     def find_scale(self, places: Iterable[int]) -> float:
-        """Return the change that is shown in full colour: the largest eps of some budgets; for L2, the largest change."""
+        """Return the change that gets the full colour at some budgets: the largest eps; for L2, the largest change."""
         if self.case.arm.norm == "linf":
             largest = max(float(self.case.sweep[place].eps) for place in places)
         else:
@@ -111,9 +111,7 @@ def _cut(whole: Pictures, task: Task) -> Pictures:
     label = whole.truth[list(find_scored_classes(task).values())].sum(axis=(0, 2, 3))
     z = int(label.argmax()) if label.any() else len(label) // 2
     names = ("x", "x_adv", "truth", "clean", "attacked")
-    arrays = {
-        name: getattr(whole, name)[..., z, :, :].copy() for name in names
-    }  # a view would keep the whole volume in memory
+    arrays = {name: getattr(whole, name)[..., z, :, :].copy() for name in names}  # a view would keep the volume
     return replace(whole, where=f"{whole.where}, slice {z + 1} of {len(label)}", **arrays)
 
 
