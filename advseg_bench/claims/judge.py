@@ -46,6 +46,14 @@ class Claim:
 
     Source:
         arXiv 2401.11224.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> x = torch.linspace(0, 1, 512).reshape(2, 1, 16, 16)
+        >>> run = ab.evaluate(torch.nn.SiLU(), [(x, x[:, 0] > 0.5)], ab.attacks.FGSM(loss="bce"), task="binary")
+        >>> ab.judge_claims(run)[0].answer
+        'Not asked: the run has no noise of equal norm to compare with.'
     """
 
     name: str
@@ -90,6 +98,16 @@ def judge_claims(run: Run) -> tuple[Claim, ...]:
 
     Source:
         arXiv 2401.11224.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> x, model = torch.linspace(0, 1, 512).reshape(2, 1, 16, 16), torch.nn.SiLU()
+        >>> attacks = [ab.attacks.FGSM(loss="bce"), ab.attacks.RandomSign()]
+        >>> run = ab.evaluate(model, [(x, x[:, 0] > 0.5)], attacks, task="binary")
+        >>> claim = ab.judge_claims(run)[0]
+        >>> claim.name, claim.verdict, claim.shortage.needed
+        ('vulnerable', 'undecidable', 6)
     """
     return judge(Evidence(run))
 

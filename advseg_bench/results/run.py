@@ -41,7 +41,7 @@ class Run:
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> x, model = torch.linspace(0, 1, 512).reshape(2, 1, 16, 16), torch.nn.Conv2d(1, 1, 1)
+        >>> x, model = torch.linspace(0, 1, 512).reshape(2, 1, 16, 16), torch.nn.SiLU()
         >>> attacks = [ab.attacks.FGSM(loss="bce"), ab.attacks.RandomSign()]
         >>> run = ab.evaluate(model, [(x, x[:, 0] > 0.5)], attacks, task="binary", eps=4 / 255)
         >>> run.table("dice", by=("attack", "eps"))["attack"].to_list()

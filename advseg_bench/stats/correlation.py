@@ -31,6 +31,12 @@ class Coefficient:
         smallest_p: The smallest p that n points can give: 0 for Pearson's r, 2 / n! for Spearman's rho.
         smallest_detectable: The smallest absolute value that is significant at 1 - level with n points; None if no
             value is.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> r = ab.stats.correlate([1.0, 2.0, 3.0, 4.0], [0.1, 0.3, 0.2, 0.4]).pearson
+        >>> f"r = {r.value:.2f}, significant from {r.smallest_detectable:.2f} on"
+        'r = 0.80, significant from 0.95 on'
     """
 
     value: float
@@ -51,6 +57,12 @@ class Correlation:
         spearman: Rank correlation; None where it is undefined.
         level: Confidence level of the intervals; `smallest_detectable` refers to a test at 1 - level.
         reason: Why the coefficients are undefined; "" if they are defined.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> found = ab.stats.correlate([1.0, 2.0, 3.0], [0.5, 0.5, 0.5])
+        >>> found.pearson, found.reason
+        (None, 'y does not vary')
     """
 
     n: int

@@ -26,6 +26,12 @@ class Equivalence:
         level: Level of the interval, 1 - 2 alpha.
         p: The larger of the two p values; None where there are too few data.
         equivalent: Whether p is at most alpha.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> found = ab.stats.equivalence([0.01, 0.02, 0.0], margin=0.05)
+        >>> found.n, found.p, found.equivalent  # too few subjects for a test
+        (3, None, False)
     """
 
     n: int

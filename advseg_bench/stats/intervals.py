@@ -42,6 +42,12 @@ class Interval:
         upper: Upper end. The interval need not be symmetric about the mean.
         n_subjects: Number of subjects.
         level: Confidence level, such as 0.95.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> found = ab.stats.subject_interval([0.8, 0.7, 0.9, 0.6, 0.8], range(5), level=0.9)
+        >>> found.lower < found.mean < found.upper, found.n_subjects, found.level
+        (True, 5, 0.9)
     """
 
     mean: float

@@ -40,6 +40,12 @@ class PairedTest:
         p: Two-sided p value of "no difference"; None for fewer than two subjects.
         smallest_p: The smallest p that any data of n subjects can give; 1 for fewer than two subjects.
         method: How p was computed.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> test = ab.stats.compare_paired([0.25, 0.5, 0.75])
+        >>> test.mean, test.interval, test.p, test.smallest_p, test.rank_biserial
+        (0.5, None, 0.25, 0.25, 1.0)
     """
 
     n: int
