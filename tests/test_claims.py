@@ -336,7 +336,7 @@ def test_vanished_gradients_and_models_that_find_nothing_are_told(tmp_path):
     )
     run = Run(run.path)
     warnings = compose_claims(judge_runs([run])).warnings
-    assert warnings[0].startswith("mni152: 8 of 192 results of FGSM are the clean image")
+    assert warnings[0].startswith("mni152: 8 of 192 results of FGSM equal the clean image")
     assert warnings[1].startswith("mni152: the mean clean Dice of unet-mobilenet is under 0.5")
     assert judge_claims(run)[3].answer == "Not asked: the clean Dice of unet-mobilenet is 0."
 
