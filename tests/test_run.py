@@ -188,7 +188,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_rows(undisturbed,
 
 def test_another_suite_on_the_same_folder_is_refused(undisturbed):
     before = sorted(undisturbed.path.rglob("*"))
-    with pytest.raises(RecordError, match=r"another suite: seed was 0, is 1\. Nothing was touched"):
+    with pytest.raises(RecordError, match=r"another suite: seed was 0, is 1\."):
         ab.run(tiny(TEXT.replace('name = "tiny"', 'name = "tiny"\nseed = 1')), undisturbed.path)
     assert sorted(undisturbed.path.rglob("*")) == before
 

@@ -124,7 +124,7 @@ def test_the_report_speaks_of_volumes_and_names_the_slice(finished, tmp_path):
     most = truth.sum(axis=(0, 2, 3)).argmax() + 1
     page = paths["report.html"].read_text()
     assert f"image {meta['image']}, slice {most} of 8, fgsm dice_focal" in page
-    assert "Of a volume the slice with most label is shown" in page
+    assert "Of a volume, the slice with the largest labelled area" in page
 
 
 @pytest.mark.parametrize(("kind", "areas", "shown"), [("multilabel", (1, 3, 2, 0), 2), ("multiclass", (0, 2, 2, 0), 2)])
