@@ -113,7 +113,7 @@ def test_other_preparations_are_recorded_and_one_that_disagrees_is_not_used(undi
 
 
 @pytest.mark.parametrize(
-    ("how", "message"), [("auto", "auto. decides by time"), ("leen", r"unknown step 'leen'. Did you mean 'lean'\?")]
+    ("how", "message"), [("auto", "auto. depends on timing"), ("leen", r"unknown step 'leen'. Did you mean 'lean'\?")]
 )
 def test_a_preparation_that_cannot_be_is_refused(how, message):
     head, *tables = TEXT.split("[[")
