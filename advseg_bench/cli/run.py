@@ -141,5 +141,5 @@ def _print_profile(spent: dict[str, float]) -> None:
     console.print(table)
     console.print(
         f"Overhead around the model (*): {around:.1%} of {sum(row[1] for row in rows):.1f} s over all processes. "
-        f"Not included: {spent.get(IMPORTS, 0.0):.1f} s of imports, {spent.get(WAITING, 0.0):.1f} s waiting for workers."
+        f"Not included: {spent.get(IMPORTS, 0.0):.1f} s of imports, {spent.get(WAITING, 0.0):.1f} s waiting."
     )

@@ -103,10 +103,9 @@ def read_support(toolkit: Plugin) -> Mapping[str, Row]:
             try:
                 return _read_rows(path, path.stat().st_mtime_ns)
             except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-                raise PluginError(
-                    f"toolkit {toolkit.name} of distribution {toolkit.distribution}: {path} is an invalid support table: "
-                    f"{one_line(error)}. {remedy(toolkit)}"
-                ) from error
+                where = f"toolkit {toolkit.name} of distribution {toolkit.distribution}"
+                cause = f"{path} is an invalid support table: {one_line(error)}"
+                raise PluginError(f"{where}: {cause}. {remedy(toolkit)}") from error
     return {}
 
 
