@@ -11,7 +11,7 @@ from multiprocessing import resource_tracker
 
 @contextmanager
 def interrupts_noted(react: Callable[[], None]) -> Iterator[None]:
-    """Call `react` on Ctrl-C, and raise `KeyboardInterrupt` only when the block has cleaned up.
+    """Call `react` on Ctrl-C, and raise `KeyboardInterrupt` only after the code inside has cleaned up.
 
     Raised immediately, it could occur while a worker starts or ends, or in a destructor, which would swallow it. Does
     nothing outside the main thread, or if the caller has installed another handler of SIGINT.
@@ -37,7 +37,7 @@ def interrupts_noted(react: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def interrupts_blocked() -> Iterator[None]:
-    """Block SIGINT in processes started inside. This process receives it in another thread or after the block."""
+    """Mask SIGINT in processes started inside. This process receives it in another thread, or at the end."""
     resource_tracker.ensure_running()  # otherwise the first spawned process starts it, which unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -62,8 +62,8 @@ class Cell:
         >>> cell = ab.plan(ab.Suite.load("smoke"))[1]
         >>> cell.label
         'basicunet-xs fgsm bce linf 2/255'
-        >>> cell.arm.attack, cell.arm.loss, cell.draw, cell.skip
-        ('fgsm', 'bce', 0, None)
+        >>> cell.arm.attack, cell.arm.loss, cell.arm.norm, cell.skip
+        ('fgsm', 'bce', 'linf', None)
     """
 
     id: str
