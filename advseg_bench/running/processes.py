@@ -76,7 +76,7 @@ class Processes:
             worker.pipe.send(job)
 
     def wait(self) -> tuple[Job[Any], Outcome[Any]]:
-        """Wait until a job has ended; return it with its outcome. Progress is passed on meanwhile.
+        """Wait until a job has ended; return it with its outcome. Progress is passed to `emit` while waiting.
 
         Raises:
             WorkerError: If a worker has died, busy or idle.

@@ -140,7 +140,16 @@ class Suite(Spec):
 
 
 def list_suites() -> list[str]:
-    """Return the names of the suites in the package."""
+    """Return the names of the shipped suites.
+
+    Returns:
+        Names for `Suite.load`, sorted.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> ab.list_suites()
+        ['quick', 'smoke', 'wang2024']
+    """
     return sorted(
         f.name.removesuffix(".toml") for f in files("advseg_bench.suite.shipped").iterdir() if f.name.endswith(".toml")
     )
