@@ -62,7 +62,7 @@ def evaluate(
     """Attack and score models on images in memory, with the same checks and rows as a run of a suite.
 
     Args:
-        model: Any `torch.nn.Module` from images (N, C, *S) to logits (N, K, *S), or a dictionary of several by name.
+        model: Any module or function from images (N, C, *S) to logits (N, K, *S), or a dictionary of several by name.
             Each is frozen and in eval mode during the attacks, and restored afterwards.
         data: A data loader, whose items are batches; a data set of torch or MONAI, whose items are single images; or
             any iterable of batches. An item is an `ab.Batch`, a tuple (images, labels), or a dictionary.
