@@ -1,4 +1,4 @@
-"""Is this sound? What the harness, cross-checks, the contract and transforms ask of results and of models."""
+"""Validation of attack results and models, shared by the harness, cross-checks, the contract and transforms."""
 
 from __future__ import annotations
 

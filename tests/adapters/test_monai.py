@@ -704,7 +704,7 @@ def test_mistakes_in_a_sample_are_one_line(changes: dict[str, Any], options: dic
         (Threshold(3), ONES, "model: the network fails on images of shape .*to have 3 channels, but got 1"),
         (as_network(Threshold(), in_channels=1), ONES.repeat(3, 1, 1), "network: expected images of 1 channels, got 3"),
         (Threshold(1, 2), ONES, r"model: expected 1 logit channels \(class0\), got 2"),
-        (nn.Sequential(Threshold(), nn.Sigmoid()), ONES, "model: expected raw logits, got values that stay between 0"),
+        (nn.Sequential(Threshold(), nn.Sigmoid()), ONES, "model: expected raw logits, got values between 0"),
         (nn.Sequential(Threshold(), nn.MaxPool2d(2)), ONES, "Logits must have the size of the image"),
     ],
     ids=["channels", "network-channels", "classes", "probabilities", "size"],
