@@ -73,7 +73,7 @@ def test_layer_behind_which_logits_are_bent_is_no_head() -> None:
 @pytest.mark.parametrize(
     ("finish", "match"),
     [
-        ("tuple", r"one tensor of 3 logit channels \(gm, wm, csf\), got 'tuple'\. Return the segmentation alone"),
+        ("tuple", r"one tensor of 3 logit channels \(gm, wm, csf\), got 'tuple'"),
         ("dict", "one tensor of 3 logit channels .*, got 'dict'"),
         ("labels", r"float32 tensor of 3 logit channels .*, got 'torch\.bool'\. Return raw logits"),
         ("half", r"got 'torch\.float16'"),
