@@ -28,8 +28,8 @@ class ProjectedAscent(BaseAttack):
     x_{t+1} = P(x_t + step_size * eps * d(m_t)), where d is the direction of steepest ascent in the norm of the budget
     (the sign for L_inf, g / ||g||_2 for L2), m_t = g_t without momentum and m_t = decay * m_{t-1} + g_t / ||g_t||_1
     with it, and g_t is the gradient of the sum of one loss value per image. P clips first the perturbation to the
-    budget and then the image to the bounds. Where a gradient is NaN, an L_inf attack does not change the value, since the sign
-    of NaN is 0 in torch; an L2 attack sets the image to NaN.
+    budget and then the image to the bounds. Where a gradient is NaN, an L_inf attack does not change the value, since
+    the sign of NaN is 0 in torch; an L2 attack sets the image to NaN.
 
     Attributes:
         loss: The loss to increase: a name or a function, see `advseg_bench.losses`.

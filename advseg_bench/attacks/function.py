@@ -107,8 +107,9 @@ class FunctionAttack(BaseAttack):
                 known = own or {"(none)"}
                 raise SpecError(unknown(f"attack {self.name}", "setting", key, known))
         if loss is not None and "loss" not in self._parameters:
+            remedy = "Remove it, or add a parameter `loss` to the function."
             raise SpecError(
-                f"attack {self.name}: expected no loss. Remove it, or add a parameter `loss` to the function."
+                expected(f"attack {self.name}", "no loss", loss if isinstance(loss, str) else "one", remedy)
             )
         made = replace(self, loss=find_loss(loss) if loss else self.loss, settings={**self.settings, **settings})
         made._demand_loss()
@@ -149,9 +150,8 @@ class FunctionAttack(BaseAttack):
         """Pickle the function by its qualified name, which refers to the decorated function."""
         place = (self.function.__module__, self.function.__qualname__)
         if "<" in place[1]:
-            raise PicklingError(
-                f"attack {self.name}: {place[1]} is not a module-level function. Move it to the top level of a module."
-            )
+            remedy = "Move it to the top level of a module."
+            raise PicklingError(f"attack {self.name}: expected a module-level function, got {place[1]}. {remedy}")
         return _restore, (*place, self.name, self.declared, self.per_image, self.loss, dict(self.settings))
 
     @property
