@@ -35,7 +35,7 @@ class Batch:
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(2, 1, 8, 8), torch.zeros(2, 8, 8), task="binary")
+        >>> batch = ab.Batch.of(torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8), task="binary")
         >>> batch.y.dtype, tuple(batch.y.shape), batch.images
         (torch.bool, (2, 1, 8, 8), ('image0', 'image1'))
     """
@@ -93,7 +93,7 @@ class Batch:
             >>> import torch
             >>> import advseg_bench as ab
             >>> y = torch.tensor([[[0, 1], [2, 255]]])
-            >>> batch = ab.Batch.of(torch.rand(1, 1, 2, 2), y, task="multiclass", classes=3, ignore=255)
+            >>> batch = ab.Batch.of(torch.zeros(1, 1, 2, 2), y, task="multiclass", classes=3, ignore=255)
             >>> int(batch.valid.sum())
             3
         """

@@ -22,8 +22,9 @@ class Task:
 
     Example:
         >>> import advseg_bench as ab
-        >>> ab.Task("multilabel", ("liver", "tumour"))
-        Task(kind='multilabel', classes=('liver', 'tumour'))
+        >>> task = ab.Task("multilabel", ("liver", "tumour"))
+        >>> len(task.classes)
+        2
     """
 
     kind: TaskKind

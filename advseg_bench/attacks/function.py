@@ -108,9 +108,8 @@ class FunctionAttack(BaseAttack):
                 raise SpecError(unknown(f"attack {self.name}", "setting", key, known))
         if loss is not None and "loss" not in self._parameters:
             remedy = "Remove it, or add a parameter `loss` to the function."
-            raise SpecError(
-                expected(f"attack {self.name}", "no loss", loss if isinstance(loss, str) else "one", remedy)
-            )
+            what = loss if isinstance(loss, str) else "one"
+            raise SpecError(expected(f"attack {self.name}", "no loss", what, remedy))
         made = replace(self, loss=find_loss(loss) if loss else self.loss, settings={**self.settings, **settings})
         made._demand_loss()
         return made

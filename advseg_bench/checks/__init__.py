@@ -1,4 +1,4 @@
-"""Validation of attack results and models, shared by the harness, cross-checks, the contract and transforms."""
+"""Is a result or a model valid? Checks shared by the harness, cross-checks, the contract and transforms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attack and training losses: (logits, y, valid, task) -> one value per image. Attacks increase the loss.
+"""What does an attack increase? Attack and training losses: (logits, y, valid, task) -> one value per image.
 
 The value of an image never depends on the other images of the batch, and neither does its gradient: the sum of all
 values needs one backward pass and gives every image its own gradient. Larger is worse for the model. Invalid pixels do

@@ -27,7 +27,7 @@ def bce(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
         >>> ab.losses.bce(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
         tensor([0.6931])
     """
@@ -50,7 +50,7 @@ def ce(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4), task="multiclass", classes=2)
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="multiclass", classes=2)
         >>> ab.losses.ce(torch.zeros(1, 2, 4, 4), batch.y, batch.valid, batch.task)
         tensor([0.6931])
     """
@@ -78,7 +78,7 @@ def focal(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
         >>> ab.losses.focal(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
         tensor([0.1733])
     """
@@ -120,7 +120,7 @@ def margin(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
         >>> ab.losses.margin(torch.ones(1, 1, 4, 4), batch.y, batch.valid, batch.task)
         tensor([-1.])
     """

@@ -34,7 +34,7 @@ def dice(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
         >>> ab.losses.dice(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
         tensor([0.3333])
     """
@@ -64,7 +64,7 @@ def jaccard(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
         >>> ab.losses.jaccard(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
         tensor([0.5000])
     """
@@ -96,7 +96,7 @@ def tversky(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
         >>> ab.losses.tversky(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
         tensor([0.4118])
     """
@@ -124,7 +124,7 @@ def focal_tversky(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tenso
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
         >>> ab.losses.focal_tversky(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
         tensor([0.5140])
     """
@@ -156,7 +156,7 @@ def generalized_dice(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Te
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
         >>> ab.losses.generalized_dice(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
         tensor([0.3333])
     """
@@ -194,7 +194,7 @@ def lovasz(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
         >>> ab.losses.lovasz(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
         tensor([1.])
     """
@@ -227,7 +227,7 @@ def dice_focal(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
         >>> ab.losses.dice_focal(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
         tensor([0.5066])
     """
@@ -252,7 +252,7 @@ def dice_ce(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> batch = ab.Batch.of(torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
         >>> ab.losses.dice_ce(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
         tensor([1.0265])
     """
