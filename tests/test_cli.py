@@ -189,7 +189,7 @@ def test_an_occupied_or_unwritable_out_is_one_line(here, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("")
     assert_one_line(here("run", suite, "--out", tmp_path / "taken"), "not empty and holds no run")
-    assert_one_line(here("run", suite, "--out", "/proc/run"), "/proc/run: cannot be made a folder")
+    assert_one_line(here("run", suite, "--out", "/proc/run"), "/proc/run: cannot create")
 
 
 def test_an_unknown_device_is_one_line(here, tmp_path):

@@ -378,12 +378,12 @@ def change(batch, kind):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("normalised", r"intensities from 0 to 1, got -2 to .* put the normalisation into the model"),
+        ("normalised", r"intensities from 0 to 1, got -2 to"),
         ("grey masks", r"y: expected torch.bool .* multilabel task, got 'torch.float32"),
         ("one class too few", r"y: expected torch.bool \(4, 3, 32, 32\)"),
         ("double", "x: expected float32 images"),
         ("void", "valid: expected torch.bool"),
-        ("255", r"labels from 0 to 2, got \[255\]. Put `valid` to False"),
+        ("255", r"labels from 0 to 2, got \[255\]"),
     ],
 )
 def test_mistakes_in_a_batch_are_one_line(trained, mistake, message):

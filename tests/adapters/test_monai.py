@@ -485,7 +485,7 @@ def test_what_an_attack_does_to_the_model_is_undone_and_told(deed: str) -> None:
     network = make_trained()
     state = read_state(network)
     transform = attack_disc(model=network, attack=Vandal(deed), loss=None)
-    with pytest.warns(UserWarning, match="attack Vandal: changed the model, which was put back"):
+    with pytest.warns(UserWarning, match="attack Vandal: changed the model"):
         transform(make_disc())
     assert_same_state(network, state)
 
@@ -500,12 +500,12 @@ def test_what_an_attack_does_to_the_sample_reaches_no_one() -> None:
 
 def test_an_attack_that_does_nothing_is_told() -> None:
     transform = attack_disc(attack=Vandal("same"), loss=None)
-    with pytest.warns(UserWarning, match="left the image as it was, which says nothing about the model"):
+    with pytest.warns(UserWarning, match="returned the clean image"):
         transform(make_disc())
 
 
 def test_a_result_outside_the_budget_is_brought_back_and_told() -> None:
-    with pytest.warns(UserWarning, match="moved the image further than `eps`, and was brought back; left the bounds"):
+    with pytest.warns(UserWarning, match="moved the image further than `eps` .*; left the bounds"):
         result = attack_disc(attack=Vandal("far"), loss=None)(make_disc())
     assert float((result["image"] - make_disc()["image"]).abs().max()) <= 0.15 + 1e-6
 
@@ -704,7 +704,7 @@ def test_mistakes_in_a_sample_are_one_line(changes: dict[str, Any], options: dic
         (Threshold(3), ONES, "model: the network fails on images of shape .*to have 3 channels, but got 1"),
         (as_network(Threshold(), in_channels=1), ONES.repeat(3, 1, 1), "network: expected images of 1 channels, got 3"),
         (Threshold(1, 2), ONES, r"model: expected 1 logit channels \(class0\), got 2"),
-        (nn.Sequential(Threshold(), nn.Sigmoid()), ONES, "model: expected raw logits, got values that stay between 0"),
+        (nn.Sequential(Threshold(), nn.Sigmoid()), ONES, "model: expected raw logits, got values between 0"),
         (nn.Sequential(Threshold(), nn.MaxPool2d(2)), ONES, "Logits must have the size of the image"),
     ],
     ids=["channels", "network-channels", "classes", "probabilities", "size"],
