@@ -26,7 +26,9 @@ RULES = {
     r"in order to|due to the fact that|a number of|the fact that": "shorten it",
     r"and so on|etc\.": "name them all, or say what they have in common",
 }
-EXEMPT = re.compile(r"```.*?```|`[^`\n]*(?:\n[^`\n]*)?`|^\|.*?$|https?://\S+|\]\([^)]*\)|<[^>\n]*>", re.DOTALL | re.MULTILINE)
+EXEMPT = re.compile(
+    r"```.*?```|`[^`\n]*(?:\n[^`\n]*)?`|^\|.*?$|https?://\S+|\]\([^)]*\)|<[^>\n]*>", re.DOTALL | re.MULTILINE
+)
 
 
 def check(text: str) -> Iterator[tuple[int, str]]:

@@ -15,7 +15,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from sources import MODULES, list_names  # noqa: E402
 
-LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "object": "data"}
+LOADED = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "object": "data",
+}
 """Elements that load what an attribute names."""
 LINKED = {"stylesheet", "icon", "preload", "preconnect", "dns-prefetch", "modulepreload", "manifest", "prefetch"}
 """Relations of a `link` element that load."""
@@ -79,7 +87,9 @@ def check_site(site: Path) -> Iterator[str]:
         path = site / "reference" / f"{name}.html"
         anchors = pages[path].anchors if path in pages else set()
         expected = [one for one in list_names(module) if f"{module}.{one}" not in MODULES.values()]
-        yield from (f"{path}: expected {module}.{one}, got none." for one in expected if f"{module}.{one}" not in anchors)
+        yield from (
+            f"{path}: expected {module}.{one}, got none." for one in expected if f"{module}.{one}" not in anchors
+        )
 
 
 def main(site: str) -> int:
