@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sources import MODULES, list_names  # noqa: E402
+from sources import MODULES, list_names
 
 LOADED = {
     "script": "src",

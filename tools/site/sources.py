@@ -1,4 +1,4 @@
-"""Pages of the site that are made from other files of the repository: copies with their links turned, and the reference."""
+"""Pages of the site that are made from other files of the repository: copies with their links turned; the reference."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ def describe_suite() -> str:
     schema = Suite.model_json_schema()
     parts = [
         "# Suite keys",
-        "The tables of a suite file, from the JSON schema that `advseg-bench schema` prints. A key that is not listed here "
-        "is an error. [Write a suite](../suites.md) shows them at work.",
+        "The tables of a suite file, from the JSON schema that `advseg-bench schema` prints. A key that is not listed "
+        "here is an error. [Write a suite](../suites.md) shows them at work.",
         *_table("Suite", "Top level", schema, schema["$defs"]),
     ]
     for name, definition in schema["$defs"].items():
