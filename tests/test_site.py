@@ -120,6 +120,8 @@ def test_every_command_and_option_is_described():
     assert "| `SUITE` | required |" in run
     assert re.search(r"^\| `--workers\b[^|]*INTEGER` \|", run, re.MULTILINE)
     assert re.search(r"^\| `--verbose` \|", run, re.MULTILINE)
+    assert "| `--format TEXT` |" in text
+    assert "advseg-bench claims RUN... [OPTIONS]" in text
 
 
 def test_every_key_of_a_suite_is_described():
@@ -130,6 +132,7 @@ def test_every_key_of_a_suite_is_described():
         (table,) = re.findall(rf"^## .* {{ #{name} }}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
         rows = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", table, re.MULTILINE))
         assert list(rows) == list(definition["properties"])
+    assert "&lt;toolkit&gt;.&lt;Class&gt;" in text
     assert tool("tables").split_attributes("Text.\n\nAttributes:\n    a: One\n        two.") == (
         "Text.",
         {"a": "One two."},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import re
 from collections.abc import Iterator
@@ -39,11 +40,12 @@ def _label(parameter: inspect.Parameter, kind: Any, info: ParameterInfo) -> str:
     """Name a parameter as it is typed: `SUITE`, `--workers INTEGER`, `--verbose`."""
     if isinstance(info, ArgumentInfo):
         several = "..." if get_origin(kind) in (list, tuple) else ""
-        return f"{info.metavar or parameter.name.upper()}{several}"
-    option = " ".join(info.param_decls or [f"--{parameter.name.replace('_', '-')}"])
+        return info.metavar or f"{parameter.name.upper()}{several}"
+    declared = [name for name in (info.default, *(info.param_decls or ())) if isinstance(name, str)]
+    option = " ".join(declared or [f"--{parameter.name.replace('_', '-')}"])
     if kind is bool:
         return option
-    types = [one for one in get_args(kind) or (kind,) if one is not type(None) and one is not Ellipsis]
+    types = [one for one in get_args(kind) or (kind,) if one not in (type(None), Ellipsis)]
     return f"{option} {info.metavar or WORDS.get(types[0], 'TEXT')}"
 
 
@@ -76,6 +78,8 @@ TITLES = {
     "PhantomFolder": "[data.phantom]",
     "PluginData": '[data] name = "package.module:object"',
 }
+SHORT = {name: title.strip("[]") for name, title in TITLES.items()} | {"PluginData": "package.module:object"}
+"""Names of tables in links."""
 
 
 def _table(name: str, title: str, definition: Json, others: Json) -> Iterator[str]:
@@ -94,9 +98,9 @@ def _table(name: str, title: str, definition: Json, others: Json) -> Iterator[st
 
 
 def _default(value: Json) -> str:
-    if value.get("default") in (None, "", [], {}):
+    default = value.get("default")
+    if default in (None, "", []) or isinstance(default, dict):
         return ""
-    default = value["default"]
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
@@ -117,7 +121,7 @@ def split_attributes(description: str) -> tuple[str, dict[str, str]]:
 def _type(value: Json, others: Json) -> str:
     """Word the type of a key, with its limits."""
     if "$ref" in value:
-        return _link(value["$ref"])
+        return _link(value["$ref"], others)
     if "const" in value:
         return f'`"{value["const"]}"`' if isinstance(value["const"], str) else f"`{value['const']}`"
     if "enum" in value:
@@ -143,10 +147,12 @@ def _simple(value: Json) -> str:
     return " ".join([name.get(value.get("type", ""), "any"), ", ".join(stated)]).strip()
 
 
-def _link(reference: str) -> str:
+def _link(reference: str, others: Json) -> str:
     name = reference.rpartition("/")[2]
-    return f"[{TITLES.get(name, name).strip('[]')}](#{name})"
+    fixed = others[name].get("properties", {}).get("name", {}).get("const")
+    return f"[`{fixed or SHORT.get(name, name)}`](#{name})"
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    """Write one line of a table, with the characters escaped that mean something there."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
