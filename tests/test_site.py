@@ -132,11 +132,15 @@ def test_every_key_of_a_suite_is_described():
         (table,) = re.findall(rf"^## .* {{ #{name} }}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
         rows = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", table, re.MULTILINE))
         assert list(rows) == list(definition["properties"])
-    assert "&lt;toolkit&gt;.&lt;Class&gt;" in text
     assert tool("tables").split_attributes("Text.\n\nAttributes:\n    a: One\n        two.") == (
         "Text.",
         {"a": "One two."},
     )
+
+
+def test_cells_of_tables_are_escaped_outside_code():
+    cell = tool("tables")._cell
+    assert cell("A <b> or [x],\n  `a[0] | *b*`") == r"A &#60;b&#62; or &#91;x&#93;, `a[0] \| *b*`"
 
 
 def test_every_page_is_in_the_navigation():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import inspect
 import re
 from collections.abc import Iterator
@@ -154,5 +153,7 @@ def _link(reference: str, others: Json) -> str:
 
 
 def _cell(text: str) -> str:
-    """Write one line of a table, with the characters escaped that mean something there."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+    """Write one line of a table; outside code spans, characters that mean something in Markdown are escaped."""
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    parts[::2] = [re.sub(r"[\[\]*_<>]", lambda match: f"&#{ord(match[0])};", part) for part in parts[::2]]
+    return "`".join(parts)
