@@ -75,12 +75,12 @@ class FunctionAttack(BaseAttack):
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
         """Return the reason why the attack does not support a batch and a budget, or None."""
         if self.needs_loss and self.loss is None:
-            return f'attack {self.name!r} requires a loss; set one with .configure("dice")'
+            return f'attack {self.name!r} needs a loss; set one with .configure("dice")'
         return BaseAttack.why_not(self, batch, budget)
 
     @property
     def needs_loss(self) -> bool:
-        """Whether the function requires a loss."""
+        """Whether the function needs a loss."""
         parameter = self._parameters.get("loss")
         return parameter is not None and parameter.default is parameter.empty
 
@@ -159,7 +159,7 @@ class FunctionAttack(BaseAttack):
 
     def _demand_loss(self) -> None:
         if self.needs_loss and self.loss is None:
-            raise SpecError(f'attack {self.name}: requires a loss. Set at least one, such as losses = ["dice"].')
+            raise SpecError(f'attack {self.name}: needs a loss. Set at least one, such as losses = ["dice"].')
 
     def _run(self, model: Model, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Call the function with the parameters that it names."""
