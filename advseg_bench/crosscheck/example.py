@@ -29,7 +29,7 @@ SCRIPT = '''"""{name} against {reference}: {verdict}.
 
 {reason}
 
-{size} of image {image!r}, model {subject}, task type {kind}, loss {loss}, {norm} {eps:.6g}.
+{size} of image {image!r}, model {subject}, task type {task}, loss {loss}, {norm} {eps:.6g}.
 Requires advseg-bench{extra}. Run: python reproduce.py
 """
 
@@ -203,7 +203,7 @@ def _write_script(example: Example, finding: Finding, subject: Subject) -> str:
         size=" x ".join(map(str, example.batch.x.shape[2:])) + " pixels",
         image=example.batch.images[0],
         subject=place.subject,
-        kind=place.kind,
+        task=place.kind,
         loss=place.loss,
         norm=place.norm,
         eps=place.eps,

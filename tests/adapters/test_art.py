@@ -196,7 +196,7 @@ def test_what_a_class_cannot_do_for_a_segmenter_is_refused(name, settings, messa
         ("SquareAttack", (12, 10), "l2", "SquareAttack: expected images of 10 pixels or more an edge, no taller"),
         ("SquareAttack", (3, 30), "linf", "SquareAttack: expected images of 4 pixels or more an edge"),
         ("SquareAttack", (4, 4, 4), "linf", "expected images with 2 space axes, got 3"),
-        ("BasicIterativeMethod", (6, 8), "l2", "expected a norm it knows, got 'l2'"),
+        ("BasicIterativeMethod", (6, 8), "l2", "expected a supported norm, got 'l2'"),
     ],
 )
 def test_images_a_class_is_not_made_for_are_refused(name, space, norm, message):
