@@ -261,7 +261,7 @@ def test_shares_of_the_radius_are_worked_out():
     assert replace(attack, settings={"alpha": "1e-2*eps"}).parameters(BUDGET)["alpha"] == pytest.approx(0.001)
     with pytest.raises(SpecError, match="a share of the radius: expected no division by 0, got '1/0\\*eps'"):
         replace(attack, settings={"alpha": "1/0*eps"}).parameters(BUDGET)
-    with pytest.raises(SpecError, match="is the key `eps` of a suite"):
+    with pytest.raises(SpecError, match="is set by the key `eps`"):
         replace(attack, settings={"eps": 0.5}).parameters(BUDGET)
 
 
