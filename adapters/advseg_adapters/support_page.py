@@ -19,7 +19,7 @@ runs every class and writes this page. Tests compare the adapters with it.
   *margin*: a two-class view whose class changes where the loss exceeds a threshold. *native*: an estimator with masks
   as labels. *none*: the class ignores the model.
 - **objective**: *follows loss*: it increases the loss of the suite. *success-gated*: it stops, or returns the clean
-  image, by its own criterion of success, so it has a threshold (a loss {rise} above the clean one, unless `threshold`
+  image, by its own criterion of success, so it has a threshold (a loss {share} above the clean one, unless `threshold`
   or `rise` is set) and reports how many images exceed it. *own loss*: it increases a loss of the class.
 - **images per call**: *many*: one call with four images is bit-identical to four calls with one. *1*: it is not, the
   class uses random numbers, or the cost of an image depends on the other images; each image then gets a separate call.
@@ -45,7 +45,7 @@ def render(tables: Iterable[Json]) -> str:
     tables = list(tables)
     setting = tables[0]["measured_with"]
     head = HEAD.format(
-        rise="10 %", images=len(setting["images"]), model=setting["model"], loss=setting["loss"], seed=setting["seed"]
+        share="10 %", images=len(setting["images"]), model=setting["model"], loss=setting["loss"], seed=setting["seed"]
     )
     return "\n".join([head, *(_render_table(table) for table in tables)])
 

