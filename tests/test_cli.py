@@ -335,7 +335,7 @@ def _alive(pid: int) -> bool:
         ("fgsm --against implementations:Signed --tasks binry", ["unknown task 'binry'", "'binary'"]),
         ("fgsm --against implementations:Signed --losses dise", ["unknown loss 'dise'", "'dice'"]),
         ("fgsm --against implementations:Signed --images 1000", ["at least 1000 test images"]),
-        ("fgsm --against implementations:Signed --steps 3", ["fgsm has one step"]),
+        ("fgsm --against implementations:Signed --steps 3", ["steps: expected none", "got 3"]),
         ("fgsm --against implementations:Signed --untrained smp.Unett:vgg13", ["untrained", "Unett"]),
     ],
 )
