@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -97,24 +96,27 @@ def test_the_check_above_can_fail():
 
 
 LIBRARIES = "import typer.rich_utils, pydantic\nclass Model(pydantic.BaseModel):\n    number: int"
+CALL = """
+import sys
+from advseg_bench.cli import main
+sys.argv = ["advseg-bench", *{!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+"""
 
 
-def test_help_plan_and_list_start_in_half_a_second():
-    """Of processor time; where the libraries alone take over a quarter of a second, at most twice their time."""
-    libraries = processor_seconds(sys.executable, "-c", LIBRARIES)
-    for arguments in QUICK_COMMANDS[:3]:
-        assert processor_seconds(*CLI, *arguments) < max(0.5, 2 * libraries), (arguments, libraries)
+def packages_of(code: str) -> set[str]:
+    """The packages and modules, without those of the standard library, that a process has imported after some code."""
+    code += "\nimport sys\nprint('imported', *{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return {*done.stderr.split()[1:]} - sys.stdlib_module_names
 
 
-def processor_seconds(*command: str) -> float:
-    """The least of three processes: another on the same core can make one slower, nothing makes it faster."""
-    found = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(found)
+@pytest.mark.parametrize("arguments", QUICK_COMMANDS, ids=" ".join)
+def test_small_questions_import_the_command_line_and_the_suites_form_alone(arguments):
+    assert packages_of(CALL.format(arguments)) - packages_of(LIBRARIES) == {"advseg_bench"}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
