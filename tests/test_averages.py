@@ -118,6 +118,7 @@ print(json.dumps([len(run.rows), (after - before) * (1 if sys.platform == "darwi
 """
 
 
+@pytest.mark.slow
 def test_reading_many_rows_is_small(tmp_path):
     plot = Synthetic(losses=("bce", "dice", "focal"), eps=tuple(range(1, 11)), draws=5, subjects=20, images=12)
     run = write_run(tmp_path / "run", plot)

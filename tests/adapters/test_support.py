@@ -118,6 +118,7 @@ def test_the_pages_count_right_and_their_links_lead_somewhere(toolkit):
     assert f"## {toolkit} {table['version']}\n" in (DOCS / "support.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("toolkit", ["torchattacks", "foolbox"])
 def test_the_suites_of_the_pages_are_right(toolkit):
     (block,) = re.findall(r"^```toml\n(.*?)^```$", (DOCS / f"{toolkit}.md").read_text(), re.MULTILINE | re.DOTALL)

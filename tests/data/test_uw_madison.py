@@ -436,6 +436,7 @@ def test_hidden_files_are_passed_over(good):
     assert len(load(spec(good, labelled_only=False)).cases) == 18
 
 
+@pytest.mark.slow
 def test_making_a_folder_does_not_depend_on_workers_and_overwrites_nothing(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for path, workers in ((one, 1), (two, 2)):
@@ -499,7 +500,7 @@ draw_phantom(PhantomFolder(cases=2, slices=1))
 """
 
 
-@pytest.mark.parametrize("moment", ["image", "table"])
+@pytest.mark.parametrize("moment", [pytest.param("image", marks=pytest.mark.slow), "table"])
 def test_a_killed_drawing_is_not_taken_for_a_finished_one(tmp_path, cache, moment):
     phantom = PhantomFolder(cases=2, slices=1)
     assert subprocess.run([sys.executable, "-c", KILLED, moment]).returncode == -9
@@ -522,6 +523,7 @@ def test_two_that_draw_at_once_draw_once(cache):
     assert len(table.read_text().splitlines()) == 1 + 2 * 2 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys", [{}, {"fold": 1, "folds": 2, "validation": 0.4}, {"every": 2}, {"labelled_only": False, "fold": 2}]
 )
@@ -573,6 +575,7 @@ def write_slices(root, count):
     return len(lines) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_a_folder_of_the_real_size_takes_bounded_memory(tmp_path):
     assert write_slices(tmp_path, 38496) == 115488
