@@ -605,16 +605,27 @@ def test_workers_and_cache_threads_compute_what_one_process_does() -> None:
     assert network.training
 
 
-ALL_INSIDE, ONE_LEFT = threading.Barrier(4, timeout=120), threading.Semaphore(0)
+FIRST: list[int] = []
+FIRST_INSIDE, ALL_INSIDE, ONE_LEFT = threading.Event(), threading.Barrier(4, timeout=120), threading.Semaphore(0)
+
+
+class Enter(Transform):
+    """Lets a thread go on when the first one is inside the attack."""
+
+    def __call__(self, data: Any) -> Any:
+        FIRST.append(threading.get_ident())
+        assert FIRST[0] == threading.get_ident() or FIRST_INSIDE.wait(120)
+        return data
 
 
 @dataclass(frozen=True)
 class InTurn:
-    """Four threads come in together and leave one after another; each checks that the model is still frozen."""
+    """Four threads are inside; the first leaves, then one after another, each if the model is still frozen."""
 
     def __call__(self, model: nn.Module, batch: Batch, *, budget: Budget, generators: Any) -> Tensor:
-        if ALL_INSIDE.wait():
-            assert ONE_LEFT.acquire(timeout=120)
+        FIRST_INSIDE.set()
+        ALL_INSIDE.wait()
+        assert FIRST[0] == threading.get_ident() or ONE_LEFT.acquire(timeout=120)
         if any(module.training for module in model.modules()):
             raise RuntimeError("another thread has thawed the model")
         return batch.x + 0.01
@@ -629,7 +640,7 @@ class Leave(Transform):
 def test_threads_do_not_thaw_each_others_model() -> None:
     samples = [make_disc(i) for i in range(4)]
     attack = attack_disc(model=GridNetwork(2, 1, 1, **SMALL), attack=InTurn(), loss=None)
-    cached = CacheDataset(samples, Compose([attack, Leave()]), num_workers=4, progress=False)
+    cached = CacheDataset(samples, Compose([Enter(), attack, Leave()]), num_workers=4, progress=False)
     assert len(cached) == 4
 
 
