@@ -204,7 +204,9 @@ def test_an_unknown_device_is_one_line(here, tmp_path):
 def test_a_model_that_cannot_be_built_is_one_line(here, tmp_path):
     old = "{ features = [4, 4, 4, 4, 4, 4] }"
     suite = write_suite(tmp_path, (old, "{ featurs = [4, 4, 4, 4, 4, 4] }"))
-    assert_one_line(here("run", suite, "--out", tmp_path / "run"), "featurs", "Did you mean 'features'?")
+    assert_one_line(
+        here("run", suite, "--out", tmp_path / "run", "--workers", 1), "featurs", "Did you mean 'features'?"
+    )
 
 
 def test_a_failed_model_is_told_and_the_exit_code_is_one(here, tmp_path):

@@ -140,6 +140,7 @@ def small(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes(small, capsys):
     measure_support.main(["torchattacks", "--page", str(small / "page.md")])
     table = json.loads((small / "torchattacks.json").read_text())
