@@ -18,9 +18,10 @@ FIXED: dict[str, str] = {
     "backbone": "Write the key `encoder` of the model instead.",
     "activation": "Attacks and losses want raw logits; remove it.",
     "aux_params": "A second output is never used; remove it.",
+    **dict.fromkeys(("encoder_weights", "pretrained"), "Write the key `encoder_weights` of the model instead."),
     **dict.fromkeys(
-        ("encoder_weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"),
-        "Nothing is downloaded; give a file as the key `weights` of the model.",
+        ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"),
+        "Settings download nothing; give a file as the key `weights` of the model.",
     ),
 }
 """Arguments of the libraries' networks that are no settings -> why, and what to do."""
@@ -86,3 +87,32 @@ def as_tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: as_tuples(entry) for key, entry in value.items()}
     return tuple(map(as_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def construct_pretrained(
+    where: str, spec: ModelSpec, make: Callable[..., Any], arguments: Mapping[str, Any], key: str, value: Any
+) -> Any:
+    """Call a constructor that fetches the weights of its encoder, after the same call without them has worked.
+
+    Args:
+        where: Put before the message.
+        spec: What is built.
+        make: The constructor.
+        arguments: Of it, without pretrained weights.
+        key: The argument that asks for pretrained weights.
+        value: Of that argument.
+
+    Returns:
+        Whatever it makes.
+
+    Raises:
+        SpecError: With the reason why the weights could not be fetched, in one line.
+    """
+    construct(where, spec, make, arguments)
+    try:
+        return make(**{**arguments, key: value})
+    except Exception as error:
+        found = one_line(error, 160)
+        remedy = f"Connect to the network once, or give the model `weights`, or remove the key. ({found})"
+        what = f"encoder_weights of {spec.encoder} that can be fetched"
+        raise SpecError(expected(where, what, spec.encoder_weights, remedy)) from None

@@ -24,6 +24,7 @@ from advseg_bench.suite.specs import (
     Scoring,
     Spec,
     UwMadisonData,
+    use_all,
 )
 
 Tables = dict[str, Any]
@@ -70,6 +71,25 @@ class Suite(Spec):
             if names.count(name) > 1:
                 raise ValueError(f"two models are named {name!r}. Rename one")
         return models
+
+    @model_validator(mode="before")
+    @classmethod
+    def _use_all_subjects(cls, tables: Any) -> Any:
+        """Where no model is trained, no subject is set aside, unless the suite has a split."""
+        given = tables.get("models") if isinstance(tables, dict) else None
+        if not isinstance(given, (list, tuple)) or not given or "data" not in tables:
+            return tables
+        weights = [m.get("weights") if isinstance(m, dict) else getattr(m, "weights", None) for m in given]
+        return tables | {"data": use_all(tables["data"])} if all(weights) else tables
+
+    @model_validator(mode="after")
+    def _splits_fit(self) -> Suite:
+        """Somebody is left for training, if a model is trained."""
+        if getattr(self.data, "test", None) == 1 and (trained := [m.name for m in self.models if not m.weights]):
+            raise ValueError(
+                f"data.test: 1 leaves nobody to train model {trained[0]!r} with. Give it `weights`, or lower the share"
+            )
+        return self
 
     @model_validator(mode="after")
     def _volumes_fit(self) -> Suite:

@@ -11,10 +11,8 @@ from advseg_bench.errors import SpecError, expected, one_line
 HUB = re.compile(r"hf:/*(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?(/(?P<file>[^@]+))?")
 """`hf:owner/name`, with `@revision` and `/path/of/file` if need be."""
 
-CONFIGS = (
-    "config.json",
-    *(f"configs/{stem}.{end}" for stem in ("inference", "train") for end in ("json", "yaml", "yml")),
-)
+BUNDLE_CONFIGS = tuple(f"configs/{stem}.{end}" for stem in ("inference", "train") for end in ("json", "yaml", "yml"))
+CONFIGS = ("config.json", *BUNDLE_CONFIGS)
 """Files of a folder that define a network: of segmentation-models-pytorch and of a MONAI bundle."""
 
 WEIGHTS = ("models/model.pt", "models/model.safetensors", "model.safetensors", "pytorch_model.bin")

@@ -14,6 +14,7 @@ from advseg_bench.suite.specs.data import (
     PluginData,
     SliceData,
     UwMadisonData,
+    use_all,
 )
 from advseg_bench.suite.specs.experiment import (
     RECIPES,
@@ -49,4 +50,5 @@ __all__ = [
     "Spec",
     "SplitData",
     "UwMadisonData",
+    "use_all",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     Discriminator,
@@ -242,3 +242,21 @@ DataSpec = Annotated[
     | Annotated[PluginData, Tag(PLUGIN_TAG)],
     Discriminator(_tag),
 ]
+
+SPLIT_KEYS = {"validation", "test", "seed", "fold"}
+"""Keys by which a user chooses who is attacked."""
+
+
+def use_all(data: Any) -> Any:
+    """Return data with all subjects for test, if they are files of a user who gave no split.
+
+    Args:
+        data: A table of a suite, or a specification.
+    """
+    if isinstance(data, SplitData):
+        return data if data.model_fields_set & SPLIT_KEYS else data.model_copy(update={"test": 1.0})
+    types = (FolderData, NnunetData, DecathlonData, LggData)
+    names = {name for each in types for name in get_args(each.model_fields["name"].annotation)}
+    if isinstance(data, dict) and data.get("name") in names and not data.keys() & SPLIT_KEYS:
+        return data | {"test": 1.0}
+    return data

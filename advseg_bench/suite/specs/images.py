@@ -95,11 +95,12 @@ class SplitData(ImageData):
     Attributes:
         path: The folder; relative to the working directory.
         validation: Share of the subjects that choose the checkpoint.
-        test: Share of the subjects that are attacked.
+        test: Share of the subjects that are attacked. 1 takes all, which is possible where every model has `weights`,
+            and is the default there if no other key of the split is given.
         seed: Which subjects go where.
     """
 
     path: Path
     validation: float = Field(default=0.15, gt=0, lt=1)
-    test: float = Field(default=0.25, gt=0, lt=1)
+    test: float = Field(default=0.25, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
