@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
@@ -65,19 +67,24 @@ def _build_bundle(
         remedy = "Give the folder of a MONAI bundle."
         raise SpecError(expected(where, f"a file {BUNDLE_CONFIGS[0]} in {folder}", "none", remedy))
     name, arguments = read_network(file)
-    make = getattr(importlib.import_module("monai.networks.nets"), name, None)
+    nets = importlib.import_module("monai.networks.nets")
+    make = getattr(nets, name, None)
     if not (isinstance(make, type) and issubclass(make, nn.Module)):
-        raise SpecError(unknown(file, "network of MONAI", name, _list_nets()))
+        raise SpecError(unknown(file, "network of MONAI", name, _list_nets(nets)))
     _check_number(where, file, "in_channels", arguments, channels)
     _check_number(where, file, "out_channels", arguments, classes)
     _check_number(where, file, "spatial_dims", arguments, len(edges))
+    if "img_size" not in inspect.signature(make).parameters:
+        arguments.pop("img_size", None)  # networks of MONAI had it until 1.4
+    if "pretrained" in arguments:
+        arguments["pretrained"] = False  # its weights come from the bundle
     net = construct(where, spec, make, arguments)
     return net, finish(make.__name__, net, len(edges))
 
 
-def _list_nets() -> list[str]:
-    """Names of MONAI's networks for segmentation that the catalogue has."""
-    return [name.removeprefix("monai.") for name in catalogue.ARCHITECTURES if name.startswith("monai.")]
+def _list_nets(nets: ModuleType) -> list[str]:
+    """Names of MONAI's networks, without their other spellings."""
+    return [name for name, make in vars(nets).items() if isinstance(make, type) and make.__name__ == name]
 
 
 def _build_saved(

@@ -82,10 +82,10 @@ def _check_encoder(where: str, spec: ModelSpec, names: Collection[str]) -> str:
     return encoder
 
 
-def _check_pretrained(where: str, encoder: str, weights: str, encoders: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the name of pretrained weights if the encoder has such; timm has one set of them, whatever its name."""
-    entry = encoders.get(encoder, {})
-    known = ["imagenet"] if encoder.startswith(("tu-", "timm-")) and not entry else entry.get("pretrained_settings", {})
+def _check_pretrained(where: str, encoder: str, weights: str, encoders: Mapping[str, Mapping[str, Any]]) -> str | bool:
+    """Return what SMP calls some pretrained weights, if the encoder has them; one of timm has those of its name."""
+    universal = encoder.startswith("tu-")
+    known = ["imagenet"] if universal else encoders.get(encoder, {}).get("pretrained_settings", {})
     if weights not in known:
         raise SpecError(unknown(where, f"encoder_weights of {encoder}", weights, known))
-    return weights
+    return universal or weights

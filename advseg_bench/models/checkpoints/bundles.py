@@ -31,7 +31,7 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"len": len, "int": int, "float": float, "tuple": tuple, "list": list}
 _LARGEST = 10_000
-"""Longest list or text, and number of references within references, that is read."""
+"""Longest list or text that is made."""
 
 
 def read_network(file: Path) -> tuple[str, dict[str, Any]]:
@@ -87,13 +87,10 @@ class _Values:
 
     def __init__(self, file: Path, config: Mapping[str, Any]) -> None:
         self.file, self.config = file, config
-        self.left = _LARGEST
+        self.following: list[str] = []
 
     def resolve(self, value: Any, where: str) -> Any:
         """Return a value without references and expressions."""
-        self.left -= 1
-        if self.left < 0:
-            raise self._refuse(where, "references that go round in a circle")
         if isinstance(value, Mapping):
             if "_target_" in value:
                 raise self._refuse(where, f"an object of {value['_target_']}")
@@ -112,13 +109,18 @@ class _Values:
 
     def _follow(self, path: str, where: str) -> Any:
         """Return what a reference names."""
+        if path in self.following:
+            raise self._refuse(where, f"references that go round in a circle: {' -> '.join([*self.following, path])}")
         found: Any = self.config
         for part in re.split("#|::", path):
             try:
                 found = found[part] if isinstance(found, Mapping) else found[int(part)]
             except (KeyError, IndexError, ValueError, TypeError):
                 raise self._refuse(where, f"a reference to {path!r}, which is not there") from None
-        return self.resolve(found, f"{where} (@{path})")
+        self.following.append(path)
+        value = self.resolve(found, where)
+        self.following.pop()
+        return value
 
     def _evaluate(self, text: str, where: str) -> Any:
         """Compute an expression of constants, references and arithmetic."""
