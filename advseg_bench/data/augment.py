@@ -1,4 +1,4 @@
-"""Training augmentation by MONAI's transforms, driven by an explicit source of randomness."""
+"""Training augmentation with MONAI's transforms and an explicit random generator."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ KEYS = ("x", "y", "valid")
 
 
 class Augmentation:
-    """Flips, quarter turns, small affine maps and brightness changes; labels and valid pixels move along.
+    """Flips, rotations by 90 degrees, affine maps and brightness changes; labels and valid pixels are moved likewise.
 
-    A volume is flipped, shifted and scaled along all its axes, and turned about depth alone: turned about another axis
-    it would be bent, for slices lie farther apart than pixels.
+    A volume is flipped, shifted and scaled along all its axes, and rotated about the depth axis only: a rotation about
+    another axis would distort it, because slices lie farther apart than pixels.
 
     Args:
-        names: Any of "flip", "rot90" (rows and columns must be equally many), "affine" (each axis shifted by up to 6 %
+        names: Any of "flip", "rot90" (needs as many rows as columns), "affine" (each axis shifted by up to 6 %
             and scaled by up to 10 %, rotated by up to 20 degrees, with probability 0.5),
             "brightness" (contrast and offset, 15 %, with probability 0.5).
         edges: Edge lengths of the images in pixels, two or three.
@@ -44,11 +44,14 @@ class Augmentation:
         self.transform = Compose(transforms)
 
     def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
-        """Return another version of each image.
+        """Return a randomly transformed version of each image.
 
         Args:
             batch: Images on the CPU; not changed.
-            rng: Where all randomness comes from.
+            rng: Source of all randomness.
+
+        Returns:
+            A new batch of the same form, with images within their bounds.
         """
         self.transform.set_random_state(seed=int(rng.integers(2**32)))
         multiclass = batch.y.dim() < batch.x.dim()
@@ -68,7 +71,7 @@ class Augmentation:
 
 
 def _affine(edges: Sequence[int]) -> RandAffined:
-    """Shift, scale (each axis by itself) and rotate, in the ranges of the study; the one angle is about depth."""
+    """Shift, scale (each axis separately) and rotate about the depth axis, in the ranges of the study."""
     return RandAffined(
         KEYS,
         prob=0.5,

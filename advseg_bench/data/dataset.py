@@ -21,13 +21,22 @@ Split = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One image of a data set: who it shows, where it comes from, what it is used for."""
+    """One image of a data set: its name, subject and scan, and the split it belongs to."""
 
     image: str
+    """Name, unique in the data set."""
+
     subject: str
+    """The patient that the image shows."""
+
     block: str
+    """The scan or volume that the image is part of."""
+
     spacing: tuple[float, ...]
+    """Edge lengths of a pixel in mm, one for each space axis; NaN where unknown."""
+
     split: Split
+    """Training, validation or test."""
 
 
 class Sample(NamedTuple):
@@ -45,7 +54,7 @@ class Sample(NamedTuple):
 
 
 class Dataset:
-    """Cases with a reader; images are read when they are asked for, and as many as fit in 1 GiB are kept.
+    """Cases with a reader; images are read when they are used, and a cache of 1 GiB keeps the recent ones.
 
     Args:
         name: Shown in tables.
@@ -53,7 +62,7 @@ class Dataset:
         cases: Every image of the data set, in a fixed order.
         read: Index into `cases` -> `Sample`.
         fingerprint: Changes whenever any image, label, split or preparation changes.
-        note: One sentence a reader of the report must know about the data, or "".
+        note: What a reader of the report must know about the data, or "".
         bounds: Smallest and largest intensity of an image.
     """
 
@@ -78,11 +87,18 @@ class Dataset:
         self.read = lru_cache(maxsize=kept)(read)
 
     def split(self, name: Split) -> tuple[int, ...]:
-        """Return the indices of the cases of one split, in order."""
+        """Return the indices of the cases of one split, in order.
+
+        Args:
+            name: "train", "validation" or "test".
+
+        Returns:
+            Indices into `cases`, ascending.
+        """
         return tuple(i for i, case in enumerate(self.cases) if case.split == name)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a run's record says of the data set, as JSON values."""
+        """Return the description of the data set that a run stores, as JSON values."""
         return {
             "name": self.name,
             "note": self.note,
@@ -95,7 +111,17 @@ class Dataset:
 
     @timed("data")
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Read some cases (all of one size) into a `Batch` on the CPU."""
+        """Read some cases, all of one size, into a `Batch` on the CPU.
+
+        Args:
+            indices: Indices into `cases`.
+
+        Returns:
+            Images float32 (N, C, *S), with labels, valid pixels and names.
+
+        Raises:
+            DataError: If a file is damaged.
+        """
         samples = [self.read(i) for i in indices]
         cases = [self.cases[i] for i in indices]
         return Batch(

@@ -17,17 +17,17 @@ from advseg_bench.suite.specs import DecathlonData
 def load(spec: DecathlonData) -> Dataset:
     """Check every labelled file of a task and list its images.
 
-    The block is the case. Only what dataset.json lists under `training` is used: the images of `test` have no labels.
+    `Case.block` is the case. Only the files under `training` in dataset.json are used: those of `test` have no labels.
 
     Args:
-        spec: Where the folder is and how it is put to the model. Multilabel: a channel for each label; multiclass: the
+        spec: The folder, and how images and labels are prepared. Multilabel: one plane for each label; multiclass: the
             same after the background; binary: any label.
 
     Returns:
         The data set.
 
     Raises:
-        DataError: If a file is missing, damaged, or is not what dataset.json says.
+        DataError: If a file is missing, damaged, or does not fit dataset.json.
     """
     check_pattern(spec.subject, f"data {spec.path}")
     path, content = read_description(spec.path, "decathlon")
@@ -43,7 +43,9 @@ def load(spec: DecathlonData) -> Dataset:
     for case, (image, label) in pairs.items():
         header = read_header(image, stacked=True)
         if header.channels != len(names):
-            raise DataError(expected(image, f"{len(names)} channels, the modalities of {path.name}", header.channels))
+            wanted = f"{len(names)} channels, the modalities of {path.name}"
+            remedy = f"Correct `modality` in {path.name}, or replace the image."
+            raise DataError(expected(image, wanted, header.channels, remedy))
         subject = find_subject(case, spec.subject, image)
         channels = tuple(Channel(image, number if len(names) > 1 else None) for number in inputs)
         sources.append(Source(case, subject, case, channels, label))
@@ -63,7 +65,7 @@ def _list_pairs(path: Path, training: Any) -> dict[str, tuple[Path, Path]]:
         image, label = (path.parent / row[key] for key in keys)
         for file in (image, label):
             if not file.is_file():
-                remedy = "Unpack the whole download."
+                remedy = "Extract the whole download."
                 raise DataError(expected(file, f"a file, as {path.name} lists it", "nothing of that name", remedy))
         case = image.name.removesuffix(".gz").removesuffix(".nii")
         if case in found:

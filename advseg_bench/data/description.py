@@ -1,4 +1,4 @@
-"""The file dataset.json, of which nnU-Net v2 and the Medical Segmentation Decathlon each have a kind of their own."""
+"""The file dataset.json, which nnU-Net v2 and the Medical Segmentation Decathlon write in two different formats."""
 
 from __future__ import annotations
 
@@ -9,44 +9,48 @@ from typing import Any, Literal, NoReturn
 
 from advseg_bench.errors import DataError, expected
 
-Kind = Literal["nnunet", "decathlon"]
-_OWNERS: dict[Kind, str] = {"nnunet": "nnU-Net v2", "decathlon": "the Medical Segmentation Decathlon"}
+Format = Literal["nnunet", "decathlon"]
+_NAMES: dict[Format, str] = {"nnunet": "nnU-Net v2", "decathlon": "the Medical Segmentation Decathlon"}
 
 
-def read_description(folder: Path, kind: Kind) -> tuple[Path, dict[str, Any]]:
-    """Read dataset.json and see that it is of the right kind.
+def read_description(folder: Path, wanted: Format) -> tuple[Path, dict[str, Any]]:
+    """Read dataset.json and check that it has the right format.
 
     Args:
-        folder: The folder that holds it.
-        kind: The reader that wants it.
+        folder: The folder that contains it.
+        wanted: The format that the caller reads.
 
     Returns:
         The file's path and its content.
 
     Raises:
-        DataError: If it is missing, damaged, or of the other kind; the message then names the right reader.
+        DataError: If it is missing, damaged, or in the other format; the message then names the right reader.
     """
     path = folder / "dataset.json"
     if not path.is_file():
-        remedy = "Set `path` to the folder that holds dataset.json, imagesTr/ and labelsTr/."
+        remedy = "Set `path` to the folder that contains dataset.json, imagesTr/ and labelsTr/."
         raise DataError(expected(path, "a file", "nothing of that name", remedy))
     content = read_json(path)
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict) or not labels:
-        raise DataError(expected(path, "a table `labels` that is not empty", labels))
-    found: Kind = "decathlon" if all(isinstance(name, str) for name in labels.values()) else "nnunet"
-    if found != kind:
-        what = f"the dataset.json of {_OWNERS[kind]}"
-        raise DataError(expected(path, what, f"that of {_OWNERS[found]}", f'Set name = "{found}".'))
+        refuse(path, "a table `labels` that is not empty", labels)
+    found: Format = "decathlon" if all(isinstance(name, str) for name in labels.values()) else "nnunet"
+    if found != wanted:
+        what = f"the dataset.json of {_NAMES[wanted]}"
+        raise DataError(expected(path, what, f"that of {_NAMES[found]}", f'Set name = "{found}".'))
     return path, content
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises: DataError: if it is none."""
+    """Read a JSON file.
+
+    Raises:
+        DataError: If it is not valid JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(expected(path, "a readable JSON file", str(error), "Replace the file.")) from None
+        raise DataError(expected(path, "a readable JSON file", str(error), "Replace or correct the file.")) from None
 
 
 def read_numbered(path: Path, content: dict[str, Any], key: str) -> list[str]:
@@ -62,12 +66,12 @@ def read_numbered(path: Path, content: dict[str, Any], key: str) -> list[str]:
 
 
 def check_number(path: Path, content: dict[str, Any], names: Sequence[str]) -> None:
-    """Refuse a data set that has not as many cases as it says."""
-    said = content.get("numTraining")
-    if said is not None and said != len(names):
-        refuse(path, f"numTraining = {len(names)}, the number of cases that are there", said)
+    """Refuse a data set whose number of cases is not the one in its `numTraining`."""
+    stated = content.get("numTraining")
+    if stated is not None and stated != len(names):
+        refuse(path, f"numTraining = {len(names)}, the number of cases found", stated)
 
 
 def refuse(path: Path, what: str, found: object) -> NoReturn:
-    """Say what is wrong with a description."""
-    raise DataError(expected(path, what, found, "Mend the file."))
+    """Raise the error about a wrong entry of a description."""
+    raise DataError(expected(path, what, found, "Correct the file."))

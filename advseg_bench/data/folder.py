@@ -1,7 +1,7 @@
 """The data set `folder`: images and masks on disk, in the layout that `FolderData` describes.
 
-Every file is read once when the data set is loaded, so that a run does not fail after its models are trained:
-the fingerprint needs each byte anyhow. Pixels are not kept; images are read again when they are asked for.
+Every file is read once when the data set is loaded, so that a run does not fail after its models are trained; the
+fingerprint needs every byte as well. Pixels are not kept: images are read again when they are used.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from advseg_bench.data.formats import Header, hash_files, list_files, read_heade
 from advseg_bench.data.pixels import Array, Floats, check_labels, check_window, find_window, to_channels, to_planes
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
 from advseg_bench.data.splits import check_pattern, find_subject, split_subjects
-from advseg_bench.data.whole import check_volume, find_space, gather, is_whole, say_whole
+from advseg_bench.data.whole import check_volume, describe_whole, find_space, gather, is_whole
 from advseg_bench.errors import DataError, expected, unknown
 from advseg_bench.suite.specs import FolderData
 
-NOTE = "Each file counts as a subject of its own, because no pattern for subjects was given."
+NOTE = "Each file counts as a separate subject, because `subject` was not set."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class _Entry:
         header: Header of the image file.
         lower: Intensity that becomes 0.
         upper: Intensity that becomes 1.
-        tops: For each mask, the value that means certainty if masks hold probabilities.
+        tops: For each mask, the value of probability 1 if masks contain probabilities.
     """
 
     stem: str
@@ -50,21 +50,21 @@ class _Entry:
 def load(spec: FolderData) -> Dataset:
     """Check every file of a folder and list its images.
 
-    A picture and a whole volume are named "stem", slice 7 of a volume "stem/z007". The block of a volume, and of its
-    slices, is the volume; that of a picture is its subject, because pictures of one may show neighbouring slices.
+    A 2-D image and a whole volume are named "stem", slice 7 of a volume "stem/z007". `Case.block` is the volume for a
+    volume and its slices. For a 2-D image it is the subject, because images of one subject may be neighbouring slices.
 
     Args:
-        spec: Where the files are and how they are to be read.
+        spec: Where the files are and how they are read.
 
     Returns:
         The data set.
 
     Cost:
-        At load, one pass over all files, with one slice in memory; later, a slice of a .nii.gz costs unpacking the file
-        up to that slice, which a .nii spares.
+        At load, one pass over all files, with one slice in memory. Later, reading a slice of a .nii.gz decompresses the
+        file up to that slice; a .nii needs no decompression.
 
     Raises:
-        DataError: If a file is missing, left over, damaged, or is not what `spec` says.
+        DataError: If a file is missing, unmatched, damaged, or does not fit `spec`.
     """
     _check(spec)
     entries = [_inspect(stem, image, masks, spec) for stem, image, masks in _pair(spec)]
@@ -88,7 +88,7 @@ def load(spec: FolderData) -> Dataset:
         cases=cases,
         read=lambda index: _read(*places[index], spec),
         fingerprint=fingerprint(spec, hash_files(files, spec.path)),
-        note=" ".join(filter(None, ("" if spec.subject else NOTE, say_whole(cases, headers, spec)))),
+        note=" ".join(filter(None, ("" if spec.subject else NOTE, describe_whole(cases, headers, spec)))),
     )
 
 
@@ -96,7 +96,7 @@ def _check(spec: FolderData) -> None:
     """Refuse a specification whose keys do not fit together."""
     where = f"data {spec.path}"
     if spec.task == "multiclass" and spec.soft:
-        remedy = "Set soft = false, or another task."
+        remedy = "Set soft = false, or use another task."
         raise DataError(expected(where, "class numbers in the masks of task 'multiclass'", "soft = true", remedy))
     check_window(spec.scale, where)
     check_pattern(spec.subject, where)
@@ -111,18 +111,20 @@ def _pair(spec: FolderData) -> Iterator[tuple[str, Path, tuple[Path, ...]]]:
     """Match images with masks by stem; yield stem, image and masks."""
     for folder in (spec.path, spec.path / "images", spec.path / "masks"):
         if not folder.is_dir():
-            remedy = "Set `path` to the folder that holds images/ and masks/."
+            remedy = "Set `path` to the folder that contains images/ and masks/."
             raise DataError(expected(folder, "a folder", "nothing of that name", remedy))
     images = list_files(spec.path / "images")
     if not images:
-        raise DataError(expected(spec.path / "images", "images", "an empty folder"))
+        remedy = "Put the image files there, or correct `path`."
+        raise DataError(expected(spec.path / "images", "images", "an empty folder", remedy))
     tables = {folder: list_files(folder) for folder in _mask_folders(spec)}
     for folder, masks in tables.items():
         for stem in sorted(images.keys() - masks.keys()):
-            remedy = "Add it, even if it is empty."
+            remedy = "Add the mask, all background if nothing is shown, or remove the image."
             raise DataError(expected(images[stem], f"a mask {stem}.* in {folder}", "none", remedy))
         for stem in sorted(masks.keys() - images.keys()):
-            raise DataError(expected(masks[stem], f"an image {stem}.* in {spec.path / 'images'}", "none"))
+            remedy = "Add the image, or remove the mask."
+            raise DataError(expected(masks[stem], f"an image {stem}.* in {spec.path / 'images'}", "none", remedy))
     for stem, image in images.items():
         yield stem, image, tuple(masks[stem] for masks in tables.values())
 
@@ -134,7 +136,7 @@ def _mask_folders(spec: FolderData) -> list[Path]:
     folders = [entry.name for entry in entries if entry.is_dir()]
     if spec.task != "multilabel":
         if folders:
-            remedy = "One folder for each class is the layout of task 'multilabel'."
+            remedy = 'Set task = "multilabel" for one folder per class, or move the masks up.'
             raise DataError(expected(masks, f"mask files for task {spec.task!r}", f"folder {folders[0]}", remedy))
         return [masks]
     for name in folders:
@@ -142,15 +144,17 @@ def _mask_folders(spec: FolderData) -> list[Path]:
             raise DataError(unknown(masks, "class folder", name, spec.classes))
     for entry in entries:
         if not entry.is_dir():
-            raise DataError(expected(entry, "a folder for each class (task 'multilabel')", "a file"))
+            remedy = "Move it into masks/CLASS/."
+            raise DataError(expected(entry, "a folder for each class (task 'multilabel')", "a file", remedy))
     for name in spec.classes:
         if name not in folders:
-            raise DataError(expected(masks / name, f"a folder with the masks of class {name!r}", "none"))
+            remedy = "Add the folder, or remove the class from `classes`."
+            raise DataError(expected(masks / name, f"a folder with the masks of class {name!r}", "none", remedy))
     return [masks / name for name in spec.classes]
 
 
 def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) -> _Entry:
-    """Read an image and its masks from end to end and check all that can be wrong with them."""
+    """Read an image and its masks completely and check everything that can be wrong with them."""
     header = read_header(image)
     check_volume(image, header, spec)
     values = (to_channels(pixels, spec.channels) for pixels in read_slices(image))
@@ -160,9 +164,10 @@ def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) 
         found = read_header(mask)
         if (found.shape, found.slices or 1) != (header.shape, header.slices or 1):
             size, other = _size(header), _size(found)
-            raise DataError(expected(mask, f"the size of its image {image.name}, {size}", other))
+            remedy = "Replace one of the two files."
+            raise DataError(expected(mask, f"the size of its image {image.name}, {size}", other, remedy))
         if found.axes and header.axes and found.axes != header.axes:
-            remedy = "Bring both into one orientation."
+            remedy = "Save both files in one orientation."
             raise DataError(expected(mask, f"the orientation of its image, {header.axes}", found.axes, remedy))
         check_labels(mask, found, spec)
         tops.append(float(found.largest or 1))
@@ -170,7 +175,7 @@ def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) 
 
 
 def _size(header: Header) -> str:
-    """Word a size for a message."""
+    """Format a size for a message."""
     return " x ".join(str(n) for n in (*header.shape, *([header.slices] if header.slices else [])))
 
 
@@ -183,7 +188,7 @@ def _read(entry: _Entry, z: int, spec: FolderData) -> Sample:
 
 
 def _scale(pixels: Array, entry: _Entry, spec: FolderData) -> Floats:
-    """Bring intensities to [0, 1]."""
+    """Scale intensities to [0, 1]."""
     values = to_channels(pixels, spec.channels)
     scaled: Floats = np.clip((values - entry.lower) / (entry.upper - entry.lower), 0.0, 1.0)
     return scaled

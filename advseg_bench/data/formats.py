@@ -1,7 +1,7 @@
-"""Reading PNG, TIFF and NIfTI files: one header and one stream of slices, whatever the format.
+"""Reading PNG, TIFF and NIfTI files: one header and one stream of slices for every format.
 
 Arrays are as the file stores them: rows before columns for PNG and TIFF, first axis before second axis for
-NIfTI, whose last axis counts the slices. Nothing is turned or flipped.
+NIfTI, whose last axis counts the slices. Nothing is rotated or flipped.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from PIL import Image
 from advseg_bench.errors import DataError, expected
 
 SUFFIXES = (".nii.gz", ".nii", ".png", ".tif", ".tiff")
-"""Endings of files that can be read, in any case."""
+"""Endings of files that can be read; upper and lower case are equal."""
 
-# What the imaging libraries raise for damaged files; the odd ones were seen when bytes were changed at random.
+# What the imaging libraries raise for damaged files; the unusual ones occur when bytes are changed at random.
 _LIBRARY_ERRORS = (
     OSError,
     EOFError,
@@ -52,16 +52,16 @@ Array = NDArray[np.generic]
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of itself before its pixels are read.
+    """The properties of a file that are known before its pixels are read.
 
     Attributes:
         shape: Rows and columns.
         slices: Images in the file; None for a format that holds one.
-        largest: Largest value of its integer type, or None if pixels are not plain integers.
-        spacing: Edge lengths of a pixel (rows, columns) in mm; NaN where the file does not say.
-        axes: Where the axes of a NIfTI file point, such as "RAS"; "" for other formats.
+        largest: Largest value of its integer type, or None if pixels are not unscaled integers.
+        spacing: Edge lengths of a pixel (rows, columns) in mm; NaN where the file has none.
+        axes: Orientation of a NIfTI file, such as "RAS"; "" for other formats.
         channels: Volumes in a NIfTI file, along its fourth axis.
-        gap: Distance of neighbouring slices in mm; NaN where the file does not say.
+        gap: Distance between neighbouring slices in mm; NaN where the file has none.
     """
 
     shape: tuple[int, int]
@@ -74,16 +74,16 @@ class Header:
 
 
 def list_files(folder: Path) -> dict[str, Path]:
-    """Find the files of a folder by stem ("a" for a.png and for a.nii.gz); hidden ones are passed over.
+    """Find the files of a folder by stem ("a" for a.png and for a.nii.gz); hidden files are skipped.
 
     Args:
-        folder: An existing folder; its own subfolders are an error.
+        folder: An existing folder; subfolders are an error.
 
     Returns:
         Stem -> file, sorted by stem.
 
     Raises:
-        DataError: If an entry cannot be read by its ending, or two share a stem.
+        DataError: If an entry has another ending, or two entries have the same stem.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -91,28 +91,29 @@ def list_files(folder: Path) -> dict[str, Path]:
             continue
         ending = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
         if ending is None or not path.is_file():
-            kind = f"a file ending in {', '.join(sorted(SUFFIXES))}"
-            what = "a folder" if path.is_dir() else path.name
-            raise DataError(expected(path, kind, what, "Convert it or move it away."))
+            wanted = f"a file ending in {', '.join(sorted(SUFFIXES))}"
+            found_entry = "a folder" if path.is_dir() else path.name
+            raise DataError(expected(path, wanted, found_entry, "Convert it, or move it elsewhere."))
         stem = path.name[: -len(ending)]
         if stem in found:
-            raise DataError(expected(path, f"one file named {stem!r}", [found[stem].name, path.name]))
+            both = [found[stem].name, path.name]
+            raise DataError(expected(path, f"one file named {stem!r}", both, "Remove one of them."))
         found[stem] = path
     return dict(sorted(found.items()))
 
 
 def read_header(path: Path, *, stacked: bool = False) -> Header:
-    """Read what comes before the pixels.
+    """Read the header of a file.
 
     Args:
         path: A file of one of `SUFFIXES`.
-        stacked: Whether a NIfTI file may have channels along a fourth axis.
+        stacked: Whether a NIfTI file may have a fourth axis, for channels.
 
     Returns:
         The header.
 
     Raises:
-        DataError: If the file cannot be read or holds more than one grey or colour image a slice.
+        DataError: If the file cannot be read, or contains more than one grey or colour image per slice.
     """
     with _one_line_errors(path):
         if _is_volume(path):
@@ -124,20 +125,20 @@ def read_header(path: Path, *, stacked: bool = False) -> Header:
 
 
 def read_slices(path: Path, *, first: int = 0, labels: bool = False, channel: int | None = None) -> Iterator[Array]:
-    """Decode a file slice by slice, so that no more than one slice is in memory.
+    """Decode a file slice by slice, with only one slice in memory.
 
     Args:
         path: A file of one of `SUFFIXES`.
-        first: Slice to begin with. A .nii.gz has to be unpacked up to there, a .nii has not.
+        first: Slice to begin with. A .nii.gz is decompressed up to that slice, a .nii is not.
         labels: Whether it is a mask: palette indices stay indices, and colour is an error. Otherwise palettes
             and colour spaces become RGB, and alpha is dropped.
-        channel: The one that is wanted of a colour picture, or of a volume that has a fourth axis.
+        channel: Index of the channel to return, of a colour image or of a volume with a fourth axis; None for all.
 
     Returns:
-        Slices, shape (H, W), or (3, H, W) for colour; in the file's own type and scale.
+        Slices, shape (H, W), or (3, H, W) for colour; with the data type and scale of the file.
 
     Raises:
-        DataError: If the file is damaged, a mask has more than one channel, or a picture has not the one wanted.
+        DataError: If the file is damaged, a mask has more than one channel, or an image lacks the requested channel.
     """
     with _one_line_errors(path):
         if not _is_volume(path):
@@ -145,7 +146,9 @@ def read_slices(path: Path, *, first: int = 0, labels: bool = False, channel: in
                 _check_single(path, picture)
                 pixels = _decode(path, picture, labels)
                 if channel is not None and pixels.ndim == 2:
-                    raise DataError(expected(path, "a picture of several channels", "one", "Replace the file."))
+                    raise DataError(
+                        expected(path, "a colour image (several channels)", "one channel", "Replace the file.")
+                    )
                 yield pixels if channel is None else pixels[channel]
             return
         volume = _open_volume(path, channel is not None)
@@ -158,7 +161,7 @@ def read_slices(path: Path, *, first: int = 0, labels: bool = False, channel: in
 
 
 def hash_files(paths: Iterable[Path], root: Path) -> str:
-    """Hash contents of files and their names below `root`, wherever that lies."""
+    """Hash the contents of files and their paths relative to `root`."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -169,29 +172,30 @@ def hash_files(paths: Iterable[Path], root: Path) -> str:
 
 @contextmanager
 def _one_line_errors(path: Path) -> Iterator[None]:
-    """Word whatever the imaging libraries raise as a `DataError` that names the file."""
+    """Turn errors of the imaging libraries into a `DataError` that names the file."""
     try:
         yield
     except _LIBRARY_ERRORS as error:
         cause = " ".join(str(error).split()) or type(error).__name__
-        kind = "NIfTI" if _is_volume(path) else "PNG or TIFF"
-        raise DataError(
-            expected(path, f"a readable {kind} file", cause, "Replace the file; it is damaged or of another type.")
-        ) from error
+        wanted = f"a readable {'NIfTI' if _is_volume(path) else 'PNG or TIFF'} file"
+        remedy = "The file is damaged or has another format: replace it."
+        raise DataError(expected(path, wanted, cause, remedy)) from error
 
 
 def _is_volume(path: Path) -> bool:
-    """Tell NIfTI by the ending."""
+    """Whether a file is NIfTI, by its ending."""
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
 def _open_volume(path: Path, stacked: bool) -> Any:
-    """Open a NIfTI file; the handle stays open so that slices in order cost one pass through a .nii.gz."""
+    """Open a NIfTI file; the handle stays open, so that reading slices in order decompresses a .nii.gz once."""
     volume = nibabel.load(path, mmap=False, keep_file_open=True)
     kind = volume.get_data_dtype().kind
     if len(volume.shape) not in ((2, 3, 4) if stacked else (2, 3)) or 0 in volume.shape or kind not in "iuf":
         found = f"shape {volume.shape} of {volume.get_data_dtype()}"
-        raise DataError(expected(path, "a volume of real numbers with 2 or 3 axes", found, "Save one channel a file."))
+        raise DataError(
+            expected(path, "a volume of real numbers with 2 or 3 axes", found, "Save one file per channel.")
+        )
     return volume
 
 
@@ -209,14 +213,14 @@ def _volume_header(volume: Any) -> Header:
 
 
 def _check_single(path: Path, picture: Image.Image) -> None:
-    """Refuse several pages in one file."""
+    """Refuse a file with several pages."""
     pages = getattr(picture, "n_frames", 1)
     if pages != 1:
-        raise DataError(expected(path, "one image a file", f"{pages} pages", "Save each page as a file."))
+        raise DataError(expected(path, "one image per file", f"{pages} pages", "Save each page as a separate file."))
 
 
 def _largest(picture: Image.Image) -> int | None:
-    """Return the largest value that the file's pixel type can hold; Pillow's own mode may be wider."""
+    """Return the largest value that the file's pixel type can represent; Pillow's mode may be wider."""
     if picture.mode == "F":
         return None
     if picture.mode == "1":
@@ -236,7 +240,7 @@ def _decode(path: Path, picture: Image.Image, labels: bool) -> Array:
     mode = picture.mode
     grey = mode in ("1", "L", "I", "F") or mode.startswith("I;16")
     if labels and not (grey or mode == "P"):
-        remedy = "Save the mask with one channel of class values."
+        remedy = "Save the mask with one channel that contains class values."
         raise DataError(expected(path, "a mask of one channel", f"mode {mode}", remedy))
     if grey or labels:
         pixels = np.asarray(picture)

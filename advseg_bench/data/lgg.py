@@ -13,11 +13,11 @@ from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.specs import LggData
 
 CHANNELS = ("pre", "flair", "post")
-"""What the three channels of a picture are: before contrast, FLAIR, after contrast."""
+"""The three channels of an image: before contrast, FLAIR, after contrast."""
 
 CLASS = "tumour"
 
-NOTE = "Where a sequence was missing, the data's authors put FLAIR in its place."
+NOTE = "Where a sequence is missing, the authors of the data replaced it by FLAIR."
 
 _SLICE = re.compile(r"(TCGA_\w+)_(\d+)\.tif")
 _TOP_FILES = ("data.csv", "README.md")
@@ -26,16 +26,16 @@ _TOP_FILES = ("data.csv", "README.md")
 def load(spec: LggData) -> Dataset:
     """Check every file and list the slices, by number within a patient.
 
-    Subject and block are the patient, a folder. There is one class, every value above 0 of a mask.
+    Subject and scan are the patient, which is a folder. The one class is every mask value above 0.
 
     Args:
-        spec: Where the folder is and how it is put to the model; with one channel, `inputs` is FLAIR unless set.
+        spec: The folder, and how images and labels are prepared; with one channel, `inputs` is FLAIR by default.
 
     Returns:
         The data set.
 
     Raises:
-        DataError: If a file is missing, damaged, or has no place in the layout.
+        DataError: If a file is missing, damaged, or not part of the layout.
     """
     if spec.inputs is None and spec.channels == 1:
         spec = spec.model_copy(update={"inputs": ("flair",)})
@@ -59,7 +59,7 @@ def _list_patients(root: Path) -> Iterator[Path]:
         if path.name.startswith(".") or path.name in _TOP_FILES:
             continue
         if not path.is_dir() or not path.name.startswith("TCGA_"):
-            remedy = "Set `path` to kaggle_3m." if (root / "kaggle_3m").is_dir() else "Move it away."
+            remedy = "Set `path` to kaggle_3m." if (root / "kaggle_3m").is_dir() else "Move it elsewhere."
             raise DataError(expected(path, "a patient's folder TCGA_...", path.name, remedy))
         found = True
         yield path
@@ -68,19 +68,22 @@ def _list_patients(root: Path) -> Iterator[Path]:
 
 
 def _pair(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Match the pictures of a patient with their masks, in the order of their numbers."""
+    """Match the images of a patient with their masks, in the order of their numbers."""
     files = {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
     masks = {name: files.pop(name) for name in sorted(files) if name.endswith("_mask.tif")}
     numbers = {}
     for name in sorted(files):
         match = _SLICE.fullmatch(name)
         if match is None or match[1] != folder.name:
-            raise DataError(expected(files[name], f"a name {folder.name}_N.tif or {folder.name}_N_mask.tif", name))
+            wanted = f"a name {folder.name}_N.tif or {folder.name}_N_mask.tif"
+            raise DataError(expected(files[name], wanted, name, "Rename it, or move it elsewhere."))
         numbers[name] = int(match[2])
     for name in sorted(numbers, key=lambda name: numbers[name]):
         mask = f"{name.removesuffix('.tif')}_mask.tif"
         if mask not in masks:
-            raise DataError(expected(folder / mask, f"a mask of {name}", "nothing of that name"))
+            remedy = "Add the mask, or remove the image."
+            raise DataError(expected(folder / mask, f"a mask of {name}", "nothing of that name", remedy))
         yield files[name], masks.pop(mask)
     for name, path in masks.items():
-        raise DataError(expected(path, f"an image {name.replace('_mask', '')}", "none"))
+        remedy = "Add the image, or remove the mask."
+        raise DataError(expected(path, f"an image {name.replace('_mask', '')}", "none", remedy))

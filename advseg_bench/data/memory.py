@@ -1,4 +1,4 @@
-"""Images in memory: what a data loader, a data set of torch or MONAI, or a list of batches yields."""
+"""Images in memory, from a data loader, a data set of torch or MONAI, or a list of batches."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from advseg_bench.data.dataset import Case, Dataset, Sample
 from advseg_bench.errors import DataError, SpecError, UserError, expected
 from advseg_bench.types import Bounds, Task, TaskKind
 
-NOTE = "Each image counts as a subject of its own, because no subjects were given."
+NOTE = "Each image counts as a separate subject, because no subjects were given."
 IN_MEMORY = "in-memory"
-"""What tables call a data set that was in memory."""
+"""The name of such a data set in tables."""
 
 
 def read_images(
@@ -31,40 +31,44 @@ def read_images(
     keys: Sequence[str] = ("image", "label"),
     subject_key: str | None = None,
 ) -> Batch:
-    """Read everything that a loader, a data set or an iterable yields into one batch on the CPU.
+    """Read all images of a loader, a data set or an iterable into one batch on the CPU.
 
     Args:
         data: A data loader, whose items are batches; a data set of torch or MONAI, whose items are single images; or
             any iterable of batches. An item is an `ab.Batch`, a tuple (images, labels), or a dictionary.
-        task: As for `Batch.of`; left out where items are `ab.Batch`.
+        task: As for `Batch.of`; must be left out if items are `ab.Batch`.
         classes: As for `Batch.of`.
         ignore: As for `Batch.of`.
         bounds: As for `Batch.of`; from 0 to 1 by default.
-        keys: Of images and labels in dictionaries.
-        subject_key: Of the person that each image shows; by default each image shows its own.
+        keys: Keys of images and labels, for items that are dictionaries.
+        subject_key: Key of the subject that each image shows; by default each image is a separate subject.
+
+    Returns:
+        All images, in order.
 
     Raises:
-        DataError: One line about items, images or labels that do not fit.
-        SpecError: One line about items, images or labels that do not fit.
+        DataError: If there are no images, or an item, an image or a label has the wrong form.
+        SpecError: If an argument is missing, has a wrong value, or does not fit the items.
     """
     if isinstance(data, Batch):
         data = [data]
     if len(keys) != 2:
-        raise SpecError(expected("evaluate", "two `keys`, of images and of labels", keys))
+        remedy = 'Give both, such as keys=("image", "label").'
+        raise SpecError(expected("evaluate", "two `keys`, of images and of labels", keys, remedy))
     if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, (Iterable, torch.utils.data.Dataset)):
         what = "a data loader, a data set of torch or MONAI, or a list of ab.Batch"
-        raise DataError(expected("evaluate", what, type(data).__name__))
+        raise DataError(expected("evaluate", what, type(data).__name__, "Pass the images with their labels."))
     found: list[Batch] = []
     for index, (item, single) in enumerate(_items(data)):
         if isinstance(item, Batch):
-            told = {"task": task, "classes": classes, "ignore": ignore, "bounds": bounds, "subject_key": subject_key}
-            if given := next((name for name, value in told.items() if value is not None), None):
-                raise SpecError(expected("evaluate", f"no `{given}` beside ab.Batch items", told[given], "Remove it."))
+            given = {"task": task, "classes": classes, "ignore": ignore, "bounds": bounds, "subject_key": subject_key}
+            if extra := next((name for name, value in given.items() if value is not None), None):
+                raise SpecError(expected("evaluate", f"no `{extra}` beside ab.Batch items", given[extra], "Remove it."))
             found.append(item)
             continue
         if task is None:
-            remedy = 'Say what the labels mean, such as task="multilabel".'
-            raise SpecError(expected("evaluate", "a `task`, since the data are no ab.Batch", None, remedy))
+            remedy = 'Give the task type, such as task="multilabel".'
+            raise SpecError(expected("evaluate", "a `task`, since the items are not ab.Batch", None, remedy))
         known: Task | TaskKind = task if classes is None else make_task("evaluate", task, classes)
         try:
             x, y, subjects = _take_apart(item, keys, subject_key, single)
@@ -83,7 +87,7 @@ def read_images(
         except UserError as error:
             raise type(error)(f"evaluate: item {index}: {error}") from None
     if not found:
-        raise DataError(expected("evaluate", "data with at least one image", "none"))
+        raise DataError(expected("evaluate", "data with at least one image", "none", "Check the data loader."))
     return _join(found)
 
 
@@ -91,7 +95,7 @@ def _items(data: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
     """Items of the data, and whether each is a single image rather than a batch."""
     single = isinstance(data, torch.utils.data.Dataset)
     if isinstance(data, torch.utils.data.Dataset) and isinstance(data, Sized):
-        yield from ((data[i], True) for i in range(len(data)))  # it may have no end for an iterator to stop at
+        yield from ((data[i], True) for i in range(len(data)))  # iterating over it may never stop
         return
     yield from ((item, single) for item in data)
 
@@ -112,10 +116,10 @@ def _take_apart(
     elif isinstance(item, (tuple, list)) and len(item) >= 2:
         x, y = item[0], item[1]
         if subject_key is not None:
-            raise SpecError(expected("subject_key", "a dictionary where there is a `subject_key`", type(item).__name__))
+            raise SpecError(expected("subject_key", "items that are dictionaries", type(item).__name__, "Remove it."))
     else:
         what = "items that are an ab.Batch, a tuple (images, labels) or a dictionary"
-        raise DataError(expected("data", what, type(item).__name__))
+        raise DataError(expected("data", what, type(item).__name__, "Change what the data set returns."))
     x, y = read_tensor("x", x), read_tensor("y", y)
     if single:
         x, y, subjects = x[None], y[None], None if subjects is None else [subjects]
@@ -125,17 +129,17 @@ def _take_apart(
 
 
 def _join(batches: Sequence[Batch]) -> Batch:
-    """One batch of several of the same form."""
+    """Concatenate batches of one task, one range of intensities and one image size."""
     first = batches[0]
     for other in batches[1:]:
         same = (other.task, other.bounds, other.x.shape[1:]) == (first.task, first.bounds, first.x.shape[1:])
         if not same:
-            remedy = "Resize or pad them, and give one task and one pair of bounds."
+            remedy = "Resize or pad the images, and use one task and one pair of bounds."
             wanted, got = (
                 f"{b.task.kind} images {tuple(b.x.shape[1:])} in [{b.bounds.lower:g}, {b.bounds.upper:g}]"
                 for b in (first, other)
             )
-            raise DataError(expected("evaluate", f"{wanted} throughout", got, remedy))
+            raise DataError(expected("evaluate", f"only {wanted}", got, remedy))
     joined = Batch(
         x=torch.cat([batch.x.cpu() for batch in batches]),
         y=torch.cat([batch.y.cpu() for batch in batches]),
@@ -149,12 +153,12 @@ def _join(batches: Sequence[Batch]) -> Batch:
     )
     if len(set(joined.images)) < len(joined.images):
         twice = next(name for name in joined.images if joined.images.count(name) > 1)
-        raise DataError(expected("evaluate", "a name of its own for each image", twice, "Rename the images."))
+        raise DataError(expected("evaluate", "a unique name for each image", f"{twice} twice", "Rename the images."))
     return joined
 
 
 def make_dataset(images: Batch) -> Dataset:
-    """Return a batch as a data set, all of it for test."""
+    """Return a batch as a data set; all of its images belong to the test split."""
     x, y, valid = images.x.numpy(), images.y.numpy(), images.valid.numpy()
     digest = hashlib.sha256()
     for part in (x, y, valid):

@@ -1,8 +1,8 @@
 """The data set `mni152`: axial slices of the MNI152 average head with grey matter, white matter and CSF.
 
-It needs no download, so that every suite can be tried at once. It is one head, the mean of 152 people: slices
-stand for positions in that head and never for people. Neighbouring slices look alike, so they are split in
-blocks of twelve, and two slices on each side of a block that is held out serve nothing.
+It needs no download, so that every suite can be tried immediately. It is one head, the mean of 152 people: slices
+represent positions in that head, not people. Neighbouring slices are similar, so the head is split in groups of twelve
+slices, and two slices on each side of a held-out group are not used.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from advseg_bench.suite.specs import Mni152Data
 from advseg_bench.types import Task
 
 CLASSES = ("grey_matter", "white_matter", "csf")
-"""Names of labels 1, 2 and 3 of the shipped file; "csf" is whatever else is inside of the brain mask."""
+"""Names of labels 1, 2 and 3 of the shipped file; "csf" is the rest of the brain mask."""
 
 BLOCK = 12
-"""Slices of a block; the thirteenth has eleven."""
+"""Number of slices in a group; the thirteenth group has eleven."""
 
 TEST_BLOCKS = (3, 7, 11)
 VALIDATION_BLOCKS = (5,)
 
 GUARD = 2
-"""Slices between a block that is held out and the training slices, used for nothing."""
+"""Number of unused slices between a held-out group and the training slices."""
 
 NOTE = (
-    "Slices of one average head of 152 people: there is one subject, so nothing here says how results vary "
-    "between people."
+    "Slices of one average head of 152 people: with one subject, the variation of results between people cannot be "
+    "estimated."
 )
 
 
 def load(spec: Mni152Data) -> Dataset:
     """Read the shipped slices: 91 for training, 12 for validation, 36 for test.
 
-    An image is named after its slice, 1 mm apart: "mni152/z000" lies at z = -72 mm and "mni152/z154" at
-    +82 mm. Anterior is up, the patient's right is on the left. The outside, padding too, is background.
+    An image is named after its slice; slices are 1 mm apart: "mni152/z000" lies at z = -72 mm and "mni152/z154" at
+    +82 mm. Anterior is up, the patient's right is on the left. The surroundings, including padding, are background.
 
     Args:
         spec: Task, size and channels. Multilabel: grey matter, white matter, CSF (which exclude each other
-            at 2 mm; a resized pixel that is half of each shows both); multiclass: the same after a
+            at 2 mm; a resized pixel that is half of each has both labels); multiclass: the same after the
             background; binary: grey matter.
 
     Returns:
-        The data set; every case has the subject "mni152" and its block, such as "block03".
+        The data set; the subject of every case is "mni152", and `Case.block` is its group of slices, such as "block03".
     """
     packed = (resources.files("advseg_bench.data") / "mni152.npz").read_bytes()
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
@@ -69,7 +69,7 @@ def load(spec: Mni152Data) -> Dataset:
 
 
 def split_slices(count: int) -> dict[int, Split]:
-    """Say what each slice is for.
+    """Assign each slice to a split.
 
     Args:
         count: Number of slices, from inferior to superior.
@@ -90,12 +90,12 @@ def split_slices(count: int) -> dict[int, Split]:
 
 
 def _task(spec: Mni152Data) -> Task:
-    """Name the channels; a binary task looks for the first class."""
+    """Name the channels; a binary task has the first class only."""
     return task_for(spec.task, CLASSES[:1] if spec.task == "binary" else CLASSES)
 
 
 def _read(t1: NDArray[np.uint8], labels: NDArray[np.uint8], spec: Mni152Data) -> Sample:
-    """Prepare one slice; what surrounds the head is background, so that padding is valid."""
+    """Prepare one slice; the surroundings of the head are background, so padding is valid."""
     count = 1 if spec.task == "binary" else len(CLASSES)
     planes = labels == np.arange(1, count + 1, dtype=np.uint8)[:, None, None]
     if spec.fit == "pad":

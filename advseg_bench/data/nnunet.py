@@ -15,7 +15,7 @@ from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.specs import NnunetData
 
 IGNORE = "ignore"
-"""The label that nnU-Net gives to pixels that do not count."""
+"""The label that nnU-Net gives to pixels that are ignored."""
 
 VOLUMES = (".nii", ".nii.gz")
 
@@ -23,18 +23,18 @@ VOLUMES = (".nii", ".nii.gz")
 def load(spec: NnunetData) -> Dataset:
     """Check every file of a raw data set and list its images.
 
-    The block is the case. Classes, regions among them, and channels are those of dataset.json; label "ignore" is not
-    valid.
+    `Case.block` is the case. Classes (including regions) and channels are those of dataset.json; pixels with the label
+    "ignore" are not valid.
 
     Args:
-        spec: Where the folder is and how it is put to the model. Multilabel: a channel for each label or region;
+        spec: The folder, and how images and labels are prepared. Multilabel: one plane for each label or region;
             multiclass: labels that exclude each other; binary: any label.
 
     Returns:
         The data set.
 
     Raises:
-        DataError: If a file is missing, left over, damaged, or is not what dataset.json says.
+        DataError: If a file is missing, unmatched, damaged, or does not fit dataset.json.
     """
     check_pattern(spec.subject, f"data {spec.path}")
     path, content = read_description(spec.path, "nnunet")
@@ -79,16 +79,16 @@ def _read_labels(path: Path, table: Mapping[str, Any]) -> Labels:
 
 
 def _list_cases(root: Path, ending: str, channels: int) -> dict[str, list[Path]]:
-    """Match images with labels; return case -> its image files, one for each channel, or one colour picture."""
+    """Match images with labels; return case -> its image files, one for each channel, or one colour image."""
     for folder in (root / "imagesTr", root / "labelsTr"):
         if not folder.is_dir():
-            raise DataError(
-                expected(folder, "a folder", "nothing of that name", "Set `path` to the data set's folder.")
-            )
+            remedy = "Set `path` to the folder that contains imagesTr/ and labelsTr/."
+            raise DataError(expected(folder, "a folder", "nothing of that name", remedy))
     labels = _list_files(root / "labelsTr", ending)
     images = _list_files(root / "imagesTr", ending)
     if not labels:
-        raise DataError(expected(root / "labelsTr", f"labels CASE{ending}", "an empty folder"))
+        remedy = "Add the labels, or correct `path`."
+        raise DataError(expected(root / "labelsTr", f"labels CASE{ending}", "an empty folder", remedy))
     colour = channels == 3 and ending not in VOLUMES and not any(stem.endswith("_0001") for stem in images)
     found = {}
     for case in labels:
@@ -96,28 +96,30 @@ def _list_cases(root: Path, ending: str, channels: int) -> dict[str, list[Path]]
         for stem in stems:
             if stem not in images:
                 what = f"an image {stem}{ending} for label {case}{ending}"
-                raise DataError(expected(root / "imagesTr" / f"{stem}{ending}", what, "none"))
+                remedy = "Add the image, or remove the label."
+                raise DataError(expected(root / "imagesTr" / f"{stem}{ending}", what, "none", remedy))
         found[case] = [images.pop(stem) for stem in stems]
     for stem, path in images.items():
         what = f"a label {stem[:-5]}{ending} in labelsTr/, and a channel of dataset.json"
-        raise DataError(expected(path, what, "none", "Add it, or move the image away."))
+        raise DataError(expected(path, what, "none", "Add it, or remove the image."))
     return found
 
 
 def _list_files(folder: Path, ending: str) -> dict[str, Path]:
-    """Return stem -> file, sorted; a file with another ending is refused, a hidden one passed over."""
+    """Return stem -> file, sorted; a file with another ending is refused, hidden files are skipped."""
     found = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if not path.is_file() or not path.name.endswith(ending):
-            raise DataError(expected(path, f"a file ending in {ending}, as dataset.json says", path.name))
+            wanted = f"a file ending in {ending}, the `file_ending` of dataset.json"
+            raise DataError(expected(path, wanted, path.name, "Move it elsewhere, or correct `file_ending`."))
         found[path.name[: -len(ending)]] = path
     return found
 
 
 def _read_fold(subjects: Mapping[str, str], spec: NnunetData) -> dict[str, Split]:
-    """Take the test split from splits_final.json, and draw validation from the fold's training cases."""
+    """Take the test split from splits_final.json, and choose validation subjects among the fold's training cases."""
     assert spec.fold is not None
     path = spec.path / "splits_final.json"
     if not path.is_file():
@@ -127,17 +129,19 @@ def _read_fold(subjects: Mapping[str, str], spec: NnunetData) -> dict[str, Split
     if not _is_folds(folds):
         refuse(path, 'a list of {"train": [case ...], "val": [case ...]}', type(folds).__name__)
     if spec.fold >= len(folds):
-        raise DataError(expected(path, f"a fold {spec.fold}", f"{len(folds)} folds", "Change `fold`."))
+        raise DataError(
+            expected(path, f"a fold {spec.fold}", f"{len(folds)} folds", f"Set `fold` to 0 to {len(folds) - 1}.")
+        )
     sides = [_find_subjects(path, folds[spec.fold][key], subjects) for key in ("train", "val")]
     if both := sorted(sides[0] & sides[1]):
-        remedy = "Split the folds by subject, or mend the regular expression `subject`."
+        remedy = "Split the folds by subject, or correct the regular expression `subject`."
         raise DataError(expected(path, "no subject in both train and val", both[0], remedy))
     splits = split_rest(sides[0], spec.validation, spec.seed, path)
     return splits | dict.fromkeys(sides[1], "test")
 
 
 def _is_folds(folds: object) -> bool:
-    """Tell whether JSON has the form of splits_final.json."""
+    """Whether JSON has the form of splits_final.json."""
     return isinstance(folds, list) and all(
         isinstance(fold, dict) and all(isinstance(fold.get(key), list) and fold[key] for key in ("train", "val"))
         for fold in folds
@@ -148,5 +152,5 @@ def _find_subjects(path: Path, cases: Sequence[object], subjects: Mapping[str, s
     """Return the subjects of some cases."""
     for case in cases:
         if not isinstance(case, str) or case not in subjects:
-            raise DataError(expected(path, "cases that are in labelsTr/", case, "Mend the file."))
+            raise DataError(expected(path, "cases that are in labelsTr/", case, "Correct the file."))
     return {subjects[str(case)] for case in cases}

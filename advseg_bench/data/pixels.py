@@ -1,4 +1,4 @@
-"""What the pixel values of a user's files mean: intensities to [0, 1], mask values to classes."""
+"""Pixel values of a user's files: intensities are scaled to [0, 1], mask values become classes."""
 
 from __future__ import annotations
 
@@ -14,53 +14,55 @@ from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.specs import FolderData, Scale
 
 PERCENTILE = 99.5
-"""What scale = "percentile" divides by."""
+"""The percentile that scale = "percentile" divides by."""
 
 LUMA = np.array([0.299, 0.587, 0.114])
-"""Weights of red, green and blue where a model wants grey (ITU-R BT.601)."""
+"""Weights of red, green and blue for models with one channel (ITU-R BT.601)."""
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.float64]
 
 
 def check_window(scale: Scale, where: str) -> None:
-    """Refuse a window that is empty or turned around."""
+    """Refuse an intensity window that is empty or reversed."""
     if not isinstance(scale, str) and not scale[0] < scale[1]:
-        raise DataError(expected(where, "scale = [lower, upper] with lower < upper", list(scale)))
+        remedy = "Correct `scale`."
+        raise DataError(expected(where, "scale = [lower, upper] with lower < upper", list(scale), remedy))
 
 
 def find_window(path: Path, header: Header, scale: Scale, slices: Iterable[Array]) -> tuple[float, float]:
-    """Go through an image and find the intensities that become 0 and 1.
+    """Find the intensities of an image that become 0 and 1.
 
     Args:
         path: Image file, for messages.
         header: Its header.
-        scale: What the two shall be.
-        slices: All values of the image; "percentile" holds them in memory as float32, the others one slice at a time.
+        scale: How the two are chosen, see `FolderData`.
+        slices: All values of the image; "percentile" keeps them in memory as float32, the others one slice at a time.
 
     Returns:
         Lower and upper end, with lower < upper.
 
     Raises:
-        DataError: If a value is not finite, if all are the same, or if they do not fit `scale`.
+        DataError: If a value is not finite, if all values are equal, or if they do not fit `scale`.
     """
     low, high, kept = math.inf, -math.inf, []
     for values in slices:
         if not np.isfinite(values).all():
             found = float(values[~np.isfinite(values)][0])
-            raise DataError(expected(path, "finite values", found, "Replace them before."))
+            raise DataError(expected(path, "finite values", found, "Replace such values in the file."))
         low, high = min(low, float(values.min())), max(high, float(values.max()))
         if scale == "percentile":
             kept.append(values.astype(np.float32).reshape(-1))
     if low == high:
-        raise DataError(expected(path, "an image that shows something", f"the value {low:g} everywhere"))
+        remedy = "Remove the image, or replace the file."
+        raise DataError(expected(path, "at least two different values", f"the value {low:g} everywhere", remedy))
     if not isinstance(scale, str):
         lower, upper = scale
         if high <= lower or low >= upper:
-            found_range = f"{low:g} to {high:g}"
-            raise DataError(expected(path, f"values inside scale = [{lower:g}, {upper:g}]", found_range))
+            wanted, remedy = f"values inside scale = [{lower:g}, {upper:g}]", "Correct the window."
+            raise DataError(expected(path, wanted, f"{low:g} to {high:g}", remedy))
         return lower, upper
-    remedy = "Give the window, scale = [lower, upper]."
+    remedy = "Set an intensity window, scale = [lower, upper]."
     if low < 0:
         raise DataError(expected(path, f"values >= 0 for scale = {scale!r}", low, remedy))
     if scale == "percentile":
@@ -70,12 +72,12 @@ def find_window(path: Path, header: Header, scale: Scale, slices: Iterable[Array
     if scale != "dtype":
         return 0.0, high
     if header.largest is None:
-        raise DataError(expected(path, "plain integer pixels for scale = 'dtype'", "other ones", remedy))
+        raise DataError(expected(path, "unscaled integer pixels for scale = 'dtype'", "other pixels", remedy))
     return 0.0, float(header.largest)
 
 
 def check_labels(path: Path, header: Header, spec: FolderData) -> None:
-    """Read a mask file to its end and see that each value has a meaning.
+    """Read a whole mask file and check that each value has a meaning.
 
     Args:
         path: Mask file.
@@ -83,7 +85,7 @@ def check_labels(path: Path, header: Header, spec: FolderData) -> None:
         spec: `task`, `classes`, `soft` and `ignore` are used.
 
     Raises:
-        DataError: If a value has no meaning; it lists up to five.
+        DataError: If a value has no meaning; the message lists up to five.
     """
     seen: set[float] = set()
     for pixels in read_slices(path, labels=True):
@@ -102,16 +104,16 @@ def to_channels(pixels: Array, channels: int) -> Floats:
 
 
 def to_planes(masks: list[Array], tops: tuple[float, ...], spec: FolderData) -> tuple[Array, NDArray[np.bool_]]:
-    """Turn mask values into what `prepare` takes.
+    """Turn mask values into class planes and valid pixels for `prepare`.
 
     Args:
         masks: One array (*S), or one for each class if the task is multilabel.
-        tops: For soft masks, the value of each that means certainty.
+        tops: For soft masks, the value of probability 1 in each.
         spec: `task`, `classes`, `soft` and `ignore` are used.
 
     Returns:
-        One plane for each class without the background, (K, *S), bool or shares in [0, 1] where they are valid; and the
-        valid pixels, bool (*S): those that no mask ignores.
+        One plane for each class without the background, (K, *S), bool or fractions in [0, 1] where they are valid; and
+        the valid pixels, bool (*S): those that no mask ignores.
     """
     stack = np.stack(masks)
     space = (1,) * (stack.ndim - 1)
@@ -125,7 +127,7 @@ def to_planes(masks: list[Array], tops: tuple[float, ...], spec: FolderData) -> 
 
 
 def _without_meaning(seen: set[float], header: Header, spec: FolderData) -> tuple[str, set[float]]:
-    """Say which mask values are allowed, and which of those seen are not."""
+    """Describe the allowed mask values, and return those that are not allowed."""
     if spec.soft:
         top = header.largest or 1
         return f"probabilities from 0 to {top}", {v for v in seen if not 0 <= v <= top}

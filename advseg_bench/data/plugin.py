@@ -1,4 +1,4 @@
-"""Data sets of plug-ins: loaded by name, and held to the form that every data set takes."""
+"""Data sets of plug-ins: loaded by name and checked for the form that all data sets have."""
 
 from __future__ import annotations
 
@@ -20,27 +20,33 @@ from advseg_bench.types import Task
 def load(spec: PluginData) -> Dataset:
     """Call a plug-in's function `f(spec, **settings) -> Dataset` and check what it returns.
 
-    `spec` tells task, edges and channels; `data.prepare.prepare` turns an image and its masks into a sample by it. Each
-    sample is checked when it is read. The fingerprint is made of the plug-in's own, the specification and the
-    plug-in's code, so that a change in any of them is another data set.
+    `spec` contains task, edges and channels; `data.prepare.prepare` turns an image and its masks into such a sample.
+    Each sample is checked when it is read. The fingerprint covers the plug-in's fingerprint, the specification and the
+    plug-in's code, so that a change in any of them makes another data set.
+
+    Args:
+        spec: Name and settings of the plug-in, and how images and labels are prepared.
+
+    Returns:
+        The data set, whose samples are checked when they are read.
 
     Raises:
-        PluginError: if the name cannot be imported, or is not such a function.
-        SpecError: if a setting is unknown or missing.
-        DataError: if the function fails, or a sample is not as promised.
+        PluginError: If the name cannot be imported, or is not such a function.
+        SpecError: If a setting is unknown or missing.
+        DataError: If the function fails, or a sample has the wrong form.
     """
     where = f"data set {spec.name}"
     make = plugins.load_object("data set", spec.name)
     if not callable(make):
         what = "a function f(spec, **settings) that returns a Dataset"
-        raise PluginError(expected(where, what, type(make).__name__))
+        raise PluginError(expected(where, what, type(make).__name__, "Correct `name`."))
     _check_settings(where, make, spec.settings)
     try:
         dataset = make(spec, **spec.settings)
     except UserError:
         raise
     except Exception as error:
-        raise DataError(f"{where}: could not be loaded: {one_line(error)}. Check `settings`.") from error
+        raise DataError(f"{where}: expected a data set, got {one_line(error)}. Check `settings`.") from error
     _check_dataset(where, dataset, spec)
     code = environment.describe_code([("data set", spec.name)])
     return Dataset(
@@ -54,53 +60,55 @@ def load(spec: PluginData) -> Dataset:
 
 
 def _check_settings(where: str, make: Callable[..., Any], settings: Mapping[str, Any]) -> None:
-    """Refuse settings that the function does not take, and ask for those that it demands."""
+    """Refuse settings that the function does not take, and missing settings that it requires."""
     try:
         parameters = list(inspect.signature(make).parameters.values())
     except ValueError:  # some built-in callables have no signature
         return
     if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
-        raise PluginError(expected(where, "a function f(spec, **settings)", f"f{inspect.signature(make)}"))
+        found = f"f{inspect.signature(make)}"
+        remedy = "Make `spec` its first argument."
+        raise PluginError(expected(where, "a function f(spec, **settings)", found, remedy))
     named = {p.name: p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for key in settings:
         if key not in named and not any(p.kind is p.VAR_KEYWORD for p in parameters):
             raise SpecError(unknown(where, "setting", key, named))
     for key, parameter in named.items():
         if parameter.default is parameter.empty and key not in settings:
-            raise SpecError(f"{where}: demands a setting {key!r}. Add it to `settings`.")
+            raise SpecError(f"{where}: expected a setting {key!r}, got none. Add it to `settings`.")
 
 
 def _check_dataset(where: str, dataset: object, spec: PluginData) -> None:
-    """Refuse what is no data set, or not one for the task of the suite."""
+    """Refuse an object that is not a data set, or not one for the task of the suite."""
     if not isinstance(dataset, Dataset):
         what = "its function to return an advseg_bench.data.dataset.Dataset"
-        raise PluginError(expected(where, what, type(dataset).__name__))
+        raise PluginError(expected(where, what, type(dataset).__name__, "Correct the function."))
     if dataset.task.kind != spec.task:
         raise DataError(
             expected(where, f"labels for a {spec.task} task", dataset.task.kind, "Set `task` in the suite.")
         )
     if not dataset.split("test"):
-        raise DataError(f"{where}: expected images in each split, got none in test.")
+        raise DataError(f"{where}: expected images in the test split, got none. Set `Case.split`.")
     images = [case.image for case in dataset.cases]
     if len(set(images)) < len(images):
         twice = next(image for image in images if images.count(image) > 1)
-        raise DataError(f"{where}: two cases are named {twice!r}. Give each image a name of its own.")
+        raise DataError(f"{where}: expected a unique name for each case, got {twice!r} twice. Rename one of them.")
 
 
 def _read_sample(where: str, index: int, dataset: Dataset, spec: PluginData) -> Sample:
-    """Read a sample and refuse one whose arrays are not what `Sample` promises."""
+    """Read a sample and refuse one whose arrays are not as `Sample` describes."""
     where, space = f"{where}: {dataset.cases[index].image}", spec.edges
     try:
         sample = Sample(*dataset.read(index))
     except UserError:
         raise
     except Exception as error:
-        raise DataError(f"{where}: cannot be read: {one_line(error)}.") from error
+        raise DataError(f"{where}: expected a sample, got {one_line(error)}. Check the data set's `read`.") from error
     image, label, valid = sample
     _check_array(f"{where}: image", image, "float32", (spec.channels, *space))
     if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
         found = f"values from {image.min():g} to {image.max():g}"
-        raise DataError(f"{where}: image: expected finite values in [0, 1], got {found}. Scale the image.")
+        raise DataError(f"{where}: image: expected finite values in [0, 1], got {found}. Scale the image to [0, 1].")
     _check_array(f"{where}: valid", valid, "bool", space)
     _check_label(f"{where}: label", label, valid, dataset.task)
     return sample
@@ -115,7 +123,7 @@ def _check_label(where: str, label: np.ndarray, valid: np.ndarray, task: Task) -
     values = label[valid]
     if values.size and (values.min() < 0 or values.max() >= len(task.classes)):
         odd = int(values.min() if values.min() < 0 else values.max())
-        remedy = "A value to ignore belongs in `valid`."
+        remedy = "Mark pixels to ignore in `valid`, not in the label."
         raise DataError(expected(where, f"classes 0 to {len(task.classes) - 1}", odd, remedy))
 
 
@@ -124,4 +132,4 @@ def _check_array(where: str, array: object, dtype: str, shape: tuple[int, ...]) 
         f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else f"{type(array).__name__}, no NumPy array"
     )
     if found != f"{dtype} {shape}":
-        raise DataError(f"{where}: expected {dtype} {shape}, got {found}. See advseg_bench.data.prepare.")
+        raise DataError(f"{where}: expected {dtype} {shape}, got {found}. Use advseg_bench.data.prepare.prepare.")

@@ -1,14 +1,14 @@
-"""The one home of resizing: from an image and class planes of any size to the `Sample` that a model meets.
+"""Resizing for all data sets: from an image and class planes of any size to the `Sample` that a model gets.
 
-All data sets end in `prepare`, so that they agree on what a pixel, a label and a tie are. An output pixel is the
+All data sets use `prepare`, so that they share one definition of a pixel, a label and a tie. An output pixel is the
 mean of the input pixels under it. With fit = "pad" images are padded to a square around their centre, and whole pixels
 are averaged (`torch.nn.functional.adaptive_avg_pool2d`, or 3d; where the sizes do not divide, neighbouring windows
 share a row of pixels, and an image smaller than the result has its pixels repeated). With fit = "stretch" each edge is
-resized by itself, and a pixel on the border of two windows is shared between them by area, as OpenCV's INTER_AREA does.
-Labels go the same way as shares and are decided once, at the end.
+resized separately, and a pixel on the border of two windows is split between them by area, as in OpenCV's INTER_AREA.
+Labels are averaged in the same way, as fractions, and thresholded once, at the end.
 
 A volume is averaged in depth as well. With "pad" its rows and columns are padded as those of a slice are, and a volume
-of fewer slices than the result is padded with slices that do not count, so that none is shown twice.
+of fewer slices than the result is padded with invalid slices, so that none is repeated.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from advseg_bench.suite.specs import DataSpec, Fit
 from advseg_bench.types import Task, TaskKind
 
 PREPARATION: dict[Fit, int] = {"pad": 1, "stretch": 2}
-"""Version of this module's arithmetic, part of every fingerprint: raise it when any output pixel changes."""
+"""Version of this module's arithmetic, part of every fingerprint: increase it when any output pixel changes."""
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Array = NDArray[np.generic]
 
 
-def task_for(kind: TaskKind, classes: Sequence[str], background: str = "background") -> Task:
+def task_for(task_type: TaskKind, classes: Sequence[str], background: str = "background") -> Task:
     """Name the logit channels of a task.
 
     Args:
-        kind: How the labels are put to the model.
+        task_type: "binary", "multilabel" or "multiclass".
         classes: The classes without the background; exactly one for binary.
-        background: Name of the first class of a multiclass task; other kinds have none.
+        background: Name of the first class of a multiclass task; the other task types have none.
 
     Returns:
         The task, with `background` put first for multiclass.
     """
-    assert len(classes) == 1 if kind == "binary" else classes, f"{kind} with classes {classes}"
-    return Task(kind, (background, *classes) if kind == "multiclass" else tuple(classes))
+    assert len(classes) == 1 if task_type == "binary" else classes, f"{task_type} with classes {classes}"
+    return Task(task_type, (background, *classes) if task_type == "multiclass" else tuple(classes))
 
 
 def find_frame(shape: Sequence[int], spec: DataSpec) -> tuple[int, ...]:
-    """Say how large an image is before it is resized: with "pad" larger than it was.
+    """Return the edges of an image before it is resized; with "pad" they include the padding.
 
     Args:
         shape: Edges of the image; only the last two or three, as `spec.edges` has.
         spec: `size` and `fit` are used.
 
     Returns:
-        With "pad" the smallest frame around the image whose rows and columns shrink by one factor. Depth has a factor
-        of its own, since slices lie farther apart than pixels, and is never enlarged.
+        With "pad" the smallest frame around the image whose rows and columns shrink by one factor. Depth has a separate
+        factor, since slices lie farther apart than pixels, and is never enlarged.
     """
     edges = spec.edges
     shape = tuple(shape[-len(edges) :])
@@ -78,7 +78,7 @@ def find_frame(shape: Sequence[int], spec: DataSpec) -> tuple[int, ...]:
 
 
 def scaled_spacing(shape: Sequence[int], spacing: Sequence[float], spec: DataSpec) -> tuple[float, ...]:
-    """Return a pixel's edge lengths after an image is padded and resized.
+    """Return the edge lengths of a pixel after its image was padded and resized.
 
     Args:
         shape: Edges before (the last two or three entries).
@@ -86,7 +86,7 @@ def scaled_spacing(shape: Sequence[int], spacing: Sequence[float], spec: DataSpe
         spec: `size` and `fit` are used.
 
     Returns:
-        Edge lengths in mm, each scaled by an edge of the frame over one of the result.
+        Edge lengths in mm, each scaled by the edge of the frame over that of the result.
     """
     frame = find_frame(shape, spec)
     return tuple(mm * (before / after) for mm, before, after in zip(spacing, frame, spec.edges, strict=True))
@@ -97,11 +97,11 @@ def pad_to_frame(array: Array, frame: Sequence[int], fill: float = 0) -> Array:
 
     Args:
         array: Shape (..., *S), any type. An odd number of pixels puts the extra one at the end.
-        frame: Edges wanted, none shorter than those of S.
+        frame: Edges of the result, none shorter than those of S.
         fill: Value of the new pixels.
 
     Returns:
-        Shape (..., *frame); `array` itself if it has these edges already.
+        Shape (..., *frame); `array` itself if it already has these edges.
     """
     edges = array.shape[-len(frame) :]
     if edges == tuple(frame):
@@ -112,7 +112,7 @@ def pad_to_frame(array: Array, frame: Sequence[int], fill: float = 0) -> Array:
 
 
 def pad_to_square(array: Array, fill: float = 0) -> Array:
-    """Pad the shorter of the last two axes, as evenly as possible, until both are equally long; see `pad_to_frame`."""
+    """Pad the shorter of the last two axes evenly until both are equally long; see `pad_to_frame`."""
     return pad_to_frame(array, (max(array.shape[-2:]),) * 2, fill)
 
 
@@ -121,61 +121,61 @@ def resize_image(image: Array, edges: Sequence[int], fit: Fit = "pad") -> Floats
 
     Args:
         image: Shape (..., *S), values in [0, 1], with two or three space axes.
-        edges: Edge lengths of the result.
-        fit: How pixels on a border are counted.
+        edges: Edge lengths of the result in pixels.
+        fit: How pixels on the border of two windows are counted.
 
     Returns:
-        float32 (..., *edges), clipped to [0, 1] so that rounding cannot leave the bounds.
+        float32 (..., *edges), clipped to [0, 1] against rounding errors.
     """
     resized: Floats = np.clip(_AREA[fit](image, edges), 0.0, 1.0).astype(np.float32)
     return resized
 
 
 def resize_masks(
-    masks: Array, valid: Bools, edges: Sequence[int], kind: TaskKind, fit: Fit = "pad"
+    masks: Array, valid: Bools, edges: Sequence[int], task_type: TaskKind, fit: Fit = "pad"
 ) -> tuple[Array, Bools]:
     """Resize class planes by area and decide the label of each pixel once, at the end.
 
-    Only valid pixels have a say: a class is present where it covers at least half of the *valid* part of the
-    output pixel, and an output pixel is valid if at least half of it is. For multiclass the largest share
-    wins, where the background has what the planes leave; of equal shares the first wins.
+    Only valid pixels count: a class is present where it covers at least half of the *valid* part of the output pixel,
+    and an output pixel is valid if at least half of it is. For multiclass the class with the largest fraction is
+    chosen, the background covering what the planes leave; of equal fractions the first class is chosen.
 
     Args:
-        masks: Shares in [0, 1], shape (K, *S), one plane for each class without the background.
+        masks: Fractions in [0, 1], shape (K, *S), one plane for each class without the background.
         valid: Shape S.
         edges: Edge lengths of the result.
-        kind: How the labels are put to the model.
-        fit: How pixels on a border are counted.
+        task_type: "binary", "multilabel" or "multiclass".
+        fit: How pixels on the border of two windows are counted.
 
     Returns:
         Labels, bool (K, *edges) for binary and multilabel, int64 of shape `edges` for multiclass; and the valid pixels,
         bool of shape `edges`. The label of an invalid pixel is False or 0.
     """
-    planes: Iterable[Array] = (plane.astype(np.float32) for plane in masks)  # one at a time: volumes are large
-    if kind == "multiclass":
+    planes: Iterable[Array] = (plane.astype(np.float32) for plane in masks)  # one at a time, since volumes are large
+    if task_type == "multiclass":
         planes = chain([np.clip(1.0 - masks.sum(axis=0, dtype=np.float32), 0.0, 1.0)], planes)
     covered = np.stack([_AREA[fit](plane * valid, edges) for plane in planes])
     share = _AREA[fit](valid, edges)
     still_valid = share >= 0.5
-    if kind == "multiclass":
+    if task_type == "multiclass":
         return np.where(still_valid, covered.argmax(axis=0), 0).astype(np.int64), still_valid
     return (covered >= 0.5 * share) & still_valid, still_valid
 
 
 def prepare(image: Array, masks: Array, valid: Bools | None, spec: DataSpec) -> Sample:
-    """Turn one image and its class planes into what a model meets.
+    """Turn one image and its class planes into a sample for a model.
 
     Args:
         image: Grey, shape S, or of several channels, shape (3, *S) with `spec.channels == 3`; finite, in [0, 1]. S has
             as many axes as `spec.edges`: (H, W) for a slice, (D, H, W) for a volume.
-        masks: bool, or shares in [0, 1]; shape (K, *S), one plane for each class without the background;
-            K = 1 for binary. Planes may overlap for multilabel; for multiclass their sum must not pass 1.
-        valid: Shape S, False where a pixel shall not count; None if all count.
+        masks: bool, or fractions in [0, 1]; shape (K, *S), one plane for each class without the background;
+            K = 1 for binary. Planes may overlap for multilabel; for multiclass their sum must not exceed 1.
+        valid: Shape S, False where a pixel is to be ignored; None if all count.
         spec: Any data specification; `task`, `size`, `channels` and `fit` are used.
 
     Returns:
         The sample, with the edges of `spec`. Pixels that padding adds are not valid; a data set whose surroundings are
-        known to be background pads with `pad_to_square` before. A grey image is copied to `spec.channels` channels.
+        known to be background pads with `pad_to_square` first. A grey image is copied to `spec.channels` channels.
     """
     space = len(spec.edges)
     assert masks.ndim == space + 1, f"masks of shape {masks.shape} for size = {spec.size}"
@@ -195,11 +195,11 @@ def prepare(image: Array, masks: Array, valid: Bools | None, spec: DataSpec) -> 
 
 
 def fingerprint(spec: DataSpec, content: str) -> str:
-    """Hash all that decides a data set's samples.
+    """Hash everything that a data set's samples depend on.
 
     Args:
-        spec: The specification; every key counts but `path`, so that a folder may move.
-        content: What the specification does not say: a digest of the files, or the version of a generator.
+        spec: The specification; every key counts except `path`, so that a folder may be moved.
+        content: What the specification does not contain: a digest of the files, or the version of a generator.
 
     Returns:
         sha256 in hexadecimal.
@@ -222,7 +222,7 @@ def _area_of_whole_pixels(array: Array, edges: Sequence[int]) -> Floats:
 
 
 def _area_by_parts(array: Array, edges: Sequence[int]) -> NDArray[np.float64]:
-    """Average (..., *S) over windows, in float64 and without rounding where values are 0 and 1."""
+    """Average (..., *S) over windows in float64, exactly where values are 0 and 1."""
     shape = array.shape[-len(edges) :]
     sums = array.astype(np.float64)
     for axis, (pixels, edge) in enumerate(zip(shape, edges, strict=True), start=-len(edges)):
@@ -235,7 +235,7 @@ def _area_by_parts(array: Array, edges: Sequence[int]) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=32)
 def _overlaps(pixels: int, size: int) -> sparse.csr_array:
-    """Return how much of each window lies on each pixel, in units of 1 / size of a pixel, shape (size, pixels)."""
+    """Return the overlap of each window with each pixel, in units of 1 / size of a pixel, shape (size, pixels)."""
     edges, pixel = np.arange(size + 1)[:, None] * pixels, np.arange(pixels) * size
     shared = np.minimum(edges[1:], pixel + size) - np.maximum(edges[:-1], pixel)
     return sparse.csr_array(np.maximum(shared, 0).astype(np.float64))

@@ -1,4 +1,4 @@
-"""Who goes into which split: by subject, so that no subject is in two."""
+"""Splits by subject, so that no subject is in two of them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Name = TypeVar("Name", str, int)
 
 
 def split_subjects(subjects: Iterable[str], spec: SplitData) -> dict[str, Split]:
-    """Send subjects to the splits by chance.
+    """Assign subjects to the splits at random.
 
     Args:
         subjects: Subject of each file; repetitions count once, and the order does not matter.
-        spec: Shares of the subjects, each rounded to a number of at least one, and the seed.
+        spec: The shares `validation` and `test`, each rounded to at least one subject, and the seed.
 
     Returns:
         Subject -> split; all for test if that is the share `test`.
@@ -46,12 +46,12 @@ def split_subjects(subjects: Iterable[str], spec: SplitData) -> dict[str, Split]
 
 
 def split_rest(rest: Collection[Name], share: float, seed: int, where: Path) -> dict[Name, Split]:
-    """Draw who chooses the checkpoint among those that are not held out for test.
+    """Choose the validation subjects, which select the checkpoint, among those that are not held out for test.
 
     Args:
-        rest: Subjects.
-        share: Share of them, rounded to a number of at least one.
-        seed: Which ones.
+        rest: Subjects that are not in the test split.
+        share: Share of them to choose, rounded to at least one subject.
+        seed: Seed of the choice.
         where: The data set, for messages.
 
     Returns:
@@ -73,25 +73,27 @@ def split_rest(rest: Collection[Name], share: float, seed: int, where: Path) -> 
 
 
 def check_pattern(pattern: str | None, where: str) -> None:
-    """Refuse a pattern for subjects that is no regular expression with one group; None is none."""
+    """Refuse a pattern for subjects that is not a regular expression with one group; None means no pattern."""
     try:
         groups = re.compile(pattern or "()").groups
     except re.error as error:
-        raise DataError(expected(where, f"a regular expression in subject ({error})", pattern)) from None
+        remedy = "Correct `subject`."
+        raise DataError(expected(where, f"a regular expression in `subject` ({error})", pattern, remedy)) from None
     if groups != 1:
-        raise DataError(expected(where, "one group in the regular expression subject", pattern))
+        remedy = "Put parentheses around the part that names the subject, such as '(s[0-9]+)_'."
+        raise DataError(expected(where, "one group in the regular expression `subject`", pattern, remedy))
 
 
 def find_subject(stem: str, pattern: str | None, path: Path) -> str:
-    """Find the subject in a stem; without a pattern it is the stem.
+    """Find the subject in a file's stem; without a pattern it is the stem.
 
     Raises:
-        DataError: Naming the file, if the pattern does not match.
+        DataError: If the pattern does not match; the message names the file.
     """
     if pattern is None:
         return stem
     match = re.search(pattern, stem)
     if match is None or not match[1]:
-        remedy = "Mend the regular expression `subject`."
+        remedy = "Correct the regular expression `subject`."
         raise DataError(expected(path, f"a name that matches {pattern!r}", stem, remedy))
     return match[1]

@@ -1,7 +1,7 @@
-"""What the readers of volumes share: slices of one or more channels with a file of label values, checked and read.
+"""The common part of the readers of volumes: files with one or more channels and their label files, checked and read.
 
-A reader lists `Source`s and says what label values mean; `load_sources` does the rest. Every file is read once when
-the data set is loaded, so that a run does not fail after its models are trained. The images are slices, or whole
+A reader lists `Source`s and gives the meaning of label values; `load_sources` does the rest. Every file is read once
+when the data set is loaded, so that a run does not fail after its models are trained. The images are slices, or whole
 volumes.
 """
 
@@ -19,20 +19,20 @@ from advseg_bench.data.dataset import Case, Dataset, Sample, Split
 from advseg_bench.data.formats import Header, hash_files, read_header, read_slices
 from advseg_bench.data.pixels import check_window, find_window
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
-from advseg_bench.data.whole import check_volume, find_space, gather, is_whole, say_whole
+from advseg_bench.data.whole import check_volume, describe_whole, find_space, gather, is_whole
 from advseg_bench.errors import DataError, expected, unknown
 from advseg_bench.suite.specs import DecathlonData, LggData, NnunetData
 
 VolumeData = NnunetData | DecathlonData | LggData
 
 BINARY_CLASS = "foreground"
-"""The class of a binary task on data with several classes: any of them."""
+"""The class of a binary task on data with several classes: the union of all."""
 
-SUBJECT_NOTE = "Each case counts as a subject of its own, because no pattern for subjects was given."
+SUBJECT_NOTE = "Each case counts as a separate subject, because `subject` was not set."
 
 
 class Channel(NamedTuple):
-    """Where a channel of an image is: its file, and which channel of it unless there is one only."""
+    """Location of one channel of an image: the file, and the index of the channel in it (None if it has only one)."""
 
     path: Path
     number: int | None
@@ -40,32 +40,33 @@ class Channel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A volume or a picture with its labels.
-
-    Attributes:
-        name: Of the image, or of the volume.
-        subject: Who it shows.
-        block: What its slices depend on together.
-        channels: As many as the image is made of.
-        label: The file of label values.
-    """
+    """A volume or a 2-D image with its labels."""
 
     name: str
+    """Of the volume or the image."""
+
     subject: str
+    """The patient that it shows."""
+
     block: str
+    """The scan that it is part of."""
+
     channels: tuple[Channel, ...]
+    """The channels that make up the image, in order."""
+
     label: Path
+    """The file with the label values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What label values mean.
+    """The meaning of label values.
 
     Attributes:
-        where: Who says so, for messages.
-        values: Class -> its values, without the background; a value in several classes is a region's.
+        where: Where the meaning is defined, for messages.
+        values: Class -> its values, without the background; regions may share values.
         background: Name of value 0.
-        ignore: Value of pixels that do not count.
+        ignore: Value of pixels that are ignored.
     """
 
     where: str
@@ -74,7 +75,7 @@ class Labels:
     ignore: int | None = None
 
     def planes(self, label: NDArray[np.generic], task: str) -> NDArray[np.bool_]:
-        """Return one plane for each class, or one for any of them."""
+        """Return one plane for each class, or for a binary task one plane for their union."""
         planes = np.stack([np.isin(label, values) for values in self.values.values()])
         return np.logical_or.reduce(planes)[None] if task == "binary" else planes
 
@@ -88,7 +89,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A source as checked at load time: a window for each channel, and which slices show a class."""
+    """A source as checked at load time: an intensity window for each channel, and whether each slice shows a class."""
 
     source: Source
     header: Header
@@ -97,10 +98,18 @@ class _Entry:
 
 
 def choose_inputs(names: Sequence[str], spec: VolumeData, where: Path) -> list[int]:
-    """Say which channels of the data become those of the image.
+    """Choose the channels of the data that become those of the image.
+
+    Args:
+        names: Names of the channels of the data.
+        spec: `inputs` and `channels` are used.
+        where: The file that names the channels, for messages.
+
+    Returns:
+        Indices into `names`.
 
     Raises:
-        DataError: If `inputs` names none of them, or is needed and missing.
+        DataError: If `inputs` contains an unknown name, or is missing although it is needed.
     """
     if spec.inputs is None:
         if len(names) in (1, spec.channels):
@@ -119,23 +128,23 @@ def load_sources(
 ) -> Dataset:
     """Check every file and list the images.
 
-    A picture and a whole volume are named as their source, slice 7 of a volume "name/z007".
+    A 2-D image and a whole volume have the name of their source, slice 7 of a volume is "name/z007".
 
     Args:
         sources: In the order of the data set.
         labels: Meaning of the label values.
         splits: Subject -> split.
-        spec: How to scale, what to take, and how it is put to the model.
-        note: What the reader has to say.
+        spec: How to scale intensities, which images to use, and how images and labels are prepared.
+        note: Sentences that the reader adds to the note of the data set.
 
     Returns:
         The data set.
 
     Cost:
-        As that of `folder`: a slice of a .nii.gz costs unpacking the file up to it.
+        One pass over all files; later, reading a slice of a .nii.gz decompresses the file up to that slice.
 
     Raises:
-        DataError: If a file is missing, damaged, or not what `labels` or `spec` say.
+        DataError: If a file is missing, damaged, or does not fit `labels` or `spec`.
     """
     check_window(spec.scale, f"data {spec.path}")
     _check_regions(labels, spec)
@@ -164,12 +173,12 @@ def load_sources(
         cases=cases,
         read=lambda index: _read(*places[index], labels, spec),
         fingerprint=fingerprint(spec, hash_files(files, spec.path)),
-        note=" ".join(filter(None, (note, _scored(spec), say_whole(cases, [e.header for e in entries], spec)))),
+        note=" ".join(filter(None, (note, _scored(spec), describe_whole(cases, [e.header for e in entries], spec)))),
     )
 
 
 def _choose(entry: _Entry, split: Split, spec: VolumeData) -> list[int]:
-    """Say with which slices the images of a source begin: a whole volume with its first."""
+    """Return the index of the first slice of each image of a source; a whole volume begins at 0."""
     every = split != "test" or not spec.labelled_only
     if is_whole(spec):
         return [0] if every or any(entry.shown) else []
@@ -177,21 +186,21 @@ def _choose(entry: _Entry, split: Split, spec: VolumeData) -> list[int]:
 
 
 def _scored(spec: VolumeData) -> str:
-    """Say which images are scored."""
+    """Describe which images are scored."""
     what = "volumes" if is_whole(spec) else "slices"
     return f"Test images are the {what} that show a class." if spec.labelled_only else ""
 
 
 def _check_regions(labels: Labels, spec: VolumeData) -> None:
-    """Refuse classes that share a value where they have to exclude each other."""
+    """Refuse classes that share a value in a multiclass task."""
     values = [value for values in labels.values.values() for value in values]
     if spec.task == "multiclass" and len(set(values)) < len(values):
         remedy = 'Set task = "multilabel" or "binary".'
-        raise DataError(expected(labels.where, "labels that exclude each other", "regions that overlap", remedy))
+        raise DataError(expected(labels.where, "labels that exclude each other", "overlapping regions", remedy))
 
 
 def _inspect(source: Source, labels: Labels, spec: VolumeData) -> _Entry:
-    """Read a source from end to end and check all that can be wrong with it."""
+    """Read a source completely and check everything that can be wrong with it."""
     headers = [read_header(channel.path, stacked=channel.number is not None) for channel in source.channels]
     paths = [channel.path for channel in source.channels]
     check_volume(paths[0], headers[0], spec)
@@ -205,17 +214,18 @@ def _inspect(source: Source, labels: Labels, spec: VolumeData) -> _Entry:
 
 
 def _check_same(path: Path, header: Header, others: Sequence[tuple[Path, Header]]) -> None:
-    """Refuse files of one source that do not lie on each other."""
+    """Refuse files of one source that differ in size or orientation."""
     for other, found in others:
         if (found.shape, found.slices or 1) != (header.shape, header.slices or 1):
-            raise DataError(expected(other, f"the size of {path.name}, {_size(header)}", _size(found)))
+            remedy = "Replace one of the two files."
+            raise DataError(expected(other, f"the size of {path.name}, {_size(header)}", _size(found), remedy))
         if found.axes and header.axes and found.axes != header.axes:
-            remedy = "Bring both into one orientation."
+            remedy = "Save both files in one orientation."
             raise DataError(expected(other, f"the orientation of {path.name}, {header.axes}", found.axes, remedy))
 
 
 def _size(header: Header) -> str:
-    """Word a size for a message."""
+    """Format a size for a message."""
     return " x ".join(str(n) for n in (*header.shape, *([header.slices] if header.slices else [])))
 
 
@@ -223,13 +233,13 @@ def _stream(channel: Channel, first: int = 0) -> Iterator[NDArray[np.generic]]:
     """Yield the slices of a channel, each (H, W)."""
     for pixels in read_slices(channel.path, first=first, channel=channel.number):
         if pixels.ndim != 2:
-            what, remedy = "one channel", "Save each channel as a file."
-            raise DataError(expected(channel.path, what, f"{len(pixels)} channels in a picture", remedy))
+            what, remedy = "one channel", "Save each channel as a separate file."
+            raise DataError(expected(channel.path, what, f"{len(pixels)} channels in one image", remedy))
         yield pixels
 
 
 def _find_shown(path: Path, labels: Labels) -> Iterator[bool]:
-    """Read label values, refuse those without a meaning, and yield for each slice whether it shows a class."""
+    """Read label values, refuse unknown ones, and yield for each slice whether it shows a class."""
     known = labels.known
     empty = {0, labels.ignore}
     for pixels in read_slices(path, labels=True):
@@ -237,13 +247,13 @@ def _find_shown(path: Path, labels: Labels) -> Iterator[bool]:
         if wrong := sorted(seen - known):
             values = [int(v) if float(v).is_integer() else v for v in wrong[:5]]
             listed = ", ".join(f"{value:g}" for value in sorted(known)[:12]) + (", ..." if len(known) > 12 else "")
-            remedy = "Mend the labels, or what says what they mean."
+            remedy = f"Correct the labels, or {labels.where}."
             raise DataError(expected(path, f"the label values of {labels.where}, {listed}", values, remedy))
         yield bool(seen - empty)
 
 
 def _read(entry: _Entry, z: int, labels: Labels, spec: VolumeData) -> Sample:
-    """Read one slice with its labels, or all from there on as a volume."""
+    """Read one slice with its labels, or a whole volume."""
     channels = []
     for channel, window in zip(entry.source.channels, entry.windows, strict=True):
         scaled = (_scale(pixels, window) for pixels in _stream(channel, z))
@@ -254,7 +264,7 @@ def _read(entry: _Entry, z: int, labels: Labels, spec: VolumeData) -> Sample:
 
 
 def _scale(pixels: NDArray[np.generic], window: tuple[float, float]) -> NDArray[np.float64]:
-    """Bring intensities to [0, 1]."""
+    """Scale intensities to [0, 1]."""
     lower, upper = window
     scaled: NDArray[np.float64] = np.clip((pixels.astype(np.float64) - lower) / (upper - lower), 0.0, 1.0)
     return scaled

@@ -1,4 +1,4 @@
-"""From a specification to a network that is known to work: built, probed and wrapped."""
+"""Building a network from its specification: constructed, wrapped, and checked on random images."""
 
 from __future__ import annotations
 
@@ -28,34 +28,43 @@ def build_model(
 ) -> SegmentationModule:
     """Build a randomly initialised network on the CPU and check that it yields logits for the task.
 
-    The libraries draw initial weights from PyTorch's global CPU generator and cannot be told to use another. So it is
-    seeded for the time of the construction and restored afterwards: the same seed gives the same weights, and the
-    caller's random numbers do not change. (This does not cover user networks that draw from NumPy or `random`.)
-    Only the library that holds the network is imported. Weights named in the specification are not loaded here; see
-    `advseg_bench.models.weights.load_weights`.
+    The libraries take initial weights from PyTorch's global CPU generator and accept no other. It is therefore seeded
+    during the construction and restored afterwards: the same seed gives the same weights, and the caller's random
+    numbers do not change. (This does not cover user networks that use NumPy or `random`.) Only the library that
+    contains the network is imported. Weights named in the specification are not loaded; see `load_weights`.
 
-    The check runs the network twice, in eval mode, on two random images; batch norm buffers, training flags and
-    random state are left alone.
+    The check runs the network twice, in eval mode, on two random images; it changes neither batch norm buffers nor
+    training flags nor random state.
 
     Args:
-        spec: What to build. The stride is `spec.stride` if given, else what the network's structure says, else 1.
-        channels: Channels of an image.
-        task: One logit channel is wanted for each of its classes.
-        size: Edge length of the square images the check uses, in pixels; or each of their two or three edges. Three
-            make a network for 3-D images, which MONAI's are and those of segmentation-models-pytorch are not.
-        seed: Of the initial weights.
+        spec: Architecture, encoder, settings, normalisation and stride. Without `spec.stride` the stride follows from
+            the structure of the network; it is 1 for user networks.
+        channels: Number of channels of an image.
+        task: The network gets one logit channel for each of its classes.
+        size: Edge length in pixels of the square images of the check, or their two or three edges. With three, the
+            network is for 3-D images, which MONAI has and segmentation-models-pytorch has not.
+        seed: Seed of the initial weights.
 
     Returns:
-        The network, in the mode its constructor left it in.
+        The network, images (N, C, *S) in [0, 1] -> logits (N, K, *S), in the mode that its constructor sets.
 
     Cost:
         Two forwards of two images.
 
     Raises:
-        SpecError: if the encoder or a setting is unknown, or the constructor refuses its arguments.
-        PluginError: if a user network cannot be imported or is no `torch.nn.Module`.
-        IncompatibleError: if the network fails on such images, has a stride of more than twice an edge of a volume, or
+        SpecError: If the encoder or a setting is unknown, or the constructor refuses its arguments.
+        PluginError: If a user network cannot be imported or is not a `torch.nn.Module`.
+        IncompatibleError: If the network fails on such images, has a stride of more than twice an edge of a volume, or
             returns anything but logits for the task.
+
+    Example:
+        >>> from advseg_bench.models import build_model
+        >>> from advseg_bench.suite.specs import ModelSpec
+        >>> from advseg_bench.types import Task
+        >>> spec = ModelSpec(name="tiny", architecture="torch.nn:Conv2d", settings={"kernel_size": 3, "padding": 1})
+        >>> model = build_model(spec, channels=1, task=Task("multilabel", ("liver", "spleen")), size=16)
+        >>> tuple(model.net.weight.shape), model.stride
+        ((2, 1, 3, 3), 1)
     """
     where = f"model {spec.name!r}"
     edges = (size, size) if isinstance(size, int) else tuple(size)
@@ -75,20 +84,20 @@ def build_model(
 
 
 def _check_depth(where: str, stride: int, edges: tuple[int, ...]) -> None:
-    """Refuse a network that halves its image so often that most of a volume would be padding."""
+    """Refuse a network whose stride is so large that most of a volume would be padding."""
     if len(edges) == 3 and stride > 2 * min(edges):
         what = f"volumes of {stride // 2} pixels or more along each axis, half its stride"
-        remedy = "Take a network with fewer levels, or a larger `size`."
+        remedy = "Use a network with fewer levels, or a larger `size`."
         raise IncompatibleError(expected(where, what, list(edges), remedy))
 
 
 def set_head_bias(model: SegmentationModule, value: float) -> None:
-    """Fill the bias of the layer that yields the logits.
+    """Set the bias of the layer that computes the logits.
 
-    Rare classes train faster from an output that starts at their small prior than from one half.
+    Rare classes are learned faster if the initial output is their low prevalence instead of 0.5.
 
     Args:
-        model: From `build_model`, which found the layer by watching the network run.
+        model: A model of `build_model`, which finds the layer by observing a forward pass.
         value: The bias, in logits.
 
     Raises:
@@ -106,19 +115,19 @@ def set_head_bias(model: SegmentationModule, value: float) -> None:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed PyTorch's CPU generator, and put its state back afterwards; no other device is touched."""
+    """Seed PyTorch's CPU generator, and restore its state afterwards; other devices are not affected."""
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 def _build_user(where: str, spec: ModelSpec, channels: int, classes: int) -> nn.Module:
-    """Build a user's network from `package.module:callable`, or one of a plug-in."""
+    """Build a user's network from `package.module:callable`, or a network of a plug-in."""
     if spec.encoder is not None:
-        raise SpecError(expected(where, "no `encoder` for a network of your own", spec.encoder, "Use `settings`."))
+        raise SpecError(expected(where, "no `encoder` for a user network", spec.encoder, "Use `settings`."))
     if spec.encoder_weights is not None:
-        remedy = "Have it start from pretrained weights by itself, by a key of `settings`."
-        raise SpecError(expected(where, "no `encoder_weights` for a network of your own", spec.encoder_weights, remedy))
+        remedy = "Remove it. The network can load pretrained weights by itself, with a key of `settings`."
+        raise SpecError(expected(where, "no `encoder_weights` for a user network", spec.encoder_weights, remedy))
     make = _import_callable(where, spec.architecture)
     parameters = inspect.signature(make).parameters.values()
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -130,16 +139,18 @@ def _build_user(where: str, spec: ModelSpec, channels: int, classes: int) -> nn.
     check_settings(where, spec, {*known, *spec.settings} if anything else known, dict.fromkeys(arguments, FROM_DATA))
     net = construct(where, spec, make, arguments | copy.deepcopy(spec.settings))
     if not isinstance(net, nn.Module):
-        raise PluginError(expected(where, f"{spec.architecture} to make a torch.nn.Module", type(net).__name__))
+        found = type(net).__name__
+        remedy = "Return the network from it."
+        raise PluginError(expected(where, f"{spec.architecture} to return a torch.nn.Module", found, remedy))
     return net
 
 
 def _import_callable(where: str, name: str) -> Callable[..., Any]:
-    """Import the class or function that makes a user's network, from a path or a plug-in."""
+    """Import the class or function that builds a user's network, from a path or a plug-in."""
     make = plugins.load_object("architecture", name, where)
     if callable(make) and not isinstance(make, nn.Module):
         with suppress(ValueError):  # a few built-in callables have no signature
             inspect.signature(make)
             return make
-    kind = type(make).__name__
-    raise PluginError(expected(where, f"{name} to be a class or function that makes a network", kind))
+    what = f"{name} to be a class or function that returns a network"
+    raise PluginError(expected(where, what, type(make).__name__, "Correct `architecture`."))

@@ -52,7 +52,7 @@ def build_defined(
     if not folder.is_dir():
         what = f"the folder that defines the network of {spec.architecture}"
         raise SpecError(
-            expected(where, f"{what} as `weights`", str(spec.weights), "Give the folder, not a file in it.")
+            expected(where, f"{what} as `weights`", str(spec.weights), "Name the folder, not a file in it.")
         )
     build = _build_bundle if spec.architecture == "monai.bundle" else _build_saved
     return build(where, spec, folder, channels, classes, edges)
@@ -64,7 +64,7 @@ def _build_bundle(
     """Build the network of a MONAI bundle."""
     file = next((folder / name for name in BUNDLE_CONFIGS if (folder / name).is_file()), None)
     if file is None:
-        remedy = "Give the folder of a MONAI bundle."
+        remedy = "Set `weights` to the folder of a MONAI bundle."
         raise SpecError(expected(where, f"a file {BUNDLE_CONFIGS[0]} in {folder}", "none", remedy))
     name, arguments = read_network(file)
     nets = importlib.import_module("monai.networks.nets")
@@ -95,7 +95,7 @@ def _build_saved(
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        remedy = "Give a folder that `save_pretrained` of segmentation-models-pytorch wrote."
+        remedy = "Set `weights` to a folder that `save_pretrained` of segmentation-models-pytorch wrote."
         raise SpecError(expected(where, f"a file {file}", "none", remedy)) from None
     except (OSError, ValueError) as error:
         raise SpecError(expected(file, "JSON", one_line(error), "Save the network again.")) from None
@@ -119,8 +119,8 @@ def _check_number(where: str, file: Path, key: str, config: Mapping[str, Any], w
     """Refuse a network whose definition has another number than the data."""
     names = {
         "in_channels": ("channels of an image", "Set `channels` in [data]."),
-        "out_channels": ("classes", "Give it a task of the classes it was trained for."),
-        "classes": ("classes", "Give it a task of the classes it was trained for."),
+        "out_channels": ("classes", "Use data with the classes that it was trained for."),
+        "classes": ("classes", "Use data with the classes that it was trained for."),
         "spatial_dims": ("axes of an image", "Set `size` in [data]: one number for 2-D images, three for 3-D ones."),
     }
     value = as_tuples(config).get(key)

@@ -1,4 +1,4 @@
-"""Networks of MONAI, which is imported when one is built."""
+"""Networks of MONAI, which is imported only when one is built."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "DynUNet": {"filters": (16, 32, 64, 128)},
 }
 _PATCH = {"UNETR": 16, "SwinUNETR": 32}
-"""Networks that need einops -> edge length of what `img_size` has to be a multiple of, in pixels."""
+"""Networks that need einops -> number of pixels that `img_size` must be a multiple of."""
 
 
 def build_monai(
@@ -43,10 +43,10 @@ def build_monai(
     """Build a network of MONAI for 2-D or 3-D images.
 
     Args:
-        where: Put before every message.
-        spec: What to build.
-        channels: Channels of an image.
-        classes: Logit channels.
+        where: Start of every message.
+        spec: The specification.
+        channels: Number of channels of an image.
+        classes: Number of logit channels.
         edges: Edge lengths of an image in pixels.
 
     Returns:
@@ -57,9 +57,9 @@ def build_monai(
     """
     name = spec.architecture.removeprefix("monai.")
     if name in _PATCH and find_spec("einops") is None:
-        what = f"{where}: {spec.architecture} needs the package einops, which is not installed."
-        raise SpecError(f"{what} Run: pip install 'advseg-bench[monai]'")
-    # A narrower import would gain nothing: `import monai` itself loads every network it has.
+        what = f"the package einops, which {spec.architecture} needs"
+        raise SpecError(expected(where, what, "not installed", "Run: pip install 'advseg-bench[monai]'"))
+    # A narrower import would not be faster: `import monai` loads all of its networks.
     nets = importlib.import_module("monai.networks.nets")
     make = getattr(nets, name)
     known = inspect.signature(make).parameters.keys()
@@ -73,15 +73,17 @@ def build_monai(
         if spec.encoder_weights not in (None, "imagenet"):
             raise SpecError(unknown(where, f"encoder_weights of {encoder}", str(spec.encoder_weights), ["imagenet"]))
     elif spec.encoder is not None:
-        raise SpecError(expected(where, f"no `encoder`, which {spec.architecture} has not", spec.encoder, "Remove it."))
+        raise SpecError(expected(where, f"no `encoder` for {spec.architecture}", spec.encoder, "Remove it."))
     elif spec.encoder_weights is not None:
-        what = f"no `encoder_weights`, since {spec.architecture} has no pretrained encoder"
+        what = f"no `encoder_weights` for {spec.architecture}, which has no pretrained encoder"
         raise SpecError(expected(where, what, spec.encoder_weights, "Remove it."))
-    if "img_size" in known:  # SwinUNETR had it until MONAI 1.4
+    if "img_size" in known:  # SwinUNETR has it up to MONAI 1.4
         arguments["img_size"] = tuple(math.ceil(edge / _PATCH[name]) * _PATCH[name] for edge in edges)
     arguments |= {"spatial_dims": len(edges), "in_channels": channels, "out_channels": classes}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*img_size", FutureWarning)  # 1.4 wants it and warns that it got it
+        warnings.filterwarnings(
+            "ignore", ".*img_size", FutureWarning
+        )  # MONAI 1.4 requires the argument and warns about it
         if spec.encoder_weights is None:
             net = construct(where, spec, make, arguments)
         else:
@@ -90,15 +92,15 @@ def build_monai(
 
 
 def finish(name: str, net: nn.Module, axes: int) -> int:
-    """Make a network of MONAI yield one tensor of logits.
+    """Make a network of MONAI return one tensor of logits.
 
     Args:
-        name: Of its class.
+        name: Name of its class.
         net: The network; hooks are added.
         axes: Space axes of an image.
 
     Returns:
-        Its stride in pixels, 1 if that is unknown.
+        Its stride in pixels, 1 if it is unknown.
     """
     if name == "BasicUNetPlusPlus":
         net.register_forward_hook(_take_last)
@@ -108,7 +110,7 @@ def finish(name: str, net: nn.Module, axes: int) -> int:
 
 
 def _complete(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Add defaults for what a constructor of MONAI requires."""
+    """Add defaults for required arguments of a constructor of MONAI."""
     arguments = _DEFAULTS.get(name, {}) | settings
     if isinstance(arguments.get("channels"), tuple):
         arguments.setdefault("strides", (2,) * (len(arguments["channels"]) - 1))
@@ -121,20 +123,20 @@ def _complete(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _take_last(net: nn.Module, args: tuple[Tensor, ...], outputs: list[Tensor]) -> Tensor:
-    """Forward hook: keep the last output of a list; the others only help training."""
+    """Forward hook: return the last output of a list; the others are for deep supervision only."""
     return outputs[-1]
 
 
 def _check_edges(net: Any, args: tuple[Tensor, ...]) -> None:
-    """Forward hook of UNETR: it learns a vector for each patch of its image, so it takes images of one size."""
+    """Forward pre-hook of UNETR, which has one vector per patch and so accepts images of one size only."""
     wanted = tuple(n * patch for n, patch in zip(net.feat_size, net.patch_size, strict=True))
     if (given := tuple(args[0].shape[2:])) != wanted:
-        remedy = "Build the network for these, or give it windows of its own size."
+        remedy = "Build the network for this size, or crop the images."
         raise IncompatibleError(expected("monai.UNETR", f"padded images of {wanted} pixels", given, remedy))
 
 
 def _find_stride(name: str, net: Any, axes: int) -> int:
-    """Return the factor by which a MONAI network shrinks its image, from its structure."""
+    """Return the total downsampling factor of a MONAI network, from its structure."""
     match name:
         case "BasicUNet" | "BasicUNetPlusPlus":
             return 2**4

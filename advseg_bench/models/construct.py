@@ -1,4 +1,4 @@
-"""Constructors of networks: which settings they take, and their errors in one line."""
+"""Calling constructors of networks: their settings, and their errors on one line."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 from advseg_bench.errors import SpecError, UserError, expected, one_line, unknown
 from advseg_bench.suite.specs import ModelSpec
 
-FROM_DATA = "It follows from the data; remove it."
-"""Why a setting is fixed, and what to do."""
+FROM_DATA = "It follows from the data: remove it."
+"""Reason why a setting is fixed, with the remedy."""
 
 FIXED: dict[str, str] = {
     **dict.fromkeys(("in_channels", "classes", "out_channels", "in_chans"), FROM_DATA),
     "spatial_dims": FROM_DATA,
-    "encoder_name": "Write the key `encoder` of the model instead.",
-    "backbone": "Write the key `encoder` of the model instead.",
-    "activation": "Attacks and losses want raw logits; remove it.",
-    "aux_params": "A second output is never used; remove it.",
-    **dict.fromkeys(("encoder_weights", "pretrained"), "Write the key `encoder_weights` of the model instead."),
+    "encoder_name": "Use the key `encoder` of the model.",
+    "backbone": "Use the key `encoder` of the model.",
+    "activation": "Attacks and losses need raw logits: remove it.",
+    "aux_params": "A second output is not used: remove it.",
+    **dict.fromkeys(("encoder_weights", "pretrained"), "Use the key `encoder_weights` of the model."),
     **dict.fromkeys(
         ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"),
-        "Settings download nothing; give a file as the key `weights` of the model.",
+        "Settings download nothing: set the key `weights` of the model to a file.",
     ),
 }
-"""Arguments of the libraries' networks that are no settings -> why, and what to do."""
+"""Arguments of the libraries' networks that are not settings -> reason and remedy."""
 
 
 def demand_encoder(where: str, spec: ModelSpec) -> str:
-    """Return the encoder's name; it has no default, so that a record always says what was attacked.
+    """Return the encoder's name; there is no default, so that a record always names it.
 
     Raises:
-        SpecError: If there is none.
+        SpecError: If the specification has none.
     """
     if spec.encoder is None:
         raise SpecError(expected(where, f"an `encoder` for {spec.architecture}", None, 'Try encoder = "resnet18".'))
@@ -42,13 +42,13 @@ def check_settings(where: str, spec: ModelSpec, known: Collection[str], fixed: M
     """Check that settings are neither fixed nor unknown to the constructor.
 
     Args:
-        where: Put before the message.
-        spec: Whose settings are checked.
+        where: Start of the message.
+        spec: The specification with the settings.
         known: Arguments of the constructor.
-        fixed: Arguments that are no settings -> why, and what to do.
+        fixed: Arguments that are not settings -> reason and remedy.
 
     Raises:
-        SpecError: Naming the first that is.
+        SpecError: If a setting is fixed or unknown; the message names the first.
     """
     for key, value in spec.settings.items():
         if key in fixed:
@@ -61,16 +61,16 @@ def construct(where: str, spec: ModelSpec, make: Callable[..., Any], arguments: 
     """Call a constructor.
 
     Args:
-        where: Put before the message.
-        spec: What is built.
+        where: Start of the message.
+        spec: The specification.
         make: The constructor.
-        arguments: Of it.
+        arguments: Its arguments.
 
     Returns:
-        Whatever it makes.
+        The object that it constructs.
 
     Raises:
-        SpecError: With the constructor's own error in one line.
+        SpecError: If it fails; the message contains its error.
     """
     try:
         return make(**arguments)
@@ -83,7 +83,7 @@ def construct(where: str, spec: ModelSpec, make: Callable[..., Any], arguments: 
 
 
 def as_tuples(value: Any) -> Any:
-    """Copy settings from TOML with lists as tuples, which the libraries expect."""
+    """Copy settings from TOML with lists replaced by tuples, which the libraries expect."""
     if isinstance(value, Mapping):
         return {key: as_tuples(entry) for key, entry in value.items()}
     return tuple(map(as_tuples, value)) if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""Batch normalisation by fixed statistics, folded into the convolution before it."""
+"""Batch normalisation with fixed statistics, folded into the preceding convolution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from advseg_bench.errors import IncompatibleError, expected
 
 CLOSE = 1e-3
-"""Folding moves no logit by more than this share of the largest one; rounding stays far below."""
+"""Folding may change no logit by more than this share of the largest one; rounding errors are far smaller."""
 
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d}
 _TRANSPOSED = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
@@ -25,26 +25,26 @@ _FACTS = (bool, int, str, torch.Size, torch.dtype, torch.device, torch.layout)
 
 
 def fold_batch_norms(model: nn.Module, x: Tensor) -> int:
-    """Fold every batch normalisation of a model into the convolution before it, where that is all the latter feeds.
+    """Fold every batch normalisation of a model into the preceding convolution, if it is the only use of its output.
 
-    What belongs together is found by watching the calls of one forward, not by the structure of the modules, so it does
-    not matter how a network makes them. Left as they are: a convolution or normalisation that is called twice or
-    whose output is used twice, one whose weights are computed, one that a hook watches, and normalisation modules other
-    than PyTorch's and those that keep an activation as `act` behind a `drop`, as timm's do.
+    Pairs are found by observing the calls of one forward, not by the structure of the modules, so it does not matter
+    how a network makes them. Not folded are: a convolution or normalisation that is called twice or whose output is
+    used twice, one with computed weights, one with a hook, and normalisation modules other than PyTorch's and those
+    that have an activation `act` after a `drop`, as in timm.
 
     Args:
-        model: In eval mode; it is changed, so hand over a copy.
-        x: Example images.
+        model: In eval mode; it is modified, so pass a copy.
+        x: Example images, shape (N, C, *S).
 
     Returns:
-        How many were folded.
+        The number of folded normalisations.
 
     Cost:
         Six forwards.
 
     Raises:
-        IncompatibleError: If the logits of `x`, its negative or noise changed by more than rounding, as where calls
-            depend on values.
+        IncompatibleError: If the logits of `x`, `1 - x` or noise change by more than rounding, for instance because the
+            calls depend on values.
     """
     watch = _Watch()
     with torch.no_grad(), watch:
@@ -97,7 +97,7 @@ class _Norm:
 
 @dataclass
 class _Watch(TorchFunctionMode):
-    """Sees every call: which convolutions and normalisations there are, and how often their tensors are used."""
+    """Records every call: the convolutions and normalisations, and how often their tensors are used."""
 
     convolutions: dict[int, _Convolution] = field(default_factory=dict)
     norms: list[_Norm] = field(default_factory=list)
@@ -113,7 +113,7 @@ class _Watch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run a function and note it; one that only looks at a shape or the like is no use of a tensor."""
+        """Run a function and record it; reading a shape or the like does not count as a use of a tensor."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if not isinstance(result, _FACTS):
@@ -138,7 +138,7 @@ class _Watch(TorchFunctionMode):
         *_: Any,
         **__: Any,
     ) -> None:
-        # The output is kept, so that no later tensor has its id; an earlier one may have had it.
+        # The output is kept alive, so that no later tensor gets its id; an earlier one may have had it.
         self.uses[id(out)] = 0
         self.convolutions[id(out)] = _Convolution(weight, bias, out, transposed)
 
@@ -160,7 +160,7 @@ _Owners = dict[int, list[tuple[nn.Module, str]]]
 
 
 def _list_owners(model: nn.Module) -> _Owners:
-    """For each parameter and buffer the modules that hold it, and under which name."""
+    """For each parameter and buffer, the modules that have it, with its name there."""
     owners: _Owners = {}
     for module in model.modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -170,7 +170,7 @@ def _list_owners(model: nn.Module) -> _Owners:
 
 
 def _match(norm: _Norm, watch: _Watch, owners: _Owners) -> tuple[nn.Module, nn.Module] | None:
-    """The modules of a normalisation and of the convolution it can be folded into, if there are such."""
+    """The modules of the convolution and the normalisation, or None if they cannot be folded."""
     call = watch.convolutions.get(id(norm.x))
     if call is None or norm.training or norm.mean is None or watch.uses[id(call.out)] != 1:
         return None
@@ -187,7 +187,7 @@ def _match(norm: _Norm, watch: _Watch, owners: _Owners) -> tuple[nn.Module, nn.M
 
 
 def _fold(layer: nn.Module, norm: _Norm, transposed: bool) -> None:
-    """Give a convolution the weights that make the normalisation superfluous, computed in float64."""
+    """Set the weights of a convolution so that they include the normalisation, computed in float64."""
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     assert bias is None or isinstance(bias, Tensor)
@@ -200,7 +200,7 @@ def _fold(layer: nn.Module, norm: _Norm, transposed: bool) -> None:
 
 
 def _find_rest(module: nn.Module) -> nn.Module | None:
-    """What a normalisation module does beside normalising; None if that is unknown."""
+    """The operations of a normalisation module besides normalisation; None if they are unknown."""
     if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
         return nn.Identity()
     drop, act = getattr(module, "drop", None), getattr(module, "act", None)
@@ -214,7 +214,7 @@ def _find_rest(module: nn.Module) -> nn.Module | None:
 
 
 def _replace(model: nn.Module, module: nn.Module) -> None:
-    """Leave of a normalisation module, wherever it is, what it does beside normalising."""
+    """Replace a normalisation module, wherever it occurs, by its other operations."""
     rest = _find_rest(module)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):

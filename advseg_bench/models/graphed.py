@@ -1,4 +1,4 @@
-"""A model's forward and backward as CUDA graphs. Experimental: this has never run on a GPU yet."""
+"""Forward and backward of a model as CUDA graphs. Experimental: not tested on a GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.autograd import Function
 
 
 class Graphed:
-    """A forward and backward recorded once and replayed for images of that shape; others run as they are.
+    """A forward and backward, recorded once and replayed for images of that shape; other images run without a graph.
 
-    Experimental: never run on a GPU yet.
+    Experimental: not tested on a GPU.
 
     Args:
         model: Images -> logits, frozen and in eval mode.
@@ -32,7 +32,7 @@ class Graphed:
 
 
 class _Copied(Function):
-    """Copies a value and its gradient, since a graph writes the next ones to the same place."""
+    """Copies a value and its gradient, because a graph writes the next ones to the same memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

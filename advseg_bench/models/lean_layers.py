@@ -25,7 +25,7 @@ _aten = torch.ops.aten
 
 
 class _LeanLayer(Function):
-    """A layer that saves what its backward asks for; of its input that is the layout alone."""
+    """A layer that saves only what its backward needs; of the input it saves the layout."""
 
     @staticmethod
     def forward(
@@ -34,7 +34,7 @@ class _LeanLayer(Function):
         """Run a layer.
 
         Args:
-            ctx: Of autograd.
+            ctx: Context of autograd.
             x: The input.
             run: Input -> output, and the tensors to save.
             back: Gradient of the output, layout of the input, saved tensors -> gradient of the input.
@@ -58,19 +58,19 @@ class _LeanLayer(Function):
 
 
 class _NotTwiceDifferentiable(Function):
-    """The identity on a gradient; its own gradient is an error that says what to do."""
+    """The identity on a gradient; its backward raises an error with a remedy."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, source: Tensor) -> Tensor:
-        """Return the gradient; `source`, from which it was computed, connects it with the images in the graph."""
+        """Return the gradient; `source`, from which it was computed, connects it to the images in the graph."""
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Refuse."""
+        """Raise the error about a second derivative."""
         raise IncompatibleError(
             "prepared model: expected to be differentiated once, got a second derivative. "
-            'Attack the model as it is, with prepare "raw".'
+            'Attack the unprepared model: set prepare = "raw".'
         )
 
 
@@ -98,7 +98,7 @@ def _convolve(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor | None:
-    """`torch.nn.functional.conv1d` and its like."""
+    """`torch.nn.functional.conv1d`, `conv2d` and `conv3d`."""
     if isinstance(padding, str):
         symmetric = set(_expand(dilation, 1)) == {1} and all(edge % 2 for edge in weight.shape[2:])
         if padding != "valid" and not (padding == "same" and symmetric):
@@ -117,14 +117,14 @@ def _convolve_transposed(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Tensor | None:
-    """`torch.nn.functional.conv_transpose1d` and its like."""
+    """`torch.nn.functional.conv_transpose1d`, `conv_transpose2d` and `conv_transpose3d`."""
     return _convolve_any(input, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
 
 def _convolve_any(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor | None:
-    """Convolve with frozen weights and the settings of `torch.convolution`, and save the weight alone.
+    """Convolve with frozen weights and the settings of `torch.convolution`, and save only the weight.
 
-    What autocast would do to a convolution is done here, outside of the autograd function.
+    The casts of autocast are done here, outside the autograd function.
     """
     axes = weight.dim() - 2
     if not _are_frozen(weight, bias) or x.dim() != axes + 2 or x.is_complex() or weight.is_complex():
@@ -157,7 +157,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    """`torch.nn.functional.batch_norm` by fixed statistics, which are saved with the weight."""
+    """`torch.nn.functional.batch_norm` with fixed statistics, which are saved with the weight."""
     if training or running_mean is None or running_var is None or input.dim() < 2 or not input.numel():
         return None
     if not _are_frozen(weight, bias, running_mean, running_var):
@@ -188,7 +188,7 @@ def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fal
 
 
 def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor | None:
-    """`torch.nn.functional.hardtanh`; in float16 PyTorch compares with bounds that it has not rounded."""
+    """`torch.nn.functional.hardtanh`; not for float16, where PyTorch compares with unrounded bounds."""
     if input.dtype == torch.float16:
         return None
     run = partial(F.hardtanh_ if inplace else F.hardtanh, min_val=min_val, max_val=max_val)
@@ -207,18 +207,18 @@ def _relu6(input: Tensor, inplace: bool = False) -> Tensor | None:
 def _activate(
     x: Tensor, inplace: bool, function: _Map, passes: _Map | None, kernel: Any, *settings: Any
 ) -> Tensor | None:
-    """Run an activation, and save a mask of where it passes gradients on.
+    """Run an activation, and save a mask of the values where it passes gradients.
 
     Args:
-        x: Its input.
-        inplace: Whether it writes to its input.
+        x: The input.
+        inplace: Whether the activation writes to its input.
         function: Input -> output.
-        passes: Input -> the mask; None if it is where the output is not 0.
-        kernel: PyTorch's backward of the activation; it is given the mask for an input, 1 where gradients pass, else 0.
+        passes: Input -> the mask; None if the mask is true where the output is not 0.
+        kernel: PyTorch's backward of the activation; its input argument is the mask, 1 where gradients pass, else 0.
         *settings: Further arguments of the kernel.
 
     Returns:
-        The output; None if it would be written to a part of another tensor.
+        The output; None for an in-place activation on a view of another tensor.
     """
     if inplace and x._is_view():
         return None
@@ -261,7 +261,7 @@ def _max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | None:
-    """`torch.nn.functional.max_pool2d` or `max_pool3d`; the places of the maxima are saved."""
+    """`torch.nn.functional.max_pool2d` or `max_pool3d`; the indices of the maxima are saved."""
     if return_indices or input.dim() != axes + 2 or torch.is_autocast_enabled(input.device.type):
         return None
     windows = (kernel_size, [] if stride is None else stride, padding, dilation)
@@ -276,7 +276,7 @@ def _max_pool(
 
 
 def _are_frozen(*tensors: Tensor | None) -> bool:
-    """Whether no gradient of these is wanted."""
+    """Whether no gradient of these tensors is required."""
     return not any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
@@ -299,4 +299,4 @@ LEAN: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d), partial(_max_pool, 2)),
     **dict.fromkeys((F.max_pool3d, torch.max_pool3d), partial(_max_pool, 3)),
 }
-"""Function of PyTorch -> the lean one with the same arguments, which returns None where a call is left to PyTorch."""
+"""Function of PyTorch -> its lean replacement, which returns None if the call is left to PyTorch."""

@@ -1,4 +1,4 @@
-"""The one form every network takes: images in [0, 1] go in, logits come out, and nothing else shows."""
+"""The interface of every network: images in [0, 1] -> logits."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from advseg_bench.errors import SpecError, expected
 
 
 class SegmentationModule(nn.Module):
-    """A network with its normalisation and its padding inside: all that an attack may know of a model.
+    """A network with its normalisation and padding inside; an attack uses a model only through this interface.
 
-    An attack bounds a perturbation of the *image*. Were the normalisation outside, a budget of 4/255 would mean
-    something else for every model, and were the padding outside, an attack could write into pixels no one sees.
+    An attack bounds a perturbation of the *image*. If the normalisation were outside, a budget of 4/255 would have a
+    different meaning for every model, and if the padding were outside, an attack could change padded pixels.
 
-    The image is padded on the right and at the bottom (behind, in 3-D) by repeating its last row and column, and
-    the logits are cropped back. At multiples of the stride neither happens, and the logits are those of the bare
-    network bit for bit, up to the normalisation. Padding is done by concatenation: its gradient is a plain sum,
-    which is deterministic on a GPU, where that of `torch.nn.functional.pad(mode="replicate")` is not.
+    The image is padded at the end of each space axis by repeating its last row, column or slice, and the logits are
+    cropped to the size of the image. At multiples of the stride there is no padding, and the logits are bit-identical
+    to those of the bare network on the normalised image. Padding is done by concatenation: its gradient is a sum,
+    which is deterministic on a GPU, whereas that of `torch.nn.functional.pad(mode="replicate")` is not.
 
     Args:
         net: Network, (N, C, *S) -> logits (N, K, *S) for every S whose edges are multiples of `stride`.
         mean: Subtracted from the image: one number, or one per channel.
-        std: The image is divided by it, after `mean`: one positive number, or one per channel.
-        stride: Multiple of pixels the network wants along every space axis.
+        std: The image is then divided by it: one positive number, or one per channel.
+        stride: The network needs a multiple of this number of pixels along every space axis.
         head: Dotted name, inside `net`, of the layer whose output is the logits (up to resizing); None if unknown.
+
     Attributes:
-        net: The bare network; its state dict is what checkpoints hold.
-        mean: float32, shape (1,) or (C,). Neither it nor `std` is in the state dict: they belong to the spec.
+        net: The bare network; checkpoints contain its state dict.
+        mean: float32, shape (1,) or (C,). `mean` and `std` are not in the state dict: they are part of the spec.
         std: float32, shape (1,) or (C,).
         stride: As given.
         head: As given.
@@ -55,9 +56,9 @@ class SegmentationModule(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(-1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(-1), persistent=False)
         if not bool((self.std > 0).all()):
-            raise SpecError(expected("std", "positive numbers", std))
+            raise SpecError(expected("std", "positive numbers", std, "Correct `std`."))
         if stride < 1:
-            raise SpecError(expected("stride", "1 or more pixels", stride))
+            raise SpecError(expected("stride", "1 or more pixels", stride, "Correct `stride`."))
         self.stride = stride
         self.head = head
 
@@ -91,7 +92,7 @@ def _pad(x: Tensor, stride: int) -> Tensor:
 
 
 def _crop(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Cut what was padded off the end of each space axis."""
+    """Remove the padding from the end of each space axis."""
     for axis, length in enumerate(size, start=2):
         if logits.shape[axis] != length:
             logits = logits.narrow(axis, 0, length)

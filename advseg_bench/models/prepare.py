@@ -19,7 +19,7 @@ from advseg_bench.models.lean import Lean, is_worth_it
 from advseg_bench.registry.preparation import check_steps
 
 TOLERATED = 2.0
-"""A prepared model's gradient may be so many times as far from the float64 one as the model's own."""
+"""Largest accepted ratio of the gradient error of a prepared model to that of the unprepared model."""
 
 _BOUND = ("compile", "cuda_graph")
 """Steps that cannot be copied with a model."""
@@ -30,23 +30,33 @@ class Prepared(nn.Module):
 
     Attributes:
         net: The copy.
-        steps: What was done to it, of `registry.preparation.STEPS`.
+        steps: The steps of its preparation, from `registry.preparation.STEPS`.
     """
 
     def __init__(self, net: nn.Module, steps: Sequence[str]) -> None:
         super().__init__()
         self.net, self.steps = net, tuple(steps)
-        self._run: Callable[[Tensor], Any] | None = None  # what stands for the net, if not itself
+        self._run: Callable[[Tensor], Any] | None = None  # used in place of the net, if not None
         if "compile" in steps:
             self._run = torch.compile(lambda x: net(x))
 
     @property
     def exact(self) -> bool:
-        """Whether logits and gradients have every bit of the model's own."""
+        """Whether logits and gradients are bit-identical to those of the model."""
         return set(self.steps) <= {"lean"}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, *S) -> logits (N, K, *S), in the dtype of the images. Cost: one forward."""
+        """Return the logits of images.
+
+        Args:
+            x: Images, shape (N, C, *S).
+
+        Returns:
+            Logits, shape (N, K, *S), in the dtype of the images.
+
+        Cost:
+            One forward.
+        """
         dtype = x.dtype
         with ExitStack() as stack:
             if "channels_last" in self.steps:
@@ -57,28 +67,30 @@ class Prepared(nn.Module):
                 stack.enter_context(Lean())
             logits: Any = (self._run or self.net)(x)
         if not isinstance(logits, Tensor):
-            raise IncompatibleError(expected("prepared model", "a tensor of logits", type(logits).__name__))
+            raise IncompatibleError(
+                expected("prepared model", "a tensor of logits", type(logits).__name__, "Return it.")
+            )
         return logits.to(dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
-        """Copy the net; what was compiled or recorded belongs to the old one, and the copy does without."""
+        """Copy the net; the copy has no compiled or recorded function, since those belong to the original."""
         return Prepared(copy.deepcopy(self.net, memo), [name for name in self.steps if name not in _BOUND]).eval()
 
     def __getstate__(self) -> dict[str, Any]:
-        """As `__deepcopy__`."""
+        """Return the state without a compiled or recorded function, as `__deepcopy__`."""
         return {**self.__dict__, "_run": None, "steps": tuple(name for name in self.steps if name not in _BOUND)}
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A model to attack, and why it is this one.
+    """The model to attack, and the reasons for the choice.
 
     Attributes:
-        model: Prepared, or the user's own object if `steps` is empty.
-        steps: How it was prepared.
-        error: How far the input gradient of `model` is from the float64 one, see `gradient_error`.
-        raw_error: The same of the model as it was given.
-        rejected: Steps -> why they were not taken.
+        model: The prepared model, or the user's object if `steps` is empty.
+        steps: The steps of its preparation.
+        error: Distance of the input gradient of `model` from the float64 one, see `gradient_error`.
+        raw_error: The same for the unprepared model.
+        rejected: Steps -> reason why they were rejected.
     """
 
     model: nn.Module
@@ -88,42 +100,45 @@ class Choice:
     rejected: dict[str, str] = field(default_factory=dict)
 
     def as_record(self) -> dict[str, Any]:
-        """What is written down of it."""
+        """Return the description that a run stores."""
         errors = {"gradient_error": self.error, "raw_gradient_error": self.raw_error}
         return {"steps": list(self.steps), **errors, "rejected": self.rejected}
 
 
 def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
-    """Copy a model and prepare the copy; the model itself is not changed in any way.
+    """Copy a model and prepare the copy; the model itself is not changed.
 
     Args:
-        model: Images -> logits. Whatever its mode, the copy is frozen and in eval mode.
+        model: Images -> logits, in any mode; the copy is frozen and in eval mode.
         x: Example images (N, C, *S), on the device of the model.
-        steps: Of `registry.preparation.STEPS`: "fold" folds batch norms into convolutions (`models.fold`), "lean"
-            keeps less for the backward of batches of over 2^15 pixels, and every bit (`models.lean`), "channels_last"
-            stores channels innermost, "bfloat16" and "float16" are autocast, "compile" is `torch.compile`, "cuda_graph"
-            (experimental: never run on a GPU yet) replays a recorded gradient for images of the shape of `x`. Where
-            one cannot be used, an error says so.
+        steps: Names from `registry.preparation.STEPS`: "fold" folds batch norms into convolutions (`models.fold`),
+            "lean" saves memory in the backward of batches of over 2^15 pixels, with bit-identical results
+            (`models.lean`), "channels_last" stores channels innermost, "bfloat16" and "float16" are autocast, "compile"
+            is `torch.compile`, "cuda_graph" (experimental: not tested on a GPU) replays a recorded gradient for images
+            of the shape of `x`. A step that cannot be used is an error.
 
     Returns:
         The prepared copy.
 
     Cost:
-        Up to six forwards, and what compiling takes.
+        Up to six forwards, and the compilation.
 
     Raises:
-        SpecError: a step that does not exist or cannot be done here.
-        IncompatibleError: the model cannot be copied, or folding changes its logits.
+        SpecError: If a step does not exist or cannot be used here.
+        IncompatibleError: If the model cannot be copied, or folding changes its logits.
     """
     steps = check_steps(steps)
     if "cuda_graph" in steps and x.device.type != "cuda":
-        raise SpecError(expected("prepare", "a CUDA device for 'cuda_graph'", x.device.type, "Leave it out."))
+        raise SpecError(expected("prepare", "a CUDA device for 'cuda_graph'", x.device.type, "Leave out this step."))
     if "channels_last" in steps and x.dim() not in (4, 5):
-        raise SpecError(expected("prepare", "images with 2 or 3 space axes for 'channels_last'", x.dim() - 2))
+        what = "images with 2 or 3 space axes for 'channels_last'"
+        raise SpecError(expected("prepare", what, x.dim() - 2, "Leave out this step."))
     try:
         net = copy.deepcopy(model)
     except Exception as error:
-        raise IncompatibleError(expected("prepare", "a model that can be copied", str(error), 'Use "raw".')) from None
+        raise IncompatibleError(
+            expected("prepare", "a model that can be copied", str(error), 'Set prepare = "raw".')
+        ) from None
     net.eval().requires_grad_(False)
     if "fold" in steps:
         fold_batch_norms(net, x)
@@ -138,10 +153,20 @@ def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
 
 
 def gradient_error(model: nn.Module, x: Tensor, reference: Tensor) -> float:
-    """Return how far a model's input gradient is from a reference: ||g - r||_2 / ||r||_2, the mean over images.
+    """Return the relative distance of a model's input gradient from a reference: ||g - r||_2 / ||r||_2.
 
-    The gradient is that of the sum of softplus(logits), the cross-entropy to an empty mask. Cost: one
-    forward, one backward.
+    The gradient is that of the sum of softplus(logits), the cross-entropy to an empty mask.
+
+    Args:
+        model: Images -> logits.
+        x: Images (N, C, *S).
+        reference: Gradient (N, C, *S) to compare with, see `reference_gradient`.
+
+    Returns:
+        The mean over images.
+
+    Cost:
+        One forward, one backward.
     """
     difference = (softplus_gradient(model, x).to(reference) - reference).flatten(1).norm(dim=1)
     size = reference.flatten(1).norm(dim=1)
@@ -149,22 +174,33 @@ def gradient_error(model: nn.Module, x: Tensor, reference: Tensor) -> float:
 
 
 def reference_gradient(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the input gradient of `gradient_error` in float64. Cost: a forward and a backward of a float64 copy."""
+    """Return the input gradient for `gradient_error` in float64.
+
+    Args:
+        model: Images -> logits; it is copied.
+        x: Images (N, C, *S).
+
+    Returns:
+        float64 (N, C, *S).
+
+    Cost:
+        One forward and one backward of a float64 copy.
+    """
     device = "cpu" if x.device.type == "mps" else x.device
     net = copy.deepcopy(model).to(device, torch.float64).eval().requires_grad_(False)
     return softplus_gradient(net, x.to(device, torch.float64))
 
 
 def prepare_checked(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Choice:
-    """Prepare a model if that agrees with it, else return it as it is; no timing decides.
+    """Prepare a model if the prepared copy agrees with it, otherwise return it unprepared; time is not measured.
 
     Args:
-        model: As `prepare` takes it, frozen and in eval mode.
+        model: As for `prepare`, frozen and in eval mode.
         x: Images on which the gradients are compared.
-        steps: As `prepare` takes them.
+        steps: As for `prepare`.
 
     Returns:
-        The prepared model if its `gradient_error` is at most `TOLERATED` times the model's own.
+        The prepared model if its `gradient_error` is at most `TOLERATED` times that of the model.
 
     Raises:
         SpecError: As `prepare` does.
@@ -174,15 +210,15 @@ def prepare_checked(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Choice
 
 
 def find_agreeing(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, ...]]) -> tuple[list[Choice], Choice]:
-    """Prepare a model in several ways, and keep those that agree with it as `prepare_checked` asks for.
+    """Prepare a model in several ways, and keep those that agree with it by the criterion of `prepare_checked`.
 
     Args:
-        model: As `prepare` takes it, frozen and in eval mode.
+        model: As for `prepare`, frozen and in eval mode.
         x: Images on which the gradients are compared.
-        candidates: Lists of steps as `prepare` takes them.
+        candidates: Lists of steps as for `prepare`.
 
     Returns:
-        The candidates that agree, and the model as it is, with the reasons against the others.
+        The candidates that agree, and the unprepared model, with the reasons why the others were rejected.
 
     Raises:
         SpecError: As `prepare` does.
@@ -198,16 +234,16 @@ def find_agreeing(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, .
             rejected[_name(steps)] = str(error)
             continue
         try:
-            # a few images stand for whole batches, on which more calls are lean
+            # a few images represent whole batches, on which more calls are lean
             with Lean(small=0) if "lean" in steps else nullcontext():
                 found = gradient_error(prepared, x, reference)
-        except Exception as error:  # whatever it is, the model as it is can be attacked
+        except Exception as error:  # after any error, the unprepared model can be attacked
             rejected[_name(steps)] = one_line(error)
             continue
         if found <= TOLERATED * raw_error:
             choices.append(Choice(prepared, prepared.steps, found, raw_error, rejected))
         else:
-            why = f"gradient error {found:.3g}, more than {TOLERATED:g} times the model's own {raw_error:.3g}"
+            why = f"gradient error {found:.3g}, more than {TOLERATED:g} times that of the model, {raw_error:.3g}"
             rejected[_name(steps)] = why
     return choices, Choice(model, (), raw_error, raw_error, rejected)
 
@@ -240,9 +276,9 @@ def _channels_last(x: Tensor) -> torch.memory_format:
 
 
 def _try_compiled(prepared: Prepared, x: Tensor) -> None:
-    """Compile now, so that a missing compiler shows here."""
+    """Compile immediately, so that a missing compiler is found here."""
     try:
         softplus_gradient(prepared, x)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise SpecError(expected("prepare", "'compile' to work here", reason, "Leave it out.")) from None
+        raise SpecError(expected("prepare", "'compile' to work here", reason, "Leave out this step.")) from None

@@ -1,4 +1,4 @@
-"""Properties of a network that attack success may go with: its work, and how far a pixel's decision sees."""
+"""Properties of a network that may correlate with attack success: floating-point operations and receptive field."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from advseg_bench.attacks.gradient import input_gradients
 
 SHARE = 0.95
-"""Part of the gradient that an effective receptive field holds."""
+"""Share of the gradient that an effective receptive field contains."""
 
 
 def count_flops(model: nn.Module, x: Tensor) -> int:
-    """Count the floating-point operations of one forward pass of one image: two for each multiplication with addition.
+    """Count the floating-point operations of the forward pass of one image: two for each multiply-add.
 
     Args:
         model: Images -> logits.
         x: Images (N, C, *S); the first is used.
 
     Returns:
-        Those of convolutions and matrix products, which are nearly all.
+        The number of operations of convolutions and matrix products, which are nearly all.
 
     Cost:
         1 forward of one image.
@@ -32,7 +32,7 @@ def count_flops(model: nn.Module, x: Tensor) -> int:
 
 
 def measure_receptive_field(model: nn.Module, x: Tensor) -> float:
-    """Measure the effective receptive field of the central pixel, which is smaller than the one in principle.
+    """Measure the effective receptive field of the central pixel, which is smaller than the theoretical one.
 
     Args:
         model: Images -> logits.
@@ -46,7 +46,7 @@ def measure_receptive_field(model: nn.Module, x: Tensor) -> float:
         1 forward, 1 backward.
 
     Source:
-        Luo et al., NeurIPS 2016, arXiv:1701.04128; there the standard deviation of a Gaussian fit is doubled.
+        Luo et al., NeurIPS 2016, arXiv:1701.04128; they use twice the standard deviation of a Gaussian fit.
     """
     centre = [size // 2 for size in x.shape[2:]]
     middle = int(np.ravel_multi_index(centre, x.shape[2:]))

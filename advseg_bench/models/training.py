@@ -1,6 +1,6 @@
-"""Trains each model of the grid once: the result is cached under everything it depends on.
+"""Training each model of the grid once: the result is cached under everything that it depends on.
 
-A training that was killed goes on from its last checkpoint to the same weights as one that was not.
+An interrupted training resumes from its last checkpoint, and ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from advseg_bench.suite.specs import ModelSpec, Recipe
 TRAINING_VERSION = 2
 SAVE_EVERY_S = 2.0
 SAVE_SHARE = 0.03
-"""A training is saved at most so often, and takes at most this share of its time for it."""
+"""A training is saved at most every `SAVE_EVERY_S` seconds, and saving takes at most this share of its time."""
 
 DESCRIBED_IMAGES = 4
-"""Images on which a receptive field is measured, at most."""
+"""Largest number of images on which a receptive field is measured."""
 
 Progress = Callable[[int, int], None]
-"""(epochs done, epochs in all)."""
+"""Called with the number of finished epochs and that of all epochs."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A model ready to be attacked, and what the record says about it."""
+    """A model ready to be attacked, with its description for the record."""
 
     model: SegmentationModule
     info: dict[str, Any]
@@ -56,19 +56,24 @@ def obtain_model(
     progress: Progress = lambda done, total: None,
     device: str = "cpu",
 ) -> TrainedModel:
-    """Return a model in eval mode: from its `weights`, from the cache, or trained now and cached.
+    """Return a model in eval mode: from its `weights`, from the cache, or trained and then cached.
 
     Args:
         spec: The model.
-        recipe: How it is trained if it has no weights of its own.
-        dataset: Train split for the weights, validation split for the choice of checkpoint.
-        seed: Seeds initialisation and training.
-        progress: Told after every epoch.
-        device: Where it is trained. On a CPU the same call gives the same bits; an accelerator does not promise that.
+        recipe: How it is trained if the specification has no `weights`.
+        dataset: Its training split for the weights, its validation split for the choice of the checkpoint.
+        seed: Seed of initialisation and training.
+        progress: Called after every epoch.
+        device: Where it is trained. On a CPU the result is bit-identical for equal arguments; not on an accelerator.
+
+    Returns:
+        The model on the CPU, with its description.
+
     Raises:
-        TrainingError: if a model trained here learned nothing: its validation Dice is under `recipe.floor`.
-        DataError: if a model is to be trained and no validation image shows a class.
-        SpecError, IncompatibleError: from building the model and loading weights.
+        TrainingError: If the validation Dice of a model trained here is below `recipe.floor`.
+        DataError: If a model has to be trained and no validation image shows a class.
+        SpecError: See `build_model` and `load_weights`.
+        IncompatibleError: See `build_model`.
     """
     model, loaded = _build(spec, dataset, seed)
     info = {
@@ -94,15 +99,15 @@ def obtain_model(
         outcome = json.loads(sidecar.read_text())
     if not outcome["validation_dice"] >= recipe.floor:
         raise TrainingError(
-            f"model {spec.name}: expected a validation Dice of at least {recipe.floor:g} (training.floor), got "
-            f"{outcome['validation_dice']:.3f} after {recipe.epochs} epochs: it learned nothing worth attacking. "
-            "Train longer, change the learning rate, or lower the floor."
+            f"model {spec.name}: expected a validation Dice of at least {recipe.floor:g} (`training.floor`), got "
+            f"{outcome['validation_dice']:.3f} after {recipe.epochs} epochs. "
+            "Train longer, change `training.lr`, or lower `training.floor`."
         )
     return TrainedModel(model.eval(), info | outcome | {"key": key} | _describe(model.eval(), dataset, recipe.batch))
 
 
 def _describe(model: SegmentationModule, dataset: Dataset, batch: int) -> dict[str, Any]:
-    """Properties of the network, seen on a few images not trained on: no more than a step of its training holds."""
+    """Properties of the network, measured on a few images not used for training, at most one training batch."""
     images = dataset.split("validation") or dataset.split("test")
     x = dataset.batch(images[: min(DESCRIBED_IMAGES, batch)]).x
     return {"flops": count_flops(model, x), "receptive_field_px": measure_receptive_field(model, x)}
@@ -117,7 +122,7 @@ def _score(model: SegmentationModule, dataset: Dataset, batch: int) -> float | N
 
 
 def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationModule:
-    """Build a model for the images of a data set, with its own weights if it has any.
+    """Build a model for the images of a data set, and load its `weights` if the specification has any.
 
     Raises:
         SpecError: See `build_model` and `load_weights`.
@@ -144,7 +149,7 @@ def _build(spec: ModelSpec, dataset: Dataset, seed: int) -> tuple[SegmentationMo
 
 
 def _is_whole(weights: Path, sidecar: Path, model: SegmentationModule) -> bool:
-    """Whether a cached training is there and can be read; it is made again otherwise."""
+    """Whether a cached training exists and can be read; otherwise the model is trained again."""
     if not (weights.exists() and sidecar.exists()):
         return False
     try:
@@ -155,7 +160,7 @@ def _is_whole(weights: Path, sidecar: Path, model: SegmentationModule) -> bool:
 
 
 def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, device: str) -> dict[str, Any]:
-    """Everything that trained weights depend on, as JSON; the floor and the names of model and preset are not."""
+    """Everything that trained weights depend on, as JSON; not `floor` and the names of model and recipe."""
     return {
         "version": TRAINING_VERSION,
         "model": spec.model_dump(mode="json", exclude={"name", "weights"}),
@@ -170,7 +175,7 @@ def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, 
 
 
 def _train(training: Training, folder: Path, progress: Progress) -> None:
-    """Train from the last checkpoint in a folder to the end, and write the best weights and their sidecar."""
+    """Train from the last checkpoint in a folder to the end, and write the best weights and their description."""
     checkpoint = folder / "resume.pt"
     _resume(training, checkpoint)
     epochs = training.recipe.epochs
@@ -196,7 +201,7 @@ def _save(training: Training, checkpoint: Path) -> None:
 
 
 def _resume(training: Training, checkpoint: Path) -> None:
-    """Go on from a checkpoint; if there is none or it cannot be read, the training starts anew."""
+    """Restore a checkpoint; if there is none or it cannot be read, the training starts from the beginning."""
     if not checkpoint.exists():
         return
     try:
@@ -208,7 +213,7 @@ def _resume(training: Training, checkpoint: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[Path]:
-    """Hold a folder of the cache, so that two processes never train one model at once; the second one waits."""
+    """Lock a folder of the cache, so that two processes never train one model at once; the second one waits."""
     with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
@@ -216,7 +221,7 @@ def _locked(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _deterministic(device: str) -> Iterator[None]:
-    """Deterministic algorithms inside, the caller's setting again outside; an accelerator lacks some of them."""
+    """Use deterministic algorithms on a CPU, and restore the caller's setting; an accelerator lacks some of them."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(torch.device(device).type == "cpu")
     try:

@@ -1,4 +1,4 @@
-"""The training loop. Each step depends on (seed, step) alone, so a restored training ends with the same weights."""
+"""The training loop. Each step depends only on (seed, step), so a resumed training ends with the same weights."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ class Training:
     """One training, epoch by epoch.
 
     Args:
-        model: Trained where it is.
-        recipe: How.
-        dataset: Train split for the weights, validation split for the choice of the best state.
-        seed: Of every step's images, augmentation and dropout, which depend on it and on the number of the step alone.
+        model: Trained on its device.
+        recipe: Loss, optimiser, schedule and augmentation.
+        dataset: Its training split for the weights, its validation split for the choice of the best state.
+        seed: Images, augmentation and dropout of a step depend only on this seed and the number of the step.
+
     Attributes:
-        epoch: Epochs done.
+        epoch: Number of finished epochs.
         best_dice: The best mean Dice on the validation images so far; -1 before the first evaluation.
-        best: The model's state then.
-        seconds: Time spent training and evaluating.
+        best: The state of the model with that Dice.
+        seconds: Time of training and evaluation in seconds.
     """
 
     def __init__(self, model: SegmentationModule, recipe: Recipe, dataset: Dataset, seed: int) -> None:
@@ -51,7 +52,7 @@ class Training:
         self.device = next(model.parameters()).device
         half = torch.bfloat16 if self.device.type == "cpu" else torch.float16
         self.autocast = partial(torch.autocast, self.device.type, half, enabled=recipe.amp)
-        # bfloat16 has the range of float32: only float16 needs its loss scaled.
+        # bfloat16 has the range of float32: only float16 needs loss scaling.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp and half == torch.float16)
         self.epoch = 0
         self.best_dice = -1.0
@@ -59,11 +60,11 @@ class Training:
         self.seconds = 0.0
 
     def run_epoch(self) -> None:
-        """Train for one epoch, and keep the state if it is evaluated as the best so far.
+        """Train for one epoch, evaluate if it is due, and keep the state if it is the best so far.
 
         Raises:
-            TrainingError: if the loss is not finite.
-            DataError: if no validation image shows a class.
+            TrainingError: If the loss is not finite.
+            DataError: If no validation image shows a class.
         """
         started = time.perf_counter()
         self._train_epoch()
@@ -73,12 +74,12 @@ class Training:
         self.seconds += time.perf_counter() - started
 
     def as_state(self) -> dict[str, Any]:
-        """Return all that the next epochs depend on, in types that PyTorch's weights-only loader reads."""
+        """Return everything that the next epochs depend on, in types that PyTorch's weights-only loader reads."""
         state = {name: getattr(self, name) for name in _POSITION}
         return state | {name: getattr(self, name).state_dict() for name in _STATEFUL}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of `as_state`."""
+        """Restore a state of `as_state`."""
         for name in _STATEFUL:
             getattr(self, name).load_state_dict(state[name])
         for name in _POSITION:
@@ -96,8 +97,10 @@ class Training:
             with self.autocast():
                 logits = self.model(batch.x)
             value = self.loss(logits.float(), batch.y, batch.valid, batch.task).mean()
-            if not value.isfinite() and not self.scaler.is_enabled():  # which skips a step that overflows
-                raise TrainingError(f"training diverged at step {step}: the loss is {value.item()}. Lower training.lr.")
+            if not value.isfinite() and not self.scaler.is_enabled():  # the scaler skips a step that overflows
+                raise TrainingError(
+                    f"training: expected a finite loss, got {value.item()} at step {step}. Lower `training.lr`."
+                )
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(self.scaler.scale(value))
             self.scaler.step(self.optimizer)
@@ -111,7 +114,7 @@ class Training:
 
 
 class Sampler:
-    """Which images a step sees; a function of (seed, step) alone."""
+    """The images of each step, which depend only on (seed, step)."""
 
     def __init__(self, dataset: Dataset, recipe: Recipe, seed: int) -> None:
         self.indices = np.array(dataset.split("train"))
@@ -133,7 +136,7 @@ class Sampler:
 
 
 def _images_of_each_class(dataset: Dataset, indices: np.ndarray) -> list[np.ndarray]:
-    """For each class that occurs, the images that show it; the background of a multiclass task is no class here."""
+    """For each class that occurs, the images that show it; the background of a multiclass task is left out."""
     batches: Iterator[tuple[int, Batch]] = ((int(i), dataset.batch([int(i)])) for i in indices)
     counted = [(i, metrics.count(batch.y, batch.y, batch).tp[0]) for i, batch in batches]
     first = 1 if dataset.task.kind == "multiclass" else 0
@@ -142,12 +145,23 @@ def _images_of_each_class(dataset: Dataset, indices: np.ndarray) -> list[np.ndar
 
 
 def _anneal(recipe: Recipe, done: float) -> float:
-    """The learning rate when a share `done` of all steps is done: a half cosine from `lr` to `min_lr`."""
+    """Learning rate after a fraction `done` of all steps: half a cosine from `lr` to `min_lr`."""
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * done)) / 2
 
 
 def evaluate(model: nn.Module, dataset: Dataset, batch: int) -> float:
-    """Return the mean Dice over the validation images: per image, classes absent from the truth left out.
+    """Return the mean Dice over the validation images, without classes that are absent from an image's label.
+
+    Args:
+        model: Images -> logits, in eval mode.
+        dataset: Its validation split is used.
+        batch: Number of images per forward.
+
+    Returns:
+        A number in [0, 1].
+
+    Cost:
+        One forward per validation image.
 
     Raises:
         DataError: If no validation image shows a class.
@@ -164,6 +178,6 @@ def evaluate(model: nn.Module, dataset: Dataset, batch: int) -> float:
     if dice.isnan().all():
         raise DataError(
             f"data {dataset.name}: expected a validation image that shows a class, got {len(indices)} images without "
-            "any. No checkpoint can be chosen by them; use another split or seed."
+            "any. Use another split or seed."
         )
     return float(dice.nanmean())

@@ -1,4 +1,4 @@
-"""Weights on disk: read without running anything that a file may hide, written whole or not at all."""
+"""Weights on disk: read without executing code of the file, and written atomically."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from advseg_bench.models.module import SegmentationModule
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters, trainable or not; buffers do not count.
 
-    As in the literature, so do parameters that no logit depends on: with an `encoder_depth` below 5, SMP's own
-    encoders keep the stages they no longer run (its "tu-" encoders drop them).
+    As in the literature, parameters that no logit depends on are counted: with an `encoder_depth` below 5, SMP's
+    encoders keep the stages that they do not run (its "tu-" encoders remove them).
     """
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -30,11 +30,11 @@ def save_weights(path: Path, model: SegmentationModule) -> None:
     """Write the state dict of the bare network as safetensors; equal weights give equal bytes.
 
     Args:
-        path: The file; it appears complete or not at all.
+        path: The file; it is written atomically.
         model: Its `net` is saved; normalisation and stride are in the spec.
 
     Raises:
-        RecordError: On a full disk or an unwritable place.
+        RecordError: If the disk is full or the folder cannot be written.
     """
     # Copies, because safetensors refuses tensors that share memory, such as tied weights.
     state = {
@@ -45,31 +45,48 @@ def save_weights(path: Path, model: SegmentationModule) -> None:
 
 
 def load_weights(path: Path, model: SegmentationModule, key: str | None = None) -> Fitted:
-    """Load a checkpoint into the bare network; on any error the network is as it was.
+    """Load a checkpoint into the bare network; after an error the network is unchanged.
 
-    The format is recognised by the bytes of the file, not by its name. A pickle can run any program when it is opened,
-    so files of `torch.save` are read by PyTorch's weights-only loader; the few harmless objects that trainers write
-    beside weights are replaced by stand-ins, and every other object makes the file refused. Checkpoints of Lightning,
-    nnU-Net, MONAI, timm and averaged models hold the network under some key and prefix, which is found by the names of
-    its tensors.
+    The format is recognised by the bytes of the file, not by its name. A pickle can execute code when it is opened, so
+    files of `torch.save` are read by PyTorch's weights-only loader; the few harmless objects that trainers write
+    beside weights are replaced by placeholders, and any other object is refused. Checkpoints of Lightning, nnU-Net,
+    MONAI, timm and averaged models hold the network under some key and prefix, which is found from the names of its
+    tensors.
 
     Args:
-        path: A file, a folder with one, or `hf:owner/name` of the Hugging Face Hub.
-        model: Its `net` receives the weights, on the device where it is.
-        key: Dotted path of the state dict that is meant, where more than one fits.
+        path: A file, a folder with one checkpoint, or `hf:owner/name` of the Hugging Face Hub.
+        model: Its `net` receives the weights, on its device.
+        key: Dotted path of the state dict to load; required if several fit.
 
     Returns:
-        What was loaded, from where, and what was left out.
+        The loaded tensors, their place in the file, and the names of those that were left out.
 
     Raises:
-        SpecError: If there is no such file, it could run code, or it holds the weights of another network.
-        DataError: If the file is empty, cut short or damaged, or a weight is not finite.
+        SpecError: If the file does not exist, could execute code, or contains the weights of another network.
+        DataError: If the file is empty, truncated or damaged, or a weight is not finite.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from advseg_bench.models import load_weights
+        >>> from advseg_bench.models.module import SegmentationModule
+        >>> model = SegmentationModule(torch.nn.Conv2d(1, 2, kernel_size=1))
+        >>> state = {"model.weight": torch.ones(2, 1, 1, 1), "model.bias": torch.zeros(2)}
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save({"epoch": 3, "state_dict": state}, Path(folder, "net.ckpt"))
+        ...     loaded = load_weights(Path(folder, "net.ckpt"), model)
+        >>> loaded.key
+        'state_dict.model'
+        >>> model(torch.full((1, 1, 1, 1), 0.5)).flatten().tolist()
+        [0.5, 0.5]
     """
     file = find_file(path)
     fitted = fit(file, read_content(file), model.net, key)
     for name, tensor in fitted.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"{file}: expected finite weights, got NaN or infinity in {name!r}. Train it again.")
+            remedy = "Use another checkpoint, or train the model again."
+            raise DataError(f"{file}: expected finite weights, got NaN or infinity in {name!r}. {remedy}")
     model.net.load_state_dict(dict(fitted.tensors), strict=True)
     return fitted
 

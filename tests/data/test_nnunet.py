@@ -78,7 +78,7 @@ def test_slices_arrive_where_they_belong(good):
     plane = labels("lab_002_a")[..., 2]
     assert (sample.label == [in_square(plane == 1), in_square(plane == 2)]).all()
     assert (sample.valid == np.pad(plane != 3, ((4, 4), (0, 0)))).all()
-    assert "subject of its own" in data.note
+    assert "`subject` was not set" in data.note
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_regions_are_channels_that_overlap(good):
     label = data.read(find(data, "lab_003_a/z001")).label
     plane = labels("lab_003_a")[..., 1]
     assert (label == [in_square(plane > 0), in_square(plane == 2)]).all()
-    with pytest.raises(DataError, match=r"dataset\.json: expected labels that exclude each other, got 'regions"):
+    with pytest.raises(DataError, match=r"dataset\.json: expected labels .*, got 'overlapping regions"):
         load(spec(good, inputs=("T2",), task="multiclass"))
 
 
@@ -228,7 +228,7 @@ def test_colour_where_grey_was_said(tmp_path):
         picture(tmp_path / "imagesTr" / f"{case}_0000.png", np.stack([plane] * 3, -1))
         picture(tmp_path / "labelsTr" / f"{case}.png", labels(case)[..., 1])
     describe(tmp_path, file_ending=".png", channel_names={"0": "grey"})
-    with pytest.raises(DataError, match=r"_0000\.png: expected one channel, got '3 channels in a picture'"):
+    with pytest.raises(DataError, match=r"_0000\.png: expected one channel, got '3 channels"):
         load(spec(tmp_path))
 
 
@@ -273,7 +273,7 @@ DAMAGES = {
     "ending": (lambda d: describe(d, file_ending=".mha"), r"expected `file_ending`, one of .*, got '\.mha'"),
     "other ending": (
         lambda d: describe(d, file_ending=".png"),
-        r"nii\.gz: expected a file ending in \.png, as dataset",
+        r"nii\.gz: expected a file ending in \.png, .* got 'lab",
     ),
     "fewer": (lambda d: describe(d, numTraining=9), "expected numTraining = 5, the number of cases .* got 9"),
     "no labels": (lambda d: shutil.rmtree(d / "labelsTr"), "labelsTr: expected a folder, got 'nothing of that name'"),
@@ -332,7 +332,7 @@ def test_damaged_folders(good, damage):
     [
         ({}, r"dataset\.json: expected one channel, got 2\. Set `inputs` to one of \['T2', 'ADC'\]"),
         ({"inputs": ("T1",)}, r"dataset\.json: inputs: unknown channel 'T1'\. Did you mean 'T2'\?"),
-        ({"inputs": ("T2",), "subject": "lab"}, "one group in the regular expression subject"),
+        ({"inputs": ("T2",), "subject": "lab"}, "one group .*`subject`, got"),
         ({"inputs": ("T2",), "subject": "x(.)"}, r"_0000\.nii\.gz: expected a name that matches"),
         ({"inputs": ("T2",), "scale": (2.0, 1.0)}, r"scale = \[lower, upper\] with lower < upper"),
         ({"inputs": ("T2",), "validation": 0.9}, "subjects for each of training, validation and test"),
@@ -344,5 +344,5 @@ def test_specifications_that_do_not_fit(good, keys, message):
 
 
 def test_two_inputs_are_refused(tmp_path):
-    with pytest.raises(ValidationError, match="inputs: channels = 3 takes one or three, got 2"):
+    with pytest.raises(ValidationError, match=r"inputs: .*channels = 3, got 2"):
         spec(tmp_path, inputs=("a", "b"), channels=3)

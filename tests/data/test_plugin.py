@@ -122,15 +122,15 @@ def test_the_fingerprint_follows_specification_settings_and_code(tmp_path, monke
     ("wrong", "error", "message"),
     [
         (spec(settings={"noize": 1}), SpecError, "unknown setting 'noize'. Did you mean 'noise'?"),
-        (spec("demands"), SpecError, "demands a setting 'depth'. Add it to `settings`."),
-        (spec("fails"), DataError, "could not be loaded: KeyError: 'no such file'. Check `settings`."),
+        (spec("demands"), SpecError, "expected a setting 'depth', got none. Add it"),
+        (spec("fails"), DataError, "expected a data set, got KeyError: 'no such file'. Check"),
         (spec("returns_none"), PluginError, "expected its function to return .*Dataset, got 'NoneType'"),
         (spec("keywords"), PluginError, r"expected a function f\(spec, \*\*settings\), got 'f\(\*, noise=1\)'"),
         (spec("number"), PluginError, r"expected a function f\(spec, \*\*settings\) .*, got 'int'"),
         (spec("blob"), PluginError, "unknown object of test_plugin 'blob'. Did you mean 'blobs'?"),
         (spec("other_task"), DataError, "expected labels for a binary task, got 'multilabel'. Set `task`"),
-        (spec("twins"), DataError, "two cases are named 'twin'. Give each image a name of its own."),
-        (spec("one_split"), DataError, "expected images in each split, got none in test."),
+        (spec("twins"), DataError, "expected a unique name .*, got 'twin' twice"),
+        (spec("one_split"), DataError, "expected images in the test split, got none."),
     ],
 )
 def test_what_is_no_data_set_is_one_line(wrong, error, message):
@@ -146,7 +146,7 @@ def test_a_mistake_that_the_data_set_finds_is_told_as_it_is():
 
 def test_an_image_that_cannot_be_read_is_named():
     data = load_dataset(spec("unreadable"))
-    with pytest.raises(DataError, match=r"^data set .*: blob1: cannot be read: OSError: \[Errno 5\] no disk.$"):
+    with pytest.raises(DataError, match=r"^data set .*: blob1: .*got OSError: \[Errno 5\] no disk"):
         data.batch([1])
 
 
@@ -164,7 +164,7 @@ def ignored(value):
         ("binary", lambda s: s._replace(image=s.image * np.float32("nan")), "image: expected finite values"),
         ("binary", lambda s: s._replace(label=s.label.astype(np.uint8) * 255), "label: expected bool .*, got uint8"),
         ("binary", lambda s: s._replace(label=s.label.repeat(2, 0)), r"label: expected bool \(1, .* got bool \(2, 1"),
-        ("multiclass", lambda s: s._replace(label=s.label * 255), "label: expected classes 0 to 1, got 255. A value"),
+        ("multiclass", lambda s: s._replace(label=s.label * 255), "label: expected classes 0 to 1, got 255"),
         ("multiclass", lambda s: s._replace(label=s.label - 1), "label: expected classes 0 to 1, got -1"),
         ("multiclass", lambda s: s._replace(label=s.label.astype(np.int32)), "label: expected int64 .*, got int32"),
         ("binary", lambda s: s._replace(valid=s.valid.astype(int)), r"valid: expected bool \(16, 16\), got int64"),

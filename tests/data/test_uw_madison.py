@@ -261,9 +261,9 @@ def test_specifications_that_do_not_fit_the_folder(good, keys, message):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"task": "multiclass"}, "masks may overlap, so it cannot be multiclass"),
+        ({"task": "multiclass"}, "task: .*masks may overlap, got 'multiclass'"),
         ({"fold": 3}, "fold: expected 0 to 2, got 3"),
-        ({"neighbours": True}, "three slices need channels = 3"),
+        ({"neighbours": True}, "neighbours: expected channels = 3"),
         ({"exclude": ("case7",)}, "exclude"),
     ],
 )
@@ -403,7 +403,7 @@ def _save(folder, array):
     [
         (
             lambda d: _save(d, np.zeros((24, 20), np.uint16)),
-            r"slice_0001.*: expected 20 rows x 24 columns, as its name says, got '24 x 20'",
+            r"slice_0001.*: expected 20 rows x 24 columns.*, got '24 x 20'",
         ),
         (lambda d: _save(d, np.zeros((20, 24), np.uint8)), r"expected 16-bit grey pixels, got 'uint8 \(20, 24\)'"),
         (
@@ -445,7 +445,7 @@ def test_making_a_folder_does_not_depend_on_workers_and_overwrites_nothing(tmp_p
     taken = tmp_path / "taken"
     (taken / "train").mkdir(parents=True)
     for path in (two, taken, two / "train.csv"):
-        with pytest.raises(DataError, match=f"{path.name}: expected a new or an empty folder, got 'something there'"):
+        with pytest.raises(DataError, match=f"{path.name}: expected a new or an empty folder, got 'a f"):
             write_uw_madison(path, cases=1, slices=1)
     assert (two / files[-1]).read_bytes() == (one / files[-1]).read_bytes()
 

@@ -133,11 +133,11 @@ def test_a_test_split_without_a_class_is_refused(nnunet):
 def test_the_note_tells_what_became_of_the_spacing(nnunet):
     note = load_dataset(spec(nnunet, fit="pad")).note
     assert "resized by area to 5 x 16 x 16 (depth, rows, columns), rows and columns by one factor" in note
-    assert note.endswith("Spacing is not made equal: a resized voxel measures 8 x 1 x 1.5 mm.")
+    assert note.endswith("a resized voxel measures 8 x 1 x 1.5 mm.")
     for case in CASES[:2]:
         volume(nnunet / "imagesTr" / f"{case}_0000.nii.gz", voxels(case), (0.5, 0.75, 2.5))
     note = load_dataset(spec(nnunet)).note
-    assert "each edge by its own factor" in note
+    assert "each edge by a separate factor" in note
     assert note.endswith("measures 5-8 x 1 x 1.12 mm.")
 
 
@@ -146,7 +146,7 @@ def test_the_note_names_orientations_that_differ(nnunet):
     for part, name, array in (("imagesTr", "p1_a_0000", voxels("p1_a")), ("labelsTr", "p1_a", labels("p1_a"))):
         volume(nnunet / part / f"{name}.nii.gz", array, affine=np.diag([-0.5, 0.75, 4.0, 1.0]))
     note = load_dataset(spec(nnunet)).note
-    assert note.endswith("Files differ in orientation (LAS, RAS), and none was turned.")
+    assert "Files differ in orientation (LAS, RAS)" in note
 
 
 def test_a_volume_of_few_slices_is_padded_and_says_so(nnunet):
@@ -159,7 +159,7 @@ def test_a_volume_of_few_slices_is_padded_and_says_so(nnunet):
         sample.image[0, 3:13].mean(), voxels(CASES[0]).mean() / voxels(CASES[0]).max() * 0.75, 1e-5
     )
     assert data.cases[0].spacing == (4.0, 1.0, 1.5)
-    assert " 8 of 8 have fewer slices; those added around them do not count." in data.note
+    assert " 8 of 8 have fewer slices" in data.note
     assert "fewer slices" not in load_dataset(spec(nnunet, size=(16, 16, 16))).note
 
 
@@ -216,7 +216,7 @@ def test_a_picture_is_no_volume(tmp_path, reader):
     else:
         given = NnunetData(name="nnunet", **keys)
         (tmp_path / "dataset.json").write_text(json.dumps(content))
-    what = r"p0_a.*\.png: expected a NIfTI volume for size = \[5, 16, 16\], got 'a picture'\. Give one edge"
+    what = r"p0_a.*\.png: expected a NIfTI volume for size = \[5, 16, 16\], got 'a 2-D image'"
     with pytest.raises(DataError, match=what):
         load_dataset(given)
 
@@ -242,7 +242,7 @@ def test_a_slice_more_in_the_label_is_refused(nnunet):
         ({"size": 15}, "expected an edge of .*, got 15"),
         ({"size": 1025}, "expected an edge of .*, got 1025"),
         ({"size": None}, "expected an edge of .*, got None"),
-        ({"every": 2}, r"every: a volume \(size = \[5, 16, 16\]\) has all its slices\. Remove the key"),
+        ({"every": 2}, r"every: .*size = \[5, 16, 16\].* got 2"),
     ],
 )
 def test_what_is_wrong_with_a_size(tmp_path, keys, message):
@@ -286,5 +286,5 @@ def test_a_plugin_may_give_volumes():
         sample.image[0], averages(padded(np.random.default_rng(0).random((10, 32, 24)))), atol=1e-6
     )
     assert data.cases[0].spacing == (8.0, 2.0, 2.0)
-    with pytest.raises(DataError, match=r"stack: test: cannot be read: .*masks of shape \(1, 32, 24\) for size = \(5"):
+    with pytest.raises(DataError, match=r"stack: test: .*masks of shape \(1, 32, 24\) for size = \(5"):
         data.read(2)

@@ -146,12 +146,12 @@ def test_unetr_names_the_size_it_takes() -> None:
 def test_a_missing_package_is_named_with_the_command(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("advseg_bench.models.build_monai.find_spec", lambda name: None)
     command = r"Run: pip install 'advseg-bench\[monai\]'$"
-    with pytest.raises(SpecError, match=f"{architecture} needs the package einops, which is not installed. {command}"):
+    with pytest.raises(SpecError, match=f"einops, which {architecture} needs, got 'not installed'. {command}"):
         build(specify_usual(architecture))
 
 
 def test_networks_of_smp_refuse_volumes() -> None:
-    with pytest.raises(IncompatibleError, match=r"expected 2-D images, got '3-D'\. smp\.Unet is for 2-D images; take"):
+    with pytest.raises(IncompatibleError, match=r"expected 2-D images, got '3-D'\. smp\.Unet is for 2-D images"):
         build(specify("smp.Unet", "resnet18"), size=(32, 32, 32))
 
 
@@ -258,9 +258,9 @@ def test_users_network_is_called_with_what_it_accepts(name: str) -> None:
         (":Net", "module '' cannot be imported"),
         ("networks:Plane", r"unknown object of networks 'Plane'\. Did you mean 'Plain'\?"),
         ("networks:", "unknown object of"),
-        ("networks:network", "to be a class or function that makes a network, got 'Formula'"),
-        ("networks:FINISHES", "to be a class or function that makes a network, got 'dict'"),
-        ("networks:make_nothing", r"to make a torch\.nn\.Module, got 'NoneType'"),
+        ("networks:network", "to be a class or function .*, got 'Formula'"),
+        ("networks:FINISHES", "to be a class or function .*, got 'dict'"),
+        ("networks:make_nothing", r"torch\.nn\.Module, got 'NoneType'"),
     ],
 )
 def test_users_network_that_cannot_be_had_is_refused(architecture: str, match: str) -> None:
@@ -287,8 +287,8 @@ def test_broken_module_of_a_user_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         (specify("smp.Unet", "tu-hf-hub:timm/resnet18"), "unknown encoder 'tu-hf-hub:timm/resnet18'"),
         (specify("smp.DPT", "resnet18"), r"smp\.DPT could not be built: ValueError: Only Timm encoders"),
         (specify("monai.FlexibleUNet", "resnet81"), r"unknown encoder 'resnet81'\. Did you mean 'resnet18'\?"),
-        (specify("monai.UNet", "resnet18"), r"expected no `encoder`, which monai\.UNet has not, got 'resnet18'"),
-        (specify("networks:Plain", "resnet18"), "expected no `encoder` for a network of your own"),
+        (specify("monai.UNet", "resnet18"), r"expected no `encoder` .*monai\.UNet.*, got 'resnet18'"),
+        (specify("networks:Plain", "resnet18"), "expected no `encoder` .*, got 'resnet18'"),
         (
             specify("smp.Unet", "resnet18", settings={"decoder_channel": [8]}),
             r"unknown setting of smp\.Unet 'decoder_channel'\. Did you mean 'decoder_channels'\?",
@@ -312,11 +312,11 @@ def test_broken_module_of_a_user_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         (specify("monai.UNet", settings={"channels": 8}), r"monai\.UNet could not be built: TypeError"),
         (
             specify("smp.Unet", "resnet18", settings={"activation": "sigmoid"}),
-            "expected no setting 'activation', got 'sigmoid'. Attacks and losses want raw logits",
+            "expected no setting 'activation', got 'sigmoid'",
         ),
         (
             specify("smp.Unet", "resnet18", settings={"encoder_weights": "imagenet"}),
-            "expected no setting 'encoder_weights', got 'imagenet'. Write the key `encoder_weights` of the model",
+            "expected no setting 'encoder_weights', got 'imagenet'. Use the key `encoder_weights` of the model",
         ),
         (specify("monai.UNet", settings={"in_channels": 3}), "expected no setting 'in_channels', got 3"),
         (specify("monai.UNETR", settings={"img_size": 64}), "expected no setting 'img_size', got 64. It follows"),

@@ -205,7 +205,7 @@ def test_functions_are_refused(tmp_path: Path, name: str) -> None:
     body = pickle.dumps({"state_dict": 1}, protocol=2)[:-1]
     call = b"c" + f"{module}\n{function}\n".encode() + b"X\x01\x00\x00\x001\x85R0"
     (tmp_path / "a.pt").write_bytes(body + call + b".")
-    refuse(tmp_path / "a.pt", "refused because it could run code|damaged file", error=(SpecError, DataError))
+    refuse(tmp_path / "a.pt", "refused because it could execute code|damaged file", error=(SpecError, DataError))
 
 
 # State dicts
@@ -355,8 +355,8 @@ def test_a_network_inside_another_one_is_not_taken_unasked(tmp_path: Path) -> No
 @pytest.mark.parametrize("front", ["", "module.", "student."])
 def test_classes_channels_and_axes_are_distinguished_behind_any_prefix(tmp_path: Path, front: str) -> None:
     cases = {
-        r"Classes: 5 in the file, 2 here; .*\.$": {"classes": 5},
-        r"Channels of an image: 3 in the file, 1 here; .* to 3\.$": {"channels": 3},
+        r"Classes: 5 in the file, 2 here. .*\.$": {"classes": 5},
+        r"Channels of an image: 3 in the file, 1 here. .* to 3\.$": {"channels": 3},
         r"Channels of an image: 3 .* Classes: 5 in the file, 2 here": {"channels": 3, "classes": 5},
         r"Its network is for 3-D images, this one for 2-D ones\.$": {"axes": 3},
     }
@@ -369,7 +369,7 @@ def test_a_part_another_decoder_and_another_network_are_distinguished(tmp_path: 
     part = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
     refuse_content(tmp_path / "a.pt", part, r"lacks 'decoder', 'head': it holds a part of the network only")
     other = part | {"head.weight": state["head.weight"], "head.bias": state["head.bias"], "decoder.up": torch.ones(1)}
-    refuse_content(tmp_path / "a.pt", other, r"Only the decoder differs: give the `architecture` and `settings`")
+    refuse_content(tmp_path / "a.pt", other, r"Only the decoder differs: use the `architecture` and `settings`")
     refuse_content(tmp_path / "a.pt", {"a.b": torch.ones(1)}, r"12 missing|No name agrees: it is another network")
 
 

@@ -280,10 +280,13 @@ def test_pretrained_encoders_start_from_the_weights_that_the_library_fetches(tmp
             {"architecture": "smp.Unet", "encoder": "tu-resnet18", "encoder_weights": "x"},
             "unknown encoder_weights of tu-",
         ),
-        ({"architecture": "monai.UNet", "encoder_weights": "imagenet"}, "monai.UNet has no pretrained encoder, got"),
+        (
+            {"architecture": "monai.UNet", "encoder_weights": "imagenet"},
+            "monai.UNet, which has no pretrained encoder, got",
+        ),
         (
             {"architecture": "torch.nn:Identity", "encoder_weights": "imagenet"},
-            "for a network of your own, got 'imagenet'",
+            "for a user network, got 'imagenet'",
         ),
         (
             {"architecture": "monai.FlexibleUNet", "encoder": "efficientnet-b0", "encoder_weights": "x"},

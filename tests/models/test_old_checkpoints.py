@@ -103,27 +103,27 @@ MISTAKES = {
     "architecture": (
         ("smp.UnetPlusPlus", ORGANS, 3),
         r"expected the 374 tensors of this Unet, got those of another network: \d+ missing \(first 'decoder\..*\), \d+ "
-        r"unexpected \(first 'decoder\..*\)\. Only the decoder differs: give the `architecture` and `settings` it was",
+        r"unexpected \(first 'decoder\..*\)\. Only the decoder differs: use the `architecture` and `settings`",
     ),
     "architecture and classes": (
         ("smp.UnetPlusPlus", Task("binary", ("organ",)), 3),
-        r"2 of another shape .*\. Give the architecture, encoder, channels and classes it was trained with\.$",
+        r"2 of another shape .*\. Use the architecture, encoder, channels and classes",
     ),
     "classes": (
         ("smp.Unet", Task("binary", ("organ",)), 3),
-        r"2 of another shape \(first 'segmentation_head.0.weight': .*\)\. Classes: 1 in the file, 3 here; give it ",
+        r"2 of another shape \(first 'segmentation_head.0.weight': .*\)\. Classes: 1 in the file, 3 here",
     ),
     "channels": (
         ("smp.Unet", ORGANS, 1),
-        r"1 of another shape .*\. Channels of an image: 1 in the file, 3 here; set `channels` in \[data\] to 1\.$",
+        r"1 of another shape .*\. Channels of an image: 1 in the file, 3 here.*`channels` in \[data\] to 1\.$",
     ),
     "both": (
         ("smp.Unet", Task("binary", ("organ",)), 1),
-        r"3 of another shape .*\. Channels of an image: 1 in the file, 3 .* to 1\. Classes: 1 in the file, 3 here; ",
+        r"3 of another shape .*\. Channels of an image: 1 in the file, 3 .* to 1\. Classes: 1 in the file, 3 here",
     ),
     "network": (
         ("monai.UNet", ORGANS, 3),
-        r"of this Unet, got those of another network: .*\. Give the architecture, encoder, channels and classes it was",
+        r"of this Unet, got those of another network: .*\. Use the architecture, encoder, channels and classes",
     ),
 }
 

@@ -108,7 +108,7 @@ def test_checkpoint_in_the_format_before_zip_is_read(tmp_path: Path) -> None:
 
 
 def test_missing_file_and_empty_folder_are_refused(tmp_path: Path) -> None:
-    refuse(tmp_path / "a.pt", SpecError, r"a\.pt: the weights cannot be read: No such file or directory")
+    refuse(tmp_path / "a.pt", SpecError, r"a\.pt: expected .*, got 'No such file or directory'")
     (tmp_path / "b.pt").mkdir()
     refuse(tmp_path / "b.pt", SpecError, "expected a folder with one checkpoint, .* got 'none'")
 
@@ -134,7 +134,7 @@ def _torchscript(path: Path) -> None:
 @pytest.mark.parametrize("write", [_pickle_in_zip, _pickle_bare, _whole_network, _torchscript])
 def test_a_file_that_could_run_code_is_refused_and_not_run(tmp_path: Path, write: Callable[[Path], None]) -> None:
     write(tmp_path / "a.pt")
-    refuse(tmp_path / "a.pt", SpecError, r"refused because it could run code\. .*save net\.state_dict\(\)")
+    refuse(tmp_path / "a.pt", SpecError, r"refused because it could execute code\. .*save net\.state_dict\(\)")
     assert Trap.mark not in os.environ
 
 
@@ -156,7 +156,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, suffix: str, keep: float) -
         torch.save(wrap().net.state_dict(), path, _use_new_zipfile_serialization=suffix == ".pt")
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data))])
-    refuse(path, DataError, r"expected a whole checkpoint, got a damaged file: .* Fetch or save it again\.")
+    refuse(path, DataError, r"expected .* checkpoint, got a damaged file: .* save it again\.")
 
 
 def test_a_flipped_bit_among_the_weights_is_found(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     )
     refuse(path, SpecError, match)
     save_weights(path, wrap(depth=3))
-    refuse(path, SpecError, r"0 missing, 4 unexpected \(first 'model\.1\.bias'\)\. Give the architecture")
+    refuse(path, SpecError, r"0 missing, 4 unexpected \(first 'model\.1\.bias'\)")
     save_weights(path, wrap(depth=1))
     refuse(path, SpecError, r"2 missing \(first 'model\.1\.weight'\), 0 unexpected\.", wrap(depth=2))
 

@@ -1,4 +1,4 @@
-"""What does the procedural abdominal phantom look like? The data set `phantom`, drawn rather than acquired."""
+"""How is the procedural abdominal phantom generated? The data set `phantom`, synthetic rather than acquired."""
 
 from advseg_bench.data.phantom.dataset import load
 

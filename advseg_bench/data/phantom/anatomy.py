@@ -1,8 +1,8 @@
-"""Anatomy of a phantom subject: what a subject keeps for life, bones, muscles, vessels and solid organs.
+"""Constant anatomy of a phantom subject: bones, muscles, vessels and solid organs.
 
-Positions are drawn per subject around plausible ones, most of them relative to the trunk, so that organs stay
-inside of thin and of stout people alike. Shapes were judged by eye and by summary statistics; no patient's image
-was used. The bowel, which moves from day to day, is in `phantom_bowel`.
+Positions are sampled per subject around plausible values, most of them relative to the trunk, so that organs lie inside
+both thin and large subjects. Shapes are based on visual judgement and summary statistics; no image of a patient is
+used. The bowel, which changes from day to day, is in `bowel`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from advseg_bench.data.phantom.body import SOFT, VISCERAL, Anatomy, Part, Tissue
 from advseg_bench.data.phantom.shapes import Doubles, Ellipsoid, Tubes, join_tubes, trace_spline
 
 _ALWAYS = (-1e3, 1e3)
-"""Heights of a cylinder that every slice cuts."""
+"""Heights of a cylinder that intersects every slice."""
 
 _SACRUM = (-150.0, 6.0)
 """Heights between which the spine is as wide as the sacrum."""
 
 
 def build_anatomy(rng: np.random.Generator) -> Anatomy:
-    """Draw a subject.
+    """Sample the anatomy of a subject.
 
     Args:
-        rng: Source of the subject; the same state gives the same subject.
+        rng: Random generator; the same state gives the same subject.
+
+    Returns:
+        The trunk and its parts.
     """
     half_width = rng.uniform(171.0, 194.0)
     trunk = Trunk(
@@ -98,7 +101,7 @@ def _build_spine(trunk: Trunk) -> list[Part]:
 
 
 def _build_vessels(trunk: Trunk, rng: np.random.Generator) -> list[Part]:
-    """Lay the great vessels in front of the spine and a fan of vessels into the mesentery."""
+    """Place the great vessels in front of the spine, and vessels that fan out into the mesentery."""
     y, wide, deep = trunk.spine_y, trunk.inner_width, trunk.inner_depth
     aorta = np.array([[11, y - 28, 400.0], [12, y - 30, 180], [6, y - 28, 66]])
     cava = np.array([[-24, y - 45, 330.0], [-22, y - 30, 180], [-14, y - 26, 58]])
@@ -174,12 +177,12 @@ def _build_heart(trunk: Trunk) -> list[Part]:
 
 
 def _shrink(shape: Ellipsoid, by: float) -> Ellipsoid:
-    """Return an ellipsoid whose axes are shorter by some mm."""
+    """Return an ellipsoid with axes shortened by `by` mm."""
     a, b, c = (axis - by for axis in shape.axes)
     return Ellipsoid(shape.centre, (a, b, c), shape.angle, shape.span)
 
 
 def _taper(line: Doubles, start: float, end: float) -> tuple[Doubles, Doubles]:
-    """Return nodes and radii of a tube through control points whose radius changes evenly."""
+    """Return nodes and radii of a tube through given points, with linearly changing radius."""
     nodes, length = trace_spline(line, 12.0)
     return nodes, start + (end - start) * length / length[-1]

@@ -1,6 +1,6 @@
 """The body of the phantom: tissues, the trunk's layers, and the painting of shapes into a slice.
 
-Heights count from the lower end of the sigmoid colon (0) to about the dome of the diaphragm (`ABDOMEN_MM`).
+Heights are measured from the lower end of the sigmoid colon (0) to about the dome of the diaphragm (`ABDOMEN_MM`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ABDOMEN_MM = 300.0
 
 
 class Tissue(IntEnum):
-    """What a point of the phantom consists of."""
+    """The tissue at a point of the phantom."""
 
     AIR = 0
     SKIN_FAT = 1
@@ -49,15 +49,15 @@ class Tissue(IntEnum):
 
 
 VISCERAL = frozenset({Tissue.VISCERAL_FAT, Tissue.MESENTERIC_VESSEL})
-"""Tissue that gives way to an organ."""
+"""Tissues that organs are painted over."""
 
 SOFT = VISCERAL | {Tissue.SKIN_FAT, Tissue.MUSCLE, Tissue.LUNG}
-"""Tissue that gives way to the skeleton and its muscles."""
+"""Tissues that the skeleton and its muscles are painted over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A shape of one tissue; parts are painted one after the other, each only over the tissues in `over`."""
+    """A shape of one tissue; parts are painted in order, each only over the tissues in `over`."""
 
     tissue: Tissue
     shape: Ellipsoid | Tubes
@@ -69,10 +69,10 @@ class Trunk:
     """The body's outline and its layers.
 
     Attributes:
-        half_width: Semi-axis to the sides at the waist, mm.
-        half_depth: Semi-axis to front and back, mm.
+        half_width: Semi-axis from left to right at the waist, mm.
+        half_depth: Semi-axis from front to back, mm.
         rim: Amplitudes (2, 4) of cos and sin of 2 to 5 times the angle, as shares of the radius.
-        fat: Thickness of the subcutaneous fat at its mean, mm.
+        fat: Mean thickness of the subcutaneous fat, mm.
         muscle: Thickness of the abdominal wall, mm.
     """
 
@@ -84,32 +84,35 @@ class Trunk:
 
     @property
     def inner_width(self) -> float:
-        """Semi-axis of the abdominal cavity to the sides, mm."""
+        """Semi-axis of the abdominal cavity from left to right, mm."""
         return self.half_width - self.fat - self.muscle
 
     @property
     def inner_depth(self) -> float:
-        """Semi-axis of the abdominal cavity to front and back, mm."""
+        """Semi-axis of the abdominal cavity from front to back, mm."""
         return self.half_depth - self.fat - self.muscle
 
     @property
     def spine_y(self) -> float:
-        """Where the vertebral bodies' centres lie."""
+        """Position of the centres of the vertebral bodies from front to back, mm."""
         return self.inner_depth - 50.0
 
     def layers(self, plane: Plane) -> tuple[Floats, Floats, Floats]:
-        """Cut the body's envelopes.
+        """Return the distances to the surfaces of the trunk's layers.
+
+        Args:
+            plane: The plane, H x W pixels.
 
         Returns:
-            Signed distances, measured along the radius and negative inside, to the skin, to the outside of the muscles
-            and to the cavity of abdomen and chest; each (H, W).
+            Signed distances in mm, measured along the radius and negative inside, to the skin, to the outer surface of
+            the muscles and to the cavity of abdomen and chest; each (H, W).
         """
         height = plane.z / ABDOMEN_MM
         hips = 1 + 0.07 * min(abs(height - 0.42) / 0.5, 1.2) ** 2
         x = (plane.x / (self.half_width * hips)).astype(np.float32)
         y = (plane.y / self.half_depth).astype(np.float32)[:, None]
         angle = np.arctan2(y, x)
-        outline = 1 - np.float32(0.07) * np.exp(-(((angle - np.pi / 2) / 0.22) ** 2))  # the furrow of the back
+        outline = 1 - np.float32(0.07) * np.exp(-(((angle - np.pi / 2) / 0.22) ** 2))  # the furrow along the spine
         for k, (even, odd) in enumerate(self.rim.T.astype(np.float32), start=2):
             outline += even * np.cos(k * angle) + odd * np.sin(k * angle)
         share = (np.abs(x) ** 2.3 + np.abs(y) ** 2.3) ** np.float32(1 / 2.3) / outline
@@ -122,7 +125,7 @@ class Trunk:
         return skin, wall, cavity
 
     def dome(self, plane: Plane) -> Floats:
-        """Return the height of the diaphragm in mm, (H, W): a dome on each side, low at the back."""
+        """Return the height of the diaphragm in mm, (H, W): a dome on each side, lower at the back."""
         x, y = _grid(plane)
         x, y = x / self.inner_width, y / self.inner_depth
         right = 1.05 - 0.75 * (x + 0.42) ** 2
@@ -139,27 +142,27 @@ def _grid(plane: Plane) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """What a subject keeps for life: the trunk and the parts inside, in the order of painting."""
+    """The constant anatomy of a subject: the trunk and the parts inside, in painting order."""
 
     trunk: Trunk
     parts: tuple[Part, ...]
 
 
 def paint_anatomy(anatomy: Anatomy, plane: Plane, wobble: Floats) -> tuple[NDArray[np.uint8], Floats]:
-    """Paint everything but the bowel.
+    """Paint everything except the bowel.
 
     Args:
         anatomy: The subject.
         plane: The plane, H x W pixels.
-        wobble: Millimetres by which surfaces are pushed inwards, shape (H, W).
+        wobble: Inward displacement of surfaces in mm, shape (H, W).
 
     Returns:
-        `Tissue` of each pixel; signed distance to the abdominal cavity's wall, the diaphragm included.
+        `Tissue` of each pixel; signed distance in mm to the wall of the abdominal cavity, including the diaphragm.
     """
     skin, wall, cavity = anatomy.trunk.layers(plane)
     above = np.float32(plane.z) - anatomy.trunk.dome(plane)
     x, y = _grid(plane)
-    chest = np.abs(x) + 3 * wobble > 0.2 * anatomy.trunk.inner_width  # between the lungs lies the mediastinum
+    chest = np.abs(x) + 3 * wobble > 0.2 * anatomy.trunk.inner_width  # the mediastinum lies between the lungs
     ribs = np.cos(11 * np.arctan2(y, x / 1.4) + plane.z / 9.0) > 0.55
     ribs &= (np.abs(cavity - 5.5) < 3.5) & (plane.z > 0.62 * ABDOMEN_MM)
     layers = {

@@ -1,7 +1,7 @@
 """The hollow organs of the phantom: large bowel, small bowel and stomach as tubes along curves in space.
 
-A subject keeps the course of the colon, the place of the stomach and the calibres; a day shifts the colon, lays the
-small bowel's loops anew and decides what everything is filled with.
+The course of the colon, the position of the stomach and the calibres are constant for a subject. From day to day the
+colon is shifted, and the loops of the small bowel and the contents of all organs are sampled again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LARGE_BOWEL, SMALL_BOWEL, STOMACH = range(3)
 
 _COLON = np.array(
     [
-        # share of the cavity's width and depth, height, radius in mm
+        # fractions of the cavity's width, depth and height; radius in mm
         [-0.52, 0.00, 0.13, 17],
         [-0.68, 0.12, 0.20, 21],
         [-0.74, 0.20, 0.32, 19],
@@ -61,11 +61,11 @@ class Bowel:
     """The hollow organs of one day.
 
     Attributes:
-        tubes: Loops of all organs.
+        tubes: The tubes of all organs.
         organ: Index into `ORGANS` for each node of the tubes, shape (N,).
-        content: `Tissue` that fills the tube at each node, shape (N,).
-        fluid: Fluid takes the content's place where a standard normal field exceeds this level, shape (N,).
-        gas_y: Gas fills what lies in front of (y below) this line, mm, shape (N,).
+        content: `Tissue` inside the tube at each node, shape (N,).
+        fluid: Fluid replaces the content where a standard normal field exceeds this level, shape (N,).
+        gas_y: Gas fills the lumen in front of this position (smaller y), mm, shape (N,).
     """
 
     tubes: Tubes
@@ -77,7 +77,7 @@ class Bowel:
 
 @dataclass(frozen=True, slots=True)
 class _Loop:
-    """One polyline: nodes (n, 3), radii (n,), organ, and what `Bowel` says of it, (n,) each."""
+    """One polyline: nodes (n, 3), radii (n,), organ, and the other attributes of `Bowel`, (n,) each."""
 
     nodes: Doubles
     radius: Doubles
@@ -88,12 +88,15 @@ class _Loop:
 
 
 def build_bowel(trunk: Trunk, subject: np.random.Generator, day: np.random.Generator) -> Bowel:
-    """Draw the hollow organs of a day.
+    """Sample the hollow organs of a day.
 
     Args:
         trunk: The subject's trunk.
-        subject: Source of what the subject keeps; the same state for each day of a subject.
-        day: Source of what changes from day to day.
+        subject: Random generator of what is constant for the subject; must have the same state for each day.
+        day: Random generator of what changes from day to day.
+
+    Returns:
+        The tubes with their contents.
     """
     loops = [_lay_colon(trunk, subject, day), _lay_stomach(trunk, subject, day)]
     count = int(subject.integers(6, 12))
@@ -109,22 +112,22 @@ def build_bowel(trunk: Trunk, subject: np.random.Generator, day: np.random.Gener
 
 
 def _place(trunk: Trunk, course: Doubles) -> Doubles:
-    """Turn relative positions (n, 4) into millimetres."""
+    """Convert relative positions (n, 4) to millimetres."""
     return course * [trunk.inner_width, trunk.inner_depth, ABDOMEN_MM, 1.0]
 
 
 def _wander(rng: np.random.Generator, length: Doubles, knot: float) -> Doubles:
-    """Draw a Gaussian process along an arc: variance 1 at knots some mm apart, linear in between.
+    """Sample a Gaussian process along an arc: variance 1 at knots that are `knot` mm apart, linear in between.
 
-    It draws equally many numbers for every arc, so that a day cannot change what a subject's source yields next.
+    It uses the same number of random values for every arc, so that the subject's generator has one state on all days.
     """
     values = rng.normal(size=64)
-    assert length[-1] < knot * (len(values) - 1), "the arc is longer than its knots reach"
+    assert length[-1] < knot * (len(values) - 1), "the arc is longer than its knots"
     return np.interp(length / knot, np.arange(len(values)), values)
 
 
 def _fill_gas(nodes: Doubles, radius: Doubles, share: Doubles, block: Ints) -> Doubles:
-    """Return the gas line at each node: one level for each block of the lumen, `share` of the way down it."""
+    """Return the gas level at each node: one level per segment of the lumen, at a fraction `share` from its front."""
     gas_y = np.empty(len(nodes))
     for number in np.unique(block):
         here = block == number
@@ -134,7 +137,7 @@ def _fill_gas(nodes: Doubles, radius: Doubles, share: Doubles, block: Ints) -> D
 
 
 def _lay_colon(trunk: Trunk, subject: np.random.Generator, day: np.random.Generator) -> _Loop:
-    """Lay the colon: haustra, stool, and gas in front."""
+    """Sample the colon: haustra, stool, and gas in front."""
     controls = _place(trunk, _COLON) + subject.normal(0, [7, 6, 9, 1.2], _COLON.shape)
     controls[:, :3] += day.normal(0, 4, (len(_COLON), 3))
     controls[:, 2] = np.maximum(controls[:, 2], 3.0)
@@ -152,7 +155,7 @@ def _lay_colon(trunk: Trunk, subject: np.random.Generator, day: np.random.Genera
 
 
 def _lay_stomach(trunk: Trunk, subject: np.random.Generator, day: np.random.Generator) -> _Loop:
-    """Lay the stomach; its lumen is one, so its gas has one level."""
+    """Sample the stomach; it has one lumen, so its gas has one level."""
     controls = _place(trunk, _STOMACH) + subject.normal(0, [6, 5, 6, 1.5], _STOMACH.shape)
     controls[:, :3] += day.normal(0, 3, 3)
     nodes, _ = trace_spline(controls, 6.0)
@@ -165,7 +168,7 @@ def _lay_stomach(trunk: Trunk, subject: np.random.Generator, day: np.random.Gene
 
 
 def _lay_small_bowel(trunk: Trunk, radius: float, day: np.random.Generator) -> _Loop:
-    """Lay one loop of small bowel: a random walk that is bent back towards the middle of its envelope."""
+    """Sample one loop of small bowel: a random walk that is bent back towards the centre of its envelope."""
     middle = np.array([0.05 * trunk.inner_width, -0.3 * trunk.inner_depth, 0.28 * ABDOMEN_MM])
     axes = np.array([0.62 * trunk.inner_width, 0.48 * trunk.inner_depth, 0.26 * ABDOMEN_MM])
     count = int(day.integers(18, 34))

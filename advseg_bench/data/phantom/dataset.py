@@ -1,7 +1,7 @@
 """The data set `phantom`: a procedural abdominal MRI phantom with large bowel, small bowel and stomach.
 
-Subjects, days and slices are laid out like a radiotherapy data set, so that statistics by subject can be tried on
-data whose making is known in full. It is drawn, not acquired: no claim about patients follows from it.
+Subjects, days and slices are organised as in a radiotherapy data set, so that statistics by subject can be tried on
+data whose generation is known completely. The images are synthetic: they support no claim about patients.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ FIELD_MM = 400.0
 """Edge length of the field of view; a pixel is `FIELD_MM / size` wide."""
 
 LOWEST_MM, HIGHEST_MM = -0.25 * ABDOMEN_MM, 1.2 * ABDOMEN_MM
-"""Range of heights that a scan covers, from the pelvis to the heart; about a third of it shows no organ."""
+"""Range of heights that a scan covers, from the pelvis to the heart; about a third of it contains no organ."""
 
 BINARY_CLASS = "gi_tract"
-"""The class of a binary task: any of the three organs."""
+"""The class of a binary task: the union of the three organs."""
 
 NOTE = "Procedural phantom; no patient data."
 
@@ -53,21 +53,24 @@ class Stack(NamedTuple):
 
 
 def load(spec: PhantomData) -> Dataset:
-    """List the phantom's cases; they are rendered, scan by scan, when they are first read, and kept in the cache.
+    """List the phantom's cases; scans are rendered when they are first read, and stored in the cache.
 
-    Subjects are called case01, case02 ..., a scan case01_day0, a slice case01_day0_slice_0001, counted from
-    inferior to superior. The patient's right is on the left of the image, anterior is up. An image is divided by
-    its own maximum. Splits go by subject.
+    Subjects are named case01, case02 ..., a scan is case01_day0, a slice case01_day0_slice_0001, counted from inferior
+    to superior. The patient's right is on the left of the image, anterior is up. An image is divided by its maximum.
+    Splits are by subject.
 
     Args:
-        spec: Size of the population, its seed, and how it is put to the model. Multilabel: the three organs (which
-            exclude each other in the phantom); multiclass: the same after a background; binary: any of them.
+        spec: Size of the population, its seed, and how images and labels are prepared. Multilabel: the three organs
+            (which exclude each other in the phantom); multiclass: the same after the background; binary: their union.
 
     Returns:
-        The data set. Rendering a slice of 64 x 64 costs about 0.03 s.
+        The data set.
+
+    Cost:
+        None at load; on first reading, one call of `render_slice` for each slice of the scan.
 
     Raises:
-        RecordError: On reading a case, if the cache cannot be written.
+        RecordError: When a case is read, if the cache cannot be written.
     """
     splits = split_subjects(spec.subjects, spec.seed)
     spacing = tuple(FIELD_MM / edge for edge in spec.edges)
@@ -100,11 +103,11 @@ def load(spec: PhantomData) -> Dataset:
 
 
 def split_subjects(count: int, seed: int) -> tuple[Split, ...]:
-    """Deal subjects out: a sixth to validation, a quarter to test (of each at least one), the rest to training.
+    """Assign a sixth of the subjects to validation, a quarter to test (at least one each), the rest to training.
 
     Args:
         count: Number of subjects, at least 3.
-        seed: The population's; it decides who goes where.
+        seed: Seed of the population, which also determines the assignment.
 
     Returns:
         One split per subject.
@@ -117,7 +120,7 @@ def split_subjects(count: int, seed: int) -> tuple[Split, ...]:
 
 
 def slice_heights(count: int) -> NDArray[np.float64]:
-    """Return the heights (mm) of the middles of `count` slices that share a scan's range evenly."""
+    """Return the heights (mm) of the centres of `count` evenly spaced slices of a scan."""
     return LOWEST_MM + (HIGHEST_MM - LOWEST_MM) * (np.arange(count) + 0.5) / count
 
 
@@ -125,17 +128,17 @@ def render_stack(seed: int, subject: int, day: int, *, heights: NDArray[np.float
     """Render slices of one scan.
 
     Args:
-        seed: Which population.
-        subject: Which person, from 1.
-        day: Which scan, from 0.
-        heights: Middles of the slices, mm, shape (slices,).
-        view: Pixels of a slice, of any shape.
+        seed: Seed of the population.
+        subject: Number of the subject, from 1.
+        day: Number of the scan, from 0.
+        heights: Centres of the slices, mm, shape (slices,).
+        view: Pixel grid of a slice.
 
     Returns:
         The slices, in the order of `heights`.
 
     Cost:
-        See `render_slice`.
+        One call of `render_slice` for each slice.
     """
     scan = prepare_scan(seed, subject, day)
     slices = [render_slice(scan, float(z), view) for z in heights]
@@ -145,7 +148,7 @@ def render_stack(seed: int, subject: int, day: int, *, heights: NDArray[np.float
 
 
 def _prepare_slice(image: NDArray[np.uint16], labels: NDArray[np.uint8], spec: PhantomData) -> Sample:
-    """Scale a slice by its own maximum and put its labels as the task wants them."""
+    """Scale a slice by its maximum and convert its labels for the task."""
     grey = image / np.float32(max(int(image.max()), 1))
     if spec.task == "binary":
         return prepare(grey, labels[None] > 0, None, spec)
@@ -153,7 +156,7 @@ def _prepare_slice(image: NDArray[np.uint16], labels: NDArray[np.uint8], spec: P
 
 
 def _fetch_stack(spec: PhantomData, subject: int, day: int) -> Stack:
-    """Return a scan from the cache, or render it and put it there."""
+    """Return a scan from the cache, or render and cache it."""
     key = content_hash([GENERATOR_VERSION, spec.seed, subject, day, spec.slices, spec.size])
     path = cache_dir("phantom") / f"{key}.npz"
     stack = _read_stack(path)
@@ -166,7 +169,7 @@ def _fetch_stack(spec: PhantomData, subject: int, day: int) -> Stack:
 
 
 def _write_stack(path: Path, stack: Stack) -> None:
-    """Write an npz that is followed by its own SHA-256, which readers of npz files overlook."""
+    """Write an npz followed by its SHA-256, which readers of npz files ignore."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=stack.images, labels=stack.labels)
     packed = buffer.getvalue()
@@ -174,7 +177,7 @@ def _write_stack(path: Path, stack: Stack) -> None:
 
 
 def _read_stack(path: Path) -> Stack | None:
-    """Read a cached scan; None if it is missing or is not what was written."""
+    """Read a cached scan; None if it is missing or damaged."""
     try:
         data = path.read_bytes()
     except OSError:

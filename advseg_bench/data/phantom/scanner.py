@@ -1,8 +1,8 @@
-"""The scanner of the phantom: from anatomy to a 16-bit image and the organs' masks.
+"""The simulated scanner of the phantom: from anatomy to a 16-bit image and the masks of the organs.
 
 The signal resembles a balanced steady-state sequence at 0.35 T: fluid is brighter than fat, fat brighter than
-parenchyma, parenchyma brighter than muscle, gas black. Then, in this order: partial volume, coil shading, a k-space
-window (which rings at edges), Rician noise, and an arbitrary gain.
+parenchyma, parenchyma brighter than muscle, and gas is black. These effects follow, in this order: partial volume, coil
+shading, a k-space window (which causes ringing at edges), Rician noise, and an arbitrary gain.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from advseg_bench.data.phantom.bowel import ORGANS, Bowel, build_bowel
 from advseg_bench.data.phantom.shapes import FAR, Floats, Noise, Plane
 
 FINEST_MM = 1.6
-"""A pixel is the mean of 2 x 2 sub-pixels, or of as many as make them this small."""
+"""Largest edge length of a sub-pixel; a pixel is the mean of at least 2 x 2 sub-pixels."""
 
 SUBSLICES_MM = (-0.75, 0.75)
-"""Heights, from the middle of a 3 mm slice, of the two planes that it averages."""
+"""Heights, relative to the centre of a 3 mm slice, of the two planes that are averaged."""
 
 WALL_MM = 2.2
-"""Thickness of the bowel's wall."""
+"""Thickness of the bowel wall."""
 
 KEPT_FREQUENCIES = 0.84
 """Share of the frequencies that the k-space window keeps along each axis."""
 
 _SIGNAL: dict[Tissue, tuple[float, float, float]] = {
-    # signal; texture at 4 mm and at 10 mm, as shares of the signal
+    # signal; texture at 4 mm and at 10 mm, as fractions of the signal
     Tissue.AIR: (0.0, 0.0, 0.0),
     Tissue.SKIN_FAT: (0.62, 0.03, 0.04),
     Tissue.MUSCLE: (0.13, 0.10, 0.08),
@@ -66,7 +66,7 @@ _TABLE = np.array([_SIGNAL[tissue] for tissue in Tissue], np.float32)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The pixels of an image: a grid around the middle of the body.
+    """The pixel grid of an image, centred on the body.
 
     Attributes:
         height: Rows.
@@ -105,17 +105,17 @@ class Slice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """A subject on a day in the scanner: everything that its slices share.
+    """A scan of one subject on one day: everything that its slices have in common.
 
     Attributes:
-        anatomy: What the subject keeps.
+        anatomy: The constant anatomy of the subject.
         bowel: The hollow organs of the day.
         signal: Signal of each `Tissue`, shape (tissues,).
-        wobble: Field that makes surfaces irregular; kept by the subject.
+        wobble: Field that makes surfaces irregular; constant for the subject.
         textures: Fine and coarse texture of the day.
         shading: Logarithm of the coil's sensitivity, before `shading_strength`.
-        shading_strength: Standard deviation of the logarithm.
-        snr: Signal of fat over the noise in each of the two channels.
+        shading_strength: Standard deviation of that logarithm.
+        snr: Signal of fat divided by the noise of each of the two channels.
         gain: Image units per unit of signal.
         entropy: Seed, subject and day.
     """
@@ -133,12 +133,15 @@ class Scan:
 
 
 def prepare_scan(seed: int, subject: int, day: int) -> Scan:
-    """Draw a subject and a day.
+    """Sample the anatomy and the scanner settings of one scan.
 
     Args:
-        seed: Which population.
-        subject: Which person of the population; keeps body, bones, solid organs and signal.
-        day: Which scan of the person; changes the bowel and the scanner's mood.
+        seed: Seed of the population.
+        subject: Number of the subject; determines body, bones, solid organs and signal.
+        day: Number of the scan; determines the bowel and the settings of the scanner.
+
+    Returns:
+        The scan, of which `render_slice` makes slices.
     """
     person = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(subject, 0)))
     today = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(subject, 1, day)))
@@ -160,18 +163,18 @@ def prepare_scan(seed: int, subject: int, day: int) -> Scan:
 def render_slice(scan: Scan, z: float, view: View) -> Slice:
     """Render one axial slice.
 
-    Its noise depends on seed, subject, day and z alone, so that slices can be rendered in any order.
+    The noise depends only on seed, subject, day and z, so that slices can be rendered in any order.
 
     Args:
         scan: Subject and day.
-        z: Height of the middle of the slice, mm.
-        view: Pixels of the image; any shape.
+        z: Height of the centre of the slice, mm.
+        view: Pixel grid of the image.
 
     Returns:
         Image and masks.
 
     Cost:
-        About 0.03 s for 64 x 64 pixels over 400 mm and 0.08 s for 266 x 266 at 1.5 mm.
+        Linear in the number of sub-pixels of two planes.
     """
     signal = np.zeros((view.height, view.width), np.float32)
     covered = np.zeros((len(ORGANS), view.height, view.width), np.float32)
@@ -188,7 +191,11 @@ def render_slice(scan: Scan, z: float, view: View) -> Slice:
 
 
 def cut_scan(scan: Scan, plane: Plane) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
-    """Cut a subject.
+    """Find tissue and organ at each point of a plane.
+
+    Args:
+        scan: Subject and day.
+        plane: The plane, H x W points.
 
     Returns:
         `Tissue` of each pixel, and which of `ORGANS` it belongs to (-1: none); each (H, W).
@@ -212,7 +219,7 @@ def cut_scan(scan: Scan, plane: Plane) -> tuple[NDArray[np.uint8], NDArray[np.in
 
 
 def _emit(scan: Scan, tissue: NDArray[np.uint8], plane: Plane) -> Floats:
-    """Return the signal of each point: that of its tissue, modulated by texture."""
+    """Return the signal at each point: that of its tissue, modulated by texture."""
     texture = np.ones(tissue.shape, np.float32)
     for column, field in enumerate(scan.textures, start=1):
         texture += _TABLE[tissue, column] * field.sample(plane)
@@ -227,7 +234,7 @@ def _pool(values: Floats, n: int) -> Floats:
 
 
 def _window_frequencies(image: Floats) -> Floats:
-    """Drop the highest frequencies along each axis, as a scanner that stops early does."""
+    """Remove the highest frequencies along each axis, as a truncated acquisition does."""
     spectrum = fft.rfft2(image)
     keep = [np.abs(f) <= KEPT_FREQUENCIES / 2 for f in (fft.fftfreq(image.shape[0]), fft.rfftfreq(image.shape[1]))]
     windowed: Floats = fft.irfft2(spectrum * (keep[0][:, None] & keep[1]), s=image.shape)

@@ -1,7 +1,7 @@
-"""Geometry of the phantom: smooth random fields, ellipsoids and tubes, each cut by an axial plane.
+"""Geometry of the phantom: smooth random fields, ellipsoids and tubes, each evaluated on an axial plane.
 
-Everything is in millimetres, in image directions: x grows to the right of the image (the patient's left), y grows
-downwards (posterior), z grows towards the head. A shape knows nothing of organs.
+All lengths are in millimetres, in image directions: x increases to the right of the image (the patient's left), y
+downwards (posterior), z towards the head. Shapes do not depend on organs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Doubles = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
 FAR = np.float32(99.0)
-"""The distance in mm that stands for "not near"."""
+"""The distance in mm that means "not near"."""
 
 MARGIN = 5.0
-"""Distances are exact up to this many mm outside of a tube; farther they may be `FAR`."""
+"""Distances are exact up to this many mm outside a tube; beyond that they may be `FAR`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Plane:
 class Noise:
     """A stationary Gaussian random field: white noise on a periodic lattice, smoothed by cubic B-splines.
 
-    The field is a function of the point alone, so neighbouring slices agree with each other and any pixel size
-    shows the same texture. Mean 0, variance 1 on average over positions.
+    The field depends only on the position, so neighbouring slices are consistent and the texture is the same for all
+    pixel sizes. Mean 0, variance 1 on average over positions.
 
     Args:
-        rng: Source of the lattice's values.
+        rng: Random generator of the lattice values.
         cell: Edge length of a lattice cell; the correlation length is about 1.5 cells.
         period: Cells after which the field repeats, in each direction.
     """
@@ -57,7 +57,7 @@ class Noise:
         self.values = rng.standard_normal((period, period, period), dtype=np.float32)
 
     def sample(self, plane: Plane) -> Floats:
-        """Evaluate the field on a plane, shape (H, W). Cost: two small matrix products."""
+        """Evaluate the field on a plane, shape (H, W)."""
         layer = np.tensordot(self._weights(np.array([plane.z]))[0], self.values, axes=1)
         return self._weights(plane.y) @ layer @ self._weights(plane.x).T
 
@@ -81,7 +81,7 @@ _SPLINE_POWER = 151 / 315
 
 
 class Window(NamedTuple):
-    """The part of an image that a shape can touch, with the shape's signed distance there (negative inside)."""
+    """The part of an image near a shape, with the signed distance to its surface there (negative inside)."""
 
     rows: slice
     columns: slice
@@ -94,8 +94,8 @@ class Ellipsoid:
 
     Attributes:
         centre: x, y, z.
-        axes: Semi-axes along x, y, z before turning; that along z is ignored with `span`.
-        angle: Turn in the axial plane, radians, from x towards y.
+        axes: Semi-axes along x, y, z before rotation; that along z is ignored with `span`.
+        angle: Rotation in the axial plane, radians, from x towards y.
         span: Lowest and highest z of the cylinder; None for an ellipsoid.
     """
 
@@ -105,7 +105,7 @@ class Ellipsoid:
     span: tuple[float, float] | None = None
 
     def cut(self, plane: Plane) -> Window | None:
-        """Return the shape's distance on a plane, to first order, or None if the plane misses it."""
+        """Return the distance to the surface on a plane, to first order, or None if the plane does not intersect it."""
         height = 0.0 if self.span else (plane.z - self.centre[2]) / self.axes[2]
         if abs(height) >= 1 or (self.span and not self.span[0] <= plane.z < self.span[1]):
             return None
@@ -118,7 +118,7 @@ class Ellipsoid:
         u, v = (dx * cos + dy * sin) / a, (dy * cos - dx * sin) / b
         q = np.maximum(np.sqrt(u * u + v * v + height**2), np.float32(1e-6))
         slope = np.sqrt((u / a) ** 2 + (v / b) ** 2 + (0 if self.span else height / self.axes[2]) ** 2)
-        distance = (q - 1) * q / np.maximum(slope, q / max(self.axes))  # the bound matters at the centre only
+        distance = (q - 1) * q / np.maximum(slope, q / max(self.axes))  # the bound has an effect only at the centre
         return Window(rows, columns, distance.astype(np.float32))
 
 
@@ -129,7 +129,7 @@ class Tubes:
     Attributes:
         points: Nodes of all polylines, one after the other, float32, shape (N, 3), columns x, y, z.
         radius: Radius at each node, shape (N,).
-        path: Which polyline a node belongs to, ascending, shape (N,).
+        path: Index of the polyline of each node, ascending, shape (N,).
     """
 
     points: Floats
@@ -139,9 +139,12 @@ class Tubes:
     def nearest(self, plane: Plane) -> tuple[Floats, Floats, Ints]:
         """Find the nearest tube at each pixel of a plane.
 
+        Args:
+            plane: The plane, H x W pixels.
+
         Returns:
             Signed distance to the nearest surface (negative inside), signed distance to the nearest surface of any
-            *other* polyline, and a node of the nearest piece; each (H, W). Where nothing is within `MARGIN`, the
+            *other* polyline, and a node of the nearest segment; each (H, W). Where nothing is within `MARGIN`, the
             distances are `FAR` and the node is 0.
         """
         shape = (len(plane.y), len(plane.x))
@@ -178,7 +181,7 @@ class Tubes:
 
 
 def join_tubes(paths: list[tuple[Doubles, Doubles]]) -> Tubes:
-    """Collect polylines, each given as its nodes (n, 3) and radii (n,), n >= 2, in one `Tubes`."""
+    """Combine polylines, each given by nodes (n, 3) and radii (n,) with n >= 2, into one `Tubes`."""
     return Tubes(
         points=np.concatenate([points for points, _ in paths]).astype(np.float32),
         radius=np.concatenate([radius for _, radius in paths]).astype(np.float32),
@@ -186,20 +189,20 @@ def join_tubes(paths: list[tuple[Doubles, Doubles]]) -> Tubes:
     )
 
 
-def trace_spline(controls: Doubles, step: float) -> tuple[Doubles, Doubles]:
-    """Draw a smooth curve through control points.
+def trace_spline(points: Doubles, step: float) -> tuple[Doubles, Doubles]:
+    """Interpolate points by a smooth curve.
 
     Args:
-        controls: Shape (n, k); the first three columns are x, y, z, the others are carried along.
-        step: Distance of neighbouring nodes along the curve, about.
+        points: Shape (n, k); the first three columns are x, y, z, the others are interpolated too.
+        step: Approximate distance between neighbouring nodes along the curve.
 
     Returns:
         Nodes, shape (m, k), and their arc length from the start, shape (m,).
     """
-    chords = np.linalg.norm(np.diff(controls[:, :3], axis=0), axis=1)
+    chords = np.linalg.norm(np.diff(points[:, :3], axis=0), axis=1)
     knots = np.concatenate([[0.0], np.cumsum(chords)])
     count = max(2, math.ceil(knots[-1] / step) + 1)
-    nodes = CubicSpline(knots, controls, bc_type="natural")(np.linspace(0.0, knots[-1], count))
+    nodes = CubicSpline(knots, points, bc_type="natural")(np.linspace(0.0, knots[-1], count))
     return nodes, np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(nodes[:, :3], axis=0), axis=1))])
 
 

@@ -1,4 +1,4 @@
-"""How are the UW-Madison GI Tract data read, and how is a drawn copy of them written? The data set `uw_madison`."""
+"""How are the UW-Madison GI Tract data read, and phantom data in their format written? The data set `uw_madison`."""
 
 from advseg_bench.lazy import export_lazily
 

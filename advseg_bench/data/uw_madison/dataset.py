@@ -1,7 +1,7 @@
-"""The data set `uw_madison`: UW-Madison GI Tract, abdominal MRI in the folder that Kaggle hands out.
+"""The data set `uw_madison`: UW-Madison GI Tract, abdominal MRI in the folder that Kaggle distributes.
 
-At load the names of all files are read and the whole table of masks is checked against them; slices are opened when
-they are asked for. What is known to differ from the study of arXiv 2401.11224 is said in the note.
+When the data set is loaded, the names of all files are read and the whole table of masks is checked against them;
+slices are opened when they are used. Known differences from the study of arXiv 2401.11224 are listed in the note.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ BINARY_CLASS = "gi_tract"
 
 PHANTOM_NOTE = "Procedural phantom in the format of UW-Madison GI Tract; no patient data."
 
-NOTE = "Masks are decided at half of a resized pixel, where the study of arXiv 2401.11224 keeps soft borders."
+NOTE = "Resized masks are binarised at 0.5, whereas the study of arXiv 2401.11224 keeps soft borders."
 
 
 def load(spec: UwMadisonData) -> Dataset:
     """List the slices and check the table of masks.
 
-    The subject is the case, the block the scan, so that days of one case are never in two splits. An image is divided
-    by its own maximum; with `neighbours`, by that of the three slices. Where a neighbour is missing, as at the ends of
-    a scan, the slice stands in for it; `every` does not matter to who is a neighbour.
+    The subject is the case and `Case.block` the scan, so that days of one case are never in two splits. An image is
+    divided by its maximum; with `neighbours`, by the maximum of the three slices. Where a neighbour is missing, as at
+    the ends of a scan, the slice itself is used; `every` does not change which slices are neighbours.
 
-    The fingerprint covers train.csv and the names and sizes of the files, not their pixels, for 38,496 of them would
-    take minutes to read.
+    The fingerprint covers train.csv and the names and sizes of the files, not their pixels, because reading 38,496
+    files takes minutes.
 
     Args:
-        spec: Where the folder is and how it is put to the model. Multilabel: the three organs, which may overlap;
-            binary: any of them. `phantom` is drawn, unless it is in the cache, and read from there.
+        spec: The folder, and how images and labels are prepared. Multilabel: the three organs, which may overlap;
+            binary: any of them. With `phantom`, phantom data are generated into the cache if necessary, and read there.
 
     Returns:
         The data set.
 
     Raises:
-        DataError: If a file, a name or a row of the table is wrong; a damaged PNG shows when it is read.
+        DataError: If a file, a name or a row of the table is wrong; a damaged PNG is found when it is read.
     """
     if spec.phantom:
         spec = spec.model_copy(update={"path": draw_phantom(spec.phantom), "phantom": None})
@@ -85,14 +85,14 @@ def load(spec: UwMadisonData) -> Dataset:
 
 
 def split_cases(sizes: Mapping[int, int], spec: UwMadisonData) -> dict[int, Split]:
-    """Say what each case is for.
+    """Assign each case to a split.
 
-    Cases are dealt into `folds` parts, the one with most slices first and equal ones by number, each into the part
-    that has fewest slices so far. That is the rule of scikit-learn's `GroupKFold`, made definite where cases are equal.
-    One part is for test; of the other cases a share, drawn by `seed`, is for validation.
+    Cases are distributed over `folds` parts: those with most slices first, ties by case number, each into the part that
+    has fewest slices so far. This is the rule of scikit-learn's `GroupKFold`, with a defined order of ties. One part is
+    for test; a share of the other cases, chosen at random by `seed`, is for validation.
 
     Args:
-        sizes: Case -> slices, before any are left out by `every`.
+        sizes: Case -> number of slices, before `every` leaves any out.
         spec: `folds`, `fold`, `validation` and `seed` are used.
 
     Returns:
@@ -116,21 +116,23 @@ def split_cases(sizes: Mapping[int, int], spec: UwMadisonData) -> dict[int, Spli
 
 
 def _excluded_names(spec: UwMadisonData) -> tuple[str, ...]:
-    """Return the scans that `exclude` speaks of."""
+    """Return the scans that `exclude` refers to."""
     if isinstance(spec.exclude, tuple):
         return spec.exclude
     return {"common": COMMON_FAULTS, "official": OFFICIAL_FAULTS, "none": ()}[spec.exclude]
 
 
 def _find_excluded(spec: UwMadisonData, scans: Collection[str]) -> tuple[str, ...]:
-    """Return the scans that are there and left out; a list of the user's may only name what is there."""
+    """Return the existing scans that are left out; a user's list may name only existing scans."""
     names = _excluded_names(spec)
     for name in names:
         if isinstance(spec.exclude, tuple) and name not in scans:
             raise DataError(unknown(f"{spec.path}: exclude", "scan", name, scans))
     left_out = tuple(name for name in names if name in scans)
     if len(left_out) == len(scans):
-        raise DataError(expected(f"{spec.path}: exclude", "a scan that is left", "all excluded"))
+        raise DataError(
+            expected(f"{spec.path}: exclude", "at least one scan left", "all excluded", "Shorten the list.")
+        )
     return left_out
 
 
@@ -147,13 +149,13 @@ def _choose(
         if splits[file.case] != "test" or not spec.labelled_only or masks.labelled(place):
             places.append(place)
     if not any(splits[slices[place].case] == "test" for place in places):
-        remedy = "Set labelled_only = false, every = 1, or another fold."
+        remedy = "Set labelled_only = false, every = 1, or another `fold`."
         raise DataError(expected(spec.path, f"a slice with a mask in fold {spec.fold}", "none", remedy))
     return places
 
 
 def _find_neighbours(slices: Sequence[SliceFile]) -> dict[int, tuple[int, int]]:
-    """Return the places of the slices before and after each, itself where there is none."""
+    """Return the places of the slices before and after each slice, or of the slice itself where there is none."""
     places = {(s.scan, s.number): place for place, s in enumerate(slices)}
     found = {}
     for place, file in enumerate(slices):
@@ -161,7 +163,7 @@ def _find_neighbours(slices: Sequence[SliceFile]) -> dict[int, tuple[int, int]]:
         for other in pair:
             if slices[other].shape != file.shape:
                 what = f"the size of its neighbour {file.path.name} (neighbours = true)"
-                raise DataError(expected(slices[other].path, what, "another", "Set neighbours = false."))
+                raise DataError(expected(slices[other].path, what, "another size", "Set neighbours = false."))
         found[place] = (pair[0], pair[1])
     return found
 
@@ -182,10 +184,10 @@ def _digest(slices: Sequence[SliceFile], root: Path) -> str:
 
 
 def _note(excluded: Sequence[str], spec: UwMadisonData) -> str:
-    """Say what a reader of the report must know."""
+    """Describe what a reader of the report must know."""
     parts = [
         PHANTOM_NOTE if (spec.path / MARKER).exists() else "",
-        f"Left out as faulty: {', '.join(excluded)}." if excluded else "",
+        f"Left out because of faulty masks: {', '.join(excluded)}." if excluded else "",
         "Test images are the slices with a mask." if spec.labelled_only else "",
         NOTE,
     ]
@@ -193,7 +195,7 @@ def _note(excluded: Sequence[str], spec: UwMadisonData) -> str:
 
 
 def _read(file: SliceFile, around: Sequence[SliceFile], masks: MaskTable, place: int, spec: UwMadisonData) -> Sample:
-    """Read a slice, and what is before and after it if asked for, and scale them."""
+    """Read a slice, with the slices before and after it if requested, and scale them."""
     pixels = _open(file).astype(np.float32)
     if around:
         pixels = np.stack([_open(around[0]), pixels, _open(around[1])])
@@ -204,14 +206,15 @@ def _read(file: SliceFile, around: Sequence[SliceFile], masks: MaskTable, place:
 
 
 def _open(file: SliceFile) -> NDArray[np.generic]:
-    """Decode a PNG and hold it to what its name says."""
+    """Decode a PNG and check it against the size in its name."""
     pixels = next(read_slices(file.path))
     if pixels.ndim != 2 or pixels.dtype.itemsize < 2:
-        raise DataError(
-            expected(file.path, "16-bit grey pixels", f"{pixels.dtype} {pixels.shape}", "Replace the file.")
-        )
+        found = f"{pixels.dtype} {pixels.shape}"
+        raise DataError(expected(file.path, "16-bit grey pixels", found, "Download the file again."))
     if pixels.shape != file.shape:
         (rows, columns), found = file.shape, " x ".join(str(n) for n in pixels.shape)
-        what = f"{rows} rows x {columns} columns, as its name says"
-        raise DataError(expected(file.path, what, found, "Replace the file, or name it after its width and height."))
+        what = f"{rows} rows x {columns} columns, as in its name"
+        raise DataError(
+            expected(file.path, what, found, "Download the file again, or name it after its width and height.")
+        )
     return pixels

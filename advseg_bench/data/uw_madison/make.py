@@ -1,6 +1,6 @@
-"""Write a small folder in the format of UW-Madison GI Tract, drawn by the phantom, to try the whole path without data.
+"""Write phantom data in the format of UW-Madison GI Tract, to try the whole workflow without the real data.
 
-It is drawn, not acquired: no claim about patients follows from it.
+The images are synthetic: they support no claim about patients.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.specs import PhantomFolder
 
 VIEWS = (View(266, 266, 1.5), View(310, 360, 1.5), View(266, 266, 1.5))
-"""The pixels of the first, second, third, fourth ... case, in turn; of 360 columns and 310 rows in the second."""
+"""Image sizes, which the cases use in turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """A scan to be written: its folder, who and when, and how it is cut."""
+    """A scan to be written: its folder, seed, case and day, and its slices."""
 
     folder: Path
     seed: int
@@ -45,27 +45,27 @@ class _Scan:
 def write_uw_madison(
     path: Path, *, cases: int, slices: int = 8, days: int = 1, seed: int = 0, workers: int = 1
 ) -> Path:
-    """Write train.csv and train/ as Kaggle's download has them, and a file `MARKER` from which reports know.
+    """Write train.csv and train/ as in Kaggle's download, and a file `MARKER` that marks the data as phantom data.
 
-    The numbers of cases that have faulty scans in the real data are not used, so that no scan is left out for its name.
+    Case numbers that have faulty scans in the real data are not used, so that `exclude` leaves out no scan.
 
     Args:
-        path: A new or empty folder, or one that an earlier call did not finish, which begins again.
+        path: A new or empty folder, or one that an interrupted call left incomplete, which is written again.
         cases: Number of subjects; every third has slices of 360 x 310 pixels, the others of 266 x 266.
-        slices: Slices of a scan, evenly over the abdomen.
-        days: Scans of a case, called day0, day1 ...
-        seed: Another seed, other anatomies.
-        workers: Processes; the files do not depend on it.
+        slices: Slices of each scan, evenly spaced over the abdomen.
+        days: Scans of each case, named day0, day1 ...
+        seed: Random seed of the anatomies.
+        workers: Number of processes; the files do not depend on it.
 
     Returns:
         `path`.
 
     Cost:
-        About 0.15 s a slice and process.
+        One call of `render_slice` for each slice.
 
     Raises:
-        DataError: if the folder holds something.
-        RecordError: if it cannot be written.
+        DataError: If the folder is not empty.
+        RecordError: If it cannot be written.
     """
     _take_folder(path)
     write_bytes(path / MARKER, b"Drawn by the phantom of advseg-bench; no patient data.\n")
@@ -76,18 +76,18 @@ def write_uw_madison(
 
 
 def draw_phantom(phantom: PhantomFolder) -> Path:
-    """Draw phantom data into the cache, unless they are there.
+    """Generate phantom data in the cache, unless they exist.
 
-    They are drawn beside their folder, by one process at a time, and moved there once they are complete.
+    They are written to a temporary folder, by one process at a time, and moved to their folder when they are complete.
 
     Args:
-        phantom: What to draw.
+        phantom: Size and seed of the data.
 
     Returns:
         The folder.
 
     Cost:
-        As `write_uw_madison`.
+        That of `write_uw_madison` if they do not exist.
 
     Raises:
         RecordError: If the cache cannot be written.
@@ -98,7 +98,7 @@ def draw_phantom(phantom: PhantomFolder) -> Path:
     unfinished = cache_dir("drawn") / f"{folder.name}.unfinished"
     with unfinished.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():  # nobody drew it while this process waited
+        if not folder.is_dir():  # no other process wrote it while this one waited
             if unfinished.is_dir():
                 shutil.rmtree(unfinished)
             write_uw_madison(unfinished, **phantom.model_dump())
@@ -107,10 +107,11 @@ def draw_phantom(phantom: PhantomFolder) -> Path:
 
 
 def _take_folder(path: Path) -> None:
-    """Make the folder, or empty it of what an interrupted call has left; nothing else is touched."""
+    """Create the folder, or remove what an interrupted call left in it; nothing else is deleted."""
     held = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     if (path.exists() and not path.is_dir()) or (held and not {MARKER} <= held <= {MARKER, "train"}):
-        raise DataError(expected(path, "a new or an empty folder", "something there", "Choose another, or remove it."))
+        found = f"a folder with {min(held)}" if held else "a file"
+        raise DataError(expected(path, "a new or an empty folder", found, "Choose another folder, or empty it."))
     if "train" in held:
         shutil.rmtree(path / "train")
     make_folder(path)
@@ -127,24 +128,25 @@ def _plan(path: Path, cases: int, days: int, slices: int, seed: int) -> Iterator
 
 
 def _write_all(scans: list[_Scan], workers: int) -> Iterator[list[str]]:
-    """Write scans, in this process or in others; yield the rows of each in order."""
+    """Write scans, in this process or in several; yield the rows of each in order."""
     if workers == 1:
         yield from map(_write_scan, scans)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
     try:
         yield from pool.map(_write_scan, scans)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _write_scan(scan: _Scan) -> list[str]:
-    """Write the slices of a scan. Returns: its rows of the table."""
+    """Write the slices of a scan, and return its rows of train.csv."""
     make_folder(scan.folder)
     person = prepare_scan(scan.seed, scan.case, scan.day)
     view = scan.view

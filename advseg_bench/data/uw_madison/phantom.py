@@ -1,4 +1,4 @@
-"""Phantom data in the format of UW-Madison GI Tract: what is known of them without drawing them. Torch-free."""
+"""Phantom data in the format of UW-Madison GI Tract: their folder and size. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from advseg_bench.cache import cache_root, content_hash
 from advseg_bench.suite.specs import PhantomFolder, UwMadisonData
 
 DRAWING_VERSION = 1
-"""Part of the name of every folder in the cache: raise it when any drawn file changes."""
+"""Part of the name of every folder in the cache: increase it when any generated file changes."""
 
 LOWEST_MM, HIGHEST_MM = -30.0, 330.0
-"""Range of heights of a scan: a sixth of its slices shows no organ."""
+"""Range of heights of a scan; a sixth of its slices show no organ."""
 
 ORGANS_MM = (-6.0, 296.0)
-"""Range of heights where most subjects show an organ."""
+"""Range of heights at which most subjects show an organ."""
 
 
 def locate_phantom(phantom: PhantomFolder) -> Path:
-    """Return the folder of the cache where phantom data are kept; where it exists, it is complete."""
+    """Return the folder of the cache for phantom data; if it exists, it is complete."""
     return cache_root() / "drawn" / content_hash([DRAWING_VERSION, phantom.model_dump(mode="json")])
 
 
 def slice_heights(slices: int) -> NDArray[np.float64]:
-    """Return the heights (mm) of the middles of slices that share the range evenly, from inferior to superior."""
+    """Return the heights (mm) of the centres of evenly spaced slices, from inferior to superior."""
     return LOWEST_MM + (HIGHEST_MM - LOWEST_MM) * (np.arange(slices) + 0.5) / slices
 
 
 def expect_images(spec: UwMadisonData, phantom: PhantomFolder) -> tuple[int, int]:
-    """Return how many training and test images phantom data will have.
+    """Return the numbers of training and test images that phantom data will have.
 
-    All cases have equally many slices, so the number of cases in each split is known. Whether a slice shows an organ is
-    estimated from its height.
+    All cases have the same number of slices, so the number of cases in each split is known. Whether a slice
+    shows an organ is estimated from its height.
 
     Args:
         spec: How the data are split, and which slices are used.
-        phantom: The data.
+        phantom: Size of the phantom data.
     """
     test = len(range(spec.fold, phantom.cases, spec.folds))
     rest = phantom.cases - test

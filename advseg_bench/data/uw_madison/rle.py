@@ -1,7 +1,7 @@
 """Run-length encoded masks: "start length start length ...", counted from 1 along the rows of an image.
 
-Tables of masks are parsed and checked whole, by array operations, and kept as numbers; a mask is painted when it is
-asked for.
+A table of masks is parsed and checked as a whole, by array operations, and kept as numbers; a mask is rasterised when
+it is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from advseg_bench.errors import DataError, expected
 
 CHUNK = 8192
-"""Codes that are parsed at a time; their words take some hundred bytes a run meanwhile."""
+"""Number of codes that are parsed at a time, which limits the memory for their words."""
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -43,14 +43,14 @@ class Runs(NamedTuple):
 
 
 def encode_runs(mask: NDArray[np.generic]) -> str:
-    """Write a mask (H, W) as the shortest run-length code; "" if it is empty."""
+    """Encode a mask (H, W) as the shortest run-length code; "" if it is empty."""
     edges = np.diff(np.pad(mask.reshape(-1) != 0, 1).astype(np.int8))
     starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     return " ".join(str(n) for n in np.stack([starts + 1, ends - starts], axis=1).reshape(-1))
 
 
 def decode_runs(starts: NDArray[np.integer], lengths: NDArray[np.integer], shape: tuple[int, int]) -> Bools:
-    """Paint runs that do not overlap.
+    """Rasterise runs that do not overlap.
 
     Args:
         starts: First pixels, from 0, in row-major order.
@@ -73,16 +73,16 @@ def parse_runs(codes: pl.Series, pixels: Ints, where: Callable[[int], str]) -> R
     Args:
         codes: Strings; null or blank is an empty mask.
         pixels: Number of pixels of each mask's image.
-        where: Names the place of a code in messages.
+        where: Index of a code -> its location, for messages.
 
     Returns:
         The runs.
 
     Cost:
-        About 0.3 s for a million, and 8 bytes of memory for each.
+        Linear in the number of runs; 8 bytes of memory for each.
 
     Raises:
-        DataError: At a code with something else than whole numbers, an odd count, a run outside of the image, or runs
+        DataError: If a code contains anything but whole numbers, an odd count of them, a run outside the image, or runs
             that overlap or are not in order.
     """
     parts = []
@@ -107,7 +107,7 @@ class _Part(NamedTuple):
 
 
 def _parse_some(codes: pl.Series, pixels: Ints, where: Callable[[int], str]) -> _Part:
-    """Do what `parse_runs` does, all at once."""
+    """Parse and check one chunk of codes."""
     stripped = codes.fill_null("").str.strip_chars()
     filled = (stripped != "").to_numpy().nonzero()[0]
     words = stripped.gather(filled).str.split(" ")
@@ -137,7 +137,7 @@ def _parse_some(codes: pl.Series, pixels: Ints, where: Callable[[int], str]) -> 
 
 
 def _show(firsts: Ints, lengths: Ints, run: int) -> str:
-    """Write a run the way the file does."""
+    """Format a run as in the file."""
     return f"{firsts[run]} {lengths[run]}"
 
 

@@ -1,4 +1,4 @@
-"""What to change where a checkpoint and a network do not fit: told apart by which names and shapes differ."""
+"""What to change where a checkpoint and a network do not fit: distinguished by which names and shapes differ."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Size
 Shapes = Mapping[str, tuple[Size, Size]]
 """Name -> shape in the file, shape in the network, where they differ."""
 
-OTHER = "Give the architecture, encoder, channels and classes it was trained with."
+OTHER = "Use the architecture, encoder, channels and classes that it was trained with."
 
 
 def advise(missing: Sequence[str], unexpected: Sequence[str], shapes: Shapes, wanted: Collection[str]) -> str:
@@ -29,7 +29,7 @@ def advise(missing: Sequence[str], unexpected: Sequence[str], shapes: Shapes, wa
         if len(heads) <= 2 and len(unexpected) * 2 <= len(wanted):
             return (
                 f"All tensors of the network are there. If {' and '.join(map(repr, heads))} only helped training, save "
-                "the state dict without; if not, give the `architecture` and `settings` it was trained with."
+                "the state dict without; if not, use the `architecture` and `settings` that it was trained with."
             )
         return OTHER
     if missing and not unexpected and not shapes:
@@ -37,7 +37,7 @@ def advise(missing: Sequence[str], unexpected: Sequence[str], shapes: Shapes, wa
         return f"The file lacks {', '.join(map(repr, parts[:3]))}: it holds a part of the network only. Save all of it."
     for part, remedy in (("decoder", "`architecture` and `settings`"), ("encoder", "`encoder`")):
         if alien and all(name.startswith(f"{part}.") for name in (*alien, *shapes)):
-            return f"Only the {part} differs: give the {remedy} it was trained with."
+            return f"Only the {part} differs: use the {remedy} that it was trained with."
     changes = {_find_change(*pair) for pair in shapes.values()}
     if not alien and all(len(old) != len(new) for old, new in shapes.values()):
         old, new = next(iter(shapes.values()))
@@ -47,8 +47,8 @@ def advise(missing: Sequence[str], unexpected: Sequence[str], shapes: Shapes, wa
     if alien or len(found) < len(changes):  # more than one number of an axis, or shapes of another type
         return OTHER
     advice = {
-        1: "Channels of an image: {0} in the file, {1} here; set `channels` in [data] to {0}.",
-        0: "Classes: {0} in the file, {1} here; give it a task of the classes it was trained for.",
+        1: "Channels of an image: {0} in the file, {1} here. Set `channels` in [data] to {0}.",
+        0: "Classes: {0} in the file, {1} here. Use data with the classes that it was trained for.",
     }
     return " ".join(advice[axis].format(*found[axis]) for axis in advice if axis in found)
 

@@ -1,4 +1,4 @@
-"""The content of a checkpoint file: its format is recognised by its bytes, and nothing in it is run."""
+"""The content of a checkpoint file: its format is recognised by its bytes, and nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 from advseg_bench.errors import DataError, SpecError, UserError, expected, one_line
 from advseg_bench.models.checkpoints.standins import list_standins
 
-CONVERT = "Where the network can be built, save net.state_dict() with safetensors or torch.save, and give that file."
+CONVERT = (
+    "Load it where the network is defined, save net.state_dict() with safetensors or torch.save, and use that file."
+)
 """Remedy for a file that cannot be read as weights."""
 
 _LARGEST_HEADER = 100_000_000
@@ -26,11 +28,11 @@ _LARGEST_HEADER = 100_000_000
 
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, such as Keras writes", CONVERT),
-    (b"\x1f\x8b", "a gzip archive", "Unpack it and give the file inside."),
-    (b"BZh", "a bzip2 archive", "Unpack it and give the file inside."),
-    (b"\xfd7zXZ\x00", "an xz archive", "Unpack it and give the file inside."),
-    (b"7z\xbc\xaf", "a 7z archive", "Unpack it and give the file inside."),
-    (b"Rar!", "a RAR archive", "Unpack it and give the file inside."),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it and use the file inside."),
+    (b"BZh", "a bzip2 archive", "Unpack it and use the file inside."),
+    (b"\xfd7zXZ\x00", "an xz archive", "Unpack it and use the file inside."),
+    (b"7z\xbc\xaf", "a 7z archive", "Unpack it and use the file inside."),
+    (b"Rar!", "a RAR archive", "Unpack it and use the file inside."),
     (b"GGUF", "a GGUF file", CONVERT),
     (b"\x93NUMPY", "a NumPy array", CONVERT),
 )
@@ -50,20 +52,21 @@ def read_content(path: Path) -> object:
         objects (see `standins`).
 
     Raises:
-        SpecError: If there is no such file, it is of another format, or reading it would run code.
+        SpecError: If there is no such file, it is of another format, or reading it would execute code.
         DataError: If it is empty, cut short or damaged.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise SpecError(f"{path}: the weights cannot be read: {error.strerror}. Check the path.") from None
+        remedy = "Correct the key `weights` of the model."
+        raise SpecError(expected(path, "a readable file of weights", error.strerror, remedy)) from None
     if not data:
         raise damaged(path, "it is empty")
     for start, what, remedy in _OTHERS:
         if data.startswith(start):
             raise SpecError(expected(path, "a checkpoint of PyTorch or safetensors", what, remedy))
     if data[257:262] == b"ustar":
-        what, remedy = "a tar archive", "Unpack it and give the file inside."
+        what, remedy = "a tar archive", "Unpack it and use the file inside."
         raise SpecError(expected(path, "a checkpoint of PyTorch or safetensors", what, remedy))
     if data.startswith(b"version https://git-lfs"):
         raise damaged(path, "it is a pointer of Git LFS, not the file itself")
@@ -86,32 +89,32 @@ def _is_safetensors(path: Path, data: bytes) -> bool:
 
 
 def _unpickle(path: Path, data: bytes) -> object:
-    """Read a file of `torch.save` without running it; distinguish what could run code from what is damaged."""
+    """Read a file of `torch.save` without executing it; distinguish files that could execute code from damaged ones."""
     archive = zipfile.is_zipfile(io.BytesIO(data))
     try:
         if archive:
             _check_archive(path, data)
         with warnings.catch_warnings(), torch.serialization.safe_globals(list_standins()):
-            warnings.simplefilter("ignore")  # the protocol of a third party's pickle does not concern the user
+            warnings.simplefilter("ignore")  # the pickle protocol of the file is irrelevant to the user
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
         if archive or _is_pickle(data):
             raise refused(path, _name_refused(error)) from None
-        raise damaged(path, "it is no file of torch.save or safetensors") from None
-    except Exception as error:  # the loader meets damage with whatever its parser stumbles over
+        raise damaged(path, "it is not a file of torch.save or safetensors") from None
+    except Exception as error:  # the loader raises many types for damaged files
         raise damaged(path, one_line(error)) from None
 
 
 def _name_refused(error: pickle.UnpicklingError) -> str:
     """Name the class or function that the loader refused, if its message does."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return f"a pickle with an object of {found[1]}" if found else "a pickle of more than tensors"
+    return f"a pickle with an object of {found[1]}" if found else "a pickle with other objects than tensors"
 
 
 def _check_archive(path: Path, data: bytes) -> None:
-    """Compare the checksums, which PyTorch writes but does not read: a flipped bit would be loaded as a weight."""
+    """Compare the checksums, which PyTorch writes but does not check: a flipped bit would be loaded as a weight."""
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         if (member := file.testzip()) is not None:
             raise damaged(path, f"{member} fails its checksum")
@@ -124,7 +127,7 @@ def _check_archive(path: Path, data: bytes) -> None:
 
 
 def _is_pickle(data: bytes) -> bool:
-    """Whether the bytes start with a complete pickle; it is not run."""
+    """Whether the bytes start with a complete pickle; it is not executed."""
     try:
         return sum(1 for _ in pickletools.genops(data)) > 0
     except ValueError:
@@ -132,11 +135,11 @@ def _is_pickle(data: bytes) -> bool:
 
 
 def damaged(path: Path, cause: str) -> DataError:
-    """Word the error for a file that is not what was once written."""
+    """Make the error for a damaged file."""
     cause = " ".join(cause.split())
-    return DataError(f"{path}: expected a whole checkpoint, got a damaged file: {cause:.200}. Fetch or save it again.")
+    return DataError(f"{path}: expected an intact checkpoint, got a damaged file: {cause:.200}. Copy or save it again.")
 
 
 def refused(path: Path, what: str) -> SpecError:
-    """Word the error for a file that would have to be run to be read."""
-    return SpecError(f"{path}: expected weights only, got {what}: refused because it could run code. {CONVERT}")
+    """Make the error for a file that cannot be read without executing code."""
+    return SpecError(f"{path}: expected only weights, got {what}: refused because it could execute code. {CONVERT}")

@@ -1,4 +1,4 @@
-"""What is a suite made of? Data, models, training recipe, attacks, compute: validated, frozen, torch-free."""
+"""What does a suite contain? Frozen specifications of data, models, training, attacks and compute."""
 
 from advseg_bench.suite.specs.base import Spec
 from advseg_bench.suite.specs.data import (
@@ -14,7 +14,6 @@ from advseg_bench.suite.specs.data import (
     PluginData,
     SliceData,
     UwMadisonData,
-    use_all,
 )
 from advseg_bench.suite.specs.experiment import (
     RECIPES,
@@ -25,6 +24,7 @@ from advseg_bench.suite.specs.experiment import (
     Scoring,
 )
 from advseg_bench.suite.specs.images import Fit, ImageData, Scale, SplitData
+from advseg_bench.suite.specs.splits import check_split, use_all_subjects
 
 __all__ = [
     "PLUGIN_TAG",
@@ -50,5 +50,6 @@ __all__ = [
     "Spec",
     "SplitData",
     "UwMadisonData",
-    "use_all",
+    "check_split",
+    "use_all_subjects",
 ]
