@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from advseg_bench.errors import SpecError, UserError, expected, one_line, unknown
+from advseg_bench.models.checkpoints.places import describe_failure, hub_access
 from advseg_bench.suite.specs import ModelSpec
 
 FROM_DATA = "It follows from the data: remove it."
@@ -110,9 +111,9 @@ def construct_pretrained(
     """
     construct(where, spec, make, arguments)
     try:
-        return make(**{**arguments, key: value})
+        with hub_access():
+            return make(**{**arguments, key: value})
     except Exception as error:
-        found = one_line(error, 160)
-        remedy = f"Connect to the network once, or give the model `weights`, or remove the key. ({found})"
-        what = f"encoder_weights of {spec.encoder} that can be fetched"
-        raise SpecError(expected(where, what, spec.encoder_weights, remedy)) from None
+        remedy = "Connect to the network once, or set `weights`, or remove the key."
+        what, found = f"encoder_weights = {spec.encoder_weights!r} of {spec.encoder}", describe_failure(error)
+        raise SpecError(f"{where}: expected {what} to be fetched, got {found}. {remedy}") from None

@@ -238,12 +238,26 @@ def test_a_repository_that_was_fetched_once_needs_no_network(hub: Path) -> None:
 def test_without_a_network_it_is_one_line(hub: Path) -> None:
     hub.mkdir(parents=True)
     for name, match in (
-        ("hf:owner/other", "hf:owner/other: expected files from the Hugging Face Hub, got .*Connect to it once"),
+        (
+            "hf:owner/other",
+            "hf:owner/other: expected files from .* Hub, got no connection, .*Connect",
+        ),
         ("hf:owner/name@main/absent.pth", "expected a file absent.pth in the repository, got 'none'"),
     ):
         with pytest.raises(SpecError, match=match) as caught:
             places.fetch(name)
         assert "\n" not in str(caught.value)
+
+
+def test_the_hub_is_reached_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://nowhere.invalid")
+    monkeypatch.setattr(places, "getproxies", dict)
+    with places.hub_access():
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
 
 
 # Pretrained encoders

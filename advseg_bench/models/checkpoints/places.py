@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from advseg_bench.errors import SpecError, expected, one_line
 
@@ -48,19 +54,58 @@ def fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     file = match["file"]
+    patterns = [file] if file else [*CONFIGS, *WEIGHTS]
     try:
-        folder = snapshot_download(
-            match["repo"], revision=match["revision"], allow_patterns=[file] if file else [*CONFIGS, *WEIGHTS]
-        )
+        with hub_access():
+            folder = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=patterns)
     except Exception as error:  # of the network, the server or the name: the package has a class for each
         raise SpecError(
-            f"{name}: expected files from the Hugging Face Hub, got {one_line(error, 160)}. Connect to it once, check "
-            "the name, or give a local file or folder."
+            f"{name}: expected files from the Hugging Face Hub, got {describe_failure(error)}. Connect to it once, "
+            "check the name, or use a local file or folder."
         ) from None
     found = Path(folder, file) if file else Path(folder)
     if not found.exists():
         raise SpecError(expected(name, f"a file {file} in the repository", "none", "Check its path."))
     return found
+
+
+def describe_failure(error: Exception) -> str:
+    """Describe why files could not be fetched."""
+    match type(error).__name__:
+        case "LocalEntryNotFoundError" | "OfflineModeIsEnabled" | "URLError" | "ConnectionError" | "ConnectError":
+            return "no connection, and nothing in the cache"
+        case "RepositoryNotFoundError":
+            return "no such repository, or a private one"
+        case "RevisionNotFoundError":
+            return "no such revision"
+    return one_line(error, 160)
+
+
+@contextmanager
+def hub_access() -> Iterator[None]:
+    """Use the Hub inside: where its address is unknown, only its cache, at once and without a line for each retry."""
+    from huggingface_hub import constants
+
+    logger = logging.getLogger("huggingface_hub")
+    before = constants.HF_HUB_OFFLINE, logger.level
+    constants.HF_HUB_OFFLINE = before[0] or not _is_known(urlsplit(constants.ENDPOINT).hostname)
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before[0]
+        logger.setLevel(before[1])
+
+
+def _is_known(host: str | None) -> bool:
+    """Whether a host has an address here; a proxy would find it by itself."""
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def find_file(place: Path) -> Path:
