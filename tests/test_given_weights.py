@@ -89,7 +89,7 @@ def test_one_trained_model_keeps_the_split(tmp_path: Path, weights: Path) -> Non
     root = write_pictures(tmp_path / "data", 8, 8)
     suite = parse_suite(write(root, model("a", weights) + model("b"), CLASSES), "s")
     assert load_dataset(suite.data).describe()["splits"] == {"train": 5, "validation": 1, "test": 2}
-    with pytest.raises(SpecError, match=r"data\.test: 1 leaves no subject to train 'b'"):
+    with pytest.raises(SpecError, match=r"data\.test: 1 leaves no subject to train model 'b'"):
         parse_suite(write(root, model("a", weights) + model("b"), CLASSES + "test = 1"), "s")
 
 
