@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from advseg_bench.cache import write_bytes
-from advseg_bench.errors import DataError
+from advseg_bench.errors import DataError, SpecError
 from advseg_bench.models.checkpoints.fitting import Fitted, fit
 from advseg_bench.models.checkpoints.places import find_file
 from advseg_bench.models.checkpoints.reading import read_content
+from advseg_bench.models.checkpoints.translated import load_renamed
 from advseg_bench.models.module import SegmentationModule
 
 
@@ -82,7 +83,13 @@ def load_weights(path: Path, model: SegmentationModule, key: str | None = None) 
         [0.5, 0.5]
     """
     file = find_file(path)
-    fitted = fit(file, read_content(file), model.net, key)
+    content = read_content(file)
+    try:
+        fitted = fit(file, content, model.net, key)
+    except SpecError:
+        if (renamed := load_renamed(file, model.net)) is None:
+            raise
+        fitted = fit(file, renamed, model.net, key)
     for name, tensor in fitted.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             remedy = "Use another checkpoint, or train the model again."

@@ -368,6 +368,10 @@ def test_a_part_another_decoder_and_another_network_are_distinguished(tmp_path: 
     state = tensors()
     part = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
     refuse_content(tmp_path / "a.pt", part, r"lacks 'decoder', 'head': it holds a part of the network only")
+    bare = {name.removeprefix("encoder."): tensor for name, tensor in part.items()}
+    refuse_content(tmp_path / "a.pt", bare, r"Its tensors are those of 'encoder': the file holds a part")
+    deeper = state | {f"encoder.more.{i}.weight": torch.ones(1) for i in range(9)}
+    refuse_content(tmp_path / "a.pt", deeper, r"Only the encoder differs: use the `encoder`")
     other = part | {"head.weight": state["head.weight"], "head.bias": state["head.bias"], "decoder.up": torch.ones(1)}
     refuse_content(tmp_path / "a.pt", other, r"Only the decoder differs: use the `architecture` and `settings`")
     refuse_content(tmp_path / "a.pt", {"a.b": torch.ones(1)}, r"12 missing|No name agrees: it is another network")

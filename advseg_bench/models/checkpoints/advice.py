@@ -11,6 +11,8 @@ Shapes = Mapping[str, tuple[Size, Size]]
 
 OTHER = "Use the architecture, encoder, channels and classes that it was trained with."
 
+WHOLE = "Save the state dict of the whole network."
+
 
 def advise(missing: Sequence[str], unexpected: Sequence[str], shapes: Shapes, wanted: Collection[str]) -> str:
     """Return the remedy: for other classes or channels, extra heads, another part, or another network.
@@ -23,6 +25,12 @@ def advise(missing: Sequence[str], unexpected: Sequence[str], shapes: Shapes, wa
     """
     alien = [*missing, *unexpected]
     if len(missing) == len(wanted):
+        fronts = {name.partition(".")[0] for name in wanted}
+        held = [
+            front for front in fronts if 2 * sum(f"{front}.{name}" in wanted for name in unexpected) > len(unexpected)
+        ]
+        if held:
+            return f"Its tensors are those of {held[0]!r}: the file holds a part of the network only. {WHOLE}"
         return f"No name agrees: it is another network, or its parts were renamed. {OTHER}"
     if unexpected and not missing and not shapes:
         heads = _find_modules(unexpected, wanted)
@@ -31,15 +39,15 @@ def advise(missing: Sequence[str], unexpected: Sequence[str], shapes: Shapes, wa
                 f"All tensors of the network are there. If {' and '.join(map(repr, heads))} only helped training, save "
                 "the state dict without; if not, use the `architecture` and `settings` that it was trained with."
             )
-        return OTHER
     if missing and not unexpected and not shapes:
         parts = _find_modules(missing, set(wanted) - set(missing))
-        return f"The file lacks {', '.join(map(repr, parts[:3]))}: it holds a part of the network only. Save all of it."
+        if not any("." in part for part in parts):
+            return f"The file lacks {', '.join(map(repr, parts[:3]))}: it holds a part of the network only. {WHOLE}"
     for part, remedy in (("decoder", "`architecture` and `settings`"), ("encoder", "`encoder`")):
         if alien and all(name.startswith(f"{part}.") for name in (*alien, *shapes)):
             return f"Only the {part} differs: use the {remedy} that it was trained with."
     changes = {_find_change(*pair) for pair in shapes.values()}
-    if not alien and all(len(old) != len(new) for old, new in shapes.values()):
+    if shapes and not alien and all(len(old) != len(new) for old, new in shapes.values()):
         old, new = next(iter(shapes.values()))
         if {len(old), len(new)} == {4, 5}:
             return f"Its network is for {len(old) - 2}-D images, this one for {len(new) - 2}-D ones."
