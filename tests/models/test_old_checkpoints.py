@@ -69,6 +69,7 @@ def dataset(channels: int = 3) -> Dataset:
     return load_dataset(spec)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("name", MODELS)
 def test_a_checkpoint_of_the_old_release_gives_the_old_logits(release: Path, tmp_path: Path, name: str) -> None:
     checkpoint, old = write(release, tmp_path, name)

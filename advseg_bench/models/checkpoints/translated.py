@@ -25,8 +25,8 @@ def load_renamed(file: Path, net: nn.Module) -> dict[str, Tensor] | None:
         net: The bare network, or a module that holds one and nothing else.
 
     Returns:
-        The state dict, without tensors that the file lacks, in the shapes of the file; None if the network or the file is of another type, or the
-        package cannot load it.
+        The state dict, without tensors that the file lacks, in the shapes of the file; None if the network or the file
+        is of another type, or the package cannot load it.
     """
     children = list(net.named_children())
     own = _is_own(net)
