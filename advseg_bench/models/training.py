@@ -26,6 +26,7 @@ from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.properties import count_flops, measure_receptive_field
 from advseg_bench.models.training_loop import Training, evaluate
 from advseg_bench.models.weights import count_parameters, load_weights, save_weights
+from advseg_bench.registry import catalogue
 from advseg_bench.suite.specs import ModelSpec, Recipe
 
 TRAINING_VERSION = 2
@@ -109,7 +110,8 @@ def obtain_model(
 def _describe(model: SegmentationModule, dataset: Dataset, batch: int) -> dict[str, Any]:
     """Properties of the network, measured on a few validation images, at most one training batch."""
     x = dataset.batch(dataset.split("validation")[: min(DESCRIBED_IMAGES, batch)]).x
-    return {"flops": count_flops(model, x), "receptive_field_px": measure_receptive_field(model, x)}
+    measured = {"flops": count_flops(model, x), "receptive_field_px": measure_receptive_field(model, x)}
+    return measured | model.describe_outputs()
 
 
 def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationModule:
@@ -123,7 +125,7 @@ def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationMod
     """
     _, channels, *edges = dataset.batch([0]).x.shape
     model = build_model(spec, channels=channels, task=dataset.task, size=edges, seed=seed)
-    if spec.weights:
+    if spec.weights and spec.architecture != catalogue.TORCHSCRIPT:
         load_weights(spec.weights, model)
     return model
 

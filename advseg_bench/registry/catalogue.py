@@ -230,5 +230,8 @@ ARCHITECTURES: tuple[str, ...] = (
     *(f"monai.{name}" for name in MONAI_ARCHITECTURES),
 )
 
+TORCHSCRIPT = "torchscript"
+"""The architecture of a model that is a TorchScript file."""
+
 IMAGES: dict[str, tuple[int, int]] = {"mni152": (91, 36)}
 """Training and test images of the data sets where the numbers are fixed."""

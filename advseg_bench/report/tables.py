@@ -54,6 +54,8 @@ def make_clean_table(summary: Summary) -> Table:
         "subject, then over subjects. Pooled: pixel counts summed over all images before the ratio. Wrong pixels: "
         "share of valid pixels with any class wrong. Val. Dice: on the validation split, chose the checkpoint."
     )
+    read = [(name, m["outputs"]["described"]) for name, m in zip(there, known, strict=True) if m.get("outputs")]
+    caption += "".join(f" The harness {described} of {name}." for name, described in read)
     return Table("clean", "Models before the attack", caption, tuple(shown), data)
 
 

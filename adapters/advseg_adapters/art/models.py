@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import nn
 
-from advseg_adapters.art.inputs import ROUNDING, check_logits, read_task
+from advseg_adapters.art.inputs import check_logits, read_task
 from advseg_bench.checks.logits import probe as probe_logits
+from advseg_bench.checks.outputs import read_model
 from advseg_bench.errors import IncompatibleError, UserError, expected, one_line
+from advseg_bench.instruments.modes import in_mode
 from advseg_bench.losses import Loss, probe
+from advseg_bench.protocols import Model
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_loss
 from advseg_bench.types import Task, TaskKind
@@ -46,62 +47,43 @@ def _probe_loss(loss: Loss, task: Task, name: str) -> None:
         ) from error
 
 
-class Function(nn.Module):
-    """A model that is a plain function, as a module without parameters."""
+def read_segmenter(
+    model: Model, task: Task | TaskKind, shape: Sequence[int], bounds: tuple[float, float], device: torch.device
+) -> tuple[nn.Module, Task]:
+    """Run a model on a random image: its outputs must contain logits.
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self._function = function
+    Args:
+        model: Images -> logits, or outputs that contain them.
+        task: What the labels mean.
+        shape: (C, *S) of one image.
+        bounds: Smallest and largest intensity.
+        device: Where the model is.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits."""
-        return self._function(x)
+    Returns:
+        A module from images to logits, the model itself if it is one; and the task, its classes numbered if need be.
 
+    Cost:
+        Three forwards of one image.
 
-def check_model(
-    model: nn.Module, task: Task | TaskKind, shape: Sequence[int], bounds: tuple[float, float], device: torch.device
-) -> Task:
-    """Run a model on a random image: it must yield logits. Returns: the task, its classes numbered if need be."""
+    Raises:
+        IncompatibleError: If it fails, or there are no logits for the task in what it returns.
+    """
     generator = torch.Generator().manual_seed(0)
     x = bounds[0] + (bounds[1] - bounds[0]) * torch.rand((1, *shape), generator=generator)
     x = x.to(device)
-    with mode(model, False), torch.no_grad():
+    reader = read_model("model", model)
+    with in_mode(reader, training=False), torch.no_grad():
         try:
-            logits = model(x)
+            logits = reader(x)
+        except UserError:
+            raise
         except Exception as error:
             raise IncompatibleError(
                 f"model: fails on an image of shape {tuple(shape)}: {one_line(error)}. Check `input_shape`."
             ) from error
-    if not isinstance(logits, Tensor):
-        remedy = "Return the segmentation alone, without auxiliary outputs."
-        raise IncompatibleError(expected("model", "one tensor of logits", type(logits).__name__, remedy))
-    outputs = logits.shape[1] if logits.dim() > 1 else 0
-    known = read_task(task, outputs)
+    known = read_task(task, logits.shape[1])
     check_logits(logits, known, x)
-    probe_logits("model", model, x, known)
-    layered = any(isinstance(module, (_ConvNd, nn.Linear)) for module in model.modules())
-    if not layered and _looks_squeezed(logits, known):
-        raise IncompatibleError(
-            "model: expected raw logits, got nothing but values between 0 and 1"
-            + (" that sum to 1" if known.kind == "multiclass" else ", which would mean every class at every pixel")
-            + ". Remove the final sigmoid or softmax."
-        )
-    return known
-
-
-def _looks_squeezed(logits: Tensor, task: Task) -> bool:
-    """Whether logits look like probabilities by their values alone, in a model whose layers cannot be asked."""
-    unit = bool((logits >= 0).all() and (logits <= 1).all())
-    return unit and (task.kind != "multiclass" or bool(((logits.sum(1) - 1).abs() < ROUNDING).all()))
-
-
-@contextmanager
-def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Set training or eval mode, and put back each module's own flag."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    probe_logits("model", reader, x, known)
+    reader.announce()
+    found = reader.simplest()
+    return found if isinstance(found, nn.Module) else reader, known

@@ -12,8 +12,10 @@ from monai.data.meta_tensor import MetaTensor
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from advseg_bench.checks.outputs import Outputs
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.models.build import build_model
+from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.weights import load_weights
 from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Task
@@ -26,7 +28,7 @@ class MetaNetwork(nn.Module):
     gradient passes through. With `set_track_meta(False)` the output is a plain tensor, as everywhere in MONAI.
 
     Args:
-        model: Images (N, C, *S) -> logits (N, K, *S).
+        model: Images (N, C, *S) -> logits (N, K, *S), or outputs that contain them (`checks.outputs.as_segmenter`).
         spatial_dims: Number of space axes; None lets any pass.
         in_channels: Channels of an image; None lets any pass.
         out_channels: Channels of the logits; None lets any pass.
@@ -42,6 +44,7 @@ class MetaNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        self.outputs = Outputs("network")
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +59,11 @@ class MetaNetwork(nn.Module):
         if self.in_channels not in (None, x.shape[1]):
             remedy = "Build it with other `in_channels`."
             raise IncompatibleError(expected("network", f"images of {self.in_channels} channels", x.shape[1], remedy))
-        logits: Tensor = self.model(to_plain(x))
+        plain = to_plain(x)
+        given = (
+            plain if isinstance(self.model, SegmentationModule) else plain.clone()
+        )  # its first layer may write to it
+        logits = self.outputs.read(self.model(given), plain)
         if self.out_channels not in (None, logits.shape[1]):
             raise IncompatibleError(expected("network", f"{self.out_channels} logit channels", logits.shape[1]))
         return with_meta_of(x, logits)
@@ -87,8 +94,8 @@ class GridNetwork(MetaNetwork):
         encoder: Encoder of segmentation-models-pytorch or of MONAI's FlexibleUNet.
         settings: Further arguments of the network.
         weights: A state dict, .safetensors or weights-only .pt; the initial weights are random without it.
-        mean: Subtracted from the image inside the model.
-        std: The image is divided by it, after `mean`.
+        mean: Subtracted from the image inside the model: one number, or one per channel.
+        std: The image is divided by it, after `mean`: one number, or one per channel.
         stride: Multiple the image is padded to; found from the network where it is known.
         img_size: Edge lengths of the images it is checked with; UNETR takes only such images. By default 64 in 2-D
             and 32 (64 for SwinUNETR) in 3-D.
@@ -111,8 +118,8 @@ class GridNetwork(MetaNetwork):
         encoder: str | None = None,
         settings: Mapping[str, Any] | None = None,
         weights: str | PathLike[str] | None = None,
-        mean: float = 0.0,
-        std: float = 1.0,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
         stride: int | None = None,
         img_size: int | Sequence[int] | None = None,
         seed: int = 0,

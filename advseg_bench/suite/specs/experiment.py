@@ -9,7 +9,14 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from advseg_bench.errors import SpecError, unknown
 from advseg_bench.registry import catalogue, toolkits
@@ -49,9 +56,33 @@ def _none(value: object) -> object:
     return None if value == "none" else value
 
 
+def _per_channel(value: object) -> object:
+    """Read one number, or one for each channel of the image."""
+    values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not values or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
+        raise ValueError("expected a number, or a list of one number per channel")
+    return tuple(float(v) for v in values) if isinstance(value, (list, tuple)) else value
+
+
+def _positive(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """Check that a divisor is above 0."""
+    if not all(v > 0 for v in (value if isinstance(value, tuple) else (value,))):
+        raise ValueError("expected positive numbers")
+    return value
+
+
+def _architecture(name: str) -> str:
+    """Check the name of an architecture; a file is none."""
+    if name.endswith((".ts", ".pt", ".pth", ".torchscript")):
+        keys = f'architecture = "{catalogue.TORCHSCRIPT}", weights = "{name}" and trust = true'
+        raise ValueError(f"expected the name of a network, got a file. For TorchScript set {keys}")
+    return check_known("architecture", name)
+
+
 LossName = Annotated[str, AfterValidator(partial(check_known, "loss"))]
 AttackName = Annotated[str, AfterValidator(partial(check_known, "attack"))]
-ArchitectureName = Annotated[str, AfterValidator(partial(check_known, "architecture"))]
+ArchitectureName = Annotated[str, AfterValidator(_architecture)]
+PerChannel = Annotated[float | tuple[float, ...], BeforeValidator(_per_channel)]
 Eps = Annotated[float, BeforeValidator(_eps)]
 
 
@@ -60,13 +91,19 @@ class ModelSpec(Spec):
 
     Attributes:
         name: Shown in tables, unique in the suite.
-        architecture: "smp.<Class>", "monai.<Class>", a plug-in's name, or "package.module:callable" for any network.
+        architecture: "smp.<Class>", "monai.<Class>", a plug-in's name, "package.module:callable" for any network, or
+            "torchscript" for a network that is a TorchScript file, named as `weights`.
         encoder: Encoder name of segmentation-models-pytorch (and of MONAI's FlexibleUNet).
         settings: Further constructor arguments of the network.
         weights: A state dict, .safetensors or weights-only .pt; the model is then not trained.
-        mean: Subtracted from the image inside the model.
-        std: The image is divided by it inside the model, after `mean`.
+        mean: Subtracted from the image inside the model: one number, or one per channel.
+        std: The image is divided by it inside the model, after `mean`: one number, or one per channel.
         stride: Images are padded to a multiple of it inside the model; found from the network where it is known.
+        output: Key, attribute or position of the logits in what the network returns. By default one tensor; "out",
+            "logits" or "pred"; or the first entry of a list.
+        resize_logits: Whether logits whose edges are an integer fraction of the image's are enlarged by linear
+            interpolation inside the model; otherwise they are refused.
+        trust: Open a TorchScript file. It holds a program, so set this only for a file of known origin.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
@@ -74,9 +111,23 @@ class ModelSpec(Spec):
     encoder: str | None = None
     settings: Settings = Field(default_factory=dict)
     weights: Path | None = None
-    mean: float = 0.0
-    std: float = Field(default=1.0, gt=0)
+    mean: PerChannel = 0.0
+    std: Annotated[PerChannel, AfterValidator(_positive)] = 1.0
     stride: int | None = Field(default=None, ge=1)
+    output: str | None = None
+    resize_logits: bool = True
+    trust: bool = False
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out keys whose defaults change nothing: a cell's id does not depend on whether they exist."""
+        values: dict[str, Any] = write(self)
+        fields = type(self).model_fields
+        return {k: v for k, v in values.items() if k not in _OPTIONAL or v != fields[k].default}
+
+
+_OPTIONAL = ("output", "resize_logits", "trust")
+"""Keys of a model that stand in its record only where they are set."""
 
 
 RECIPES: dict[str, dict[str, Any]] = {
