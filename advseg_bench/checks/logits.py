@@ -63,7 +63,7 @@ def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | 
                 handle.remove()
         _check_logits(where, logits, x, task)
         if not layers:
-            _check_extremes(where, model, x, logits)
+            _check_extremes(where, model, x, logits, task)
             return None
         wide = [name for name in layers if _count_outputs(net.get_submodule(name)) == len(task.classes)]
         for last in list(dict.fromkeys(reversed(wide or layers)))[:_CANDIDATES]:  # the last may be an auxiliary head
@@ -130,9 +130,9 @@ def _check_logits(where: str, logits: object, x: Tensor, task: Task) -> None:
         raise IncompatibleError(f"{where}: expected finite logits, got NaN or infinity. {remedy}")
 
 
-def _check_extremes(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> None:
+def _check_extremes(where: str, model: nn.Module, x: Tensor, logits: Tensor, task: Task) -> None:
     """Refuse a network without layers whose output changes but stays between 0 and 1 on images of extreme values."""
-    if not _is_unit(logits):
+    if not _is_unit(logits) or (task.kind == "multiclass" and not _sum_to_one(logits)):
         return
     try:
         others = [model(scale * (x - 0.5)) for scale in _EXTREMES]
@@ -164,6 +164,11 @@ def _steps(channels: int, like: Tensor) -> Tensor:
 def _count_outputs(layer: nn.Module) -> int:
     """Return the output channels of a convolution or linear layer."""
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
+
+
+def _sum_to_one(values: Tensor) -> bool:
+    """Whether the classes of each pixel sum to 1; class scores between 0 and 1 that do not can be compared."""
+    return bool(((values.sum(1) - 1).abs() < 1e-5).all())
 
 
 def _is_unit(values: Tensor) -> bool:

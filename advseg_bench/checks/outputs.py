@@ -157,10 +157,9 @@ class Outputs:
                         return factors
                     remedy = "Set resize_logits = true."
                     raise IncompatibleError(expected(self.where, f"logits of {size} pixels", found, remedy))
-        channels = logits.shape[1] if logits.dim() > 1 else "K"
         remedy = f"Logits must have the size of the image, or an integer fraction of it down to 1/{LARGEST_FACTOR}."
-        wanted = (len(x), channels, *size)
-        raise IncompatibleError(expected(self.where, f"logits of shape {wanted}", tuple(logits.shape), remedy))
+        wanted = ", ".join(map(str, (len(x), "K", *size)))
+        raise IncompatibleError(expected(self.where, f"logits of shape ({wanted})", tuple(logits.shape), remedy))
 
 
 def _list_entries(returned: Any) -> dict[str, Any]:

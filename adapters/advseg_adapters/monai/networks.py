@@ -60,10 +60,9 @@ class MetaNetwork(nn.Module):
             remedy = "Build it with other `in_channels`."
             raise IncompatibleError(expected("network", f"images of {self.in_channels} channels", x.shape[1], remedy))
         plain = to_plain(x)
-        given = (
-            plain if isinstance(self.model, SegmentationModule) else plain.clone()
-        )  # its first layer may write to it
-        logits = self.outputs.read(self.model(given), plain)
+        # A copy, since the first layer may write to it; that of a `SegmentationModule` gets one anyway.
+        own = plain if isinstance(self.model, SegmentationModule) else plain.clone()
+        logits = self.outputs.read(self.model(own), plain)
         if self.out_channels not in (None, logits.shape[1]):
             raise IncompatibleError(expected("network", f"{self.out_channels} logit channels", logits.shape[1]))
         return with_meta_of(x, logits)

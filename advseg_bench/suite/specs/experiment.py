@@ -61,6 +61,8 @@ def _per_channel(value: object) -> object:
     values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     if not values or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
         raise ValueError("expected a number, or a list of one number per channel")
+    if not all(math.isfinite(v) for v in values):
+        raise ValueError("expected finite numbers")
     return tuple(float(v) for v in values) if isinstance(value, (list, tuple)) else value
 
 
