@@ -58,7 +58,7 @@ def test_a_summary_that_is_there_is_printed_as_well(one):
 
 def test_one_line_stands_for_claims_that_need_more_subjects(one):
     (line,) = [line for line in show(one) if "claim" in line.lower()]
-    assert line == "The study's claims need at least 6 subjects; this run has 1: see claims.html."
+    assert line.startswith("The study's claims need at least 6 subjects; this run has 1")
 
 
 def test_the_claims_that_can_be_decided_have_a_line_each(tmp_path):

@@ -149,13 +149,13 @@ def test_the_best_model_may_be_the_most_vulnerable(tmp_path, models, subjects, v
     assert claim.verdict == verdict
     if verdict:
         assert "basicunet-s has the best clean Dice" in claim.answer
-        assert ("one data set cannot exclude" in claim.answer) == (verdict == "contradicted")
+        assert ("one data set" in claim.answer) == (verdict == "contradicted")
 
 
 def test_few_models_cannot_tell_about_size(tmp_path):
     claim = judge_claims(make(tmp_path))[1]
     assert claim.verdict == "undecidable"
-    assert "no data of 2 models could have decided it" in claim.answer
+    assert "undecidable: no data of 2 models" in claim.answer
     assert judge_claims(make(tmp_path / "five", models=tuple(runs.MODELS)))[1].verdict == "undecided"
 
 
@@ -298,7 +298,8 @@ def test_the_budget_is_one_of_fgsms(tmp_path):
 
 def test_a_sweep_of_nothing_but_eps_zero_is_not_asked(tmp_path):
     answers = {claim.answer for claim in judge_claims(make(tmp_path, eps=(0,)))}
-    assert answers == {"Not asked: the run has no result of FGSM as it is defined under an L_inf budget."}
+    (answer,) = answers
+    assert answer.startswith("Not asked: the run has no result of FGSM")
 
 
 @pytest.mark.parametrize(
@@ -320,7 +321,7 @@ def test_answers_tell_how_many_models_and_subjects_they_rest_on(tmp_path):
     rewrite_rows(run.path, lambda rows: rows.filter(~lost))
     answer = judge_claims(Run(run.path))[0].answer
     assert answer.startswith("On mni152 (7 subjects) at eps 4/255")
-    assert "on the mean of 1 of 2 models" in answer
+    assert "over 1 of 2 models" in answer
 
 
 def test_vanished_gradients_and_models_that_find_nothing_are_told(tmp_path):
@@ -335,9 +336,9 @@ def test_vanished_gradients_and_models_that_find_nothing_are_told(tmp_path):
     )
     run = Run(run.path)
     warnings = compose_claims(judge_runs([run])).warnings
-    assert warnings[0].startswith("mni152: 8 of 192 results of FGSM are the clean image")
+    assert warnings[0].startswith("mni152: 8 of 192 results of FGSM equal the clean image")
     assert warnings[1].startswith("mni152: the mean clean Dice of unet-mobilenet is under 0.5")
-    assert judge_claims(run)[3].answer == "Not asked: unet-mobilenet has no clean Dice to lose a share of."
+    assert judge_claims(run)[3].answer == "Not asked: the clean Dice of unet-mobilenet is 0."
 
 
 def test_diff_is_of_the_images_that_have_a_drop(tmp_path):
@@ -372,7 +373,7 @@ def test_the_p_of_a_claim_that_needs_every_line_is_the_largest(tmp_path):
 
 def test_noise_that_beats_the_gradient_is_no_robustness(tmp_path):
     answer = judge_claims(make(tmp_path, strength=((("uniform_noise", ""), 1.5),)))[0].answer
-    assert "The claim is contradicted. A gradient that does less than noise misleads" in answer
+    assert "The claim is contradicted. A gradient attack that is weaker than noise" in answer
 
 
 def test_controls_are_plain_noise_at_the_reference_loss(tmp_path):
@@ -390,14 +391,14 @@ def test_the_estimate_of_the_first_claim_is_over_the_most_harmful_noise(tmp_path
     claim, evidence = judge_claims(run)[0], Evidence(run)
     noise = average(make_arm("uniform_noise"), run.model_names)
     assert claim.estimate == evidence.compare(average(TRAINING, run.model_names) - noise)
-    assert "less that under uniform_noise, the most harmful noise" in claim.answer
+    assert "minus that under uniform_noise, the most harmful noise" in claim.answer
 
 
 def test_the_rival_of_the_best_model_is_the_one_that_loses_most(tmp_path):
     run = make(tmp_path, models=("basicunet-s", "attention-unet", "unet-mobilenet"))
     claim = judge_claims(run)[3]
     assert claim.estimate.mean == min(finding.test.mean for finding in claim.findings)
-    assert "less the share that it takes of unet-mobilenet's" in claim.answer
+    assert "minus that of unet-mobilenet" in claim.answer
 
 
 @pytest.mark.parametrize("models", [3, 4])

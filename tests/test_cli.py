@@ -121,10 +121,10 @@ def processor_seconds(*command: str) -> float:
 def test_a_run_can_tell_where_its_time_went(tmp_path, workers):
     done = cli("run", write_suite(tmp_path), "--out", tmp_path / "run", "--workers", workers, "--profile-time")
     assert done.returncode == 0, done.stderr
-    table = done.stdout.partition("time went to")[2]
+    table = done.stdout.partition("component")[2]
     for name in ("models and training", "attack: backwards", "scoring: forwards", "metrics", "records", "report"):
         assert name in table
-    around = re.search(r"Around the model \(\*\): ([\d.]+)% of ([\d.]+) s", table)
+    around = re.search(r"Overhead around the model \(\*\): ([\d.]+)% of ([\d.]+) s", table)
     assert 0 < float(around[1]) < 100
     shares = [float(share) for share in re.findall(r"([\d.]+)%$", table, re.MULTILINE)]
     assert sum(shares) == pytest.approx(100, abs=1)
@@ -175,7 +175,7 @@ def test_plan_knows_the_minutes_once_a_suite_has_run(here, tmp_path):
     [
         (["run", "quik"], ["unknown suite 'quik'", "Did you mean 'quick'?"]),
         (["plan", "nothing.toml"], ["unknown suite 'nothing.toml'"]),
-        (["list", "attack"], ["unknown kind 'attack'", "Did you mean 'attacks'?"]),
+        (["list", "attack"], ["unknown category 'attack'", "Did you mean 'attacks'?"]),
         (["report", "nowhere"], ["nowhere: expected the folder of a run"]),
     ],
 )
@@ -189,7 +189,7 @@ def test_an_occupied_or_unwritable_out_is_one_line(here, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("")
     assert_one_line(here("run", suite, "--out", tmp_path / "taken"), "not empty and holds no run")
-    assert_one_line(here("run", suite, "--out", "/proc/run"), "/proc/run: cannot be made a folder")
+    assert_one_line(here("run", suite, "--out", "/proc/run"), "/proc/run: cannot create")
 
 
 def test_an_unknown_device_is_one_line(here, tmp_path):
@@ -285,7 +285,7 @@ def test_ctrl_c_stops_cleanly(tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors == "advseg-bench: stopped. Run the same command again to go on from here.\n"
+    assert errors == "advseg-bench: stopped. Run the same command again to resume.\n"
     assert json.loads((tmp_path / "run" / "failures.json").read_text()) == []
 
 
@@ -294,7 +294,7 @@ def test_a_killed_worker_is_one_line(tmp_path):
         os.kill(workers_of(process)[0], signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert errors.startswith("advseg-bench: A worker process was killed, probably for lack of memory.")
+    assert errors.startswith("advseg-bench: A worker process was killed")
     assert errors.count("\n") == 1
 
 
@@ -335,7 +335,7 @@ def _alive(pid: int) -> bool:
         ("fgsm --against implementations:Signed --tasks binry", ["unknown task 'binry'", "'binary'"]),
         ("fgsm --against implementations:Signed --losses dise", ["unknown loss 'dise'", "'dice'"]),
         ("fgsm --against implementations:Signed --images 1000", ["at least 1000 test images"]),
-        ("fgsm --against implementations:Signed --steps 3", ["fgsm has one step"]),
+        ("fgsm --against implementations:Signed --steps 3", ["steps: expected none", "got 3"]),
         ("fgsm --against implementations:Signed --untrained smp.Unett:vgg13", ["untrained", "Unett"]),
     ],
 )
@@ -371,9 +371,9 @@ def test_data_that_are_not_there_are_drawn_once_and_reported_as_drawn(here, tmp_
     cache = Path(os.environ["ADVSEG_BENCH_CACHE"], "drawn")
     before = {*cache.glob("*")}
     suite = write_suite(tmp_path, ('name = "mni152"', PHANTOM))
-    told = "data: nothing at nowhere, so phantom data (5 cases, no patients) take its place, {} in "
+    told = "data: nowhere does not exist; phantom data (5 cases, no patients) are used instead, {} in "
     planned = here("plan", suite).stdout
-    assert told.format("to be drawn") in planned
+    assert told.format("to be generated") in planned
     assert "Images: 2 for training, 6 for test (expected of phantom data, which are not drawn yet)." in planned
     assert {*cache.glob("*")} == before, "a plan draws nothing"
 
@@ -381,7 +381,7 @@ def test_data_that_are_not_there_are_drawn_once_and_reported_as_drawn(here, tmp_
         done = here("run", suite, "--out", tmp_path / "run", "--workers", 1)
         assert done.returncode == 0, done.stderr
         line = done.stdout.splitlines()[0]
-        assert line.startswith((told.format("to be drawn"), told.format("drawn")))
+        assert line.startswith((told.format("to be generated"), told.format("generated")))
         return Path(line.rpartition(" in ")[2], "train.csv")
 
     table = run_it()
@@ -392,7 +392,7 @@ def test_data_that_are_not_there_are_drawn_once_and_reported_as_drawn(here, tmp_
     assert run_it() == table
     assert table.stat().st_mtime_ns == written
     planned = here("plan", suite).stdout
-    assert told.format("drawn") in planned
+    assert told.format("generated") in planned
     assert "6 for test (counted in the phantom data)" in planned
     elsewhere = here("run", suite, "--data", "absent", "--out", tmp_path / "other", "--workers", 1)
     assert_one_line(elsewhere, "absent: expected a folder", "run wang2024 --profile cpu` draws phantom data.")

@@ -229,7 +229,7 @@ def test_one_too_many_is_refused_before_it_is_run():
     with Counter(model).count(3, max_forwards=4) as tally:
         attack(model, batch, budget=BUDGET, generators=make_generators(3))
     assert tally.per_image() == [(4, 4)] * 3
-    message = r"attack: expected at most 3 forwards per image, got 4. Give it fewer steps, or raise `max_forwards`."
+    message = r"attack: expected at most 3 forwards per image, got 4\. .*`max_forwards`"
     with Counter(model).count(3, max_forwards=3) as tally, pytest.raises(QueryLimitError, match=message) as caught:
         attack(model, batch, budget=BUDGET, generators=make_generators(3))
     assert "\n" not in str(caught.value)

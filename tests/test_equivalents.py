@@ -54,7 +54,7 @@ def test_equivalents_that_cannot_be_imported_are_one_line(install):
 def test_two_distributions_of_one_name_are_an_error(install):
     offer(install, "advseg-one", "one_equivalents:find")
     offer(install, "advseg-two", "two_equivalents:find")
-    message = "equivalents of zaptool: more than one distribution offers it: advseg-one, advseg-two. Uninstall one."
+    message = "equivalents of zaptool: expected one distribution that provides it, got advseg-one, advseg-two."
     with pytest.raises(PluginError, match=message):
         find_equivalents(["zaptool"], "fgsm", "linf", {})
 

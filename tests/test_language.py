@@ -19,7 +19,7 @@ PAGES = sorted(
     if path != GLOSSARY
 )
 MODULES = sorted(path for folder in ("advseg_bench", "adapters") for path in (ROOT / folder).rglob("*.py"))
-EXEMPT = r"```.*?```|`[^`\n]*(?:\n[^`\n]*)?`|https?://\S+|'[\w.\-]+'|\"[\w.\-]+\"|\]\([^)]*\)|<[^>\n]*>"
+EXEMPT = r"```.*?```|(?:>>>|\.\.\.) [^\n]*|`[^`\n]*(?:\n[^`\n]*)?`|https?://\S+|'[\w.\-]+'|\"[\w.\-]+\"|\]\([^)]*\)|<[^>\n]*>"
 """Names: code, quoted words, addresses, tags."""
 
 
@@ -40,7 +40,7 @@ def read_prose(source: str) -> Iterator[tuple[int, str]]:
     """Docstrings, comments, and string constants with a space: line and text."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
-            yield node.lineno, re.sub(r"^[\w.\[\]]+:", "", node.value)
+            yield node.lineno, re.sub(r"^\s*[\w.\[\]]+:", "", node.value, flags=re.MULTILINE)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string

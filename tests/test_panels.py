@@ -105,5 +105,5 @@ def test_a_damaged_picture_is_named(tmp_path):
     out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)), panels=True)
     path = min((out / "panels").iterdir())
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(RecordError, match=rf"{path.name}: is damaged.*only its picture is made again"):
+    with pytest.raises(RecordError, match=rf"{path.name}: is damaged.*Delete this file"):
         write_report(Run(out))

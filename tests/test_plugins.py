@@ -72,7 +72,7 @@ def test_a_real_process_lists_a_plugin_that_cannot_be_imported(install):
 def test_two_providers_of_one_name_are_an_error_that_names_both(install, kind):
     for name in ("advseg-one", "advseg-two"):
         install(name, {LIST_WORDS[kind]: {"zap": "zap:thing"}})
-    message = f"{kind} zap: more than one distribution offers it: advseg-one, advseg-two. Uninstall one."
+    message = f"{kind} zap: expected one distribution that provides it, got advseg-one, advseg-two. Uninstall one."
     for function in (find_plugin, check_name, load_object):
         with pytest.raises(PluginError) as error:
             function(kind, "zap")
@@ -86,16 +86,16 @@ def test_two_providers_of_one_name_are_an_error_that_names_both(install, kind):
 def test_a_plugin_cannot_replace_what_is_shipped(install, kind):
     name = SHIPPED[kind]
     install("advseg-zap", {LIST_WORDS[kind]: {name: "zap:thing"}})
-    with pytest.raises(PluginError, match=f"{kind} {name}: the name is advseg-bench's own, .* advseg-zap .* Rename"):
+    with pytest.raises(PluginError, match=f"{kind} {name}: expected one provider, .* advseg-zap.* Rename"):
         check_name(kind, name)
     assert any("(plug-in of advseg-zap); cannot be used" in line for line in list_lines(LIST_WORDS[kind]))
-    with pytest.raises(SpecError, match=rf"^s: .*{kind} {name}: the name is advseg-bench's own"):
+    with pytest.raises(SpecError, match=rf"^s: .*{kind} {name}: expected one provider"):
         parse_suite(SMOKE, "s")
 
 
 def test_the_name_of_the_clean_prediction_is_taken(install):
     install("advseg-zap", {"attacks": {"none": "zap:thing"}})
-    with pytest.raises(PluginError, match="attack none: the name is advseg-bench's own"):
+    with pytest.raises(PluginError, match="attack none: expected one provider"):
         check_name("attack", "none")
     with pytest.raises(PluginError, match="unknown loss 'none'"):
         check_name("loss", "none")

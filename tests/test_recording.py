@@ -67,5 +67,5 @@ def test_a_model_is_written_once_and_must_be_the_same_ever_after(recorder, event
     assert json.loads(path.read_text()) == entry
     assert recorder.train_seconds == {"a": 3.0}
     assert events == 2 * [Event("ready", "a", 1, 1)]
-    with pytest.raises(RecordError, match="made with other weights of model a"):
+    with pytest.raises(RecordError, match="other weights of model a"):
         recorder.record_model("a", Outcome(entry | {"weights_sha256": "1"}))

@@ -99,14 +99,14 @@ def test_classes_decorated_functions_and_callables_are_attacks(name):
         (
             arguments("plain_"),
             r"attack plain_: expected the call \(model, batch, \*, budget, generators\), got \(model, x, y,"
-            r" eps\). Above a function f\(model, x, y, eps\) put the line @advseg_bench.attack.",
+            r" eps\)\. Decorate a function .* with @advseg_bench.attack.",
         ),
-        (arguments("settled_"), "attack settled_: expected a function or class whose call is .*, got 'Settled'"),
-        (arguments("number_"), "attack number_: expected a function or class whose call is .*, got 'int'"),
+        (arguments("settled_"), "attack settled_: expected a function or class with the call .*, got 'Settled'"),
+        (arguments("number_"), "attack number_: expected a function or class with the call .*, got 'int'"),
         (arguments("shift_", sgn=1), "attack shift_: does not take these settings: .*'sgn'"),
         (arguments("decorated_", sgn=1), "attack decorated_: unknown setting 'sgn'. Did you mean 'sign'?"),
-        (arguments("follows_"), r"attack follows_: follows a loss. Give at least one, such as losses = \[\"dice\"\]"),
-        (arguments("plain_", "dice"), "attack plain_: is a plain function, so it takes neither settings nor losses"),
+        (arguments("follows_"), "attack follows_: needs a loss"),
+        (arguments("plain_", "dice"), "attack plain_: expected no settings and no losses"),
         (arguments("shift_", "zap_attacks:number"), "loss zap_attacks:number: expected a function .*, got 'int'"),
         (arguments("nowhere"), "unknown attack 'nowhere'"),
     ],
@@ -204,7 +204,7 @@ def test_attacks_of_a_toolkit_are_listed_from_its_table_without_an_import():
         f"{'faketool.PGD':<44} loss view, follows loss, linf",
         f"{'faketool.DeepFool':<44} margin view, success-gated, l2",
         f"{'faketool.Noise':<44} linf/l2",
-        "(1 more of faketool cannot run on segmenters: --all says why)",
+        "(1 more of faketool cannot run on segmentation models; --all lists them with the reason)",
     ]
     assert f"{'faketool.Text':<44} cannot run: it attacks text" in list(list_lines("attacks", every=True))
     assert "fakeadapters" not in sys.modules
@@ -216,10 +216,10 @@ def test_attacks_of_a_toolkit_are_listed_from_its_table_without_an_import():
         ("faketool.PGD", "faketool.PDG", r"unknown attack 'faketool.PDG'. Did you mean 'faketool.PGD'\?"),
         ("faketool.PGD", "faketol.PGD", "unknown attack 'faketol.PGD'. Did you mean 'faketool.<Class>'"),
         ("faketool.PGD", "faketool.Text", "attack faketool.Text: cannot attack a segmenter: it attacks text"),
-        ('["4/255"]', '["4/255"]\nnorm = "l2"', "attacks.0: norm: attack 'faketool.PGD' knows linf, not l2"),
-        ('losses = ["dice"]', "", "attacks.0: losses: attack 'faketool.PGD' follows a loss"),
-        ('["4/255"]', '["4/255"]\ndraws = 2', "attacks.0: draws: attack 'faketool.PGD' draws no random numbers"),
-        ("faketool.PGD", "faketool.Noise", "attacks.0: losses: attack 'faketool.Noise' follows no loss"),
+        ('["4/255"]', '["4/255"]\nnorm = "l2"', "attacks.0: norm: attack 'faketool.PGD' supports linf, not l2"),
+        ('losses = ["dice"]', "", "attacks.0: losses: attack 'faketool.PGD' needs a loss"),
+        ('["4/255"]', '["4/255"]\ndraws = 2', "attacks.0: draws: attack 'faketool.PGD' is not random"),
+        ("faketool.PGD", "faketool.Noise", "attacks.0: losses: attack 'faketool.Noise' takes no loss"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("adapter")
@@ -242,9 +242,11 @@ def test_a_task_that_an_attack_does_not_run_on_is_skipped_with_the_reason():
 def test_a_damaged_table_is_one_line(install, damage):
     files = {"fakeadapters/__init__.py": "", "fakeadapters/support/faketool.json": damage}
     install("advseg-fake", {"toolkits": {"faketool": "fakeadapters.fake"}}, files)
-    with pytest.raises(SpecError, match=r"toolkit faketool of distribution advseg-fake: .*json is no support table: "):
+    with pytest.raises(
+        SpecError, match=r"toolkit faketool of distribution advseg-fake: .*json is an invalid support table: "
+    ):
         parse_suite(SUITE, "s")
-    assert any("is no support table" in line for line in list_lines("attacks"))
+    assert any("invalid support table" in line for line in list_lines("attacks"))
 
 
 def test_without_a_table_any_class_may_be_tried(install):
@@ -306,7 +308,7 @@ def test_mistakes_that_an_adapter_finds_are_the_users(install):
 def test_two_adapters_of_one_toolkit_or_an_attack_of_its_name_are_an_error(install):
     adapt(install)
     install("advseg-zap", {"attacks": {"faketool.PGD": "zap:thing"}})
-    message = "attack faketool.PGD: more than one distribution offers it: advseg-fake, advseg-zap. Uninstall one."
+    message = "attack faketool.PGD: expected one distribution that provides it, got advseg-fake, advseg-zap."
     with pytest.raises(SpecError, match=message):
         parse_suite(SUITE, "s")
     install("advseg-other", {"toolkits": {"faketool": "other"}})

@@ -72,7 +72,7 @@ def test_not_a_directory(tmp_path):
 
 
 def test_not_a_run(tmp_path):
-    with pytest.raises(RecordError, match=r"run\.json: not there, so this is not the folder of a run"):
+    with pytest.raises(RecordError, match=r"run\.json: .*not the folder of a run"):
         Run(tmp_path)
 
 

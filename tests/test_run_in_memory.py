@@ -65,15 +65,13 @@ def test_its_report_lacks_the_pictures_alone(stored, run, tmp_path):
             assert path.read_bytes() == theirs[name].read_bytes(), name
     text = (tmp_path / "ours" / "report.md").read_text()
     assert "Best and worst cases" not in text
-    assert "this report again, from the stored rows" not in text
-    assert "this report again, from the stored rows" in (tmp_path / "theirs" / "report.md").read_text()
+    assert "# recreate this report" not in text
+    assert "# recreate this report" in (tmp_path / "theirs" / "report.md").read_text()
 
 
 def test_its_report_needs_a_folder(run):
     for each in (run, summarise(run)):
-        with pytest.raises(
-            SpecError, match=r"^out: expected a folder, got None\. A run in memory has none of its own\."
-        ):
+        with pytest.raises(SpecError, match=r"^out: expected a folder, got None\."):
             write_report(each)
 
 
@@ -94,10 +92,10 @@ def test_without_models_and_failures_it_is_a_run_too(stored, rows, tmp_path):
 def test_what_rows_lack_is_one_line(stored, rows):
     for broken, message in (
         (rows.drop("linf", "tp"), r"rows: expected the columns .*, got 'no tp, linf'"),
-        (rows.with_columns(eps=pl.lit("4/255")), "rows: not of the schema of rows: "),
+        (rows.with_columns(eps=pl.lit("4/255")), "rows: columns of the wrong type: "),
         (rows.with_columns(image=pl.lit(None, dtype=pl.String)), "rows: no image in some rows"),
         (rows.with_columns(cell=pl.lit("foreign")), "rows: expected cells of the run, got 'foreign'"),
-        (rows.with_columns(tp=pl.col("tp").list.head(2)), "rows: rows that lack counts of all 3 classes"),
+        (rows.with_columns(tp=pl.col("tp").list.head(2)), "rows: .*counts of all 3 classes"),
     ):
         with pytest.raises(RecordError, match=message) as error:
             Run.from_rows(stored.info, broken)

@@ -261,8 +261,7 @@ def test_an_attack_is_stopped_at_its_limit_and_costs_no_other_cell_its_result():
     assert [row["cell"] for row in rows].count("stopped") == 0
     assert len(rows) == 6 * (len(cells) + 1)
     assert [failure.cell for failure in failures] == ["stopped"] * 2, "in each batch"
-    message = "attack: expected at most 4 forwards per image, got 5. "
-    assert failures[0].message == message + "Give it fewer steps, or raise `max_forwards`."
+    assert failures[0].message.startswith("attack: expected at most 4 forwards per image, got 5. ")
     shared, pgd, part, stopped, scored = 1, 4, 1, 4, 3
     assert model.forwards == 2 * (shared + pgd + part + stopped + scored), "the forward too many was not run"
 

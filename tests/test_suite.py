@@ -42,9 +42,9 @@ def test_shipped_suites_load_and_survive_json(name):
         ('"unet-xs"', '"../x"', "models.1.name: String should match"),
         ('"fgsm"', '"fgms"', "attacks.0.name: unknown attack 'fgms'. Did you mean 'fgsm'?"),
         ('["bce", "dice"]', '["bce", "dicce"]', "attacks.0.losses.1: unknown loss 'dicce'. Did you mean 'dice'?"),
-        ('["bce", "dice"]', "[]", "attacks.0: losses: attack 'fgsm' follows a loss"),
-        ("draws = 2", 'losses = ["bce"]', "attacks.1: losses: attack 'random_sign' follows no loss"),
-        ('losses = ["bce"', 'draws = 2\nlosses = ["bce"', "attacks.0: draws: attack 'fgsm' draws no random numbers"),
+        ('["bce", "dice"]', "[]", "attacks.0: losses: attack 'fgsm' needs a loss"),
+        ("draws = 2", 'losses = ["bce"]', "attacks.1: losses: attack 'random_sign' takes no loss"),
+        ('losses = ["bce"', 'draws = 2\nlosses = ["bce"', "attacks.0: draws: attack 'fgsm' is not random"),
         ('"8/255"', "8", 'attacks.0: eps: expected L_inf radii below 1.* got 8.* write "8/255"'),
         ('"8/255"', "1.0", "attacks.0: eps: expected L_inf radii below 1"),
         ('"8/255"', "-0.1", "attacks.0.eps.1: expected a finite eps >= 0, got -0.1"),
@@ -60,7 +60,7 @@ def test_shipped_suites_load_and_survive_json(name):
         ('"8/255"', '"1e999"', "attacks.0.eps.1: expected a"),
         ("schema = 1", "schema = 2", "schema: Input should be 1, got 2"),
         ("seed = 0", "seed = -1", "seed: Input should be greater than or equal to 0, got -1"),
-        ("[data]", "[data", "^s.toml: is not TOML"),
+        ("[data]", "[data", "^s.toml: is not valid TOML"),
         ('name = "mni152"', "", "data.name: missing. Known: mni152, phantom, folder"),
         ('name = "smoke"', "", "name: missing. Add this key"),
         (
@@ -79,7 +79,10 @@ def test_a_mistake_is_one_line_that_names_key_and_remedy(old, new, message):
 
 @pytest.mark.parametrize(
     ("task", "classes", "message"),
-    [("binary", ["a", "b"], "exactly one class, got 2"), ("multiclass", ["a"], "a background and more, got 1")],
+    [
+        ("binary", ["a", "b"], "classes: .*binary task, got 2"),
+        ("multiclass", ["a"], "classes: .*multiclass task, .*got 1"),
+    ],
 )
 def test_classes_must_fit_the_task(task, classes, message):
     data = f'name = "folder"\npath = "x"\nclasses = {json.dumps(classes)}'
@@ -229,11 +232,11 @@ def test_shuffled_signs_share_the_gradient_of_fgsm():
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ('"tied"', '"tied"', "images of one channel have nothing to tie"),
+        ('"tied"', '"tied"', "channels 'tied' equals 'independent'"),
         ('losses = ["bce", "ce"]', 'losses = ["ce"]', "loss 'ce' is defined for multiclass tasks, not for multilabel"),
         ('eps = ["4/255"]', 'eps = [0.5]\nnorm = "l2"', "form 'blend' is defined for L_inf budgets"),
-        ('"multilabel"', '"multiclass"', "order 'released' swaps masks with logits of their shape"),
-        ('["bce", "ce"]', '["my.losses:mine"]', "loss 'my.losses:mine' has no meaning with its arguments swapped"),
+        ('"multilabel"', '"multiclass"', "order 'released' needs masks and logits of equal shape"),
+        ('["bce", "ce"]', '["my.losses:mine"]', "loss 'my.losses:mine' is undefined with its arguments swapped"),
     ],
 )
 def test_settings_without_meaning_are_skipped_with_the_reason(old, new, reason):
@@ -244,7 +247,7 @@ def test_settings_without_meaning_are_skipped_with_the_reason(old, new, reason):
 
 def test_a_setting_stands_in_one_place():
     text = TEXT.split("[[attacks]]")[0] + CROSSED
-    with pytest.raises(SpecError, match=r"vary: 'order' of attack 'fgsm' stands in settings too\. Remove one"):
+    with pytest.raises(SpecError, match=r"vary: 'order' of attack 'fgsm' is in settings too"):
         parse_suite(text + 'settings = { order = "released" }\n', "s")
     with pytest.raises(SpecError, match=r"vary\.channels: a value of attack 'fgsm' is listed twice"):
         parse_suite(text.replace('["tied"]', '["tied", "tied"]'), "s")

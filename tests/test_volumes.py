@@ -124,7 +124,7 @@ def test_the_report_speaks_of_volumes_and_names_the_slice(finished, tmp_path):
     most = truth.sum(axis=(0, 2, 3)).argmax() + 1
     page = paths["report.html"].read_text()
     assert f"image {meta['image']}, slice {most} of 8, fgsm dice_focal" in page
-    assert "Of a volume the slice with most label is shown" in page
+    assert "Of a volume, the slice with the largest labelled area" in page
 
 
 @pytest.mark.parametrize(("kind", "areas", "shown"), [("multilabel", (1, 3, 2, 0), 2), ("multiclass", (0, 2, 2, 0), 2)])
@@ -174,13 +174,13 @@ SMP = (
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (SMP, r"v\.toml: suite: model 'unet-xs': smp\.Unet is for 2-D images, and size = \[8, 32, 32\] makes 3-D ones"),
+        (SMP, r"v\.toml: suite: model 'unet-xs': smp\.Unet is for 2-D images, and size = \[8, 32, 32\]"),
         (
             ("size = [8, 32, 32]", "size = [8, 32, 48]\n"),
-            r'training\.augment: "rot90" swaps rows and columns, and size = \[8, 32, 48\] has 32 and 48\. Leave it out',
+            r'training\.augment: "rot90" .*size = \[8, 32, 48\] has 32 and 48',
         ),
         (("size = [8, 32, 32]", "size = [8, 32]"), r"data\.size: expected an edge .*, got \[8, 32\]"),
-        (("test = 0.25", "every = 2"), r"data: every: a volume \(size = \[8, 32, 32\]\) has all its slices"),
+        (("test = 0.25", "every = 2"), r"data: every: .*size = \[8, 32, 32\].* got 2"),
     ],
 )
 def test_what_cannot_have_volumes_is_refused_before_anything_is_loaded(change, message):
@@ -215,7 +215,7 @@ def for_slices(model, x, y, eps):
 
 def test_an_attack_that_claims_slices_is_refused_before_training(folder, tmp_path):
     mine = '[[attacks]]\nname = "test_volumes:for_slices"\neps = ["4/255"]\n\n[compute]'
-    match = "for_slices' runs on 2-D images, not on 3-D ones. Leave it out of the suite"
+    match = "for_slices' runs on 2-D images, not on 3-D ones"
     with pytest.raises(IncompatibleError, match=match):
         ab.run(suite_of(folder, ("[compute]", mine)), tmp_path)
 

@@ -1,4 +1,4 @@
-"""Watch a network run: does it yield logits for the task, and which layer makes them?"""
+"""Check that a network returns logits for a task, and find the layer that computes them."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ _EXTREMES = (1e3, -1e3)
 
 
 def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | None = None) -> str | None:
-    """Check that a network yields logits for a task, and find the layer that makes them.
+    """Check that a network returns logits for a task, and find the layer that computes them.
 
-    Raw logits and probabilities cannot be told apart by their values: those of a new network may well lie between
-    0 and 1. So the network is run again with 10 added to the first channel of its last layer, 20 to the second, and
-    so on. Logits follow, exactly so if nothing but a resize comes after that layer, which is then the head;
-    whatever a sigmoid or softmax squeezes stays between 0 and 1. The test asks for both runs to stay there, so that
-    it raises no false alarm. A network without such layers (a function, TorchScript) whose logits lie between 0 and 1
-    is run on images of extreme values instead.
+    Values alone do not distinguish logits from probabilities: the logits of an untrained network may lie between 0 and
+    1. So the network runs a second time with 10 added to the first output channel of its last layer, 20 to the second,
+    and so on. Logits change by exactly these values if only a resize follows that layer, which is then the head. The
+    output of a sigmoid or softmax stays between 0 and 1. The check fails only if the outputs of both runs do, so there
+    are no false alarms. A network without convolutions and linear layers (a function, TorchScript) whose logits lie
+    between 0 and 1 runs on images of extreme values instead.
 
-    The network runs in eval mode without gradients. Buffers, training flags and random state are left alone.
+    The network runs in eval mode without gradients. Buffers, training flags and random state are unchanged.
 
     Args:
-        where: Put before every message.
+        where: Prefix of every message.
         model: Images -> logits, on the device of `x`.
-        x: Images, float32, shape (N, C, *S).
-        task: One logit channel is wanted for each of its classes.
-        net: The bare network inside `model`, if that prepares images for it; else `model` itself.
+        x: Images, float32 (N, C, *S).
+        task: The task; each class needs one logit channel.
+        net: The bare network inside `model`, if `model` adds preprocessing; by default `model` itself.
 
     Returns:
         Dotted name of the head inside `net`, or None if it was not found.
 
-    Cost:
-        Two forwards; a few more for a network whose last layer does not make the logits, or that has no layers.
-
     Raises:
-        IncompatibleError: if the network fails, or its output is not one finite float32 tensor of the right shape,
-            or looks like probabilities.
+        IncompatibleError: The network fails, or its output is not one finite float32 tensor of the right shape, or
+            consists of probabilities.
+
+    Cost:
+        2 forwards.
     """
     net = model if net is None else net
     layers: list[str] = []
@@ -73,12 +73,12 @@ def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | 
                 break
     if _is_unit(logits) and _is_unit(shifted) and not torch.equal(logits, shifted):
         raise IncompatibleError(
-            f"{where}: expected raw logits, got values that stay between 0 and 1 whatever the layer {last!r} yields. "
+            f"{where}: expected raw logits, got values between 0 and 1 for every output of the layer {last!r}. "
             "Remove the final sigmoid or softmax from the network."
         )
     if len(task.classes) > 1 and task.kind == "multilabel" and bool((logits.logsumexp(1).abs() < 1e-4).all()):
         raise IncompatibleError(
-            f"{where}: expected raw logits, got logarithms of probabilities, which would mean no class anywhere. "
+            f"{where}: expected raw logits, got log-probabilities, whose sign predicts no class anywhere. "
             "Remove the final log-softmax from the network."
         )
     step = _steps(len(task.classes), logits).view(-1, *[1] * (x.dim() - 2))
@@ -96,7 +96,7 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _run(where: str, model: nn.Module, x: Tensor) -> Tensor:
-    """Run a network; whatever it objects to becomes one line."""
+    """Run a network; turn any exception into a one-line error."""
     try:
         logits: Tensor = model(x)
     except UserError:
@@ -104,7 +104,7 @@ def _run(where: str, model: nn.Module, x: Tensor) -> Tensor:
     except Exception as error:
         raise IncompatibleError(
             f"{where}: the network fails on images of shape {tuple(x.shape[1:])}: {one_line(error)}. "
-            "Check the channels, dtype and size that it takes; in a suite `settings` or `stride`."
+            "Check the channels, dtype and size it supports; in a suite, check `settings` and `stride`."
         ) from error
     return logits
 
@@ -140,13 +140,13 @@ def _check_extremes(where: str, model: nn.Module, x: Tensor, logits: Tensor, tas
         return
     if all(_is_unit(other) for other in others) and not all(torch.equal(other, logits) for other in others):
         raise IncompatibleError(
-            f"{where}: expected raw logits, got values that stay between 0 and 1 whatever the image. "
+            f"{where}: expected raw logits, got values between 0 and 1 even for extreme images. "
             "Remove the final sigmoid or softmax."
         )
 
 
 def _append_name(names: list[str], name: str) -> Any:
-    """Return a forward hook that notes that a layer has run."""
+    """Return a forward hook that records the name of a layer."""
     return lambda layer, args, output: names.append(name)
 
 
@@ -172,5 +172,5 @@ def _sum_to_one(values: Tensor) -> bool:
 
 
 def _is_unit(values: Tensor) -> bool:
-    """Tell whether every value lies in [0, 1]."""
+    """Return whether every value lies in [0, 1]."""
     return bool((values >= 0).all() and (values <= 1).all())

@@ -1,4 +1,4 @@
-"""How properties of the models go with attack success."""
+"""Correlation of model properties with attack success."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from advseg_bench.claims.findings import ALPHA
 from advseg_bench.stats import Correlation, Equivalence, correlate, equivalent_correlation
 
 NO_CORRELATION = 0.3
-"""The largest correlation that counts as none: a property that explains less than a tenth of the variance."""
+"""The largest absolute correlation that counts as negligible: it explains less than a tenth of the variance."""
 
 PROPERTIES = ("parameters", "flops", "receptive_field_px", "clean Dice")
-"""Properties of a model; the first two enter as logarithms."""
+"""Properties of a model; the first two are used on a logarithmic scale."""
 
 
 @dataclass(frozen=True, slots=True)
 class Association:
-    """How a property of the models goes with attack success: Diff of the reference arm.
+    """The correlation of a model property with attack success, which is Diff of the reference arm.
 
     Attributes:
         what: The property.
-        models: Those whose property is known.
-        x: Its values.
-        y: Attack success.
+        models: The models for which the property is known.
+        x: Its value for each of these models; log10 for the first two of `PROPERTIES`.
+        y: Diff for each of these models, the share of the clean Dice that is lost.
         correlation: Linear and rank correlation.
-        equivalence: Whether the linear one is small enough to count as none.
+        equivalence: Test of whether the linear correlation is negligible.
     """
 
     what: str
@@ -41,8 +41,11 @@ def associate(evidence: Evidence, what: str) -> Association:
     """Correlate a property of the models with Diff of the reference arm.
 
     Args:
-        evidence: The results.
+        evidence: The results, with a reference arm.
         what: One of `PROPERTIES`.
+
+    Returns:
+        The association over the models for which both values are known.
     """
     fgsm = evidence.reference
     assert fgsm is not None
@@ -66,7 +69,7 @@ def associate(evidence: Evidence, what: str) -> Association:
 
 
 def count_models_needed() -> int:
-    """How many models an observed correlation of 0 would need to count as none."""
+    """Return the smallest number of models at which an observed correlation of 0 is shown to be negligible."""
     n = 4
     while not equivalent_correlation(0.0, n, NO_CORRELATION, ALPHA).equivalent:
         n += 1

@@ -1,4 +1,4 @@
-"""Is BCE's lead an artefact of swapped arguments? The losses under every argument order and step form."""
+"""Is BCE's advantage an artefact of swapped arguments? The losses under every argument order and step form."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from advseg_bench.suite.cells import Arm
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """BCE against the training loss under one argument order and step form, on the mean over models.
+    """BCE compared with the training loss under one argument order and step form, averaged over models.
 
     Attributes:
         order: "defined" or "released".
         form: "additive", "blend" or "blend_released".
         bce: Drop of Dice under BCE.
         other: Drop of Dice under the training loss.
-        linf: Mean measured L_inf under either, in image units.
-        finding: bce less other.
+        linf: Mean measured L_inf under BCE and under the training loss, in image units.
+        finding: Test of `bce` minus `other`.
     """
 
     order: str
@@ -32,7 +32,7 @@ class Crossing:
 
 
 def cross(evidence: Evidence) -> tuple[Crossing, ...]:
-    """Compare BCE with the training loss under every argument order and step form that was run with both."""
+    """Compare BCE with the training loss under every argument order and step form that was run with both losses."""
     made: list[tuple[str, str, Arm, Arm]] = []
     for order in ("defined", "released"):
         for form in ("additive", "blend", "blend_released"):
@@ -57,12 +57,17 @@ def cross(evidence: Evidence) -> tuple[Crossing, ...]:
 
 
 def _mean_linf(evidence: Evidence, arm: Arm) -> float | None:
-    """How far an arm moved images, on the mean over models and subjects."""
+    """Return the measured L_inf of an arm, averaged over models and subjects."""
     return evidence.compare(average(arm, evidence.models, "linf")).mean
 
 
 def compare_orders(evidence: Evidence) -> PairedTest | None:
-    """Return how much of BCE's lead comes from swapped arguments: lead as released less lead as defined, additive."""
+    """Test how much of BCE's advantage comes from swapped arguments.
+
+    Returns:
+        The advantage with swapped arguments minus that with the arguments as defined, both with the additive step; None
+        if the run lacks an arm.
+    """
     losses = ("bce", evidence.training_loss)
     arms = {
         order: [make_arm("fgsm", loss, {} if order == "defined" else {"order": order}) for loss in losses]

@@ -1,4 +1,4 @@
-"""What claims are judged by: scores of arms, image by image, paired and averaged over each subject's images."""
+"""The evidence for claims: scores of arms, paired image by image and averaged over each subject's images."""
 
 from __future__ import annotations
 
@@ -22,30 +22,29 @@ SCORES = ("drop", "dice", "dice_clean")
 
 
 def make_arm(attack: str, loss: str = "", settings: Mapping[str, Any] | None = None) -> Arm:
-    """Return an arm under an L_inf budget; settings as they stand in the suite."""
+    """Return an arm under an L_inf budget, with settings as in the suite."""
     return Arm(attack, loss, json.dumps(dict(settings or {}), sort_keys=True), NORM)
 
 
 def name_arm(arm: Arm) -> str:
-    """Return an arm in words."""
+    """Return attack, loss and settings of an arm as text."""
     return " ".join(part for part in (arm.attack, arm.loss, *map(str, arm.options.values())) if part)
 
 
 class Evidence:
-    """The results of a run that claims are judged by: L_inf attacks at one budget.
+    """The results of a run on which claims are judged: L_inf attacks at one budget.
 
     Args:
         run: The run.
 
     Attributes:
-        run: The same.
-        eps: The budget of FGSM: 4/255 where it was used, else the middle one; None if it has no result.
+        run: The run.
+        eps: The budget of FGSM: 4/255 where it was used, else the middle one; None if FGSM has no result.
         arms: The arms that have results at this budget.
-        models: The models that have, in the order of the suite.
-        training_loss: What the models were trained with.
-        reference: The arm that stands for FGSM: as defined, with the training loss if it was run, else with the first.
-        controls: Arms of noise of equal norm, so none that went beyond eps; of shuffled signs only those of the
-            reference's loss.
+        models: The models that have results, in the order of the suite.
+        training_loss: The loss that the models were trained with.
+        reference: The arm that represents FGSM: as defined, with the training loss if it was run, else with the first.
+        controls: Noise arms of equal norm, without any that exceeded eps; shuffled signs only of the reference's loss.
     """
 
     def __init__(self, run: Run) -> None:
@@ -75,12 +74,12 @@ class Evidence:
         """Return an arm's score on a model.
 
         Args:
-            model: Its name.
-            arm: What was done to the images.
+            model: The model's name.
+            arm: The attack.
             score: "drop", "dice", "dice_clean" or "linf".
 
         Returns:
-            One row per image with a score: `image`, `subject`, `value`, the mean over draws.
+            One row per image with a score: `image`, `subject`, `value` (the mean over repeats).
         """
         key = (model, arm, score)
         if key not in self._values:
@@ -88,15 +87,15 @@ class Evidence:
         return self._values[key]
 
     def _find_values(self, model: str, arm: Arm, score: str) -> pl.DataFrame:
-        """What `values` returns."""
+        """Compute what `values` returns."""
         mine = self._rows.filter(pl.col("model") == model, is_arm(arm), pl.col(score).is_not_null())
         return mine.group_by("image", "subject").agg(pl.col(score).mean().alias("value")).sort("image")
 
     def find_gaps(self, arms: Sequence[Arm]) -> str:
-        """Name the arms without any score on some model: not run there, failed, or equal to the clean images.
+        """Name the arms without any score on some model: not run, failed, or equal to the clean images.
 
         Returns:
-            The rest of a sentence, "" if there are none.
+            A clause that names them; "" if there are none.
         """
         gaps = [
             f"{name_arm(arm)} on {model}" for model in self.models for arm in arms if self.values(model, arm).is_empty()
@@ -104,26 +103,26 @@ class Evidence:
         return f"no image has a score under {', '.join(gaps)}" if gaps else ""
 
     def count_unchanged(self) -> tuple[int, int]:
-        """Return how many results of FGSM at the budget are the clean image itself, and how many there are."""
+        """Return how many results of FGSM at the budget equal the clean image, and how many results there are."""
         fgsm = self._rows.filter(pl.col("attack") == "fgsm")
         return fgsm.filter(pl.col("flags").list.contains("unchanged")).height, fgsm.height
 
     def list_weak_models(self) -> list[str]:
-        """Return the models whose mean clean Dice is under the threshold of the run's scoring."""
+        """Return the models whose mean clean Dice is below the threshold of the run's scoring."""
         if self.reference is None:
             return []
         clean = {m: self.compare(average(self.reference, [m], "dice_clean")).mean for m in self.models}
         return [m for m, dice in clean.items() if dice is not None and dice < self.run.scoring.dice_threshold]
 
     def compare(self, contrast: Contrast) -> PairedTest:
-        """Estimate a contrast, and test whether it is zero, with the subject as the unit.
+        """Estimate a contrast and test whether it is zero, with the subject as the unit.
 
-        Only images with a score under every arm and model of the contrast count.
+        Only images with a score under every arm and model of the contrast are used.
         """
         return compare_paired(_average(self._join(contrast.terms, contrast.size)))
 
     def _join(self, terms: Sequence[Term], size: int) -> pl.DataFrame:
-        """The weighted sum of terms over `size`, image by image, where every term has a value."""
+        """Return the weighted sum of terms divided by `size` for each image for which every term has a value."""
         total: pl.DataFrame | None = None
         for model, arm, score, weight in terms:
             term = self.values(model, arm, score).with_columns(pl.col("value") * weight / size)
@@ -145,29 +144,29 @@ class Contrast:
     """A weighted sum of scores, image by image.
 
     Attributes:
-        terms: What is added up.
-        size: What the sum is divided by: the number of models it averages.
+        terms: The terms of the sum.
+        size: The divisor of the sum: the number of models that are averaged.
     """
 
     terms: tuple[Term, ...]
     size: int = 1
 
     def __sub__(self, other: Contrast) -> Contrast:
-        """Return the difference of two contrasts of one size."""
-        assert self.size == other.size, "only contrasts over as many models have a difference"
+        """Return the difference of two contrasts of equal size."""
+        assert self.size == other.size, "a difference needs contrasts over equally many models"
         return Contrast((*self.terms, *((m, a, s, -w) for m, a, s, w in other.terms)), self.size)
 
     def __truediv__(self, number: float) -> Contrast:
-        """Return the contrast in units of a number."""
+        """Return the contrast divided by a number."""
         return Contrast(tuple((m, a, s, w / number) for m, a, s, w in self.terms), self.size)
 
 
 def average(arm: Arm, models: Sequence[str], score: str = "drop") -> Contrast:
-    """Return a score under an arm, by default the loss of Dice, averaged over models."""
+    """Return a score under an arm, by default the drop of Dice, averaged over models."""
     return Contrast(tuple((model, arm, score, 1.0) for model in models), len(models))
 
 
 def _average(images: pl.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Subject means, ordered by subject."""
+    """Return subject means, ordered by subject."""
     means = images.group_by("subject").agg(pl.col("value").mean()).sort("subject")
     return means["value"].to_numpy()

@@ -1,4 +1,4 @@
-"""Families of tests over subjects, each with what it says alone and what all say together."""
+"""Families of tests over subjects: the verdict on each test, and the verdict on the whole family."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class Finding:
 
     Attributes:
         what: What is compared, such as a model's name.
-        test: Estimate, interval and p; the estimate is above 0 where the claim is right.
-        adjusted_p: p by Holm's method in the family of the claim's findings.
-        verdict: What the finding says; by its own p if the claim needs all of them, else by the adjusted one.
+        test: Estimate, interval and p; the estimate is above 0 where the claim holds.
+        adjusted_p: p after Holm's correction over the findings of the claim.
+        verdict: The verdict on this comparison: from the unadjusted p if the claim needs all findings, else from the
+            adjusted one.
     """
 
     what: str
@@ -30,12 +31,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """What a run has too little of for a claim to be decided by any data.
+    """The sample that a run has too little of: no data of this size can decide the claim.
 
     Attributes:
         noun: "subject" or "model".
-        needed: The fewest that could decide it.
-        there: How many there are.
+        needed: The smallest number that can decide it.
+        there: The number in the run.
     """
 
     noun: str
@@ -47,11 +48,14 @@ def sort_out(names: Sequence[str], tests: Sequence[PairedTest], *, needs_all: bo
     """Judge each test of a family.
 
     Args:
-        names: What each compares.
-        tests: As many.
-        needs_all: Whether the claim is that all differences are above 0. Then each is tested at the full level,
-            since all have to pass (intersection-union test); one below 0 that contradicts the claim is still one of
-            several, so it is adjusted.
+        names: What each test compares.
+        tests: The tests, one per name.
+        needs_all: Whether the claim is that all differences are above 0. Each is then tested at the full level, since
+            all have to be significant (intersection-union test). A difference below 0 contradicts the claim by itself,
+            so its p is adjusted.
+
+    Returns:
+        One finding per test.
     """
     adjusted = holm([test.p for test in tests])
     smallest = holm([test.smallest_p for test in tests])
@@ -67,8 +71,8 @@ def judge_all(findings: Sequence[Finding]) -> Verdict:
     """Judge a claim that needs all of its findings.
 
     Returns:
-        "supported" if all are, "contradicted" if any is; else "undecidable" if no data of so few subjects could have
-        supported the claim, else "undecided".
+        "supported" if all are, "contradicted" if any is; else "undecidable" if no data of so few subjects can support
+        the claim, else "undecided".
 
     Source:
         Berger 1982, Technometrics 24, for the intersection-union test.
@@ -82,19 +86,19 @@ def judge_all(findings: Sequence[Finding]) -> Verdict:
 
 
 def find_largest_p(tests: Sequence[PairedTest]) -> float | None:
-    """The largest p, or None if one could not be made."""
+    """Return the largest p, or None if a test has no p."""
     known = [test.p for test in tests if test.p is not None]
     return max(known) if len(known) == len(tests) else None
 
 
 def find_shortage(tests: Sequence[PairedTest]) -> Shortage | None:
-    """Return what tests that all have to be significant lack, if no data of so few subjects could have been."""
+    """Return the shortage of subjects if one of the tests cannot be significant with any data of its size."""
     fewest = min((test.n for test in tests if test.smallest_p > ALPHA), default=None)
     return None if fewest is None else Shortage("subject", count_subjects_needed(), fewest)
 
 
 def count_subjects_needed() -> int:
-    """Return how few subjects can make one test significant."""
+    """Return the smallest number of subjects with which one test can be significant."""
     n = 2
     while find_smallest_p(n) > ALPHA:
         n += 1

@@ -1,4 +1,4 @@
-"""What a run answers to the questions of the study's claims."""
+"""Tests the study's claims on a run: one answer and one verdict for each question."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from advseg_bench.claims.findings import ALPHA, Finding, Shortage, find_largest_
 from advseg_bench.claims.questions import BCE, BEST, SIZE, VULNERABLE, Question
 from advseg_bench.claims.wording import (
     conclude,
-    say_where,
+    describe_data,
     show_correlation,
     show_count,
     show_difference,
@@ -24,24 +24,36 @@ from advseg_bench.stats import PairedTest, Verdict, decide
 from advseg_bench.suite.cells import Arm
 
 FEWEST_FOR_RANKS = 5
-"""Under this many models no order of them is rarer than 5 %."""
+"""The fewest models with which a rank correlation can be significant at 5 %."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A claim of the study, judged on one run.
+    """A claim of arXiv 2401.11224, judged on one run.
 
     Attributes:
-        name: Short name, for anchors and files.
-        statement: The claim in a sentence.
-        question: What exactly was asked, of which arms, by which rule.
-        verdict: None if the run lacks what the question needs; `answer` says what.
-        answer: The sentence that may be quoted.
-        estimate: The number that the claim is about, with its test; None for a claim about a correlation.
-        p: What the verdict rests on: the largest p of a claim that needs every line.
-        findings: The tests behind it.
-        measure: What the estimate and the findings are differences in.
-        shortage: What there is too little of, if the verdict is "undecidable".
+        name: Short name, for anchors and files: "vulnerable", "size", "bce" or "best".
+        statement: The claim in one sentence.
+        question: The exact question that was tested, with its arms and its decision rule.
+        verdict: "supported", "contradicted", "undecided" or "undecidable"; None if the run lacks an arm, which `answer`
+            names.
+        answer: The result in sentences that can be quoted.
+        estimate: The main estimate with its test, in the unit of `measure`; None for a claim about a correlation.
+        p: The p value of the verdict, two-sided; the largest p of a claim that needs every finding.
+        findings: The tests that the verdict is based on.
+        measure: The quantity that the estimate and the findings are differences of.
+        shortage: The sample that is too small, if the verdict is "undecidable".
+
+    Source:
+        arXiv 2401.11224.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> x = torch.linspace(0, 1, 512).reshape(2, 1, 16, 16)
+        >>> run = ab.evaluate(torch.nn.SiLU(), [(x, x[:, 0] > 0.5)], ab.attacks.FGSM(loss="bce"), task="binary")
+        >>> ab.judge_claims(run)[0].answer
+        'Not asked: the run has no noise of equal norm to compare with.'
     """
 
     name: str
@@ -58,7 +70,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a run answers; the attributes are those of `Claim`, `text` its `answer`."""
+    """The result of a question. The attributes are those of `Claim`; `text` is its `answer`."""
 
     verdict: Verdict
     text: str
@@ -70,25 +82,44 @@ class _Answer:
 
 
 def judge_claims(run: Run) -> tuple[Claim, ...]:
-    """Judge every claim on a run.
+    """Judge the four claims of arXiv 2401.11224 on a run.
+
+    Args:
+        run: A run with FGSM and at least one noise baseline, finished or not.
 
     Returns:
-        One `Claim` each, in the order of the study; without a verdict where the run lacks an arm.
+        One `Claim` for each claim, in the order of the study; its verdict is None where the run lacks an arm.
+
+    Raises:
+        RecordError: If a file of the run is damaged.
 
     Cost:
-        Some tests over subjects; no model is run.
+        Tests over subjects; no forward or backward pass.
+
+    Source:
+        arXiv 2401.11224.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> x, model = torch.linspace(0, 1, 512).reshape(2, 1, 16, 16), torch.nn.SiLU()
+        >>> attacks = [ab.attacks.FGSM(loss="bce"), ab.attacks.RandomSign()]
+        >>> run = ab.evaluate(model, [(x, x[:, 0] > 0.5)], attacks, task="binary")
+        >>> claim = ab.judge_claims(run)[0]
+        >>> claim.name, claim.verdict, claim.shortage.needed
+        ('vulnerable', 'undecidable', 6)
     """
     return judge(Evidence(run))
 
 
 def judge(evidence: Evidence) -> tuple[Claim, ...]:
-    """Return what `judge_claims` returns, from evidence that is there already."""
+    """Judge the claims as `judge_claims` does, from evidence that was collected before."""
     return tuple(_ask(question, find_answer, evidence) for question, find_answer in _QUESTIONS)
 
 
 def _ask(question: Question, find_answer: Callable[[Evidence, Arm], _Answer | str], evidence: Evidence) -> Claim:
-    """Ask one question of a run that may lack what it needs."""
-    found: _Answer | str = "the run has no result of FGSM as it is defined under an L_inf budget"
+    """Answer one question, or report what the run lacks for it."""
+    found: _Answer | str = "the run has no result of FGSM as defined under an L_inf budget"
     if evidence.reference is not None:
         found = find_answer(evidence, evidence.reference)
     asked = (question.name, question.statement, question.text)
@@ -107,32 +138,32 @@ def _ask(question: Question, find_answer: Callable[[Evidence, Arm], _Answer | st
 
 
 def _answer_vulnerable(evidence: Evidence, fgsm: Arm) -> _Answer | str:
-    """Claim 1: the answer, or what the run lacks."""
+    """Answer claim 1, or return what the run lacks."""
     if not evidence.controls:
         return "the run has no noise of equal norm to compare with"
     if gaps := evidence.find_gaps((fgsm, *evidence.controls)):
         return gaps
     pairs = [(model, control) for model in evidence.models for control in evidence.controls]
     tests = [evidence.compare(average(fgsm, [m]) - average(c, [m])) for m, c in pairs]
-    names = [f"{model}: FGSM less {name_arm(control)}" for model, control in pairs]
+    names = [f"{model}: FGSM minus {name_arm(control)}" for model, control in pairs]
     findings = sort_out(names, tests, needs_all=True)
     harm = {control: evidence.compare(average(control, evidence.models)).mean for control in evidence.controls}
     strongest = max(evidence.controls, key=lambda control: _or_lowest(harm[control]))
     overall = evidence.compare(average(fgsm, evidence.models) - average(strongest, evidence.models))
     verdict, p = judge_all(findings), find_largest_p(tests)
     text = (
-        f"{say_where(evidence, overall)}, the drop of Dice under {name_arm(fgsm)}, less that under "
-        f"{name_arm(strongest)}, the most harmful noise of equal L_inf norm, is {show_difference(overall)} on the mean "
-        f"of {show_models(evidence)}; largest p of {show_count(len(findings), 'comparison')}: {show_p(p)}. "
+        f"{describe_data(evidence, overall)}, the drop of Dice under {name_arm(fgsm)} minus that under "
+        f"{name_arm(strongest)}, the most harmful noise of equal L_inf norm, is {show_difference(overall)} on average "
+        f"over {show_models(evidence)}; the largest p of {show_count(len(findings), 'comparison')} is {show_p(p)}. "
         f"{conclude(verdict, overall.n, 'subject')}"
     )
     if verdict == "contradicted":
-        text += " A gradient that does less than noise misleads (it may be masked); that is no sign of robustness."
+        text += " A gradient attack that is weaker than noise suggests gradient masking, not robustness."
     return _Answer(verdict, text, overall, p, findings, find_shortage(tests))
 
 
 def _answer_size(evidence: Evidence, _: Arm) -> _Answer | str:
-    """Claim 2: the answer, or what the run lacks."""
+    """Answer claim 2, or return what the run lacks."""
     size = associate(evidence, "parameters")
     n, spearman, pearson = len(size.models), size.correlation.spearman, size.correlation.pearson
     if spearman is None or pearson is None:
@@ -145,20 +176,20 @@ def _answer_size(evidence: Evidence, _: Arm) -> _Answer | str:
     elif n < FEWEST_FOR_RANKS:
         verdict = "undecidable"
     least = pearson.smallest_detectable
-    detectable = "no correlation can" if least is None else f"a correlation under {least:.2f} cannot"
+    detectable = "no correlation is" if least is None else f"a correlation under {least:.2f} is not"
     models = show_count(n, "model")
     text = (
-        f"{say_where(evidence)}, log parameters and Diff of {models} have the correlation "
+        f"{describe_data(evidence)}, log number of parameters and Diff of {models} have the correlation "
         f"{show_correlation(pearson.value, pearson.lower, pearson.upper)} and the rank correlation "
-        f"{spearman.value:+.2f}, p = {show_p(spearman.p)}. With {models} {detectable} be told from chance, "
-        f"and showing that there is none (within {NO_CORRELATION:g}) takes "
-        f"at least {count_models_needed()}. {conclude(verdict, n, 'model')}"
+        f"{spearman.value:+.2f}, p = {show_p(spearman.p)}. With {models}, {detectable} significant; at least "
+        f"{count_models_needed()} models are needed to show that it is negligible (within {NO_CORRELATION:g}). "
+        f"{conclude(verdict, n, 'model')}"
     )
     return _Answer(verdict, text, None, spearman.p, (), Shortage("model", FEWEST_FOR_RANKS, n))
 
 
 def _answer_bce(evidence: Evidence, _: Arm) -> _Answer | str:
-    """Claim 3: the answer, or what the run lacks."""
+    """Answer claim 3, or return what the run lacks."""
     other = evidence.training_loss
     arms = make_arm("fgsm", "bce"), make_arm("fgsm", other)
     if other == "bce":
@@ -172,16 +203,16 @@ def _answer_bce(evidence: Evidence, _: Arm) -> _Answer | str:
     verdict = decide(overall, overall.p, overall.smallest_p)
     won = sum((test.mean or 0) > 0 for test in each)
     text = (
-        f"{say_where(evidence, overall)}, the drop of Dice under FGSM with BCE, less that with {other}, the training "
-        f"loss, is {show_difference(overall)} on the mean of {show_models(evidence)}, and above 0 on {won}; "
-        f"p = {show_p(overall.p)}. {conclude(verdict, overall.n, 'subject')}"
+        f"{describe_data(evidence, overall)}, the drop of Dice under FGSM with BCE minus that with {other}, the "
+        f"training loss, is {show_difference(overall)} on average over {show_models(evidence)}, and above 0 on "
+        f"{won} of them; p = {show_p(overall.p)}. {conclude(verdict, overall.n, 'subject')}"
     )
     findings = sort_out(list(evidence.models), each)
     return _Answer(verdict, text, overall, overall.p, findings, find_shortage([overall]))
 
 
 def _answer_best(evidence: Evidence, fgsm: Arm) -> _Answer | str:
-    """Claim 4: the answer, or what the run lacks."""
+    """Answer claim 4, or return what the run lacks."""
     if len(evidence.models) < 2 or not evidence.controls:
         lacks = "a second model" if len(evidence.models) < 2 else "noise of equal norm to compare with"
         return f"the run lacks {lacks}"
@@ -190,30 +221,31 @@ def _answer_best(evidence: Evidence, fgsm: Arm) -> _Answer | str:
         return gaps
     clean = {m: evidence.compare(average(fgsm, [m], "dice_clean")).mean or 0.0 for m in evidence.models}
     if lost := [model for model, dice in clean.items() if not dice]:
-        return f"{' and '.join(lost)} has no clean Dice to lose a share of"
+        return f"the clean Dice of {' and '.join(lost)} is 0"
     best, second = sorted(clean, key=lambda m: -clean[m])[:2]
     lead = evidence.compare(average(fgsm, [best], "dice_clean") - average(fgsm, [second], "dice_clean"))
     beyond = {m: (average(fgsm, [m]) - average(noise, [m])) / clean[m] for m in evidence.models}
     others = [model for model in evidence.models if model != best]
     tests = [evidence.compare(beyond[best] - beyond[model]) for model in others]
-    findings = sort_out([f"{best} less {model}" for model in others], tests, needs_all=True)
+    findings = sort_out([f"{best} minus {model}" for model in others], tests, needs_all=True)
     verdict, p = judge_all(findings), find_largest_p(tests)
     closest, rival = min(zip(tests, others, strict=True), key=lambda pair: _or_lowest(pair[0].mean))
     led = "significant" if lead.p is not None and lead.p <= ALPHA else "not significant"
     text = (
-        f"{say_where(evidence, closest)}, {best} has the best clean Dice ({clean[best]:.3f}; its lead over {second} "
-        f"is {led}, p = {show_p(lead.p)}). The share that {name_arm(fgsm)} takes of it beyond {name_arm(noise)}, less "
-        f"the share that it takes of {rival}'s, the largest among the others, is {show_difference(closest)}; largest p "
-        f"of {show_count(len(findings), 'comparison')}: {show_p(p)}. {conclude(verdict, closest.n, 'subject')}"
+        f"{describe_data(evidence, closest)}, {best} has the best clean Dice ({clean[best]:.3f}; its lead over "
+        f"{second} is {led}, p = {show_p(lead.p)}). The share of its clean Dice that it loses to {name_arm(fgsm)} "
+        f"beyond {name_arm(noise)} minus that of {rival}, the largest among the others, is {show_difference(closest)}; "
+        f"the largest p of {show_count(len(findings), 'comparison')} is {show_p(p)}. "
+        f"{conclude(verdict, closest.n, 'subject')}"
     )
     if verdict == "contradicted":
-        text += " That is so on these data; what can happen elsewhere, one data set cannot exclude."
+        text += " This holds for these data; one data set cannot rule the claim out elsewhere."
     measure = "share of the clean Dice that is lost"
     return _Answer(verdict, text, closest, p, findings, find_shortage(tests), measure)
 
 
 def _or_lowest(value: float | None) -> float:
-    """A number to compare by; one that is not known comes first."""
+    """Return a sort key; an unknown value comes first."""
     return -math.inf if value is None else value
 
 
@@ -223,4 +255,4 @@ _QUESTIONS = (
     (BCE, _answer_bce),
     (BEST, _answer_best),
 )
-"""In the order of the study."""
+"""Each question with the function that answers it, in the order of the study."""

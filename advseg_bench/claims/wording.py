@@ -1,4 +1,4 @@
-"""How numbers and verdicts are put into the sentences of the claims."""
+"""The wording of numbers and verdicts in the answers to the claims."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from advseg_bench.suite.cells import show_eps
 ENDINGS: dict[Verdict, str] = {
     "supported": "The claim is supported.",
     "contradicted": "The claim is contradicted.",
-    "undecided": "The claim is undecided: {n} show neither it nor its opposite.",
-    "undecidable": "The claim is undecidable: no data of {n} could have decided it.",
+    "undecided": "The claim is undecided: {n} support neither it nor its opposite.",
+    "undecidable": "The claim is undecidable: no data of {n} can be significant.",
 }
 
 
 def conclude(verdict: Verdict, count: int, noun: str) -> str:
-    """Return the last sentence of an answer that rests on so many subjects or models."""
+    """Return the concluding sentence of an answer that is based on so many subjects or models."""
     return ENDINGS[verdict].format(n=show_count(count, noun))
 
 
-def say_where(evidence: Evidence, test: PairedTest | None = None) -> str:
-    """Return the data set, the subjects that a test rests on, by default all, and the budget."""
+def describe_data(evidence: Evidence, test: PairedTest | None = None) -> str:
+    """Return the data set, the number of subjects (of a test, or of the run) and the budget, as "On ... at eps ..."."""
     assert evidence.eps is not None, "there are results"
     subjects = test.n if test else evidence.run.rows["subject"].n_unique()
     data = evidence.run.about.data.name
@@ -28,13 +28,13 @@ def say_where(evidence: Evidence, test: PairedTest | None = None) -> str:
 
 
 def show_models(evidence: Evidence) -> str:
-    """Return how many models there are, and of how many that were planned if some have no results."""
+    """Return the number of models, and the planned number if some have no results."""
     count, planned = len(evidence.models), len(evidence.run.model_names)
     return show_count(count, "model") if count == planned else f"{count:,} of {show_count(planned, 'model')}"
 
 
 def show_difference(test: PairedTest) -> str:
-    """Return a mean difference with its interval."""
+    """Return a mean difference with its interval, if it has one."""
     if test.mean is None:
         return "an unknown amount"
     ends = test.interval

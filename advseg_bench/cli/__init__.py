@@ -1,4 +1,4 @@
-"""What does a user type? The command line, one file per group of commands."""
+"""How is it used from a shell? The command line, one file per group of commands."""
 
 from advseg_bench.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The command line's entry point: which commands there are, and how errors end."""
+"""Entry point of the command line: the commands, and how errors are printed."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for name, command in COMMANDS.items():
     app.command(name)(command)
 
-STOPPED = "stopped. Run the same command again to go on from here."
+STOPPED = "stopped. Run the same command again to resume."
 
 UsageError = cast(type[Exception], typer.BadParameter.__base__)
-"""click's `UsageError`, which typer does not export; it may be that of a copy of click inside typer."""
+"""click's `UsageError`, which typer does not export; newer versions of typer contain their own copy of click."""
 
 
 def main() -> NoReturn:
-    """Run the command line; whatever the user can mend is one line on standard error and exit code 2."""
+    """Run the command line; an error that the user can fix is one line on standard error and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -55,7 +55,7 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except (UserError, UsageError) as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-        if not message.strip():  # the help was printed, which is all there is to say
+        if not message.strip():  # the help was printed; there is no error to report
             sys.exit(2)
         _end(" ".join(message.split()), 2)
     except (KeyboardInterrupt, typer.Abort):
@@ -67,13 +67,13 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at exit
         if not isinstance(cause, BrokenPipeError):
             _end(f"{cause.filename or 'standard output'}: {cause.strerror}.", 2)
-        code = 0  # nobody reads on, which is no mistake
-    if code == 130:  # what newer versions of typer make of Ctrl-C
+        code = 0  # the reader closed the pipe, which is not an error
+    if code == 130:  # the exit code of newer versions of typer after Ctrl-C
         _end(STOPPED, 130)
     sys.exit(code or 0)
 
 
 def _end(message: str, code: int) -> NoReturn:
-    """Print one line and leave."""
+    """Print one line to standard error and exit."""
     print(f"advseg-bench: {message}", file=sys.stderr)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""What several commands share: the console, arguments and options, and how they are read."""
+"""Shared parts of the commands: the console, common arguments and options, and their parsing."""
 
 from __future__ import annotations
 
@@ -14,29 +14,35 @@ if TYPE_CHECKING:
 
 console = Console()
 if not console.is_terminal and "COLUMNS" not in os.environ:
-    console.width = 120  # a file or a pipe has no width of its own
+    console.width = 120  # a file or a pipe has no width
 
-SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite, or the path of a TOML file.")]
-Profile = Annotated[str | None, typer.Option(help="One of the suite's profiles, such as cpu of wang2024.")]
-DataPath = Annotated[Path | None, typer.Option("--data", help="Folder of the data set, overriding the suite's path.")]
-Formats = Annotated[
-    list[str] | None, typer.Option("--format", help="Additional format of the figures, png or pdf; repeatable.")
+SuiteName = Annotated[
+    str, typer.Argument(metavar="SUITE", help="Shipped suite (see `list suites`), or path of a TOML file.")
 ]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core, at most one per model.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Print all findings and main tables, not only the summary.")]
+Profile = Annotated[
+    str | None, typer.Option(help="Profile of the suite, such as cpu of wang2024; by default the suite's.")
+]
+DataPath = Annotated[Path | None, typer.Option("--data", help="Folder of the data set; by default the suite's path.")]
+Formats = Annotated[
+    list[str] | None, typer.Option("--format", help="Additional figure format, png or pdf; repeatable.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Number of processes; by default one per core, at most one per model.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="All findings and main tables instead of the summary.")]
 
 
 def print_line(text: object) -> None:
-    """Print text on one line, however long, as it is: no markup, no highlighting."""
+    """Print text verbatim on one line: no markup, no highlighting, no wrapping."""
     console.print(str(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Read a list separated by commas."""
+    """Split a comma-separated list."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def default_workers(suite: Suite) -> int:
-    """Return how many workers of the suite's threads this machine's cores feed, at most one per model."""
+    """Return the number of cores over the suite's threads per worker, at most one worker per model."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores // suite.compute.threads, len(suite.models)))

@@ -1,4 +1,4 @@
-"""What `advseg-bench list` prints: shipped names, plug-ins, attacks of toolkits. Nothing is imported to be listed."""
+"""The lines of `advseg-bench list`: shipped names, plug-ins, attacks of toolkits. None of them is imported."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _KINDS: dict[str, Kind] = {group.rpartition(".")[2]: kind for kind, group in GRO
 
 
 def list_lines(what: str, every: bool = False) -> Iterator[str]:
-    """List what is there by name, a line each: what is shipped, then plug-ins, then what toolkits bring.
+    """List names, one line each: shipped ones, then those of plug-ins, then attacks of toolkits.
 
     Args:
         what: "attacks", "models", "losses", "datasets" or "suites".
-        every: Also attacks of toolkits that cannot run on segmenters, with the reason.
+        every: Whether to include attacks of toolkits that cannot run on segmentation models, with the reason.
 
     Raises:
-        SpecError: If it is none of these.
+        SpecError: If `what` is none of these.
     """
     if what not in (*_KINDS, "suites"):
-        raise SpecError(unknown("list", "kind", what, (*_KINDS, "suites")))
+        raise SpecError(unknown("list", "category", what, (*_KINDS, "suites")))
     for name, summary in _describe_shipped(what).items():
         yield f"{name:<24} {summary}".rstrip()
     if what == "suites":
@@ -36,7 +36,7 @@ def list_lines(what: str, every: bool = False) -> Iterator[str]:
 
 
 def _describe_shipped(what: str) -> dict[str, str]:
-    """Shipped names and what they are."""
+    """Shipped names and their descriptions."""
     if what == "attacks":
         return {name: entry.summary for name, entry in catalogue.ATTACKS.items()}
     if what == "losses":
@@ -54,7 +54,7 @@ def _describe_shipped(what: str) -> dict[str, str]:
 
 
 def _list_toolkit(toolkit: Plugin, every: bool) -> Iterator[str]:
-    """Say how to get a toolkit if it is missing, and what its attacks are: view, objective, norms."""
+    """Describe a toolkit, how to install it if it is missing, and its attacks: view, objective, norms."""
     missing = "" if toolkits.is_installed(toolkit) else f"; not installed. Run: {toolkits.install(toolkit)}"
     try:
         rows = toolkits.read_support(toolkit)
@@ -71,4 +71,4 @@ def _list_toolkit(toolkit: Plugin, every: bool) -> Iterator[str]:
             yield f"{name:<44} cannot run: {row.reason}"
     hidden = sum(bool(row.reason) for row in rows.values())
     if hidden and not every:
-        yield f"({hidden} more of {toolkit.name} cannot run on segmenters: --all says why)"
+        yield f"({hidden} more of {toolkit.name} cannot run on segmentation models; --all lists them with the reason)"

@@ -1,4 +1,4 @@
-"""The command `plan`: the grid of a suite, what is skipped, and what the rest costs."""
+"""The command `plan`: the cells of a suite, which are skipped, and the cost of the rest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Cells = tuple["Cell", ...]
 Images = tuple[int, int, str]
-"""What `count_images` returns."""
+"""Training images, test images, and the source of these counts, as `count_images` returns them."""
 
 
 def plan_command(
@@ -24,9 +24,9 @@ def plan_command(
     profile: Profile = None,
     data: DataPath = None,
     workers: Workers = None,
-    cells: Annotated[bool, typer.Option("--cells", help="List every cell.")] = False,
+    cells: Annotated[bool, typer.Option("--cells", help="All cells, one per line.")] = False,
 ) -> None:
-    """Show what a suite would run, what is skipped and why, and what it costs."""
+    """Show the cells of a suite, which of them are skipped and why, and the expected cost."""
     from advseg_bench.data import count_images
     from advseg_bench.suite.cells import plan
     from advseg_bench.suite.suite import Suite
@@ -46,7 +46,7 @@ def plan_command(
 
 
 def _print_header(suite: Suite) -> None:
-    """What the suite is, its data and its models."""
+    """Name and title of the suite, its data and its models."""
     profile = f" ({suite.profile})" if suite.profile else ""
     console.print(f"{suite.name}{profile}: {suite.title}", markup=False, highlight=False)
     if suite.note:
@@ -64,7 +64,7 @@ def _print_grid(suite: Suite, cells: Cells) -> None:
 
     from advseg_bench.suite.cells import is_of, show_radii
 
-    names = ("attack", "losses", "eps", "settings", "draws", "cells", "skipped")
+    names = ("attack", "losses", "eps", "settings", "repeats", "cells", "skipped")
     table = Table(*(Column(name, overflow="fold") for name in names), box=None, pad_edge=False)
     for attack in suite.attacks:
         mine = [cell for cell in cells if is_of(cell, attack)]
@@ -76,7 +76,7 @@ def _print_grid(suite: Suite, cells: Cells) -> None:
 
 
 def _show_settings(attack: AttackSpec) -> str:
-    """Every setting with its values."""
+    """All settings with their values."""
     settings = {key: [value] for key, value in attack.settings.items()} | attack.vary
     settings |= {"max_forwards": [attack.max_forwards]} if attack.max_forwards else {}
     return "; ".join(f"{key}: {' '.join(map(str, values))}" for key, values in settings.items())
@@ -89,28 +89,28 @@ def _show_size(suite: Suite) -> str:
 
 
 def _print_cost(cells: Cells, images: Images | None) -> None:
-    """Model evaluations as this harness shares them, and as a loop over the cells would need them."""
+    """Model passes as the harness shares them, and as a loop over the cells would need them."""
     from advseg_bench.suite.cells import estimate
 
     active = [cell for cell in cells if cell.skip is None]
     cost = estimate(cells)
     console.print(f"Cells: {len(active)} to run, {len(cells) - len(active)} skipped.")
     if images and images[2]:
-        told = f"Images: {images[0]:,} for training, {images[1]:,} for test ({images[2]})."
-        console.print(told, highlight=False, soft_wrap=True)
+        counts = f"Images: {images[0]:,} for training, {images[1]:,} for test ({images[2]})."
+        console.print(counts, highlight=False, soft_wrap=True)
     if cost is None:
-        console.print("Cost: unknown, since a plug-in does not tell its own.")
+        console.print("Cost: unknown, since a plug-in or toolkit does not state its cost.")
         return
     unit = f"for {images[1]} test images" if images else "per test image"
     n = images[1] if images else 1
     console.print(
         f"Cost {unit}: {n * cost.shared_forwards} forwards + {n * cost.shared_backwards} backwards "
-        f"(cell by cell it would be {n * cost.separate_forwards} + {n * cost.separate_backwards})."
+        f"(without sharing: {n * cost.separate_forwards} + {n * cost.separate_backwards})."
     )
 
 
 def _print_minutes(suite: Suite, cells: Cells, images: Images | None, workers: int) -> None:
-    """How long a run is expected to take, or why that is unknown."""
+    """Expected minutes of a run, or why they are unknown."""
     from advseg_bench.suite.cells import estimate
     from advseg_bench.suite.timing import expect
 
@@ -118,12 +118,12 @@ def _print_minutes(suite: Suite, cells: Cells, images: Images | None, workers: i
     if expected:
         days = f" ({expected.minutes / 1440:.1f} days)" if expected.minutes > 1440 else ""
         console.print(
-            f"Expected: {expected.minutes:.1f} min{days} with {workers} workers ({expected.source}), untrained models."
+            f"Expected: {expected.minutes:.1f} min{days} with {workers} workers ({expected.source}), training included."
         )
         return
     why = "until the suite has run once on this machine"
     if not images:
-        why = "since the data set is not loaded to count its images"
+        why = "since the number of images is unknown until the data set is loaded"
     elif estimate(cells) is None:
-        why = "since a plug-in does not tell its cost"
+        why = "since a plug-in or toolkit does not state its cost"
     console.print(f"Expected minutes: unknown {why}.")

@@ -1,4 +1,4 @@
-"""Progress of a run: bars on a terminal, one line per finished thing elsewhere."""
+"""Progress of a run: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def show_progress(console: Console) -> Iterator[Callable[[Event], None]]:
 
 
 def _print_line(console: Console, event: Event) -> None:
-    """A line when a model is trained, and at each tenth of the rows."""
+    """One line when loading starts, when a model is ready, and when all rows are written."""
     if event.stage == "load":
         console.print("loading data and libraries")
     elif event.stage == "ready":

@@ -1,4 +1,4 @@
-"""The commands `run`, `report` and `claims`, and what they print at the end."""
+"""The commands `run`, `report` and `claims`, and their output at the end."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ if TYPE_CHECKING:
     from advseg_bench.suite.suite import Suite
 
 MOST_FAILURES = 10
-"""Failures that are printed; the report has all."""
+"""Most failures that are printed; the report lists all."""
 
 
 def run_command(
     suite: SuiteName,
     profile: Profile = None,
     data: DataPath = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder, resumed if present; by default runs/SUITE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder, resumed if it exists; by default runs/SUITE.")] = None,
     workers: Workers = None,
-    device: Annotated[str, typer.Option(help='Device to train and attack on, such as "cuda".')] = "cpu",
-    shard: Annotated[int, typer.Option(min=1, help="Images per job; results do not depend on it.")] = 8,
+    device: Annotated[str, typer.Option(help="Device for training and attacks, such as cpu or cuda.")] = "cpu",
+    shard: Annotated[int, typer.Option(min=1, help="Images per job of a worker; results do not depend on it.")] = 8,
     verbose: Verbose = False,
-    profile_time: Annotated[bool, typer.Option("--profile-time", help="Print where the time went.")] = False,
+    profile_time: Annotated[
+        bool, typer.Option("--profile-time", help="Run time by component, printed at the end.")
+    ] = False,
 ) -> None:
     """Train the suite's models, attack them, score the results and write the report."""
     from advseg_bench.suite.suite import Suite
@@ -71,12 +73,12 @@ def run_command(
 
 
 def report_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     out: Annotated[Path | None, typer.Option(help="Output folder; by default RUN/report.")] = None,
     formats: Formats = None,
     verbose: Verbose = False,
 ) -> None:
-    """Write the report of a run again: Markdown, CSV, figures and a one-file HTML page."""
+    """Write the report of a run: Markdown, CSV, figures and a self-contained HTML page."""
     from advseg_bench.report import summarise, write_report
     from advseg_bench.results.run import Run
 
@@ -86,11 +88,11 @@ def report_command(
 
 
 def claims_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, one for each data set.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, one per data set.")],
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/claims"),
     formats: Formats = None,
 ) -> None:
-    """Judge the claims of arXiv 2401.11224 on one or more runs: tables, figures, Markdown and a one-file HTML page."""
+    """Test the claims of arXiv 2401.11224 on one or more runs; write Markdown, tables, figures and an HTML page."""
     from advseg_bench.report import write_claims
     from advseg_bench.results.run import Run
 
@@ -100,7 +102,7 @@ def claims_command(
 
 
 def _print_end(summary: Summary, paths: Sequence[Path], verbose: bool) -> None:
-    """The summary, or after all findings and tables where the pages are."""
+    """Print the summary, or with `verbose` only the paths of the pages."""
     from advseg_bench.report import print_summary
 
     if not verbose:
@@ -111,7 +113,7 @@ def _print_end(summary: Summary, paths: Sequence[Path], verbose: bool) -> None:
 
 
 def _print_failures(finished: Run, suite: Suite) -> None:
-    """What failed, a line each, up to `MOST_FAILURES`."""
+    """Print the failures, one line each, up to `MOST_FAILURES`."""
     from advseg_bench.suite.cells import plan
 
     labels = {cell.id: cell.label for cell in plan(suite)}
@@ -126,18 +128,18 @@ def _print_failures(finished: Run, suite: Suite) -> None:
 
 
 def _print_profile(spent: dict[str, float]) -> None:
-    """Where the time of a run went, summed over this process and its workers."""
+    """Print the run time by component, summed over this process and its workers."""
     from rich.table import Column, Table
 
     from advseg_bench.instruments.profiling import IMPORTS, MODEL, WAITING, list_shares
 
     rows, around = list_shares(spent)
-    columns = ("time went to", Column("s", justify="right"), Column("share", justify="right"))
+    columns = ("component", Column("s", justify="right"), Column("share", justify="right"))
     table = Table(*columns, box=None, pad_edge=False)
     for name, seconds, share in rows:
         table.add_row(name if name in MODEL else f"* {name}", f"{seconds:.2f}", f"{share:.1%}")
     console.print(table)
     console.print(
-        f"Around the model (*): {around:.1%} of {sum(row[1] for row in rows):.1f} s, all processes together. Not "
-        f"counted: {spent.get(IMPORTS, 0.0):.1f} s of imports, {spent.get(WAITING, 0.0):.1f} s waiting for workers."
+        f"Overhead around the model (*): {around:.1%} of {sum(row[1] for row in rows):.1f} s over all processes. "
+        f"Not included: {spent.get(IMPORTS, 0.0):.1f} s of imports, {spent.get(WAITING, 0.0):.1f} s waiting."
     )

@@ -1,4 +1,4 @@
-"""What did an attack or a job ask for? Guards, pass counters, time and memory meters."""
+"""What did an attack or a job use? Model guards, pass counters, time and memory meters."""
 
 from __future__ import annotations
 

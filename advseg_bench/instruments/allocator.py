@@ -1,4 +1,4 @@
-"""What the C library does with memory that is freed, and when Python looks for more to free."""
+"""Sets whether the C library keeps freed memory, and when Python collects garbage."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-"""Names of glibc's malloc.h."""
+"""Option numbers of glibc's malloc.h."""
 
 SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
-"""Environment variables by which a user may have decided otherwise."""
+"""Environment variables by which a user may have set these options."""
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep the memory it frees, for what it allocates next; for the rest of its life.
+    """Make this process keep freed memory for later allocations, until it exits.
 
-    By default glibc returns every block of more than 32 MB to the system when it is freed, and what lies at the end of
-    the heap. A gradient frees and allocates as much over and over, and the system fills each page that it hands out
-    with zeros. In exchange the process holds a little more memory, by fragments.
+    By default glibc returns freed allocations of more than 32 MB, and the free end of the heap, to the system. Each
+    gradient allocates that memory again, and the system fills every new page with zeros. In exchange the process holds
+    slightly more memory, due to fragmentation.
 
     Returns:
-        Whether it was done: only with glibc, and unless one of `SETTINGS` is set.
+        Whether the options were set: only with glibc, and only if none of `SETTINGS` is set.
     """
-    return _tell({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
+    return _set_options({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
 
 
 def return_freed_memory() -> bool:
-    """Have this process return every block of more than 64 KB when it is freed: what it holds is what is in use.
+    """Make this process return freed allocations of more than 64 KB at once, so that it holds only memory in use.
 
     Returns:
-        Whether it was done, as `keep_freed_memory`.
+        Whether the options were set, as for `keep_freed_memory`.
     """
-    return _tell({M_MMAP_MAX: 1 << 16, M_MMAP_THRESHOLD: 1 << 16, M_TRIM_THRESHOLD: 1 << 16})
+    return _set_options({M_MMAP_MAX: 1 << 16, M_MMAP_THRESHOLD: 1 << 16, M_TRIM_THRESHOLD: 1 << 16})
 
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Look for no cycles of garbage inside, which takes longer the more objects there are; also decorates functions.
+    """Disable the garbage collector inside, whose run time grows with the number of objects; also a decorator.
 
-    It holds for all threads, until the first of them that uses this is through.
+    It applies to all threads, until the first thread that uses it exits the context.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -54,8 +54,8 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _tell(settings: dict[int, int]) -> bool:
+def _set_options(settings: dict[int, int]) -> bool:
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in SETTINGS):
         return False
-    tell = ctypes.CDLL(None).mallopt
-    return all(tell(name, value) for name, value in settings.items())
+    set_option = ctypes.CDLL(None).mallopt
+    return all(set_option(name, value) for name, value in settings.items())

@@ -1,4 +1,4 @@
-"""Counts what an attack asks of a model, image by image, and stops one that asks too often."""
+"""Counts the forwards and backwards of an attack per image, and stops an attack that exceeds its limit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from advseg_bench.errors import QueryLimitError, expected
 from advseg_bench.protocols import Model
 
 OWNERS: ContextVar[tuple[int, ...] | None] = ContextVar("OWNERS", default=None)
-"""Whose rows the model is given: positions in the batch that is counted for; None: its whole batch, one row each."""
+"""Positions in the counted batch of the images that the model receives; None for the whole batch, one row each."""
 
 
 @contextmanager
 def rows_of(images: Sequence[int]) -> Iterator[None]:
-    """Say whose rows the model is given meanwhile, for an attack that does not put its whole batch to it each time.
+    """Declare which images the rows given to the model belong to, for attacks that do not pass the whole batch.
 
-    Of one image any number of rows may come; of several, one each. Nobody need be counting.
+    One image may have any number of rows; several images have one row each. It has no effect unless passes are counted.
 
     Args:
         images: Positions in the batch; inside another `rows_of`, positions among its images.
@@ -39,16 +39,16 @@ def rows_of(images: Sequence[int]) -> Iterator[None]:
 
 @dataclass(slots=True)
 class Tally:
-    """What one call of an attack on N images asked of the model.
+    """Model passes of one call of an attack on N images.
 
     Attributes:
-        forwards: Rows put to the model, of each image.
-        backwards: Rows whose gradient was asked for, of each image; once for each time that one flows into the logits.
-        max_forwards: What each image may have, or None.
-        points: If a list: where gradients were asked for, one tensor per differentiated forward, in that order.
-        all_forwards: Rows put to the model, whosever they were.
-        all_backwards: Rows whose gradient was asked for, whosever they were.
-        attributed: Whether every row had an owner; if not, `forwards` and `backwards` lack some.
+        forwards: Number of forwards of each image.
+        backwards: Number of backwards of each image; one for each time that a gradient flows into its logits.
+        max_forwards: Limit of forwards per image, or None.
+        points: If a list, the inputs at which gradients were computed, one tensor per differentiated forward, in order.
+        all_forwards: Total number of rows given to the model, attributed to an image or not.
+        all_backwards: Total number of rows whose gradient was computed, attributed or not.
+        attributed: Whether every row was attributed to an image; if not, `forwards` and `backwards` are incomplete.
     """
 
     forwards: list[int]
@@ -60,17 +60,23 @@ class Tally:
     attributed: bool = True
 
     def per_image(self) -> list[tuple[int, int]] | None:
-        """Return each image's forwards and backwards, or None if they are not known exactly."""
+        """Return the forwards and backwards of each image, or None if they are not known exactly."""
         return list(zip(self.forwards, self.backwards, strict=True)) if self.attributed else None
 
     def admit(self, rows: int) -> tuple[int, ...]:
-        """Count a forward before it is run. Returns: the image of each row; nobody if that is unknown.
+        """Count a forward before it is run.
+
+        Args:
+            rows: Number of rows of the input.
+
+        Returns:
+            The image of each row; empty if unknown.
 
         Raises:
-            QueryLimitError: It would be one too many.
+            QueryLimitError: If the forward exceeds the limit.
         """
         owners = self._find_owners(rows)
-        self._demand_budget(owners, rows)
+        self._check_limit(owners, rows)
         self.attributed &= bool(owners) or not rows
         self.all_forwards += rows
         for i in owners:
@@ -78,7 +84,7 @@ class Tally:
         return owners
 
     def add_backward(self, owners: tuple[int, ...], rows: int, point: Tensor | None) -> None:
-        """Count a gradient that flows into the logits of a forward, and keep where that was if it is wanted."""
+        """Count a gradient that flows into the logits of a forward, and keep its input if `points` is a list."""
         if self.points is not None and point is not None:
             self.points.append(point)
         self.all_backwards += rows
@@ -86,56 +92,60 @@ class Tally:
             self.backwards[i] += 1
 
     def _find_owners(self, rows: int) -> tuple[int, ...]:
-        told = OWNERS.get()
-        images = tuple(range(len(self.forwards))) if told is None else told
+        declared = OWNERS.get()
+        images = tuple(range(len(self.forwards))) if declared is None else declared
         if len(images) == 1:
             return images * rows
         return images if len(images) == rows else ()
 
-    def _demand_budget(self, owners: tuple[int, ...], rows: int) -> None:
-        """Rows without an owner are too many when no image could have had them."""
+    def _check_limit(self, owners: tuple[int, ...], rows: int) -> None:
+        """Refuse a forward beyond the limit; rows of unknown images count against the limit of all images."""
         if self.max_forwards is None:
             return
         asked = max((self.forwards[i] + owners.count(i) for i in set(owners)), default=0)
         if asked > self.max_forwards or self.all_forwards + rows > self.max_forwards * len(self.forwards):
             what = f"at most {self.max_forwards} forwards per image"
             found = max(asked, self.max_forwards + 1)
-            raise QueryLimitError(expected("attack", what, found, "Give it fewer steps, or raise `max_forwards`."))
+            raise QueryLimitError(expected("attack", what, found, "Reduce its steps, or increase `max_forwards`."))
 
 
 @dataclass(slots=True)
 class Counter:
     """A model whose forwards and backwards are counted while `count` is open.
 
-    Of a `torch.nn.Module` the method `forward` is covered meanwhile, in the object itself and in copies that are made
-    of it, so an attack meets the very module that it always met; neither hooks nor values of it change. Any other
-    callable is wrapped. Gradients are seen by a hook on the logits; no value changes. Not counted: a part of the
-    model that is called by itself, and a pickled copy. An attack may compile the model, but not export it or demand
-    one whole graph. Cost: a function call per forward.
+    The method `forward` of a `torch.nn.Module` is replaced while counting, in the object itself and in copies, so that
+    the attack gets the same module as usual; its hooks and values do not change. Any other callable is wrapped.
+    Gradients are counted by a hook on the logits, which changes no value. Not counted: a submodule that is called
+    directly, and a pickled copy. An attack may compile the model, but not export it or require a single full graph.
+    Cost: one function call per forward.
 
     Attributes:
-        model: What to hand to the attack.
+        model: The model to pass to the attack.
     """
 
     model: Model
     _tally: Tally | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        """Wrap what is no module."""
+        """Wrap a model that is not a module."""
         if not isinstance(self.model, nn.Module):
             self.model = _Gate(self, self.model)
 
     @contextmanager
     def count(self, n: int, max_forwards: int | None = None, *, points: bool = False) -> Iterator[Tally]:
-        """Count on behalf of `n` images, until the block ends.
+        """Count the passes of `n` images inside a `with` statement.
 
-        An attack is taken to put all its images to the model at once, one row each; `rows_of` says otherwise, and rows
-        of any other number belong to nobody, so that the counts of single images are unknown.
+        By default an attack is assumed to pass all its images to the model at once, one row each; `rows_of` declares
+        otherwise. A forward with another number of rows is attributed to no image, so that the counts per image are
+        unknown.
 
         Args:
-            n: Images that the attack is given.
-            max_forwards: Per image; the one after them raises `QueryLimitError` before it is run.
-            points: Keep where gradients are asked for, at the cost of a copy of each point.
+            n: Number of images that the attack receives.
+            max_forwards: Limit of forwards per image; the next one raises `QueryLimitError` before it is run.
+            points: Whether to keep a copy of each input at which a gradient is computed.
+
+        Yields:
+            The counts, updated with every pass.
         """
         assert self._tally is None, "one attack at a time"
         self._tally = tally = Tally([0] * n, [0] * n, max_forwards, [] if points else None)
@@ -149,17 +159,17 @@ class Counter:
 
 
 class _Gate:
-    """Stands where a model's `forward` stood.
+    """Replaces a model's `forward`, and counts its calls.
 
     Args:
-        counter: Who is told.
-        forward: What computes the logits.
+        counter: The counter.
+        forward: Computes the logits.
     """
 
     def __init__(self, counter: Counter, forward: Any) -> None:
         self.counter, self.forward = counter, forward
 
-    # What it covers may be compiled; counts that change with every call may not.
+    # The wrapped function may be compiled; counts that change with every call may not.
     @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call,untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tally = self.counter._tally
@@ -178,7 +188,7 @@ class _Gate:
         return inspect.signature(self.forward)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Gate:
-        """The gate of a copied module leads to the copy, and tells the same counter."""
+        """The gate of a copied module calls the copy, and updates the same counter."""
         return _Gate(self.counter, copy.deepcopy(self.forward, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -192,7 +202,7 @@ def _ungated(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _covered(counter: Counter) -> Iterator[None]:
-    """Put a gate before a module's `forward`, and take it away again."""
+    """Replace a module's `forward` by a gate inside, and restore it."""
     module = counter.model
     if not isinstance(module, nn.Module):
         yield
@@ -201,7 +211,7 @@ def _covered(counter: Counter) -> Iterator[None]:
     object.__setattr__(module, "forward", _Gate(counter, module.forward))
     try:
         yield
-    finally:  # whatever the attack put there
+    finally:  # even if the attack has replaced it
         vars(module).pop("forward", None)
         if own is not None:
             object.__setattr__(module, "forward", own)

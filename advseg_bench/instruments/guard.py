@@ -1,4 +1,4 @@
-"""Holds a model to what it was: an attack may change nothing in it, and what it changes is put back."""
+"""Detects and reverts changes of a model: an attack must leave the model as it was."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 class ModelGuard:
-    """A copy of everything about a frozen model that an attack could change by accident.
+    """A snapshot of everything in a frozen model that an attack could change by accident.
 
-    That is parameters, buffers, training and gradient flags, gradients and hooks of every module. Write counters show
-    most changes at once; only comparing values shows those through `tensor.data`, which goes round the counters. Cost:
-    a copy of the weights, and for a thorough check a comparison.
+    It covers parameters, buffers, training and gradient flags, gradients and hooks of every module. Write counters of
+    tensors reveal most changes; changes through `tensor.data` bypass the counters and need a comparison of values.
+    Cost: a copy of the weights, and one comparison per thorough check.
 
     Args:
-        model: Frozen and in the mode it is to stay in.
+        model: A frozen model, in the mode in which it must stay.
     """
 
     @timed("guard of the model")
@@ -40,7 +40,7 @@ class ModelGuard:
         self.hooks = self._read_hooks()
 
     def find_changes(self) -> list[str]:
-        """Name what was changed, the worst first; gradients that were there before are compared by value."""
+        """Describe what was changed, the most severe first; gradients that existed before are compared by value."""
         changed = [n for n, t, v in zip(self.names, self.tensors, self.values, strict=True) if not _is_same(t, v)]
         (training, wanted, _), hooks = self._read_flags(), self._read_hooks()
         grads = [
@@ -60,13 +60,13 @@ class ModelGuard:
 
     @timed("guard of the model")
     def restore(self, *, thorough: bool = True) -> bool:
-        """Put back what was changed.
+        """Revert all changes.
 
         Args:
-            thorough: Compare all values, not only those of tensors that were written to by their write counters.
+            thorough: Whether to compare all values, not only those of tensors whose write counter changed.
 
         Returns:
-            whether anything was.
+            Whether anything was changed.
         """
         marks = zip(self._read_marks(), self.marks, strict=True)
         suspects = [i for i, (now, was) in enumerate(marks) if thorough or now != was]
@@ -98,14 +98,14 @@ class ModelGuard:
         return training, [t.requires_grad for t in self.tensors], [t.grad is not None for t in self.tensors]
 
     def _read_hooks(self) -> dict[tuple[int, str], dict[Any, Any]]:
-        """Those that there are, by place of the module and kind."""
+        """The registered hooks, by index of the module and name of the registry."""
         found = ((i, name, getattr(module, name)) for i, module in enumerate(self.modules) for name in HOOKS)
         return {(i, name): dict(hooks) for i, name, hooks in found if hooks}
 
 
 @contextmanager
 def frozen(model: Model) -> Iterator[None]:
-    """Let the parameters of a model, if it is a module, collect no gradients meanwhile; nothing else is hidden."""
+    """Set `requires_grad` of a module's parameters to False inside, and restore it; nothing else changes."""
     flags = [(p, p.requires_grad) for p in model.parameters()] if isinstance(model, nn.Module) else []
     for parameter, _ in flags:
         parameter.requires_grad_(False)
@@ -118,9 +118,9 @@ def frozen(model: Model) -> Iterator[None]:
 
 @contextmanager
 def lent(model: Model) -> Iterator[None]:
-    """Lend a person's model to an attack: a module is in eval mode and frozen meanwhile, and is given back as it was.
+    """Prepare a user's model for an attack: eval mode, frozen, without gradients; all are restored on exit.
 
-    What an attack changes in values, modes and hooks is for a `ModelGuard`, made inside, to find.
+    Changes of values, modes and hooks by the attack are not detected here; create a `ModelGuard` inside for that.
     """
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     modes = read_modes(model) if isinstance(model, nn.Module) else []
@@ -141,7 +141,7 @@ def lent(model: Model) -> Iterator[None]:
 
 
 def _is_same(tensor: torch.Tensor, value: torch.Tensor) -> bool:
-    """Equal in shape and in every value, where NaN equals NaN."""
+    """Whether shapes and all values are equal, where NaN equals NaN."""
     if tensor.shape != value.shape:
         return False
     return torch.equal(tensor, value) or bool(((tensor == value) | (tensor.isnan() & value.isnan())).all())

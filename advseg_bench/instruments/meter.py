@@ -1,4 +1,4 @@
-"""Time and memory as an instrument takes them: interleaved, warmed up, its own cost deducted, with intervals."""
+"""Measures time and memory: interleaved runs after a warm-up, own overhead deducted, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from torch.profiler import ProfilerActivity, profile
 from advseg_bench.errors import SpecError, expected
 from advseg_bench.instruments.allocator import without_collector
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler tells standard error when it starts
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise PyTorch's profiler prints to standard error
 
 Work = Callable[[], object]
 
 FASTER = 0.95
-"""A run that takes less than this share of the fastest before it shows that the work was still warming up."""
+"""A run that takes less than this share of the fastest earlier run indicates that warm-up was not finished."""
 
 SETTLED_RUNS = 2
-"""Warm-up ends when so many runs in a row were no faster, as compared by `FASTER`."""
+"""Warm-up ends after this many consecutive runs that were no faster, as defined by `FASTER`."""
 
 MOST_WARMUPS = 20
-"""Warm-up ends after so many runs in any case."""
+"""Warm-up ends after this many runs in any case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """How long a work took, round by round; round i of two works measured together belongs together.
+    """Run times of a work in each round; equal rounds of works that were measured together are paired.
 
     Attributes:
-        seconds: Wall time of each round, the meter's own cost deducted.
-        device_seconds: Time between two events on the accelerator, none deducted; None on the CPU.
-        warmups: Runs before the first round.
-        settled: Whether the last of them were no faster than those before, as `measure` asks for.
-        own_seconds: What was deducted: the median time of doing nothing.
-        peak_bytes: Memory above the start, see `peak_bytes`; None if it was not asked for or cannot be told.
+        seconds: Wall time of each round in seconds, without the overhead of the measurement.
+        device_seconds: Seconds between two events on the accelerator, nothing deducted; None on the CPU.
+        warmups: Number of warm-up runs.
+        settled: Whether warm-up ended because the last runs were no faster, see `measure`.
+        own_seconds: Deducted overhead: the median time of an empty function.
+        peak_bytes: Peak memory in bytes above the start, see `peak_bytes`; None if not requested or not available.
     """
 
     seconds: tuple[float, ...]
@@ -59,18 +59,18 @@ class Samples:
         return float(np.median(self.seconds))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Return an interval for the median wall time, see `median_interval`; (0, inf) of too few rounds."""
+        """Return an interval for the median wall time, see `median_interval`; (0, inf) if rounds are too few."""
         low, high = median_interval(self.seconds, level)
         return max(low, 0.0), high
 
 
 def default_device() -> torch.device:
-    """Return the accelerator if there is one that works, else the CPU; a CUDA build needs no GPU."""
+    """Return the accelerator if one is available, else the CPU, also with a CUDA build on a machine without GPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Wait until an accelerator has done all it was asked to do; on the CPU there is nothing to wait for."""
+    """Wait until an accelerator has finished all queued work; does nothing on the CPU."""
     if torch.device(device).type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -78,28 +78,28 @@ def synchronize(device: torch.device | str) -> None:
 def measure(
     works: Mapping[str, Work], *, device: torch.device | str, rounds: int, seed: int = 0, memory: bool = False
 ) -> dict[str, Samples]:
-    """Time several works against each other.
+    """Time several works in interleaved order.
 
-    Every round runs each work once, in an order shuffled anew, so that a machine that slows down slows all of them
-    down; compare them by `ratio`. Doing nothing takes part as one more work, and its median time is deducted. The
-    garbage collector is off during a run and may work between runs. Warm-up ends when `SETTLED_RUNS` runs in a row did
-    not take less than `FASTER` times the fastest before them, and after `MOST_WARMUPS` runs in any case.
+    Every round runs each work once, in random order, so that a slowdown of the machine affects all of them; compare
+    them by `ratio`. An empty function is timed as well, and its median time is deducted. The garbage collector is
+    disabled during runs. Warm-up ends when `SETTLED_RUNS` consecutive runs did not take less than `FASTER` times the
+    fastest run before them, and after `MOST_WARMUPS` runs in any case.
 
     Args:
-        works: What to run, by name. A work takes much longer than doing nothing (microseconds).
-        device: Where they compute; on an accelerator each run ends when the device has finished.
-        rounds: Samples of each work; under 6 there is no interval of 95 %, and 12 or more are advisable.
-        seed: Of the orders.
-        memory: Whether to run each work once more for its peak memory.
+        works: Functions to time, by name. They must take much longer than an empty function (microseconds).
+        device: Device that they compute on; on an accelerator each run ends when the device has finished.
+        rounds: Number of samples of each work; fewer than 6 give no 95 % interval, and 12 or more are advisable.
+        seed: Random seed of the orders.
+        memory: Whether to run each work once more to measure its peak memory.
 
     Returns:
         Samples by name.
 
-    Cost:
-        `rounds` and at least `SETTLED_RUNS` + 1 runs of each work.
-
     Raises:
         SpecError: If there is nothing to measure.
+
+    Cost:
+        `rounds` and at least `SETTLED_RUNS` + 1 runs of each work.
     """
     if not works or rounds < 1:
         raise SpecError(expected("meter", "works and at least one round", (len(works), rounds)))
@@ -131,43 +131,43 @@ def measure(
 def ratio(a: Samples, b: Samples, level: float = 0.95) -> tuple[float, float, float]:
     """Compare two works that were measured together, by the median of a's time over b's in the same round.
 
-    What slows down a whole round cancels. The images per second of b over those of a are the same number.
+    A slowdown of a whole round cancels. The ratio of images per second, b over a, is the same number.
 
     Args:
         a: Samples of one work.
-        b: Samples of the other, of the same call of `measure`.
+        b: Samples of the other, from the same call of `measure`.
         level: Confidence level.
 
     Returns:
-        Estimate, lower and upper end; the ends are 0 and infinity if the rounds are too few for the level.
+        Estimate, lower and upper end of its confidence interval; (0, infinity) if there are too few rounds.
 
     Raises:
-        SpecError: If the rounds cannot be paired, or b took no longer than doing nothing.
+        SpecError: If the rounds cannot be paired, or b took no longer than an empty function.
     """
     if len(a.seconds) != len(b.seconds):
         found = (len(a.seconds), len(b.seconds))
         raise SpecError(expected("ratio", "samples of the same rounds", found, "Measure both in one call."))
     if min(b.seconds) <= 0:
-        raise SpecError(expected("ratio", "a work that takes longer than doing nothing", min(b.seconds)))
+        raise SpecError(expected("ratio", "a work that takes longer than an empty function", min(b.seconds)))
     quotients = np.array(a.seconds) / np.array(b.seconds)
     low, high = median_interval(quotients, level)
     return float(np.median(quotients)), max(low, 0.0), high
 
 
 def median_interval(values: Sequence[float] | NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """Give a confidence interval for a median from samples in the order in which they were taken.
+    """Return a confidence interval for a median, from samples in the order in which they were measured.
 
-    Its ends are order statistics, so no outlier moves them far and no distribution is assumed. Samples that follow
-    each other may resemble each other: n of them are worth n / t independent ones, where t = (1 + r) / (1 - r) and r is
-    the correlation of the ranks of neighbours. Coverage at 95 % with 12 to 40 samples, measured by simulation: 96-98 %
-    if they are independent, or ratios of works under one drift; 95-97 % at r = 0.3, 92-96 % at r = 0.6.
+    Its ends are order statistics, so it is robust to outliers and assumes no distribution. Consecutive samples may be
+    correlated: n of them are treated as n / t independent ones, where t = (1 + r) / (1 - r) and r is the rank
+    correlation of neighbouring samples. Coverage at 95 % with 12 to 40 samples, by simulation: 96-98 % for independent
+    samples and for ratios of works under a common drift, 95-97 % at r = 0.3, 92-96 % at r = 0.6.
 
     Args:
-        values: At least one.
+        values: At least one sample.
         level: Confidence level, between 0 and 1.
 
     Returns:
-        Both ends; minus and plus infinity if the samples are too few for the level.
+        Lower and upper end; minus and plus infinity if there are too few samples for the level.
 
     Source:
         Thompson 1936 (order statistics); Bayley and Hammersley 1946 (effective number of samples).
@@ -176,7 +176,7 @@ def median_interval(values: Sequence[float] | NDArray[np.float64], level: float 
         raise SpecError(expected("level", "a number between 0 and 1", level))
     n = len(values)
     worth = int(n / _correlation_time(np.asarray(values, dtype=np.float64)))
-    # The number of independent samples under the median is binomial; so many may be left out at either end.
+    # The number of independent samples below the median is binomial; `beyond` of them may be cut at either end.
     beyond = int((bdtr(np.arange(worth), worth, 0.5) <= (1 - level) / 2).sum())
     if beyond == 0:
         return -np.inf, np.inf
@@ -186,12 +186,12 @@ def median_interval(values: Sequence[float] | NDArray[np.float64], level: float 
 
 
 def peak_bytes(work: Work, device: torch.device | str) -> int | None:
-    """Return the most bytes that tensors occupied at a time while a work ran, above those at its start.
+    """Return the peak memory of tensors in bytes during a run, above that at its start.
 
-    On the CPU that is the running sum of the profiler's memory events; resident set size would tell of the allocator's
-    caches. The profiler does not see the release of what was there before, so it does not make up for what is new. On
-    an accelerator it is the allocator's own statistics; None if it keeps none of its peak. The first run of a work may
-    fill caches: run it before. Cost: one run.
+    On the CPU it is the maximum of the running sum of the profiler's memory events, since the resident set size
+    includes caches of the allocator. The profiler does not record when earlier tensors are freed, so this does not
+    offset new ones. On an accelerator it comes from the allocator's statistics; None if they lack the peak. Run the
+    work before, since its first run may fill caches. Cost: one run.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -214,24 +214,24 @@ def peak_bytes(work: Work, device: torch.device | str) -> int | None:
 
 
 def is_full(error: Exception) -> bool:
-    """Whether it says that memory is full; on a CPU that is a plain `RuntimeError`, in oneDNN one that hides why."""
+    """Whether an error means that memory ran out; on a CPU it is a `RuntimeError`, with a vague message in oneDNN."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(words in str(error) for words in ("allocate memory", "bad_alloc", "could not create a primitive"))
 
 
 def free_memory() -> None:
-    """Collect garbage, and give back what an accelerator's allocator keeps for later."""
+    """Collect garbage, and empty the cache of an accelerator's allocator."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
 
 
 def matrix_peak(device: torch.device | str, dtype: torch.dtype = torch.float32) -> float:
-    """Return the largest rate of a product of two square matrices, in floating point operations per second.
+    """Return the peak rate of a product of two square matrices, in floating point operations per second.
 
-    Sizes are doubled as long as the rate rises by a twentieth and a product takes less than a second. What it is on a
-    CPU depends on the number of threads.
+    Sizes are doubled as long as the rate increases by 5 % and a product takes less than a second. On a CPU the rate
+    depends on the number of threads.
     """
     best, size = 0.0, 256
     while size <= 16384:
@@ -245,11 +245,11 @@ def matrix_peak(device: torch.device | str, dtype: torch.dtype = torch.float32) 
 
 
 def _do_nothing() -> None:
-    """The meter's own cost is what this seems to take."""
+    """An empty function, whose run time is the overhead of the measurement."""
 
 
 def _time(work: Work, device: torch.device) -> tuple[float, float | None]:
-    """Wall time of one run, and that between two events on an accelerator."""
+    """Return the wall time of one run in seconds, and on an accelerator the time between two events, else None."""
     with without_collector():
         if device.type == "cpu":
             started = time.perf_counter()
@@ -266,7 +266,7 @@ def _time(work: Work, device: torch.device) -> tuple[float, float | None]:
 
 
 def _warm_up(run: Callable[[], tuple[float, float | None]]) -> tuple[int, bool]:
-    """Run until it gets no faster. Returns: number of runs, and whether it settled."""
+    """Run until runs get no faster. Returns: number of runs, and whether they settled."""
     fastest, unchanged = run()[0], 0
     for done in range(2, MOST_WARMUPS + 1):
         seconds, _ = run()
@@ -278,7 +278,7 @@ def _warm_up(run: Callable[[], tuple[float, float | None]]) -> tuple[int, bool]:
 
 
 def _correlation_time(values: NDArray[np.float64]) -> float:
-    """How many samples are worth one independent one, at least 1."""
+    """The number of samples that count as one independent sample, at least 1."""
     n = len(values)
     ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable") - (n - 1) / 2
     total = float((ranks**2).sum())

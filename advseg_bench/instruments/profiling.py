@@ -1,6 +1,6 @@
-"""Where the wall time of a run goes: named spans, summed over processes; off, and then free, unless asked for.
+"""Measures the wall time of a run by component: named spans, summed over processes. Off by default, without cost.
 
-A span inside another one takes its time from it, so that the sum of all is the time that passed.
+The time of a nested span is excluded from the outer one, so that all spans add up to the elapsed time.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SWITCH = "ADVSEG_BENCH_PROFILE_TIME"
-"""The environment variable by which worker processes learn that times are wanted."""
+"""Environment variable that enables profiling in worker processes."""
 
 MODEL = ("models and training", "attack: forwards", "attack: backwards", "scoring: forwards")
-"""Spans of the model at work; everything else is around it."""
+"""Spans in which the model computes; all others are overhead."""
 
 IMPORTS, WAITING, REST = "imports", "waiting for workers", "everything else"
 
 FOR_REPORTS = ("advseg_bench.report", "scipy.stats")
-"""What a report imports sooner or later; first where times are wanted, to keep that out of other spans."""
+"""Modules that a report imports; imported first when profiling, to exclude their time from other spans."""
 
 
 class _Clock:
-    """The spans of this process that are open, and what each name has taken so far."""
+    """The open spans of this process, and the seconds of each name so far."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
@@ -40,7 +40,7 @@ class _Clock:
         self.mark = 0.0
 
     def turn(self) -> None:
-        """Charge the time since the last change to the innermost open span."""
+        """Add the time since the last change to the innermost open span."""
         now = self.now()
         if self.open:
             self.spent[self.open[-1]] = self.spent.get(self.open[-1], 0.0) + now - self.mark
@@ -52,7 +52,7 @@ _clock: _Clock | None = None
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """Charge the time inside to a name, if times are wanted."""
+    """Add the time inside to a name, if profiling is on."""
     clock = _clock
     if clock is None:
         yield
@@ -67,7 +67,7 @@ def span(name: str) -> Iterator[None]:
 
 
 def timed(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator: charge the calls of a function to a name, if times are wanted."""
+    """Return a decorator that adds the time of a function's calls to a name, if profiling is on."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
@@ -84,13 +84,13 @@ def timed(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 @contextmanager
 def measure_times(now: Callable[[], float] = time.perf_counter) -> Iterator[dict[str, float]]:
-    """Measure what happens inside, in this process and the workers that it starts.
+    """Profile the code inside, in this process and the workers that it starts.
 
     Args:
         now: The clock of this process, in seconds.
 
     Yields:
-        Name -> seconds, filled at the end; `REST` is what no span was open for, `WAITING` left to the workers.
+        Name -> seconds, filled at the end; `REST` is time outside all spans, `WAITING` time spent waiting for workers.
     """
     global _clock
     os.environ[SWITCH] = "1"
@@ -107,26 +107,26 @@ def measure_times(now: Callable[[], float] = time.perf_counter) -> Iterator[dict
 
 
 def is_on() -> bool:
-    """Return whether times are wanted in this process."""
+    """Return whether profiling is on in this process."""
     return _clock is not None
 
 
 def start_in_worker() -> None:
-    """Measure from here on, if the parent of this process measures."""
+    """Start profiling if the parent process is profiling."""
     global _clock
     if SWITCH in os.environ:
         _clock = _Clock(time.perf_counter)
 
 
 def import_ahead(*modules: str) -> None:
-    """Import modules now, at no other span's cost, and without looking for garbage meanwhile."""
+    """Import modules in a span of their own, with the garbage collector disabled."""
     with without_collector(), span(IMPORTS):
         for name in modules:
             import_module(name)
 
 
 def take() -> dict[str, float]:
-    """Return what was measured in this worker since the last call."""
+    """Return the seconds by name in this worker since the last call."""
     if _clock is None:
         return {}
     spent, _clock.spent = _clock.spent, {}
@@ -134,16 +134,16 @@ def take() -> dict[str, float]:
 
 
 def add(spent: dict[str, float]) -> None:
-    """Add what a worker measured."""
+    """Add the seconds by name of a worker."""
     if _clock is not None:
         for name, seconds in spent.items():
             _clock.spent[name] = _clock.spent.get(name, 0.0) + seconds
 
 
 def list_shares(spent: dict[str, float]) -> tuple[list[tuple[str, float, float]], float]:
-    """Return the spans, largest first, as name, seconds and share; and the share of what is around the model.
+    """Return the spans as (name, seconds, share), largest first, and the share of overhead around the model.
 
-    Imports and waiting count in no share.
+    Imports and waiting are excluded.
     """
     counted = {name: seconds for name, seconds in spent.items() if name not in (IMPORTS, WAITING)}
     total = sum(counted.values()) or 1.0

@@ -1,4 +1,4 @@
-"""Which object is meant by a name? The catalogue, plug-ins, toolkits, and how they are loaded."""
+"""Which object does a name refer to? The catalogue, plug-ins, toolkits, and how they are loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every name the project ships, as literals: what `list` prints and what a suite is checked against, torch-free."""
+"""All shipped names as literals, for `list` and the validation of suites. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ ALL_KINDS: tuple[TaskKind, ...] = ("binary", "multilabel", "multiclass")
 
 
 ASCENT_STEPS = 10
-"""Steps of the iterative attacks unless their setting `steps` says otherwise."""
+"""Default of the setting `steps` of the iterative attacks."""
 
 
 def ascent_traits(settings: Mapping[str, object]) -> Traits:
-    """Return the traits of projected gradient ascent with some settings.
+    """Return the traits of projected gradient ascent for given settings.
 
     Args:
-        settings: Of `attacks.ascent.ProjectedAscent`: "steps" forwards; with "keep" = "best" the last iterate is looked
-            at and not left again, so that there is one gradient less; "random_start" makes it random.
+        settings: Settings of `attacks.ascent.ProjectedAscent`. "steps" is the number of forwards; with "keep" = "best"
+            the last iterate is only evaluated, which saves one gradient; "random_start" makes the attack random.
     """
     given = settings.get("steps", ASCENT_STEPS)
     steps = given if isinstance(given, int) else ASCENT_STEPS
@@ -35,15 +35,15 @@ class AttackEntry:
     Attributes:
         target: `module:object` to import.
         summary: One line for `list`.
-        traits: What it can do and costs with its default settings.
-        needs_loss: Whether a suite must give it losses; noise baselines mostly need none.
-        shared: Whether it is a `OneGradientAttack`, whose budgets and losses share their passes.
-        defaults: What its settings are unless given; a setting that equals its default is as good as not given.
-        step_settings: Settings that the gradient of a shared attack does not depend on.
-        variants: Settings that the class of `target` does not take -> the `module:object` that takes them too.
-        with_settings: Settings -> traits, where they depend on settings.
-        why_not: (settings, loss, norm, images) -> why these have no meaning together, or None; beside what traits and
-            the loss's own kinds say.
+        traits: Capabilities and cost with default settings.
+        needs_loss: Whether a suite must give it losses; most noise baselines need none.
+        shared: Whether it is a `OneGradientAttack`, whose budgets and losses share forward and backward passes.
+        defaults: Default settings; a setting that equals its default is treated as not given.
+        step_settings: Settings that do not affect the gradient of a one-gradient attack.
+        variants: Maps settings that the class of `target` does not take to the `module:object` that takes them.
+        with_settings: Function from settings to traits, if the traits depend on settings.
+        why_not: Function (settings, loss, norm, images) -> reason why the combination is undefined, or None; in
+            addition to the checks of traits and of the loss's task types.
     """
 
     target: str
@@ -58,11 +58,11 @@ class AttackEntry:
     why_not: Callable[[Mapping[str, object], str, Norm, Images], str | None] | None = None
 
     def traits_of(self, settings: Mapping[str, object]) -> Traits:
-        """Return what it can do and costs with some settings."""
+        """Return the traits for given settings."""
         return self.with_settings(settings) if self.with_settings else self.traits
 
     def find_target(self, settings: Iterable[str]) -> str:
-        """Return the `module:object` that takes some settings, by their names."""
+        """Return the `module:object` whose class takes settings with these names."""
         return next((self.variants[name] for name in settings if name in self.variants), self.target)
 
 
@@ -73,8 +73,8 @@ class LossEntry:
     Attributes:
         target: `module:object` to import.
         summary: One line for `list`.
-        kinds: The kinds of task it is defined for.
-        swappable: Whether it can be called with mask and output swapped, as arXiv 2401.11224's released code does, in
+        kinds: Task types that it is defined for.
+        swappable: Whether it is defined with mask and output swapped, as in the released code of arXiv 2401.11224, for
             binary and multilabel tasks.
     """
 
@@ -128,19 +128,19 @@ ATTACKS: dict[str, AttackEntry] = {
     ),
     "random_sign": AttackEntry(
         "advseg_bench.attacks.noise:RandomSign",
-        "control: +eps or -eps at each value, by coin toss",
+        "noise baseline: +eps or -eps at each value, at random",
         _NOISE,
         needs_loss=False,
     ),
     "shuffled_sign": AttackEntry(
         "advseg_bench.attacks.noise:ShuffledSign",
-        "control: FGSM's signs with their pixels in random order",
+        "noise baseline: FGSM's signs at randomly permuted pixels",
         replace(_ONE_STEP, control=True, random=True),
         shared=True,
     ),
     "uniform_noise": AttackEntry(
         "advseg_bench.attacks.noise:UniformNoise",
-        "control: uniform noise in [-eps, eps]",
+        "noise baseline: uniform noise in [-eps, eps]",
         _NOISE,
         needs_loss=False,
     ),
@@ -176,28 +176,32 @@ LOSSES: dict[str, LossEntry] = {
     ),
     "generalized_dice": LossEntry(
         "advseg_bench.losses:generalized_dice",
-        "1 - Dice of channels weighed by 1 / area^2 (arXiv 1707.03237)",
+        "1 - Dice of channels weighted by 1 / area^2 (arXiv 1707.03237)",
         ALL_KINDS,
     ),
     "jaccard": LossEntry(
         "advseg_bench.losses:jaccard", "1 - soft Jaccard index, mean over channels", ALL_KINDS, swappable=True
     ),
     "lovasz": LossEntry(
-        "advseg_bench.losses:lovasz", "Lovasz hinge of each channel, or Lovasz softmax (arXiv 1705.08790)", ALL_KINDS
+        "advseg_bench.losses:lovasz",
+        "Lovasz hinge per channel, or Lovasz softmax (arXiv 1705.08790)",
+        ALL_KINDS,
     ),
     "margin": LossEntry(
-        "advseg_bench.losses:margin", "the logit margin of each decision, mean over valid pixels, unbounded", ALL_KINDS
+        "advseg_bench.losses:margin",
+        "margin of the wrong decision in logits, mean over valid pixels, unbounded",
+        ALL_KINDS,
     ),
 }
 
 DATASETS: dict[str, str] = {
-    "mni152": "155 axial slices of the MNI152 T1 average head (grey matter, white matter, CSF), in the package",
+    "mni152": "155 axial slices of the MNI152 T1 average head (grey matter, white matter, CSF), shipped in the package",
     "phantom": "procedural abdominal MRI phantom: large bowel, small bowel, stomach; subjects and days",
     "folder": "images and masks on disk: PNG, TIFF, NIfTI",
-    "nnunet": "a raw data set of nnU-Net v2: slices of NIfTI volumes, or whole ones, or PNG and TIFF",
-    "decathlon": "a task of the Medical Segmentation Decathlon: slices of its volumes, or whole ones",
+    "nnunet": "a raw data set of nnU-Net v2: slices of NIfTI volumes, whole volumes, or PNG and TIFF images",
+    "decathlon": "a task of the Medical Segmentation Decathlon: slices or whole volumes",
     "lgg": "low-grade glioma MRI (kaggle_3m): pre-contrast, FLAIR, post-contrast",
-    "uw_madison": "UW-Madison GI Tract as downloaded: large bowel, small bowel, stomach; make-data writes a small one",
+    "uw_madison": "UW-Madison GI Tract as downloaded: large bowel, small bowel, stomach; make-data writes a phantom",
 }
 
 SMP_ARCHITECTURES: tuple[str, ...] = (
@@ -234,4 +238,4 @@ TORCHSCRIPT = "torchscript"
 """The architecture of a model that is a TorchScript file."""
 
 IMAGES: dict[str, tuple[int, int]] = {"mni152": (91, 36)}
-"""Training and test images of the data sets where the numbers are fixed."""
+"""Number of training and test images of data sets of fixed size."""

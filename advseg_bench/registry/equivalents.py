@@ -1,4 +1,4 @@
-"""Which attacks of toolkits claim to be one of the reference attacks."""
+"""Attacks of toolkits that implement one of the reference attacks."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from advseg_bench.types import Norm, Task
 def find_equivalents(
     names: Sequence[str], reference: str, norm: Norm, settings: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Turn what the user names into attacks with settings.
+    """Resolve names of toolkits and attacks into attacks with settings.
 
     Args:
-        names: A toolkit (art, torchattacks, foolbox) stands for its class of the reference attack; anything else is
-            an attack's name.
-        reference: Name of the reference.
+        names: Toolkits (art, torchattacks, foolbox), each of which stands for its class of the reference attack, or
+            names of attacks.
+        reference: Name of the reference attack.
         norm: Norm of the budgets.
-        settings: Of the reference.
+        settings: Settings of the reference attack.
 
     Returns:
-        Attack name -> settings, and the toolkits that have no such attack.
+        A dictionary from attack name to settings, and the toolkits without such an attack.
 
     Raises:
-        PluginError: an attack's name is unknown, a toolkit's equivalents cannot be loaded, or several distributions
-            offer them.
-        SpecError: a bare word is no toolkit.
+        PluginError: If the name of an attack is unknown, or the equivalents of a toolkit cannot be loaded or are
+            provided by several distributions.
+        SpecError: If a name without "." and ":" is neither an attack nor a toolkit.
     """
     toolkits = {plugin.name for plugin in list_plugins(EQUIVALENTS)}
     found: dict[str, dict[str, Any]] = {}
@@ -48,7 +48,7 @@ def find_equivalents(
 
 
 def _ask(toolkit: str, reference: str, norm: Norm, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """A toolkit's class of a reference attack, and its settings."""
+    """A toolkit's class of a reference attack with its settings, or None."""
     where = f"equivalents of {toolkit}"
     find = load_from_group(EQUIVALENTS, toolkit, where)
     what = "a function (reference, norm, settings) -> (attack, settings) or None"
@@ -67,7 +67,7 @@ def _ask(toolkit: str, reference: str, norm: Norm, settings: Mapping[str, Any]) 
 
 
 def _check_name(name: str, toolkits: Collection[str]) -> None:
-    """Refuse what is no attack; a bare word was meant for a toolkit."""
+    """Reject unknown attacks; a name without "." and ":" is reported as an unknown toolkit."""
     try:
         check_attack(name)
     except PluginError:
@@ -77,7 +77,7 @@ def _check_name(name: str, toolkits: Collection[str]) -> None:
 
 
 def _fill(reference: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The reference's settings with its defaults, in the words of `ProjectedAscent`."""
+    """Complete the settings of the reference with its defaults, in terms of `ProjectedAscent`."""
     attack = load_attack(reference, {}, "dice", Task("binary", ("a",)))
     filled = {name: getattr(attack, name, None) for name in ("steps", "step_size", "random_start", "decay")}
     filled |= settings

@@ -1,4 +1,4 @@
-"""From a name to an attack or a loss that has been seen to be one."""
+"""Loads attacks and losses by name, and checks their signatures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from advseg_bench.types import Task
 
 @runtime_checkable
 class Configurable(Protocol):
-    """A function as an attack, see `attacks.function.attack`: it is settled after it was made."""
+    """A function as an attack, see `attacks.function.attack`: it is configured after it is created."""
 
     def renamed(self, name: str) -> Configurable:
-        """Return the attack under another name."""
+        """Return the attack with another name."""
         ...
 
     def configure(self, loss: Loss | None = None, **settings: Any) -> Attack:
@@ -29,27 +29,30 @@ class Configurable(Protocol):
 
 
 def load_attack(name: str, settings: Mapping[str, Any], loss: str, task: Task) -> Attack:
-    """Build an attack: what its name stands for, with its settings and its loss.
+    """Build an attack from its name, its settings and its loss.
 
-    That is a class, made with the settings and the loss as keywords; a function that `attacks.function.attack`
-    decorates; a callable of the shape of `protocols.Attack`; or a class of a toolkit.
+    The name refers to a class, which is called with the settings and the loss as keywords; to a function decorated by
+    `attacks.function.attack`; to a callable as in `protocols.Attack`; or to a class of a toolkit.
 
     Args:
-        name: In the catalogue, of a plug-in, `<toolkit>.<Class>`, or `package.module:object`.
+        name: Name in the catalogue or of a plug-in, `<toolkit>.<Class>`, or `package.module:object`.
         settings: Keyword arguments of the attack.
-        loss: The name of the loss that it follows; "" if it follows none.
-        task: What the labels mean.
+        loss: Name of the attack loss; "" for none.
+        task: Task type and classes.
+
+    Returns:
+        The attack.
 
     Raises:
-        PluginError: if the name cannot be loaded, or is no attack.
-        SpecError: if the attack does not take the settings.
-        IncompatibleError: if the loss is not one: see `losses.probe`.
+        PluginError: If the name cannot be loaded, or is not an attack.
+        SpecError: If the attack does not take the settings.
+        IncompatibleError: If the loss is invalid, see `losses.probe`.
     """
     given = dict(settings)
     follows = load_loss(loss, task) if loss else None
     toolkit = toolkits.find_toolkit(name)
     if toolkit is not None:
-        return _load_foreign(toolkit, name, given, follows, task)
+        return _load_from_toolkit(toolkit, name, given, follows, task)
     target = plugins.load_object("attack", name)
     if entry := catalogue.ATTACKS.get(name):
         target = plugins.load_object("attack", entry.find_target(given))
@@ -58,23 +61,29 @@ def load_attack(name: str, settings: Mapping[str, Any], loss: str, task: Task) -
     if isinstance(target, type):
         target = _construct(target, name, given if follows is None else given | {"loss": follows})
     elif given or follows:
-        raise SpecError(f"attack {name}: is a plain function, so it takes neither settings nor losses.")
+        raise SpecError(
+            f"attack {name}: expected no settings and no losses, since it is a plain function. Remove them."
+        )
     check_call(name, target)
     return cast(Attack, target)
 
 
 def load_loss(name: str, task: Task) -> Loss:
-    """Return a loss and check that it is one, by `losses.probe`.
+    """Load a loss and check it with `losses.probe`.
+
+    Args:
+        name: Name in the catalogue or of a plug-in, or `package.module:object`.
+        task: Task type and classes.
 
     Raises:
-        PluginError: if the name cannot be loaded, or is no function of logits, labels, valid pixels and task.
-        IncompatibleError: if it is no loss for the task.
+        PluginError: If the name cannot be loaded, or is not a function (logits, labels, valid pixels, task).
+        IncompatibleError: If it is not a valid loss for the task.
     """
     return check_loss(plugins.load_object("loss", name), task, name)
 
 
 def check_loss(loss: object, task: Task, name: str) -> Loss:
-    """Return a function if it is a loss for a task, by `losses.probe`. Raises: as `load_loss`."""
+    """Return a function if `losses.probe` accepts it as a loss for a task. Raises: as `load_loss`."""
     if not callable(loss) or isinstance(loss, type):
         what = "a function (logits, y, valid, task) -> one value per image"
         raise PluginError(expected(f"loss {name}", what, loss if isinstance(loss, type) else type(loss).__name__))
@@ -85,13 +94,13 @@ def check_loss(loss: object, task: Task, name: str) -> Loss:
     except Exception as error:
         raise IncompatibleError(
             f"loss {name}: fails on logits of a {task.kind} task: {one_line(error)}. "
-            "Its call is (logits, y, valid, task) -> one value per image; `losses.per_image` wraps others."
+            "Expected (logits, y, valid, task) -> one value per image; `losses.per_image` wraps other criteria."
         ) from error
     return cast(Loss, loss)
 
 
 def _construct(target: type, name: str, arguments: Mapping[str, Any]) -> object:
-    """Make an object of an attack's class."""
+    """Create an object of an attack class."""
     try:
         return target(**arguments)
     except (TypeError, ValueError) as error:
@@ -102,10 +111,10 @@ def _construct(target: type, name: str, arguments: Mapping[str, Any]) -> object:
 
 
 def check_call(name: str, attack: object) -> None:
-    """Refuse what cannot be called as an attack is. Raises: PluginError."""
+    """Check that an object has the call signature of an attack. Raises: PluginError."""
     call = "(model, batch, *, budget, generators)"
     if not callable(attack):
-        what = f"a function or class whose call is {call}"
+        what = f"a function or class with the call {call}"
         raise PluginError(expected(f"attack {name}", what, type(attack).__name__))
     try:
         signature = inspect.signature(attack)
@@ -114,12 +123,12 @@ def check_call(name: str, attack: object) -> None:
     try:
         signature.bind(None, None, budget=None, generators=None)
     except TypeError:
-        remedy = "Above a function f(model, x, y, eps) put the line @advseg_bench.attack."
+        remedy = "Decorate a function f(model, x, y, eps) with @advseg_bench.attack."
         raise PluginError(f"attack {name}: expected the call {call}, got {signature}. {remedy}") from None
 
 
-def _load_foreign(toolkit: Plugin, name: str, settings: dict[str, Any], loss: Loss | None, task: Task) -> Attack:
-    """Build an attack of a toolkit; one that is not installed is one line with the command."""
+def _load_from_toolkit(toolkit: Plugin, name: str, settings: dict[str, Any], loss: Loss | None, task: Task) -> Attack:
+    """Build an attack of a toolkit; if it is not installed, the error states the command that installs it."""
     owner = f"attack {name}: {toolkit.target} of distribution {toolkit.distribution}"
     try:
         attack = import_module(toolkit.target).load(name.partition(".")[2], settings, loss, task)
@@ -129,8 +138,8 @@ def _load_foreign(toolkit: Plugin, name: str, settings: dict[str, Any], loss: Lo
         if isinstance(error, ModuleNotFoundError) and error.name == toolkit.name:
             missing = f"attack {name}: needs {toolkit.name}, which is not installed"
             raise PluginError(f"{missing}. Run: {toolkits.install(toolkit)}") from None
-        remedy = f"Run: {toolkits.install(toolkit)}" if isinstance(error, ImportError) else plugins.mend(toolkit)
+        remedy = f"Run: {toolkits.install(toolkit)}" if isinstance(error, ImportError) else plugins.remedy(toolkit)
         raise PluginError(f"{owner} fails: {one_line(error)}. {remedy}") from error
     if not callable(attack):
-        raise PluginError(expected(owner, "an attack from its `load`", type(attack).__name__, plugins.mend(toolkit)))
+        raise PluginError(expected(owner, "an attack from its `load`", type(attack).__name__, plugins.remedy(toolkit)))
     return cast(Attack, attack)

@@ -1,7 +1,7 @@
-"""Names that installed distributions add: found by their entry points, and imported only when they are used.
+"""Names provided by installed distributions: discovered by entry points, and imported when first used.
 
-Torch-free. A name stands for what the package ships, else for what one distribution offers under it, else for
-`package.module:object`. Two providers of one name are an error, the package itself being one of them.
+Does not import torch. A name refers to a shipped object, else to the entry point of one distribution, else to
+`package.module:object`. Two providers of one name are an error; the package itself counts as a provider.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ GROUPS: dict[Kind, str] = {
     "data set": "advseg_bench.datasets",
 }
 EQUIVALENTS = "advseg_bench.equivalents"
-"""The group of functions (reference, norm, settings) -> (attack, settings) or None; named by toolkit."""
+"""Entry-point group of functions (reference, norm, settings) -> (attack, settings) or None, named by toolkit."""
 TOOLKITS = "advseg_bench.toolkits"
-"""The group whose entries name the attacks `<entry>.<Class>`."""
+"""Entry-point group of toolkits, whose attacks are named `<entry>.<Class>`."""
 
 SHIPPED: dict[Kind, Collection[str]] = {
     "attack": catalogue.ATTACKS,
@@ -50,9 +50,9 @@ class Plugin:
     """One entry point.
 
     Attributes:
-        name: What a suite writes.
+        name: Name used in suites.
         target: `package.module:object`; a module for a toolkit.
-        distribution: The installed distribution that offers it.
+        distribution: Installed distribution that provides it.
     """
 
     name: str
@@ -61,15 +61,15 @@ class Plugin:
 
 
 def list_plugins(group: str) -> tuple[Plugin, ...]:
-    """Return the entry points of a group in the order of their names; nothing is imported."""
+    """Return the entry points of a group, sorted by name; nothing is imported."""
     return _scan(tuple(sys.path)).get(group, ())
 
 
 def find_plugin(kind: Kind, name: str) -> Plugin | None:
-    """Return the plug-in of a name; None if the name is shipped, or no distribution offers it.
+    """Return the plug-in with a name; None if the name is shipped, or no distribution provides it.
 
     Raises:
-        PluginError: If more than one provider has the name; see `find_conflict`.
+        PluginError: If the name has more than one provider, see `find_conflict`.
     """
     if conflict := find_conflict(kind, name):
         raise PluginError(conflict)
@@ -77,7 +77,7 @@ def find_plugin(kind: Kind, name: str) -> Plugin | None:
 
 
 def find_conflict(kind: Kind, name: str) -> str | None:
-    """Return the one line that says which providers a name has, if that is more than one."""
+    """Return an error message that lists the providers of a name, or None if there is at most one."""
     owners = [plugin.distribution for plugin in list_plugins(GROUPS[kind]) if plugin.name == name]
     if kind == "attack" and ":" not in name:
         toolkit, dot, _ = name.partition(".")
@@ -85,49 +85,49 @@ def find_conflict(kind: Kind, name: str) -> str | None:
     if owners and (name in SHIPPED[kind] or name == RESERVED):
         others = " and ".join(sorted(owners))
         return (
-            f"{kind} {name}: the name is advseg-bench's own, and distribution {others} offers it too. A plug-in cannot "
-            f"replace it. Rename the entry point, or uninstall {others}."
+            f"{kind} {name}: expected one provider, got advseg-bench and distribution {others}. A plug-in cannot "
+            f"replace a shipped name. Rename the entry point, or uninstall {others}."
         )
-    return _say_shared(f"{kind} {name}", owners)
+    return _describe_conflict(f"{kind} {name}", owners)
 
 
-def _say_shared(where: str, owners: list[str]) -> str | None:
-    """Say which distributions offer the same name, if there is more than one."""
+def _describe_conflict(where: str, owners: list[str]) -> str | None:
+    """Return an error message that lists the distributions that provide a name, or None if there is at most one."""
     if len(owners) < 2:
         return None
-    return f"{where}: more than one distribution offers it: {', '.join(sorted(owners))}. Uninstall one."
+    return f"{where}: expected one distribution that provides it, got {', '.join(sorted(owners))}. Uninstall one."
 
 
 def load_from_group(group: str, name: str, where: str) -> object:
-    """Import the entry of a group that exactly one distribution must offer.
+    """Import the entry point of a group that exactly one distribution must provide.
 
     Args:
-        group: Such as `EQUIVALENTS`.
-        name: Of the entry.
-        where: Put before every message.
+        group: Entry-point group, such as `EQUIVALENTS`.
+        name: Name of the entry point.
+        where: Prefix of error messages.
 
     Raises:
-        PluginError: One line; more than one provider among the reasons.
+        PluginError: If no distribution or several provide it, or it cannot be imported.
     """
     found = [plugin for plugin in list_plugins(group) if plugin.name == name]
-    if conflict := _say_shared(where, [plugin.distribution for plugin in found]):
+    if conflict := _describe_conflict(where, [plugin.distribution for plugin in found]):
         raise PluginError(conflict)
     if not found:
         raise PluginError(unknown(where, "entry", name, (plugin.name for plugin in list_plugins(group))))
     owner = f"{where}: plug-in {name!r} of distribution {found[0].distribution}"
-    return _import(owner, found[0].target, mend(found[0]))
+    return _import(owner, found[0].target, remedy(found[0]))
 
 
 def check_name(kind: Kind, name: str, also: Iterable[str] = ()) -> None:
-    """Check that a name stands for something, without importing it.
+    """Check that a name is known, without importing it.
 
     Args:
-        kind: What it should name.
-        name: Shipped, of a plug-in, or `package.module:object`.
-        also: Further names worth proposing.
+        kind: Type of object, such as "attack".
+        name: Shipped name, one of a plug-in, or `package.module:object`.
+        also: Further names to suggest.
 
     Raises:
-        PluginError: The name is unknown, or has more than one provider.
+        PluginError: If the name is unknown, or has more than one provider.
     """
     if find_plugin(kind, name) is None and name not in SHIPPED[kind] and ":" not in name:
         plugins = (plugin.name for plugin in list_plugins(GROUPS[kind]))
@@ -135,15 +135,15 @@ def check_name(kind: Kind, name: str, also: Iterable[str] = ()) -> None:
 
 
 def load_object(kind: Kind, name: str, where: str = "") -> object:
-    """Import what a name stands for.
+    """Import the object that a name refers to.
 
     Args:
-        kind: What it should name.
-        name: A shipped attack or loss, of a plug-in, or `package.module:object`.
-        where: Put before every message; by default the kind and the name.
+        kind: Type of object, such as "attack".
+        name: A shipped attack or loss, one of a plug-in, or `package.module:object`.
+        where: Prefix of error messages; by default type and name.
 
     Raises:
-        PluginError: One line with the name, the distribution, the cause and the remedy.
+        PluginError: If it cannot be imported; one line with name, distribution, cause and remedy.
     """
     where = where or f"{kind} {name}"
     plugin = find_plugin(kind, name)
@@ -152,20 +152,20 @@ def load_object(kind: Kind, name: str, where: str = "") -> object:
         return _import(
             where,
             _SHIPPED_TARGETS.get((kind, name), name),
-            "Install its package, or set PYTHONPATH to the folder that holds it.",
+            "Install its package, or set PYTHONPATH to the folder that contains it.",
         )
     return _import(
-        f"{where}: plug-in {plugin.name!r} of distribution {plugin.distribution}", plugin.target, mend(plugin)
+        f"{where}: plug-in {plugin.name!r} of distribution {plugin.distribution}", plugin.target, remedy(plugin)
     )
 
 
-def mend(plugin: Plugin) -> str:
-    """Word the remedy for a plug-in that does not work."""
+def remedy(plugin: Plugin) -> str:
+    """Return the remedy for a plug-in that does not work, as a sentence."""
     return f"Update or reinstall {plugin.distribution}, or remove it: pip uninstall {plugin.distribution}"
 
 
 def _import(where: str, target: str, remedy: str) -> object:
-    """Import `package.module:object`; whatever goes wrong is one line."""
+    """Import `package.module:object`; every failure is a one-line `PluginError`."""
     module_name, _, path = target.partition(":")
     try:
         module = import_module(module_name)
@@ -180,7 +180,7 @@ def _import(where: str, target: str, remedy: str) -> object:
 
 @lru_cache(maxsize=1)
 def _scan(path: tuple[str, ...]) -> dict[str, tuple[Plugin, ...]]:
-    """Read the entry points of everything on the path, once for each path."""
+    """Read the entry points of all distributions on the path, cached by path."""
     found = entry_points()
     groups = [TOOLKITS, EQUIVALENTS, *GROUPS.values()]
     return {group: tuple(sorted(map(_read, found.select(group=group)), key=_order)) for group in groups}

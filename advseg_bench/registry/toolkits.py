@@ -1,8 +1,9 @@
-"""Attacks of adversarial toolkits, `<toolkit>.<Class>`: who adapts a toolkit, and what each of its classes can do.
+"""Attacks of adversarial toolkits, `<toolkit>.<Class>`: which toolkits are adapted, and what their classes support.
 
-Torch-free, and nothing is imported. A distribution registers a toolkit in the group `advseg_bench.toolkits`: the
-entry's name is the toolkit's import name and the distribution's extra, its value a module with a function
-`load(class_name, settings, loss, task) -> Attack`. Beside the module, `support/<toolkit>.json` tells of each class.
+Imports neither torch nor a toolkit. A distribution registers a toolkit in the entry-point group
+`advseg_bench.toolkits`: the entry's name is the toolkit's import name and the distribution's extra, its value a module
+with a function `load(class_name, settings, loss, task) -> Attack`. The file `support/<toolkit>.json` beside the module
+describes each class.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from advseg_bench.errors import PluginError, one_line, unknown
-from advseg_bench.registry.plugins import TOOLKITS, Plugin, check_name, find_conflict, list_plugins, mend
+from advseg_bench.registry.plugins import TOOLKITS, Plugin, check_name, find_conflict, list_plugins, remedy
 from advseg_bench.types import Traits
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a class of a toolkit can do on segmenters.
+    """Support of a toolkit's class for segmentation models.
 
     Attributes:
         name: "<toolkit>.<Class>".
-        reason: Why it cannot attack a segmenter; "" if it can.
-        view: How it sees one: "loss", "margin", "native", or "" if it does not look.
+        reason: Why it cannot attack a segmentation model; "" if it can.
+        view: How it accesses the model: "loss", "margin", "native", or "" if it does not use the model.
         objective: "follows loss", "success-gated" or "own loss".
-        traits: What it was measured to run on; what is unknown has the default.
+        traits: Measured capabilities; unknown ones have the default.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Row:
         return self.view != ""
 
     def traits_of(self, settings: Mapping[str, object]) -> Traits:
-        """Return what it can do; a toolkit's settings are not known here."""
+        """Return the traits, whatever the settings: those of toolkits are not known here."""
         return self.traits
 
 
@@ -52,7 +53,7 @@ def find_toolkit(attack: str) -> Plugin | None:
     """Return the toolkit that an attack's name belongs to, or None.
 
     Raises:
-        PluginError: If another distribution offers the same toolkit or attack.
+        PluginError: If another distribution provides the same toolkit or attack.
     """
     toolkit, dot, _ = attack.partition(".")
     found = [entry for entry in list_plugins(TOOLKITS) if dot and ":" not in attack and entry.name == toolkit]
@@ -62,7 +63,7 @@ def find_toolkit(attack: str) -> Plugin | None:
 
 
 def find_row(attack: str) -> Row | None:
-    """Return what is known of a toolkit's attack; None for any other, and for a toolkit without a support table.
+    """Return the support of a toolkit's attack; None for other attacks, or without a support table.
 
     Raises:
         PluginError: See `find_toolkit` and `read_support`.
@@ -72,10 +73,10 @@ def find_row(attack: str) -> Row | None:
 
 
 def check_attack(name: str) -> None:
-    """Check an attack's name, shipped, of a plug-in or of a toolkit, without importing anything.
+    """Check the name of an attack that is shipped, of a plug-in or of a toolkit, without importing it.
 
     Raises:
-        PluginError: Unknown, ambiguous, or known not to run on segmenters, with the reason.
+        PluginError: If it is unknown or ambiguous, or cannot attack segmentation models.
     """
     toolkit = find_toolkit(name)
     if toolkit is None:
@@ -89,7 +90,7 @@ def check_attack(name: str) -> None:
 
 
 def read_support(toolkit: Plugin) -> Mapping[str, Row]:
-    """Return the support table of a toolkit, by attack name; empty if there is none.
+    """Return the support table of a toolkit by attack name; empty if there is none.
 
     Raises:
         PluginError: If the file is damaged.
@@ -102,20 +103,19 @@ def read_support(toolkit: Plugin) -> Mapping[str, Row]:
             try:
                 return _read_rows(path, path.stat().st_mtime_ns)
             except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-                raise PluginError(
-                    f"toolkit {toolkit.name} of distribution {toolkit.distribution}: {path} is no support table: "
-                    f"{one_line(error)}. {mend(toolkit)}"
-                ) from error
+                where = f"toolkit {toolkit.name} of distribution {toolkit.distribution}"
+                cause = f"{path} is an invalid support table: {one_line(error)}"
+                raise PluginError(f"{where}: {cause}. {remedy(toolkit)}") from error
     return {}
 
 
 def is_installed(toolkit: Plugin) -> bool:
-    """Return whether the toolkit itself is there; it is not imported."""
+    """Return whether the toolkit itself is installed, without importing it."""
     return find_spec(toolkit.name) is not None
 
 
 def install(toolkit: Plugin) -> str:
-    """Word the command that installs a toolkit."""
+    """Return the command that installs a toolkit."""
     return f'pip install "{toolkit.distribution}[{toolkit.name}]"'
 
 
@@ -126,7 +126,7 @@ def _read_rows(path: Path, changed: int) -> dict[str, Row]:
 
 
 def _read_row(row: dict[str, Any]) -> Row:
-    """Read a row; keys that are not asked for here are for people."""
+    """Parse a row; other keys are for documentation only."""
     known: dict[str, Any] = {name: tuple(row[name]) for name in ("norms", "kinds", "dims") if row.get(name)}
     return Row(
         name=row["name"],

@@ -1,4 +1,4 @@
-"""What does a reader see? The report of a run: rows -> tables, figures, pages. Never runs a model."""
+"""What does a reader see? The report of a run: rows -> tables, figures, pages. It runs no model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from advseg_bench.results.run import Run
 __all__ = ["FORMATS", "Summary", "print_document", "print_summary", "summarise", "write_claims", "write_report"]
 
 FORMATS = ("png", "pdf")
-"""What figures can be written in, beside the SVG of charts and the PNG of sheets."""
+"""Formats in which figures can be written, besides SVG for charts and PNG for sheets of images."""
 
 T = TypeVar("T")
 
@@ -41,29 +41,30 @@ T = TypeVar("T")
 def write_report(
     run: Run | Summary, out: Path | None = None, *, formats: Sequence[str] = (), console: Console | None = None
 ) -> list[Path]:
-    """Write the report of a run: Markdown, one HTML file, tables as CSV, charts as SVG, sheets of pictures as PNG.
+    """Write the report of a run: Markdown, one HTML file, tables as CSV, charts as SVG, sheets of images as PNG.
 
-    A run that is not finished is reported as far as it is, and says so. The same rows give the same bytes
-    under the same versions of the libraries. Where a claim of arXiv 2401.11224 can be asked, its page is written too.
+    The report of an unfinished run uses the available results and states how many are missing. The same rows give the
+    same bytes with the same versions of the libraries. If the run has the arms for a claim of arXiv 2401.11224, the
+    claims page is written too.
 
     Args:
-        run: What to report, or its summary where one was made already.
-        out: The folder; `report` in the run directory if None. A run in memory needs one.
-        formats: Of `FORMATS`; every figure is written in these too.
-        console: Where to print its sentences and main tables; nowhere if None.
+        run: The run, or its summary if it is computed already.
+        out: The output folder; `report` in the run directory if None. Required for a run in memory.
+        formats: Additional formats of all figures, from `FORMATS`.
+        console: The console on which sentences and main tables are printed; nothing is printed if None.
 
     Returns:
         The files written: report.html, report.md, claims.html, claims.md, tables/*.csv, figures/*.
 
     Raises:
-        RecordError: if a file of the run is damaged, or the folder cannot be written.
-        SpecError: a format that there is not, or no folder for a run in memory.
+        RecordError: If a file of the run is damaged, or the folder cannot be written.
+        SpecError: If a format is unknown, or `out` is missing for a run in memory.
     """
     _check_formats(formats)
     summary = summarise(run)
     folder = Path(out) if out is not None else summary.run.path and summary.run.path / "report"
     if folder is None:
-        raise SpecError(expected("out", "a folder", out, "A run in memory has none of its own."))
+        raise SpecError(expected("out", "a folder", out, "Pass one, since a run in memory has no run directory."))
     document = compose(summary)
     paths = _write(document, folder, "report", list_class_colours(summary.run.task), formats)
     if summary.judged.asked:
@@ -75,11 +76,11 @@ def write_report(
 
 @without_collector()
 def write_claims(runs: Sequence[Run], out: Path, *, formats: Sequence[str] = ()) -> list[Path]:
-    """Write the claims page of one or more runs, each on a data set of its own.
+    """Write the claims page of one or more runs, such as of several data sets.
 
     Args:
-        runs: What to judge.
-        out: The folder.
+        runs: The runs.
+        out: The output folder.
         formats: As for `write_report`.
 
     Returns:
@@ -96,7 +97,7 @@ def write_claims(runs: Sequence[Run], out: Path, *, formats: Sequence[str] = ())
 
 
 def _check_formats(formats: Sequence[str]) -> None:
-    """Refuse formats that figures cannot be written in. Raises: SpecError."""
+    """Reject formats in which figures cannot be written, by `SpecError`."""
     for name in formats:
         if name not in FORMATS:
             raise SpecError(expected("format", " or ".join(FORMATS), name))
@@ -105,14 +106,14 @@ def _check_formats(formats: Sequence[str]) -> None:
 def _write(
     document: Document, folder: Path, stem: str, colours: tuple[tuple[str, str], ...], formats: Sequence[str]
 ) -> list[Path]:
-    """Write a document's pages, tables and figures; the figures' other formats, of an earlier report, go."""
+    """Write a document's pages, tables and figures; delete other formats of the figures from an earlier report."""
     for part in ("tables", "figures"):
         make_folder(folder / part)
     files: dict[str, bytes] = {}
     wide = {}
     sheets = [sheet for gallery in _find(document, Gallery) for sheet in gallery.sheets]
     beside = ThreadPoolExecutor(1)
-    try:  # Pillow compresses while charts are drawn; PDFs are matplotlib's, which is not for two threads
+    try:  # Pillow compresses while charts are drawn; matplotlib, which makes the PDFs, is not thread-safe
         encoded = beside.map(lambda sheet: encode_sheet(sheet.draw(), "png"), sheets)
         for figure in _find(document, Figure):
             kinds = dict.fromkeys(("svg", *formats))
@@ -140,10 +141,10 @@ def _write(
 
 
 def _find(document: Document, kind: type[T]) -> list[T]:
-    """All blocks of a kind, in order."""
+    """Return all elements of a type, in order."""
     return [block for section in document.sections for block in section.blocks if isinstance(block, kind)]
 
 
 def _as_csv(data: pl.DataFrame) -> bytes:
-    """Numbers in full but for the last digits, which depend on the order of summation."""
+    """Write a CSV with 9 decimals; further digits depend on the order of summation."""
     return data.with_columns(cs.float().round(9)).write_csv().encode()

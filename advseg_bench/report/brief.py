@@ -1,4 +1,4 @@
-"""The end of a run on a terminal: what was found, on so few lines that a person reads them."""
+"""The summary of a run on a terminal, on at most 40 lines."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from advseg_bench.report.findings import shorten_list, write_findings
 from advseg_bench.report.means import Row, write_mean
 from advseg_bench.report.series import NORMS
 from advseg_bench.report.summary import Summary, summarise
-from advseg_bench.report.verdicts import Judged, say_what_lacks
+from advseg_bench.report.verdicts import Judged, describe_shortage
 from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import show_radii
 
 MOST_LINES = 40
-"""Lines of a summary."""
+"""Largest number of lines of a summary."""
 
 MOST_NAMES = 3
-"""Names in a row."""
+"""Largest number of names in a list."""
 
 GAP = 2
-"""Blanks between two columns of a table."""
+"""Number of spaces between two columns of a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Grid:
     """Each model's strongest attack beside noise, in columns that fit a width.
 
     Attributes:
-        names: Title and cells of the columns of text.
-        numbers: The same of the columns of numbers.
-        intervals: Whether the numbers have theirs.
+        names: Title and cells of the text columns.
+        numbers: Title and cells of the number columns.
+        intervals: Whether the numbers are shown with their intervals.
     """
 
     names: dict[str, list[str]]
@@ -48,16 +48,16 @@ class Grid:
     intervals: bool
 
     def measure(self, columns: dict[str, list[str]]) -> list[int]:
-        """Return how wide some columns are."""
+        """Return the widths of some columns."""
         return [max(map(cell_len, (title, *cells))) for title, cells in columns.items()]
 
     def fits(self, width: int) -> bool:
-        """Return whether every cell is there in full on lines of a width."""
+        """Return whether every cell fits without truncation on lines of this width."""
         widths = self.measure(self.names) + self.measure(self.numbers)
         return sum(widths) + GAP * (len(widths) - 1) <= width
 
     def draw(self, width: int, rows: int) -> RichTable:
-        """Return the first rows, one line each; names give way where the lines are too short."""
+        """Return the first rows, one line each; names are truncated where the lines are too short."""
         numbers = self.measure(self.numbers)
         room = width - sum(numbers) - GAP * (len(numbers) + len(self.names) - 1)
         model, attack = self.measure(self.names)
@@ -74,15 +74,15 @@ class Grid:
 
 
 def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -> None:
-    """Print what a person wants to know at the end of a run, on at most 40 lines of the console's width.
+    """Print the summary of a run on at most 40 lines of the console's width.
 
-    Title, what was run on what, the findings, attack against noise for each model, where the study's claims stand,
-    failures and flags if there are any, and where the page is.
+    It has the title, the models, attacks and data, the findings, attack against noise for each model, the verdicts on
+    the study's claims, skips, failures and flags if there are any, and the path of the report.
 
     Args:
-        run: What was run, or its summary where one was made already.
-        paths: What `write_report` returned.
-        console: Where to print.
+        run: The run, or its summary if it is computed already.
+        paths: The output of `write_report`.
+        console: The console to print on.
     """
     summary = summarise(run)
     contrasts = summary.contrasts
@@ -91,10 +91,10 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
     page = [f"Report: {path}" for path in paths if path.name == "report.html"]
     head = [
         *_fit([summary.run.about.suite.title], 1, console, "bold"),
-        *_fit(_say_what(summary), 4, console),
+        *_fit(_describe_run(summary), 4, console),
         *_fit(_list_warnings(summary.run), 3, console, "bold red"),
     ]
-    reach = _fit(sentences[-1:], 2, console, bullet="- ")  # for whom the rest holds, so it is never left out
+    reach = _fit(sentences[-1:], 2, console, bullet="- ")  # the scope of all findings, so it is never left out
     found = [RichText(), *_fit(sentences[:-1], 8, console, bullet="- "), *reach]
     claims = _fit(_list_verdicts(summary.judged), 9, console)
     trouble = [*_fit(_list_skips(summary.run), 2, console), *_fit(_list_trouble(summary), 3, console, "red")]
@@ -120,7 +120,7 @@ def _print(console: Console, lines: Iterable[RichText]) -> None:
 
 
 def _fit(sentences: Iterable[str], most: int, console: Console, style: str = "", *, bullet: str = "") -> list[RichText]:
-    """Break sentences into lines, two each and `most` in all; what is left out shows as "..."."""
+    """Break sentences into lines, two each and `most` in total; "..." marks what is left out."""
     lines: list[RichText] = []
     for sentence in sentences:
         wrapped = list(RichText(sentence, style).wrap(console, console.width - len(bullet)))
@@ -134,8 +134,8 @@ def _fit(sentences: Iterable[str], most: int, console: Console, style: str = "",
     return lines
 
 
-def _say_what(summary: Summary) -> list[str]:
-    """What was run on what."""
+def _describe_run(summary: Summary) -> list[str]:
+    """Describe the data, the models and the attacks."""
     about, series = summary.run.about, summary.series
     classes = shorten_list(about.task.classes, MOST_NAMES)
     images = show_plural(about.data.images, "test volume" if about.suite.of_volumes else "test image")
@@ -151,12 +151,12 @@ def _say_what(summary: Summary) -> list[str]:
 
 
 def _show_budgets(eps: Sequence[float]) -> str:
-    """A few budgets one by one, more of them in short."""
+    """Write a few budgets one by one, and more of them as a range."""
     return ", ".join(map(show_budget, eps)) if len(eps) <= MOST_NAMES else show_radii(eps)
 
 
 def _list_warnings(run: Run) -> list[str]:
-    """What a reader must know before any number, in short."""
+    """Return the cautions to show before any number, in short."""
     warnings = [run.about.suite.note] if run.about.suite.note else []
     if run.missing:
         warnings.append(f"Incomplete: {run.missing:,} of {run.planned:,} results are missing.")
@@ -164,12 +164,12 @@ def _list_warnings(run: Run) -> list[str]:
 
 
 def _title(summary: Summary) -> str:
-    """The title of the table."""
+    """Return the title of the table."""
     return f"Attack against noise at eps {show_budget(summary.budgets[0].reference)}: drop of mean Dice"
 
 
 def _lay_out(contrasts: Sequence[Contrast], width: int) -> Grid:
-    """The columns that fit: with intervals, without, or fewer."""
+    """Choose the columns that fit: with intervals, without intervals, or fewer columns."""
     names = {"Model": [c.model for c in contrasts], "Strongest attack": [c.label for c in contrasts]}
     scores = {
         "Clean": [show_number(c.clean) for c in contrasts],
@@ -185,28 +185,28 @@ def _lay_out(contrasts: Sequence[Contrast], width: int) -> Grid:
 
 
 def _write_alone(row: Row | None) -> str:
-    """A mean without its interval."""
+    """Write a mean without its interval."""
     return show_number(row["mean"] if row else None)
 
 
 def _list_verdicts(judged: Judged) -> list[str]:
-    """Where the study's claims stand."""
+    """Return the verdicts on the study's claims."""
     if not judged.asked:
         return []
     verdicts = [f"Claim {i}, {claim.verdict}: {claim.statement}" for i, claim in judged.shown]
     title = ["Claims of arXiv 2401.11224"] if verdicts else []
-    return [line for line in (*title, *verdicts, say_what_lacks(judged)) if line]
+    return [line for line in (*title, *verdicts, describe_shortage(judged)) if line]
 
 
 def _list_skips(run: Run) -> list[str]:
-    """How many cells were skipped, and the first reason."""
+    """Return the number of skipped cells and the first reason."""
     skips = [cell.skip for cell in run.about.cells if cell.skip]
     reasons = shorten_list(list(dict.fromkeys(skips)), 1)
     return [f"Skipped: {show_plural(len(skips), 'cell')}: {reasons}."] if skips else []
 
 
 def _list_trouble(summary: Summary) -> list[str]:
-    """What failed and what is flagged, in a line each."""
+    """Return failures and flags, in one line each."""
     failures, lines = summary.run.failures, []
     if failures:
         labels = {cell.id: cell.label for cell in summary.run.about.cells}

@@ -1,4 +1,4 @@
-"""The claims page: for each claim and each data set the estimate, the test, the verdict and a sentence to quote."""
+"""The claims page: for each claim and data set, the estimate, the test, the verdict and a quotable sentence."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from advseg_bench.report.verdicts import Judged, make_verdicts
 from advseg_bench.suite.cells import show_eps
 
 METHOD = (
-    "The unit is the subject: an image's score is the mean of its draws, a subject's the mean of its images, and tests "
-    "and intervals are over subjects. Intervals are studentised bootstrap, from five subjects on. p is of the "
-    f"sign-flip test of the mean (exact up to 17 subjects), two-sided, against {ALPHA:g}; where one of several lines "
-    "would do for a verdict, after Holm's correction. Undecided: not significant. Undecidable: so few subjects or "
-    "models that no data could have been significant. Each claim is a question of its own: none is corrected for the "
-    "others.",
+    "The unit is the subject: the score of an image is the mean of its repeats, the score of a subject is the mean of "
+    "its images, and tests and intervals are over subjects. Intervals are from a studentised bootstrap and need at "
+    "least five subjects. p values are two-sided and from the sign-flip test of the mean (exact up to 17 subjects); "
+    f"the level is {ALPHA:g}. Where one of several tests suffices for a verdict, p is adjusted by Holm's method. "
+    "Undecided: not significant. Undecidable: there are so few subjects or models that no data can be significant. "
+    "There is no correction for testing several claims.",
     "Vulnerability is the drop of Dice beyond that under noise of equal L_inf norm, not the score under attack.",
 )
 
@@ -46,13 +46,13 @@ def compose_claims(judged: Sequence[Judged]) -> Document:
             blocks += _show_claim(each, each.claims[i])
         sections.append(Section(claim.name, f"Claim {i + 1}: {claim.statement}", tuple(blocks)))
     tables = tuple(make_released_table(f"released{each.suffix}", each.label, each.evidence) for each in judged)
-    sections.append(Section("released", "The study's own scores", tuple(t for t in tables if t is not None)))
+    sections.append(Section("released", "Scores as in the study's code", tuple(t for t in tables if t is not None)))
     shown = tuple(section for section in sections if section.blocks)
     return Document("Claims of arXiv 2401.11224", tuple(facts), _warn(judged), shown)
 
 
 def _warn(judged: Sequence[Judged]) -> tuple[str, ...]:
-    """What a reader must know before any verdict."""
+    """Return the cautions to show before the verdicts."""
     warnings = []
     for each in judged:
         run = each.evidence.run
@@ -63,19 +63,19 @@ def _warn(judged: Sequence[Judged]) -> tuple[str, ...]:
         unchanged, there = each.evidence.count_unchanged()
         if unchanged:
             warnings.append(
-                f"{each.label}: {unchanged:,} of {there:,} results of FGSM are the clean image, as where the gradient "
-                "vanishes. These images count in no comparison, so the rest may not stand for all."
+                f"{each.label}: {unchanged:,} of {there:,} results of FGSM equal the clean image, as happens where the "
+                "gradient vanishes. These images enter no comparison, so the others may not be representative."
             )
         if weak := each.evidence.list_weak_models():
             warnings.append(
-                f"{each.label}: the mean clean Dice of {', '.join(weak)} is under {run.scoring.dice_threshold:g}: who "
-                "finds little can lose little, and no verdict means much."
+                f"{each.label}: the mean clean Dice of {', '.join(weak)} is under {run.scoring.dice_threshold:g}. Such "
+                "a model has little Dice to lose, so the verdicts are weak evidence."
             )
     return tuple(warnings)
 
 
 def _show_claim(each: Judged, claim: Claim) -> list[Block]:
-    """What one run says of one claim."""
+    """Show the answer of one run to one claim."""
     blocks: list[Block] = [Text((claim.answer,))]
     if claim.verdict is None:
         return blocks
@@ -93,7 +93,7 @@ def _show_claim(each: Judged, claim: Claim) -> list[Block]:
 
 
 def _show_crossing(each: Judged, name: str) -> list[Block]:
-    """The two losses under each argument order and step form."""
+    """Show the two losses under each argument order and step form."""
     crossings = cross(each.evidence)
     if len(crossings) < 2:
         return []
@@ -107,8 +107,9 @@ def _show_crossing(each: Judged, name: str) -> list[Block]:
             0,
             Text(
                 (
-                    f"Swapping the arguments of both losses changes BCE's lead over {each.evidence.training_loss} by "
-                    f"{show_difference(artefact)} at an additive step; p = {show_p(artefact.p)}.",
+                    f"Swapping the arguments of both losses changes BCE's advantage over "
+                    f"{each.evidence.training_loss} by {show_difference(artefact)} with the additive step; "
+                    f"p = {show_p(artefact.p)}.",
                 )
             ),
         )

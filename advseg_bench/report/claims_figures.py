@@ -15,7 +15,7 @@ from advseg_bench.report.series import COLOURS
 from advseg_bench.stats import PairedTest
 
 FORMS = {"additive": "additive", "blend": "blend, scaled", "blend_released": "blend, as released"}
-"""Step forms in words."""
+"""Step forms as text."""
 
 VERDICT_COLOURS = {"supported": "#0072B2", "contradicted": "#D55E00", "undecided": "#6b6b6b", "undecidable": "#a3a3a3"}
 
@@ -23,8 +23,8 @@ VERDICT_COLOURS = {"supported": "#0072B2", "contradicted": "#D55E00", "undecided
 def make_finding_figure(name: str, data: str, claim: Claim) -> Figure:
     """Make the figure of the tests behind a claim: one line each, with its interval."""
     caption = (
-        "Each point is a mean difference over subjects with its 95 % interval (none under five subjects); right of 0 "
-        "speaks for the claim. Colour: what the line says, as in the table."
+        "Each point is a mean difference over subjects with its 95 % interval (none for fewer than five subjects); "
+        "values above 0 support the claim. Colour: verdict of this comparison, as in the table."
     )
     return Figure(name, f"{claim.statement.rstrip('.')}: {data}", caption, partial(_draw_findings, claim))
 
@@ -44,14 +44,14 @@ def make_crossing_figure(name: str, data: str, crossings: Sequence[Crossing], lo
     caption = (
         f"Top: drop of Dice under BCE and under {loss}, the training loss, mean over models. Bottom: their difference, "
         "above 0 where BCE succeeds more. Bars: 95 % intervals over subjects. Below the names: mean measured L_inf in "
-        "1/255, BCE / training loss."
+        "units of 1/255, for BCE / training loss."
     )
     title = f"BCE against {loss} by argument order and step form: {data}"
     return Figure(name, title, caption, partial(_draw_crossing, crossings, loss))
 
 
 def _draw_findings(claim: Claim, width: float) -> Drawing:
-    """Lines from top to bottom."""
+    """Plot one finding per row, from top to bottom."""
     findings = claim.findings
     drawing = Drawing(figsize=(width, 0.28 * len(findings) + 0.9), layout="constrained")
     ax = drawing.subplots()
@@ -75,7 +75,7 @@ def _draw_findings(claim: Claim, width: float) -> Drawing:
 
 
 def _draw_models(found: Sequence[Association], width: float) -> Drawing:
-    """One scatter for each property."""
+    """Make one scatter plot for each property."""
     narrow = width <= NARROW
     columns = 2 if narrow else max(len(found), 1)
     rows = -(-len(found) // columns)
@@ -108,7 +108,7 @@ def _draw_models(found: Sequence[Association], width: float) -> Drawing:
 
 
 def _draw_crossing(crossings: Sequence[Crossing], loss: str, width: float) -> Drawing:
-    """Drops above, their difference below."""
+    """Plot the drops above and their difference below."""
     narrow = width <= NARROW
     drawing = Drawing(figsize=(width, 5.0), layout="constrained")
     top, bottom = drawing.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -134,7 +134,7 @@ def _draw_crossing(crossings: Sequence[Crossing], loss: str, width: float) -> Dr
 
 
 def _draw_amount(ax: Axes, place: float, test: PairedTest, mark: Mark) -> None:
-    """A mean with its interval."""
+    """Plot a mean with its interval."""
     if test.mean is None:
         return
     ends = test.interval
@@ -144,5 +144,5 @@ def _draw_amount(ax: Axes, place: float, test: PairedTest, mark: Mark) -> None:
 
 
 def _grey(value: float | None) -> str:
-    """A norm in grey levels of 255."""
+    """Write a norm in units of 1/255."""
     return "-" if value is None else f"{255 * value:.1f}"

@@ -21,21 +21,22 @@ def make_finding_table(name: str, data: str, claim: Claim) -> Table:
     findings = claim.findings
     tests = [finding.test for finding in findings]
     columns = (
-        Column("What", tuple(finding.what for finding in findings), number=False),
+        Column("Comparison", tuple(finding.what for finding in findings), number=False),
         *_show_tests(tests),
         Column("p (Holm)", tuple(show_p(finding.adjusted_p) for finding in findings)),
-        Column("Line", tuple(finding.verdict for finding in findings), number=False),
+        Column("Verdict", tuple(finding.verdict for finding in findings), number=False),
     )
     caption = (
-        f"Differences in the {claim.measure}, above 0 where the claim is right. d_z: mean over standard deviation of "
-        "the subjects' differences. Smallest p: what no data of so many subjects could have undercut. Line: what it "
-        "says, after Holm's correction over the lines; a claim that needs every line is supported without it."
+        f"Differences in the {claim.measure}, above 0 where the claim holds. d_z: mean divided by standard deviation "
+        "of the subjects' differences. Smallest p: the smallest p value that any data of so many subjects can give. "
+        "Verdict: of this comparison alone, after Holm's correction; without correction where the claim needs every "
+        "comparison and this one supports it."
     )
     return Table(name, f"Tests, {data}", caption, columns, _frame(tests, what=[f.what for f in findings]))
 
 
 def make_association_table(name: str, data: str, found: Sequence[Association]) -> Table:
-    """Make the table of how properties of the models go with attack success."""
+    """Make the table of correlations of model properties with attack success."""
     linear = [each.correlation.pearson for each in found]
     ranks = [each.correlation.spearman for each in found]
     titles = {
@@ -54,12 +55,15 @@ def make_association_table(name: str, data: str, found: Sequence[Association]) -
         Column("95 % interval", tuple(_show_interval(c, 2) for c in ranks), number=False),
         Column("p", tuple(show_p(c.p if c else None) for c in ranks)),
         Column("Smallest p", tuple(show_p(c.smallest_p if c else None) for c in ranks)),
-        Column("None?", tuple("yes" if each.equivalence.equivalent else "not shown" for each in found), number=False),
+        Column(
+            "Negligible?", tuple("yes" if each.equivalence.equivalent else "not shown" for each in found), number=False
+        ),
     )
     caption = (
-        "With Diff, the share of the clean Dice that is lost; one point is a model. Detectable: the smallest |r| of so "
-        "many models that differs from chance at 5 %. p: of the rank correlation, exact up to 8 models. None: whether "
-        f"|r| is shown to be under {found[0].equivalence.margin if found else 0.3:g} (two one-sided tests)."
+        "Correlation with Diff, the share of the clean Dice that is lost; each model is one point. Detectable |r|: the "
+        "smallest |r| that is significant at 5 % with so many models. p: of the rank correlation, exact up to 8 "
+        f"models. Negligible: whether |r| is shown to be under {found[0].equivalence.margin if found else 0.3:g} (two "
+        "one-sided tests)."
     )
     frame = pl.DataFrame(
         {
@@ -91,9 +95,9 @@ def make_crossing_table(name: str, data: str, crossings: Sequence[Crossing], los
         Column("p (Holm)", tuple(show_p(crossing.finding.adjusted_p) for crossing in crossings)),
     )
     caption = (
-        "Mean over models. L_inf: mean of the measured largest change of an image. The scaled blend goes as far as the "
-        "additive step, image by image; the blend as released goes further and is no fair rival. Difference: drop "
-        f"under BCE less drop under {loss}."
+        "Mean over models. L_inf: mean of the measured L_inf norm of the perturbations. For each image, the scaled "
+        "blend has the same norm as the additive step; the blend as released has a larger one, so it is not "
+        f"comparable. Difference: drop under BCE minus drop under {loss}."
     )
     extra: dict[str, Sequence[object]] = {
         "order": [c.order for c in crossings],
@@ -107,7 +111,7 @@ def make_crossing_table(name: str, data: str, crossings: Sequence[Crossing], los
 
 
 def make_released_table(name: str, data: str, evidence: Evidence) -> Table | None:
-    """Make the table of the scores that the study's code prints, for the losses as its text and as its code use them.
+    """Make the table of the scores that the study's code prints, for the losses as in its text and as in its code.
 
     Returns:
         None if no attack has a result.
@@ -135,16 +139,17 @@ def make_released_table(name: str, data: str, evidence: Evidence) -> Table | Non
         Column("Diff", tuple(show_number(v) for v in values["diff_released"])),
     )
     caption = (
-        "1 - MONAI's Dice loss of mask and thresholded prediction, the mean over all classes of images that show any; "
-        "a class that is neither there nor predicted scores 1, which the other tables leave out. Diff: share of the "
-        "clean score that is lost. As released: swapped arguments and blend at the nominal eps, whose L_inf is larger."
+        "Score: 1 - MONAI's Dice loss of mask and thresholded prediction, averaged over all classes, for images that "
+        "show any class. A class that is neither present nor predicted scores 1; the other tables leave it out. Diff: "
+        "share of the clean score that is lost. As released: swapped arguments and blend with the nominal eps, whose "
+        "L_inf norm is larger."
     )
     frame = pl.DataFrame(
         {"model": models, "loss": [a.loss for _, a in rows], "settings": [a.settings for _, a in rows]}
     )
     return Table(
         name,
-        f"The study's own scores, {data}",
+        f"Scores as in the study's code, {data}",
         caption,
         columns,
         frame.with_columns(**{score: pl.Series(column, dtype=pl.Float64) for score, column in values.items()}),
@@ -152,7 +157,7 @@ def make_released_table(name: str, data: str, evidence: Evidence) -> Table | Non
 
 
 def _show_tests(tests: Sequence[PairedTest]) -> tuple[Column, ...]:
-    """The columns that every table of tests has."""
+    """Make the columns that all tables of tests have."""
     return (
         Column("Difference", tuple(show_number(test.mean) for test in tests)),
         Column(
@@ -168,7 +173,7 @@ def _show_tests(tests: Sequence[PairedTest]) -> tuple[Column, ...]:
 
 
 def _frame(tests: Sequence[PairedTest], **extra: Sequence[object]) -> pl.DataFrame:
-    """The unrounded numbers of tests."""
+    """Return the unrounded numbers of tests."""
     intervals = [test.interval for test in tests]
     return pl.DataFrame(
         {
@@ -188,12 +193,12 @@ def _frame(tests: Sequence[PairedTest], **extra: Sequence[object]) -> pl.DataFra
 
 
 def _show_interval(interval: Interval | Coefficient | None, digits: int = 3) -> str:
-    """The ends of an interval, if there is one."""
+    """Write the ends of an interval, if there is one."""
     if interval is None or interval.lower is None or interval.upper is None:
         return NOTHING
     return f"{show_number(interval.lower, digits)} to {show_number(interval.upper, digits)}"
 
 
 def _show_grey(value: float | None) -> str:
-    """A norm in grey levels of 255."""
+    """Write a norm in units of 1/255."""
     return show_number(None if value is None else 255 * value, 2)

@@ -1,4 +1,4 @@
-"""What a report says, in the order in which a reader wants it. One place for every output format."""
+"""The contents of a report in reading order, shared by all output formats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from advseg_bench.results.run import Run
 from advseg_bench.results.selection import Budgets
 
 MOST_NAMES = 8
-"""Attacks that are named at the head of a report."""
+"""Largest number of attacks that are named at the top of a report."""
 
 
 def compose(summary: Summary) -> Document:
@@ -29,7 +29,7 @@ def compose(summary: Summary) -> Document:
         *_show_details(summary),
         Section("cases", "Best and worst cases", panels.make_galleries(summary.run)),
         Section("integrity", "Checks, skips and failures", _check(summary)),
-        Section("repeat", "Versions and commands to repeat it", _repeat(summary.run)),
+        Section("repeat", "Versions and commands to reproduce the run", _repeat(summary.run)),
     )
     return Document(
         title=summary.run.about.suite.title,
@@ -40,7 +40,7 @@ def compose(summary: Summary) -> Document:
 
 
 def _list_facts(summary: Summary) -> dict[str, str]:
-    """The run at a glance."""
+    """Return the key facts of the run."""
     about, series = summary.run.about, summary.series
     images = show_plural(about.data.images, "test volume" if about.suite.of_volumes else "test image")
     voxels = "; pixels are voxels" if about.suite.of_volumes else ""
@@ -52,14 +52,14 @@ def _list_facts(summary: Summary) -> dict[str, str]:
         "Tested on": images + (f" of {show_plural(subjects, 'subject')}" if subjects else "") + voxels,
         "Models": ", ".join(about.models),
         "Attacks": shorten_list([s.label for s in series if not s.control], MOST_NAMES) or "none yet",
-        "Controls": ", ".join(s.label for s in series if s.control) or "none",
+        "Noise baselines": ", ".join(s.label for s in series if s.control) or "none",
         "eps": "; ".join(f"{eps} ({norm})" for eps, norm in swept) or "none yet",
         "Started": about.started.replace("T", " ").replace("+00:00", " UTC") or "unknown",
     }
 
 
 def list_warnings(run: Run) -> tuple[str, ...]:
-    """What a reader must know before any number."""
+    """Return the cautions to show before any number."""
     warnings = [run.about.suite.note] if run.about.suite.note else []
     if run.missing:
         share = run.missing / run.planned
@@ -67,20 +67,20 @@ def list_warnings(run: Run) -> tuple[str, ...]:
         models = {f["model"] for f in run.failures if f["cell"] is None}
         cells = {f["cell"] for f in run.failures} | {cell.id for cell in run.about.cells if cell.model in models}
         failed = sum(count for cell, count in run.missing_by_cell.items() if cell in cells)
-        because = f", {'all' if failed == run.missing else f'{failed:,}'} of them of what failed" if failed else ""
+        because = f", {'all' if failed == run.missing else f'{failed:,}'} of them due to failures" if failed else ""
         warnings.append(
             f"Incomplete: {run.missing:,} of {run.planned:,} results are missing ({share_text}){because}. The numbers "
-            "below are of the results that are there, so rows may rest on different images."
-            + ("" if run.path is None else " Run the same command again to complete it.")
+            "below use the available results, so rows may be based on different images."
+            + ("" if run.path is None else " Run the same command again to complete the run.")
         )
     if run.failures:
         what = show_plural(len(run.failures), "failure")
-        warnings.append(f"Failed: {what}, listed under Checks. Nothing below counts them.")
+        warnings.append(f"Failed: {what}, listed under Checks. Failures enter no number below.")
     return tuple(warnings)
 
 
 def _show_findings(summary: Summary) -> Section:
-    """What was found."""
+    """Show the findings."""
     blocks: list[Block] = []
     if summary.contrasts:
         blocks.append(Text(write_findings(summary), bullets=True))
@@ -89,35 +89,35 @@ def _show_findings(summary: Summary) -> Section:
         blocks.append(Text(("No attack has a result yet.",)))
     if note := summary.run.about.data.note:
         blocks.append(Text((f"About the data: {note}",)))
-    return Section("findings", "What was found", tuple(blocks))
+    return Section("findings", "Findings", tuple(blocks))
 
 
 def _show_sweep(summary: Summary, budgets: Budgets) -> Section:
-    """Dice and Diff over the budgets."""
+    """Show Dice and Diff over the budgets."""
     figure = curves.make_sweep_figure(summary, budgets)
     shown = tuple(tables.make_sweep_table(summary, budgets, score) for score in ("dice", "diff"))
-    title = f"Dice against eps{_tell_norm(budgets)}"
+    title = f"Dice against eps{_describe_norm(budgets)}"
     return Section(f"sweep-{budgets.norm}", title, (figure, *shown) if figure else shown)
 
 
 def _show_success(summary: Summary, budgets: Budgets) -> Section:
-    """Success by every definition, and against the number of parameters."""
+    """Show success by every definition, and against the number of parameters."""
     figure = scatter.make_success_figure(summary, budgets)
     shown = tables.make_success_tables(summary, budgets)
-    title = f"Attack success{_tell_norm(budgets)}"
+    title = f"Attack success{_describe_norm(budgets)}"
     return Section(f"success-{budgets.norm}", title, (*shown, figure) if figure else shown)
 
 
-def _tell_norm(budgets: Budgets) -> str:
-    """What a title adds where the norm is not the usual one."""
+def _describe_norm(budgets: Budgets) -> str:
+    """Return the suffix of a title for a norm other than L_inf."""
     return "" if budgets.norm == "linf" else f" ({NORMS.get(budgets.norm, budgets.norm)})"
 
 
 def _show_details(summary: Summary) -> tuple[Section, ...]:
-    """The sweep in two numbers, and class by class."""
+    """Show the summary of each sweep, and the results by class."""
     if not summary.budgets:
         return ()
-    section = Section("curves", "The sweep in two numbers", (detail_tables.make_curve_table(summary),))
+    section = Section("curves", "Summary of each sweep", (detail_tables.make_curve_table(summary),))
     if not summary.classes:
         return (section,)
     figure, table = curves.make_class_figure(summary), detail_tables.make_class_table(summary)
@@ -125,35 +125,35 @@ def _show_details(summary: Summary) -> tuple[Section, ...]:
 
 
 def _check(summary: Summary) -> tuple[Block, ...]:
-    """Norms, flags, skips and failures."""
+    """Show norms, flags, skips and failures."""
     run = summary.run
     optional: tuple[Table | None, ...] = (
         integrity.make_flag_table(summary.flags),
         integrity.make_failure_table(run),
         integrity.make_skip_table(run),
     )
-    sentences = integrity.say_integrity(run)
+    sentences = integrity.describe_checks(run)
     if not run.failures:
         sentences += ("Nothing failed.",)
     if optional[2] is None:
         sentences += ("Nothing was skipped.",)
     if not run.missing:
-        sentences += (f"All {show_plural(run.planned, 'planned result')} are there.",)
+        sentences += (f"All {show_plural(run.planned, 'planned result')} are present.",)
     norms = (integrity.make_norm_table(summary),) if summary.series else ()
     return (Text((" ".join(sentences),)), *(table for table in optional if table), *norms)
 
 
 def _repeat(run: Run) -> tuple[Block, ...]:
-    """Versions, conventions, commands."""
+    """Show versions, conventions and commands."""
     lines = [run.about.command]
     if run.path is not None:
         folder = run.path.name if run.path.is_absolute() else str(run.path)
-        lines.append(f"advseg-bench report {shlex.quote(folder)}  # this report again, from the stored rows")
+        lines.append(f"advseg-bench report {shlex.quote(folder)}  # recreate this report from the stored rows")
     suite = json.dumps(run.about.suite.source, indent=1)
     commands = "\n".join(line for line in lines if line)
     return (
         *((Code(commands),) if commands else ()),
         integrity.make_environment_table(run),
         integrity.make_convention_table(run),
-        Code(suite, title="The whole suite, as JSON"),
+        Code(suite, title="The complete suite, as JSON"),
     )

@@ -1,4 +1,4 @@
-"""Each model's strongest attack beside noise of the same budget."""
+"""Each model's strongest attack compared with noise of the same budget."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from advseg_bench.results.selection import Budgets, Rival
 from advseg_bench.suite.cells import Arm
 
 SMALLEST_NOISE = 0.0005
-"""A mean drop under this prints as 0.000; a ratio to it would say nothing."""
+"""A mean drop below this is shown as 0.000; a ratio to it would be meaningless."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """One model's strongest attack beside noise of the same budget.
+    """One model's strongest attack compared with noise of the same budget.
 
     Attributes:
         model: The model's name.
         arm: The attack.
-        label: Its series.
+        label: Label of its series.
         clean: Mean clean Dice of the attacked images.
         drop: Row of `Run.table("drop")` for the attack.
-        noise: The same for the control, or None if there is none.
+        noise: The same row for the noise baseline, or None if there is none.
     """
 
     model: str
@@ -38,19 +38,19 @@ class Contrast:
 
     @property
     def beyond_noise(self) -> bool | None:
-        """Whether the attack lowers the mean Dice, and more than noise does; None without a control."""
+        """Whether the attack lowers the mean Dice, and more than noise does; None without a noise baseline."""
         return None if self.noise is None else self.drop["mean"] > max(self.noise["mean"], 0)
 
     @property
     def ratio(self) -> float | None:
-        """The attack's drop over the noise's, where the noise lowers Dice at all."""
+        """The ratio of the drop under the attack to that under noise; None where noise does not lower Dice."""
         if self.noise is None or self.noise["mean"] < SMALLEST_NOISE:
             return None
         return float(self.drop["mean"] / self.noise["mean"])
 
 
 def choose_control(run: Run) -> str | None:
-    """Return the control that attacks are compared with: random signs if they were run, for they have FGSM's norm."""
+    """Return the noise baseline of the comparison: random signs if they were run, since they have FGSM's norm."""
     return "random_sign" if "random_sign" in run.controls else min(run.controls, default=None)
 
 
@@ -60,13 +60,13 @@ def contrast_models(
     """Compare each model's strongest attack at the reference budget with noise of that budget.
 
     Args:
-        run: Where the rows are.
+        run: The run.
         budgets: Norm and reference budget.
-        series: Of the run, for the labels.
+        series: The series of the run, for the labels.
         strongest: Model -> its strongest attack.
 
     Returns:
-        The models that have one, in the order of the suite.
+        One contrast for each model with an attack, in the order of the suite.
     """
     where = {"norm": budgets.norm, "eps": budgets.reference}
     control = choose_control(run)

@@ -28,9 +28,9 @@ class Line:
     """One line of one panel.
 
     Attributes:
-        mark: How it is drawn.
+        mark: Style of the line.
         points: Rows of means, ascending in eps, the clean one first.
-        blocks: Spread at each eps where rows have no interval.
+        blocks: Spread over scans at each eps, shown where rows have no interval.
     """
 
     mark: Mark
@@ -46,7 +46,7 @@ def make_sweep_figure(summary: Summary, budgets: Budgets) -> Figure | None:
     """Make the figure of Dice against eps: one panel per model, one line per series.
 
     Returns:
-        None if no series has several eps, or no model a clean result.
+        The figure; None if no series has several eps, or if no model has a clean result.
     """
     drawn, left_out = choose_drawn(summary.series, budgets.norm, curves=True)
     if not drawn or not summary.has_clean:
@@ -59,10 +59,10 @@ def make_sweep_figure(summary: Summary, budgets: Budgets) -> Figure | None:
         inside = "volumes" if summary.run.about.suite.of_volumes else "neighbouring slices"
         spread = (
             f"No population interval ({'one subject' if subjects == 1 else f'{subjects} subjects'}). Bands: smallest "
-            f"and largest mean of the {blocks} blocks of {inside}; a spread, not an interval."
+            f"and largest mean of the {blocks} groups of {inside}; a spread, not an interval."
         )
     sentences = (
-        "Mean Dice over classes, images and subjects. Coloured: attacks that follow the model's gradient or answers.",
+        "Mean Dice over classes, images and subjects. Coloured: attacks that use the model's gradients or outputs.",
         "Grey: noise of the same budget." if any(s.control for s in drawn) else "",
         spread,
         left_out,
@@ -76,7 +76,7 @@ def make_class_figure(summary: Summary) -> Figure | None:
     """Make the figure of each class's Dice against eps: one panel per class, one line per model.
 
     Returns:
-        None if no class of any image has a score.
+        The figure; None if no class of any image has a score.
     """
     if summary.class_curves is None:
         return None
@@ -100,18 +100,18 @@ def make_class_figure(summary: Summary) -> Figure | None:
 
 
 def _join(sentences: Iterable[str]) -> str:
-    """A caption."""
+    """Join the sentences of a caption."""
     return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _follow(means: Means, model: str, arm: Arm, budgets: Budgets, *more: str) -> list[Row]:
-    """The rows of a model's curve, ascending in eps, the clean one first."""
+    """Return the rows of a model's curve, ascending in eps, the clean one first."""
     keys = [(model, CLEAN, 0.0, *more), *((model, arm, eps, *more) for eps in budgets.eps)]
     return [means.rows[key] for key in keys if key in means.rows]
 
 
 def _list_model_panels(summary: Summary, budgets: Budgets, series: Sequence[Series]) -> list[Chart]:
-    """A panel per model, with its size."""
+    """Return one panel per model, with its number of parameters."""
     panels = []
     for model in summary.run.model_names:
         if model not in summary.clean["dice"]:
@@ -127,7 +127,7 @@ def _list_model_panels(summary: Summary, budgets: Budgets, series: Sequence[Seri
 
 
 def _list_class_panels(summary: Summary, means: Means, labels: Mapping[str, str]) -> list[Chart]:
-    """A panel per class that any image has a score for, with the number of its images."""
+    """Return one panel per class for which any image has a score, with its number of images."""
     same = len({*labels.values()}) == 1
     models = [model for model in summary.run.model_names if model in summary.swept]
     panels: list[Chart] = []
@@ -146,7 +146,7 @@ def _list_class_panels(summary: Summary, means: Means, labels: Mapping[str, str]
 
 
 def _draw_multiples(panels: Sequence[Chart], budgets: Budgets, width: float) -> Drawing:
-    """Small multiples with shared axes and one legend."""
+    """Plot small multiples with shared axes and one legend."""
     columns, rows = _arrange(len(panels), width)
     drawing = Drawing(figsize=(width, rows * (2.3 if width > NARROW else 1.9) + 0.65), layout="constrained")
     axes = list(drawing.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
@@ -170,7 +170,7 @@ def _draw_multiples(panels: Sequence[Chart], budgets: Budgets, width: float) -> 
 
 
 def _draw_line(ax: Axes, line: Line, budgets: Budgets) -> None:
-    """One line with its band."""
+    """Plot one line with its band."""
     points = [p for p in line.points if p["mean"] is not None]
     x = [p["eps"] * _scale(budgets.norm) for p in points]
     mark = line.mark
@@ -191,13 +191,13 @@ def _draw_line(ax: Axes, line: Line, budgets: Budgets) -> None:
 
 
 def _arrange(count: int, width: float) -> tuple[int, int]:
-    """Columns and rows of small multiples."""
+    """Return the numbers of columns and rows of small multiples."""
     columns = min(count, 2) if width <= NARROW else count if count <= 4 else 3 if count <= 9 else 4
     return max(columns, 1), max(math.ceil(count / max(columns, 1)), 1)
 
 
 def _label_budgets(axes: Sequence[Axes], budgets: Budgets, *, inches: float) -> None:
-    """Ticks at the budgets of the sweep where they are far enough apart on axes of that length."""
+    """Set ticks at the budgets of the sweep if they are far enough apart on axes of this length."""
     ticks = [0.0, *(eps * _scale(budgets.norm) for eps in budgets.eps)]
     gaps = [b - a for a, b in pairwise(ticks)]
     widest = max(len(f"{tick:g}") for tick in ticks)
@@ -211,11 +211,11 @@ def _label_budgets(axes: Sequence[Axes], budgets: Budgets, *, inches: float) -> 
 
 
 def _budget_label(budgets: Budgets) -> str:
-    """Axis label with norm and unit."""
+    """Return the axis label with norm and unit."""
     unit = "1/255" if budgets.norm == "linf" else "image units"
     return f"eps ({NORMS.get(budgets.norm, budgets.norm)}, in {unit})"
 
 
 def _scale(norm: str) -> float:
-    """L_inf budgets are shown in grey levels of 255."""
+    """Return the factor from eps to the axis: L_inf budgets are shown in units of 1/255."""
     return 255.0 if norm == "linf" else 1.0

@@ -1,4 +1,4 @@
-"""The tables behind the first ones: each sweep in two numbers, and the strongest attacks class by class."""
+"""The detailed tables: a summary of each sweep, and the strongest attacks by class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from advseg_bench.suite.specs import Scoring
 
 
 def make_curve_table(summary: Summary) -> Table:
-    """Make the table that sums up each sweep in two numbers."""
+    """Make the table that summarises each sweep in two numbers."""
     run, area = summary.run, summary.curves
     pairs = [(m, s) for m in run.model_names for s in summary.series if (m, s.arm) in area.rows]
     rows = [summary.broken.rows.get((m, s.arm), {}) for m, s in pairs]
@@ -20,18 +20,19 @@ def make_curve_table(summary: Summary) -> Table:
         Column("Model", thin([m for m, _ in pairs]), number=False),
         Column("Attack and loss", tuple(s.label for _, s in pairs), number=False),
         Column("Area under Dice", tuple(write_mean(area.rows[m, s.arm]) for m, s in pairs)),
-        Column("Images broken", tuple(show_number(row.get("broken")) for row in rows)),
+        Column("Images below threshold", tuple(show_number(row.get("broken")) for row in rows)),
         Column("Median smallest eps", tuple(_show_median(row.get("median_smallest_eps")) for row in rows)),
     )
     t = run.scoring.dice_threshold
     caption = (
         "Area: mean height of an image's curve of Dice from eps = 0 (clean) to the largest eps of the sweep "
-        f"(trapezoid); only images with every eps. Images broken: share of the images with clean Dice >= {t:g} that "
-        f"fall below {t:g} at any eps of the sweep. Median smallest eps: over those same images, the smallest eps at "
-        f"which that happens; {NOTHING} if fewer than half ever do. Random attacks: Dice averaged over draws first."
+        "(trapezoid), over images with results at every eps. Images below threshold: share of the images with clean "
+        f"Dice >= {t:g} whose Dice falls below {t:g} at any eps of the sweep. Median smallest eps: the smallest eps at "
+        f"which it does, median over the same images; {NOTHING} if fewer than half of them ever do. Random attacks: "
+        "Dice is averaged over repeats first."
     )
     data = join_right(area.frame, summary.broken.frame, *CURVE)
-    return Table("curves", "The sweep in two numbers", caption, columns, data)
+    return Table("curves", "Summary of each sweep", caption, columns, data)
 
 
 def make_class_table(summary: Summary) -> Table:
@@ -54,21 +55,22 @@ def make_class_table(summary: Summary) -> Table:
     for name in ("dice_clean", "diff"):
         data = join_right(data, means[name].frame.select(*by, pl.col("mean").alias(name)), *by)
     caption = (
-        f"eps = {show_budget(budgets.reference)}, each model's strongest attack (the CSV has all). Images: those with "
-        f"a score for the class; {_say_empty(summary.run.scoring)} Diff: share of the clean Dice that is lost."
+        f"eps = {show_budget(budgets.reference)}, each model's strongest attack (the CSV has all attacks). Images: "
+        f"number of images with a score for the class; {_describe_empty_rule(summary.run.scoring)} Diff: share of the "
+        "clean Dice that is lost."
     )
     return Table("classes", f"By class at eps {show_budget(budgets.reference)}", caption, tuple(columns), data)
 
 
-def _say_empty(scoring: Scoring) -> str:
-    """The empty rule in words."""
+def _describe_empty_rule(scoring: Scoring) -> str:
+    """Describe the empty rule."""
     return {
-        "skip": "a class that the ground truth of an image lacks is left out.",
-        "one": "a class that the ground truth of an image lacks scores 1 if none was predicted, else 0.",
-        "zero": "a class that the ground truth of an image lacks scores 0.",
+        "skip": "a class that is absent from the ground truth of an image is left out.",
+        "one": "a class that is absent from the ground truth of an image scores 1 if it is not predicted, else 0.",
+        "zero": "a class that is absent from the ground truth of an image scores 0.",
     }[scoring.empty]
 
 
 def _show_median(eps: float | None) -> str:
-    """A median budget, which may be beyond the sweep."""
+    """Write a median budget; `NOTHING` if it is beyond the sweep."""
     return NOTHING if eps is None or eps == float("inf") else show_budget(eps)

@@ -1,4 +1,4 @@
-"""What a report is made of, before it is Markdown, HTML or text on a terminal; and how numbers are written."""
+"""The elements of a report, independent of Markdown, HTML or terminal output; and the formatting of numbers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 NOTHING = "-"
-"""What a cell shows where a value is not defined; captions say why."""
+"""Content of a cell whose value is undefined; captions give the reason."""
 
 WIDE, NARROW = 9.0, 4.0
-"""Widths in inches that figures are drawn at: for a desk screen or a page, and for a phone."""
+"""Widths of figures in inches: for a desktop screen or a page, and for a phone."""
 
 DPI = 200
-"""Dots an inch of what is made of dots, for print."""
+"""Resolution of raster images for print, in dots per inch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table, already written out. Numbers are set flush right."""
+    """One column of a table, formatted as text. Numbers are right-aligned."""
 
     label: str
     cells: tuple[str, ...]
@@ -43,10 +43,10 @@ class Table:
     Attributes:
         name: File stem of the CSV.
         title: One line.
-        caption: Units and definitions of everything in the table.
-        columns: What is shown.
-        data: The same and more, unrounded, for the CSV; None if another table's CSV has it.
-        detail: Whether a reader in a hurry can do without: folded in HTML, left out on a terminal.
+        caption: Units and definitions of all columns.
+        columns: The columns to show.
+        data: The unrounded data for the CSV, which may have more columns; None if another table's CSV has them.
+        detail: Whether the table is of secondary interest: collapsed in HTML, omitted on a terminal.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Table:
 
     @property
     def grouped(self) -> bool:
-        """Whether the first column names groups of rows, see `thin`."""
+        """Whether the first column labels groups of rows, see `thin`."""
         return "" in self.columns[0].cells
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -73,7 +73,7 @@ class Figure:
     Attributes:
         name: File stem.
         title: One line.
-        caption: What the marks mean.
+        caption: Meaning of the marks.
         draw: Width in inches -> a matplotlib figure.
     """
 
@@ -85,7 +85,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Pictures side by side, as uint8 (H, W, 3), one per column of their panel; `label` says what the row is."""
+    """Images side by side, as uint8 (H, W, 3), one per column of their panel; `label` describes the row."""
 
     label: str
     tiles: tuple[Array, ...]
@@ -96,9 +96,9 @@ class Panel:
     """One case.
 
     Attributes:
-        title: Model and kind of case.
+        title: Model, and whether it is the best or the worst case.
         caption: Image, attack, scores, and the class of the error map.
-        titles: Of the columns.
+        titles: Titles of the columns.
         strips: The rows: one, or one per eps.
     """
 
@@ -110,13 +110,13 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """Pictures on a page for print.
+    """Images on one page for print.
 
     Attributes:
         name: File stem.
         title: One line.
-        caption: What is shown.
-        draw: Makes the page.
+        caption: Description of the images.
+        draw: Function that makes the page.
     """
 
     name: str
@@ -127,7 +127,7 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Sentences: a paragraph each, or a list."""
+    """Sentences, as one paragraph each or as a list."""
 
     sentences: tuple[str, ...]
     bullets: bool = False
@@ -135,7 +135,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Text to be copied; `title` folds it in HTML, and a terminal leaves it out then."""
+    """Text to be copied; with a `title` it is collapsed in HTML and omitted on a terminal."""
 
     text: str
     title: str = ""
@@ -143,7 +143,7 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Images of single cases, and the same on sheets for print."""
+    """Images of single cases, also as sheets for print."""
 
     title: str
     caption: str
@@ -156,7 +156,7 @@ Block = Table | Figure | Text | Code | Gallery
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with what belongs under it; `anchor` is its address in the page."""
+    """A heading with its content; `anchor` is its id in the page."""
 
     anchor: str
     title: str
@@ -165,13 +165,13 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A whole report.
+    """A complete report.
 
     Attributes:
-        title: What was run.
-        facts: Label -> value, the run at a glance.
-        warnings: What a reader must know before any number: missing rows, failures.
-        sections: In the order a reader wants.
+        title: Title of the suite.
+        facts: Label and value of the key facts of the run.
+        warnings: Cautions to show before any number, such as missing rows and failures.
+        sections: The sections in reading order.
     """
 
     title: str
@@ -181,7 +181,7 @@ class Document:
 
 
 def show_number(value: float | None, digits: int = 3) -> str:
-    """Write a number with a fixed count of decimals; `NOTHING` for None, and never a negative zero."""
+    """Write a number with a fixed number of decimals; `NOTHING` for None, and never a negative zero."""
     if value is None:
         return NOTHING
     text = f"{value:.{digits}f}"
@@ -189,7 +189,7 @@ def show_number(value: float | None, digits: int = 3) -> str:
 
 
 def show_estimate(mean: float | None, lower: float | None, upper: float | None) -> str:
-    """Write a mean with its interval where there is one; its ends, for the mean need not be in the middle."""
+    """Write a mean with both ends of its interval, if it has one; the interval need not be symmetric."""
     ends = "" if lower is None or upper is None else f" [{show_number(lower)}, {show_number(upper)}]"
     return show_number(mean) + ends
 
@@ -205,7 +205,7 @@ def show_times(value: float | None) -> str:
 
 
 def show_budget(eps: float | None) -> str:
-    """Write a radius, as n/255 where it is one."""
+    """Write a radius, as n/255 if it is a multiple of 1/255."""
     return NOTHING if eps is None else show_eps(eps)
 
 
@@ -215,6 +215,6 @@ def show_plural(count: int, noun: str) -> str:
 
 
 def thin(cells: Sequence[str], *groups: Sequence[str]) -> tuple[str, ...]:
-    """Leave out what the row above says already, as long as all `groups` stay the same too."""
+    """Blank out cells that repeat the row above, as long as all `groups` are unchanged too."""
     keys = list(zip(cells, *groups, strict=True))
     return tuple("" if i and keys[i] == keys[i - 1] else cell for i, cell in enumerate(cells))

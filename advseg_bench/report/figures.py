@@ -1,4 +1,4 @@
-"""How figures are drawn: through matplotlib's objects, without its global state, and always to the same bytes."""
+"""Rendering of figures with matplotlib's objects, without its global state and with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ STYLE: dict[str, Any] = {
 }
 
 _DATED = {"svg": "Date", "pdf": "CreationDate", "png": "Software"}
-"""What would make two files of the same drawing differ."""
+"""Metadata in which two files of the same drawing would differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How the values of one legend entry are drawn.
+    """The style of one legend entry.
 
     Attributes:
-        label: In the legend.
-        colour: Of line and markers.
-        marker: "" for none.
-        dash: "" for no line.
-        behind: Whether the others are drawn over it.
+        label: Label in the legend.
+        colour: Colour of line and markers.
+        marker: Marker; "" for none.
+        dash: Line style; "" for no line.
+        behind: Whether the other lines are drawn on top of it.
     """
 
     label: str
@@ -60,21 +60,21 @@ class Mark:
 
 @contextmanager
 def _styled(salt: str) -> Iterator[None]:
-    """Apply the house style inside; `salt` makes the ids of an SVG the same every time."""
+    """Apply the common style inside the context; `salt` makes the ids of an SVG reproducible."""
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "svg.hashsalt": salt}):
         yield
 
 
 def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
-    """Draw a figure once and write it in one or more formats.
+    """Plot a figure once and encode it in one or more formats.
 
     Args:
-        figure: What to draw.
-        width: Inches.
+        figure: The figure.
+        width: Width in inches.
         kinds: Any of "svg", "pdf" and "png" (at `DPI`).
 
     Returns:
-        The files' bytes, the same for the same numbers and version of matplotlib.
+        The bytes of each file, which are the same for the same numbers and version of matplotlib.
     """
     files = []
     with _styled(figure.name):
@@ -82,7 +82,7 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
         FigureCanvasAgg(drawing)
         for axis in (axis for ax in drawing.axes for axis in (ax.xaxis, ax.yaxis)):
             if not axis.get_label_text():
-                axis.set_label_coords(0, 0)  # or matplotlib searches a place for the label that there is not
+                axis.set_label_coords(0, 0)  # otherwise matplotlib computes a position for an empty label
         layout = drawing.get_layout_engine()
         if layout is not None:
             layout.execute(drawing)
@@ -90,7 +90,7 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
         for kind in kinds:
             buffer = io.BytesIO()
             metadata = {_DATED[kind]: None}
-            if kind == "svg":  # `savefig` would draw everything once more, for a layout that is done
+            if kind == "svg":  # `savefig` would compute the layout once more
                 FigureCanvasSVG(drawing).print_svg(buffer, metadata=metadata)
             else:
                 drawing.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
@@ -99,7 +99,7 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
 
 
 def add_legend(drawing: Drawing, marks: Sequence[Mark], width: float) -> None:
-    """Put a legend under a drawing, with as many entries side by side as their letters of 9 points leave room for."""
+    """Add a legend below a drawing, with as many columns as fit at a font size of 9 points."""
     handles = [
         Line2D([], [], color=m.colour, linestyle=m.dash or "none", marker=m.marker or None, label=m.label)
         for m in marks
@@ -110,7 +110,7 @@ def add_legend(drawing: Drawing, marks: Sequence[Mark], width: float) -> None:
 
 
 def shorten(count: int) -> str:
-    """Write a number of parameters in three digits."""
+    """Write a number of parameters with three digits."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if count >= size:
             return f"{count / size:.3g}{unit}"

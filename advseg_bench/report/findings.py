@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences that are true of any numbers."""
+"""The findings in sentences, worded so that they are correct for any numbers."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ from advseg_bench.stats import FEWEST_SUBJECTS
 
 
 def write_findings(summary: Summary, most: int | None = None, *, intervals: bool = True) -> tuple[str, ...]:
-    """Say in a few sentences what was found at the reference budget, and how far it reaches.
+    """Describe the findings at the reference budget, and the population that they apply to.
 
     Args:
-        summary: Of the run.
-        most: Names in a row that are listed; all if None.
-        intervals: Whether the numbers beside the sentences have theirs, where there are any.
+        summary: The summary of the run.
+        most: Largest number of names in a list; all if None.
+        intervals: Whether the numbers beside the sentences are shown with their intervals, if they have any.
+
+    Returns:
+        The sentences.
     """
     contrasts = summary.contrasts
     if not contrasts:
-        return ("No attack has a result yet.", *_say_reach(summary, intervals))
+        return ("No attack has a result yet.", *_describe_scope(summary, intervals))
     return (
-        _say_drop(summary),
-        *_say_noise(contrasts, most),
-        _say_which_loss(contrasts, most),
-        *_say_best_model(contrasts),
-        *_say_reach(summary, intervals),
+        _describe_drop(summary),
+        *_describe_noise(contrasts, most),
+        _describe_strongest(contrasts, most),
+        *_describe_best_model(contrasts),
+        *_describe_scope(summary, intervals),
     )
 
 
 def shorten_list(names: Sequence[str], most: int | None) -> str:
-    """Write the first of many names, and how many more there are."""
+    """Write the first names of a list and the number of the others."""
     more = 0 if most is None else len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def _say_drop(summary: Summary) -> str:
-    """How much the strongest attack takes, and how much noise does."""
+def _describe_drop(summary: Summary) -> str:
+    """Describe the drop under the strongest attack and under noise."""
     contrasts, budgets = summary.contrasts, summary.budgets[0]
     budget = f"{show_budget(budgets.reference)} ({NORMS.get(budgets.norm, budgets.norm)})"
     lowered = _span(c.drop for c in contrasts)
@@ -51,17 +54,17 @@ def _say_drop(summary: Summary) -> str:
 
 
 def _span(rows: Iterable[Row | None]) -> str:
-    """The smallest and the largest mean of a list of rows."""
+    """Write the smallest and the largest mean of some rows."""
     means = [row["mean"] for row in rows if row]
     low, high = show_number(min(means)), show_number(max(means))
     return low if low == high else f"{low} to {high}"
 
 
-def _say_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str]:
-    """Whether each model loses more to the attack than to noise."""
+def _describe_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str]:
+    """Describe on which models the drop under the attack exceeds that under noise."""
     known = [c for c in contrasts if c.beyond_noise is not None]
     if not known:
-        return ["No noise control was run, so these drops cannot be told from those of any change of that size."]
+        return ["No noise baseline was run, so these drops may be no larger than those under noise of the same budget."]
     worse = [c for c in known if c.beyond_noise]
     same = [c.model for c in known if not c.beyond_noise]
     sentences = []
@@ -73,17 +76,17 @@ def _say_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str]:
         sentences.append(f"On {which} the attack's drop is {span} times that of the noise.")
     if len(ratios) < len(worse):
         names = shorten_list([c.model for c in worse if c.ratio is None], most)
-        sentences.append(f"On {names} the attack lowers Dice; the noise does so by less than {SMALLEST_NOISE:g}.")
+        sentences.append(f"On {names} the attack lowers Dice; the noise lowers it by less than {SMALLEST_NOISE:g}.")
     if same:
         sentences.append(
-            f"On {shorten_list(same, most)} the attack's drop is not more than the noise's: "
+            f"On {shorten_list(same, most)} the attack's drop does not exceed that of the noise: "
             "no evidence of adversarial vulnerability at this budget."
         )
     return sentences
 
 
-def _say_which_loss(contrasts: Sequence[Contrast], most: int | None) -> str:
-    """Which attack and loss is strongest, and on how many models."""
+def _describe_strongest(contrasts: Sequence[Contrast], most: int | None) -> str:
+    """Name the strongest attack and loss, and the number of models on which it is strongest."""
     votes = Counter(c.label for c in contrasts).most_common()
     if len(votes) == 1:
         where = "" if len(contrasts) == 1 else f" on all {len(contrasts)} models"
@@ -92,8 +95,8 @@ def _say_which_loss(contrasts: Sequence[Contrast], most: int | None) -> str:
     return f"The strongest attack is {shorten_list(listed, most)}."
 
 
-def _say_best_model(contrasts: Sequence[Contrast]) -> list[str]:
-    """Whether the best model is also the one that loses most, which the study asked."""
+def _describe_best_model(contrasts: Sequence[Contrast]) -> list[str]:
+    """Describe whether the model with the best clean Dice loses the largest share of it, as the study asks."""
     if len(contrasts) < 2:
         return []
     best = max(contrasts, key=lambda c: c.clean)
@@ -102,17 +105,19 @@ def _say_best_model(contrasts: Sequence[Contrast]) -> list[str]:
         return [
             f"The model with the best clean Dice, {best.model}, is also the one that loses the largest share of it."
         ]
-    return [f"The model with the best clean Dice is {best.model}; {most.model} loses the largest share of its own."]
+    return [
+        f"The model with the best clean Dice is {best.model}; {most.model} loses the largest share of its clean Dice."
+    ]
 
 
-def _say_reach(summary: Summary, intervals: bool) -> list[str]:
-    """For whom the numbers speak."""
+def _describe_scope(summary: Summary, intervals: bool) -> list[str]:
+    """Describe the population that the numbers apply to."""
     subjects = summary.subjects
     if subjects >= FEWEST_SUBJECTS and not intervals:
         return [f"Means are over {subjects} subjects; their 95 % intervals are in the report."]
     if subjects >= FEWEST_SUBJECTS:
         return [
-            f"Means are over {subjects} subjects; in brackets a 95 % interval for the population they come from "
+            f"Means are over {subjects} subjects; in brackets a 95 % interval for the population mean "
             "(studentised bootstrap over subjects)."
         ]
     if not subjects:
@@ -120,5 +125,5 @@ def _say_reach(summary: Summary, intervals: bool) -> list[str]:
     count = "One subject" if subjects == 1 else f"{subjects} subjects"
     return [
         f"{count}: no population interval. The numbers describe these images and "
-        f"{'this subject' if subjects == 1 else 'these subjects'}, not people in general."
+        f"{'this subject' if subjects == 1 else 'these subjects'}, not a population."
     ]

@@ -1,4 +1,4 @@
-"""The tables that say whether the numbers can be trusted: norms, flags, what is missing, and where it was made."""
+"""The tables on the validity of the numbers: norms, flags, skips, failures, and the environment of the run."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import Arm
 
 FLAGS = {
-    "over_budget": "the attack left its budget; the result was projected back and only that was scored",
-    "beyond_eps": "the attack is defined to move an image further than eps and did; not comparable at equal eps",
-    "out_of_bounds": "the attack left the image's intensities; the result was clipped and only that was scored",
-    "non_finite": "the attack returned NaN or infinity; these values were put back to the clean image's",
-    "unchanged": "the attack returned the clean image; that says nothing about robustness, and no mean contains it",
-    "not_reached": "an attack that stops at success did not get past its threshold",
-    "over_cost": "the attack asked the model for more forwards or backwards than it states",
+    "over_budget": "the result exceeded its budget; it was projected back, and only the projection is scored",
+    "beyond_eps": "the attack exceeds eps by definition and did so here; it is not comparable at equal eps",
+    "out_of_bounds": "the result left the intensity range; it was clipped, and only the clipped image is scored",
+    "non_finite": "the attack returned NaN or infinity; these values were replaced by those of the clean image",
+    "unchanged": "the attack returned the clean image; this is no evidence of robustness, and no mean contains it",
+    "not_reached": "an attack that stops at success did not exceed its threshold",
+    "over_cost": "the attack used more forward or backward passes than it declares",
     "model_changed": "the attack changed the model's weights, mode or gradient flags",
-    "input_changed": "the attack wrote into the images that it was given",
+    "input_changed": "the attack modified its input images in place",
 }
-"""What each flag of a row means."""
+"""The meaning of each flag of a row."""
 
 
-def say_integrity(run: Run) -> tuple[str, ...]:
-    """Sum up in sentences what was re-checked in float64."""
+def describe_checks(run: Run) -> tuple[str, ...]:
+    """Summarise in sentences what was re-checked in float64."""
     attacked = run.rows.lazy().filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
     results = attacked.select(pl.len()).collect().item()
     if not results:
@@ -51,7 +51,7 @@ def say_integrity(run: Run) -> tuple[str, ...]:
     used = within.select((_measured() / pl.col("eps")).max()).collect().item()
     flagged = marked.filter(pl.col("flags").list.set_difference(["beyond_eps"]).list.len() > 0).height
     sentence = (
-        f"Every attacked image was measured again in float64: the largest perturbation is {show_number(used, 4)} of "
+        f"Every attacked image was re-measured in float64: the largest perturbation is {show_number(used, 4)} times "
         f"its budget, and {show_count(flagged) if flagged else 'none'} of "
         f"{show_plural(results, 'result')} {'are' if flagged > 1 else 'is'} flagged."
     )
@@ -61,12 +61,12 @@ def say_integrity(run: Run) -> tuple[str, ...]:
     left_out = show_plural(beyond.height, "result")
     return (
         sentence,
-        f"Left out there: {left_out} of attacks that go beyond eps by their definition, by up to {times} times eps.",
+        f"Not included: {left_out} of attacks that exceed eps by definition, with up to {times} times eps.",
     )
 
 
 def make_norm_table(summary: Summary) -> Table:
-    """Make the table of measured perturbation norms and of the attacks' cost."""
+    """Make the table of measured perturbation norms and of the cost of the attacks."""
     keys = (*ARM, "eps")
     data = (
         summary.run.rows.lazy()
@@ -97,15 +97,16 @@ def make_norm_table(summary: Summary) -> Table:
         Column("Smallest L_inf / eps", tuple(show_number(eps and row["linf_min"] / eps) for row, eps in scaled)),
         Column("Largest L_inf / eps", tuple(show_number(eps and row["linf_max"] / eps) for row, eps in scaled)),
         Column("Mean L_2", tuple(show_number(row["l2_mean"]) for _, row in rows)),
-        Column("Unmoved", tuple(show_number(row["unmoved"]) for _, row in rows)),
+        Column("Unchanged fraction", tuple(show_number(row["unmoved"]) for _, row in rows)),
         Column("Passes", tuple(_show_passes(row["forwards"], row["backwards"]) for _, row in rows)),
         Column("Flagged", tuple(show_count(row["flagged"]) for _, row in rows)),
     )
     caption = (
         "Over all models and images. L_inf and L_2: norms of the scored image minus the clean one, in units of the "
-        "image (0 to 1). Unmoved: share of values left exactly as they were, by a gradient of 0 or by clipping at "
-        "the ends of the intensity range. Passes: forward + backward passes of the model that the attack alone "
-        f"needs for an image, counted, the mean over images; {NOTHING} if they cannot be told apart by image."
+        "image (0 to 1). Unchanged fraction: share of values that are exactly those of the clean image, because the "
+        "gradient is 0 or because of clipping at the ends of the intensity range. Passes: counted forward + backward "
+        "passes of the model that the attack needs for an image by itself, averaged over images; "
+        f"{NOTHING} if they cannot be attributed to single images."
     )
     return Table("integrity", "Measured perturbations", caption, columns, data, detail=True)
 
@@ -123,14 +124,14 @@ def make_flag_table(data: pl.DataFrame) -> Table | None:
             False,
         ),
         Column("Results", tuple(show_count(n) for n in data["results"])),
-        Column("Meaning", tuple(FLAGS.get(name, "see the attack's own page") for name in data["flag"]), False),
+        Column("Meaning", tuple(FLAGS.get(name, "see the attack's documentation") for name in data["flag"]), False),
     )
-    caption = "Results, one per image, with something to object to. They are scored, unless unchanged."
+    caption = "Number of results (one per image) with each flag. All are scored, except those flagged as unchanged."
     return Table("flags", "Flagged results", caption, columns, data)
 
 
 def make_skip_table(run: Run) -> Table | None:
-    """Make the table of what was not run on purpose, or None."""
+    """Make the table of skipped cells, or None if there are none."""
     skipped = [cell for cell in run.about.cells if cell.skip is not None]
     if not skipped:
         return None
@@ -141,12 +142,12 @@ def make_skip_table(run: Run) -> Table | None:
         Column("Reason", tuple(reason for reason, _ in counts), number=False),
     )
     data = pl.DataFrame([{"id": cell.id, "label": cell.label, "skip": cell.skip} for cell in skipped])
-    caption = "Cells of the suite that have no meaning. They are not failures and count in no score."
+    caption = "Cells of the suite that do not apply and were not run. They are not failures and enter no score."
     return Table("skipped", "Skipped", caption, columns, data)
 
 
 def make_failure_table(run: Run) -> Table | None:
-    """Make the table of what was tried and failed, or None."""
+    """Make the table of failures, or None if there are none."""
     if not run.failures:
         return None
     labels = {cell.id: cell.label for cell in run.about.cells}
@@ -161,7 +162,7 @@ def make_failure_table(run: Run) -> Table | None:
     data = pl.DataFrame(
         [{key: f[key] for key in fields} for f in run.failures], schema=dict.fromkeys(fields, pl.String)
     )
-    caption = "Tried and failed. A failure is not a score: nothing above counts it. The next run tries it again."
+    caption = "Models and cells that failed. A failure enters no score above. The next run attempts them again."
     return Table("failed", "Failed", caption, columns, data)
 
 
@@ -173,8 +174,8 @@ def make_environment_table(run: Run) -> Table:
         Column("Version or value", tuple(entries.values()), number=False),
     )
     caption = (
-        "Results are bit-identical where these are equal. At another compute batch or number of threads at most "
-        "0.001 of an image's pixels may differ."
+        "Results are bit-identical where all of these are equal. With another compute batch or number of threads, at "
+        "most 0.1 % of the pixels of an image may differ."
     )
     data = pl.DataFrame({"what": list(entries), "value": list(entries.values())})
     return Table("environment", "Versions and machine", caption, columns, data)
@@ -193,7 +194,7 @@ def make_convention_table(run: Run) -> Table:
         "Task": f"{run.task.kind}: {', '.join(run.task.classes)}",
         "Images": splits,
         "Seed": NOTHING if suite.seed is None else str(suite.seed),
-        "Class missing in an image": run.scoring.empty,
+        "Class absent from an image": run.scoring.empty,
         "Dice threshold": f"{run.scoring.dice_threshold:g}",
         "Training": recipe or NOTHING,
     }
@@ -201,16 +202,16 @@ def make_convention_table(run: Run) -> Table:
         Column("What", tuple(entries), number=False),
         Column("Value", tuple(entries.values()), number=False),
     )
-    caption = "The whole suite is in run.json. A report can be made again with other scoring; nothing is run for it."
+    caption = "The complete suite is in run.json. A report can be recomputed with other scoring without a new run."
     table = pl.DataFrame({"what": list(entries), "value": list(entries.values())})
     return Table("conventions", "Conventions", caption, columns, table)
 
 
 def _measured() -> pl.Expr:
-    """The measured perturbation in the norm of the budget."""
+    """Return the measured perturbation in the norm of the budget."""
     return pl.when(pl.col("norm") == "l2").then("l2").otherwise("linf")
 
 
 def _show_passes(forwards: float | None, backwards: float | None) -> str:
-    """Forward and backward passes, as "1 + 1"."""
+    """Write forward and backward passes as "1 + 1"."""
     return NOTHING if forwards is None or backwards is None else f"{forwards:g} + {backwards:g}"

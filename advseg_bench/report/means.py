@@ -1,4 +1,4 @@
-"""Means of a score with their intervals, found by model and arm."""
+"""Means of a score with their intervals, indexed by model and arm."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Means:
     """The table of one score.
 
     Attributes:
-        frame: What `Run.table` returned, by `CURVE` and perhaps more columns.
-        rows: Its rows by model, arm, and the values of these columns.
+        frame: The output of `Run.table`, by `CURVE` and optional further columns.
+        rows: Its rows by model, arm, and the values of the further columns.
     """
 
     frame: pl.DataFrame
@@ -32,8 +32,11 @@ def index_means(frame: pl.DataFrame, *more: str) -> Means:
     """Index the rows of a table.
 
     Args:
-        frame: What `Run.table` returned, by `CURVE` and more columns.
-        more: Names of these columns.
+        frame: The output of `Run.table`, by `CURVE` and further columns.
+        more: Names of the further columns.
+
+    Returns:
+        The indexed table.
     """
     assert frame.columns[: len(CURVE) + len(more)] == [*CURVE, *more], "a table by these columns"
     rows = {(row["model"], read_arm(row), *(row[name] for name in more)): row for row in frame.iter_rows(named=True)}
@@ -46,5 +49,5 @@ def write_mean(row: Row | None) -> str:
 
 
 def join_right(left: pl.DataFrame, right: pl.DataFrame, *by: str) -> pl.DataFrame:
-    """Join columns to the right of a table whose order is kept."""
+    """Join columns to the right of a table, keeping its order."""
     return left.with_row_index("place").join(right, on=by, how="left").sort("place").drop("place")

@@ -1,4 +1,4 @@
-"""Renders a document as Markdown and as one HTML file that needs nothing else."""
+"""Renders a document as Markdown and as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from advseg_bench.report.painting import ERROR_COLOURS
 from advseg_bench.report.sheets import encode_png
 
 LARGEST_GALLERY = 1_500_000
-"""Bytes of a gallery's pictures in the HTML page; cases beyond that are left to the figure files."""
+"""Maximum size in bytes of the images of a gallery in the HTML page; further cases are only in the figure files."""
 
 
 def render_html(document: Document, wide: Mapping[str, bytes], colours: tuple[tuple[str, str], ...]) -> str:
     """Render the page: figures inlined at two widths, no script, no external resource.
 
     Args:
-        document: What to say.
-        wide: The SVG of each of its figures for a desk screen; those for a phone are drawn here.
-        colours: Name and colour of each class in the pictures.
+        document: The document.
+        wide: The SVG of each of its figures for a desktop screen; those for a phone are drawn here.
+        colours: Name and colour of each class in the images.
+
+    Returns:
+        The HTML.
     """
     environment = Environment(
         loader=PackageLoader("advseg_bench.report", "."),
@@ -66,7 +69,7 @@ def render_markdown(document: Document) -> str:
 
 
 def _as_markdown(block: object, section: str) -> list[str]:
-    """The lines of one block; a table that is named like its section needs no heading of its own."""
+    """Return the lines of one element; a table with the title of its section gets no separate heading."""
     match block:
         case Text():
             sentences = list(map(_escape, block.sentences))
@@ -92,12 +95,12 @@ def _as_markdown(block: object, section: str) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown shows as it is, in a table too."""
+    """Escape text so that Markdown shows it literally, also in a table."""
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def _prepare(block: object, wide: Mapping[str, bytes]) -> dict[str, Any]:
-    """A block with what the template cannot make itself: encoded figures and pictures."""
+    """Prepare an element for the template: encode its figures and images."""
     prepared: dict[str, Any] = {"kind": type(block).__name__, "block": block}
     if isinstance(block, Figure):
         (narrow,) = figures.render(block, NARROW, "svg")
@@ -117,5 +120,5 @@ def _prepare(block: object, wide: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _data_uri(data: bytes, kind: str) -> str:
-    """A picture as an address that holds it."""
+    """Return an image as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""Arrays as pictures: images, segmentations, changes and errors, as (H, W, 3) in [0, 1]."""
+"""Rendering of images, segmentations, perturbations and errors as (H, W, 3) in [0, 1]."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ def list_class_colours(task: Task) -> tuple[tuple[str, str], ...]:
 
 
 def make_grey(x: Array) -> Array:
-    """Return an image (C, H, W) in its colours if it has three channels, else its first channel in grey."""
+    """Return an image (C, H, W) as RGB if it has three or more channels, else its first channel in grey."""
     channels = x[:3] if len(x) >= 3 else np.repeat(x[:1], 3, axis=0)
     return np.moveaxis(channels.astype(np.float64), 0, -1)
 
 
 def paint_change(change: Array, scale: float) -> Array:
-    """Return a change (H, W) from blue over white to red; `scale` gets the full colour."""
+    """Return a perturbation (H, W) from blue over white to red; +-`scale` has the full colour."""
     painted: Array = matplotlib.colormaps["RdBu_r"](0.5 + change / (2 * scale))[..., :3]
     return painted
 
 
 def paint_classes(grey: Array, masks: Array, task: Task) -> Array:
-    """Lay a segmentation (K, H, W) over an image, in the colours of its classes."""
+    """Overlay a segmentation (K, H, W) on an image, in the colours of its classes."""
     colours = dict(list_class_colours(task))
     return _paint(grey, [(masks[k], colours[name]) for name, k in find_scored_classes(task).items()])
 
 
 def paint_errors(grey: Array, truth: Array, found: Array) -> Array:
-    """Lay one class, (H, W) each, over an image, in the colours of right and wrong."""
+    """Overlay true positives, false positives and false negatives of one class, (H, W) each, on an image."""
     masks = (truth & found, ~truth & found, truth & ~found)
     return _paint(grey, list(zip(masks, ERROR_COLOURS.values(), strict=True)), alpha=0.85)
 
 
 def as_pictures(tiles: Sequence[Array]) -> tuple[Array, ...]:
-    """Return the bytes of colours."""
+    """Convert colours in [0, 1] to uint8."""
     return tuple((np.clip(tile, 0, 1) * 255).round().astype(np.uint8) for tile in tiles)
 
 
 def _paint(grey: Array, layers: Sequence[tuple[Array, str]], alpha: float = 0.6) -> Array:
-    """Lay colours over an image; the image's own light and dark stay visible."""
+    """Overlay translucent colours on an image."""
     out = grey.copy()
     for mask, colour in layers:
         out[mask] = (1 - alpha) * out[mask] + alpha * np.array(to_rgb(colour))

@@ -1,4 +1,4 @@
-"""The images behind single results, alone and over eps: the case, the perturbation, the predictions, their errors."""
+"""The images of single cases, at one eps and over eps: image, perturbation, predictions and errors."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SWEEP_TITLES = ("Image", "Perturbation", "Prediction", "Errors")
 
 
 def make_galleries(run: Run) -> tuple[Gallery, ...]:
-    """Make the galleries of a run: each model's best and worst case, and the worst over eps.
+    """Make the galleries of a run: each model's best and worst case, and the worst case over eps.
 
     Returns:
-        Only galleries that have a picture, with a sheet for print of all cases, and one per model over eps.
+        The galleries that have images: one with a sheet for print of all cases, one with a sheet per model over eps.
 
     Raises:
-        RecordError: Naming a file that cannot be read.
+        RecordError: If a file cannot be read; the message names it.
     """
     kept = load_pictures(run)
     keys = (("Classes:", list_class_colours(run.task)), ("Errors:", tuple(ERROR_COLOURS.items())))
@@ -54,38 +54,38 @@ def make_galleries(run: Run) -> tuple[Gallery, ...]:
 
 
 def _caption_cases(run: Run) -> str:
-    """Say what the columns show and what the colours mean."""
+    """Describe the columns and the colours."""
     return (
-        "Worst: the image whose mean Dice the model's strongest attack (of those with several eps, if there are any) "
-        f"lowers most; best: least. Only images at or above Dice {run.scoring.dice_threshold:g} when clean. "
-        "Perturbation: attacked minus clean image, white is 0, red up to +eps, blue down to -eps (amplified to the "
-        "full colour scale; first channel). Errors: of the one class whose Dice falls most, named with each case."
-        + _caption_slices(run)
+        "Worst: the image with the largest drop of mean Dice under the model's strongest attack (of those with several "
+        "eps, if there are any); best: the image with the smallest drop. Only images with clean Dice >= "
+        f"{run.scoring.dice_threshold:g}. Perturbation: attacked minus clean image, white is 0, red up to +eps, blue "
+        "down to -eps (amplified to the full colour scale; first channel). Errors: of the class whose Dice falls most, "
+        "which is named with each case." + _caption_slices(run)
     )
 
 
 def _caption_sweeps(run: Run) -> str:
-    """The same for the pictures over eps."""
+    """Describe the columns and the colours of the images over eps."""
     return (
         "Each model's worst case, the clean image first. Perturbation: attacked minus clean image, white is 0, red "
-        "positive, blue negative, amplified alike at all eps of a case, so that it is seen to grow (first channel). "
-        "Dice: mean over classes of that image. Errors: of the one class whose Dice falls most at the eps at which "
-        "the case was chosen." + _caption_slices(run)
+        "positive, blue negative, with the same amplification at all eps of a case, so that its growth is visible "
+        "(first channel). Dice: mean over classes of that image. Errors: of the class whose Dice falls most at the eps "
+        "at which the case was chosen." + _caption_slices(run)
     )
 
 
 def _caption_slices(run: Run) -> str:
-    """Say what of a volume is shown."""
+    """Describe which slice of a volume is shown."""
     if not run.about.suite.of_volumes:
         return ""
     return (
-        " Of a volume the slice with most label is shown, counted from 1 after resizing; Dice and the class of the "
-        "errors are those of the whole volume."
+        " Of a volume, the slice with the largest labelled area is shown (counted from 1 after resizing); Dice and the "
+        "class of the errors are those of the whole volume."
     )
 
 
 def _make_panel(kept: Pictures, task: Task) -> Panel:
-    """Turn the arrays of the budget at which the case was chosen into pictures."""
+    """Make the panel of a case at the budget at which it was chosen."""
     case, place, k = kept.case, kept.place, find_scored_classes(task)[kept.worst]
     grey, scale = make_grey(kept.x), kept.find_scale([place])
     tiles = (
@@ -103,7 +103,7 @@ def _make_panel(kept: Pictures, task: Task) -> Panel:
 
 
 def _make_sweep_panel(kept: Pictures, task: Task) -> Panel:
-    """Turn the arrays of all budgets into rows of pictures, the clean image first."""
+    """Make the panel of a case at all budgets, one row each, the clean image first."""
     case, scale = kept.case, kept.find_scale(range(len(kept.case.sweep)))
     strips = [_make_strip(kept, None, f"clean: Dice {show_number(case.dice_clean)}", scale, task)]
     for place, step in enumerate(case.sweep):
@@ -117,7 +117,7 @@ def _make_sweep_panel(kept: Pictures, task: Task) -> Panel:
 
 
 def _make_strip(kept: Pictures, place: int | None, label: str, scale: float, task: Task) -> Strip:
-    """The pictures at one budget of the sweep; None is the clean image."""
+    """Make the row of images at one budget of the sweep; None is the clean image."""
     k = find_scored_classes(task)[kept.worst]
     grey = make_grey(kept.x if place is None else kept.x_adv[place])
     found = kept.clean if place is None else kept.attacked[place]
@@ -127,6 +127,6 @@ def _make_strip(kept: Pictures, place: int | None, label: str, scale: float, tas
 
 
 def _name_attack(arm: Arm) -> str:
-    """Attack, loss and settings."""
+    """Return attack, loss and settings as text."""
     parts = (arm.attack, arm.loss, *(f"{name}={value}" for name, value in arm.options.items()))
     return " ".join(part for part in parts if part)

@@ -1,6 +1,6 @@
-"""What a run has kept of single cases, read for pictures.
+"""Reads the stored arrays of single cases.
 
-Of a volume one slice is shown, the one with most label; what is said of the case is said of the whole volume.
+Of a volume, the slice with the largest labelled area is shown; the scores of the case are those of the whole volume.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from advseg_bench.types import Task
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """The arrays of one case; of a volume one slice.
+    """The arrays of one case; of a volume, those of one slice.
 
     Attributes:
-        case: What was chosen.
+        case: The case.
         x: The clean image, (C, H, W).
         x_adv: The attacked image at each budget, ascending, (N, C, H, W).
-        truth: Masks, (K, H, W).
-        clean: What was predicted of the clean image, (K, H, W).
-        attacked: What was predicted at each budget, (N, K, H, W).
+        truth: Ground-truth masks, (K, H, W).
+        clean: Predicted masks of the clean image, (K, H, W).
+        attacked: Predicted masks at each budget, (N, K, H, W).
         worst: The class whose Dice falls most at the budget at which the case was chosen.
-        where: Image, and slice of a volume, for captions.
+        where: Name of the image, and slice of a volume, for captions.
     """
 
     case: Extreme
@@ -47,11 +47,11 @@ class Pictures:
 
     @property
     def place(self) -> int:
-        """Where in the sweep the case was chosen."""
+        """The index in the sweep of the budget at which the case was chosen."""
         return _find_place(self.case)
 
     def find_scale(self, places: Iterable[int]) -> float:
-        """Return the change that gets the full colour at some budgets: the largest eps, or under L2 the largest."""
+        """Return the change that gets the full colour at some budgets: the largest eps; for L2, the largest change."""
         if self.case.arm.norm == "linf":
             largest = max(float(self.case.sweep[place].eps) for place in places)
         else:
@@ -66,10 +66,10 @@ class Pictures:
 
 
 def load_pictures(run: Run) -> tuple[Pictures, ...]:
-    """Read what a run has kept, in the order of the models, the worst case first; nothing of a run in memory.
+    """Read the stored cases of a run, in the order of the models, the worst case first; none for a run in memory.
 
     Raises:
-        RecordError: Naming a file that cannot be read.
+        RecordError: If a file cannot be read; the message names it.
     """
     order = {name: i for i, name in enumerate(run.model_names)}
     paths = sorted((run.path / "panels").glob("*.npz")) if run.path else []
@@ -79,7 +79,7 @@ def load_pictures(run: Run) -> tuple[Pictures, ...]:
 
 
 def _load(path: Path, task: Task) -> Pictures:
-    """Read one case. Raises: RecordError: if it cannot be read."""
+    """Read one case; an unreadable file raises `RecordError`."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             case = Extreme.from_record(json.loads(str(arrays["meta"])))
@@ -87,36 +87,36 @@ def _load(path: Path, task: Task) -> Pictures:
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise RecordError(
             f"{path}: is damaged ({type(error).__name__}). Delete this file and run the same command again: only "
-            "its picture is made again."
+            "its image is recreated."
         ) from None
 
 
 def _read(case: Extreme, arrays: Mapping[str, Array], task: Task) -> Pictures:
-    """The pictures of a case. Raises: ValueError, KeyError: if arrays are missing or do not fit its sweep."""
+    """Make the arrays of a case; `ValueError` or `KeyError` if some are missing or do not fit its sweep."""
     x, x_adv, truth, clean, attacked = (arrays[name] for name in ("x", "x_adv", "truth", "clean", "attacked"))
     if not _find_place(case) < len(case.sweep) == len(x_adv) == len(attacked):
-        raise ValueError("arrays of another number of budgets")
+        raise ValueError("the arrays have another number of budgets than the sweep")
     worst = _find_worst_class(truth, clean, attacked[_find_place(case)], task)
     pictures = Pictures(case, x, x_adv, truth, clean, attacked, worst, case.image)
     return _cut(pictures, task) if truth.ndim == 4 else pictures
 
 
 def _find_place(case: Extreme) -> int:
-    """Where in its sweep a case was chosen. Raises: ValueError: if it is not there."""
+    """Return the index in the sweep of the budget at which a case was chosen; `ValueError` if it is missing."""
     return [step.cell for step in case.sweep].index(case.cell)
 
 
 def _cut(whole: Pictures, task: Task) -> Pictures:
-    """Keep the slice of a volume that has most label, the first of several; the middle one if none has any."""
+    """Keep the slice with the largest labelled area, the first of equal ones; the middle one if none is labelled."""
     label = whole.truth[list(find_scored_classes(task).values())].sum(axis=(0, 2, 3))
     z = int(label.argmax()) if label.any() else len(label) // 2
     names = ("x", "x_adv", "truth", "clean", "attacked")
-    arrays = {name: getattr(whole, name)[..., z, :, :].copy() for name in names}  # a view would keep the rest
+    arrays = {name: getattr(whole, name)[..., z, :, :].copy() for name in names}  # a view would keep the volume
     return replace(whole, where=f"{whole.where}, slice {z + 1} of {len(label)}", **arrays)
 
 
 def _find_worst_class(truth: Array, clean: Array, attacked: Array, task: Task) -> str:
-    """The class whose Dice an attack lowers most."""
+    """Return the class whose Dice an attack lowers most."""
     falls = {
         name: _dice(truth[k], clean[k]) - _dice(truth[k], attacked[k]) for name, k in find_scored_classes(task).items()
     }
@@ -124,6 +124,6 @@ def _find_worst_class(truth: Array, clean: Array, attacked: Array, task: Task) -
 
 
 def _dice(truth: Array, found: Array) -> float:
-    """Dice of one class; 1 where neither shows it."""
+    """Return Dice of one class; 1 if it is in neither mask."""
     total = int(truth.sum()) + int(found.sum())
     return 2 * int((truth & found).sum()) / total if total else 1.0

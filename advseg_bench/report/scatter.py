@@ -20,7 +20,7 @@ from advseg_bench.results.selection import Budgets
 from advseg_bench.suite.cells import CLEAN
 
 FEWEST_MODELS = 8
-"""Under this many models a caption says that no correlation can be told from chance."""
+"""With fewer models, the caption states that a correlation cannot be distinguished from chance."""
 
 
 def make_success_figure(summary: Summary, budgets: Budgets) -> Figure | None:
@@ -34,11 +34,11 @@ def make_success_figure(summary: Summary, budgets: Budgets) -> Figure | None:
         return None
     caption = (
         f"Each model's attack success at eps {show_budget(budgets.reference)} against its number of parameters. "
-        f"Left (on a phone: top): Diff, the share of the clean Dice that is lost. Right: share of images with clean "
-        f"Dice >= {run.scoring.dice_threshold:g} that fall below it."
+        "Left (on a phone: top): Diff, the share of the clean Dice that is lost. Right: share of the images with clean "
+        f"Dice >= {run.scoring.dice_threshold:g} whose Dice falls below it."
     )
     if len(known) < FEWEST_MODELS:
-        caption += f" With {len(known)} models no correlation can be told from chance, so none is given."
+        caption += f" With {len(known)} models, a correlation cannot be distinguished from chance, so none is given."
     if left_out:
         caption += f" {left_out}"
     draw = partial(_draw_success, summary, budgets, drawn, known)
@@ -49,7 +49,7 @@ def make_success_figure(summary: Summary, budgets: Budgets) -> Figure | None:
 def _draw_success(
     summary: Summary, budgets: Budgets, series: Sequence[Series], parameters: Mapping[str, int], width: float
 ) -> Drawing:
-    """Two scatters over a logarithmic axis, with the models named above."""
+    """Make two scatter plots over a logarithmic axis, with the names of the models above."""
     narrow = width <= NARROW
     drawing = Drawing(figsize=(width, 5.4 if narrow else 3.5), layout="constrained")
     axes = list(drawing.subplots(2 if narrow else 1, 1 if narrow else 2, sharex=True, squeeze=False).flat)
@@ -65,7 +65,7 @@ def _draw_success(
             if points:
                 shown[s] = mark
                 x, y = zip(*points, strict=True)
-                size = max(7.5 - 0.7 * i, 4)  # what lies below another mark of the same value shows around it
+                size = max(7.5 - 0.7 * i, 4)  # larger marks stay visible behind smaller ones of the same value
                 ax.plot(x, y, mark.marker, color=mark.colour, markersize=size, clip_on=False, zorder=3)
         scale_parameters(ax, parameters)
         if score == "dice_below":
@@ -82,7 +82,7 @@ def _draw_success(
 
 
 def scale_parameters(ax: Axes, parameters: Mapping[str, int]) -> None:
-    """Make an axis logarithmic, with round numbers."""
+    """Make an axis logarithmic, with ticks at round numbers."""
     low, high = min(parameters.values()), max(parameters.values())
     ax.set_xscale("log")
     middle, half = math.sqrt(low * high), 1.6 * math.sqrt(max(high / low, 2))
@@ -93,7 +93,7 @@ def scale_parameters(ax: Axes, parameters: Mapping[str, int]) -> None:
 
 
 def name_models(ax: Axes, parameters: Mapping[str, int], gap: float) -> None:
-    """Write the models' names above their places on the axis, at least `gap` of its length apart."""
+    """Write the models' names above their positions on the axis, at least `gap` of its length apart."""
     low, high = (math.log(end) for end in ax.get_xlim())
     names = sorted(parameters, key=lambda name: parameters[name])
     marked = [(math.log(parameters[name]) - low) / (high - low) for name in names]

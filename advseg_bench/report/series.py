@@ -1,4 +1,4 @@
-"""The curves of a run: one attack with one loss, its settings and norm, and how it is named and drawn."""
+"""The series of a run: one attack with loss, settings and norm, and the label and style of its curve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import CLEAN, Arm
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's palette, told apart with any colour vision; its yellow is too pale for lines."""
+"""Okabe and Ito's palette, which is safe for colour-blind readers; its yellow is too pale for lines."""
 GREYS = ("#6b6b6b", "#a3a3a3", "#8a8a8a")
 MARKERS = "os^DvP"
 NORMS = {"linf": "L_inf", "l2": "L_2"}
@@ -26,12 +26,12 @@ class Series:
 
     Attributes:
         arm: The attack with its loss, settings and norm.
-        label: For legends and tables; tells the series of a run apart.
-        control: Whether it never asks the model.
-        variant: Whether it differs by its settings from a series of the same attack and norm that has none.
-        budgets: At how many eps above 0 it has rows.
-        colour: Of its line.
-        marker: Of its points.
+        label: Label in legends and tables, unique in the run.
+        control: Whether it is a noise baseline.
+        variant: Whether it has settings while another series of the same attack and norm has the default ones.
+        budgets: Number of eps above 0 at which it has rows.
+        colour: Colour of its line.
+        marker: Marker of its points.
         dash: Line style.
     """
 
@@ -46,9 +46,9 @@ class Series:
 
 
 def list_series(run: Run) -> tuple[Series, ...]:
-    """Return the series that have rows, in the order of the suite, controls last.
+    """Return the series that have rows, in the order of the suite, noise baselines last.
 
-    Lines that are drawn together differ in colour, marker or dash: variants take what the others leave.
+    Lines in one figure differ in colour, marker or dash; variants get the styles that the others do not use.
     """
     budgets = _count_budgets(run)
     arms = [arm for arm in dict.fromkeys(cell.arm for cell in run.about.cells) if arm in budgets and arm != CLEAN]
@@ -66,13 +66,13 @@ def list_series(run: Run) -> tuple[Series, ...]:
 
 
 def _count_budgets(run: Run) -> dict[Arm, int]:
-    """At how many eps above 0 each arm has rows; 0 where it has rows at eps 0 alone."""
+    """Return the number of eps above 0 at which each arm has rows; 0 if it has rows only at eps 0."""
     found = number_rows(run.rows, (*ARM, "eps"))[1].group_by(ARM).agg((pl.col("eps") > 0).sum().alias("budgets"))
     return {read_arm(row): row["budgets"] for row in found.iter_rows(named=True)}
 
 
 def style_line(turn: int) -> tuple[str, str, str]:
-    """Return colour, marker and dash of one of up to 24 lines that stay apart without colour."""
+    """Return colour, marker and dash of one of up to 24 lines, which are distinguishable without colour."""
     return (
         COLOURS[turn % len(COLOURS)],
         MARKERS[turn % len(MARKERS)],
@@ -81,26 +81,26 @@ def style_line(turn: int) -> tuple[str, str, str]:
 
 
 def style_control(turn: int) -> tuple[str, str, str]:
-    """Return colour, marker and dash of a control's line."""
+    """Return colour, marker and dash of the line of a noise baseline."""
     return GREYS[turn % len(GREYS)], "", ("--", ":", "-.")[turn % 3]
 
 
 def choose_drawn(series: Sequence[Series], norm: str, *, curves: bool) -> tuple[tuple[Series, ...], str]:
-    """Choose the series that a figure shows, so that it stays readable; the tables have all.
+    """Choose the series that a figure shows, so that it stays readable; the tables have all series.
 
     Args:
-        series: Of a run.
-        norm: Of the figure.
-        curves: Whether it draws lines over eps, for which one eps is too few.
+        series: The series of a run.
+        norm: The norm of the figure.
+        curves: Whether the figure has lines over eps, which need several eps.
 
     Returns:
-        The series of that norm that are no variants and, for curves, have several eps; and the sentence that says what
-        was left out, "" if nothing was.
+        The series of this norm that are not variants and, for curves, have several eps; and a sentence on those that
+        are left out, "" if there are none.
     """
     mine = [s for s in series if s.arm.norm == norm]
     plain = [s for s in mine if not s.variant]
     drawn = [s for s in plain if s.budgets > 1 or not curves]
-    said = [
+    omitted = [
         f"{show_plural(count, noun)} {rest}"
         for count, noun, rest in (
             (len(mine) - len(plain), "further variant", "with other settings"),
@@ -108,7 +108,7 @@ def choose_drawn(series: Sequence[Series], norm: str, *, curves: bool) -> tuple[
         )
         if count
     ]
-    return tuple(drawn), f"Only in the tables: {' and '.join(said)}." if said else ""
+    return tuple(drawn), f"Only in the tables: {' and '.join(omitted)}." if omitted else ""
 
 
 def find_label(series: Sequence[Series], arm: Arm) -> str:
@@ -117,7 +117,7 @@ def find_label(series: Sequence[Series], arm: Arm) -> str:
 
 
 def _name(arm: Arm, arms: Sequence[Arm]) -> str:
-    """Attack and loss; settings and norm only where another arm differs in nothing else."""
+    """Return attack and loss; settings and norm are added only where needed to distinguish arms."""
     parts = [arm.attack, arm.loss]
     if sum(replace(other, settings=arm.settings) == arm for other in arms) > 1:
         parts += [f"{name}={value}" for name, value in arm.options.items()] or ["default"]

@@ -1,4 +1,4 @@
-"""Pictures in rows: a sheet for print, and single ones for the page."""
+"""Image files: sheets with rows of images for print, and single images for the page."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from advseg_bench.report.document import DPI, WIDE, Array, Panel
 
 LARGEST_SIDE = 128
 NARROWER = 6.5
-"""Inches that a case over eps is wide: at that its rows fit on a page."""
+"""Width in inches of a case over eps, so that its rows fit on a page."""
 EDGE, GAP, LINE, KEY_LINE = 0.1, 0.06, 0.13, 0.2
-"""Inches: around a sheet, between pictures, of a line of 7 points, of a line of a legend."""
+"""In inches: margin of a sheet, gap between images, height of a line of 7 points, height of a line of a legend."""
 
 Font = ImageFont.FreeTypeFont
 Key = Sequence[tuple[str, str]]
@@ -26,7 +26,7 @@ Key = Sequence[tuple[str, str]]
 
 
 def encode_png(tile: Array) -> bytes:
-    """Write a picture as PNG, reduced to at most `LARGEST_SIDE` pixels."""
+    """Encode an image as PNG, reduced to at most `LARGEST_SIDE` pixels per side."""
     image = Image.fromarray(tile)
     largest = max(image.size)
     if largest > LARGEST_SIDE:
@@ -38,12 +38,12 @@ def encode_png(tile: Array) -> bytes:
 
 
 def encode_sheet(image: Image.Image, kind: str) -> bytes:
-    """Write a sheet as "png" or "pdf", the same bytes for the same sheet."""
+    """Encode a sheet as "png" or "pdf", with reproducible bytes."""
     buffer = io.BytesIO()
     if kind == "png":
         image.save(buffer, format="PNG", dpi=(DPI, DPI))
     else:
-        # Pillow would write it as JPEG.
+        # Pillow would compress the image as JPEG inside the PDF.
         drawing = Figure(figsize=(image.width / DPI, image.height / DPI), dpi=DPI)
         drawing.figimage(np.asarray(image))
         drawing.savefig(buffer, format="pdf", dpi=DPI, metadata={"CreationDate": None})
@@ -51,14 +51,14 @@ def encode_sheet(image: Image.Image, kind: str) -> bytes:
 
 
 def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]]) -> Image.Image:
-    """Draw rows of pictures under their panels' headings, for print.
+    """Make a sheet for print: the rows of images below the headings of their panels.
 
     Args:
-        panels: With the same columns.
+        panels: Panels with the same columns.
         keys: Titles and entries of the legends below.
 
     Returns:
-        The sheet at `DPI`, as wide as a page; narrower where rows have labels.
+        The sheet at `DPI`, with the width of a page; narrower if rows have labels.
     """
     titles, labelled = panels[0].titles, bool(panels[0].strips[0].label)
     width = NARROWER if labelled else WIDE
@@ -102,7 +102,7 @@ def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]]) -> Imag
 
 
 class _Paper:
-    """A white page that is written on in inches from its upper left corner."""
+    """A white page with coordinates in inches from its upper left corner."""
 
     def __init__(self, width: float, height: float) -> None:
         self.image = Image.new("RGB", (_dots(width), _dots(height)), "white")
@@ -113,7 +113,7 @@ class _Paper:
         self.pen.text((_dots(left), _dots(top)), text, fill="black", font=font or _font())
 
     def write_upwards(self, lines: Sequence[str], left: float, middle: float) -> None:
-        """Write lines that run from bottom to top, each in the middle of a place."""
+        """Write lines from bottom to top, each centred vertically at `middle`."""
         for i, line in enumerate(lines):
             size = (_dots(_measure(line, _font())) + 2, _dots(LINE))
             label = Image.new("RGB", size, "white")
@@ -122,7 +122,7 @@ class _Paper:
             self.image.paste(label, (_dots(left + i * LINE), _dots(middle) - label.height // 2))
 
     def paste(self, tile: Array, left: float, top: float, side: float) -> None:
-        """Place a picture in the middle of a square, its pixels repeated and not blurred; averaged if it is larger."""
+        """Centre an image in a square: enlarged by repeating pixels, without blur, or reduced by averaging."""
         scale = _dots(side) / max(tile.shape[:2])
         height, width = (max(1, round(length * scale)) for length in tile.shape[:2])
         how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
@@ -136,7 +136,7 @@ class _Paper:
 
 
 def _split_key(title: str, entries: Key, width: float) -> list[tuple[str, Key]]:
-    """The legend of colours, in as many lines as the width asks for; the first begins with its title."""
+    """Break a legend of colours into lines that fit the width; the first begins with the title."""
     lines: list[tuple[str, list[tuple[str, str]]]] = [(title, [])]
     room = width - _measure(title, _font(bold=True)) - 2 * GAP
     for name, colour in entries:
@@ -149,12 +149,12 @@ def _split_key(title: str, entries: Key, width: float) -> list[tuple[str, Key]]:
 
 
 def _width_of_entry(name: str) -> float:
-    """Inches of a colour and its name, with the gap after it."""
+    """Return the width of a colour and its name in inches, with the gap after it."""
     return 0.15 + _measure(name, _font()) + 0.15
 
 
 def _wrap(text: str, width: float, font: Font) -> list[str]:
-    """Break a text into lines of at most so many inches: at its blanks, and within words that are longer."""
+    """Break a text into lines of at most `width` inches: at spaces, and within words that are longer."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -170,17 +170,17 @@ def _wrap(text: str, width: float, font: Font) -> list[str]:
 
 
 def _measure(text: str, font: Font) -> float:
-    """Inches that a line takes."""
+    """Return the width of a line in inches."""
     return font.getlength(text) / DPI
 
 
 def _dots(inches: float) -> int:
-    """Inches in dots."""
+    """Convert inches to dots."""
     return round(inches * DPI)
 
 
 @functools.cache
 def _font(*, bold: bool = False) -> Font:
-    """The letters of the charts, of 7 points; laid out the same wherever Pillow is."""
+    """Return the font of the charts in 7 points, with a layout that is the same on every machine."""
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' * bold}.ttf")
     return ImageFont.truetype(str(path), 7 * DPI / 72, layout_engine=ImageFont.Layout.BASIC)

@@ -1,4 +1,4 @@
-"""How far the means of an image's neighbours lie apart, where there are too few subjects for an interval."""
+"""The spread of the means over scans, for runs with too few subjects for an interval."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import CLEAN, Arm
 
 Band = Mapping[float, tuple[float, float]]
-"""eps -> the smallest and the largest mean of a block."""
+"""eps -> the smallest and the largest mean of a scan."""
 
 
 def spread_over_blocks(run: Run) -> dict[tuple[str, Arm], Band]:
-    """Return the spread of Dice over blocks for each model and arm, at eps where there are several blocks.
+    """Return the spread of mean Dice over scans for each model and arm, at each eps with several scans.
 
-    The band of every arm begins at eps 0 with that of the clean images.
+    The band of every arm starts at eps 0 with that of the clean images.
     """
     scored = run.scores()
     number, groups = number_rows(scored, (*POINT, "subject", "block"))

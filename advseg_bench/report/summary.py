@@ -1,4 +1,4 @@
-"""What a report rests on, computed once: tables, figures, sentences and the terminal read it from here."""
+"""The numbers of a report, computed once for its tables, figures, sentences and the terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUCCESS = ("dice_below", "apsr_clean", "apsr", "flipped", "apsr99")
 """Definitions of success, in the order in which a table shows them."""
 
 CLEAN_SCORES = ("dice", "iou", "pooled_dice", "pooled_iou", "apsr")
-"""Scores of the models before any attack."""
+"""Scores of the models without an attack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +31,26 @@ class Summary:
     """The tables and findings of a run.
 
     Attributes:
-        run: Where they come from.
-        subjects: How many subjects have a row.
-        blocks: How many blocks of neighbouring images.
-        series: The curves that have rows.
-        budgets: The budgets of each norm; the first norm is the one that summaries speak of.
-        contrasts: Each model's strongest attack at the reference budget beside noise.
-        swept: Model -> its strongest attack there among those with several budgets.
-        judged: What the study's claims come to.
-        clean: Score of `CLEAN_SCORES` -> model -> row: before any attack.
+        run: The run.
+        subjects: Number of subjects with a row.
+        blocks: Number of scans (groups of images of one subject) with a row.
+        series: The series that have rows.
+        budgets: The budgets of each norm; summaries use the first norm.
+        contrasts: Each model's strongest attack at the reference budget, compared with noise.
+        swept: Model -> its strongest attack at the reference budget among those with several budgets.
+        judged: The verdicts on the study's claims.
+        clean: Score of `CLEAN_SCORES` -> model -> row without an attack.
         points: "dice", "diff" and each of `SUCCESS` -> means by model, arm and eps.
         curves: Area under Dice by model and arm.
-        broken: By model and arm: images that could be broken ("n_eligible"), the share that any eps breaks ("broken"),
-            and the median of the smallest such eps ("median_smallest_eps").
+        broken: By model and arm: the number of images with clean Dice at or above the threshold ("n_eligible"), the
+            share of them that falls below it at any eps ("broken"), and the median of the smallest such eps
+            ("median_smallest_eps").
         classes: "dice_clean", "dice" and "diff" -> means by model, arm, eps and class at the reference budget; empty
             for tasks of one class.
-        class_curves: Dice by model, arm, eps and class of clean images and of the attacks in `swept`; None as above.
-        spread: Model and arm -> the spread of Dice over blocks.
-        flags: How many results have each flag, by model, attack and loss: "flag", "model", "attack", "loss", "results".
+        class_curves: Dice by model, arm, eps and class, of clean images and of the attacks in `swept`; None for tasks
+            of one class.
+        spread: Model and arm -> the spread of Dice over scans.
+        flags: Number of results with each flag: "flag", "model", "attack", "loss", "results".
     """
 
     run: Run
@@ -70,14 +72,20 @@ class Summary:
 
     @property
     def has_clean(self) -> bool:
-        """Whether any model has a row without an attack."""
+        """Whether any model has a clean row."""
         return bool(self.clean["dice"])
 
 
 @timed("report")
 @without_collector()
 def summarise(run: Run | Summary) -> Summary:
-    """Compute what the report of a run shows; a summary that is there already is returned as it is.
+    """Compute the numbers of the report of a run.
+
+    Args:
+        run: The run; a summary is returned unchanged.
+
+    Returns:
+        The summary.
 
     Raises:
         RecordError: If a file of the run is damaged.
@@ -112,21 +120,21 @@ def summarise(run: Run | Summary) -> Summary:
 
 
 def _list_classes(run: Run, budgets: Budgets) -> dict[str, Means]:
-    """Scores of each class at the reference budget."""
+    """Return the scores of each class at the reference budget."""
     where = {"norm": budgets.norm, "eps": budgets.reference}
     tables = run.tables(("dice_clean", "dice", "diff"), (*POINT, "class"), where=where)
     return {name: index_means(table, "eps", "class") for name, table in tables.items()}
 
 
 def _follow_classes(run: Run, arms: Sequence[Arm]) -> Means:
-    """Dice of each class over eps under some attacks, and without any."""
+    """Return Dice of each class over eps under some attacks, and without an attack."""
     values = [name_values(arm) for arm in (CLEAN, *arms)]
     where = {name: sorted({each[name] for each in values}) for name in ARM if name != "norm"}
     return index_means(run.table("dice", by=(*POINT, "class"), where=where), "eps", "class")
 
 
 def _count_broken(run: Run) -> pl.DataFrame:
-    """How many images fall below the Dice threshold along each sweep, of those that do not when clean, and where."""
+    """Count the images whose Dice falls below the threshold along each sweep, and at which eps it does."""
     eligible = run.curves().filter(pl.col("dice_clean") >= run.scoring.dice_threshold)
     smallest = pl.col("smallest_eps")
     median = smallest.fill_null(float("inf")).quantile(0.5, "lower").alias("median_smallest_eps")
@@ -135,7 +143,7 @@ def _count_broken(run: Run) -> pl.DataFrame:
 
 
 def _count_flags(run: Run) -> pl.DataFrame:
-    """How many results have each flag."""
+    """Count the results with each flag."""
     named = run.rows.select("flags", "model", "attack", "loss").filter(pl.col("flags").list.len() > 0)
     flags = named.explode("flags").filter(pl.col("flags").is_not_null()).rename({"flags": "flag"})
     names = ("flag", "model", "attack", "loss")

@@ -1,4 +1,4 @@
-"""The tables of results. Each is written out for reading, and carries its unrounded numbers for the CSV."""
+"""The tables of results, formatted for reading, with the unrounded numbers for the CSV."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from advseg_bench.suite.cells import CLEAN
 
 
 def make_clean_table(summary: Summary) -> Table:
-    """Make the table of the models and their scores before any attack."""
+    """Make the table of the models and their scores without an attack."""
     scores = summary.clean
     there = [model for model in summary.run.model_names if model in scores["dice"]]
     known = [summary.run.models.get(model, {}) for model in there]
@@ -52,7 +52,8 @@ def make_clean_table(summary: Summary) -> Table:
     caption = (
         "Test images without any attack. Dice, IoU: mean over classes of each image, then over the images of a "
         "subject, then over subjects. Pooled: pixel counts summed over all images before the ratio. Wrong pixels: "
-        "share of valid pixels with any class wrong. Val. Dice: on the validation split, chose the checkpoint."
+        "share of valid pixels with any class wrong. Val. Dice: Dice on the validation split, by which the checkpoint "
+        "was selected."
     )
     read = [(name, m["outputs"]["described"]) for name, m in zip(there, known, strict=True) if m.get("outputs")]
     caption += "".join(f" The harness {described} of {name}." for name, described in read)
@@ -60,7 +61,7 @@ def make_clean_table(summary: Summary) -> Table:
 
 
 def make_noise_table(summary: Summary) -> Table:
-    """Make the table that sets each model's strongest attack beside noise."""
+    """Make the table that compares each model's strongest attack with noise."""
     contrasts, budgets = summary.contrasts, summary.budgets[0]
     control = choose_control(summary.run) or "noise (none was run)"
     eps = show_budget(budgets.reference)
@@ -88,9 +89,9 @@ def make_noise_table(summary: Summary) -> Table:
     )
     caption = (
         f"eps = {eps}. Drop: mean clean Dice minus mean Dice under the attack and loss with the largest drop on that "
-        f"model; noise: {control} at the same eps, draws averaged. Ratio: drop over noise drop; {NOTHING} where the "
-        "noise lowers Dice by less than 0.0005. The strongest attack is chosen on these very images, so its drop is "
-        "slightly overstated."
+        f"model. Noise: {control} at the same eps, averaged over repeats. Ratio: drop divided by noise drop; {NOTHING} "
+        "where the noise lowers Dice by less than 0.0005. The strongest attack is selected on the same images, so its "
+        "drop is slightly overestimated."
     )
     return Table("noise", f"Attack against noise at eps {eps}", caption, columns, data)
 
@@ -111,10 +112,10 @@ def make_sweep_table(summary: Summary, budgets: Budgets, score: str) -> Table:
         columns.append(Column(show_budget(eps), cells))
     titles = {"dice": "Mean Dice at each eps", "diff": "Diff: share of the clean Dice that is lost"}
     captions = {
-        "dice": "Mean Dice over classes, images and subjects at each eps; random attacks: mean of their draws.",
+        "dice": "Mean Dice over classes, images and subjects at each eps; random attacks: mean of their repeats.",
         "diff": (
-            "(mean clean Dice - mean attacked Dice) / mean clean Dice, of the same images: 0 is no effect, 1 is "
-            "nothing left. This is the success measure of arXiv 2401.11224; as a ratio of means it has no interval."
+            "(mean clean Dice - mean attacked Dice) / mean clean Dice, of the same images: 0 is no effect, 1 is a Dice "
+            "of 0. This is the success measure of arXiv 2401.11224; as a ratio of means it has no interval."
         ),
     }
     name = score if budgets.norm == "linf" else f"{score}_{budgets.norm}"
@@ -123,7 +124,7 @@ def make_sweep_table(summary: Summary, budgets: Budgets, score: str) -> Table:
 
 
 def make_success_tables(summary: Summary, budgets: Budgets) -> tuple[Table, ...]:
-    """Make a table of the ways to call an attack a success for each budget, the reference budget first."""
+    """Make a table of attack success by several definitions for each budget, the reference budget first."""
     frames = {score: summary.points[score].frame.filter(pl.col("norm") == budgets.norm) for score in SUCCESS}
     joined = frames["dice_below"].select(*POINT, pl.col("n_images").alias("n_eligible"))
     for score, frame in frames.items():
@@ -141,7 +142,7 @@ def make_success_tables(summary: Summary, budgets: Budgets) -> tuple[Table, ...]
 
 
 def _success_columns(summary: Summary, budgets: Budgets, eps: float) -> tuple[Column, ...]:
-    """The columns of one budget's success table."""
+    """Make the columns of the success table of one budget."""
     means = {score: summary.points[score].rows for score in SUCCESS}
     mine = [s for s in summary.series if s.arm.norm == budgets.norm]
     pairs = [(m, s) for m in summary.run.model_names for s in mine if (m, s.arm, eps) in means["apsr"]]
@@ -160,12 +161,12 @@ def _success_columns(summary: Summary, budgets: Budgets, eps: float) -> tuple[Co
 
 
 def _caption_success(summary: Summary) -> str:
-    """Definitions of the success table."""
+    """Return the definitions for the caption of the success table."""
     t = f"{summary.run.scoring.dice_threshold:g}"
     return (
-        f"Four definitions that the literature mixes up. Dice below {t} (dice_below): share of the eligible images, "
+        f"Four definitions of success that are in use. Dice below {t} (dice_below): share of the eligible images, "
         f"those with clean Dice >= {t}, whose Dice falls below {t}. Wrong (apsr): share of valid pixels with any class "
-        "wrong against the ground truth, to be read beside its clean value. Flipped: share of valid pixels that "
-        "differ from the clean prediction, corrected ones included. apsr99: share of images with at least 99 % of "
-        "their pixels wrong. Random attacks: mean of their draws."
+        "wrong against the ground truth, to be compared with its clean value. Flipped: share of valid pixels that "
+        "differ from the clean prediction, including corrected ones. apsr99: share of images with at least 99 % of "
+        "their pixels wrong. Random attacks: mean of their repeats."
     )

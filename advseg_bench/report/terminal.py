@@ -1,4 +1,4 @@
-"""Prints a document on a terminal: the sentences and the tables that matter most."""
+"""Prints a document on a terminal: the sentences and the main tables."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from rich.text import Text as RichText
 from advseg_bench.report.document import Code, Document, Table, Text
 
 LONGEST_NAME = 24
-"""A longer cell of text may be broken over lines."""
+"""A longer text cell may be wrapped."""
 LONGEST_TABLE = 40
-"""Rows of a table that a terminal shows."""
+"""Largest number of rows of a table that is printed."""
 WIDEST = 1000
 INTERVAL = re.compile(r" \[[^\]]*\]$")
-"""What `show_estimate` puts behind a mean."""
+"""The interval that `show_estimate` writes after a mean."""
 
 
 def print_document(document: Document, console: Console) -> None:
-    """Print a document; figures, details, versions and folded text are left to the files."""
-    _say(console, document.title, "bold")
+    """Print a document; figures, details, versions and collapsed text are only in the files."""
+    _print_text(console, document.title, "bold")
     for label, value in document.facts:
-        _say(console, f"{label}: {value}")
+        _print_text(console, f"{label}: {value}")
     for warning in document.warnings:
-        _say(console, warning, "bold red")
+        _print_text(console, warning, "bold red")
     for section in document.sections:
         for block in section.blocks:
             if section.anchor == "repeat" and not isinstance(block, Code):
@@ -34,20 +34,20 @@ def print_document(document: Document, console: Console) -> None:
             if isinstance(block, Text):
                 console.print()
                 for sentence in block.sentences:
-                    _say(console, f"- {sentence}" if block.bullets else sentence)
+                    _print_text(console, f"- {sentence}" if block.bullets else sentence)
             elif isinstance(block, Table) and not block.detail:
                 _print_table(block, console)
             elif isinstance(block, Code) and not block.title:
                 console.print()
-                _say(console, block.text, "cyan")
+                _print_text(console, block.text, "cyan")
 
 
 def _print_table(table: Table, console: Console) -> None:
-    """Print one table with its caption below; a long one is only named, and intervals give way to columns."""
+    """Print one table with its caption; only the title if it is long, and no intervals if it is too wide."""
     console.print()
     rows = table.rows()
     if len(rows) > LONGEST_TABLE:
-        _say(console, f"{table.title}: {len(rows)} rows, in the report.", "dim")
+        _print_text(console, f"{table.title}: {len(rows)} rows, in the report.", "dim")
         return
     grid = _lay_out(table, rows)
     caption = table.caption
@@ -56,15 +56,15 @@ def _print_table(table: Table, console: Console) -> None:
         if short != rows:
             grid, caption = _lay_out(table, short), f"{caption} Intervals are in the report."
     console.print(grid)
-    _say(console, caption, "dim")
+    _print_text(console, caption, "dim")
 
 
 def _lay_out(table: Table, rows: Sequence[tuple[str, ...]]) -> RichTable:
-    """Set rows under their columns."""
+    """Lay out the rows in columns."""
     grid = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(table.columns):
         cells = [row[i] for row in rows]
-        whole = any(map(INTERVAL.search, cells))  # an interval in two lines cannot be read
+        whole = any(map(INTERVAL.search, cells))  # an interval is not wrapped
         words = cells if whole else [word for cell in (column.label, *cells) for word in cell.split()]
         longest = max(map(len, words), default=1)
         short = all(len(cell) <= LONGEST_NAME for cell in cells)
@@ -80,6 +80,6 @@ def _lay_out(table: Table, rows: Sequence[tuple[str, ...]]) -> RichTable:
     return grid
 
 
-def _say(console: Console, text: str, style: str = "") -> None:
-    """Print text as it is: no markup, no highlighting."""
+def _print_text(console: Console, text: str, style: str = "") -> None:
+    """Print text literally, without markup and highlighting."""
     console.print(RichText(text, style=style), highlight=False)

@@ -14,7 +14,14 @@ from advseg_bench.results.run import Run
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One run with everything that was found in it; the suffix tells its files from those of other runs."""
+    """One run with its evidence and the verdicts on the claims.
+
+    Attributes:
+        label: Name of its data set, with the run where several have the same.
+        suffix: Suffix of the names of its files, where several runs are reported.
+        evidence: The results that the claims are judged by.
+        claims: The claims with their verdicts.
+    """
 
     label: str
     suffix: str
@@ -23,14 +30,14 @@ class Judged:
 
     @property
     def asked(self) -> bool:
-        """Whether the run has what any claim needs."""
+        """Whether the run has the arms for at least one claim."""
         return any(claim.verdict for claim in self.claims)
 
     @property
     def shown(self) -> tuple[tuple[int, Claim], ...]:
-        """The claims that data like these can decide, with their numbers, for a summary.
+        """The claims that data of this size can decide, with their numbers, for a summary.
 
-        None if the subjects are too few, and no claim that rests on something else is supported or contradicted.
+        Empty if there are too few subjects and no other claim is supported or contradicted.
         """
         found = [(i, c) for i, c in enumerate(self.claims, 1) if c.verdict not in (None, "undecidable")]
         settled = any(claim.verdict != "undecided" for _, claim in found)
@@ -44,32 +51,33 @@ def judge_run(run: Run) -> Judged:
 
 
 def judge_runs(runs: Sequence[Run]) -> tuple[Judged, ...]:
-    """Judge the claims on one or more runs, each on a data set of its own."""
+    """Judge the claims on one or more runs, each by itself."""
     return tuple(_judge(run, i, runs) for i, run in enumerate(runs))
 
 
 def make_verdicts(judged: Sequence[Judged]) -> tuple[Block, ...]:
-    """Make the table of verdicts and the list of sentences to quote."""
+    """Make the table of verdicts and the list of quotable answers."""
     lines = [(i, claim, each) for each in judged for i, claim in enumerate(each.claims, 1)]
     return (_make_table(lines, judged), Text(tuple(claim.answer for _, claim, _ in lines), bullets=True))
 
 
 def summarise_claims(judged: Judged) -> tuple[Block, ...]:
-    """Return the verdicts on one run, for its report: on the claims that it can decide, and what the others need.
+    """Summarise the verdicts on one run for its report.
 
     Returns:
-        Nothing if no claim could be asked.
+        The verdicts on the claims that the run can decide, and what the other claims need; empty if it has the arms for
+        no claim.
     """
     if not judged.asked:
         return ()
     lines = [(i, claim, judged) for i, claim in judged.shown]
     answers = Text(tuple(claim.answer for _, claim, _ in lines), bullets=True)
-    rest = say_what_lacks(judged)
+    rest = describe_shortage(judged)
     return (*((_make_table(lines, (judged,)), answers) if lines else ()), *((Text((rest,)),) if rest else ()))
 
 
-def say_what_lacks(judged: Judged) -> str:
-    """Return in a sentence what a run lacks for the claims that it cannot decide, or "" if there are none."""
+def describe_shortage(judged: Judged) -> str:
+    """Return a sentence on what a run lacks for the claims that it cannot decide; "" if it can decide all."""
     lacking: dict[Shortage, list[int]] = {}
     for i, claim in enumerate(judged.claims, 1):
         if claim.shortage:
@@ -77,7 +85,7 @@ def say_what_lacks(judged: Judged) -> str:
     if lacking and not judged.shown:
         first = min(lacking, key=lambda shortage: shortage.noun != "subject")
         needed = show_plural(first.needed, first.noun)
-        return f"The study's claims need at least {needed}; this run has {first.there:,}: see claims.html."
+        return f"The study's claims need at least {needed}; this run has {first.there:,}. See claims.html."
     parts = [
         f"{_number(claims)} at least {show_plural(shortage.needed, shortage.noun)} (this run has {shortage.there:,})"
         for shortage, claims in lacking.items()
@@ -90,14 +98,14 @@ def say_what_lacks(judged: Judged) -> str:
 
 
 def _number(claims: Sequence[int]) -> str:
-    """The claims that need something, by their numbers."""
+    """Write the numbers of claims as the subject of a sentence, with "needs" or "need"."""
     if len(claims) == 1:
         return f"claim {claims[0]} needs"
     return f"claims {', '.join(map(str, claims[:-1]))} and {claims[-1]} need"
 
 
 def _make_table(lines: Sequence[tuple[int, Claim, Judged]], judged: Sequence[Judged]) -> Table:
-    """The table of verdicts; its CSV has every claim."""
+    """Make the table of verdicts; its CSV has every claim."""
     columns = [
         Column("", tuple(str(number) for number, _, _ in lines), number=False),
         Column("Verdict", tuple(claim.verdict or "not asked" for _, claim, _ in lines), number=False),
@@ -105,12 +113,12 @@ def _make_table(lines: Sequence[tuple[int, Claim, Judged]], judged: Sequence[Jud
     ]
     if len(judged) > 1:
         columns.insert(2, Column("Data", tuple(each.label for _, _, each in lines), number=False))
-    caption = "What each verdict rests on is in the sentences below, which may be quoted."
+    caption = "The sentences below give the numbers behind each verdict and can be quoted."
     return Table("verdicts", "Verdicts", caption, tuple(columns), _frame(judged))
 
 
 def _frame(judged: Sequence[Judged]) -> pl.DataFrame:
-    """The unrounded numbers of all claims."""
+    """Return the unrounded numbers of all claims."""
     lines = [(claim, each) for each in judged for claim in each.claims]
     tests = [claim.estimate for claim, _ in lines]
     intervals = [test.interval if test else None for test in tests]
@@ -132,7 +140,7 @@ def _frame(judged: Sequence[Judged]) -> pl.DataFrame:
 
 
 def _judge(run: Run, place: int, among: Sequence[Run]) -> Judged:
-    """Judge a run; label and suffix tell it from the other runs, also of the same data set."""
+    """Judge a run; label and suffix distinguish it from other runs, even on the same data set."""
     name = run.about.data.name
     alike = [other for other in among if other.about.data.name == name]
     label = name

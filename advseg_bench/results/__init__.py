@@ -1,4 +1,4 @@
-"""What came out? Stored rows, and the scores and tables made of them."""
+"""What are the results? Stored rows, and the scores and tables that are computed from them."""
 
 from __future__ import annotations
 

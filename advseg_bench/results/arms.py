@@ -1,4 +1,4 @@
-"""Arms in the rows of a run: the columns that name them, and which of them are noise."""
+"""Arms in the rows of a run: the columns that identify them, and which of them are noise baselines."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from advseg_bench.registry import catalogue
 from advseg_bench.suite.cells import Arm
 
 ARM = tuple(field.name for field in fields(Arm))
-"""Columns that name an arm."""
+"""Columns that identify an arm."""
 
 CURVE = ("model", *ARM)
-"""Columns that name one curve over eps in the rows of one data set."""
+"""Columns that identify one curve over eps in the rows of one data set."""
 
 POINT = (*CURVE, "eps")
-"""Columns that name one point of a curve: all draws of one arm and radius on one model."""
+"""Columns that identify one point of a curve: all repeats of one arm and radius on one model."""
 
 SWEEP = ("dataset", *CURVE)
-"""Columns that name one curve over eps."""
+"""Columns that identify one curve over eps."""
 
 
 def read_arm(row: Mapping[str, Any]) -> Arm:
@@ -35,14 +35,14 @@ def name_values(arm: Arm) -> dict[str, str]:
 
 
 def is_arm(arm: Arm) -> pl.Expr:
-    """Return the condition that keeps the rows of one arm."""
+    """Return the filter condition for the rows of one arm."""
     return pl.all_horizontal(pl.col(name) == value for name, value in name_values(arm).items())
 
 
 def find_controls(rows: pl.DataFrame) -> frozenset[str]:
-    """Return the attacks that are there to be compared with: shipped controls, and what asks no model and has no loss.
+    """Return the attacks that are noise baselines: those of the catalogue, and those without model passes and loss.
 
-    An attack that follows a loss without asking the model may have asked another one.
+    An attack with a loss but without model passes is not one of them: it may use the gradient of another model.
     """
     shipped = {name for name, entry in catalogue.ATTACKS.items() if entry.traits.control}
     cost = pl.col("forwards").fill_null(1) + pl.col("backwards").fill_null(1)

@@ -1,4 +1,4 @@
-"""Means over images, then over subjects, of many groups of rows at once."""
+"""Means over images and then over subjects, for many groups of rows at once."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """Which group, subject and image each of many rows belongs to, found once for all scores.
+    """The group, subject and image of each row, computed once for all scores.
 
     Attributes:
-        groups: The columns that name the groups, one row per group.
-        image: Of each row, its place among the images of all groups.
-        subject: Of each of these images, its place among the subjects of all groups, ascending by group.
-        group: Of each of these subjects, its row in `groups`.
+        groups: The columns that identify the groups, one row per group.
+        image: For each row, the index of its image among the images of all groups.
+        subject: For each of these images, the index of its subject among the subjects of all groups, ascending by
+            group.
+        group: For each of these subjects, its row in `groups`.
     """
 
     groups: pl.DataFrame
@@ -33,13 +34,13 @@ class Grouping:
     group: Places
 
     def average(self, scores: Sequence[pl.Series]) -> tuple[list[list[Floats]], NDArray[np.int64]]:
-        """Average scores over the rows of an image, such as draws, and then over the images of a subject.
+        """Average scores over the rows of an image, such as repeats, and then over the images of a subject.
 
         Args:
-            scores: One value per row, null where there is none; only rows where all have one count.
+            scores: One value per row each, null where there is none; only rows with a value for every score are used.
 
         Returns:
-            The subjects' means of each group, for each score; and the number of images of each group.
+            For each score, the subject means of each group; and the number of images of each group.
         """
         values = [score.to_numpy() for score in scores]
         known = ~np.any([np.isnan(each) for each in values], axis=0)
@@ -58,11 +59,11 @@ class Grouping:
 
 
 def group_rows(frame: pl.DataFrame, by: Sequence[str]) -> Grouping:
-    """Find the groups of a frame's rows.
+    """Group the rows of a frame.
 
     Args:
-        frame: With `by`, `subject` and `image`.
-        by: Columns that name the groups.
+        frame: A frame with the columns `by`, `subject` and `image`.
+        by: Columns that define the groups.
 
     Returns:
         The grouping; groups, subjects and images are sorted by name.
@@ -86,8 +87,8 @@ def make_table(grouping: Grouping, scores: Sequence[pl.Series], level: float) ->
     """Average scores over images and subjects, with an interval over subjects.
 
     Args:
-        grouping: Of the rows.
-        scores: One score; or two, whose ratio of means is subtracted from 1 and has no interval.
+        grouping: The groups of the rows.
+        scores: One score; or two, for 1 minus the ratio of their means, which has no interval.
         level: Confidence level, above 0 and up to 0.999.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What `run.json` says of a run, read once and checked."""
+"""The description of a run in `run.json`, read once and checked."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class SuiteInfo:
     """The suite of a run.
 
     Attributes:
-        name: Its name.
-        title: What it is for, in a line; its name if it has none.
-        note: What a reader must know before any number, or "".
-        seed: Of the whole run; None if unknown.
-        training: The recipe of the models; empty if there is none.
+        name: Name of the suite.
+        title: Its purpose in one line; the name if it has no title.
+        note: A caution to show before any number, or "".
+        seed: Seed of the whole run; None if unknown.
+        training: The training recipe of the models; empty if there is none.
         of_volumes: Whether each image is a whole volume.
-        source: The whole suite, as JSON values.
+        source: The complete suite, as JSON values.
     """
 
     name: str
@@ -40,7 +40,7 @@ class SuiteInfo:
 
     @property
     def training_loss(self) -> str:
-        """The loss that the models were trained with, "" if unknown."""
+        """The loss that the models were trained with; "" if unknown."""
         return str(self.training.get("loss", ""))
 
 
@@ -49,12 +49,12 @@ class DataInfo:
     """The data set of a run.
 
     Attributes:
-        name: Its name.
-        note: What a reader must know about it, or "".
+        name: Name of the data set.
+        note: A remark about it for the report, or "".
         fingerprint: Hash of its content.
         splits: Name of each split -> its number of images.
-        images: Images of the test split.
-        subjects: Subjects of the test split; None if unknown.
+        images: Number of images of the test split.
+        subjects: Number of subjects of the test split; None if unknown.
     """
 
     name: str
@@ -67,17 +67,17 @@ class DataInfo:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What `run.json` says.
+    """The content of `run.json`.
 
     Attributes:
-        suite: What was to be run.
-        data: On what.
-        task: What the model decides at each pixel.
-        scoring: The suite's conventions of scoring.
-        cells: Every cell of the suite, those that are skipped included.
+        suite: The suite.
+        data: The data set.
+        task: The segmentation task.
+        scoring: The scoring conventions of the suite.
+        cells: All cells of the suite, including skipped ones.
         environment: Versions and machine: name -> value.
         command: The command that started the run, or "".
-        started: When it was started, in ISO 8601, or "".
+        started: Start time in ISO 8601, or "".
     """
 
     suite: SuiteInfo
@@ -100,10 +100,13 @@ def read_info(info: Mapping[str, Any], where: str | Path) -> RunInfo:
 
     Args:
         info: The content of a `run.json`.
-        where: Its path, for the message.
+        where: Its path, for error messages.
+
+    Returns:
+        The description.
 
     Raises:
-        RecordError: If something that a run needs is missing or of another kind.
+        RecordError: If a required entry is missing or of the wrong type.
     """
     try:
         suite, data = info["suite"], info["data"]
@@ -124,7 +127,7 @@ def read_info(info: Mapping[str, Any], where: str | Path) -> RunInfo:
 
 
 def _read_suite(suite: Mapping[str, Any]) -> SuiteInfo:
-    """The suite's part."""
+    """Read the suite."""
     return SuiteInfo(
         name=suite["name"],
         title=suite.get("title") or suite["name"],
@@ -137,7 +140,7 @@ def _read_suite(suite: Mapping[str, Any]) -> SuiteInfo:
 
 
 def _read_data(data: Mapping[str, Any]) -> DataInfo:
-    """The data set's part."""
+    """Read the data set."""
     splits = {str(name): int(count) for name, count in data["splits"].items()}
     return DataInfo(
         name=str(data["name"]),
@@ -150,7 +153,7 @@ def _read_data(data: Mapping[str, Any]) -> DataInfo:
 
 
 def _read_cell(cell: Mapping[str, Any]) -> Cell:
-    """One cell, from what `Cell.as_record` made of it."""
+    """Read one cell from the output of `Cell.as_record`."""
     return Cell(
         id=cell["id"],
         model=cell["model"],

@@ -1,4 +1,4 @@
-"""Numbers for the distinct values of a frame's rows: what groups, orders and averages a million of them."""
+"""Integer codes for the distinct values of a frame's rows, to group, sort and average a million rows fast."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from numpy.typing import NDArray
 
 
 def number_rows(frame: pl.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.int64], pl.DataFrame]:
-    """Number the distinct values of some columns together, in sorted order.
+    """Number the distinct combinations of values of some columns, in sorted order.
 
     Args:
-        frame: Without null in the columns.
-        columns: Some of its columns.
+        frame: A frame without null in these columns.
+        columns: Names of the columns.
 
     Returns:
-        For each row the number of its values, and the distinct values in the order of their numbers.
+        The number of each row's combination, and the distinct combinations in the order of their numbers.
     """
     numbers, first = find_distinct(frame, columns)
     return numbers, frame.select(pl.col(columns).gather(first))
 
 
 def find_distinct(frame: pl.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the distinct values of some columns together, in sorted order, and find where each appears first.
+    """Number the distinct combinations of values of some columns, in sorted order, and find the first row of each.
 
-    Column by column, since polars would write all columns of each row into one long key.
+    It works column by column, since polars would concatenate all columns of each row into one long key.
 
     Args:
-        frame: Without null in the columns.
-        columns: Some of its columns.
+        frame: A frame without null in these columns.
+        columns: Names of the columns.
 
     Returns:
-        For each row the number of its values, and for each number its first row.
+        The number of each row's combination, and the first row of each number.
     """
     numbers = np.zeros(len(frame), dtype=np.int64)
     for name in columns:
@@ -58,15 +58,15 @@ def find_distinct(frame: pl.DataFrame, columns: Sequence[str]) -> tuple[NDArray[
 
 
 def close_gaps(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the distinct values among numbers from 0 on, in their order.
+    """Renumber values so that the distinct ones are 0, 1, 2, ... in ascending order.
 
-    Where there are no more possible ones than numbers, by a table of them, which is faster than sorting.
+    If the largest value is smaller than their count, a lookup table is used, which is faster than sorting.
 
     Args:
-        numbers: At least 0.
+        numbers: Values of at least 0.
 
     Returns:
-        For each number its place among the distinct ones, and the distinct ones, ascending.
+        The new number of each value, and the distinct values, ascending.
     """
     highest = int(numbers.max(initial=-1))
     if highest >= len(numbers):
@@ -78,7 +78,7 @@ def close_gaps(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def average_by(numbers: NDArray[np.int64], values: pl.Series, size: int) -> pl.Series:
-    """Average values by the numbers of their rows, from 0 to `size` - 1; null where there is none."""
+    """Average values by group number, from 0 to `size` - 1; null for a group without values."""
     floats = values.cast(pl.Float64).to_numpy()
     known = ~np.isnan(floats)
     counts = np.bincount(numbers[known], minlength=size)

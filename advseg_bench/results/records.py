@@ -1,8 +1,8 @@
-"""What a run leaves on disk: one description, and Parquet parts that appear whole or not at all.
+"""The files of a run: one description, and Parquet parts that are written atomically.
 
-A run directory holds `run.json` (suite, data, cells, environment; written once), `models/*.json`, `parts/*.parquet`
-(the rows), `panels/*.npz` (images for the report), `failures.json` and `report/`. The directory belongs to one
-process at a time; only that process writes in it.
+A run directory has `run.json` (suite, data, cells, environment; written once), `models/*.json`, `parts/*.parquet`
+(the rows), `panels/*.npz` (images for the report), `failures.json` and `report/`. It is locked by one process at a
+time, and only that process writes to it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from advseg_bench.results.numbering import find_distinct
 RUN_SCHEMA = 1
 
 AT_ONCE = 11
-"""Columns that are read together: fewer take less memory and more time."""
+"""Number of columns that are read together: fewer take less memory and more time."""
 
 _UNREADABLE = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
-"""What reading a damaged part raises."""
+"""Errors that reading a damaged part raises."""
 
 ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "cell": pl.String,
@@ -56,21 +56,21 @@ ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "backwards": pl.Float64,
     "flags": pl.List(pl.String),
 }
-"""Columns of a row, as stored: one cell on one image. The README explains each."""
+"""Columns of a row as stored; a row is one cell on one image. docs/runs.md explains each column."""
 
 READ_SCHEMA = {name: pl.Categorical() if kind == pl.String else kind for name, kind in ROW_SCHEMA.items()}
-"""The same as read: every name is kept once, which makes a million rows small."""
+"""Columns of a row as read: names are categorical, so that a million rows take little memory."""
 
 NULLABLE = ("forwards", "backwards")
-"""Columns that may be null: what nobody counted."""
+"""Columns that may be null: passes that were not counted."""
 
 
 @contextmanager
 def own(out: Path) -> Iterator[None]:
-    """Hold a run directory for this process; the hold ends with the process, however it ends.
+    """Lock a run directory for this process; the lock is released when the process ends, for whatever reason.
 
     Raises:
-        RecordError: If the directory cannot be made, holds something else, or another run holds it.
+        RecordError: If the directory cannot be created, contains other files, or is locked by another run.
     """
     _check_free(out)
     make_folder(out)
@@ -91,7 +91,7 @@ def own(out: Path) -> Iterator[None]:
 
 
 def _check_free(out: Path) -> None:
-    """Refuse a place that is no folder, or a folder of something else."""
+    """Reject a path that is not a folder, or a folder with other files."""
     try:
         if out.exists() and not out.is_dir():
             raise RecordError(expected(out, "a folder for the run", "a file", "Choose another --out."))
@@ -104,22 +104,22 @@ def _check_free(out: Path) -> None:
         read_description(out)
     elif not empty and not held:
         raise RecordError(
-            f"{out}: the folder is not empty and holds no run. Nothing was touched; choose another --out."
+            f"{out}: the folder is not empty and holds no run. Nothing was changed; choose another --out."
         )
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a run. Raises: RecordError: if it is missing or damaged."""
+    """Read a JSON file of a run; a missing or damaged one raises `RecordError`."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise RecordError(f"{path}: not there, so this is not the folder of a run. Give --out of a run.") from None
+        raise RecordError(f"{path}: missing, so this is not the folder of a run. Pass the --out of a run.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RecordError(f"{path}: cannot be read: {error}. Restore it, or start again in a new --out.") from None
 
 
 def read_description(out: Path) -> dict[str, Any]:
-    """Read `run.json`. Raises: RecordError: if it is no run, damaged, or of another schema version."""
+    """Read `run.json`; a missing or damaged one, or another schema version, raises `RecordError`."""
     info = read_json(out / "run.json")
     found = info.get("schema") if isinstance(info, dict) else None
     if found != RUN_SCHEMA:
@@ -137,31 +137,31 @@ def read_description(out: Path) -> dict[str, Any]:
 
 
 def read_model(path: Path) -> dict[str, Any]:
-    """Read a model's entry in a run. Raises: RecordError: if it is damaged; it can be made again."""
+    """Read a model's entry in a run; a damaged one, which the next run can recreate, raises `RecordError`."""
     try:
         entry = json.loads(path.read_text())
     except (OSError, ValueError):
         entry = None
     wanted = {"name": str, "architecture": str, "parameters": int, "weights_sha256": str}
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in wanted.items()):
-        raise RecordError(f"{path}: is damaged. Delete this file and run the same command again: it is made anew.")
+        raise RecordError(f"{path}: is damaged. Delete this file and run the same command again: it is recreated.")
     return entry
 
 
 def read_failures(out: Path) -> list[dict[str, Any]]:
-    """Read what failed in a run. Raises: RecordError: if the file is damaged; it is made anew by the next run."""
+    """Read the failures of a run; a damaged file, which the next run can recreate, raises `RecordError`."""
     path = out / "failures.json"
     failures = read_json(path) if path.exists() else []
     keys = {"model", "stage", "cell", "message"}
     if not isinstance(failures, list) or not all(isinstance(f, dict) and keys <= {*f} for f in failures):
-        raise RecordError(f"{path}: is damaged. Delete this file and run the same command again: it is made anew.")
+        raise RecordError(f"{path}: is damaged. Delete this file and run the same command again: it is recreated.")
     return failures
 
 
 def describe(out: Path, info: dict[str, Any]) -> None:
-    """Write `run.json`, or check that the one there describes the same run.
+    """Write `run.json`, or check that the existing one describes the same run.
 
-    The title and the scoring of a suite change no row, so new ones are taken over.
+    The title and the scoring of a suite do not affect the rows, so new values replace the old ones.
 
     Raises:
         RecordError: Naming the first difference that would make old and new rows incomparable.
@@ -176,7 +176,7 @@ def describe(out: Path, info: dict[str, Any]) -> None:
         if before != new[key]:
             raise RecordError(
                 f"{out}: holds a run of another {what}: {_first_difference(before, new[key])}. "
-                "Nothing was touched; choose another --out."
+                "Nothing was changed; choose another --out."
             )
     if old["suite"] != new["suite"]:
         write_json(out / "run.json", old | {"suite": new["suite"]})
@@ -196,14 +196,14 @@ def _first_difference(old: Any, new: Any, where: str = "") -> str:
 
 
 def _short(value: Any) -> str:
-    """A value on at most 60 characters."""
+    """Return a value as JSON in at most 60 characters."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 @timed("records")
 def write_part(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write rows as one Parquet part, named by what it holds. Raises: RecordError: as `write_bytes`."""
+    """Write rows as one Parquet part, named by a hash of its cells and images, and return its path."""
     name = content_hash(sorted((row["cell"], row["image"]) for row in rows))
     buffer = io.BytesIO()
     pl.DataFrame(rows, schema=ROW_SCHEMA).write_parquet(buffer)
@@ -218,14 +218,14 @@ def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection
 
     Args:
         out: The run directory.
-        columns: Only these, "cell" and "image" among them; all if None.
-        cells: Ids of the run's cells; a part with any other is refused. Not checked if None.
+        columns: The columns to read, including "cell" and "image"; all if None.
+        cells: Ids of the run's cells; a part with any other cell is rejected. Not checked if None.
 
     Returns:
         A frame of `READ_SCHEMA`.
 
     Raises:
-        RecordError: Naming a part that is truncated, not of this schema, lacks values, or is of another run.
+        RecordError: Naming a part that is truncated, has another schema, lacks values, or belongs to another run.
     """
     schema = {name: ROW_SCHEMA[name] for name in columns or ROW_SCHEMA}
     paths = sorted((out / "parts").glob("*.parquet"))
@@ -234,7 +234,7 @@ def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection
     keys = _read_columns(paths, ("cell", "image"))
     if cells is not None and not set(keys["cell"].unique()) <= set(cells):
         foreign = next(path for path in paths if not set(_read_part(path, ("cell",))["cell"]) <= set(cells))
-        raise RecordError(f"{foreign}: holds rows of another run. Move this file away; nothing else is wrong.")
+        raise RecordError(f"{foreign}: holds rows of another run. Move this file away; the other files are intact.")
     order = pl.Series(find_distinct(keys, ("cell", "image"))[1])
     others = [name for name in schema if name not in keys.columns]
     found = _put_in_order(keys, order)
@@ -244,21 +244,24 @@ def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection
 
 
 def arrange_rows(rows: pl.DataFrame, cells: Collection[str]) -> pl.DataFrame:
-    """Return rows that lie in memory as `read_rows` returns those of a folder.
+    """Convert rows in memory to the form in which `read_rows` returns those of a folder.
 
     Args:
-        rows: With the columns of `ROW_SCHEMA`, in any order.
+        rows: A frame with the columns of `ROW_SCHEMA`, in any order.
         cells: Ids of the run's cells.
 
+    Returns:
+        A frame of `READ_SCHEMA`, sorted by cell and image.
+
     Raises:
-        RecordError: If a column is missing or of another kind, lacks values, or a row is of another run.
+        RecordError: If a column is missing, has the wrong type or lacks values, or a row belongs to another run.
     """
     if missing := [name for name in ROW_SCHEMA if name not in rows.columns]:
         raise RecordError(expected("rows", f"the columns {', '.join(ROW_SCHEMA)}", f"no {', '.join(missing)}"))
     try:
         found = rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in ROW_SCHEMA)
     except pl.exceptions.PolarsError as error:
-        raise RecordError(f"rows: not of the schema of rows: {_first_line(error)}.") from None
+        raise RecordError(f"rows: columns of the wrong type: {_first_line(error)}.") from None
     if gaps := _find_gaps(found):
         raise RecordError(f"rows: no {', '.join(gaps)} in some rows.")
     if foreign := sorted(set(found["cell"].unique()) - set(cells)):
@@ -268,13 +271,13 @@ def arrange_rows(rows: pl.DataFrame, cells: Collection[str]) -> pl.DataFrame:
 
 
 def _put_in_order(rows: pl.DataFrame, order: pl.Series) -> list[pl.Series]:
-    """The columns of a frame in another order of rows; the frame is emptied on the way."""
+    """Return the columns of a frame with reordered rows; to save memory, the frame is emptied."""
     return [rows.drop_in_place(name).rechunk().gather(order) for name in rows.columns]
 
 
 def _read_columns(paths: Sequence[Path], names: Sequence[str]) -> pl.DataFrame:
-    """Some columns of all parts. Raises: as `_read_part`."""
-    with suppress(*_UNREADABLE):  # which part is to blame shows when each is read alone
+    """Read some columns of all parts; errors are those of `_read_part`."""
+    with suppress(*_UNREADABLE):  # reading each part by itself names the damaged one
         rows = pl.scan_parquet(list(paths), glob=False).select(names)
         if rows.collect_schema() == {name: ROW_SCHEMA[name] for name in names}:
             found = rows.cast({pl.String: pl.Categorical}).collect()
@@ -284,12 +287,12 @@ def _read_columns(paths: Sequence[Path], names: Sequence[str]) -> pl.DataFrame:
 
 
 def _find_gaps(rows: pl.DataFrame) -> list[str]:
-    """Columns with a null that no row is written with."""
+    """Return the columns that have a null although they must not."""
     return [name for name in rows.columns if name not in NULLABLE and rows[name].null_count()]
 
 
 def _read_part(path: Path, names: Sequence[str]) -> pl.DataFrame:
-    """Some columns of one part. Raises: RecordError: if it is truncated, not of this schema, or lacks values."""
+    """Read some columns of one part; `RecordError` if it is truncated, has another schema, or lacks values."""
     try:
         rows = pl.read_parquet(path, columns=list(names), glob=False)
         rows = rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in names)
@@ -299,11 +302,11 @@ def _read_part(path: Path, names: Sequence[str]) -> pl.DataFrame:
     if reason:
         raise RecordError(
             f"{path}: is damaged ({reason}). Delete this file and run the same command again: "
-            "only its rows are computed again."
+            "only its rows are recomputed."
         )
     return rows
 
 
 def _first_line(error: BaseException) -> str:
-    """What polars says first; the rest is a plan of its query."""
+    """Return the first line of a polars error; the rest is a query plan."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

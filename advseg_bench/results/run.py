@@ -1,4 +1,4 @@
-"""A finished or unfinished run, opened for reading: rows, scores and tables. No model is needed."""
+"""A finished or unfinished run, opened for reading: rows, scores and tables. It needs no model."""
 
 from __future__ import annotations
 
@@ -20,24 +20,34 @@ from advseg_bench.types import Task
 
 
 class Run:
-    """A run: of a run directory, or `from_rows` in memory.
+    """The results of a run: opened from a run directory, or made in memory by `from_rows` or `ab.evaluate`.
 
     Args:
-        path: What was given to `run` as `out`.
+        path: The run directory, which was the `out` of `ab.run` or the `--out` of the command.
 
     Attributes:
-        path: The directory; None of a run in memory.
-        info: `run.json`: suite, data, cells, environment, command.
-        about: The same, read and checked.
-        models: Name -> what is known about each model that is ready: architecture, parameters, validation Dice.
-        failures: What failed: dicts with "model", "stage", "cell" and "message".
+        path: The run directory; None for a run in memory.
+        info: The content of `run.json`: suite, data, cells, environment, command.
+        about: The same, parsed and checked.
+        models: Name -> properties of each model that is ready: architecture, parameters, validation Dice.
+        failures: One dict for each failure, with "model", "stage", "cell" and "message".
 
     Raises:
-        RecordError: If the directory holds no run, is damaged, or is of another schema version.
+        RecordError: If the directory is not a run, is damaged, or has another schema version.
+
+    Cost:
+        Rows are read and scored when they are first used; no forward or backward pass.
 
     Example:
-        >>> run = Run("runs/quick")                               # doctest: +SKIP
-        >>> run.table("dice", by=("model", "loss", "eps"))        # doctest: +SKIP
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> x, model = torch.linspace(0, 1, 512).reshape(2, 1, 16, 16), torch.nn.SiLU()
+        >>> attacks = [ab.attacks.FGSM(loss="bce"), ab.attacks.RandomSign()]
+        >>> run = ab.evaluate(model, [(x, x[:, 0] > 0.5)], attacks, task="binary", eps=4 / 255)
+        >>> run.table("dice", by=("attack", "eps"))["attack"].to_list()
+        ['none', 'fgsm', 'random_sign']
+        >>> len(run.rows), run.planned, run.missing
+        (6, 6, 0)
     """
 
     path: Path | None
@@ -66,16 +76,19 @@ class Run:
         models: Mapping[str, Mapping[str, Any]] | None = None,
         failures: Sequence[Mapping[str, Any]] = (),
     ) -> Run:
-        """Make a run of rows that lie in memory. It has every table and score, and no pictures of cases.
+        """Make a run from rows in memory. It has all tables and scores, but no images for the report.
 
         Args:
-            info: What `run.json` would hold.
-            rows: A frame with the columns of `records.ROW_SCHEMA`, one row per cell and image.
-            models: As the attribute.
-            failures: As the attribute.
+            info: The description, with the content of a `run.json`.
+            rows: A frame with the columns of `records.ROW_SCHEMA`, one row per cell and image, in any order.
+            models: The attribute `models`; empty if None.
+            failures: The attribute `failures`.
+
+        Returns:
+            The run, with `path` None.
 
         Raises:
-            RecordError: If the description or the rows lack something.
+            RecordError: If an entry of the description or a column of the rows is missing or of the wrong type.
         """
         run = cls.__new__(cls)
         run.path, run.info, run.about = None, dict(info), read_info(info, "info")
@@ -90,68 +103,69 @@ class Run:
 
     @cached_property
     def rows(self) -> pl.DataFrame:
-        """Every row, one per cell and image, sorted by both; columns of `records.READ_SCHEMA`.
+        """All rows, one per cell and image, sorted by both, with the columns of `records.READ_SCHEMA`.
 
         Raises:
-            RecordError: As `records.read_rows`, or if rows lack counts of some classes.
+            RecordError: If a part is damaged or belongs to another run, or if rows lack the counts of a class.
         """
-        assert self.path is not None, "a run in memory has its rows"
+        assert self.path is not None, "the rows of a run in memory are set when it is made"
         rows = records.read_rows(self.path, cells={cell.id for cell in self.about.cells})
         return self._check_counts(rows, self.path / "parts")
 
     def _check_counts(self, rows: pl.DataFrame, where: str | Path) -> pl.DataFrame:
-        """Refuse rows that do not count every class."""
+        """Reject rows without counts for every class."""
         k = len(self.task.classes)
         if not all(rows.select(pl.col("tp", "fp", "fn").list.len().eq(k).all()).row(0)):
-            raise RecordError(f"{where}: rows that lack counts of all {k} classes. Run the suite in a new --out.")
+            raise RecordError(f"{where}: some rows lack counts of all {k} classes. Run the suite in a new --out.")
         return rows
 
     @property
     def task(self) -> Task:
-        """What the model decides at each pixel."""
+        """The segmentation task: its type and its classes."""
         return self.about.task
 
     @property
     def scoring(self) -> Scoring:
-        """The suite's own conventions, the default of every method."""
+        """The scoring conventions of the suite, which are the default of every method."""
         return self.about.scoring
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """Names of the models in the order of the suite, those that failed or are not ready included."""
+        """Names of all models in the order of the suite, including those that failed or are not ready."""
         return self.about.models
 
     @cached_property
     def controls(self) -> frozenset[str]:
-        """Attacks of this run that never ask the model, such as random signs."""
+        """Names of the attacks of this run that are noise baselines, such as "random_sign"."""
         return find_controls(self.rows)
 
     @property
     def planned(self) -> int:
-        """Number of (cell, image) pairs that the suite asks for, skipped cells left out."""
+        """Number of (cell, image) pairs of the suite, without skipped cells."""
         return self.about.data.images * sum(cell.skip is None for cell in self.about.cells)
 
     @property
     def missing(self) -> int:
-        """Number of planned (cell, image) pairs without a row: not computed yet, or failed."""
+        """Number of planned (cell, image) pairs without a row, because they failed or are not computed yet."""
         return sum(self.missing_by_cell.values())
 
     @cached_property
     def missing_by_cell(self) -> dict[str, int]:
-        """The number of images without a row for each planned cell that lacks any."""
+        """Id of each incomplete planned cell -> its number of images without a row."""
         there = dict(self.rows.group_by("cell").len().iter_rows())
         live = [cell.id for cell in self.about.cells if cell.skip is None]
         counts = {cell: self.about.data.images - there.get(cell, 0) for cell in live}
         return {cell: count for cell, count in counts.items() if count > 0}
 
     def scores(self, scoring: Scoring | None = None) -> pl.DataFrame:
-        """Return the rows with their scores and the clean values of the same image beside them.
+        """Return the rows with their scores, and with the clean scores of the same image.
 
         Args:
-            scoring: Conventions; the suite's own if None.
+            scoring: Scoring conventions; those of the suite if None.
 
         Returns:
-            `rows` with the columns of `scores.ROW_SCORES`. Computed once for each `scoring`.
+            `rows` with the float64 columns of `scores.ROW_SCORES`, null where a score is undefined. The result is
+            cached for each `scoring`.
         """
         scoring = scoring or self.scoring
         if scoring not in self._scored:
@@ -159,9 +173,14 @@ class Run:
         return self._scored[scoring]
 
     def curves(self, scoring: Scoring | None = None) -> pl.DataFrame:
-        """Return one row per image and sweep of eps: `area` and `smallest_eps`, see `sweeps.score_curves`.
+        """Return the scores of each image over a sweep of eps.
 
-        Computed once for each `scoring`.
+        Args:
+            scoring: Scoring conventions; those of the suite if None.
+
+        Returns:
+            One row per image and sweep: the columns that identify it, `dice_clean`, `area` (0 to 1) and `smallest_eps`
+            (in units of the image), see `sweeps.score_curves`. The result is cached for each `scoring`.
         """
         scoring = scoring or self.scoring
         if scoring not in self._curves:
@@ -179,27 +198,29 @@ class Run:
     ) -> pl.DataFrame:
         """Average a score over images and subjects.
 
-        An image's value is its mean over everything that `by` leaves out, such as draws; a subject's is the
-        mean of its images; `mean` is the mean of the subjects. "diff" and "diff_released" are made from such means of
-        the clean and the attacked Dice of the same images. Pooled scores sum counts over all images of a cell instead.
+        The value of an image is its mean over all columns that are not in `by`, such as repeats; the value of a subject
+        is the mean of its images; `mean` is the mean of the subjects. "diff" and "diff_released" are computed from such
+        means of the clean and the attacked Dice of the same images. Pooled scores sum the counts of all images of a
+        cell instead.
 
-        Different attacks are never averaged: where `by` leaves rows of two attacks, settings or norms in one
-        group, these columns are added after `by`.
+        Different attacks are never averaged: if rows of two attacks, settings or norms would be in one group, these
+        columns are added after `by`.
 
         Args:
-            score: One of `SCORES`.
-            by: Columns of the rows that make the groups; also "class" for scores made of one class's counts.
+            score: One of `results.tables.SCORES`, such as "dice", "drop", "diff" or "apsr".
+            by: Columns of the rows that define the groups; also "class" for Dice, IoU and scores derived from them.
             where: Column -> the value, or the list of values, of the rows to keep.
-            scoring: Conventions; the suite's own if None.
+            scoring: Scoring conventions; those of the suite if None.
             level: Confidence level of the interval, above 0 and up to 0.999.
 
         Returns:
             One row per group in the order of the suite: `by`, `mean`, `lower`, `upper`, `n_images` (with a score) and
-            `n_subjects`. `lower` and `upper`, from `stats.subject_intervals`, are null under five subjects, and for
-            ratios of means and pooled scores.
+            `n_subjects`. `lower` and `upper`, from `stats.subject_intervals`, are null for fewer than five subjects,
+            for ratios of means and for pooled scores.
 
         Raises:
-            SpecError: Naming the nearest name for an unknown score or column, or if the level is out of range.
+            SpecError: If a score or column is unknown (the message names the nearest one), or the level is out of
+                range.
         """
         return self.tables((score,), by, where=where, scoring=scoring, level=level)[score]
 
@@ -212,17 +233,17 @@ class Run:
         scoring: Scoring | None = None,
         level: float = 0.95,
     ) -> dict[str, pl.DataFrame]:
-        """Average several scores over the same images and subjects, whose groups are found once.
+        """Average several scores at once, as `table` does; the rows are grouped only once.
 
         Args:
-            names: Some of `SCORES`.
+            names: Names of scores.
             by: As for `table`.
             where: As for `table`.
             scoring: As for `table`.
             level: As for `table`.
 
         Returns:
-            Name -> what `table` returns.
+            Name of each score -> its table.
 
         Raises:
             SpecError: As `table`.
@@ -242,7 +263,7 @@ class Run:
         return {name: found[name] for name in names}
 
     def _list_sweeps(self) -> pl.DataFrame:
-        """The columns of `SWEEP` and `eps` of every cell that was to be run."""
+        """Return the columns of `SWEEP` and `eps` of every planned cell."""
         same = {"dataset": self.about.data.name}
         cells = [cell for cell in self.about.cells if cell.skip is None]
         return pl.DataFrame(

@@ -1,27 +1,27 @@
-"""From stored counts to scores. No model is needed, so that a report can be made again by other conventions.
+"""From stored counts to scores. No model is needed, so a report can be recomputed with other conventions.
 
 Definitions, for one image and its valid pixels:
 
-- `dice` = 2 TP / (2 TP + FP + FN) and `iou` = TP / (TP + FP + FN) of a class; an image's score is the mean
-  over the scored classes (all classes of the task, without the background of a multiclass task). A class that
-  the ground truth of the image lacks is treated by the empty rule: "skip" leaves it out (an image without any
-  class has no score), "one" gives 1 if no pixel was predicted as it and 0 otherwise, "zero" gives 0.
+- `dice` = 2 TP / (2 TP + FP + FN) and `iou` = TP / (TP + FP + FN) of a class; the score of an image is the mean
+  over the scored classes (all classes of the task, without the background of a multiclass task). The empty rule
+  applies to a class that is absent from the ground truth of the image: "skip" leaves it out (an image without any
+  class has no score), "one" gives 1 if no pixel was predicted as this class and 0 otherwise, "zero" gives 0.
 - `pooled_dice`, `pooled_iou`: TP, FP and FN are summed over the images first, then the ratio, then the mean
   over classes (CmIoU of arXiv 2407.09150; `iou` averages to its NmIoU).
-- `dice_released`: what the code of arXiv 2401.11224 scores: (2 TP + 1e-5) / (2 TP + FP + FN + 1e-5), the mean over all
-  classes of the task, of images that show any; a class that is neither there nor predicted scores 1.
+- `dice_released`: the score in the code of arXiv 2401.11224, (2 TP + 1e-5) / (2 TP + FP + FN + 1e-5), averaged over
+  all classes of the task, for images that show any class; a class that is neither present nor predicted scores 1.
 - `drop` = clean Dice - Dice. `diff`, the study's "Diff" (arXiv 2401.11224) = (mean clean Dice - mean Dice) /
-  mean clean Dice: a ratio of means, so it exists for groups of images only.
+  mean clean Dice: a ratio of means, so it is defined only for groups of images.
 - `apsr`, attack pixel success rate against the ground truth (arXiv 2206.07179): share of pixels with any
-  class wrong. It is above 0 on clean images already: `apsr_clean`. `apsr99`: 1 if `apsr` >= 0.99, else 0.
-- `flipped`: share of pixels where any class differs from the clean prediction, corrected pixels included.
-- `dice_below`: 1 if Dice is below the threshold, else 0; only for images whose clean Dice is not.
+  class wrong. Its value on clean images, `apsr_clean`, is above 0. `apsr99`: 1 if `apsr` >= 0.99, else 0.
+- `flipped`: share of pixels where any class differs from the clean prediction, including corrected pixels.
+- `dice_below`: 1 if Dice is below the threshold, else 0; only for images with clean Dice at or above it.
 - `area`: mean height of the curve of Dice over eps between eps = 0 (clean) and the largest eps of the sweep
   (trapezoid); `smallest_eps`: the smallest eps of the sweep at which the image meets `dice_below`.
 
-Draws of a random attack are averaged per image before anything else is done with them.
+Repeats of a random attack are averaged for each image before any other step.
 
-A result that is the clean image itself (flag `unchanged`) is no measurement: it has no score and enters no mean.
+A result that equals the clean image (flag `unchanged`) is not a measurement: it has no score and enters no mean.
 """
 
 from __future__ import annotations
@@ -53,42 +53,42 @@ ROW_SCORES: dict[str, str] = {
 """Scores of one row, in the order in which `score_rows` documents them."""
 
 CLEAN_KEYS = ("dataset", "model", "image")
-"""Columns that lead from an attacked row to the clean one of the same image."""
+"""Columns that an attacked row shares with the clean row of the same image."""
 
 RELEASED_SMOOTH = 1e-5
-"""What the code of arXiv 2401.11224 adds to both sides of its ratio."""
+"""Smoothing term of numerator and denominator in the code of arXiv 2401.11224."""
 
 Counts = tuple[pl.Expr, pl.Expr, pl.Expr]
 """True positives, false positives and false negatives of one class."""
 
 MEASURED = ~pl.col("flags").list.contains("unchanged")
-"""Whether a row says something about the model."""
+"""Whether a row is a measurement of the model."""
 
 CLASS_SCORES = ("dice", "iou", "drop", "dice_clean", "iou_clean")
 """Scores of one row and one class."""
 
 
 def find_scored_classes(task: Task) -> dict[str, int]:
-    """Return the classes that the mean scores average, with their place in the counts."""
+    """Return the classes over which scores are averaged, with their index in the counts."""
     first = 1 if task.kind == "multiclass" else 0
     return {name: i for i, name in enumerate(task.classes) if i >= first}
 
 
 def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame:
-    """Add the scores of each row, with the clean values of the same image and model beside them.
+    """Add the scores of each row, and the clean scores of the same image and model.
 
     Args:
         rows: Rows of `records.ROW_SCHEMA`.
-        task: What the counts mean.
+        task: The task, which defines the meaning of the counts.
         scoring: Empty rule and Dice threshold.
 
     Returns:
-        The rows with the float64 columns of `ROW_SCORES`; null where a score is not defined: no scored class in the
+        The rows with the float64 columns of `ROW_SCORES`; null where a score is undefined: no scored class in the
         image, no valid pixel, no clean row, an attack that returned the clean image, or, for `dice_below`, a clean Dice
         below the threshold.
 
     Source:
-        the module's head gives each definition with its paper.
+        See the definitions in the module docstring.
     """
     places = find_scored_classes(task).values()
     counts = _list_counts(places)
@@ -114,17 +114,17 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
 def score_classes(
     rows: pl.DataFrame, task: Task, scoring: Scoring, columns: Collection[str] | None = None
 ) -> pl.DataFrame:
-    """Score each scored class by itself.
+    """Compute the scores of each scored class separately.
 
     Args:
         rows: As for `score_rows`.
-        task: What the counts mean.
+        task: The task, which defines the meaning of the counts.
         scoring: The empty rule is applied to each class; the threshold is not used.
-        columns: Only these; all if None.
+        columns: The columns to return; all if None.
 
     Returns:
-        One row per input row that is a measurement and scored class: the columns that name the row, `class`, and the
-        columns of `CLASS_SCORES`. Null where the rule leaves the class out.
+        One row for each measurement and scored class: the columns that identify the row, `class`, and the columns of
+        `CLASS_SCORES`. Null where the empty rule leaves the class out.
     """
     names = ["cell", *SWEEP, "eps", "draw", "image", "subject", "block"]
     if columns is not None:
@@ -141,13 +141,13 @@ def score_classes(
 
 
 def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[str]) -> pl.DataFrame:
-    """Score the summed counts of all images of a cell, then average the cells of each group.
+    """Compute the scores of the summed counts of all images of a cell, then average the cells of each group.
 
     Args:
         rows: As for `score_rows`.
-        task: What the counts mean.
+        task: The task, which defines the meaning of the counts.
         scoring: The empty rule is applied to a class that no image of the cell shows.
-        by: Columns that name the groups. Cells of one group (such as draws) are averaged after the ratio.
+        by: Columns that define the groups. Cells of one group (such as repeats) are averaged after the ratio.
 
     Returns:
         One row per group: `by`, `pooled_dice`, `pooled_iou`, `n_images`, `n_subjects`.
@@ -166,7 +166,7 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
     ratios = totals.with_columns(
         _mean([_ratio(name, each, scoring) for each in counts]).alias(f"pooled_{name}") for name in ("dice", "iou")
     )
-    # Lists, since polars adds up the numbers of a group in as many pieces as it has threads.
+    # Lists, since the order in which polars sums the values of a group depends on the number of threads.
     cells = ratios.group_by(*by, maintain_order=True).agg("pooled_dice", "pooled_iou", pl.max("n_images", "n_subjects"))
     return cells.with_columns(pl.col("pooled_dice", "pooled_iou").list.mean())
 
@@ -181,12 +181,12 @@ def _join_clean(scored: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:
 
 
 def _list_counts(places: Collection[int]) -> list[Counts]:
-    """True positives, false positives and false negatives of some classes, from list columns."""
+    """Return true positives, false positives and false negatives of some classes, from list columns."""
     return [(pl.col("tp").list.get(k), pl.col("fp").list.get(k), pl.col("fn").list.get(k)) for k in places]
 
 
 def _released_dice(places: Collection[int]) -> pl.Expr:
-    """`dice_released` from list columns."""
+    """Return `dice_released` from list columns."""
     counts = _list_counts(places)
     ratios = [(2 * tp + RELEASED_SMOOTH) / (2 * tp + fp + fn + RELEASED_SMOOTH) for tp, fp, fn in counts]
     shows_any = pl.any_horizontal([tp + fn > 0 for tp, _, fn in counts])
@@ -194,14 +194,14 @@ def _released_dice(places: Collection[int]) -> pl.Expr:
 
 
 def _mean(values: Sequence[pl.Expr]) -> pl.Expr:
-    """The mean of those that are not null, added up in their order; `pl.mean_horizontal`'s depends on its threads."""
+    """Return the mean of the non-null values, summed in order; that of `pl.mean_horizontal` depends on its threads."""
     total = reduce(add, (value.fill_null(0.0) for value in values))
     known = reduce(add, (value.is_not_null().cast(pl.Int32) for value in values))
     return pl.when(known > 0).then(total / known)
 
 
 def _ratio(score: str, counts: Counts, scoring: Scoring) -> pl.Expr:
-    """Dice or IoU of one class, with the empty rule."""
+    """Return Dice or IoU of one class, with the empty rule."""
     tp, fp, fn = counts
     value = 2 * tp / (2 * tp + fp + fn) if score == "dice" else tp / (tp + fp + fn)
     if_absent = {

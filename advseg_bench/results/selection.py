@@ -1,4 +1,4 @@
-"""Which of many results to show: the reference budget, the strongest attack on a model, its best and worst case."""
+"""Selects the results to show: the reference budget, the strongest attack on a model, its best and worst case."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import Arm
 
 REFERENCE_EPS = 4 / 255
-"""The budget that summaries speak of, where a sweep has it."""
+"""The budget that summaries use, if the sweep has it."""
 
 LONGEST_SWEEP = 5
-"""Budgets at which pictures show a case, beside the clean image."""
+"""Largest number of budgets at which a case is shown, besides the clean image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """The norm that summaries speak of, its budgets in the run, and the one among them that stands for all.
+    """A norm, its budgets in the run, and the budget that summaries use.
 
     Attributes:
-        norm: "linf" where it was used.
+        norm: "linf" or "l2".
         eps: Budgets above 0, ascending.
         reference: 4/255 where it was used, else the middle one (the lower of two).
     """
@@ -36,11 +36,11 @@ class Budgets:
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """An attack on a model, as it is compared with others at the reference budget.
+    """An attack on a model, ranked among others at the reference budget.
 
     Attributes:
         arm: The attack.
-        drop: Row of `Run.table("drop")`.
+        drop: Its row of `Run.table("drop")`.
         swept: Whether it has rows at several budgets.
     """
 
@@ -54,9 +54,9 @@ class Step:
     """One budget at which a case is shown.
 
     Attributes:
-        cell: Id of its cell.
+        cell: Id of the cell.
         eps: Radius in image units.
-        dice: Dice of the image there.
+        dice: Dice of the image at this budget.
     """
 
     cell: str
@@ -66,10 +66,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Extreme:
-    """The image that a model's strongest attack harms most, or the one that it harms least.
+    """The image with the largest or the smallest drop of Dice under a model's strongest attack.
 
     Attributes:
-        kind: Which of the two.
+        kind: "worst" for the largest drop, "best" for the smallest.
         model: The model's name.
         image: The image's name.
         cell: Id of the cell at the reference budget.
@@ -77,8 +77,8 @@ class Extreme:
         eps: The reference budget.
         dice_clean: Dice of the clean image.
         dice_attacked: Dice at the reference budget.
-        sweep: The budgets at which to show the case, ascending: of the worst case up to `LONGEST_SWEEP`, `eps` among
-            them; of the best `eps` alone.
+        sweep: The budgets at which the case is shown, ascending: up to `LONGEST_SWEEP` for the worst case, including
+            `eps`; only `eps` for the best case.
     """
 
     kind: Literal["worst", "best"]
@@ -92,7 +92,7 @@ class Extreme:
     sweep: tuple[Step, ...]
 
     def as_record(self) -> dict[str, Any]:
-        """Return the case as JSON values, as they stand beside its pictures; the names of their files hash them."""
+        """Return the case as JSON values, which are stored with its images; the file name is a hash of them."""
         named = {name: getattr(self, name) for name in ("kind", "model", "image", "cell")}
         scores = {name: getattr(self, name) for name in ("eps", "dice_clean", "dice_attacked")}
         sweep = [{"cell": step.cell, "eps": step.eps, "dice": step.dice} for step in self.sweep]
@@ -100,21 +100,21 @@ class Extreme:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Extreme:
-        """Return the case that `as_record` wrote. Raises: KeyError, TypeError: if it lacks something."""
+        """Restore a case from the output of `as_record`; missing entries raise `KeyError` or `TypeError`."""
         names = ("kind", "model", "image", "cell", "eps", "dice_clean", "dice_attacked")
         sweep = tuple(Step(step["cell"], step["eps"], step["dice"]) for step in record["sweep"])
         return cls(arm=read_arm(record), sweep=sweep, **{name: record[name] for name in names})
 
 
 def choose_reference(eps: Iterable[float]) -> float | None:
-    """Return 4/255 if it is among the budgets, else the middle one above 0; None if there is none."""
+    """Return 4/255 if it is among the budgets, else the middle one of those above 0; None if there are none."""
     values = sorted({value for value in eps if value > 0})
     near = [value for value in values if abs(value - REFERENCE_EPS) < 1e-9]
     return near[0] if near else values[(len(values) - 1) // 2] if values else None
 
 
 def list_budgets(run: Run) -> tuple[Budgets, ...]:
-    """Return the budgets of each norm of a run, "linf" first; none if no attack has a row yet."""
+    """Return the budgets of each norm of a run, "linf" first; empty if no attack has a row yet."""
     distinct = run.rows.select("attack", "norm", "eps").unique()
     swept = distinct.filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
     found = []
@@ -129,11 +129,11 @@ def list_budgets(run: Run) -> tuple[Budgets, ...]:
 def rank_attacks(run: Run, budgets: Budgets) -> dict[str, tuple[Rival, ...]]:
     """Rank the attacks on each model by their mean drop at the reference budget, the largest first.
 
-    Attacks that moved any image beyond eps are left out: at equal eps they are no rivals. The ranks are those on the
-    same images that are reported, so the largest of several drops is slightly too large.
+    Attacks that exceeded eps on any image are left out, since they are not comparable at equal eps. The ranking uses
+    the same images as the reported values, so the largest drop is slightly overestimated.
 
     Returns:
-        Model -> its attacks; models without any are left out.
+        Model -> its attacks; models without any attack are left out.
     """
     table = run.table("drop", by=CURVE, where={"norm": budgets.norm, "eps": budgets.reference})
     rows = run.rows.lazy().filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0).select(*CURVE, "eps", "flags")
@@ -153,16 +153,19 @@ def choose_strongest(ranked: Mapping[str, Sequence[Rival]], *, swept: bool = Fal
     """Return the strongest attack on each model.
 
     Args:
-        ranked: What `rank_attacks` returned.
-        swept: Choose among attacks with rows at several budgets, where the model has any: what is shown over eps.
+        ranked: The output of `rank_attacks`.
+        swept: Whether to prefer attacks with rows at several budgets, for display over eps.
+
+    Returns:
+        Model -> its strongest attack.
     """
     return {model: max(rivals, key=lambda rival: swept and rival.swept) for model, rivals in ranked.items()}
 
 
 def find_extremes(run: Run) -> tuple[Extreme, ...]:
-    """Find the image that each model's strongest swept attack harms most, and the one that it harms least.
+    """Find the images with the largest and the smallest drop of Dice under each model's strongest swept attack.
 
-    Only images at or above the Dice threshold when clean are eligible, unless no image is.
+    Only images with clean Dice at or above the threshold are eligible; if there are none, all are.
 
     Returns:
         The cases in the order of the models, the worst before the best.
@@ -185,7 +188,7 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
 
 
 def _thin_sweep(rows: Sequence[dict[str, Any]], reference: float) -> list[dict[str, Any]]:
-    """At most `LONGEST_SWEEP` rows of a sweep, evenly by rank: the first, the last and the reference among them."""
+    """Select at most `LONGEST_SWEEP` rows of a sweep, evenly by rank, with the first, the last and the reference."""
     if len(rows) <= LONGEST_SWEEP:
         return list(rows)
     middle = next(i for i, row in enumerate(rows) if row["eps"] == reference)
@@ -198,7 +201,7 @@ def _thin_sweep(rows: Sequence[dict[str, Any]], reference: float) -> list[dict[s
 
 
 def _describe_case(kind: Literal["worst", "best"], row: dict[str, Any], steps: Sequence[dict[str, Any]]) -> Extreme:
-    """What pictures of a row, and of the same image at other budgets, must say."""
+    """Describe a case from its row and the rows of the same image at other budgets."""
     return Extreme(
         kind=kind,
         model=row["model"],

@@ -1,4 +1,4 @@
-"""From scores at single budgets to scores over a sweep of eps; `scores` defines them."""
+"""From scores at single budgets to scores over a sweep of eps, which are defined in `scores`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ CURVE_SCORES: dict[str, str] = {
 
 
 def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Sum up each image's Dice over a sweep of eps in two numbers.
+    """Summarise each image's Dice over a sweep of eps by `area` and `smallest_eps`.
 
-    Random attacks: the curve is that of the Dice averaged over draws, and it is this average that must fall
-    below the threshold.
+    For a random attack, both are computed from the Dice averaged over repeats.
 
     Args:
-        scored: What `score_rows` returned.
+        scored: The output of `score_rows`.
         scoring: The Dice threshold.
-        planned: The columns of `SWEEP` and `eps` of every cell that was to be run; what `scored` has if None.
+        planned: The columns of `SWEEP` and `eps` of every planned cell; those of `scored` if None.
 
     Returns:
-        One row per image and sweep, the clean prediction left out: the columns of `SWEEP`, `image`, `subject`, `block`,
-        `dice_clean`, `area` and `smallest_eps`. `area` is null where an eps of the sweep, the clean value or a Dice is
-        missing, or all eps are 0; `smallest_eps` where no eps of the sweep suffices or the clean Dice is below the
-        threshold already.
+        One row per image and sweep, without the clean prediction: the columns of `SWEEP`, `image`, `subject`, `block`,
+        `dice_clean`, `area` and `smallest_eps`. `area` is null if an eps of the sweep, the clean value or a Dice is
+        missing, or all eps are 0; `smallest_eps` is null if no eps of the sweep suffices, or if the clean Dice is below
+        the threshold.
     """
     keys = [*SWEEP, "image", "subject", "block"]
     attacked = pl.col("attack") != "none"
@@ -58,10 +57,11 @@ def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame |
 
 
 def _sum_curves(points: pl.DataFrame, threshold: float) -> pl.DataFrame:
-    """One row per curve, in their order, of points sorted by curve and eps.
+    """Summarise points that are sorted by curve and eps.
 
-    Beside the number of points and the largest eps: the area from eps = 0 on, and the smallest eps that breaks the
-    image.
+    Returns:
+        One row per curve, in order: the number of points, the largest eps, the area from eps = 0 on, and the smallest
+        eps at which Dice falls below the threshold.
     """
     first = pl.col("curve") != pl.col("curve").shift(1, fill_value=-1)
     width = pl.col("eps") - pl.when(first).then(0.0).otherwise(pl.col("eps").shift(1))

@@ -1,4 +1,4 @@
-"""Tables of scores: which rows a table rests on, which columns make its groups, and in which order they are."""
+"""Tables of scores: the rows that a table is based on, the columns that define its groups, and their order."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from advseg_bench.types import Task
 
 POOLED_SCORES = ("pooled_dice", "pooled_iou")
 RATIOS = {"diff": ("dice", "dice_clean"), "diff_released": ("dice_released", "dice_released_clean")}
-"""Scores that are 1 less the ratio of two means."""
+"""Scores that are 1 minus the ratio of two means."""
 
 SCORES = (*scores.ROW_SCORES, *RATIOS, *POOLED_SCORES, *CURVE_SCORES)
-"""Every score that there are tables of; `scores` defines them."""
+"""All scores of which tables can be made; the module `scores` defines them."""
 
 Tables = dict[str, pl.DataFrame]
 """Score -> table."""
 
 Source = Literal["counts", "classes", "scores", "curves"]
-"""What a table is made of: pixel counts, scores of one class, of one row, or of one image over a sweep."""
+"""The input of a table: pixel counts, scores of one class, of one row, or of one image over a sweep."""
 
 _CELL_COLUMNS = (*SWEEP, "eps", "draw", "cell")
 _IMAGE_COLUMNS = ("image", "subject", "block")
@@ -37,12 +37,12 @@ _COUNTS = ("tp", "fp", "fn", "flags")
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a table is of.
+    """The definition of a table.
 
     Attributes:
-        by: Columns of the rows that make the groups.
+        by: Columns of the rows that define the groups.
         where: Column -> the value, or the list of values, of the rows to keep.
-        scoring: Conventions.
+        scoring: Scoring conventions.
         level: Confidence level of the interval.
     """
 
@@ -52,7 +52,7 @@ class Query:
     level: float
 
     def find_source(self, score: str) -> Source:
-        """Return what the tables of a score are made of. Raises: SpecError: naming the nearest name."""
+        """Return the input of the tables of a score; an unknown score raises `SpecError` with the nearest name."""
         if score not in SCORES:
             raise SpecError(unknown("score", "score", score, SCORES))
         if score in CURVE_SCORES:
@@ -70,20 +70,20 @@ class Query:
         info: RunInfo,
         known: dict[tuple[str, ...], Grouping],
     ) -> Tables:
-        """Make the tables of scores with one source; their groups are found once.
+        """Make the tables of scores with the same input; the rows are grouped only once.
 
         Args:
             names: The scores.
-            source: What they are made of.
-            frame: Rows of the run with what the source needs: counts, scores, or one row per image and sweep.
+            source: Their input.
+            frame: The rows of the run with the columns of this input: counts, scores, or one row per image and sweep.
             info: The task, and the order of the suite.
-            known: Columns -> the groups of all rows by them, as far as they were found before; more are added.
+            known: Cache of the groups of all rows: columns -> grouping. New groupings are added.
 
         Returns:
             Name -> table, see `Run.table`.
 
         Raises:
-            SpecError: Naming the nearest name for an unknown column.
+            SpecError: If a column is unknown; the message names the nearest one.
         """
         kept = self._check(frame, source)
         values = self._select(names, source, frame, kept, info.task)
@@ -98,7 +98,7 @@ class Query:
         return {name: table.cast({pl.Categorical(): pl.String}).sort(ranks) for name, table in tables.items()}
 
     def _group(self, values: pl.DataFrame, by: tuple[str, ...], known: dict[tuple[str, ...], Grouping]) -> Grouping:
-        """The groups of rows; those of all rows are kept for the next table."""
+        """Group rows; the grouping of all rows is cached for the next table."""
         if self.where:
             return group_rows(values, by)
         if by not in known:
@@ -106,9 +106,9 @@ class Query:
         return known[by]
 
     def _check(self, frame: pl.DataFrame, source: Source) -> dict[str, pl.Expr]:
-        """Refuse columns that cannot make groups; returns the condition on each column of `where`."""
+        """Reject columns that cannot define groups, and return the filter condition for each column of `where`."""
         if not self.by:
-            raise SpecError(expected("by", "at least one column", self.by, 'Use by="model", for one.'))
+            raise SpecError(expected("by", "at least one column", self.by, 'Use by="model", for example.'))
         known = [column for column in (*_CELL_COLUMNS, *_IMAGE_COLUMNS) if column in frame.columns]
         known += ["class"] if source == "classes" else []
         for argument, names in (("by", self.by), ("where", self.where)):
@@ -121,12 +121,12 @@ class Query:
     def _select(
         self, names: Sequence[str], source: Source, frame: pl.DataFrame, kept: Mapping[str, pl.Expr], task: Task
     ) -> pl.DataFrame:
-        """The rows behind the tables, with the columns that they need and no others."""
+        """Return the rows that the tables are based on, with only the columns that they need."""
         columns = ("cell", *_COUNTS) if source == "counts" else _list_parts(names)
         needed = dict.fromkeys((*self.by, "attack", "settings", "norm", "subject", "image", *columns))
         if source == "classes":
             early = pl.all_horizontal(pl.lit(True), *(kept[name] for name in kept if name != "class"))
-            clean = pl.col("attack") == "none"  # which the others are compared with
+            clean = pl.col("attack") == "none"  # the others are compared with these rows
             wanted = needed | dict.fromkeys(kept)
             read = dict.fromkeys((*wanted, "attack", *scores.CLEAN_KEYS, *_COUNTS))
             counted = frame.select(name for name in read if name in frame.columns).filter(early | clean)
@@ -135,12 +135,12 @@ class Query:
 
 
 def _list_parts(names: Sequence[str]) -> tuple[str, ...]:
-    """The columns that some scores are made of."""
+    """Return the columns that some scores are computed from."""
     return tuple(dict.fromkeys(part for name in names for part in RATIOS.get(name, (name,))))
 
 
 def _pool(frame: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[str], names: Sequence[str]) -> Tables:
-    """Tables of scores of summed counts, which have no interval."""
+    """Make tables of scores of summed counts, which have no interval."""
     pooled = scores.pool_counts(frame, task, scoring, by)
     ends = [pl.lit(None, dtype=pl.Float64).alias(end) for end in ("lower", "upper")]
     counts = pl.col("n_images", "n_subjects").cast(pl.Int64)
@@ -148,7 +148,7 @@ def _pool(frame: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[str], 
 
 
 def _find_mixed(frame: pl.DataFrame, by: Sequence[str]) -> list[str]:
-    """Columns that tell attacks apart, are not in `by`, and differ inside a group of it."""
+    """Return the columns that distinguish attacks, are not in `by`, and differ within a group of it."""
     identity = [name for name in ("attack", "settings", "norm") if name not in by]
     if not identity:
         return []
@@ -158,7 +158,7 @@ def _find_mixed(frame: pl.DataFrame, by: Sequence[str]) -> list[str]:
 
 
 def _rank(column: str, info: RunInfo) -> pl.Expr:
-    """Sort key: the order of the suite for names, the natural one for everything else."""
+    """Return a sort key: the order of the suite for names, the natural order for other columns."""
     if column == "class":
         known = list(info.task.classes)
     elif column == "model":

@@ -1,1 +1,1 @@
-"""How is it run? From missing cells to jobs, workers, attacked images and rows."""
+"""How is a suite run? From missing cells to jobs, workers, attacked images and rows."""

@@ -1,4 +1,4 @@
-"""Runs a suite: finds what is missing, has it computed, and writes it down. Torch stays in the workers."""
+"""Runs a suite: finds missing rows, has workers compute them, and records them. Only workers import torch."""
 
 from __future__ import annotations
 
@@ -34,28 +34,44 @@ def run(
     shard: int = 8,
     progress: Callable[[Event], None] = lambda event: None,
 ) -> Run:
-    """Run a suite, or what an earlier run in `out` left undone.
+    """Run a suite: train its models, attack them, and record one row per cell and image. An earlier run is resumed.
 
     Args:
-        suite: What to run.
-        out: The run directory; made if need be.
-        workers: Processes; 1 works in this one, which keeps the memory it frees from then on (`allocator`). More need
-            the caller's script to be importable (`if __name__ == "__main__":`).
-        device: Where models and images are put, such as "cuda".
-        shard: Images a unit of work; results do not depend on it.
-        progress: Told what has been done.
+        suite: The suite.
+        out: The run directory; created if it does not exist.
+        workers: Number of processes. 1 computes in the calling process; more require that the caller's script can be
+            imported (`if __name__ == "__main__":`).
+        device: Device of models and images, such as "cpu" or "cuda".
+        shard: Images per job of a worker; results do not depend on it.
+        progress: Called with an `Event` at each step of progress.
 
     Returns:
-        The finished run. Cells that failed are in its `failures`.
+        The finished run. Failures of models and cells are in its `failures`.
 
     Raises:
-        UserError: If the suite has a mistake that shows before anything is computed, or the run cannot go on; what
-            was finished before is kept.
+        UserError: If the suite has an error that is found before computing, or the run cannot continue; finished
+            rows are kept.
+
+    Cost:
+        The training of each model that is not cached, and the forwards and backwards that `advseg-bench plan` shows.
+
+    Example:
+        >>> import tempfile
+        >>> import advseg_bench as ab
+        >>> data = {"name": "phantom", "size": 16, "subjects": 3, "slices": 1}
+        >>> net = {"name": "net", "architecture": "monai.UNet", "settings": {"channels": [4, 4], "strides": [2]}}
+        >>> attack = {"name": "fgsm", "losses": ["dice"], "eps": ["4/255"]}
+        >>> training = {"epochs": 1, "floor": 0}
+        >>> suite = ab.Suite(name="tiny", data=data, models=[net], training=training, attacks=[attack])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = ab.run(suite, folder + "/run")
+        ...     run.rows.height, run.failures
+        (2, [])
     """
     out = Path(out)
     cells = plan(suite)
     start = Start(Context(suite, device))
-    with records.own(out), open_executor(workers, start, _tell_training(progress)) as executor:
+    with records.own(out), open_executor(workers, start, _report_training(progress)) as executor:
         progress(Event("load", "", 0, 1))
         here = call(executor, Describe())
         call(executor, Check())
@@ -73,7 +89,7 @@ def run(
     return Run(out)
 
 
-def _tell_training(progress: Callable[[Event], None]) -> Callable[[str, int, int], None]:
+def _report_training(progress: Callable[[Event], None]) -> Callable[[str, int, int], None]:
     return lambda model, done, total: progress(Event("train", model, done, total))
 
 
@@ -93,7 +109,7 @@ def _describe(suite: Suite, cells: Sequence[Cell], here: Description) -> dict[st
 
 
 def _compute(units: dict[str, list[Unit]], executor: Executor, recorder: Recorder) -> None:
-    """Train every model that still has something to do, and run its units as soon as it is there."""
+    """Train every model with missing rows, and run its units as soon as it is ready."""
     schedule = Schedule(units)
     for job, outcome in keep_busy(executor, schedule.next):
         match job:
@@ -105,7 +121,7 @@ def _compute(units: dict[str, list[Unit]], executor: Executor, recorder: Recorde
 
 
 def _remember_timings(suite: Suite, cells: Sequence[Cell], here: Description, recorder: Recorder) -> None:
-    """Keep what each model has cost that was run from the start, for `plan`."""
+    """Store the run time of each model that was run from the start, for `plan`."""
     for model in suite.models:
         cost = estimate(tuple(cell for cell in cells if cell.model == model.name))
         if model.name not in recorder.attack_seconds or cost is None:

@@ -1,4 +1,4 @@
-"""`ab.evaluate`: the harness on a model object and images in memory, with the rows, checks and tables of a suite."""
+"""`ab.evaluate`: the benchmark on model objects and images in memory, with the rows, checks and tables of a suite."""
 
 from __future__ import annotations
 
@@ -60,36 +60,52 @@ def evaluate(
     device: str | None = None,
     scoring: Scoring | None = None,
 ) -> Run:
-    """Attack and score models on images in memory, as a run of a suite does.
+    """Attack and score models on images in memory, with the same checks and rows as a run of a suite.
 
     Args:
-        model: Any `torch.nn.Module` from images (N, C, *S) to logits (N, K, *S), or several by name. Each is lent to
-            the attacks in eval mode, frozen, and put back as it was.
+        model: Any module or function from images (N, C, *S) to logits (N, K, *S), or a dictionary of several by name.
+            Each is frozen and in eval mode during the attacks, and restored afterwards.
         data: A data loader, whose items are batches; a data set of torch or MONAI, whose items are single images; or
             any iterable of batches. An item is an `ab.Batch`, a tuple (images, labels), or a dictionary.
-        attacks: Attack objects, or names of one's own -> attack objects.
-        task: As for `Batch.of`; left out where items are `ab.Batch`.
+        attacks: One attack object, several, or a dictionary of attack objects by name.
+        task: As for `Batch.of`; omit it if the items are `ab.Batch`.
         classes: As for `Batch.of`.
-        eps: One radius or several, in input units: 4/255 and not 4.
-        norm: "linf" or "l2".
-        draws: Repetitions of the attacks that are random.
-        ignore: Label value of pixels that do not count, such as 255.
-        bounds: Smallest and largest intensity of an image; from 0 to 1 by default.
-        keys: Of images and labels in dictionaries.
-        subject_key: Of the person that each image shows; by default each image counts as a subject of its own, so that
-            intervals speak of images.
-        seed: Of every random draw.
-        batch: Images a forward pass; a short batch is padded, so that an image's result has the same bits in any.
-        device: Where to run; by default where the model's parameters are.
-        scoring: Conventions of scores; the suites' usual ones by default.
+        eps: One radius or several, in input units: 4/255, not 4.
+        norm: Norm of the budget, "linf" or "l2".
+        draws: Number of repeats of random attacks.
+        ignore: Label value of pixels that are excluded from losses and scores, such as 255.
+        bounds: Smallest and largest intensity of an image; by default (0, 1).
+        keys: Keys of images and labels in dictionaries.
+        subject_key: Key of the subject of each image in dictionaries; by default each image is a separate subject, so
+            that confidence intervals are over images.
+        seed: Random seed of all attacks.
+        batch: Images per forward pass; a short batch is padded, so that an image gives the same bits in any batch.
+        device: Device to compute on; by default that of the model's parameters.
+        scoring: Scoring conventions; by default those of `Scoring()`.
 
     Returns:
-        A `Run` whose rows lie in memory: `rows`, `table`, `failures`; `advseg_bench.report.write_report(run, out)`
+        A `Run` with its rows in memory: `rows`, `table`, `failures`. `advseg_bench.report.write_report(run, out)`
         writes its report.
 
     Raises:
-        UserError: One line about data, models, attacks or radii that do not fit. An attack that fails later is in
-            `failures` and costs the others nothing.
+        UserError: If data, models, attacks or radii are invalid or incompatible; one line. An attack that raises later
+            is listed in `failures`, and the other attacks are not affected.
+
+    Cost:
+        Per batch and model 1 forward, 1 backward per loss of one-gradient attacks, the cost of every other attack,
+        and 1 forward per attack, radius and repeat.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> images = torch.linspace(0, 1, 256).reshape(1, 1, 16, 16)
+        >>> def model(x):
+        ...     return 20 * (x - 0.5)
+        >>> run = ab.evaluate(model, [(images, images > 0.5)], ab.attacks.FGSM(loss="bce"), task="binary", eps=8 / 255)
+        >>> for name, dice in run.table("dice", by="attack").select("attack", "mean").iter_rows():
+        ...     print(f"{name}: {dice:.3f}")
+        none: 1.000
+        fgsm: 0.938
     """
     models = _read_models(model)
     images = read_images(
@@ -106,9 +122,10 @@ def evaluate(
         check_fit(attack, images, budgets[0], arm.attack)
     work = _Work(images, make_dataset(images), arms, budgets, draws, seed, batch)
     devices = {name: device or _find_device(network) for name, network in models.items()}
-    told = [environment.describe_device(place) for place in devices.values()]
+    described = [environment.describe_device(place) for place in devices.values()]
     done = [_run_model(name, network, devices[name], work) for name, network in models.items()]
-    info = _describe_run(work, [cell for each in done for cell in each.cells], scoring or Scoring(), list(models), told)
+    cells = [cell for each in done for cell in each.cells]
+    info = _describe_run(work, cells, scoring or Scoring(), list(models), described)
     frame = pl.DataFrame([row for each in done for row in each.rows], schema=records.ROW_SCHEMA)
     failures = [asdict(failure) for each in done for failure in each.failures]
     return Run.from_rows(info, frame, {each.entry["name"]: each.entry for each in done}, failures)
@@ -116,7 +133,7 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What is done with each model."""
+    """Images, attacks and settings that are applied to each model."""
 
     images: Batch
     dataset: Dataset
@@ -129,7 +146,7 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What came of one model."""
+    """The results of one model."""
 
     entry: dict[str, Any]
     cells: list[Cell]
@@ -138,7 +155,7 @@ class _Done:
 
 
 def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done:
-    """Attack one model, which is put back as and where it was."""
+    """Attack one model; its state and device are restored afterwards."""
     home = _find_device(network)
     with lent(network), torch.inference_mode(False), torch.enable_grad():
         try:
@@ -162,14 +179,14 @@ def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done
 
 
 def _prepare(network: nn.Module, sample: torch.Tensor) -> Choice:
-    """A copy that costs less, if it agrees with the model; a function cannot be copied and is attacked as it is."""
+    """A cheaper copy of the model if it agrees with it; a function cannot be copied and is attacked itself."""
     if isinstance(network.model if isinstance(network, Segmenter) else network, FunctionModel):
         return Choice(network, (), math.nan, math.nan)
     return prepare_checked(network, sample, read_steps(Compute().prepare))
 
 
 def _find_device(network: nn.Module) -> str:
-    """Where a model's parameters are."""
+    """The device of a model's parameters."""
     return str(next((parameter.device for parameter in network.parameters()), torch.device("cpu")))
 
 
@@ -188,7 +205,7 @@ def _read_models(model: object) -> dict[str, nn.Module]:
 
 
 def _read_budgets(eps: object, norm: Norm, bounds: Bounds) -> list[Budget]:
-    """The budgets, each once."""
+    """The budgets, without duplicates."""
     given = list(eps) if isinstance(eps, Iterable) and not isinstance(eps, (str, torch.Tensor)) else [eps]
     budgets = [make_budget("evaluate", norm, value, bounds) for value in given]
     if not budgets:
@@ -199,7 +216,7 @@ def _read_budgets(eps: object, norm: Norm, bounds: Bounds) -> list[Budget]:
 
 
 def _name_arms(attacks: object, norm: Norm) -> dict[Arm, Attack]:
-    """Attack objects by what tells them apart in tables."""
+    """Attack objects by the arm that identifies them in tables."""
     listed = [attacks] if callable(attacks) else attacks
     if not isinstance(listed, Iterable) or isinstance(listed, str):
         raise SpecError(expected("evaluate", "a list of attacks, or attacks by name", attacks))
@@ -223,26 +240,26 @@ def _name_arms(attacks: object, norm: Norm) -> dict[Arm, Attack]:
 
 
 def _find_name(attack: Attack) -> str:
-    """The catalogue's name of an attack, or its own."""
+    """The name of an attack in the catalogue, or else its own name."""
     target = f"{type(attack).__module__}:{type(attack).__qualname__}"
     entries = catalogue.ATTACKS.items()
     return next((n for n, e in entries if target in (e.target, *e.variants.values())), name_of(attack))
 
 
 def _write_settings(name: str, attack: Attack) -> str:
-    """What was set on an attack beside its loss, where it is not the default, as canonical JSON."""
-    told: dict[str, Any] = {}
+    """The settings of an attack that differ from their defaults, without the loss, as canonical JSON."""
+    settings: dict[str, Any] = {}
     if isinstance(getattr(attack, "settings", None), Mapping):
-        told = dict(attack.settings)  # type: ignore[attr-defined]
+        settings = dict(attack.settings)  # type: ignore[attr-defined]
     elif is_dataclass(attack) and not isinstance(attack, type):
         given = {field.name: (getattr(attack, field.name), field.default) for field in fields(attack)}
-        told = {key: value for key, (value, default) in given.items() if key != "loss" and value is not default}
-        told = {key: value for key, value in told.items() if isinstance(value, torch.Tensor) or value != given[key][1]}
-    return json.dumps(told, sort_keys=True, default=lambda value: _write_value(name, value))
+        changed = {key: value for key, (value, default) in given.items() if key != "loss" and value is not default}
+        settings = {k: v for k, v in changed.items() if isinstance(v, torch.Tensor) or v != given[k][1]}
+    return json.dumps(settings, sort_keys=True, default=lambda value: _write_value(name, value))
 
 
 def _write_value(name: str, value: object) -> str:
-    """A setting that JSON lacks, by a name that is the same in every process."""
+    """Represent a setting that JSON cannot by a name that is the same in every process."""
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}:{value.__qualname__}"
     what = "settings that are numbers, strings, booleans, lists of them, or functions"
@@ -274,7 +291,7 @@ def _describe_model(name: str, model: nn.Module) -> dict[str, Any]:
 def _describe_run(
     work: _Work, cells: Sequence[Cell], scoring: Scoring, names: Sequence[str], devices: Sequence[str]
 ) -> dict[str, Any]:
-    """What `run.json` holds of a run of a suite, of this one."""
+    """The content of `run.json`, as for a run of a suite."""
     dataset, images = work.dataset, work.images
     libraries = environment.describe_libraries() | {"device": ", ".join(dict.fromkeys(devices))}
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Where jobs run: in this process, or in worker processes. Results do not depend on the choice."""
+"""Executors run jobs in this process or in worker processes. Results do not depend on the choice."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ J = TypeVar("J", bound=Train | RunUnit | MakePanels)
 
 
 class Executor(Protocol):
-    """Runs jobs on workers. This is what to implement for another place to run, such as a cluster.
+    """Runs jobs on workers. Implement this protocol to run elsewhere, such as on a cluster.
 
-    A class that implements it is made by a context manager like `open_executor`, which is given a picklable
-    `StartWorker`, and calls it once in each place where jobs are to run. It guarantees:
+    An implementation is created by a context manager like `open_executor`, which receives a picklable `StartWorker`
+    and calls it once in each process that runs jobs. It guarantees:
 
-    - A worker lives as long as the executor and does one job at a time: it keeps data and a model between jobs.
-    - Every job that was submitted is returned by `wait` exactly once. No result depends on which worker did it; but
-      the job that is submitted next should go to the worker whose job `wait` returned last, since it has the model.
-    - A job that raises is an `Outcome` with an error (`outcomes.attempt` makes it) and harms no other job.
-    - A worker that is lost with its job is a `WorkerError` from `submit` or `wait`: the run ends, and can be resumed.
+    - A worker lives as long as the executor and runs one job at a time. It keeps data and a model between jobs.
+    - `wait` returns every submitted job exactly once. No result depends on which worker ran it, but the next job should
+      go to the worker whose job `wait` returned last, since that worker has the model in memory.
+    - A job that raises becomes an `Outcome` with an error (see `outcomes.attempt`) and does not affect other jobs.
+    - If a worker process dies, `submit` or `wait` raises `WorkerError`: the run ends, and can be resumed.
     - `emit` is called in the thread that calls `submit` and `wait`.
-    - When the context manager ends, nothing is left behind. If it ends by an error, Ctrl-C among them, it waits for no
-      job.
+    - When the context manager exits, no process is left. If it exits by an error, including Ctrl-C, it does not wait
+      for unfinished jobs.
     """
 
     @property
     def capacity(self) -> int:
-        """How many jobs can be under way; callers submit no more."""
+        """Largest number of jobs in progress at a time; callers submit no more."""
         ...
 
     def submit(self, job: Job[Any]) -> None:
@@ -41,18 +41,18 @@ class Executor(Protocol):
         ...
 
     def wait(self) -> tuple[Job[Any], Outcome[Any]]:
-        """Wait until a job has ended; return it and how it ended. There must be one under way."""
+        """Wait until a job has ended; return it with its outcome. At least one job must be in progress."""
         ...
 
 
 @contextmanager
 def open_executor(workers: int, start_worker: StartWorker, emit: Emit) -> Iterator[Executor]:
-    """Provide an executor and leave nothing behind.
+    """Open an executor, and shut it down on exit.
 
     Args:
-        workers: 1 runs the jobs in this process; more start so many processes.
-        start_worker: Called once in each process that is to run jobs.
-        emit: Called in this thread with what workers tell of their progress.
+        workers: Number of worker processes; 1 runs the jobs in this process.
+        start_worker: Called once in each process that runs jobs.
+        emit: Called in this thread with the training progress that workers report.
     """
     if workers == 1:
         yield InProcess(start(start_worker, emit))
@@ -62,7 +62,7 @@ def open_executor(workers: int, start_worker: StartWorker, emit: Emit) -> Iterat
 
 
 class InProcess:
-    """An `Executor` that does each job when it is submitted."""
+    """An `Executor` that runs each job in this process when it is submitted."""
 
     capacity = 1
 
@@ -71,16 +71,16 @@ class InProcess:
         self._ended: deque[tuple[Job[Any], Outcome[Any]]] = deque()
 
     def submit(self, job: Job[Any]) -> None:
-        """Do a job."""
+        """Run a job."""
         self._ended.append((job, attempt(self._do, job)))
 
     def wait(self) -> tuple[Job[Any], Outcome[Any]]:
-        """Return the job that was done."""
+        """Return the oldest finished job with its outcome."""
         return self._ended.popleft()
 
 
 def call(executor: Executor, job: Job[R]) -> R:
-    """Run one job while nothing else is under way, and return its result.
+    """Run one job while no other is in progress, and return its result.
 
     Raises:
         UserError, JobError: If the job failed.
@@ -94,12 +94,12 @@ def keep_busy(executor: Executor, choose: Callable[[str], J | None]) -> Iterator
     """Run jobs on all workers until there are none left.
 
     Args:
-        executor: With no job under way.
-        choose: Returns the next job, or None if there is none for the moment. It is given the model that the free
-            worker has in memory, "" for none, and is asked again whenever a job has ended.
+        executor: An executor with no job in progress.
+        choose: Returns the next job, or None if no job is available yet. It is called with the model that the free
+            worker has in memory, "" for none, and is called again whenever a job has ended.
 
     Yields:
-        Each job and how it ended; what the caller learns from it may decide what `choose` returns next.
+        Each job with its outcome, before `choose` is called again.
     """
     running, held = 0, ""
     while True:

@@ -1,4 +1,4 @@
-"""Ctrl-C while there are worker processes: none is lost, and none comes at a bad moment."""
+"""Handles Ctrl-C (SIGINT) while worker processes exist: it is neither lost nor raised at an unsafe moment."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from multiprocessing import resource_tracker
 
 @contextmanager
 def interrupts_noted(react: Callable[[], None]) -> Iterator[None]:
-    """Have Ctrl-C call `react`, and raise it when all inside is tidied up.
+    """Call `react` on Ctrl-C, and raise `KeyboardInterrupt` only after the code inside has cleaned up.
 
-    Raised at once it could come while a worker is being started or ended, or in a destructor, which would swallow it.
-    Only the main thread is ever interrupted, and a caller's own way with Ctrl-C is left alone.
+    Raised immediately, it could occur while a worker starts or ends, or in a destructor, which would swallow it. Does
+    nothing outside the main thread, or if the caller has installed another handler of SIGINT.
     """
     main = threading.current_thread() is threading.main_thread()
     if not (main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
@@ -37,8 +37,8 @@ def interrupts_noted(react: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def interrupts_blocked() -> Iterator[None]:
-    """Start processes inside: they never hear Ctrl-C. This one hears it here or, if it has no other thread, later."""
-    resource_tracker.ensure_running()  # the first process that is spawned starts it, which would end the blocking
+    """Mask SIGINT in processes started inside. This process receives it in another thread, or at the end."""
+    resource_tracker.ensure_running()  # otherwise the first spawned process starts it, which unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

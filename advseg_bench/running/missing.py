@@ -1,4 +1,4 @@
-"""Which rows a run still lacks, as units of work."""
+"""Finds the missing rows of a run, as units of work."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from advseg_bench.suite.cells import Cell
 def find_missing(
     cells: Iterable[Cell], images: Mapping[str, int], have: Collection[tuple[str, str]], shard: int
 ) -> dict[str, list[Unit]]:
-    """Find the rows that are not there yet: images that lack the same cells, a shard at a time.
+    """Find the missing rows, grouped into units of images that lack the same cells.
 
     Args:
-        cells: Of the run; skipped ones get no rows.
+        cells: Cells of the run; skipped ones have no rows.
         images: Test image -> position in the data set, in the order in which images are attacked.
-        have: (cell, image) of each row that is there; a set.
-        shard: Most images of a unit.
+        have: Set of (cell, image) of the existing rows.
+        shard: Largest number of images per unit.
 
     Returns:
-        Model -> its units, in the order of the cells. A model that lacks nothing is left out.
+        Model -> its units, in the order of the cells. A model without missing rows is omitted.
     """
     wanted: dict[str, list[Cell]] = {}
     for cell in cells:

@@ -1,4 +1,4 @@
-"""How a job ended, in a form that one process can send to another."""
+"""Outcomes of jobs: a value or an error, in a form that can be sent between processes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from advseg_bench.running.work import Emit, Job
 R = TypeVar("R")
 
 Do = Callable[[Job[Any]], Any]
-"""What a worker is to an executor: a function that does a job and returns its result."""
+"""A worker as seen by an executor: a function that runs a job and returns its result."""
 
 StartWorker = Callable[[Emit], Do]
-"""Makes a worker in the process that calls it. Picklable, so that it can be sent there."""
+"""Creates a worker in the calling process. Picklable, so that it can be sent to a process."""
 
 
 class JobError(Exception):
-    """A job raised something that is not the user's to correct; the message names its type."""
+    """A job raised an exception that is not a `UserError`; the message names its type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[R]):
-    """What a job returned, or why it failed.
+    """The return value of a job, or the error it raised.
 
     Attributes:
-        value: What it returned; None if it failed.
-        error: Why it failed, or None: one of the errors of `advseg_bench.errors`, or a `JobError`.
+        value: Return value; None if the job failed.
+        error: An error of `advseg_bench.errors` or a `JobError`; None if the job succeeded.
     """
 
     value: R | None = None
@@ -47,7 +47,7 @@ class Outcome(Generic[R]):
 
 
 def attempt(do: Do, job: Job[R]) -> Outcome[R]:
-    """Do a job. Whatever it raises, the outcome can be pickled if the job's value can."""
+    """Run a job and return its outcome, which can be pickled if the job's value can."""
     try:
         return Outcome(do(job))
     except (Exception, SystemExit) as error:
@@ -55,7 +55,7 @@ def attempt(do: Do, job: Job[R]) -> Outcome[R]:
 
 
 def start(start_worker: StartWorker, emit: Emit) -> Do:
-    """Make a worker. If that fails, each job that it is given fails for that reason."""
+    """Create a worker. If that fails, every job submitted to it fails with the same error."""
     try:
         return start_worker(emit)
     except (Exception, SystemExit) as error:
@@ -68,9 +68,9 @@ def start(start_worker: StartWorker, emit: Emit) -> Do:
 
 
 def reword(error: BaseException) -> UserError | JobError:
-    """Return the package's own errors as they are, and say in words what foreign code raised: it may not be picklable.
+    """Return the package's errors unchanged, and others as a `JobError`, since they may not be picklable.
 
-    The traceback is in the notes of a `JobError`.
+    The notes of a `JobError` contain the traceback.
     """
     if isinstance(error, JobError):
         return error

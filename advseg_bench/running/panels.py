@@ -1,4 +1,4 @@
-"""The images behind the cases that a report shows, kept as files of the run."""
+"""Stores the images of the cases that a report shows in the run directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from advseg_bench.running.work import MakePanels, PanelSpec
 from advseg_bench.suite.cells import Cell
 
 Wanted = dict[Path, PanelSpec]
-"""Files to be made, and what is in them."""
+"""Files to create, and their content."""
 
 
 @timed("pictures of cases")
@@ -27,17 +27,17 @@ def draw_panels(
     executor: Executor,
     show: Callable[[str, int, int], None],
 ) -> None:
-    """Keep the images of each model's best and worst case, the worst at several budgets; remove those of other rows.
+    """Store the images of each model's best and worst case, the worst at several budgets; remove outdated files.
 
     Args:
         out: The run directory, with its rows.
-        cells: Of the run.
+        cells: Cells of the run.
         images: Test image -> position in the data set.
-        executor: With no job under way.
-        show: Told a model's name, how many panels are there, and of how many that were missing.
+        executor: An executor with no job in progress.
+        show: Called with the name of a model, the number of panels done, and the number of panels to create.
 
     Raises:
-        RecordError: If a model is not the one which the run's rows were made with.
+        RecordError: If the weights of a model differ from those of the run's rows.
     """
     missing = _find_missing(out / "panels", find_extremes(Run(out)), {cell.id: cell for cell in cells}, images)
     done, total = 0, sum(map(len, missing.values()))
@@ -54,9 +54,9 @@ def draw_panels(
 def _find_missing(
     folder: Path, cases: Iterable[Extreme], cells: Mapping[str, Cell], images: Mapping[str, int]
 ) -> dict[str, Wanted]:
-    """Find the panels that are not there yet, for each model; remove those of no case.
+    """Find the missing panels of each model; remove files that belong to no case.
 
-    The name of a file covers its content, so that a panel of other rows is never taken for this one.
+    File names contain a hash of the content, so that a panel of other rows is never reused.
     """
     stale, missing = {*folder.glob("*.npz")}, dict[str, Wanted]()
     for case in cases:

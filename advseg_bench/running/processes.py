@@ -1,4 +1,4 @@
-"""Worker processes, each with a pipe of its own. They die with their parent, and only the parent hears Ctrl-C."""
+"""Worker processes, each with its own pipe. They ignore SIGINT and exit with their parent."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from advseg_bench.running.outcomes import Outcome, StartWorker, attempt, reword,
 from advseg_bench.running.work import Emit, Job
 
 LOST = (EOFError, OSError)
-"""What a pipe raises whose other end is gone, be it in the middle of a message."""
+"""Exceptions of a pipe whose other end is closed, even in the middle of a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a worker process sends when a job has ended: how, and where its time went if that is measured."""
+    """Message of a worker process after a job: the outcome, and measured times if profiling is on."""
 
     outcome: Outcome[Any]
     spent: dict[str, float]
@@ -38,7 +38,7 @@ class _Answer:
 
 @dataclass(slots=True, eq=False)
 class _Process:
-    """A worker process as its parent sees it: this end of the pipe, and the job that it is at."""
+    """A worker process in its parent: the parent's end of the pipe, and the current job."""
 
     process: SpawnProcess
     pipe: Connection
@@ -48,7 +48,7 @@ class _Process:
 class Processes:
     """An `Executor` of worker processes; opened by `open_processes`.
 
-    The next job goes to the worker whose job `wait` returned last. All is done in the thread of the caller.
+    The next job goes to the worker whose job `wait` returned last. Everything runs in the thread of the caller.
     """
 
     def __init__(self, emit: Emit) -> None:
@@ -60,26 +60,26 @@ class Processes:
 
     @property
     def capacity(self) -> int:
-        """How many workers there are."""
+        """Number of workers."""
         return len(self._all)
 
     def submit(self, job: Job[Any]) -> None:
-        """Send a job to a worker that is free.
+        """Send a job to an idle worker.
 
         Raises:
             WorkerError: If that worker has died.
         """
-        assert self._idle, "no job waits for a worker"
+        assert self._idle, "callers submit at most `capacity` jobs"
         worker = self._idle.pop()
         worker.job = job
-        with _deaths_told():
+        with _deaths_reported():
             worker.pipe.send(job)
 
     def wait(self) -> tuple[Job[Any], Outcome[Any]]:
-        """Wait until a job has ended; return it and how it ended. Progress is passed on meanwhile.
+        """Wait until a job has ended; return it with its outcome. Progress is passed to `emit` while waiting.
 
         Raises:
-            WorkerError: If a worker has died, at work or not.
+            WorkerError: If a worker has died, busy or idle.
         """
         with profiling.span(profiling.WAITING):
             while not self._ended:
@@ -102,22 +102,22 @@ class Processes:
         self._idle.append(self._all[-1])
 
     def kill(self) -> None:
-        """Kill all workers, so that nothing waits for what they would have returned."""
+        """Kill all workers, so that `close` does not wait for their jobs."""
         self.killed = True
         for worker in self._all:
             worker.process.kill()
 
     def close(self) -> None:
-        """Have the workers end, which they do when they see the end of the pipe, and wait until they have."""
+        """Close the pipes, upon which workers exit, and wait for them."""
         for worker in self._all:
             worker.pipe.close()
         for worker in self._all:
             worker.process.join()
 
     def _listen(self) -> None:
-        """Take one message from each worker that has sent any; wait for the first."""
+        """Receive one message from each worker that has sent one; wait until there is at least one."""
         ready = wait_for([worker.pipe for worker in self._all])
-        with _deaths_told():
+        with _deaths_reported():
             messages = [(worker, worker.pipe.recv()) for worker in self._all if worker.pipe in ready]
         for worker, message in messages:
             if isinstance(message, _Answer):
@@ -128,7 +128,7 @@ class Processes:
 
 @contextmanager
 def open_processes(workers: int, start_worker: StartWorker, emit: Emit) -> Iterator[Processes]:
-    """Provide worker processes and leave none behind. What they have not returned when an error comes is lost."""
+    """Open worker processes, and end them on exit. After an error, unfinished jobs are lost."""
     pool = Processes(emit)
     with interrupts_noted(pool.kill):
         try:
@@ -139,30 +139,30 @@ def open_processes(workers: int, start_worker: StartWorker, emit: Emit) -> Itera
                 raise KeyboardInterrupt
             yield pool
         except BaseException:
-            pool.kill()  # a run that ends early must not wait for a training
+            pool.kill()  # do not wait for a training
             raise
         finally:
             pool.close()
 
 
 @contextmanager
-def _deaths_told() -> Iterator[None]:
+def _deaths_reported() -> Iterator[None]:
     try:
         yield
     except LOST:
         raise WorkerError(
-            "A worker process was killed, probably for lack of memory. What was finished is kept: "
-            "run the same command again with fewer --workers."
+            "A worker process was killed, probably because memory ran out. Finished rows are kept. "
+            "Run the same command again with fewer --workers."
         ) from None
 
 
 def _serve(pipe: Connection, start_worker: StartWorker) -> None:
-    """Be a worker process: do the jobs that come through the pipe, until it ends."""
+    """Main function of a worker process: run the jobs from the pipe until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     profiling.start_in_worker()
     do = start(start_worker, lambda *progress: pipe.send(progress))
-    gc.freeze()  # what is there now stays, and is not looked through for garbage again and again
+    gc.freeze()  # exclude objects that exist now from garbage collection: they stay alive
     while True:
         try:
             job = pipe.recv()
@@ -173,8 +173,8 @@ def _serve(pipe: Connection, start_worker: StartWorker) -> None:
             pipe.send(_Answer(outcome, spent))
         except Exception as error:  # it cannot be pickled
             pipe.send(_Answer(Outcome(error=reword(error)), spent))
-    # The one use of what Python does not document: after its own tidying up the process ends here, and does not
-    # unload its libraries or wait for threads that foreign code has left running.
+    # Undocumented in Python: after its own clean-up the process exits here, without unloading libraries or waiting
+    # for threads that third-party code left running.
     util.Finalize(None, _leave, exitpriority=-100)
 
 

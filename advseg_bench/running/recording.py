@@ -1,4 +1,4 @@
-"""Writes down what workers return, and says how far the run has come."""
+"""Records what workers return, and reports the progress of the run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from advseg_bench.running.work import Failure, Unit, UnitResult
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something to show: a model's training, or the run's attacks, has come so far.
+    """Progress of a run.
 
     Attributes:
-        stage: What is being done; "ready" is the end of a model's training.
-        what: A model's name, or "".
-        done: Epochs, rows or panels.
-        total: Of so many.
+        stage: Current stage; "ready" is the end of a model's training.
+        what: Name of the model, or "".
+        done: Number of epochs, rows or panels done.
+        total: Total number of them.
     """
 
     stage: Literal["load", "train", "ready", "attack", "panels"]
@@ -34,15 +34,15 @@ class Event:
 
 
 class Recorder:
-    """Writes the models and rows of a run, and notes its failures and times.
+    """Writes the models and rows of a run, and collects failures and times.
 
-    A model or an attack at fault costs the others nothing. A full disk ends the run: every method that writes raises
-    `RecordError` then, also if it was a worker that could not write.
+    A failed model or attack does not affect the others. A full disk ends the run: every method that writes raises
+    `RecordError` then, even if a worker could not write.
 
     Args:
         out: The run directory.
-        total: Rows that are missing.
-        show: Told of each model and each unit.
+        total: Number of missing rows.
+        show: Called after each model and each unit.
     """
 
     def __init__(self, out: Path, total: int, show: Callable[[Event], None]) -> None:
@@ -53,10 +53,10 @@ class Recorder:
         self._done = 0
 
     def record_model(self, name: str, outcome: Outcome[dict[str, Any]]) -> bool:
-        """Write a model's entry.
+        """Write the entry of a model, or note its failure.
 
         Returns:
-            False if the model failed, which is noted.
+            Whether the model is ready.
         """
         try:
             info = outcome.result()
@@ -73,7 +73,7 @@ class Recorder:
         return True
 
     def record_unit(self, unit: Unit, outcome: Outcome[UnitResult]) -> None:
-        """Write a unit's rows and note what failed in it."""
+        """Write the rows of a unit and note its failures."""
         self._done += unit.rows
         try:
             result = outcome.result()
@@ -88,7 +88,7 @@ class Recorder:
         self._show(Event("attack", unit.model, self._done, self._total))
 
     def write_failures(self, models: Sequence[str]) -> None:
-        """Write what failed, in the order of the models; on a full disk nothing, for that error has been raised."""
+        """Write the failures in the order of the models; nothing on a full disk, whose error is raised elsewhere."""
         ordered = sorted(self.failures, key=lambda failure: models.index(failure.model))
         with suppress(RecordError):
             write_json(self._out / "failures.json", [asdict(failure) for failure in ordered])
@@ -101,19 +101,19 @@ class Recorder:
 
 
 def check_weights(out: Path, model: str, digest: str) -> None:
-    """Refuse a model that is not the one which the run's rows were made with.
+    """Check that a model has the weights with which the run's rows were computed.
 
     Raises:
-        RecordError: If its weights have another digest than those of the record.
+        RecordError: If the digest of its weights differs from the recorded one.
     """
     path = _entry_of(out, model)
     if records.read_model(path)["weights_sha256"] != digest:
         raise RecordError(
-            f"{path}: the run's rows were made with other weights of model {model}. "
-            "Restore the weights file or the cached model, or start again in a new --out."
+            f"{path}: the run's rows were computed with other weights of model {model}. "
+            "Restore the weights file or the cached model, or start a new run with another --out."
         )
 
 
 def _entry_of(out: Path, model: str) -> Path:
-    """Where a model is described."""
+    """The file that describes a model."""
     return out / "models" / f"{model}.json"

@@ -1,4 +1,4 @@
-"""Rows: what is written down of one cell on each image of a batch, columns as in `results.records.ROW_SCHEMA`."""
+"""Creates rows, one per cell and image of a batch, with the columns of `results.records.ROW_SCHEMA`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def make_rows(
     """Return one row for each of the first `n` images of a batch; the others are padding.
 
     Args:
-        cell: What was run.
-        batch: On what.
-        n: Images without padding.
-        dataset: The data set's name.
-        moves: How far each scored image is from the clean one.
-        flags: What was wrong with each image's result.
-        passes: What the attack asked of the model for each image; None if that is not known exactly.
-        counts: Pixels of each image and class.
+        cell: The cell.
+        batch: The images.
+        n: Number of images without padding.
+        dataset: Name of the data set.
+        moves: Distance of each scored image from the clean one.
+        flags: Flags of each image's result.
+        passes: Forwards and backwards of the attack for each image; None if they are not known exactly.
+        counts: Pixel counts of each image and class.
     """
     arm = cell.arm
     fixed = {

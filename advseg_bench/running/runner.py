@@ -1,4 +1,4 @@
-"""Work unit -> rows: the images of a unit, batch by batch, in front of its model (`scene.Scene`)."""
+"""Runs a unit of work: attacks and scores its images batch by batch (`scene.Scene`), and returns rows."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from advseg_bench.suite.cells import CLEAN, Arm, Cell
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What all units of a run share.
+    """Settings that all units of a run share.
 
     Attributes:
-        seed: Of the suite.
-        batch: Images a forward pass; a short batch is padded by repeating images, and the padding is cut off, so
+        seed: Seed of the suite.
+        batch: Images per forward pass; a short batch is padded by repeating images, and the padding is discarded, so
             that an image's result has the same bits in every unit.
-        device: Where models and images are put.
+        device: Device of models and images.
     """
 
     seed: int
@@ -46,20 +46,22 @@ def run_unit(
     attacked: nn.Module | None = None,
     attacks: Mapping[str, Attack] | None = None,
 ) -> tuple[list[Row], list[Failure]]:
-    """Attack and score some images.
+    """Attack and score the images of a unit.
 
     Args:
         unit: Images and cells.
-        model: Logits from images; it is frozen and put into eval mode here.
-        dataset: Where the images are.
+        model: Maps images (N, C, *S) to logits (N, K, *S); it is frozen and set to eval mode here.
+        dataset: The data set of the images.
         conditions: Compute batch, seed, device.
-        attacked: What attacks are given instead of the model, such as a prepared copy; scores are the model's own.
-        attacks: Id of each cell but the clean one -> its attack; loaded by the names of the cells if None.
+        attacked: The model that is attacked, such as a prepared copy; by default `model`, which computes all scores.
+        attacks: Id of each attacked cell -> its attack; by default loaded by name.
 
     Returns:
-        Rows of `records.ROW_SCHEMA`, and what failed. Cost per batch: 1 forward, a backward per loss of one-gradient
-        attacks, each other attack's own cost, and a forward per cell; a forward more if the copy that attacks are given
-        does not have every bit of the model's logits.
+        Rows of `records.ROW_SCHEMA`, and failures.
+
+    Cost:
+        Per batch 1 forward, 1 backward per loss of one-gradient attacks, the cost of every other attack, and 1 forward
+        per cell; 1 more forward if the logits of the attacked copy are not bit-equal to those of the model.
     """
     model.to(conditions.device).eval().requires_grad_(False)
     failures: list[Failure] = []
@@ -86,23 +88,23 @@ def attack_one(
     conditions: Conditions,
     attacked: nn.Module | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return the images behind rows of one image, for the report: clean, attacked, truth and predictions.
+    """Return the arrays of one image for the report: clean and attacked images, ground truth and predictions.
 
     Args:
-        cells: E cells of one attack with one loss and settings, such as the budgets of a sweep.
-        index: The image's position in the data set.
-        model: Logits from images; it is frozen and put into eval mode here.
-        dataset: Where the image is.
+        cells: E cells of one arm, such as the radii of a sweep.
+        index: Position of the image in the data set.
+        model: Maps images (N, C, *S) to logits (N, K, *S); it is frozen and set to eval mode here.
+        dataset: The data set of the image.
         conditions: Compute batch, seed, device.
-        attacked: As `run_unit` takes it.
+        attacked: As for `run_unit`.
 
     Returns:
         Arrays `x` float32 (C, *S), `x_adv` float32 (E, C, *S), `truth` and `clean` bool (K, *S), `attacked` bool (E, K,
-        *S); the bits that were scored.
+        *S), bit-equal to those that were scored.
 
     Cost:
-        1 forward and, for a one-gradient attack, 1 backward for all cells; each other attack's own cost, and a forward,
-        per cell.
+        1 forward, and for a one-gradient attack 1 backward, for all cells; per cell the cost of any other attack, and
+        1 forward.
     """
     model.to(conditions.device).eval().requires_grad_(False)
     batch = move_batch(dataset.batch([index] * conditions.batch), conditions.device)
@@ -127,7 +129,7 @@ def attack_one(
 
 
 def _load_attacks(unit: Unit, dataset: Dataset) -> tuple[dict[str, Attack], list[Failure]]:
-    """Build every cell's attack; cells of equal settings share one object."""
+    """Build the attack of every cell; cells of one arm share one object."""
     built: dict[Arm, Attack] = {}
     attacks: dict[str, Attack] = {}
     failures = []

@@ -1,8 +1,8 @@
-"""One batch in front of one model: every cell's attack, its checked result, its score.
+"""Attacks one batch on one model: runs the attack of every cell, checks its result, and scores it.
 
-One clean forward is shared by everything, one backward per loss by all budgets, and one forward per result scores it.
-No attack is trusted: every result is measured in float64, what it broke is recorded, it is brought back into bounds
-and budget, and only that is scored.
+All cells share one clean forward, and all budgets one backward per loss; one forward scores each result. Attacks are
+not trusted: every result is measured in float64, violations are recorded as flags, and the image is projected onto
+bounds and budget before it is scored.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from advseg_bench.types import Budget, Traits
 
 
 class Scene:
-    """One batch in front of one model, with everything its cells share.
+    """One batch and one model, with everything that the cells share.
 
     Args:
-        model: Scores; frozen, in eval mode, on the batch's device.
-        guard: Of the model that attacks are given, which may be a prepared copy.
+        model: The model that computes scores; frozen, in eval mode, on the batch's device.
+        guard: Guard of the model that is attacked, which may be a prepared copy.
         batch: Images and labels, padded to the compute batch.
-        dataset: The data set's name.
-        n: Images without padding.
-        seed: Of the suite.
+        dataset: Name of the data set.
+        n: Number of images without padding.
+        seed: Seed of the suite.
     """
 
     def __init__(self, model: nn.Module, guard: ModelGuard, batch: Batch, *, dataset: str, n: int, seed: int) -> None:
@@ -49,14 +49,18 @@ class Scene:
         self.thorough, self.changed = True, False
 
     def attack_and_score(self, cells: Sequence[Cell], attacks: Mapping[str, Attack]) -> tuple[list[Row], list[Failure]]:
-        """Run all cells; a cell that raises is a failure and costs no other cell its result.
+        """Run all cells; a cell that raises becomes a failure and does not affect the others.
 
-        The model's values are compared once, at the end; if one was changed that no write counter told of, all cells
-        are run again with a comparison after each, so that the change is laid to its cell and affects no other.
+        The model's values are compared once, at the end. If a value changed without changing its write counter, all
+        cells are run again with a comparison after each, so that the change is attributed to its cell and affects no
+        other.
 
         Args:
-            cells: Those to run, the clean one among them or not.
-            attacks: Id of each cell but the clean one -> its attack.
+            cells: Cells to run, with or without the clean one.
+            attacks: Id of each attacked cell -> its attack.
+
+        Returns:
+            Rows of `records.ROW_SCHEMA`, and failures.
         """
         self.thorough = False
         done = self._run_cells(cells, attacks)
@@ -102,14 +106,14 @@ class Scene:
 
     @timed("scoring: forwards")
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, without a graph."""
+        """Return the logits of the scoring model, without a graph."""
         with torch.no_grad():
             logits: Tensor = self.model(x)
         return logits
 
     @timed("attack: losses and steps")
     def look(self, attacks: Sequence[Attack]) -> tuple[Tensor, SharedGradients]:
-        """Return clean logits, and what one-gradient attacks share; both of one forward if they can be."""
+        """Return clean logits, and the gradients that one-gradient attacks share; from one forward if possible."""
         shared = SharedGradients(self.attacked, self.batch, attacks)
         logits = shared.logits
         return self.forward(self.batch.x) if logits is None or not self.exact else logits, shared
@@ -118,22 +122,21 @@ class Scene:
     def perturb(self, cell: Cell, attack: Attack, shared: SharedGradients) -> tuple[Checked, Passes | None]:
         """Run one attack and check its result.
 
-        The attack gets a copy of images and labels: neither what is scored against nor what other attacks see can
-        be changed by it.
+        The attack gets a copy of images and labels, so that it cannot change the ground truth or the input of others.
 
         Returns:
-            The images inside bounds and budget with the flags of each, and what the attack asked of the model for each
-            image, None if that is not known exactly.
+            The images within bounds and budget with the flags of each, and the forwards and backwards of the attack
+            for each image, None if they are not known exactly.
         """
         budget, x, traits = Budget(cell.arm.norm, cell.eps), self.batch.x, traits_of(attack)
         lent = copy_batch(self.batch)
         generators = image_generators(self.seed, cell.id, self.batch.images)
-        passes: Passes | None = [(1, 1)] * len(x)  # of an attack that shares its gradient, had it been alone
+        passes: Passes | None = [(1, 1)] * len(x)  # of a one-gradient attack, as if it ran alone
         if is_shared(attack):
             x_adv: object = attack.step(lent, shared.of(attack), budget, generators)
         else:
             counted = Counter(self.attacked).count(len(x), cell.max_forwards)
-            with counted as tally, torch.enable_grad():  # a mode that it leaves behind ends here
+            with counted as tally, torch.enable_grad():  # ends a grad mode that the attack may leave behind
                 x_adv = attack(self.attacked, lent, budget=budget, generators=generators)
             passes = tally.per_image()
         found = check_form(x_adv, self.batch, cell.arm.attack)
@@ -157,7 +160,7 @@ def _inspect(x_adv: Tensor, batch: Batch, budget: Budget, traits: Traits) -> Che
 
 
 def _flag_costs(stated: Traits, passes: Passes, flags: list[set[str]]) -> None:
-    """Flag the images for which an attack asked more of the model than it says."""
+    """Flag the images for which an attack used more passes than its traits state."""
     for names, (forwards, backwards) in zip(flags, passes, strict=True):
         pairs = ((forwards, stated.forwards), (backwards, stated.backwards))
         if any(most is not None and found > most for found, most in pairs):
@@ -165,9 +168,9 @@ def _flag_costs(stated: Traits, passes: Passes, flags: list[set[str]]) -> None:
 
 
 def _flag_misses(attack: Attack, attacked: Tensor, clean: Tensor, batch: Batch, flags: list[set[str]]) -> None:
-    """Flag the images on which an attack that stops at success did not have it, by the scored images' logits."""
-    tell = getattr(attack, "reached", None)
-    reached = tell(attacked, clean, batch) if tell is not None else None
+    """Flag the images on which a success-gated attack did not succeed, by the logits of the scored images."""
+    criterion = getattr(attack, "reached", None)
+    reached = criterion(attacked, clean, batch) if criterion is not None else None
     if reached is not None:
         for names, success in zip(flags, reached.tolist(), strict=True):
             names |= set() if success else {"not_reached"}

@@ -1,4 +1,4 @@
-"""Which job comes next: every unit once, after its model is there, and rather where that model is already loaded."""
+"""Chooses the next job: every unit once, after its model is ready, preferably where the model is loaded."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from advseg_bench.running.work import RunUnit, Train, Unit
 
 
 class Schedule:
-    """The order of a run's jobs. It knows no executor and no results: it is asked, and told how trainings ended.
+    """The order of a run's jobs. It is independent of executors and results; callers report when trainings end.
 
-    A worker keeps one model in memory. It goes on with that model while there are units of it, then takes a model
-    that nobody has begun, and only then helps with the model that has most left.
+    A worker keeps one model in memory. It continues with that model while units of it are left, then takes a model
+    that no worker has started, and then helps with the model that has most units left.
 
     Args:
-        units: Model -> units of work, in the order in which they should be done.
+        units: Model -> units of work, in the order in which they should run.
     """
 
     def __init__(self, units: Mapping[str, Sequence[Unit]]) -> None:
@@ -30,7 +30,7 @@ class Schedule:
             held: The model that the free worker has in memory, "" for none.
 
         Returns:
-            A job that is not handed out again, or None if there is nothing to do until a training ends.
+            A job, each exactly once, or None if none is available until a training ends.
         """
         if not self._ready.get(held):
             if self._not_begun:
@@ -40,9 +40,9 @@ class Schedule:
         return RunUnit(left.popleft()) if left else None
 
     def ready(self, model: str) -> None:
-        """Release a model's units: it has been trained."""
+        """Release the units of a model that has been trained."""
         self._ready[model] = self._not_ready.pop(model)
 
     def failed(self, model: str) -> None:
-        """Drop a model's units: it could not be trained."""
+        """Drop the units of a model that could not be trained."""
         del self._not_ready[model]

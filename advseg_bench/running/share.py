@@ -1,4 +1,4 @@
-"""Who shares a gradient: attacks that need one gradient at the clean image share its forward, and some its backward."""
+"""Shares gradients: attacks that need one gradient at the clean image share its forward, and some its backward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SharedGradients:
     """The gradients at the clean images of one batch: one forward for all of them, one backward for each distinct one.
 
     Attributes:
-        logits: Clean logits of the attacked model, or None if nothing was differentiated or that failed.
+        logits: Clean logits of the attacked model, or None if no gradient was computed or that failed.
     """
 
     def __init__(self, model: nn.Module, batch: Batch, attacks: Iterable[Attack]) -> None:
@@ -28,11 +28,11 @@ class SharedGradients:
         try:
             self.logits, gradients = self._differentiate(list(distinct.values()))
         except Exception:
-            return  # `of` differentiates each attack alone, and raises what is its own
+            return  # `of` differentiates each attack alone, and raises its error
         self._found.update(zip(distinct, gradients, strict=True))
 
     def of(self, attack: OneGradientAttack) -> Tensor:
-        """Return the gradient of an attack's objective by the images. Raises: whatever its objective raises."""
+        """Return the gradient of an attack's objective at the images. Raises: what the objective raises."""
         key = attack.gradient_key()
         if key not in self._found:
             try:

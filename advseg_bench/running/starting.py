@@ -1,4 +1,4 @@
-"""How a worker of a run starts, in whatever process is to do its jobs. Torch-free until it is called, and picklable."""
+"""Starts a worker of a run in the process that runs its jobs. Picklable; imports torch only when called."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from advseg_bench.running.work import Context, Emit
 
 WORKER = "advseg_bench.running.worker"
 NETWORKS = ("segmentation_models_pytorch", "monai.networks")
-"""What building a model imports."""
+"""Modules that building a model imports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A `StartWorker`: call it once in each process that is to run jobs.
+    """A `StartWorker`: called once in each process that runs jobs.
 
     Attributes:
         context: The run.
@@ -25,10 +25,10 @@ class Start:
     context: Context
 
     def __call__(self, emit: Emit) -> Do:
-        """Make this run's worker in the calling process, which from here on has torch and keeps the memory it frees.
+        """Create the worker in the calling process, which then has torch loaded and keeps the memory it frees.
 
         Args:
-            emit: Told the progress of trainings.
+            emit: Called with the progress of trainings.
 
         Returns:
             `Worker.do`.

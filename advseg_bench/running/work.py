@@ -1,7 +1,7 @@
-"""What travels between the process that owns a run and its workers: nouns and jobs. Torch-free and picklable.
+"""Jobs and data exchanged between the main process of a run and its workers. Picklable; does not import torch.
 
-A job says what is wanted; `worker.Worker.do` is what does it. Workers compute and return; only the process that owns
-the run directory writes in it.
+A job describes a task, and `worker.Worker.do` carries it out. Workers only return results; the main process alone
+writes to the run directory.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 R_co = TypeVar("R_co", covariant=True)
 
 CHECKED_ON = 2
-"""Test images on which a prepared model has to agree with the model."""
+"""Number of test images on which a prepared model must agree with the model."""
 
 Emit = Callable[[str, int, int], None]
-"""(model, epochs done, epochs in all): progress of a training."""
+"""(model, epochs done, total epochs): progress of a training."""
 
 Row = dict[str, Any]
 """A row of `records.ROW_SCHEMA`."""
@@ -29,11 +29,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What all jobs of a run share.
+    """Settings that all jobs of a run share.
 
     Attributes:
-        suite: What is run.
-        device: Where models and images are put.
+        suite: The suite.
+        device: Device of models and images.
     """
 
     suite: Suite
@@ -42,12 +42,12 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Some images of one model, with all the cells that they still lack.
+    """Some images, with the cells of one model that they all lack.
 
     Attributes:
-        model: The model's name.
-        indices: Positions in the data set.
-        cells: To be run on each of these images.
+        model: Name of the model.
+        indices: Positions of the images in the data set.
+        cells: Cells to run on each of these images.
     """
 
     model: str
@@ -56,18 +56,18 @@ class Unit:
 
     @property
     def rows(self) -> int:
-        """How many rows it makes if nothing fails."""
+        """Number of rows of the unit if nothing fails."""
         return len(self.indices) * len(self.cells)
 
 
 @dataclass(frozen=True, slots=True)
 class PanelSpec:
-    """The images behind some rows of one image.
+    """A panel of the report: one image, attacked by several cells.
 
     Attributes:
-        index: Position in the data set.
-        cells: Of one attack with one loss and settings, such as the budgets of a sweep.
-        meta: Kept with the images: what they show, as JSON.
+        index: Position of the image in the data set.
+        cells: Cells of one arm, such as the radii of a sweep.
+        meta: Description stored with the images, as JSON.
     """
 
     index: int
@@ -77,13 +77,13 @@ class PanelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Something that raised: not a number, not a skip.
+    """A training or a cell that raised an exception.
 
     Attributes:
-        model: The model's name.
+        model: Name of the model.
         stage: "train" or "attack".
-        cell: The cell's id, or None if the whole model is concerned.
-        message: One line.
+        cell: Id of the cell, or None if the whole model failed.
+        message: The error in one line.
     """
 
     model: str
@@ -94,12 +94,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """The data set and the machine.
+    """Description of the data set and the machine.
 
     Attributes:
-        data: Name, task, fingerprint and sizes of the data set, for the record.
-        binding: What must be equal for rows to be comparable.
-        environment: Versions and hardware, for the record.
+        data: Name, task, fingerprint and sizes of the data set.
+        binding: Versions and settings that must be equal to resume a run.
+        environment: Versions and hardware.
         images: Test image -> position in the data set, in the order of the split.
     """
 
@@ -111,7 +111,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class UnitResult:
-    """What a unit gave: rows, what failed, and the seconds it took."""
+    """Result of a unit: rows, failures, and run time in seconds."""
 
     rows: list[Row]
     failures: list[Failure]
@@ -120,14 +120,14 @@ class UnitResult:
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """Panels of one model as files of NumPy, in the order they were asked for, and the digest of its weights."""
+    """Panels of one model as NumPy files in the requested order, and the digest of its weights."""
 
     files: list[bytes]
     weights: str
 
 
 class Job(Generic[R_co]):
-    """Something that a worker can be asked to do; `R_co` is what it returns. Subclasses are frozen and picklable."""
+    """A task for a worker that returns `R_co`. Subclasses are frozen and picklable."""
 
     __slots__ = ()
 
@@ -139,12 +139,12 @@ class Describe(Job[Description]):
 
 @dataclass(frozen=True, slots=True)
 class Check(Job[None]):
-    """Find the user's mistakes before anything is computed."""
+    """Check models, attacks and losses of the suite before computing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Train(Job[dict[str, Any]]):
-    """Get a model ready, training it if need be. Result: its entry in the record, with "weights_sha256"."""
+    """Load or train a model. Result: its entry in the record, with "weights_sha256"."""
 
     model: str
 
@@ -157,13 +157,13 @@ class RunUnit(Job[UnitResult]):
 
     @property
     def model(self) -> str:
-        """The model that it needs."""
+        """Name of the model."""
         return self.unit.model
 
 
 @dataclass(frozen=True, slots=True)
 class MakePanels(Job[Panels]):
-    """Attack some images again, and keep the images."""
+    """Attack some images again, and return the images."""
 
     model: str
     panels: tuple[PanelSpec, ...]

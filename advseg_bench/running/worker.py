@@ -1,6 +1,6 @@
-"""What a worker does for each kind of job. Data and the last model stay loaded between jobs.
+"""A worker runs the jobs of a run. Data and the last model stay loaded between jobs.
 
-Workers compute and return; only the process that owns the run directory writes in it.
+Workers only return results; the main process alone writes to the run directory.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from advseg_bench.suite.suite import Suite
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A model in memory: itself, what attacks are given instead, and its entry in the record."""
+    """A loaded model: the model, the copy that is attacked, and its entry in the record."""
 
     name: str
     model: nn.Module
@@ -64,11 +64,11 @@ class _Loaded:
 
 
 class Worker:
-    """Does the jobs of one run, one at a time.
+    """Runs the jobs of one run, one at a time.
 
     Args:
-        context: The run.
-        emit: Told the progress of trainings.
+        context: Suite and device.
+        emit: Called with the progress of trainings.
     """
 
     def __init__(self, context: Context, emit: Emit) -> None:
@@ -78,10 +78,10 @@ class Worker:
         self._loaded: _Loaded | None = None
 
     def do(self, job: Job[Any]) -> Any:
-        """Do a job with as many threads of torch as the suite says; the caller has the number it had before.
+        """Run a job with the suite's number of torch threads; the previous number is restored afterwards.
 
         Returns:
-            What the class of the job says.
+            The result that the class of the job documents.
         """
         with _threads(self.suite.compute.threads):
             match job:
@@ -95,7 +95,7 @@ class Worker:
                     return self._run_unit(unit)
                 case MakePanels(name, panels):
                     return self._make_panels(name, panels)
-        raise TypeError(f"no worker knows the job {job!r}")
+        raise TypeError(f"worker: expected a job of `running.work`, got {job!r}")
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -118,10 +118,10 @@ class Worker:
 
     @timed("models and training")
     def _check(self) -> None:
-        """Build every model and attack, load given weights.
+        """Build every model and attack, and load given weights.
 
         Raises:
-            UserError: The first mistake found.
+            UserError: If one of them is invalid; the first error found.
         """
         dataset, suite = self.dataset, self.suite
         for spec in suite.models:
@@ -133,14 +133,14 @@ class Worker:
             except UserError:
                 raise
             except Exception:
-                continue  # a fault of the attack itself fails its own cells, later
+                continue  # an error of the attack itself fails its cells later
             images = Images(dataset.task.kind, len(suite.data.edges), suite.data.channels)
             if (reason := why_not(arm.attack, traits_of(attack), images)) is not None:
-                raise IncompatibleError(f"{reason}. Leave it out of the suite.")
+                raise IncompatibleError(f"{reason}. Remove it from the suite.")
 
     @timed("models and training")
     def _load(self, name: str, progress: Callable[[int, int], None] = lambda done, total: None) -> _Loaded:
-        """Get a model from memory, or else from the cache, its weights or a training; it replaces the last one."""
+        """Return the model in memory, or load it from weights or cache, or train it; it replaces the last one."""
         if self._loaded is None or self._loaded.name != name:
             suite = self.suite
             spec = next(model for model in suite.models if model.name == name)
@@ -152,7 +152,7 @@ class Worker:
         return self._loaded
 
     def _prepare(self, model: nn.Module) -> Choice:
-        """Prepare a model as the suite says, if that agrees with it on the first test images."""
+        """Prepare a model as the suite specifies, if the copy agrees with it on the first test images."""
         images = self.dataset.split("test")[:CHECKED_ON]
         x = move_batch(self.dataset.batch(images), self.device).x
         model.to(self.device).eval().requires_grad_(False)
@@ -180,7 +180,7 @@ class Worker:
 
 @contextmanager
 def _threads(threads: int) -> Iterator[None]:
-    """Set torch's threads inside, and the caller's number again outside."""
+    """Set the number of torch threads inside, and restore the previous number."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -190,7 +190,7 @@ def _threads(threads: int) -> Iterator[None]:
 
 
 def _list_names(suite: Suite) -> set[tuple[Kind, str]]:
-    """Everything a suite names that may be a plug-in's."""
+    """Names in a suite that may refer to plug-ins."""
     losses = {suite.training.loss, *(loss for attack in suite.attacks for loss in attack.losses)}
     names: dict[Kind, set[str]] = {
         "attack": {attack.name for attack in suite.attacks},

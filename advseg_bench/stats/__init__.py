@@ -1,6 +1,6 @@
-"""How sure is a mean? Statistics whose unit is the subject: slices of one body are one observation, not many.
+"""How certain is a mean? Statistics with the subject as the unit: all images of one patient are one observation.
 
-Loads no torch.
+Importing it does not load torch.
 """
 
 from advseg_bench.stats.correlation import Coefficient, Correlation, correlate

@@ -1,4 +1,4 @@
-"""Does one property of the models go with another? With four models almost nothing can be said, and this says so."""
+"""Are two properties of the models correlated? The results include the smallest correlation that n models can show."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scipy.special import ndtri, stdtr, stdtrit
 from advseg_bench.stats.intervals import HIGHEST_LEVEL, Floats, check_share
 
 MOST_EXACT_RANKS = 8
-"""Up to this many points every order is counted (40,320)."""
+"""Up to this many points, all orders are enumerated (40,320 for eight)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +23,20 @@ class Coefficient:
     """One correlation coefficient.
 
     Attributes:
-        value: -1 to 1.
-        lower: Lower end of its interval; None under four points, and for a perfect rank order, whose interval
-            on Fisher's scale has no width at any n.
-        upper: Upper end.
-        p: Two-sided p of "no association"; None under three points.
-        smallest_p: The smallest p that any n points could have given: 0 for Pearson's, 2 / n! for Spearman's.
-        smallest_detectable: The smallest absolute value that n points show to be significant at 1 - level;
-            None if none does.
+        value: The coefficient, from -1 to 1.
+        lower: Lower end of its confidence interval; None for fewer than four points, and for a perfect rank order,
+            whose interval on Fisher's scale has zero width at any n.
+        upper: Upper end of the interval; None where `lower` is.
+        p: Two-sided p value of "no association"; None for fewer than three points.
+        smallest_p: The smallest p that n points can give: 0 for Pearson's r, 2 / n! for Spearman's rho.
+        smallest_detectable: The smallest absolute value that is significant at 1 - level with n points; None if no
+            value is.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> r = ab.stats.correlate([1.0, 2.0, 3.0, 4.0], [0.1, 0.3, 0.2, 0.4]).pearson
+        >>> f"r = {r.value:.2f}, significant from {r.smallest_detectable:.2f} on"
+        'r = 0.80, significant from 0.95 on'
     """
 
     value: float
@@ -49,8 +55,14 @@ class Correlation:
         n: Number of points.
         pearson: Linear correlation; None where it is undefined.
         spearman: Rank correlation; None where it is undefined.
-        level: Level of the intervals; 1 - level is that of `smallest_detectable`.
-        reason: Why the coefficients are undefined; "" if they are not.
+        level: Confidence level of the intervals; `smallest_detectable` refers to a test at 1 - level.
+        reason: Why the coefficients are undefined; "" if they are defined.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> found = ab.stats.correlate([1.0, 2.0, 3.0], [0.5, 0.5, 0.5])
+        >>> found.pearson, found.reason
+        (None, 'y does not vary')
     """
 
     n: int
@@ -61,32 +73,41 @@ class Correlation:
 
 
 def correlate(x: Sequence[float] | Floats, y: Sequence[float] | Floats, level: float = 0.95) -> Correlation:
-    """Correlate two properties of the same things, such as parameters and attack success of models.
+    """Correlate two properties of the same items, such as number of parameters and attack success of models.
 
-    Pearson's p is Student's t with n - 2 degrees of freedom, his interval Fisher's z. Spearman's p counts all
-    orders of up to eight points, ties as they are, and is Student's t above; his interval is Fisher's z with
-    the variance (1 + rho**2 / 2) / (n - 3).
+    The p value of Pearson's r is from Student's t with n - 2 degrees of freedom, its interval from Fisher's z. The p
+    value of Spearman's rho is exact (all orders, ties kept) for up to eight points and from Student's t above; its
+    interval is from Fisher's z with the variance (1 + rho**2 / 2) / (n - 3).
 
     Args:
-        x: One finite number per thing, (n,).
-        y: One finite number per thing, (n,).
+        x: One finite number per item, (n,), in any unit.
+        y: One finite number per item, (n,), in any unit.
         level: Confidence level, above 0 and up to 0.999.
 
     Returns:
-        Both coefficients; undefined, with the reason, under two points or where x or y does not vary.
+        Both coefficients. They are None, with the reason, for fewer than two points and where x or y is constant.
 
     Raises:
         SpecError: If the level is out of range.
 
+    Cost:
+        O(n log n) time; for up to eight points, also O(n! n) time and memory, shared by calls of equal n.
+
     Source:
-        Fisher 1921; Bonett and Wright 2000 for the interval of Spearman's.
+        Fisher 1921; Bonett and Wright 2000 for the interval of Spearman's rho.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> found = ab.stats.correlate([1.0, 2.0, 3.0, 4.0, 5.0], [0.2, 0.1, 0.4, 0.3, 0.5])
+        >>> f"{found.spearman.value:.2f}, p = {found.spearman.p:.3f}, n = {found.n}"
+        '0.80, p = 0.133, n = 5'
     """
     check_share("level", level, HIGHEST_LEVEL)
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    assert a.ndim == 1, "one number per thing"
-    assert a.shape == b.shape, "as many y as x"
-    assert np.isfinite(a).all(), "leave out things without a number"
-    assert np.isfinite(b).all(), "leave out things without a number"
+    assert a.ndim == 1, "one number per item"
+    assert a.shape == b.shape, "x and y have the same length"
+    assert np.isfinite(a).all(), "leave out items without a value"
+    assert np.isfinite(b).all(), "leave out items without a value"
     n = len(a)
     if reason := _find_obstacle(a, b):
         return Correlation(n, None, None, level, reason)
@@ -94,9 +115,9 @@ def correlate(x: Sequence[float] | Floats, y: Sequence[float] | Floats, level: f
 
 
 def _find_obstacle(x: Floats, y: Floats) -> str:
-    """Why two properties have no correlation; "" if they have one."""
+    """Return why the correlation of two properties is undefined; "" if it is defined."""
     if len(x) < 2:
-        return "one point has no correlation" if len(x) else "there are no points"
+        return "there is only one point" if len(x) else "there are no points"
     still = [name for name, values in (("x", x), ("y", y)) if _is_constant(values)]
     if len(still) == 2:
         return "neither x nor y varies"
@@ -104,12 +125,12 @@ def _find_obstacle(x: Floats, y: Floats) -> str:
 
 
 def _is_constant(values: Floats) -> bool:
-    """Whether nothing but rounding tells the values apart."""
+    """Return whether the values are equal up to rounding."""
     return float(np.ptp(values)) <= 1e-12 * float(np.abs(values).max())
 
 
 def _measure_linear(x: Floats, y: Floats, level: float) -> Coefficient:
-    """Pearson's coefficient."""
+    """Return Pearson's coefficient."""
     n, r = len(x), _cosine(x, y)
     lower, upper = _bound(r, n, level, 1.0)
     critical = None
@@ -120,7 +141,7 @@ def _measure_linear(x: Floats, y: Floats, level: float) -> Coefficient:
 
 
 def _measure_ranks(x: Floats, y: Floats, level: float) -> Coefficient:
-    """Spearman's coefficient."""
+    """Return Spearman's coefficient."""
     from scipy.stats import rankdata  # heavy to import
 
     n = len(x)
@@ -138,7 +159,7 @@ def _measure_ranks(x: Floats, y: Floats, level: float) -> Coefficient:
 
 
 def _cosine(x: Floats, y: Floats) -> float:
-    """Pearson's r; numbers as large as parameter counts are scaled first."""
+    """Return Pearson's r; values are scaled first, since parameter counts are large."""
     a, b = x - x.mean(), y - y.mean()
     a, b = a / np.abs(a).max(), b / np.abs(b).max()
     r = float(a @ b / math.sqrt(float(a @ a) * float(b @ b)))
@@ -146,14 +167,14 @@ def _cosine(x: Floats, y: Floats) -> float:
 
 
 def _test_t(r: float, n: int) -> float | None:
-    """Two-sided p of a correlation by Student's t."""
+    """Return the two-sided p value of a correlation by Student's t."""
     if n < 3:
         return None
     return 2 * float(stdtr(n - 2, -abs(r) * math.sqrt((n - 2) / (1 - r * r)))) if abs(r) < 1 else 0.0
 
 
 def _bound(r: float, n: int, level: float, variance: float) -> tuple[float | None, float | None]:
-    """Interval on Fisher's scale, with a variance in units of 1 / (n - 3)."""
+    """Return the interval from Fisher's scale; the variance is in units of 1 / (n - 3)."""
     if n < 4:
         return None, None
     half = float(ndtri(0.5 + level / 2)) * math.sqrt(variance / (n - 3))
@@ -163,13 +184,13 @@ def _bound(r: float, n: int, level: float, variance: float) -> tuple[float | Non
 
 @lru_cache(maxsize=MOST_EXACT_RANKS)
 def _list_orders(n: int) -> NDArray[np.intp]:
-    """All orders of n points, (n!, n)."""
+    """Return all orders of n points, (n!, n)."""
     return np.array(list(itertools.permutations(range(n))), dtype=np.intp)
 
 
 @lru_cache(maxsize=64)
 def _find_critical_rank(n: int, alpha: float) -> float | None:
-    """The smallest absolute rho of n points without ties whose exact p is at most alpha."""
+    """Return the smallest absolute rho of n points without ties whose exact p value is at most alpha."""
     ranks = np.arange(n) - (n - 1) / 2
     values = np.sort(np.abs(np.round(ranks[_list_orders(n)] @ ranks / (ranks @ ranks), 12)))
     reached = [float(v) for v in np.unique(values) if float((values >= v).mean()) <= alpha + 1e-12]

@@ -1,4 +1,4 @@
-"""Is a difference, or a correlation, small enough to be called none? A test that is not significant does not say so."""
+"""Is a difference or a correlation negligible? A test that is not significant does not show that it is."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ from advseg_bench.stats.intervals import FEWEST_SUBJECTS, Floats, check_share
 
 @dataclass(frozen=True, slots=True)
 class Equivalence:
-    """Two one-sided tests of "as far from zero as the margin, or farther".
+    """Result of two one-sided tests (TOST) of "at least as far from zero as the margin".
 
     Attributes:
         n: Number of subjects, or of points of a correlation.
         estimate: Mean difference, or the correlation; None without data.
-        margin: What still counts as no difference, in the unit of the estimate; chosen before the data.
-        lower: Lower end of the interval of level 1 - 2 alpha; None where there are too few data for one.
-        upper: Its upper end. Equivalence is the same as this interval lying within the margin.
-        level: 1 - 2 alpha.
-        p: The larger of the two p values; None with too few data.
+        margin: Largest value that counts as negligible, in the unit of the estimate; chosen before seeing the data.
+        lower: Lower end of the confidence interval; None where there are too few data for one.
+        upper: Its upper end. The estimate is equivalent to zero exactly if the interval lies within the margin.
+        level: Level of the interval, 1 - 2 alpha.
+        p: The larger of the two p values; None where there are too few data.
         equivalent: Whether p is at most alpha.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> found = ab.stats.equivalence([0.01, 0.02, 0.0], margin=0.05)
+        >>> found.n, found.p, found.equivalent  # too few subjects for a test
+        (3, None, False)
     """
 
     n: int
@@ -43,21 +49,27 @@ def equivalence(differences: Sequence[float] | Floats, margin: float, alpha: flo
 
     Args:
         differences: Mean of (a - b) over the images of each subject, (subjects,), finite.
-        margin: Largest difference that counts as none, above 0; the unit is that of the score.
-        alpha: Error rate, above 0 and under 0.5.
+        margin: Largest difference that counts as negligible, above 0, in the unit of the score.
+        alpha: Error rate, above 0 and below 0.5.
 
     Returns:
-        Student's t against either end of the margin; without p and not equivalent under five subjects, as there is no
-        interval either.
-
-    Cost:
-        None to speak of.
+        One-sided Student's t tests against both ends of the margin. With fewer than five subjects, `p` and the interval
+        are None and `equivalent` is False.
 
     Raises:
         SpecError: If margin or alpha is out of range.
 
+    Cost:
+        O(subjects).
+
     Source:
         Schuirmann 1987; Lakens 2017.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> found = ab.stats.equivalence([0.004, -0.002, 0.001, 0.003, -0.001, 0.0], margin=0.02)
+        >>> found.equivalent, f"{found.lower:.4f} to {found.upper:.4f}"
+        (True, '-0.0011 to 0.0027')
     """
     _check_settings(margin, alpha)
     values = np.asarray(differences, dtype=np.float64)
@@ -82,20 +94,28 @@ def equivalent_correlation(r: float | None, n: int, margin: float, alpha: float 
     Args:
         r: Pearson's correlation, -1 to 1; None where it is undefined.
         n: Number of points.
-        margin: Largest correlation that counts as none, between 0 and 1.
-        alpha: Error rate, above 0 and under 0.5.
+        margin: Largest absolute correlation that counts as negligible, between 0 and 1.
+        alpha: Error rate, above 0 and below 0.5.
 
     Returns:
-        As for a mean; without p and not equivalent under four points.
-
-    Cost:
-        None to speak of.
+        One-sided tests of Fisher's z against both ends of the margin. With fewer than four points, `p` and the interval
+        are None and `equivalent` is False.
 
     Raises:
         SpecError: If margin or alpha is out of range.
 
+    Cost:
+        O(1).
+
     Source:
         Goertzen and Cribbie 2010; Fisher 1921.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> ab.stats.equivalent_correlation(0.0, n=5, margin=0.3).equivalent
+        False
+        >>> ab.stats.equivalent_correlation(0.0, n=50, margin=0.3).equivalent
+        True
     """
     _check_settings(margin, alpha)
     check_share("margin of a correlation", margin)
@@ -111,8 +131,8 @@ def equivalent_correlation(r: float | None, n: int, margin: float, alpha: float 
 
 
 def _check_settings(margin: float, alpha: float) -> None:
-    """Refuse a margin that is no distance, and an error rate of half or more."""
+    """Reject a margin that is not positive and finite, and an error rate outside (0, 0.5)."""
     if not 0 < margin < math.inf:
-        raise SpecError(expected("margin", "a finite number above 0", margin, "Zero would ask for exact equality."))
+        raise SpecError(expected("margin", "a finite number above 0", margin, "Zero would mean exact equality."))
     if not 0 < alpha < 0.5:
-        raise SpecError(expected("alpha", "a number above 0 and under 0.5", alpha))
+        raise SpecError(expected("alpha", "a number above 0 and below 0.5", alpha))

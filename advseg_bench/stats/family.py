@@ -1,4 +1,4 @@
-"""Many tests at once, and what may be said of each."""
+"""Multiple testing: adjusted p values, and the verdict on each test of a family."""
 
 from __future__ import annotations
 
@@ -11,25 +11,35 @@ from advseg_bench.stats.intervals import check_share
 from advseg_bench.stats.paired import PairedTest
 
 Verdict: TypeAlias = Literal["supported", "contradicted", "undecided", "undecidable"]
+"""What a test shows about a claim that a mean difference has a certain sign.
+
+"supported" and "contradicted": significant, in the predicted or the opposite direction. "undecided": not significant.
+"undecidable": no data of so few subjects could have been significant.
+"""
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Adjust the p values of a family so that the chance of any false alarm stays at the level of one test.
+    """Adjust the p values of a family of tests so that the family-wise error rate stays at the level of one test.
 
-    The smallest of m is multiplied by m, the next by m - 1, and so on; none falls below one before it. Holm's
-    method holds under any dependence between the tests. A test that could not be made (None) does not count.
+    The smallest of m p values is multiplied by m, the next by m - 1, and so on; no adjusted p is below the one before
+    it. Holm's method is valid under any dependence between the tests. A test without a p value (None) does not count.
 
     Args:
-        ps: One p per test of the family, each from 0 to 1, or None.
+        ps: One p value per test, each from 0 to 1, or None.
 
     Returns:
-        Adjusted p values in the same order; significant at alpha if at most alpha.
+        Adjusted p values in the same order; a test is significant at alpha if its adjusted p is at most alpha.
 
     Cost:
-        A sort.
+        O(m log m).
 
     Source:
         Holm 1979.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> ab.stats.holm([0.01, None, 0.04, 0.03])
+        [0.03, None, 0.06, 0.06]
     """
     known = [i for i, p in enumerate(ps) if p is not None]
     values = np.array([ps[i] for i in known], dtype=np.float64)
@@ -46,15 +56,26 @@ def holm_level(size: int, rank: int = 1, alpha: float = 0.05) -> float:
     """Return the level at which Holm's method tests the p value of a rank: alpha / (size - rank + 1).
 
     Args:
-        size: Number of tests in the family that could be made.
-        rank: 1 for the smallest p of the family.
-        alpha: Error rate of the whole family.
+        size: Number of tests of the family that have a p value.
+        rank: Rank of the p value in the family, 1 for the smallest.
+        alpha: Error rate of the whole family, between 0 and 1.
+
+    Returns:
+        The level; the p value of this rank is significant if it and all smaller ones are at most their level.
 
     Raises:
         SpecError: If alpha does not lie between 0 and 1.
+
+    Source:
+        Holm 1979.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> ab.stats.holm_level(5), ab.stats.holm_level(5, rank=5)
+        (0.01, 0.05)
     """
     check_share("alpha", alpha)
-    assert 1 <= rank <= size, "a rank lies in the family"
+    assert 1 <= rank <= size, "a rank is from 1 to the size of the family"
     return alpha / (size - rank + 1)
 
 
@@ -65,23 +86,31 @@ def decide(
     alpha: float = 0.05,
     expected_sign: Literal[-1, 1] = 1,
 ) -> Verdict:
-    """Say what a test allows to be said of a claim "the mean difference has this sign".
+    """Decide what a test shows about the claim that the mean difference has a certain sign.
 
     Args:
         test: The test.
-        adjusted_p: Its p in the family, from `holm`; None if it could not be made.
-        smallest_adjusted: What it would have been had every test of the family given its smallest p:
-            `holm([t.smallest_p for t in tests])`. Holm's method never adjusts a p upwards because another
-            one fell, so no data could have given less.
-        alpha: Error rate of the whole family.
+        adjusted_p: Its adjusted p value, from `holm`; None if the test has none.
+        smallest_adjusted: The smallest adjusted p value that any data of as many subjects can give: its entry of
+            `holm([t.smallest_p for t in tests])`. (Holm's method never raises a p value because another one falls.)
+        alpha: Error rate of the whole family, between 0 and 1.
         expected_sign: Sign of the mean difference that the claim predicts.
 
     Returns:
-        "supported" or "contradicted" if significant, by direction; "undecidable" if not, and no data of so few subjects
-        could have been; else "undecided". Neither of the last two says "no difference": see `equivalence`.
+        "supported" or "contradicted" if the test is significant, by direction; "undecidable" if no data of so few
+        subjects can be significant; else "undecided". The last two do not mean "no difference": see `equivalence`.
 
     Raises:
         SpecError: If alpha does not lie between 0 and 1.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> test = ab.stats.compare_paired([0.11, 0.08, 0.15, 0.02, 0.09, 0.12])
+        >>> ab.stats.decide(test, test.p, test.smallest_p)
+        'supported'
+        >>> few = ab.stats.compare_paired([0.11, 0.08, 0.15])
+        >>> ab.stats.decide(few, few.p, few.smallest_p)
+        'undecidable'
     """
     check_share("alpha", alpha)
     assert expected_sign in (-1, 1), "a claim predicts a direction"

@@ -1,4 +1,4 @@
-"""Is the mean difference between two attacks, losses or models on the same subjects other than zero?"""
+"""Does the mean difference between two attacks, losses or models on the same subjects differ from zero?"""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from advseg_bench.stats.intervals import HIGHEST_LEVEL, Floats, Interval, check_
 Method: TypeAlias = Literal["exact sign flip", "Monte Carlo sign flip"]
 
 MOST_EXACT = 17
-"""Up to this many subjects every flip of signs is counted."""
+"""Up to this many subjects, all sign flips are enumerated."""
 
 FLIPS = 99_999
-"""Random flips above that, so that the smallest p, 1 / 100,000, does not exceed that of 17 subjects."""
+"""Random sign flips above that; the smallest p, 1 / 100,000, does not exceed that of 17 subjects."""
 
 _SEED = 11224
 _ROWS_AT_ONCE = 8192
@@ -27,19 +27,25 @@ _VALUES_AT_ONCE = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """A comparison of two things on the same subjects.
+    """A paired comparison of two conditions on the same subjects.
 
     Attributes:
         n: Number of subjects.
         mean: Mean difference; None without subjects.
-        interval: Its interval; None under five subjects.
-        d_z: Mean over standard deviation of the differences (Cohen 1988); None under two subjects and where
-            the differences do not vary.
-        rank_biserial: Matched-pairs rank-biserial correlation (Kerby 2014): share of the signed ranks that is
-            positive less the share that is negative, -1 to 1; None where every difference is 0.
-        p: Two-sided p of "no difference"; None under two subjects.
-        smallest_p: The smallest p that any data of n subjects could have given; 1 under two subjects.
-        method: How p was found.
+        interval: Its confidence interval; None for fewer than five subjects.
+        d_z: Mean divided by standard deviation of the differences (Cohen 1988); None for fewer than two subjects and
+            where the differences do not vary.
+        rank_biserial: Matched-pairs rank-biserial correlation (Kerby 2014), -1 to 1: the share of the rank sum with a
+            positive sign minus the share with a negative one; None where every difference is 0.
+        p: Two-sided p value of "no difference"; None for fewer than two subjects.
+        smallest_p: The smallest p that any data of n subjects can give; 1 for fewer than two subjects.
+        method: How p was computed.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> test = ab.stats.compare_paired([0.25, 0.5, 0.75])
+        >>> test.mean, test.interval, test.p, test.smallest_p, test.rank_biserial
+        (0.5, None, 0.25, 0.25, 1.0)
     """
 
     n: int
@@ -53,27 +59,36 @@ class PairedTest:
 
 
 def compare_paired(differences: Sequence[float] | Floats, level: float = 0.95) -> PairedTest:
-    """Test whether the mean of paired differences is zero, by flipping signs.
+    """Test whether the mean of paired differences is zero, by a sign-flip permutation test.
 
-    If nothing distinguishes a from b, each subject's difference could as well have had the other sign. p is
-    the share of all flips whose mean is at least as far from zero as the one observed. The test is exact for
-    any distribution that is symmetric under "no difference", takes ties and zeros as they are, and asks about
-    the same mean as the interval; Wilcoxon's test asks about ranks and calls a lopsided difference of mean zero
-    an effect the more often the more subjects there are (docs/statistics.md). So it serves for every n: all
-    2**n flips up to 17 subjects, 99,999 random ones above (p = (1 + hits) / 100,000; fixed seed).
+    Under "no difference" between a and b, the sign of each subject's difference is arbitrary. p is the share of all
+    sign flips whose mean is at least as far from zero as the observed one. The test is exact for any distribution that
+    is symmetric under "no difference", handles ties and zeros, and concerns the same mean as the interval. Wilcoxon's
+    test concerns ranks: for a skewed difference of mean zero, its false-positive rate grows with the number of subjects
+    (docs/statistics.md). All 2**n flips are enumerated for up to 17 subjects; above, 99,999 random ones are used
+    (p = (1 + hits) / 100,000; fixed seed).
 
     Args:
         differences: Mean of (a - b) over the images of each subject, (subjects,), finite.
         level: Confidence level of the interval, above 0 and up to 0.999.
 
     Returns:
-        Estimate, interval, effect sizes and p.
+        Estimate and interval in the unit of the score, effect sizes and p.
 
     Raises:
         SpecError: If the level is out of range.
 
+    Cost:
+        O(n 2**n) for up to 17 subjects, O(100,000 n) above; see `sign_flip_ps` for many tests at once.
+
     Source:
         Fisher 1935, section 21; Phipson and Smyth 2010 for the random flips.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> test = ab.stats.compare_paired([0.11, 0.08, 0.15, 0.02, 0.09, 0.12])
+        >>> f"mean {test.mean:.3f}, p = {test.p:.5f}, {test.method}"
+        'mean 0.095, p = 0.03125, exact sign flip'
     """
     check_share("level", level, HIGHEST_LEVEL)
     values = np.asarray(differences, dtype=np.float64)
@@ -94,27 +109,33 @@ def compare_paired(differences: Sequence[float] | Floats, level: float = 0.95) -
 
 
 def find_smallest_p(n: int) -> float:
-    """Return the smallest two-sided p that a test of n paired differences can give: 2 / 2**n, at least 1e-5."""
+    """Return the smallest two-sided p that n paired differences can give: 2 / 2**n, but at least 1e-5."""
     if n < 2:
         return 1.0
     return 2 / 2**n if n <= MOST_EXACT else 1 / (FLIPS + 1)
 
 
 def sign_flip_ps(differences: Floats) -> Floats:
-    """Test many rows of paired differences at once; `compare_paired` says how.
+    """Compute the p values of many paired tests at once, as `compare_paired` does.
 
     Args:
-        differences: (tests, subjects), finite, at least two subjects.
+        differences: Paired differences, (tests, subjects), finite, at least two subjects.
 
     Returns:
         Two-sided p of each row, (tests,).
 
     Cost:
-        One matrix product with the table of flips, which is shared; 1,000 tests take about 1 s at 17 subjects and 2 s
-        above.
+        One matrix product of (flips, subjects) with (subjects, tests): 2**(n - 1) flips for up to n = 17 subjects,
+        99,999 above. The table of flips is shared by all calls.
+
+    Example:
+        >>> import numpy as np
+        >>> import advseg_bench as ab
+        >>> ab.stats.sign_flip_ps(np.array([[1.0, 2.0, 3.0, 4.0], [1.0, -2.0, 3.0, -2.0]])).tolist()
+        [0.125, 1.0]
     """
     tests, n = differences.shape
-    assert n >= 2, "one difference has one sign"
+    assert n >= 2, "a test needs at least two subjects"
     assert np.isfinite(differences).all(), "leave out subjects without a score"
     flips = _list_flips(n)
     hits = np.zeros(tests, dtype=np.int64)
@@ -131,7 +152,7 @@ def sign_flip_ps(differences: Floats) -> Floats:
 
 @lru_cache(maxsize=16)
 def _list_flips(n: int) -> NDArray[np.int8]:
-    """Signs of each flip, (flips, n): all, with the first sign held since -x is as far from 0; or random ones."""
+    """Return the signs of each flip, (flips, n): random, or all with the first sign fixed (-x is as far from 0)."""
     if n <= MOST_EXACT:
         bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n)
         return np.where(bits & 1, -1, 1).astype(np.int8)
@@ -140,7 +161,7 @@ def _list_flips(n: int) -> NDArray[np.int8]:
 
 
 def _standardise(values: Floats) -> float | None:
-    """Mean over standard deviation, where there is one."""
+    """Return the mean divided by the standard deviation; None where that is undefined."""
     if len(values) < 2:
         return None
     spread = float(values.std(ddof=1))
@@ -148,7 +169,7 @@ def _standardise(values: Floats) -> float | None:
 
 
 def _correlate_ranks(values: Floats) -> float | None:
-    """Matched-pairs rank-biserial correlation; differences of zero are left out, as Wilcoxon did."""
+    """Return the matched-pairs rank-biserial correlation; differences of zero are left out, as in Wilcoxon's test."""
     from scipy.stats import rankdata  # heavy to import
 
     moved = values[values != 0]

@@ -1,4 +1,4 @@
-"""What shall be run? Suite files, their specifications and shipped suites; the cells of the grid and their cost."""
+"""What is to be run? Suite files, their specifications, shipped suites, and the cells of a suite with their cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a suite to cells: every combination that is to be run, with a stable identity. Torch-free."""
+"""Expands a suite into cells: every combination to run, each with a stable id. Does not import torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from advseg_bench.types import Norm
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """An attack as it is compared with others: everything about it but the radius of the budget and the draw.
+    """An attack as it is compared with others: its name, loss, settings and norm, without the radius and the repeat.
 
     Attributes:
-        attack: The attack's name; "none" is the clean prediction.
-        loss: The loss's name, "" if the attack follows none.
-        settings: The attack's settings as canonical JSON.
+        attack: Name of the attack; "none" is the clean prediction.
+        loss: Name of the attack loss, "" if the attack uses none.
+        settings: Settings of the attack as canonical JSON.
         norm: Norm of the budget.
     """
 
@@ -45,17 +45,25 @@ CLEAN = Arm("none", "", "{}", "linf")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One arm with one radius and draw on one model.
+    """One arm at one radius and repeat, on one model.
 
     Attributes:
-        id: Hash of everything the result depends on beside the images and the compute settings.
-        model: The model's name.
+        id: Hash of everything the result depends on, except the images and the compute settings.
+        model: Name of the model.
         arm: The attack with its loss, settings and norm.
-        eps: Radius in image units.
-        draw: Which repetition of a random attack.
-        label: For people.
-        skip: Why the cell is not run, or None.
-        max_forwards: After how many forwards of an image the attack is stopped, or None.
+        eps: Radius of the budget in image units, such as 4/255.
+        draw: Index of the repeat of a random attack, from 0.
+        label: Readable description.
+        skip: Reason why the cell is not run, or None.
+        max_forwards: Largest number of forward passes per image before the attack is stopped, or None.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> cell = ab.plan(ab.Suite.load("smoke"))[1]
+        >>> cell.label
+        'basicunet-xs fgsm bce linf 2/255'
+        >>> cell.arm.attack, cell.arm.loss, cell.arm.norm, cell.skip
+        ('fgsm', 'bce', 'linf', None)
     """
 
     id: str
@@ -68,7 +76,11 @@ class Cell:
     max_forwards: int | None = None
 
     def as_record(self) -> dict[str, Any]:
-        """Return the cell as JSON values, flat, as `run.json` and the rows name its parts."""
+        """Return the cell as a flat dictionary of JSON values, as `run.json` stores it.
+
+        Returns:
+            The attributes of the cell by name, with those of `arm` ("attack", "loss", "settings", "norm") in its place.
+        """
         values = {name: getattr(self, name) for name in self.__slots__}
         arm = values.pop("arm")
         model, identity = values.pop("model"), values.pop("id")
@@ -77,7 +89,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Model evaluations per test image: `shared` as this harness runs them, `separate` cell by cell."""
+    """Model passes per test image: `shared` as the harness runs them, `separate` if each cell ran alone."""
 
     shared_forwards: int
     shared_backwards: int
@@ -86,13 +98,24 @@ class Cost:
 
 
 def plan(suite: Suite) -> tuple[Cell, ...]:
-    """List the cells of a suite: the clean one of each model, then its attacks in the order of the suite.
+    """List the cells of a suite: for each model the clean cell, then its attacks in the order of the suite.
+
+    Args:
+        suite: The suite.
 
     Returns:
-        Cells with unique ids. A cell whose parts do not fit together has the reason in `skip`.
+        Cells with unique ids. A cell whose attack, loss and data are incompatible has the reason in `skip`.
 
     Raises:
-        SpecError: If two attack tables of the suite overlap.
+        SpecError: If two attack tables of the suite contain the same cell.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> cells = ab.plan(ab.Suite.load("quick"))
+        >>> len(cells), sum(cell.skip is not None for cell in cells)
+        (185, 0)
+        >>> [cell.label for cell in cells[:2]]
+        ['unetplusplus-resnet10t none', 'unetplusplus-resnet10t fgsm bce linf 1/255']
     """
     cells: dict[str, Cell] = {}
     for model in suite.models:
@@ -104,14 +127,14 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
 
 
 def model_identity(suite: Suite, model: ModelSpec) -> dict[str, object]:
-    """Return what a model's predictions depend on, as JSON; the floor only decides whether there are any."""
+    """Return everything that a model's predictions depend on, as JSON; `floor` only decides whether it is used."""
     spec = model.model_dump(mode="json")
     recipe = None if model.weights else suite.training.model_dump(mode="json", exclude={"recipe", "floor"})
     return {"model": spec, "data": suite.data.model_dump(mode="json"), "recipe": recipe, "seed": suite.seed}
 
 
 def is_of(cell: Cell, attack: AttackSpec) -> bool:
-    """Return whether a cell comes from an attack table of its suite."""
+    """Return whether a cell belongs to an attack table of its suite."""
     arm = cell.arm
     return (
         (arm.attack, arm.norm) == (attack.name, attack.norm)
@@ -122,10 +145,10 @@ def is_of(cell: Cell, attack: AttackSpec) -> bool:
 
 
 def estimate(cells: tuple[Cell, ...]) -> Cost | None:
-    """Count the evaluations per test image that the cells to be run cost together.
+    """Count the model passes per test image of all cells that are not skipped.
 
     Returns:
-        None if a plug-in's cost is unknown.
+        The passes, or None if the cost of a plug-in is unknown.
     """
     cost = [0, 0, 0, 0]
     gradients = set()
@@ -151,7 +174,7 @@ def estimate(cells: tuple[Cell, ...]) -> Cost | None:
 
 
 def _gradient_of(cell: Cell) -> str:
-    """What cells of shared attacks with the same gradient have in common."""
+    """A key that is equal for cells of one-gradient attacks that use the same gradient."""
     steps = catalogue.ATTACKS[cell.arm.attack].step_settings
     settings = {name: value for name, value in cell.arm.options.items() if name not in steps}
     return json.dumps([cell.model, cell.arm.loss, settings], sort_keys=True)
@@ -171,22 +194,22 @@ def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
 
 
 def make_cell(identity: dict[str, object], model: str, arm: Arm, eps: float, draw: int, skip: str | None) -> Cell:
-    """Return a cell, whose id is a hash of all the arguments but the reason to skip it.
+    """Return a cell whose id is a hash of `identity`, `arm`, `eps` and `draw`.
 
     Args:
-        identity: What the model's predictions depend on, as JSON.
-        model: The model's name.
-        arm: The attack.
+        identity: Everything that the model's predictions depend on, as JSON.
+        model: Name of the model.
+        arm: The attack with its loss, settings and norm.
         eps: Radius in image units.
-        draw: Which repetition.
-        skip: Why it is not run, or None.
+        draw: Index of the repeat, from 0.
+        skip: Reason why the cell is not run, or None.
     """
     key = content_hash([identity, arm.attack, arm.loss, arm.settings, arm.norm, eps, draw])
     return Cell(key, model, arm, eps, draw, _label(model, arm, eps, draw), skip)
 
 
 def _label(model: str, arm: Arm, eps: float, draw: int) -> str:
-    """A cell for people."""
+    """A readable description of a cell."""
     radius = show_eps(eps) if arm.norm == "linf" else f"{eps:.4g}"
     settings = "" if arm.settings == "{}" else arm.settings
     budget = "" if arm == CLEAN else f"{arm.norm} {radius}"
@@ -195,13 +218,13 @@ def _label(model: str, arm: Arm, eps: float, draw: int) -> str:
 
 
 def show_eps(eps: float) -> str:
-    """Write a radius as n/255 where it is one, as a decimal otherwise."""
+    """Format a radius as n/255 if it is a whole number of grey levels, otherwise as a decimal."""
     grey = eps * 255
     return f"{grey:.0f}/255" if abs(grey - round(grey)) < 1e-9 else f"{eps:.4g}"
 
 
 def show_radii(values: Sequence[float]) -> str:
-    """Write several radii in short: whole grey levels together, runs of them by their ends."""
+    """Format several radii briefly: whole grey levels first, consecutive ones as a range, then decimals."""
     greys = sorted(round(value * 255) for value in values if show_eps(value).endswith("/255"))
     runs: list[list[int]] = []
     for grey in greys:
@@ -215,7 +238,7 @@ def show_radii(values: Sequence[float]) -> str:
 
 
 def _why_skip(data: DataSpec, attack: AttackSpec, loss: str, settings: dict[str, Any]) -> str | None:
-    """The reason why an attack, a loss and settings have no meaning together for a data set, or say nothing new."""
+    """The reason why a combination of attack, loss and settings is undefined or redundant on a data set, or None."""
     images = Images(data.task, len(data.edges), data.channels, slices=getattr(data, "neighbours", False))
     if (row := toolkits.find_row(attack.name)) and (reason := why_not(attack.name, row.traits, images)):
         return reason

@@ -1,4 +1,4 @@
-"""A suite: what is trained, attacked and scored. Read from TOML, validated with one-line errors, torch-free."""
+"""A suite: which models are trained, attacked and scored. Read from TOML and validated; does not import torch."""
 
 from __future__ import annotations
 
@@ -28,25 +28,33 @@ from advseg_bench.suite.specs import (
 
 Tables = dict[str, Any]
 FILE_KEYS = ["extends", "profiles"]
-"""Keys of a file that are resolved before there is a suite: whose tables it starts from, and what else it can be."""
+"""Keys of a file that are resolved before validation: the suite it extends, and its profiles."""
 
 
 class Suite(Spec):
-    """Everything a run depends on.
+    """A specification of everything a run depends on: data, models, training, attacks and scoring.
 
     Attributes:
-        schema_version: The version of this format, `schema` in TOML.
+        schema_version: Version of the file format, `schema` in TOML.
         name: Short name, used in paths and tables.
         title: One line for the report.
-        profile: Which of the file's profiles this is, "" if none.
-        note: What a reader of the report must know, such as that a run is scaled down.
-        seed: Seeds model initialisation, training and every random draw of every attack.
+        profile: Name of the profile that was applied, "" if none.
+        note: A caveat for readers of the report, such as that the run is scaled down.
+        seed: Seed of model initialisation, training and all random attacks.
         data: The data set.
-        models: The grid.
+        models: The models to attack.
         training: How models without `weights` are trained.
         attacks: The attacks with their losses and budgets.
-        compute: What the bits of a result depend on.
-        scoring: How counts become scores.
+        compute: Batch size, threads and model preparation, on which the exact bits of a result depend.
+        scoring: How pixel counts become scores.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> suite = ab.Suite.load("quick")
+        >>> suite.data.name, suite.data.task, suite.data.size
+        ('mni152', 'multilabel', 64)
+        >>> [attack.name for attack in suite.attacks]
+        ['fgsm', 'random_sign', 'uniform_noise']
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
@@ -73,35 +81,42 @@ class Suite(Spec):
 
     @model_validator(mode="after")
     def _volumes_fit(self) -> Suite:
-        """Models and training can have 3-D images, if that is what the data are."""
+        """Check that models and training support the shape of the images."""
         *depth, rows, columns = self.data.edges
         for model in self.models if depth else ():
             if model.architecture.startswith("smp."):
                 raise ValueError(
                     f"model {model.name!r}: {model.architecture} is for 2-D images, and size = "
-                    f"{list(self.data.edges)} makes 3-D ones. Take a network of MONAI, such as monai.UNet"
+                    f"{list(self.data.edges)} gives 3-D images. Use a network of MONAI, such as monai.UNet"
                 )
         if rows != columns and "rot90" in self.training.augment:
             raise ValueError(
-                f'training.augment: "rot90" swaps rows and columns, and size = {list(self.data.edges)} has {rows} and '
-                f"{columns}. Leave it out"
+                f'training.augment: "rot90" needs square images, and size = {list(self.data.edges)} has {rows} and '
+                f'{columns}. Remove "rot90"'
             )
         return self
 
     @classmethod
     def load(cls, source: str | Path, *, profile: str | None = None, data: str | Path | None = None) -> Suite:
-        """Read a shipped suite by name, or a TOML file.
+        """Load a shipped suite by name, or a suite from a TOML file.
 
         Args:
-            source: A name that `list_suites` knows, or a path.
-            profile: One of the file's profiles, in place of the one that it names.
-            data: Where the data set is, in place of the path that the file names.
+            source: A name from `list_suites`, or the path of a TOML file.
+            profile: Name of one of the file's profiles; by default that of its key `profile`. "" applies none.
+            data: Folder of the data set; overrides `data.path` of the file.
 
         Returns:
-            The suite. Its `data.phantom`, if it has one, is left out where there is something at `data.path`.
+            The validated suite. Its `data.phantom` is None if `data.path` exists.
 
         Raises:
-            SpecError: One line that names the file, the key, what was expected and the nearest known name.
+            SpecError: If the file cannot be read or a key or value is invalid; one line that names the file, the key,
+                what was expected and the nearest known name.
+
+        Example:
+            >>> import advseg_bench as ab
+            >>> suite = ab.Suite.load("wang2024", profile="cpu")
+            >>> suite.profile, len(suite.models), suite.data.size
+            ('cpu', 4, 128)
         """
         where, tables = _read_tables(source, Path())
         tables = _unfold(tables, where, profile, Path(source).parent)
@@ -113,7 +128,11 @@ class Suite(Spec):
         return suite
 
     def as_json(self) -> dict[str, Any]:
-        """Return the suite as JSON values, complete with defaults; `model_validate` of it gives the suite back."""
+        """Return the suite as JSON values, defaults included.
+
+        Returns:
+            A dictionary with the keys of a suite file; `Suite.model_validate` of it returns an equal suite.
+        """
         values = self.model_dump(mode="json", by_alias=True)
         if isinstance(self.data, UwMadisonData) and self.data.phantom:
             values["data"]["phantom"] = self.data.phantom.model_dump(mode="json")
@@ -121,19 +140,37 @@ class Suite(Spec):
 
 
 def list_suites() -> list[str]:
-    """Return the names of the suites in the package."""
+    """Return the names of the shipped suites.
+
+    Returns:
+        Names for `Suite.load`, sorted.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> ab.list_suites()
+        ['quick', 'smoke', 'wang2024']
+    """
     return sorted(
         f.name.removesuffix(".toml") for f in files("advseg_bench.suite.shipped").iterdir() if f.name.endswith(".toml")
     )
 
 
 def parse_suite(text: str, where: str, profile: str | None = None) -> Suite:
-    """Validate TOML text. Raises: SpecError: one line, prefixed by `where`."""
+    """Parse and validate TOML text.
+
+    Args:
+        text: The content of a suite file.
+        where: Name of the source, put before every error message.
+        profile: Name of the profile to apply; by default the one that the text names.
+
+    Raises:
+        SpecError: If the text is invalid; one line.
+    """
     return _validate(_unfold(_parse(text, where), where, profile, Path()), where)
 
 
 def _read_tables(source: str | Path, folder: Path) -> tuple[str, Tables]:
-    """Read the file of a shipped suite, or one at a path from a folder; return what errors call it, and its tables."""
+    """Read a shipped suite, or a file relative to a folder; return its name for error messages, and its tables."""
     text = str(source)
     if text in list_suites():
         return text, _parse(files("advseg_bench.suite.shipped").joinpath(f"{text}.toml").read_text(), text)
@@ -151,11 +188,11 @@ def _parse(text: str, where: str) -> Tables:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{where}: is not TOML: {error}.") from None
+        raise SpecError(f"{where}: is not valid TOML: {error}.") from None
 
 
 def _read_chain(tables: Tables, where: str, folder: Path) -> list[Tables]:
-    """Return the tables of a file, of the suite that it extends, of the one that this extends, and so on."""
+    """Return the tables of a file, then those of the suite it extends, and so on."""
     chain, seen = [tables], set[str]()
     while True:
         profiles, extends = tables.get("profiles", {}), tables.get("extends")
@@ -175,7 +212,7 @@ def _read_chain(tables: Tables, where: str, folder: Path) -> list[Tables]:
 
 
 def _unfold(tables: Tables, where: str, profile: str | None, folder: Path) -> Tables:
-    """Lay a file over the suite that it extends, and the chosen profile of each over the whole so far."""
+    """Merge a file over the suite that it extends, applying the chosen profile at each step."""
     chain = _read_chain(tables, where, folder)
     known = {name for each in chain for name in each.get("profiles", {})}
     named = [each["profile"] for each in chain if each.get("profile")] if profile is None else [profile]
@@ -185,21 +222,21 @@ def _unfold(tables: Tables, where: str, profile: str | None, folder: Path) -> Ta
 
 
 def _lay_over(chain: Sequence[Tables], profile: str | None) -> Tables:
-    """Lay the first of several files over the others; a profile that the others lack leaves them at their own."""
+    """Merge the first of several files over the rest; if the rest lack the profile, they keep their default one."""
     tables, rest = chain[0], chain[1:]
     chosen = tables.get("profile", "") if profile is None else profile
     passed_on = chosen if any(chosen in each.get("profiles", {}) for each in rest) else None
     base = _lay_over(rest, passed_on) if rest else {}
     own = {key: value for key, value in tables.items() if key not in FILE_KEYS}
-    told = {"profile": chosen or base.get("profile", "")}
-    return _overlay(_overlay(base, own | told), tables.get("profiles", {}).get(chosen, {}))
+    named = {"profile": chosen or base.get("profile", "")}
+    return _overlay(_overlay(base, own | named), tables.get("profiles", {}).get(chosen, {}))
 
 
 def _overlay(base: Tables, over: Tables) -> Tables:
-    """Replace values by those of another table; tables in both are merged, lists are not.
+    """Override the values of one table with those of another; tables are merged, lists are replaced.
 
-    Of another data set only what every data set has is kept: how the labels are put to the model, size, channels.
-    What is drawn where a path leads nowhere belongs to that path, and goes with it.
+    If the data set changes, only the keys common to all data sets are kept: task, size, channels and fit. If its
+    path changes, `phantom` is dropped, since it stands in for the old path.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -215,7 +252,7 @@ def _overlay(base: Tables, over: Tables) -> Tables:
 
 
 def _validate(tables: Tables, where: str) -> Suite:
-    """Check the values. Raises: SpecError: one line, prefixed by `where`."""
+    """Validate the merged tables. Raises: SpecError: one line, prefixed by `where`."""
     try:
         return Suite.model_validate(tables)
     except ValidationError as error:
@@ -225,7 +262,7 @@ def _validate(tables: Tables, where: str) -> Suite:
 
 
 def _explain(error: Any) -> str:
-    """Word one pydantic error: the key's path, what was expected, what was found, the nearest known key."""
+    """Format one pydantic error: path of the key, expected value, value found, nearest known key."""
     place, models = _walk(error["loc"])
     if error["type"] == "extra_forbidden":
         return unknown(".".join(place[:-1]) or "top level", "key", place[-1], {n for m in models for n in _keys(m)})
@@ -241,12 +278,12 @@ def _explain(error: Any) -> str:
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
-    """The keys that a TOML table of this model may have."""
+    """The keys that a TOML table of this model accepts."""
     return [field.alias or name for name, field in model.model_fields.items()] + (FILE_KEYS if model is Suite else [])
 
 
 def _walk(loc: tuple[str | int, ...]) -> tuple[list[str], list[type[BaseModel]]]:
-    """Follow an error's location: its readable path, and the models whose table the last key stands in."""
+    """Resolve an error's location: its readable path, and the models whose table contains the last key."""
     place: list[str] = []
     models: list[type[BaseModel]] = [Suite]
     for i, part in enumerate(loc):
@@ -263,13 +300,13 @@ def _walk(loc: tuple[str | int, ...]) -> tuple[list[str], list[type[BaseModel]]]
 
 
 def _tags(model: type[BaseModel]) -> tuple[object, ...]:
-    """What a location calls a model of a union: the names it is for."""
+    """The tags that pydantic uses for a model of a union in error locations."""
     names = get_args(getattr(model.model_fields.get("name"), "annotation", None))
     return (PLUGIN_TAG,) if model is PluginData else names
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """All models that occur in a type annotation."""
+    """All models in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models_in(part)]

@@ -1,4 +1,4 @@
-"""How long models took before, so that `plan` can tell minutes. Estimates only; no result depends on them."""
+"""Earlier timings of models, from which `plan` estimates minutes. No result depends on them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from advseg_bench.suite.specs import ImageData, ModelSpec
 from advseg_bench.suite.suite import Suite
 
 START_SECONDS = 12.0
-"""Importing the libraries and loading the data, in each worker."""
+"""Seconds to import the libraries and load the data, in each worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What one model cost on some machine.
+    """Measured run time of one model on one machine.
 
     Attributes:
-        train_seconds: The whole training; 0 for a model with weights of its own.
-        pass_seconds: One forward of one image, with everything around it; a backward counts as two.
-        train_images: Training images it was measured with; the time for others is in proportion.
+        train_seconds: Seconds of the whole training; 0 for a model with given weights.
+        pass_seconds: Seconds of one forward pass of one image, overhead included; a backward pass counts as two.
+        train_images: Number of training images of the measurement; training time scales in proportion.
     """
 
     train_seconds: float
@@ -34,23 +34,23 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Minutes a run is expected to take on so many workers, and where the figures come from."""
+    """Expected minutes of a run, and the source of the timings."""
 
     minutes: float
     source: str
 
 
 def remember(suite: Suite, model: ModelSpec, timing: Timing) -> None:
-    """Keep what a model cost on this machine."""
-    with suppress(RecordError):  # an estimate that cannot be kept is no reason to fail
+    """Store the timing of a model on this machine."""
+    with suppress(RecordError):  # failing to store an estimate must not fail the run
         write_json(cache_dir("timings") / f"{timing_key(suite, model)}.json", asdict(timing))
 
 
 def recall(suite: Suite, model: ModelSpec) -> tuple[Timing, str] | None:
-    """Return what a model cost here, else on the reference machine of the shipped suites, else None."""
+    """Return the timing of a model on this or else on the reference machine, and its source; None if there is none."""
     path = cache_root() / "timings" / f"{timing_key(suite, model)}.json"
     if path.exists():
-        with suppress(ValueError, TypeError, OSError):  # a damaged file of estimates counts as no file
+        with suppress(ValueError, TypeError, OSError):  # a damaged file counts as missing
             return Timing(**json.loads(path.read_text())), "measured here"
     shipped = json.loads(files("advseg_bench.suite.shipped").joinpath("timings.json").read_text())
     if (found := shipped["models"].get(timing_key(suite, model))) is not None:
@@ -62,13 +62,13 @@ def expect(suite: Suite, cells: tuple[Cell, ...], images: tuple[int, int], worke
     """Estimate the minutes of a run that trains every model.
 
     Args:
-        suite: What is run.
+        suite: The suite.
         cells: Its cells.
-        images: Training and test images.
-        workers: Processes.
+        images: Number of training and of test images.
+        workers: Number of processes.
 
     Returns:
-        None if a model was never timed or an attack's cost is unknown.
+        The estimate, or None if a model was never timed or the cost of an attack is unknown.
     """
     sources = set()
     jobs = []
@@ -87,7 +87,7 @@ def expect(suite: Suite, cells: tuple[Cell, ...], images: tuple[int, int], worke
 
 
 def timing_key(suite: Suite, model: ModelSpec) -> str:
-    """Return everything the cost depends on, beside the machine, the number of images and how models are prepared."""
+    """Return a hash of everything the time depends on, except machine, number of images and preparation of models."""
     identity = model_identity(suite, model) | {"compute": suite.compute.model_dump(mode="json", exclude={"prepare"})}
     identity["model"] = model.model_dump(mode="json", exclude={"name"})
     identity["data"] = suite.data.model_dump(mode="json", include=set(ImageData.model_fields) | {"name"})

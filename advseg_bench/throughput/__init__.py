@@ -1,1 +1,1 @@
-"""How fast is an attack? Implementations timed side by side on a suite's models, beside the bare limit."""
+"""How fast is an attack? Implementations timed on a suite's models, relative to one bare forward and backward."""

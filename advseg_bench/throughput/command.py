@@ -1,4 +1,4 @@
-"""`advseg-bench throughput`: options -> plan -> rows -> files."""
+"""The command `throughput`: from options to a plan, rows and files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REFERENCES = ("fgsm", "bim", "pgd", "mifgsm")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the user typed, see `advseg-bench throughput --help`."""
+    """Options of the command, see `advseg-bench throughput --help`."""
 
     suite: Suite
     models: tuple[str, ...]
@@ -56,7 +56,7 @@ def run(options: Options, out: Path, console: Console) -> None:
     torch.set_num_threads(options.threads or options.suite.compute.threads)
     make_folder(out)
     for toolkit in missing:
-        console.print(f"{toolkit} has no {options.attack}: left out", markup=False)
+        console.print(f"{toolkit}: skipped, since it has no {options.attack}", markup=False)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("models")
 
@@ -74,7 +74,7 @@ def run(options: Options, out: Path, console: Console) -> None:
 
 
 def make_plan(options: Options) -> tuple[Plan, list[str]]:
-    """Return the plan, and the toolkits that have no such attack. Raises: SpecError."""
+    """Return the plan, and the toolkits without this attack. Raises: SpecError."""
     suite = options.suite
     _check("attack", options.attack, REFERENCES)
     _check("loss", options.loss, catalogue.LOSSES)
@@ -84,10 +84,10 @@ def make_plan(options: Options) -> tuple[Plan, list[str]]:
     for name in options.models:
         _check("model", name, known)
     if options.attack == "fgsm" and options.steps:
-        raise SpecError("throughput: fgsm has one step. Remove --steps.")
+        raise SpecError("throughput: expected no --steps for fgsm, which has one step. Remove --steps.")
     settings: dict[str, Any] = {"steps": options.steps} if options.steps else {}
     if options.attack == "pgd":
-        settings["random_start"] = False  # else a toolkit would get one image at a time, for the sake of its generator
+        settings["random_start"] = False  # otherwise toolkits would get one image at a time, to seed each image
     others, missing = find_equivalents(options.against, options.attack, "linf", settings)
     batches = [int(text) for text in options.batches if text.isdecimal() and int(text) > 0]
     if len(batches) != len(options.batches):
@@ -96,13 +96,13 @@ def make_plan(options: Options) -> tuple[Plan, list[str]]:
         if not values or len(set(values)) < len(values):
             raise SpecError(expected(f"throughput: {what}", "at least one, each once", ",".join(values)))
     if options.size and not isinstance(suite.data.size, int):
-        raise SpecError("throughput: --size is one edge, and the suite has volumes. Remove it.")
+        raise SpecError("throughput: expected no --size for a suite of volumes, got one edge. Remove --size.")
     if options.classes and suite.data.task == "binary":
-        raise SpecError("throughput: a binary task has one class. Remove --classes.")
+        raise SpecError("throughput: expected no --classes for a binary task, which has one class. Remove --classes.")
     try:
         device = torch.device(options.device) if options.device else meter.default_device()
     except RuntimeError:
-        raise SpecError(expected("throughput: device", "such as cpu or cuda:0", options.device)) from None
+        raise SpecError(expected("throughput: device", "a device such as cpu or cuda:0", options.device)) from None
     for text in options.prepare:
         if text != AUTO and "cuda_graph" in read_steps(text) and device.type != "cuda":
             raise SpecError(expected("throughput: prepare", "a CUDA device for cuda_graph", str(device)))
@@ -132,7 +132,7 @@ def _check(what: str, value: str, known: Any) -> None:
 
 
 def _add_shares(rows: list[Row], plan: Plan) -> None:
-    """Operations a second, where a gradient is two forwards, against the fastest matrix product of this machine."""
+    """Add operations per second, counting a gradient as two forwards, and their share of the matrix product peak."""
     peaks = {name: meter.matrix_peak(plan.device, PRECISIONS[name]) for name in ("float32", *plan.precisions)}
     for row in rows:
         if row["error"] is None:
@@ -141,7 +141,7 @@ def _add_shares(rows: list[Row], plan: Plan) -> None:
 
 
 def _add_largest(rows: list[Row], plan: Plan, show: Any) -> None:
-    """The largest batch of the reference, once for each model, precision and preparation."""
+    """Add the largest batch of the reference for each model, precision and preparation."""
     specs = {spec.name: spec for spec in plan.models}
     found: dict[tuple[str, str, str], int] = {}
     mine = [row for row in rows if row["implementation"] == plan.work.reference]
@@ -165,7 +165,7 @@ def _add_largest(rows: list[Row], plan: Plan, show: Any) -> None:
 
 
 def _describe(options: Options, plan: Plan) -> dict[str, Any]:
-    """What the figures depend on."""
+    """The machine and the options on which the figures depend."""
     machine = environment.describe_libraries() | environment.describe_machine()
     machine |= {"device": environment.describe_device(str(plan.device)), "threads": str(torch.get_num_threads())}
     machine |= environment.describe_packages(sorted({name.partition(".")[0] for name in plan.work.others}))

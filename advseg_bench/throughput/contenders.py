@@ -1,4 +1,4 @@
-"""What is timed: the bare limit, the reference attack, and each toolkit's class of it, on the same batch."""
+"""The implementations to time on one batch: the bare limit, the reference attack, and each toolkit's class of it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from advseg_bench.throughput.fastest import prepare_fastest
 from advseg_bench.types import Bounds, Budget, Task
 
 LIMIT = "bare limit"
-"""One forward and one gradient by the images of the unprepared model: what one step of any attack must do."""
+"""One forward and one gradient at the images of the unprepared model: the least that a gradient step computes."""
 
 RAW = "raw"
-"""The preparation of a model that is used as it was built."""
+"""The preparation that leaves the model unchanged."""
 
 AUTO = "auto"
-"""The preparation that is fastest of those that agree."""
+"""Chooses the fastest preparation that agrees with the model."""
 
 PRECISIONS: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -36,14 +36,14 @@ PRECISIONS: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One attack, and who competes in it.
+    """One attack, and the implementations of it to compare.
 
     Attributes:
-        reference: Name of our attack.
-        settings: Of it.
-        others: Name of an implementation -> its settings.
+        reference: Name of the reference attack.
+        settings: Settings of the reference attack.
+        others: Name of another implementation -> its settings.
         loss: Name of the attack loss.
-        budget: Norm and radius; time hardly depends on it.
+        budget: Norm and radius; run time hardly depends on it.
     """
 
     reference: str
@@ -55,13 +55,13 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Something to time on one batch.
+    """An implementation to time on one batch.
 
     Attributes:
-        implementation: `LIMIT`, the reference's name, or a toolkit's class.
+        implementation: `LIMIT`, name of the reference, or class of a toolkit.
         preparation: `RAW`, or the steps of `models.prepare`, joined by "+"; in brackets if `AUTO` chose them.
-        model: What it attacks, for whoever wants to count.
-        gradients: How many the reference takes one after another; whoever takes fewer has no ratio.
+        model: The model that it attacks, to count passes.
+        gradients: Number of successive gradients of the reference; implementations with fewer have no ratio.
         call: Attacks the batch once.
     """
 
@@ -73,7 +73,7 @@ class Contender:
 
 
 def draw_batch(channels: int, size: int | Sequence[int], task: Task, n: int, device: torch.device) -> Batch:
-    """Return random images with random masks that fill a fifth of them: time does not depend on what they show."""
+    """Return random images with random masks (about 20 % of the pixels per class, or uniform over classes)."""
     edges = (size, size) if isinstance(size, int) else tuple(size)
     generator = torch.Generator().manual_seed(0)
     x = torch.rand((n, channels, *edges), generator=generator)
@@ -90,34 +90,34 @@ def draw_batch(channels: int, size: int | Sequence[int], task: Task, n: int, dev
 def list_contenders(
     work: Work, model: nn.Module, batch: Batch, preparations: Sequence[str], precision: str
 ) -> list[Contender]:
-    """Return everyone who competes on one model and batch.
+    """Return the implementations to compare on one model and batch.
 
     Args:
-        work: The attack.
-        model: Raw, frozen, in eval mode, on the batch's device.
+        work: The attack and its implementations.
+        model: Unprepared model, frozen, in eval mode, on the batch's device.
         batch: Images and labels.
-        preparations: Of the reference's model: `RAW`, `AUTO`, or steps of `models.prepare` joined by "+". Toolkits get
-            the raw model, as their users would give it to them.
-        precision: Name in `PRECISIONS`; other than float32, all run under autocast.
+        preparations: Preparations of the reference's model: `RAW`, `AUTO`, or steps of `models.prepare` joined by "+".
+            Toolkits attack the unprepared model, as in normal use.
+        precision: Name in `PRECISIONS`; all but float32 run under autocast.
 
     Returns:
         The limit first, then the reference under each preparation, then the others.
 
     Raises:
-        UserError: If a model cannot be prepared so, or an attack not be built.
+        UserError: If a model cannot be prepared, or an attack cannot be built.
     """
     raw = model if precision == "float32" else Prepared(model, (precision,)).eval()
     contenders = [Contender(LIMIT, RAW, raw, 1, partial(_differentiate, raw, batch.x))]
     for text in preparations:
-        used, told = _prepare(model, raw, batch.x, text, precision)
-        contenders.append(_contend(work, work.reference, work.settings, used, batch, told))
+        used, named = _prepare(model, raw, batch.x, text, precision)
+        contenders.append(_contend(work, work.reference, work.settings, used, batch, named))
     for name, settings in work.others.items():
         contenders.append(_contend(work, name, settings, raw, batch, RAW))
     return contenders
 
 
 def _prepare(model: nn.Module, raw: nn.Module, x: Tensor, text: str, precision: str) -> tuple[nn.Module, str]:
-    """A model as a preparation says, at a precision, and what to call it."""
+    """Prepare a model at a precision; return it with the name of its preparation."""
     half = () if precision == "float32" else (precision,)
     if text == AUTO:
         choice, _ = prepare_fastest(model, x)
@@ -130,7 +130,7 @@ def _prepare(model: nn.Module, raw: nn.Module, x: Tensor, text: str, precision: 
 def _contend(
     work: Work, name: str, settings: Mapping[str, Any], model: nn.Module, batch: Batch, preparation: str
 ) -> Contender:
-    """One implementation, which takes as many gradients as the reference."""
+    """Create the contender of one implementation."""
     budget = work.budget
     attack = load_attack(name, settings, work.loss, batch.task)
 
@@ -142,7 +142,7 @@ def _contend(
 
 
 def _differentiate(model: nn.Module, x: Tensor) -> Tensor:
-    """The least any gradient attack does once: logits, and their gradient by the images."""
+    """Compute logits and their gradient with respect to the images, as every gradient attack must."""
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(leaf)

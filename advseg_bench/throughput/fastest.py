@@ -1,4 +1,4 @@
-"""Which preparation of a model makes its input gradient fastest?"""
+"""Finds the preparation of a model with the fastest input gradient."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from advseg_bench.models.prepare import Choice, find_agreeing
 from advseg_bench.models.reference import softplus_gradient
 
 CANDIDATES: tuple[tuple[str, ...], ...] = (("lean",), ("fold", "lean"), ("fold", "lean", "channels_last"))
-"""What is tried beside the model as it is."""
+"""Preparations to try, in addition to the unprepared model."""
 
 
 def prepare_fastest(
     model: nn.Module, x: Tensor, candidates: Sequence[Sequence[str]] = CANDIDATES, *, rounds: int = 7
 ) -> tuple[Choice, dict[str, float]]:
-    """Prepare a model in the way that makes its input gradient fastest, among those that agree with it.
+    """Prepare a model such that its input gradient is fastest, among the preparations that agree with the model.
 
     Args:
-        model: As `prepare` takes it, frozen and in eval mode.
+        model: A model as for `prepare`, frozen and in eval mode.
         x: Images (N, C, *S) on which gradients are compared and timed.
-        candidates: Lists of steps to try beside the model as it is.
-        rounds: Samples of each, in interleaved order.
+        candidates: Lists of steps to try, in addition to the unprepared model.
+        rounds: Number of samples of each, in interleaved order.
 
     Returns:
-        The choice, which depends on the machine and on the moment; and for each way that agrees, its steps joined by
-        "+" or "raw", the median time of a gradient in seconds.
+        The choice, which depends on timing and so may vary; and the median time of a gradient in seconds for each
+        preparation that agrees, by its steps joined by "+", or "raw".
 
     Raises:
-        SpecError: As `prepare` does.
+        SpecError: As for `prepare`.
     """
     choices, raw = find_agreeing(model, x, [tuple(steps) for steps in candidates])
     named = {"+".join(choice.steps) or "raw": choice for choice in (raw, *choices)}

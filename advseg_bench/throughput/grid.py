@@ -1,4 +1,4 @@
-"""Models x batch sizes x precisions -> timings of every contender, measured side by side."""
+"""Times every implementation for each model, batch size and precision, in interleaved order."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from advseg_bench.types import Task
 Row = dict[str, Any]
 
 Progress = Callable[[str, int, int], None]
-"""(what, done, in all)."""
+"""(description, number done, total)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is timed.
+    """The grid to time.
 
     Attributes:
-        work: The attack and who competes.
-        models: To be built, with random weights: time does not depend on them.
-        channels: Of an image.
-        size: Edge length of the images, or each of their edges, in pixels.
-        task: What the logits mean.
-        batches: Images a call.
+        work: The attack and its implementations.
+        models: Models to build with random weights, on which run time does not depend.
+        channels: Number of image channels.
+        size: Edge length of the images, or all edges, in pixels.
+        task: Task type and classes.
+        batches: Batch sizes.
         precisions: Names in `contenders.PRECISIONS`.
-        preparations: Of the reference's model, see `list_contenders`.
-        device: Where.
-        rounds: Timed calls of each contender, in interleaved order.
+        preparations: Preparations of the reference's model, see `list_contenders`.
+        device: Device to compute on.
+        rounds: Number of timed calls of each implementation.
     """
 
     work: Work
@@ -60,15 +60,15 @@ class Plan:
 
 
 def measure_grid(plan: Plan, progress: Progress = lambda what, done, total: None) -> list[Row]:
-    """Time every contender at every point of the grid, those of one point in turn.
+    """Time every implementation at every point of the grid.
 
     Args:
-        plan: What is timed.
-        progress: Told before each point.
+        plan: The grid.
+        progress: Called before each point.
 
     Returns:
-        A row of `report.SCHEMA` for each contender at each point. A contender that failed has an `error` and no
-        numbers; the memory of an accelerator that was full is free again for the next one.
+        A row of `report.SCHEMA` for each implementation at each point. A failed implementation has an `error` and no
+        numbers; memory is freed before the next one runs.
 
     Raises:
         UserError: If a model cannot be built.
@@ -96,7 +96,7 @@ def measure_grid(plan: Plan, progress: Progress = lambda what, done, total: None
 
 
 def _measure_point(plan: Plan, model: nn.Module, batch: Batch, precision: str) -> list[Row]:
-    """Time the contenders of one point together; who fails in the first call is left out of the loop."""
+    """Time the implementations of one point together; those that fail in their first call are excluded."""
     contenders = list_contenders(plan.work, model, batch, plan.preparations, precision)
     rows: list[Row] = []
     alive: dict[int, Contender] = {}
@@ -106,7 +106,7 @@ def _measure_point(plan: Plan, model: nn.Module, batch: Batch, precision: str) -
         if error is None:
             alive[i] = contender
     if 0 not in alive:
-        return [row | {"error": row["error"] or "there is no limit to compare it with"} for row in rows]
+        return [row | {"error": row["error"] or "the bare limit failed, so there is no ratio"} for row in rows]
     samples = meter.measure({str(i): each.call for i, each in alive.items()}, device=plan.device, rounds=plan.rounds)
     for i, contender in alive.items():
         rows[i] |= _time(contender, samples[str(i)], samples["0"], batch, plan.device)
@@ -120,13 +120,13 @@ def _measure_point(plan: Plan, model: nn.Module, batch: Batch, precision: str) -
 
 
 def _try(contender: Contender) -> str | None:
-    """Call once. Returns: what went wrong, in one line, or None."""
+    """Call once. Returns: the error in one line, or None."""
     try:
         contender.call()
     except Exception as error:
         message = one_line(error)
         full = meter.is_full(error)
-        error.__traceback__ = None  # it holds the tensors that filled the memory
+        error.__traceback__ = None  # it references the tensors that filled the memory
         del error
         meter.free_memory()
         return "out of memory" if full else message
@@ -134,7 +134,7 @@ def _try(contender: Contender) -> str | None:
 
 
 def _time(contender: Contender, samples: Samples, limit: Samples, batch: Batch, device: torch.device) -> Row:
-    """Time and memory of one contender: against the limit at as many gradients as it takes."""
+    """Time and memory of one implementation, relative to the limit with the same number of gradients."""
     n, gradients = len(batch.x), contender.gradients
     low, high = samples.interval()
     ratio, ratio_low, ratio_high = meter.ratio(limit, samples)
@@ -153,7 +153,7 @@ def _time(contender: Contender, samples: Samples, limit: Samples, batch: Batch, 
 
 
 def _count(contender: Contender, model: nn.Module, batch: Batch, work: Work) -> Row:
-    """What one call asks of the model, and by how much it raises the raw model's loss, which shows that it works."""
+    """Count the passes of one call, and measure the increase of the raw model's loss, which shows that it works."""
     n = len(batch.x)
     with Counter(contender.model).count(n) as tally:
         found = contender.call()

@@ -1,4 +1,4 @@
-"""The largest batch an attack can be given: by doubling, then by bisection."""
+"""Finds the largest batch of an attack that fits in memory, by doubling and then by bisection."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from advseg_bench.throughput.contenders import Work, draw_batch, list_contenders
 from advseg_bench.types import Task
 
 MOST = 4096
-"""No larger batch is tried."""
+"""Largest batch size that is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What is tried with more and more images.
+    """An attack to try with batches of increasing size.
 
     Attributes:
         work: The attack; only the reference is run.
-        model: To be built with random weights.
-        channels: Of an image.
-        size: Edge length of the images in pixels.
-        task: What the logits mean.
-        preparation: Of the model, see `list_contenders`.
+        model: Model to build with random weights.
+        channels: Number of image channels.
+        size: Edge length of the images, or all edges, in pixels.
+        task: Task type and classes.
+        preparation: Preparation of the model, see `list_contenders`.
         precision: Name in `contenders.PRECISIONS`.
-        device: Where.
-        threads: Of PyTorch.
+        device: Device to compute on.
+        threads: Number of PyTorch threads.
     """
 
     work: Work
@@ -53,18 +53,18 @@ class Trial:
 
 
 def find_largest(trial: Trial, memory_bytes: int | None = None) -> int:
-    """Return how many images a call of the attack can take, 0 if not even one, `MOST` at most.
+    """Return the largest batch size of the attack that fits in memory, from 0 to `MOST`.
 
-    On an accelerator its memory is the limit, and an attack that fills it is survived. On a CPU, where the system
-    would kill the process, or others, an own process tries under a limit of its address space.
+    On an accelerator the limit is its memory, and running out of it raises an error. On a CPU the system would kill
+    processes, so each size is tried in a separate process with limited address space.
 
     Args:
-        trial: What is tried.
-        memory_bytes: The limit on a CPU, beyond what the process holds before the attack; by default nine tenths of
-            what the machine has free.
+        trial: The attack to try.
+        memory_bytes: The limit on a CPU in bytes, on top of the memory in use before the attack; by default 90 % of
+            the machine's available memory.
 
     Cost:
-        About 2 log2(n) calls, the largest of n images.
+        About 2 log2(n) calls of the attack, the largest with n images.
     """
     if torch.device(trial.device).type != "cpu":
         return search(lambda n: try_batch(trial, n))
@@ -74,7 +74,7 @@ def find_largest(trial: Trial, memory_bytes: int | None = None) -> int:
 
 
 def search(fits: Callable[[int], bool], most: int = MOST) -> int:
-    """Return the largest n up to `most` that fits, where every smaller one does too; 0 if none does."""
+    """Return the largest n up to `most` that fits, given that every smaller one fits too; 0 if none fits."""
     low, high = 0, 1
     while high <= most and fits(high):
         low, high = high, 2 * high
@@ -86,7 +86,7 @@ def search(fits: Callable[[int], bool], most: int = MOST) -> int:
 
 
 def try_batch(trial: Trial, n: int) -> bool:
-    """Run the attack once on n images. Returns: whether the memory was enough; other errors are raised."""
+    """Run the attack once on n images. Returns: whether memory sufficed. Raises: any other error."""
     model = _model(trial)
     full = False
     try:
@@ -102,13 +102,13 @@ def try_batch(trial: Trial, n: int) -> bool:
 
 
 def free_bytes() -> int:
-    """Return the memory of this machine that nobody uses."""
+    """Return the available memory of this machine in bytes."""
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 class _Cell:
-    """A process of its own for what may die of it; a new one after each death."""
+    """A separate process for trials that may be killed; restarted after each death."""
 
     def __enter__(self) -> _Cell:
         self._pool: ProcessPoolExecutor | None = None
@@ -128,11 +128,11 @@ class _Cell:
 
 
 def _try_limited(trial: Trial, n: int, allowed: int) -> bool:
-    """`try_batch`, with so many bytes of address space beyond what is mapped once it has run on one image."""
+    """`try_batch` with limited address space: `allowed` bytes on top of those mapped after a run on one image."""
     torch.set_num_threads(trial.threads)
-    return_freed_memory()  # else the limit would be above memory that earlier tries have left
+    return_freed_memory()  # otherwise the limit would include memory kept from earlier trials
     if repr(trial) not in _kept:
-        try_batch(trial, 1)  # starts threads and loads kernels, which map memory that no image needs
+        try_batch(trial, 1)  # starts threads and loads kernels, whose memory does not grow with images
     with _limited(allowed):
         return try_batch(trial, n)
 
@@ -152,7 +152,7 @@ _kept: dict[str, nn.Module] = {}
 
 
 def _model(trial: Trial) -> nn.Module:
-    """The last trial's model stays in memory."""
+    """Return the model of a trial; the last one stays in memory."""
     key = repr(trial)
     if key not in _kept:
         model = build_model(trial.model, channels=trial.channels, task=trial.task, size=trial.size)

@@ -1,4 +1,4 @@
-"""Rows of timings -> terminal table, Parquet, JSON of the machine, figure."""
+"""Writes timings as a terminal table, Parquet, JSON and a figure."""
 
 from __future__ import annotations
 
@@ -53,34 +53,34 @@ SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 """Columns of `throughput.parquet`: one implementation on one model at one batch size and precision.
 
 `flops` are those of one forward of one image. `ratio` is the limit's time for `gradients` gradients over the
-implementation's, paired by round, with its 95 % interval; null for who takes fewer gradients. `forwards` and
-`backwards` are counted, per image. `rise` is by how much the result raises the raw model's attack loss, over what the
-reference's does: 1 if they do the same. `flops_per_s` takes a gradient for two forwards, and
-`peak_share` is its part of what this machine's largest matrix product reaches. `seconds` are all samples of a call.
+implementation's time, paired by round, with its 95 % confidence interval; null if the implementation computes fewer
+gradients. `forwards` and `backwards` are counted per image. `rise` is the increase of the raw model's attack loss over
+that of the reference: 1 if both are equally strong. `flops_per_s` counts a gradient as two forwards, and `peak_share`
+is its share of the peak rate of a matrix product on this machine. `seconds` are all samples of a call.
 """
 
 
 def print_throughput(rows: Sequence[Row], console: Console) -> None:
-    """Print one line for each row, the limit of each group first; what is the same in all rows stands above."""
+    """Print one line per row, the limit of each group first; conditions common to all rows are printed above."""
     columns = {name: [show(row) for row in rows] for name, show in _COLUMNS.items()}
     same = {name: texts[0] for name, texts in columns.items() if name in _CONDITIONS and len(set(texts)) == 1}
-    told = [name for name, texts in columns.items() if name not in same and any(texts)]
+    varying = [name for name, texts in columns.items() if name not in same and any(texts)]
     console.print(", ".join(f"{name} {text}" for name, text in same.items() if text), highlight=False, markup=False)
     left = (*_CONDITIONS, "implementation")
     table = Table(
         *(
             Column(name, justify="left" if name in left else "right", no_wrap=name != "implementation", overflow="fold")
-            for name in told
+            for name in varying
         ),
         box=None,
         pad_edge=False,
     )
     for i in range(len(rows)):
-        table.add_row(*(escape(columns[name][i]) for name in told))
+        table.add_row(*(escape(columns[name][i]) for name in varying))
     console.print(table, highlight=False)
     console.print(
-        "of the limit: its time over the implementation's in the same round, the median; [more rounds]: too few, or "
-        "too alike, for an interval. Toolkits attack the raw model.",
+        "of the limit: the median ratio of the limit's time to the implementation's in the same round. [more rounds]: "
+        "too few independent rounds for an interval. Toolkits attack the raw model.",
         soft_wrap=True,
         highlight=False,
         markup=False,
@@ -91,14 +91,14 @@ def _show_ratio(row: Row) -> str:
     if row["implementation"] == LIMIT:
         return "1"
     if row["ratio"] is None:
-        return f"takes {row['backwards']:g} gradients, not {row['gradients']}"
+        return f"computes {row['backwards']:g} gradients, not {row['gradients']}"
     if math.isinf(row["ratio_high"]):
         return f"{row['ratio']:.3f} [more rounds]"
     return f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
 
 
 def _number(name: str, form: str, unit: float = 1) -> Callable[[Row], str]:
-    """A column that is empty where there is no number."""
+    """A formatter of a column, empty if there is no number."""
 
     def show(row: Row) -> str:
         return "" if row.get(name) is None else form.format(row[name] / unit)
@@ -117,7 +117,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "images/s": _number("images_per_s", "{:.2f}"),
     "of the limit [95 %]": lambda row: row["error"] or _show_ratio(row),
     "F + B": lambda row: "" if row["error"] else f"{row['forwards']:g} + {row['backwards']:g}",
-    "loss rise": _number("rise", "{:.3f}"),
+    "loss increase": _number("rise", "{:.3f}"),
     "GFLOP/s": _number("flops_per_s", "{:.1f}", 1e9),
     "of peak": _number("peak_share", "{:.0%}"),
     "peak MB": _number("peak_bytes", "{:.1f}", 1e6),
@@ -126,7 +126,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
 
 
 def write_throughput(rows: Sequence[Row], about: Mapping[str, Any], out: Path) -> list[Path]:
-    """Write `throughput.parquet`, `throughput.json` (the machine and what was asked) and the figure as SVG and PNG.
+    """Write `throughput.parquet`, `throughput.json` (machine and options) and the figure as SVG and PNG.
 
     Returns:
         The files.
@@ -147,7 +147,7 @@ def write_throughput(rows: Sequence[Row], about: Mapping[str, Any], out: Path) -
 
 
 def draw_throughput(rows: Sequence[Row], width: float) -> Drawing:
-    """Draw each implementation's share of the limit with its interval, a line of marks for each model and batch."""
+    """Plot each implementation's ratio to the limit with its interval, one row per model and batch."""
     sound = [row for row in rows if row.get("ratio") is not None and row["implementation"] != LIMIT]
     places = list(dict.fromkeys(_place(row) for row in sound))
     labels = list(dict.fromkeys(_label(row) for row in sound))
@@ -158,7 +158,7 @@ def draw_throughput(rows: Sequence[Row], width: float) -> Drawing:
         mine = [row for row in sound if _label(row) == label]
         y = [places.index(_place(row)) + (i - (len(labels) - 1) / 2) * step for row in mine]
         x = [row["ratio"] for row in mine]
-        known = [math.isfinite(row["ratio_high"]) for row in mine]  # too few rounds: a mark without an interval
+        known = [math.isfinite(row["ratio_high"]) for row in mine]  # with too few rounds, a marker without an interval
         low = [row["ratio"] - row["ratio_low"] if sure else 0 for row, sure in zip(mine, known, strict=True)]
         high = [row["ratio_high"] - row["ratio"] if sure else 0 for row, sure in zip(mine, known, strict=True)]
         colour = COLOURS[i % len(COLOURS)]
@@ -167,7 +167,7 @@ def draw_throughput(rows: Sequence[Row], width: float) -> Drawing:
     ax.set_yticks(range(len(places)), places)
     ax.invert_yaxis()
     ax.set_xlim(left=0)
-    ax.set_xlabel("Speed over that of the bare limit, with its 95 % interval")
+    ax.set_xlabel("Speed relative to the bare limit, with 95 % confidence interval")
     ax.grid(False, axis="y")
     if labels:
         drawing.legend(loc="outside upper left", ncols=min(3, len(labels)))

@@ -344,5 +344,5 @@ def test_specifications_that_do_not_fit(good, keys, message):
 
 
 def test_two_inputs_are_refused(tmp_path):
-    with pytest.raises(ValidationError, match="inputs: channels = 3 takes one or three, got 2"):
+    with pytest.raises(ValidationError, match=r"inputs: .*channels = 3, got 2"):
         spec(tmp_path, inputs=("a", "b"), channels=3)

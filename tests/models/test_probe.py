@@ -75,7 +75,7 @@ def test_layer_behind_which_logits_are_bent_is_no_head() -> None:
     [
         ("dict", r"tensor of logits or one of out, logits, pred, got dict with mask\. Set `output`"),
         ("labels", r"float32 tensor of logits, got 'torch\.bool'\. Return raw logits"),
-        ("many", r"expected 3 logit channels \(gm, wm, csf\), got 6\. Set the number of classes"),
+        ("many", r"expected 3 logit channels \(gm, wm, csf\), got 6\."),
         ("small", r"logits of shape \(2, K, 16, 16\), got \(2, 3, 6, 6\)\. Logits must have the size"),
         ("flat", r"logits of shape \(2, K, 16, 16\), got \(2, 768\)"),
         ("nan", "expected finite logits, got NaN or infinity"),

@@ -1,4 +1,4 @@
-"""The segmenter behind an ART estimator: run once to see that it yields logits, and left in the mode it had."""
+"""Validate the model and the loss of an ART estimator, and find its layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from advseg_adapters.art.inputs import check_logits, read_task
 from advseg_bench.checks.logits import probe as probe_logits
 from advseg_bench.checks.outputs import read_model
-from advseg_bench.errors import IncompatibleError, UserError, expected, one_line
+from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line
 from advseg_bench.instruments.modes import in_mode
 from advseg_bench.losses import Loss, probe
 from advseg_bench.protocols import Model
@@ -20,7 +20,12 @@ from advseg_bench.types import Task, TaskKind
 
 
 def read_loss(loss: str | Loss | None, task: Task) -> Loss:
-    """Return a loss that was checked to be one for the task. Raises: IncompatibleError, PluginError."""
+    """Return the loss, validated for the task.
+
+    Raises:
+        IncompatibleError: The loss does not fit the task.
+        PluginError: The loss is unknown.
+    """
     if loss is None:
         loss = "ce" if task.kind == "multiclass" else "bce"
     if not isinstance(loss, str):
@@ -34,17 +39,15 @@ def read_loss(loss: str | Loss | None, task: Task) -> Loss:
 
 
 def _probe_loss(loss: Loss, task: Task, name: str) -> None:
-    """Check a loss, such as one of torch, which is called with other arguments."""
+    """Validate a loss given as an object; losses of torch fail here, since they take other arguments."""
     try:
         probe(loss, task, name)
     except UserError:
         raise
     except Exception as error:
         what = "a function (logits, y, valid, task) -> one value per image"
-        remedy = "Write such a function around it, or name one of ours, such as 'dice'."
-        raise IncompatibleError(
-            f"loss {name}: expected {what}; called as one it fails: {one_line(error)}. {remedy}"
-        ) from error
+        remedy = "Wrap it in such a function, or use the name of a loss, such as 'dice'."
+        raise IncompatibleError(f"loss {name}: expected {what}, got {one_line(error)}. {remedy}") from error
 
 
 def read_segmenter(
@@ -87,3 +90,23 @@ def read_segmenter(
     reader.announce()
     found = reader.simplest()
     return found if isinstance(found, nn.Module) else reader, known
+
+
+def list_layers(model: nn.Module) -> list[str]:
+    """Return the names of a model's modules, without the model itself."""
+    return [name for name, _ in model.named_modules() if name]
+
+
+def find_layer(model: nn.Module, layer: int | str) -> nn.Module:
+    """Return a module of a model by its name, or by its index in `list_layers`.
+
+    Raises:
+        SpecError: The layer does not exist.
+    """
+    names = list_layers(model)
+    if isinstance(layer, int) and -len(names) <= layer < len(names):
+        layer = names[layer]
+    if not isinstance(layer, str) or layer not in names:
+        what = f"an index below {len(names)}, or one of the `layer_names`" if names else "a model with layers"
+        raise SpecError(expected("get_activations: layer", what, layer))
+    return model.get_submodule(layer)

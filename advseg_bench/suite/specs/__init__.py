@@ -1,4 +1,4 @@
-"""What is a suite made of? Data, models, training recipe, attacks, compute: validated, frozen, torch-free."""
+"""What does a suite contain? Frozen specifications of data, models, training, attacks and compute."""
 
 from advseg_bench.suite.specs.base import Spec
 from advseg_bench.suite.specs.data import (

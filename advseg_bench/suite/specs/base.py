@@ -1,4 +1,4 @@
-"""The base of all specifications, and what several of them check."""
+"""The base class of all specifications, and checks that several of them share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from advseg_bench.registry.plugins import Kind
 
 
 class Spec(BaseModel):
-    """Base of all specifications: frozen, and an unknown key is an error."""
+    """Base class of all specifications: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Refuse values that JSON lacks, such as dates."""
+    """Reject values that JSON cannot represent, such as dates."""
     try:
         json.dumps(settings, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -31,7 +31,7 @@ Settings = Annotated[dict[str, Any], AfterValidator(plain)]
 
 
 def check_known(kind: Kind, name: str) -> str:
-    """Accept a name that is shipped, of a plug-in or of a toolkit, or `package.module:object`."""
+    """Accept a shipped name, one of a plug-in or toolkit, or `package.module:object`."""
     try:
         toolkits.check_attack(name) if kind == "attack" else plugins.check_name(kind, name)
     except PluginError as error:

@@ -1,4 +1,4 @@
-"""The data sets that a suite can name."""
+"""Specifications of the data sets that a suite can use."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class PhantomData(ImageData):
     """Procedural abdominal MRI phantom.
 
     Attributes:
-        subjects: Number of cases; about a sixth (at least one) is for validation, a quarter for test.
-        days: Scans of each case; the bowel moves between them.
-        slices: Slices of each scan.
-        seed: Another seed, other anatomies.
+        subjects: Number of subjects; about a sixth (at least one) is for validation, a quarter for test.
+        days: Scans per subject; the bowel moves between them.
+        slices: Slices per scan.
+        seed: Random seed of the anatomies.
     """
 
     name: Literal["phantom"]
@@ -45,19 +45,20 @@ class FolderData(SplitData):
 
     `path/images/NAME.{png,tif,tiff,nii,nii.gz}` goes with `path/masks/NAME.*` (binary, multiclass), or with
     `path/masks/CLASS/NAME.*` for each class (multilabel). A NIfTI volume gives one image per slice of its last axis, or
-    is one image if `size` has three edges.
+    one 3-D image if `size` has three edges.
 
     Attributes:
-        classes: Class names. For multiclass the first is the background and mask values count from 0.
-        soft: Masks hold probabilities scaled to the data type's maximum, binarised at 0.5. Otherwise only
-            0 and 1, or 0 and 255 (0, 1, 2, ... for multiclass) are accepted.
-        ignore: Mask value of pixels that count in no loss and no score, such as 255.
-        scale: "max" divides an image (a volume, for NIfTI) by its own maximum, "percentile" by its 99.5th percentile,
-            "dtype" by its type's largest value; a pair (lower, upper) is a window. All are clipped to [0, 1].
-        subject: Regular expression with one group that finds the subject in a file's stem; by default the whole
-            stem, so that each file is a subject of its own.
-        spacing: Pixel edge lengths in mm (rows, columns); read from NIfTI headers when left out, as the distance of a
-            volume's slices always is.
+        classes: Class names. For multiclass the first is the background and mask values start at 0.
+        soft: Whether masks hold probabilities, scaled to the maximum of the data type and binarised at 0.5. Otherwise
+            only 0 and 1, or 0 and 255 (0, 1, 2, ... for multiclass) are accepted.
+        ignore: Mask value of pixels that are excluded from all losses and scores, such as 255.
+        scale: "max" divides an image (for NIfTI, a volume) by its maximum, "percentile" by its 99.5th percentile,
+            "dtype" by the largest value of its data type; a pair (lower, upper) is an intensity window. All are clipped
+            to [0, 1].
+        subject: Regular expression with one group that matches the subject in a file's stem; by default the whole
+            stem, so that each file is a separate subject.
+        spacing: Pixel spacing in mm (rows, columns); by default read from NIfTI headers. The slice spacing of a
+            volume is always read from the header.
     """
 
     flat: ClassVar[bool] = False
@@ -72,25 +73,27 @@ class FolderData(SplitData):
 
     @model_validator(mode="after")
     def _fits(self) -> FolderData:
-        """The number of classes fits the task."""
+        """Check that the number of classes fits the task."""
         given = len(self.classes)
         if self.task == "binary" and given != 1:
-            raise ValueError(f"classes: a binary task has exactly one class, got {given}. Set task, or give one")
+            raise ValueError(f"classes: expected one class for a binary task, got {given}. Set task, or give one class")
         if self.task == "multiclass" and given < 2:
-            raise ValueError(f"classes: a multiclass task has a background and more, got {given}. Name them all")
+            raise ValueError(
+                f"classes: expected two or more for a multiclass task, background first, got {given}. Add them"
+            )
         if len(set(self.classes)) < given:
-            raise ValueError("classes: a name is listed twice")
+            raise ValueError("classes: a name is listed twice. Remove one")
         return self
 
 
 class PhantomFolder(Spec):
-    """A folder in the format of UW-Madison GI Tract that is drawn by the phantom, as `advseg-bench make-data` draws it.
+    """A generated phantom folder in the format of UW-Madison GI Tract, as `advseg-bench make-data` writes it.
 
     Attributes:
         cases: Number of subjects.
-        slices: Slices of each scan.
-        days: Scans of each subject.
-        seed: Another seed, other anatomies.
+        slices: Slices per scan.
+        days: Scans per subject.
+        seed: Random seed of the anatomies.
     """
 
     cases: int = Field(default=12, ge=1)
@@ -100,22 +103,22 @@ class PhantomFolder(Spec):
 
 
 class UwMadisonData(ImageData):
-    """UW-Madison GI Tract: abdominal MRI with masks of large bowel, small bowel and stomach, as Kaggle hands it out.
+    """UW-Madison GI Tract: abdominal MRI with masks of large bowel, small bowel and stomach, as downloaded from Kaggle.
 
     Attributes:
-        path: The folder that holds train.csv and train/; relative to the working directory.
-        fit: "stretch" is what the study of arXiv 2401.11224 does with slices that are not square.
-        exclude: Scans to leave out: "common" (the two that are known to be mislabelled), "official" (twelve), "none",
+        path: Folder with train.csv and train/, relative to the working directory.
+        fit: How an image becomes square; "stretch", the default, is what the study of arXiv 2401.11224 does.
+        exclude: Scans to exclude: "common" (the two that are known to be mislabelled), "official" (twelve), "none",
             or a list such as ["case7_day0"].
-        folds: Parts that the cases are divided in, about equal by number of slices.
-        fold: The part that is for test, from 0.
-        validation: Share of the other cases that chooses the checkpoint; at least one case.
-        seed: Which cases are for validation.
-        labelled_only: Whether the test split has only slices with a mask; training and validation have all.
-        every: Keep each n-th slice of a scan only.
-        neighbours: Whether the three channels are the slice before, the slice and the one after, not three copies.
-        phantom: What is drawn and read in place of `path`. `Suite.load` keeps it only where nothing is at the suite's
-            own path. It is in no dump: ids and fingerprints are of everything but where the images come from.
+        folds: Number of folds that the subjects are divided into, about equal in number of slices.
+        fold: Index of the fold used for test, from 0.
+        validation: Share of the other subjects used for validation, which selects the checkpoint; at least one subject.
+        seed: Random seed of the choice of validation subjects.
+        labelled_only: Whether the test split has only slices with a mask; training and validation have all slices.
+        every: Keep only every n-th slice of a scan.
+        neighbours: Whether the three channels are the previous slice, the slice and the next one, not three copies.
+        phantom: Phantom data to generate and read in place of `path`; `Suite.load` drops it if `path` exists. It is
+            excluded from dumps, so ids and fingerprints do not depend on where the images come from.
     """
 
     name: Literal["uw_madison"]
@@ -133,25 +136,25 @@ class UwMadisonData(ImageData):
 
     @model_validator(mode="after")
     def _fits(self) -> UwMadisonData:
-        """The keys agree with each other."""
+        """Check that the keys agree with each other."""
         if self.task == "multiclass":
-            raise ValueError("task: masks may overlap, so it cannot be multiclass. Set multilabel or binary")
+            raise ValueError("task: expected multilabel or binary, as masks may overlap, got 'multiclass'. Change it")
         if self.fold >= self.folds:
-            raise ValueError(f"fold: expected 0 to {self.folds - 1}, got {self.fold}. Change it, or `folds`")
+            raise ValueError(f"fold: expected 0 to {self.folds - 1}, got {self.fold}. Change fold or folds")
         if self.neighbours and self.channels != 3:
-            raise ValueError("neighbours: three slices need channels = 3, got 1. Set channels, or neighbours = false")
+            raise ValueError("neighbours: expected channels = 3, got 1. Set channels = 3, or neighbours = false")
         return self
 
 
 class SliceData(SplitData):
-    """Volumes, or what is left of them: their slices are the images, or with three edges as `size` they are themselves.
+    """Volumes or their slices: each slice is an image, or each volume if `size` has three edges.
 
     Attributes:
-        inputs: The one or three channels of the data, by name, that become the channels of the image; by default all
-            of them, if the data have as many as `channels`, or one.
-        scale: As for `folder`, for each channel of a volume by itself.
-        labelled_only: Whether the test split has only images that show a class; training and validation have all.
-        every: Keep each n-th slice of a volume only; whole volumes have all.
+        inputs: Names of the one or three channels of the data that become the channels of the image; by default all
+            of them, if the data have one or as many as `channels`.
+        scale: As for `folder`, applied to each channel of a volume separately.
+        labelled_only: Whether the test split has only images with at least one class; training and validation have all.
+        every: Keep only every n-th slice of a volume; not for whole volumes.
     """
 
     flat: ClassVar[bool] = False
@@ -163,12 +166,14 @@ class SliceData(SplitData):
 
     @model_validator(mode="after")
     def _inputs_fit(self) -> SliceData:
-        """As many inputs as channels, or one that is copied."""
+        """Check that there are as many inputs as channels, or one to copy."""
         if self.inputs is not None and len(self.inputs) not in (1, self.channels):
             wanted = "one" if self.channels == 1 else "one or three"
-            raise ValueError(f"inputs: channels = {self.channels} takes {wanted}, got {len(self.inputs)}")
+            raise ValueError(f"inputs: expected {wanted} for channels = {self.channels}, got {len(self.inputs)}")
         if self.every > 1 and len(self.edges) == 3:
-            raise ValueError(f"every: a volume (size = {list(self.edges)}) has all its slices. Remove the key")
+            raise ValueError(
+                f"every: expected 1 for volumes (size = {list(self.edges)}), got {self.every}. Remove the key"
+            )
         return self
 
 
@@ -176,9 +181,9 @@ class NnunetData(SliceData):
     """A raw data set of nnU-Net v2: dataset.json, imagesTr/CASE_0000.*, labelsTr/CASE.*.
 
     Attributes:
-        subject: Regular expression with one group that finds the subject in a case's name; by default the whole name.
-        fold: Take the cases of `val` of this fold of splits_final.json for test, and those for validation from its
-            `train`; by default `validation`, `test` and `seed` decide alone.
+        subject: Regular expression with one group that matches the subject in a case's name; by default the whole name.
+        fold: Fold of splits_final.json whose `val` cases are used for test; those for validation are chosen from its
+            `train`. By default `validation`, `test` and `seed` define the split.
     """
 
     name: Literal["nnunet"]
@@ -190,7 +195,7 @@ class DecathlonData(SliceData):
     """A task of the Medical Segmentation Decathlon: dataset.json, imagesTr/, labelsTr/.
 
     Attributes:
-        subject: Regular expression with one group that finds the subject in a case's name; by default the whole name.
+        subject: Regular expression with one group that matches the subject in a case's name; by default the whole name.
     """
 
     name: Literal["decathlon"]
@@ -198,7 +203,7 @@ class DecathlonData(SliceData):
 
 
 class LggData(SliceData):
-    """Low-grade glioma MRI, kaggle_3m: a folder for each patient with three-channel TIFFs and their masks."""
+    """Low-grade glioma MRI (kaggle_3m): one folder per patient with three-channel TIFFs and their masks."""
 
     flat: ClassVar[bool] = True
 
@@ -207,11 +212,11 @@ class LggData(SliceData):
 
 
 class PluginData(ImageData):
-    """A data set of a plug-in, or of your own: a function `f(spec, **settings) -> Dataset`.
+    """A data set of a plug-in, or your own: a function `f(spec, **settings) -> Dataset`.
 
     Attributes:
-        name: A plug-in's name, or "package.module:callable".
-        settings: Its further arguments.
+        name: Name of a plug-in, or "package.module:callable".
+        settings: Keyword arguments of the function.
     """
 
     flat: ClassVar[bool] = False
@@ -224,7 +229,7 @@ PLUGIN_TAG = "plug-in"
 
 
 def _tag(value: Any) -> str | None:
-    """Tell which data specification a table, or a specification, is."""
+    """Return the tag of the data specification that a table or an object belongs to."""
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     if name is None:
         return None

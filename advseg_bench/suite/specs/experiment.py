@@ -1,4 +1,4 @@
-"""Models, training, attacks, compute and scoring of a suite."""
+"""Specifications of the models, training, attacks, compute and scoring of a suite."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from advseg_bench.types import EmptyRule, Norm
 
 
 def _eps(value: object) -> object:
-    """Read "4/255" or .0157."""
+    """Parse a radius such as "4/255" or .0157."""
     if isinstance(value, str):
         try:
             value = float(Fraction(value.replace(" ", "")))
@@ -40,9 +40,9 @@ def _eps(value: object) -> object:
 
 
 def _prepare(value: str) -> str:
-    """Read "fold+lean" or "raw"; steps in another order are the same preparation."""
+    """Parse "fold+lean" or "raw" into the canonical order of steps."""
     if value == "auto":
-        raise ValueError('expected steps such as "lean"; "auto" decides by time, so a run could not be repeated')
+        raise ValueError('expected steps such as "lean"; "auto" depends on timing, so a run would not be reproducible')
     try:
         return "+".join(read_steps(value)) or "raw"
     except SpecError as error:
@@ -50,7 +50,7 @@ def _prepare(value: str) -> str:
 
 
 def _none(value: object) -> object:
-    """Read "none", since TOML has no null; refuse true and false, which would count as 1 and 0."""
+    """Parse "none", since TOML has no null; reject true and false, which would count as 1 and 0."""
     if isinstance(value, bool):
         raise ValueError('expected a number or "none"')
     return None if value == "none" else value
@@ -89,18 +89,19 @@ Eps = Annotated[float, BeforeValidator(_eps)]
 
 
 class ModelSpec(Spec):
-    """One model of the grid.
+    """One model of a suite.
 
     Attributes:
-        name: Shown in tables, unique in the suite.
-        architecture: "smp.<Class>", "monai.<Class>", a plug-in's name, "package.module:callable" for any network, or
+        name: Name in tables, unique in the suite.
+        architecture: "smp.<Class>", "monai.<Class>", name of a plug-in, "package.module:callable" for any network, or
             "torchscript" for a network that is a TorchScript file, named as `weights`.
         encoder: Encoder name of segmentation-models-pytorch (and of MONAI's FlexibleUNet).
         settings: Further constructor arguments of the network.
-        weights: A state dict, .safetensors or weights-only .pt; the model is then not trained.
-        mean: Subtracted from the image inside the model: one number, or one per channel.
-        std: The image is divided by it inside the model, after `mean`: one number, or one per channel.
-        stride: Images are padded to a multiple of it inside the model; found from the network where it is known.
+        weights: File with a state dict, .safetensors or weights-only .pt; the model is then not trained.
+        mean: Value subtracted from the image inside the model: one number, or one per channel.
+        std: Value that the image is divided by inside the model, after subtracting `mean`: one number, or one
+            per channel.
+        stride: Images are padded to a multiple of it inside the model; by default derived from a known network.
         output: Key, attribute or position of the logits in what the network returns. By default one tensor; "out",
             "logits" or "pred"; or the first entry of a list.
         resize_logits: Whether logits whose edges are an integer fraction of the image's are enlarged by linear
@@ -133,7 +134,7 @@ _OPTIONAL = ("output", "resize_logits", "trust")
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # The study: arXiv 2401.11224 and its notebook.
+    # As in the study, arXiv 2401.11224, and its notebook.
     "wang2024": {
         "loss": "dice_focal",
         "lr": 3e-4,
@@ -145,7 +146,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "head_bias": None,
         "amp": True,
     },
-    # Small networks at 64 px in about a minute each on one CPU thread.
+    # For small networks at 64 px on a CPU.
     "quick": {
         "loss": "dice_focal",
         "lr": 2e-3,
@@ -163,21 +164,21 @@ class Recipe(Spec):
     """How the models of a suite are trained: AdamW with a cosine schedule.
 
     Attributes:
-        recipe: The preset whose values the other keys replace.
-        loss: A loss of the catalogue; its mean over the batch is minimised.
-        lr: First learning rate of the cosine.
-        min_lr: Last learning rate of the cosine.
-        weight_decay: AdamW's.
-        batch: Images a step.
-        epochs: Passes over the training split; a step is `batch` images.
-        sampling: "uniform" without replacement, or "balanced": a class at random, then an image that shows it.
-        augment: Any of "flip", "rot90", "affine", "brightness".
+        recipe: Preset whose values the other keys override.
+        loss: Training loss, a name of the catalogue; its mean over the batch is minimised.
+        lr: Initial learning rate.
+        min_lr: Final learning rate.
+        weight_decay: Weight decay of AdamW.
+        batch: Images per training step.
+        epochs: Passes over the training split.
+        sampling: "uniform" without replacement, or "balanced": a random class, then a random image that contains it.
+        augment: Augmentations, any of "flip", "rot90", "affine", "brightness".
         head_bias: Initial bias of the output layer; about -2.5 keeps rare sigmoid classes from collapsing. "none"
-            leaves it as it is.
-        amp: Automatic mixed precision: float16 with a scaled loss on an accelerator, bfloat16 on a CPU. The loss itself
-            is computed in float32.
-        evaluate_every: Epochs between validations; the best checkpoint by validation Dice is kept.
-        floor: A model trained here whose validation Dice stays under it is not handed on.
+            keeps the network's initial bias.
+        amp: Whether to use automatic mixed precision: float16 with a scaled loss on an accelerator, bfloat16 on a CPU.
+            The loss itself is computed in float32.
+        evaluate_every: Epochs between validations; the checkpoint with the best validation Dice is kept.
+        floor: Lowest accepted validation Dice; a trained model below it fails and is not attacked.
     """
 
     recipe: Literal["wang2024", "quick"] = "quick"
@@ -209,15 +210,15 @@ class AttackSpec(Spec):
     """One attack of a suite, over its losses and budgets.
 
     Attributes:
-        name: A name of the catalogue, of a plug-in, "<toolkit>.<Class>", or "package.module:object".
-        losses: Attack losses; empty for controls.
+        name: Name in the catalogue or of a plug-in, "<toolkit>.<Class>", or "package.module:object".
+        losses: Attack losses; empty for attacks without one, such as noise baselines.
         eps: Radii in image units; "4/255" or a number, for "linf" below 1.
         norm: Norm of the budget.
-        draws: Independent repetitions of a random attack.
+        draws: Number of repeats of a random attack.
         settings: Constructor arguments of the attack.
-        vary: Settings with a list of values each; every combination is an attack of its own.
-        max_forwards: How often the attack may ask the model about an image; one that asks more often is stopped, and
-            has failed. It changes no result, so it is no part of a cell's identity.
+        vary: Lists of values by setting; every combination is a separate arm.
+        max_forwards: Limit of forward passes per image; an attack that exceeds it is stopped and fails. It is not
+            part of a cell's id, since it changes no result.
     """
 
     name: AttackName
@@ -232,7 +233,7 @@ class AttackSpec(Spec):
     max_forwards: int | None = Field(default=None, ge=1)
 
     def list_settings(self) -> list[dict[str, Any]]:
-        """Return every combination of settings; what equals the default of a shipped attack is left out."""
+        """Return every combination of settings; values that equal the default of a shipped attack are omitted."""
         entry = catalogue.ATTACKS.get(self.name)
         defaults = entry.defaults if entry else {}
         combined = (
@@ -242,45 +243,45 @@ class AttackSpec(Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> AttackSpec:
-        """Losses and draws are given where they mean something, and nothing is listed twice."""
+        """Check that norm, losses and repeats suit the attack, and that no value is listed twice."""
         for value in self.eps:
             if self.norm == "linf" and value >= 1:
-                hint = f'For {value:g} of 255 grey levels write "{value:g}/255"' if value < 255 else "Write n/255"
+                hint = f'For {value:g} of 255 grey levels, write "{value:g}/255"' if value < 255 else 'Write "n/255"'
                 raise ValueError(
                     f"eps: expected L_inf radii below 1, in units of the image (0 to 1), got {value:g}. {hint}"
                 )
         for key in self.vary:
             if key in self.settings:
-                raise ValueError(f"vary: {key!r} of attack {self.name!r} stands in settings too. Remove one")
+                raise ValueError(f"vary: {key!r} of attack {self.name!r} is in settings too. Remove one")
         lists = {"eps": self.eps, "losses": self.losses} | {f"vary.{key}": values for key, values in self.vary.items()}
         for what, values in lists.items():
             if any(value in values[:i] for i, value in enumerate(values)):
-                raise ValueError(f"{what}: a value of attack {self.name!r} is listed twice")
+                raise ValueError(f"{what}: a value of attack {self.name!r} is listed twice. Remove one")
         entry = catalogue.ATTACKS.get(self.name) or toolkits.find_row(self.name)
         if entry is None:
             return self
         if self.norm not in entry.traits.norms:
             known = " and ".join(entry.traits.norms)
-            raise ValueError(f"norm: attack {self.name!r} knows {known}, not {self.norm}. Change the key")
+            raise ValueError(f"norm: attack {self.name!r} supports {known}, not {self.norm}. Change the key")
         if entry.needs_loss and not self.losses:
-            raise ValueError(f'losses: attack {self.name!r} follows a loss. Give at least one, such as ["dice"]')
+            raise ValueError(f'losses: attack {self.name!r} needs a loss. Give at least one, such as ["dice"]')
         if self.losses and not entry.needs_loss:
-            raise ValueError(f"losses: attack {self.name!r} follows no loss. Remove the key")
+            raise ValueError(f"losses: attack {self.name!r} takes no loss. Remove the key")
         if self.draws > 1 and not any(entry.traits_of(settings).random for settings in self.list_settings()):
-            raise ValueError(f"draws: attack {self.name!r} draws no random numbers. Remove the key")
+            raise ValueError(f"draws: attack {self.name!r} is not random. Remove the key")
         return self
 
 
 class Compute(Spec):
-    """What a result depends on beside mathematics: part of the record.
+    """Compute settings on which the exact bits of a result depend.
 
     Attributes:
-        batch: Images a forward pass; a short batch is padded, so that the same image always gives the same bits.
-        threads: Threads of one worker.
-        prepare: What is done to the copy of each model that attacks are given, see `models.prepare`: steps such as
-            "fold+lean", or "raw" for none. "lean" changes no bit of a result, and nothing on batches of up to 2^15
-            pixels. A model that does not agree with its copy is attacked as it is, and `models/NAME.json` says so.
-            Scores are always the model's own.
+        batch: Images per forward pass; a short batch is padded, so that the same image always gives the same bits.
+        threads: Threads per worker.
+        prepare: Preparation of the copy of each model that is attacked, see `models.prepare`: steps such as
+            "fold+lean", or "raw" for none. "lean" changes no bit of a result, and does nothing on batches of up to
+            2^15 pixels. If a copy does not agree with its model, the model itself is attacked, as `models/NAME.json`
+            records. The original model always computes the scores.
     """
 
     batch: int = Field(default=8, ge=1)
@@ -289,12 +290,12 @@ class Compute(Spec):
 
 
 class Scoring(Spec):
-    """The conventions by which counts become scores; a report can be made again with others.
+    """Conventions by which pixel counts become scores; a report can be written again with others.
 
     Attributes:
-        empty: A class that an image does not show: "skip" leaves it out, "one" gives 1 if none was predicted and
-            0 otherwise, "zero" gives 0.
-        dice_threshold: The Dice that `dice_below` speaks of.
+        empty: Score of a class that is absent from an image: "skip" excludes it, "one" gives 1 if no pixel was
+            predicted and 0 otherwise, "zero" gives 0.
+        dice_threshold: Threshold of the score `dice_below`.
     """
 
     empty: EmptyRule = "skip"

@@ -1,4 +1,4 @@
-"""What the data sets of every format share: size, task, channels, and the splits of a user's subjects."""
+"""Keys that all data sets share: size, task, channels; and the random split of a user's subjects."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from advseg_bench.suite.specs.base import Spec, check_known
 from advseg_bench.types import TaskKind
 
 SMALLEST, SHALLOWEST, LARGEST = 16, 2, 1024
-"""Edge lengths: the least of a slice, the least depth of a volume, the most of all."""
+"""Bounds of edge lengths: minimum of a slice, minimum depth of a volume, maximum of all, in pixels."""
 
 
 def _check_size(value: object) -> object:
-    """Refuse what is neither an edge nor three, in one line for both."""
+    """Reject anything but one edge or three, with one message for both."""
     several = isinstance(value, (list, tuple))
     edges: Any = value if several else [value]
     least = [SHALLOWEST, SMALLEST, SMALLEST] if several else [SMALLEST]
@@ -45,18 +45,18 @@ Scale = Literal["max", "percentile", "dtype"] | tuple[float, float]
 
 
 class ImageData(Spec):
-    """What every data set can be asked for.
+    """Keys that every data set accepts.
 
     Attributes:
-        task: How the labels are put to the model.
-        size: Edge length in pixels; images are made square and resized by area. Where the data are volumes, three
-            edges (depth, rows, columns) make each volume one 3-D image.
-        channels: 1, or 3 equal copies of the grey image.
-        fit: How an image becomes square: "pad" around its centre, or "stretch" its shorter edge.
+        task: Task type, "binary", "multilabel" or "multiclass".
+        size: Edge length in pixels; images are made square and resized by area averaging. For volumes, three edges
+            (depth, rows, columns) make each volume one 3-D image.
+        channels: 1, or 3 for three equal copies of a grey image.
+        fit: How an image becomes square: "pad" it around its centre, or "stretch" its shorter edge.
     """
 
     flat: ClassVar[bool] = True
-    """Whether there are 2-D images only."""
+    """Whether the data set has 2-D images only."""
 
     task: TaskKind = "multilabel"
     size: Size = 64
@@ -65,23 +65,23 @@ class ImageData(Spec):
 
     @property
     def edges(self) -> tuple[int, ...]:
-        """Edge lengths of an image, in the order of its space axes: two of a slice, three of a volume."""
+        """Edge lengths of an image in the order of its spatial axes: two for a slice, three for a volume."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     @field_validator("size")
     @classmethod
     def _check_axes(cls, size: Size) -> Size:
         if cls.flat and not isinstance(size, int):
-            raise ValueError(f"expected one edge, for this data set has 2-D images, got {list(size)}")
+            raise ValueError(f"expected one edge, since this data set has 2-D images, got {list(size)}")
         return size
 
     @model_serializer(mode="wrap")
     def _leave_out_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `fit` out where it is the default, so that it does not enter ids and fingerprints there."""
-        told: dict[str, Any] = handler(self)
-        if told.get("fit") == type(self).model_fields["fit"].default:
-            del told["fit"]
-        return told
+        """Omit `fit` if it is the default, so that ids and fingerprints do not depend on it then."""
+        values: dict[str, Any] = handler(self)
+        if values.get("fit") == type(self).model_fields["fit"].default:
+            del values["fit"]
+        return values
 
     @field_validator("name", check_fields=False)
     @classmethod
@@ -90,13 +90,13 @@ class ImageData(Spec):
 
 
 class SplitData(ImageData):
-    """Files of a user, whose subjects are sent to the splits by chance.
+    """Files of a user, whose subjects are split at random.
 
     Attributes:
-        path: The folder; relative to the working directory.
-        validation: Share of the subjects that choose the checkpoint.
-        test: Share of the subjects that are attacked.
-        seed: Which subjects go where.
+        path: Folder of the data, relative to the working directory.
+        validation: Share of the subjects used for validation, which selects the checkpoint.
+        test: Share of the subjects used for test, which are attacked.
+        seed: Random seed of the split.
     """
 
     path: Path
