@@ -113,7 +113,7 @@ def _check_logits(where: str, logits: object, x: Tensor, task: Task) -> None:
     """Refuse anything but finite logits of the image's size."""
     channels = f"{len(task.classes)} logit channels ({', '.join(task.classes)})"
     if not isinstance(logits, Tensor):
-        remedy = "Return the segmentation alone, or name it by as_segmenter(model, output=...)."
+        remedy = "Return the segmentation alone, or name it by ab.as_segmenter(model, output=...)."
         raise IncompatibleError(expected(where, f"one tensor of {channels}", type(logits).__name__, remedy))
     if logits.dtype != torch.float32:
         remedy = "Return raw logits, not labels."

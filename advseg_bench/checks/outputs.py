@@ -234,7 +234,7 @@ class Segmenter(nn.Module):
         """Warn once about what is read from the outputs, if they are not plain logits and nobody declared it."""
         if self.outputs.seen != PLAIN and not self.announced:
             self.announced = True
-            remedy = "To choose otherwise, pass as_segmenter(model, output=..., resize_logits=...)."
+            remedy = "To choose otherwise, pass ab.as_segmenter(model, output=..., resize_logits=...)."
             warnings.warn(f"{self.outputs.where}: {self.outputs.seen}. {remedy}", stacklevel=3)
 
 
@@ -262,11 +262,11 @@ def as_segmenter(
 
     Example:
         >>> import torch
-        >>> from advseg_bench.checks.outputs import as_segmenter
+        >>> import advseg_bench as ab
         >>> class Net(torch.nn.Module):
         ...     def forward(self, x):
         ...         return {"mask": 2 * x[..., ::2, ::2], "features": x}
-        >>> tuple(as_segmenter(Net(), output="mask")(torch.rand(1, 1, 8, 8)).shape)
+        >>> tuple(ab.as_segmenter(Net(), output="mask")(torch.rand(1, 1, 8, 8)).shape)
         (1, 1, 8, 8)
     """
     if isinstance(model, Segmenter) and output is None and resize_logits:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench.errors import IncompatibleError, SpecError, expected, one_line
-from advseg_bench.models.fold import fold_batch_norms
+from advseg_bench.models.fold import CLOSE, fold_batch_norms
 from advseg_bench.models.graphed import Graphed
 from advseg_bench.models.lean import Lean, is_worth_it
-from advseg_bench.models.reference import copy_model, find_reference, gradient_error, softplus_gradient
+from advseg_bench.models.reference import copy_model, differentiate, distance, find_reference, softplus_gradient
 from advseg_bench.registry.preparation import check_steps
 
 TOLERATED = 2.0
@@ -189,8 +189,9 @@ def find_agreeing(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, .
         return [], Choice(model, (), math.nan, math.nan)
     rejected: dict[str, str] = {}
     try:
-        reference, no_float64 = find_reference(model, x)
-        raw_error = gradient_error(model, x, reference)
+        logits, own = differentiate(model, x)
+        reference, no_float64 = find_reference(model, x, own)
+        raw_error = distance(own, reference)
     except Exception as error:  # a model that cannot be differentiated is for the attacks to report
         return [], Choice(model, (), math.nan, math.nan, {_name(steps): one_line(error) for steps in candidates})
     choices = []
@@ -204,13 +205,16 @@ def find_agreeing(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, .
         try:
             # a few images represent whole batches, on which more calls are lean
             with Lean(small=0) if "lean" in steps else nullcontext():
-                found = gradient_error(prepared, x, reference)
+                found_logits, gradient = differentiate(prepared, x)
         except Exception as error:  # after any error, the unprepared model can be attacked
             rejected[_name(steps)] = one_line(error)
             continue
-        if found <= TOLERATED * raw_error:
-            distance = math.nan if no_float64 else found
-            choices.append(Choice(prepared, prepared.steps, distance, stated, rejected, no_float64))
+        found = distance(gradient, reference)
+        if prepared.exact and not (found_logits - logits).abs().max() <= CLOSE * logits.abs().max():
+            rejected[_name(steps)] = "other logits than the model's"
+        elif found <= TOLERATED * raw_error:
+            stated_error = math.nan if no_float64 else found
+            choices.append(Choice(prepared, prepared.steps, stated_error, stated, rejected, no_float64))
         elif no_float64:
             rejected[_name(steps)] = f"another gradient than the model's, and none in float64 to judge it: {no_float64}"
         else:

@@ -20,7 +20,7 @@ import torch
 from advseg_bench import environment
 from advseg_bench.cache import cache_dir, content_hash, write_bytes, write_json
 from advseg_bench.data.dataset import Dataset
-from advseg_bench.errors import TrainingError, UserError
+from advseg_bench.errors import TrainingError, UserError, expected
 from advseg_bench.models.build import build_model, set_head_bias
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.properties import count_flops, measure_receptive_field
@@ -91,6 +91,9 @@ def obtain_model(
     with _locked(cache_dir("models", key)) as folder:
         weights, sidecar = folder / "model.safetensors", folder / "model.json"
         if not _is_whole(weights, sidecar, model):
+            if count_parameters(model) == 0:  # such as frozen TorchScript
+                remedy = 'Set `weights`; for TorchScript also architecture = "torchscript".'
+                raise TrainingError(expected(f"model {spec.name}", "a network with parameters to train", 0, remedy))
             if recipe.head_bias is not None:
                 set_head_bias(model, recipe.head_bias)
             with torch.random.fork_rng(devices=[]), _deterministic(device):

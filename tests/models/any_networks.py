@@ -76,6 +76,17 @@ class Hooked(Body):
         return self.last(self.kept["features"].relu())  # type: ignore[no-any-return]
 
 
+class Stale(Hooked):
+    """Like `Hooked`, but keeps old features: a copy reads those, since the hook writes to the original."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.is_hooked:
+            self.is_hooked = True
+            self.norm.register_forward_hook(lambda module, args, out: self.kept.update(features=out))
+        self.norm(self.first(x))
+        return self.last(self.kept["features"].relu())  # type: ignore[no-any-return]
+
+
 class Keeping(Body):
     """Keeps a tensor of its last graph, so that it cannot be copied."""
 
@@ -122,7 +133,13 @@ OUTPUTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "list": ReturnsList,
     "quarter": ReturnsQuarter,
 }
-BODIES: dict[str, type[Body]] = {"fp32": Float32, "hooks": Hooked, "keeping": Keeping, "inplace": Inplace}
+BODIES: dict[str, type[Body]] = {
+    "fp32": Float32,
+    "hooks": Hooked,
+    "stale": Stale,
+    "keeping": Keeping,
+    "inplace": Inplace,
+}
 WRAPPERS = (
     "plain",
     "parallel",
