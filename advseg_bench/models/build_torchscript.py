@@ -41,7 +41,7 @@ def load_torchscript(where: str, spec: ModelSpec) -> nn.Module:
         raise SpecError(expected(spec.weights, "a readable TorchScript file", error.strerror, remedy)) from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # about the format, which is the user's choice
+            warnings.simplefilter("ignore")  # PyTorch deprecates the format, which is the user's choice
             net: nn.Module = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
         remedy = "Save it with torch.jit.save."

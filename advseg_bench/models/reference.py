@@ -12,7 +12,7 @@ from advseg_bench.errors import IncompatibleError, expected, one_line
 from advseg_bench.instruments.modes import in_mode
 
 SAME_FUNCTION = 0.5
-"""Largest gradient error of a model against its float64 copy that rounding explains, in networks of low precision too."""
+"""Largest gradient error of a model against its float64 copy that rounding explains, also in half precision."""
 
 
 def copy_model(model: nn.Module, x: Tensor) -> nn.Module:
@@ -54,8 +54,8 @@ def find_reference(model: nn.Module, x: Tensor, own: Tensor) -> tuple[Tensor, st
         own: The model's own gradient, see `differentiate`.
 
     Returns:
-        The float64 gradient and ""; or `own` and the reason why there is none in float64. A float64 gradient that is far
-        from the model's own is not that of the model: its copy may read what a hook writes to the original.
+        The float64 gradient and ""; or `own` and the reason why there is none in float64. A float64 gradient far from
+        the model's own is not that of the model: its copy may read what a hook writes to the original.
     """
     try:
         found = reference_gradient(model, x)
