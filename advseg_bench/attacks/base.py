@@ -15,6 +15,7 @@ from advseg_bench.arguments import make_budget
 from advseg_bench.attacks.objective import name_loss
 from advseg_bench.batches import Batch, check_batch, copy_batch
 from advseg_bench.checks.logits import probe
+from advseg_bench.checks.outputs import read_model
 from advseg_bench.checks.results import check_form, inspect, name_of, traits_of
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line
 from advseg_bench.instruments.guard import ModelGuard, lent
@@ -211,8 +212,10 @@ def attack_batch(
     with torch.inference_mode(False), torch.enable_grad(), lent(model):
         ours = copy_batch(batch)
         if check_model:
-            module = model if isinstance(model, nn.Module) else FunctionModel(model)
-            probe("model", module, ours.x[:2], batch.task)
+            reader = read_model("model", model)
+            probe("model", reader, ours.x[:2], batch.task)
+            reader.announce()
+            model = reader.simplest()
         guard = ModelGuard(model) if isinstance(model, nn.Module) else None
         try:
             result = attack(model, copy_batch(ours), budget=budget, generators=generators)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from advseg_bench.instruments.modes import read_modes
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.protocols import Model
 
@@ -77,7 +78,8 @@ class ModelGuard:
         flags, hooks = self._read_flags(), self._read_hooks()
         if flags != self.flags:
             for module, training in zip(self.modules, self.flags[0], strict=True):
-                module.training = training
+                if training is not None:
+                    module.training = training
             for tensor, requires_grad in zip(self.tensors, self.flags[1], strict=True):
                 tensor.requires_grad_(requires_grad)
                 tensor.grad = None
@@ -91,8 +93,8 @@ class ModelGuard:
     def _read_marks(self) -> list[tuple[int, int]]:
         return [(tensor._version, tensor.data_ptr()) for tensor in self.tensors]
 
-    def _read_flags(self) -> tuple[list[bool], list[bool], list[bool]]:
-        training = [module.training for module in self.modules]
+    def _read_flags(self) -> tuple[list[bool | None], list[bool], list[bool]]:
+        training = [getattr(module, "training", None) for module in self.modules]  # frozen TorchScript has none
         return training, [t.requires_grad for t in self.tensors], [t.grad is not None for t in self.tensors]
 
     def _read_hooks(self) -> dict[tuple[int, str], dict[Any, Any]]:
@@ -120,11 +122,10 @@ def lent(model: Model) -> Iterator[None]:
 
     Changes of values, modes and hooks by the attack are not detected here; create a `ModelGuard` inside for that.
     """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
-    modes = [module.training for module in modules]
+    modes = read_modes(model) if isinstance(model, nn.Module) else []
     flags = [(parameter.requires_grad, parameter.grad) for parameter in parameters]
-    for module in modules:
+    for module, _ in modes:
         module.training = False
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -132,7 +133,7 @@ def lent(model: Model) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
+        for module, mode in modes:
             module.training = mode
         for parameter, (flag, grad) in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)

@@ -12,15 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench.checks.logits import probe
+from advseg_bench.checks.outputs import Outputs
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, expected
 from advseg_bench.models.build_defined import build_defined
 from advseg_bench.models.build_monai import build_monai
 from advseg_bench.models.build_smp import build_smp
+from advseg_bench.models.build_torchscript import load_torchscript
 from advseg_bench.models.construct import FROM_DATA, check_settings, construct
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.registry import catalogue, plugins
 from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Task
+
+_DOWNLOADS = ("weights", "weights_backbone")
+"""Arguments of torchvision that name weights to download."""
 
 
 def build_model(
@@ -31,7 +36,8 @@ def build_model(
     The libraries take initial weights from PyTorch's global CPU generator and accept no other. It is therefore seeded
     during the construction and restored afterwards: the same seed gives the same weights, and the caller's random
     numbers do not change. (This does not cover user networks that use NumPy or `random`.) Only the library that
-    contains the network is imported. Weights named in the specification are not loaded; see `load_weights`.
+    contains the network is imported. Weights named in the specification are not loaded; see `load_weights`. The
+    exception is TorchScript, whose file holds both.
 
     The check runs the network twice, in eval mode, on two random images; it changes neither batch norm buffers nor
     training flags nor random state.
@@ -69,18 +75,30 @@ def build_model(
     where = f"model {spec.name!r}"
     edges = (size, size) if isinstance(size, int) else tuple(size)
     with _seeded(seed):
-        if spec.architecture in catalogue.DEFINED_ARCHITECTURES:
+        if spec.architecture == catalogue.TORCHSCRIPT:
+            net, stride = load_torchscript(where, spec), 1
+        elif spec.architecture in catalogue.DEFINED_ARCHITECTURES:
             net, stride = build_defined(where, spec, channels, len(task.classes), edges)
         elif spec.architecture in catalogue.ARCHITECTURES:
             build = {"smp": build_smp, "monai": build_monai}[spec.architecture.partition(".")[0]]
             net, stride = build(where, spec, channels, len(task.classes), edges)
         else:
             net, stride = _build_user(where, spec, channels, len(task.classes)), 1
-    model = SegmentationModule(net, mean=spec.mean, std=spec.std, stride=spec.stride or stride)
+    outputs = Outputs(where, spec.output, spec.resize_logits)
+    model = SegmentationModule(net, mean=spec.mean, std=spec.std, stride=spec.stride or stride, outputs=outputs)
+    _check_normalisation(where, spec, channels)
     _check_depth(where, model.stride, edges)
     x = torch.rand((2, channels, *edges), generator=torch.Generator().manual_seed(seed))
     model.head = probe(where, model, x, task, model.net)
     return model
+
+
+def _check_normalisation(where: str, spec: ModelSpec, channels: int) -> None:
+    """Refuse a mean or std for another number of channels."""
+    for key, value in (("mean", spec.mean), ("std", spec.std)):
+        if isinstance(value, tuple) and len(value) not in (1, channels):
+            what = f"one number as `{key}`, or one for each of {channels} channels"
+            raise SpecError(expected(where, what, list(value), f"Correct `{key}`."))
 
 
 def _check_depth(where: str, stride: int, edges: tuple[int, ...]) -> None:
@@ -130,12 +148,15 @@ def _build_user(where: str, spec: ModelSpec, channels: int, classes: int) -> nn.
         raise SpecError(expected(where, "no `encoder_weights` for a user network", spec.encoder_weights, remedy))
     make = _import_callable(where, spec.architecture)
     parameters = inspect.signature(make).parameters.values()
+    shipped = getattr(make, "__module__", "").partition(".")[0] == "torchvision"
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     outputs = next((key for key in ("classes", "out_channels", "num_classes") if key in known), "classes")
-    arguments = {
-        key: value for key, value in (("in_channels", channels), (outputs, classes)) if anything or key in known
-    }
+    takes_all = anything and not shipped
+    sizes = (("in_channels", channels), (outputs, classes))
+    arguments: dict[str, Any] = {key: value for key, value in sizes if takes_all or key in known}
+    if shipped:  # its constructors download weights by default
+        arguments |= {key: None for key in _DOWNLOADS if key in known and key not in spec.settings}
     check_settings(where, spec, {*known, *spec.settings} if anything else known, dict.fromkeys(arguments, FROM_DATA))
     net = construct(where, spec, make, arguments | copy.deepcopy(spec.settings))
     if not isinstance(net, nn.Module):

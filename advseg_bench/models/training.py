@@ -26,6 +26,7 @@ from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.properties import count_flops, measure_receptive_field
 from advseg_bench.models.training_loop import Training, evaluate
 from advseg_bench.models.weights import count_parameters, load_weights, save_weights
+from advseg_bench.registry import catalogue
 from advseg_bench.suite.specs import ModelSpec, Recipe
 
 TRAINING_VERSION = 2
@@ -90,6 +91,9 @@ def obtain_model(
     with _locked(cache_dir("models", key)) as folder:
         weights, sidecar = folder / "model.safetensors", folder / "model.json"
         if not _is_whole(weights, sidecar, model):
+            if count_parameters(model) == 0:  # such as frozen TorchScript
+                remedy = 'Set `weights`; for TorchScript also architecture = "torchscript".'
+                raise TrainingError(expected(f"model {spec.name}", "a network with parameters to train", 0, remedy))
             if recipe.head_bias is not None:
                 set_head_bias(model, recipe.head_bias)
             with torch.random.fork_rng(devices=[]), _deterministic(device):
@@ -110,7 +114,8 @@ def _describe(model: SegmentationModule, dataset: Dataset, batch: int) -> dict[s
     """Properties of the network, measured on a few images not used for training, at most one training batch."""
     images = dataset.split("validation") or dataset.split("test")
     x = dataset.batch(images[: min(DESCRIBED_IMAGES, batch)]).x
-    return {"flops": count_flops(model, x), "receptive_field_px": measure_receptive_field(model, x)}
+    measured = {"flops": count_flops(model, x), "receptive_field_px": measure_receptive_field(model, x)}
+    return measured | model.describe_outputs()
 
 
 def _score(model: SegmentationModule, dataset: Dataset, batch: int) -> float | None:
@@ -143,7 +148,7 @@ def _build(spec: ModelSpec, dataset: Dataset, seed: int) -> tuple[SegmentationMo
         what, remedy = "images in each split", f"Give model {spec.name} `weights`, or the data such images."
         raise DataError(expected(f"data {dataset.name}", what, f"none in {' and '.join(empty)}", remedy))
     model = build_model(spec, channels=channels, task=dataset.task, size=edges, seed=seed)
-    if not spec.weights:
+    if not spec.weights or spec.architecture == catalogue.TORCHSCRIPT:
         return model, {}
     return model, {"weights": load_weights(spec.weights, model, spec.weights_key).as_record()}
 

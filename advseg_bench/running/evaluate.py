@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from itertools import product
 from types import NoneType
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import torch
@@ -21,6 +21,7 @@ from advseg_bench.attacks.base import FunctionModel, check_fit
 from advseg_bench.attacks.objective import name_loss
 from advseg_bench.batches import Batch, select_images
 from advseg_bench.checks.logits import probe
+from advseg_bench.checks.outputs import Segmenter, read_model
 from advseg_bench.checks.results import name_of, traits_of
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.data.memory import make_dataset, read_images
@@ -160,14 +161,17 @@ def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done
         try:
             network.to(device)
             sample = select_images(work.images, range(min(CHECKED_ON, len(work.images.x)))).x.to(device)
-            probe(f"model {name}", network, sample, work.images.task)
-            entry = _describe_model(name, network)
+            reader = read_model(f"model {name}", network)
+            probe(f"model {name}", reader, sample, work.images.task)
+            reader.announce()
+            entry = _describe_model(name, network) | reader.describe_outputs()
             cells = _make_cells(name, entry, work)
-            choice = _prepare(network, sample)
+            attacked = cast(nn.Module, reader.simplest())
+            choice = _prepare(attacked, sample)
             unit = Unit(name, tuple(range(len(work.images.x))), tuple(cells))
             built = {cell.id: work.arms[cell.arm] for cell in cells if cell.arm != CLEAN}
             conditions = Conditions(seed=work.seed, batch=work.batch, device=device)
-            rows, failures = run_unit(unit, network, work.dataset, conditions, choice.model, built)
+            rows, failures = run_unit(unit, attacked, work.dataset, conditions, choice.model, built)
         finally:
             network.to(home)
     distinct = list(dict.fromkeys(failures))
@@ -176,7 +180,7 @@ def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done
 
 def _prepare(network: nn.Module, sample: torch.Tensor) -> Choice:
     """A cheaper copy of the model if it agrees with it; a function cannot be copied and is attacked itself."""
-    if isinstance(network, FunctionModel):
+    if isinstance(network.model if isinstance(network, Segmenter) else network, FunctionModel):
         return Choice(network, (), math.nan, math.nan)
     return prepare_checked(network, sample, read_steps(Compute().prepare))
 

@@ -21,6 +21,7 @@ from advseg_adapters.monai.samples import MASK, check_image, find, read_labels
 from advseg_bench.arguments import make_bounds, make_budget, make_task
 from advseg_bench.attacks.base import attack_batch
 from advseg_bench.batches import Batch
+from advseg_bench.checks.outputs import read_model
 from advseg_bench.checks.results import name_of
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.protocols import Attack
@@ -99,7 +100,7 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         if not isinstance(model, nn.Module):
             raise SpecError(expected(where, "a torch.nn.Module as `model`", type(model).__name__))
         self.label_key, self.valid_key, self.ignore, self.seed = label_key, valid_key, ignore, seed
-        self.model = model
+        self.model, self._reader = model, read_model("model", model)
         self.bounds = make_bounds(where, bounds)
         self.task = make_task(where, task, num_classes, "num_classes")
         self.budget = make_budget(where, norm, eps, self.bounds)
@@ -154,8 +155,9 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         """Return the adversarial image (C, *S), inside bounds and budget."""
         first, self._checked = not self._checked, True
         generators = [torch.Generator().manual_seed(seed)]
+        model = self._reader if first else self._reader.simplest()
         return attack_batch(
-            self.attack, self.model, batch, self.budget, generators, name=self.attack_name, check_model=first
+            self.attack, model, batch, self.budget, generators, name=self.attack_name, check_model=first
         )[0]
 
 
