@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
+from advseg_bench.checks.model import check_function
 from advseg_bench.errors import IncompatibleError, UserError, expected, one_line
 from advseg_bench.types import Task
 
 _SHIFT = 10.0
+_SEED = 0
 
 
-def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | None = None) -> str | None:
+def probe(
+    where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | None = None, *, function: bool = True
+) -> str | None:
     """Check that a network returns logits for a task, and find the layer that computes them.
 
     Values alone do not distinguish logits from probabilities: the logits of an untrained network may lie between 0 and
@@ -34,16 +38,18 @@ def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | 
         x: Images, float32 (N, C, *S).
         task: The task; each class needs one logit channel.
         net: The bare network inside `model`, if `model` adds preprocessing; by default `model` itself.
+        function: Whether to check also that logits depend on the image alone; False for a model that is declared
+            stochastic, or was checked before.
 
     Returns:
         Dotted name of the head inside `net`, or None if it was not found.
 
     Raises:
         IncompatibleError: The network fails, or its output is not one finite float32 tensor of the right shape, or
-            consists of probabilities.
+            consists of probabilities, or depends on more than the image.
 
     Cost:
-        2 forwards.
+        3 forwards; 2 without `function`.
     """
     net = model if net is None else net
     layers: list[str] = []
@@ -53,15 +59,19 @@ def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | 
             for name, layer in net.named_modules():
                 if isinstance(layer, (_ConvNd, nn.Linear)):
                     handles.append(layer.register_forward_hook(_append_name(layers, name)))
+            torch.manual_seed(_SEED)  # so that the head of a stochastic model is found, too
             logits = _run(where, model, x)
         finally:
             for handle in handles:
                 handle.remove()
+        if function:
+            check_function(where, model, x, logits)
         if not layers:
             return None
         wide = [name for name in layers if _count_outputs(net.get_submodule(name)) == len(task.classes)]
         last = (wide or layers)[-1]
         with net.get_submodule(last).register_forward_hook(_shift):
+            torch.manual_seed(_SEED)
             shifted = model(x)
     if _is_unit(logits) and _is_unit(shifted) and not torch.equal(logits, shifted):
         raise IncompatibleError(

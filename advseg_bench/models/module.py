@@ -34,6 +34,7 @@ class SegmentationModule(nn.Module):
         std: float32, shape (1,) or (C,).
         stride: As given.
         head: As given.
+        notes: What the network's own forward changes in it, one clause each; set by `build_model`.
 
     Raises:
         SpecError: If a std is not positive or the stride is below 1.
@@ -41,6 +42,7 @@ class SegmentationModule(nn.Module):
 
     mean: Tensor
     std: Tensor
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,

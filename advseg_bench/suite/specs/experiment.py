@@ -9,7 +9,14 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from advseg_bench.errors import SpecError, unknown
 from advseg_bench.registry import catalogue, toolkits
@@ -67,6 +74,9 @@ class ModelSpec(Spec):
         mean: Value subtracted from the image inside the model.
         std: Value that the image is divided by inside the model, after subtracting `mean`.
         stride: Images are padded to a multiple of it inside the model; by default derived from a known network.
+        stochastic: Whether the model is random in eval mode, such as by Monte Carlo dropout. Every cell, the clean one
+            too, then has several repeats, attacks get the model itself, and rows are not promised to be bit-identical.
+        repeats: Number of repeats of each cell of a stochastic model; an attack with more `draws` has these.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
@@ -77,6 +87,25 @@ class ModelSpec(Spec):
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
     stride: int | None = Field(default=None, ge=1)
+    stochastic: bool = False
+    repeats: int = Field(default=5, ge=2)
+
+    @model_validator(mode="after")
+    def _check_repeats(self) -> ModelSpec:
+        if "repeats" in self.model_fields_set and not self.stochastic:
+            raise ValueError("repeats: is for models with stochastic = true. Remove the key")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out keys whose defaults change nothing: a cell's id does not depend on whether they exist."""
+        values: dict[str, Any] = write(self)
+        fields = type(self).model_fields
+        return {k: v for k, v in values.items() if k not in _OPTIONAL or v != fields[k].default}
+
+
+_OPTIONAL = ("stochastic", "repeats")
+"""Keys of a model that stand in its record only where they are set."""
 
 
 RECIPES: dict[str, dict[str, Any]] = {
