@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -116,6 +116,17 @@ def watch(model: nn.Module) -> Iterator[list[str]]:
             more = f" and {len(changed) - _MOST_NAMES} more" if len(changed) > _MOST_NAMES else ""
             noun = "hooks on" if what == "hooks" else what
             found.append(f"{verb} {noun} {', '.join(changed[:_MOST_NAMES])}{more} in eval mode")
+
+
+def describe_behaviour(notes: Sequence[str], repeats: int = 1) -> dict[str, Any]:
+    """Return what a model's entry in the record says about its behaviour: nothing if there is nothing to note.
+
+    Args:
+        notes: What it changes in itself, see `watch`.
+        repeats: Number of repeats of each cell; more than 1 for a stochastic model.
+    """
+    noted: dict[str, Any] = {"notes": list(notes)} if notes else {}
+    return noted | ({"stochastic": {"repeats": repeats, "bit_identical": False}} if repeats > 1 else {})
 
 
 def _read(model: nn.Module) -> dict[str, dict[str, Any]]:

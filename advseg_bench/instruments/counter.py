@@ -100,7 +100,7 @@ class Tally:
         def note(gradient: Tensor) -> None:
             self._gradients.append((owners, ~gradient.detach().flatten(1).isfinite().all(1)))
 
-        self._handles.append(x.register_hook(note))
+        self._handles.append(x.register_hook(note))  # type: ignore[no-untyped-call]
 
     def forget_inputs(self) -> None:
         """Remove the hooks of `watch_input`."""

@@ -26,7 +26,7 @@ class ModelGuard:
     Cost: a copy of the weights, and one comparison per thorough check.
 
     What the model's own forward changes, such as a counter of calls in a buffer, is not attributed to an attack and not
-    reverted. When a change is found and `sample` is known, the model is run once more to see whether it is of this type.
+    reverted. When a change is found and `sample` is known, the model is run once more to see who made the change.
 
     Args:
         model: A frozen model, in the mode in which it must stay.

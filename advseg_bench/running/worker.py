@@ -20,6 +20,7 @@ from torch import nn
 
 from advseg_bench import environment
 from advseg_bench.batches import move_batch
+from advseg_bench.checks.model import describe_behaviour
 from advseg_bench.checks.results import traits_of
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
@@ -150,8 +151,7 @@ class Worker:
             info = trained.info | {"weights_sha256": digest_weights(trained.model)}
             choice = self._prepare(trained.model, () if spec.stochastic else read_steps(suite.compute.prepare))
             info["prepared"] = choice.as_record()
-            info |= {"stochastic": {"repeats": spec.repeats, "bit_identical": False}} if spec.stochastic else {}
-            info |= {"notes": list(trained.model.notes)} if trained.model.notes else {}
+            info |= describe_behaviour(trained.model.notes, spec.repeats if spec.stochastic else 1)
             self._loaded = _Loaded(name, trained.model, choice.model, info, spec.stochastic)
         return self._loaded
 
