@@ -12,17 +12,26 @@ from advseg_bench.suite.cells import CLEAN
 
 
 def list_non_finite(run: Run) -> list[str]:
-    """Name the models that yield NaN or infinity on clean images, with the number of these images."""
-    broken = run.rows.lazy().filter(
-        pl.col("attack") == CLEAN.attack, pl.col("flags").list.contains("non_finite_logits")
-    )
-    found = dict(broken.group_by("model").agg(pl.col("image").n_unique()).collect().iter_rows())
-    total = run.about.data.images
-    return [
-        f"Model {name} yields NaN or infinity on {found[name]:,} of {show_plural(total, 'clean test image')}. "
-        "No result on these images enters a mean."
+    """Name the models that yield NaN or infinity: first those that do so on clean images, then under attack only."""
+    flagged = pl.col("flags").list.contains("non_finite_logits")
+    broken = run.rows.lazy().filter(flagged).select("model", "image", pl.col("attack") == CLEAN.attack).collect()
+    if broken.is_empty():
+        return []
+    keys = ["model", "image"]
+    clean = broken.filter("attack").select(keys).unique()
+    attacked = broken.filter(~pl.col("attack")).join(clean, on=keys, how="anti")
+    images, results = (dict(frame.group_by("model").len().iter_rows()) for frame in (clean, attacked))
+    total = show_plural(run.about.data.images, "clean test image")
+    sentences = [
+        f"Model {name} yields NaN or infinity on {images[name]:,} of {total}. No result on these images enters a mean."
         for name in run.model_names
-        if name in found
+        if name in images
+    ]
+    return sentences + [
+        f"Model {name} yields NaN or infinity under attack: {show_plural(results[name], 'result')} on images with a "
+        "finite clean prediction. They enter no mean."
+        for name in run.model_names
+        if name in results
     ]
 
 

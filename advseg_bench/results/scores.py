@@ -158,15 +158,20 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
         One row per group: `by`, `pooled_dice`, `pooled_iou`, `n_images`, `n_subjects`.
     """
     places = find_scored_classes(task).values()
+    keys = (*by, *({"cell"} - set(by)))
     totals = (
         rows.filter(MEASURED)
-        .group_by(*by, *({"cell"} - set(by)), maintain_order=True)
+        .group_by(*keys, maintain_order=True)
         .agg(
             *(pl.col(count).list.get(k).sum().alias(f"{count}{k}") for count in ("tp", "fp", "fn") for k in places),
             pl.col("image").n_unique().alias("n_images"),
             pl.col("subject").n_unique().alias("n_subjects"),
         )
     )
+    groups = rows.select(keys).unique(maintain_order=True)
+    if len(groups) > len(totals):  # a group without any measurement has no score
+        totals = groups.join(totals, on=keys, how="left", maintain_order="left")
+        totals = totals.with_columns(pl.col("n_images", "n_subjects").fill_null(0))
     counts: list[Counts] = [(pl.col(f"tp{k}"), pl.col(f"fp{k}"), pl.col(f"fn{k}")) for k in places]
     ratios = totals.with_columns(
         _mean([_ratio(name, each, scoring) for each in counts]).alias(f"pooled_{name}") for name in ("dice", "iou")

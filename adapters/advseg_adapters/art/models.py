@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from advseg_adapters.art.inputs import ROUNDING, check_logits, read_task
 from advseg_bench.checks.logits import probe as probe_logits
+from advseg_bench.checks.model import check_calls
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line
 from advseg_bench.losses import Loss, probe
 from advseg_bench.registry import catalogue
@@ -62,9 +63,15 @@ class Function(nn.Module):
 
 
 def check_model(
-    model: nn.Module, task: Task | TaskKind, shape: Sequence[int], bounds: tuple[float, float], device: torch.device
+    model: nn.Module,
+    task: Task | TaskKind,
+    shape: Sequence[int],
+    bounds: tuple[float, float],
+    device: torch.device,
+    *,
+    stochastic: bool = False,
 ) -> Task:
-    """Run a model on a random image and check that it returns logits.
+    """Run a model on random images and check that it returns logits, which depend on the image alone.
 
     Args:
         model: Images (N, C, *S) -> logits (N, K, *S).
@@ -72,6 +79,7 @@ def check_model(
         shape: Shape (C, *S) of one image.
         bounds: Smallest and largest intensity.
         device: Device of the model.
+        stochastic: Whether logits may depend on random numbers.
 
     Returns:
         The task; for a task type, with numbered classes.
@@ -80,11 +88,12 @@ def check_model(
         UserError: The model fails, or its output is not logits of the task.
 
     Cost:
-        Two forwards of one image.
+        Three forwards of one image, and one of two unless it is stochastic.
     """
     generator = torch.Generator().manual_seed(0)
-    x = bounds[0] + (bounds[1] - bounds[0]) * torch.rand((1, *shape), generator=generator)
-    x = x.to(device)
+    both = bounds[0] + (bounds[1] - bounds[0]) * torch.rand((2, *shape), generator=generator)
+    both = both.to(device)
+    x = both[:1]
     with mode(model, False), torch.no_grad():
         try:
             logits = model(x)
@@ -98,7 +107,10 @@ def check_model(
     outputs = logits.shape[1] if logits.dim() > 1 else 0
     known = read_task(task, outputs)
     check_logits(logits, known, x)
-    probe_logits("model", model, x, known)
+    probe_logits("model", model, x, known, function=False)
+    if not stochastic:
+        with mode(model, False), torch.no_grad():
+            check_calls("model", model, both, logits, model(both))
     layered = any(isinstance(module, (_ConvNd, nn.Linear)) for module in model.modules())
     if not layered and _is_squeezed(logits, known):
         raise IncompatibleError(
