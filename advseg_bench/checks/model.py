@@ -29,7 +29,7 @@ _SEED = 0
 
 _CAUSES = {
     "random": (
-        "other logits for the same image in each call, because it draws random numbers in eval mode",
+        "other logits for the same image in each call, because it uses random numbers in eval mode",
         "Pass `training=self.training` to functional dropout and switch noise off in eval mode",
     ),
     "batch": (
@@ -96,7 +96,7 @@ def check_calls(where: str, model: Callable[[Tensor], Tensor], x: Tensor, alone:
 
 @contextmanager
 def watch(model: nn.Module) -> Iterator[list[str]]:
-    """Context in which a model is run; afterwards the list says what the model changed in itself.
+    """Context in which a model is run; afterwards the list describes what the model changed in itself.
 
     Nothing is reverted: the model may rely on its hooks and buffers.
 
@@ -119,7 +119,7 @@ def watch(model: nn.Module) -> Iterator[list[str]]:
 
 
 def describe_behaviour(notes: Sequence[str], repeats: int = 1) -> dict[str, Any]:
-    """Return what a model's entry in the record says about its behaviour: nothing if there is nothing to note.
+    """Return what a model's entry in the record states about its behaviour: nothing if there is nothing to note.
 
     Args:
         notes: What it changes in itself, see `watch`.

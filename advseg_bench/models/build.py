@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ def build_model(
     model = SegmentationModule(net, mean=spec.mean, std=spec.std, stride=spec.stride or stride)
     _check_depth(where, model.stride, edges)
     x = torch.rand((2, channels, *edges), generator=torch.Generator().manual_seed(seed))
-    with watch(model.net) as notes:
+    with _alike(model) if spec.stochastic else nullcontext(), watch(model.net) as notes:
         model.head = probe(where, model, x, task, model.net, function=check_function and not spec.stochastic)
     model.notes = tuple(notes)
     return model
@@ -112,6 +112,17 @@ def set_head_bias(model: SegmentationModule, value: float) -> None:
         )
     with torch.no_grad():
         bias.fill_(value)
+
+
+@contextmanager
+def _alike(model: nn.Module) -> Iterator[None]:
+    """Let each forward of a stochastic model use the same random numbers, so that its head is found."""
+    with torch.random.fork_rng(devices=()), model.register_forward_pre_hook(lambda *_: _restart()):
+        yield
+
+
+def _restart() -> None:
+    torch.manual_seed(0)
 
 
 @contextmanager
