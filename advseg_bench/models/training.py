@@ -21,8 +21,8 @@ from torch import Tensor
 from advseg_bench import environment
 from advseg_bench.cache import cache_dir, content_hash, write_bytes, write_json
 from advseg_bench.checks.model import check_calls
-from advseg_bench.data.dataset import Dataset
-from advseg_bench.errors import TrainingError, UserError
+from advseg_bench.data.dataset import Dataset, Split
+from advseg_bench.errors import DataError, TrainingError, UserError, expected
 from advseg_bench.models.build import build_model, set_head_bias
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.properties import count_flops, measure_receptive_field
@@ -73,11 +73,11 @@ def obtain_model(
 
     Raises:
         TrainingError: If the validation Dice of a model trained here is below `recipe.floor`.
-        DataError: If no validation image shows a class.
+        DataError: If a model has to be trained and no validation image shows a class.
         SpecError: See `build_model` and `load_weights`.
         IncompatibleError: See `build_model`; and if logits depend on more than the image once the weights are there.
     """
-    model = build_given(spec, dataset, seed, check_function=False)  # `_describe` checks it with its weights
+    model, loaded = _build(spec, dataset, seed, check_function=False)  # `_describe` checks it with its weights
     info = {
         "name": spec.name,
         "architecture": spec.architecture,
@@ -86,8 +86,8 @@ def obtain_model(
         "source": str(spec.weights) if spec.weights else "trained",
     }
     if spec.weights:
-        given = {"key": None, "validation_dice": evaluate(model.eval(), dataset, recipe.batch), "train_seconds": None}
-        return TrainedModel(model, info | given | _describe(spec, model, dataset, recipe.batch))
+        given = {"key": None, "validation_dice": _score(model.eval(), dataset, recipe.batch), "train_seconds": None}
+        return TrainedModel(model, info | loaded | given | _describe(spec, model, dataset, recipe.batch))
     key = content_hash(_dependencies(spec, recipe, dataset, seed, torch.device(device).type))
     with _locked(cache_dir("models", key)) as folder:
         weights, sidecar = folder / "model.safetensors", folder / "model.json"
@@ -123,11 +123,12 @@ class _Listener:
 
 
 def _describe(spec: ModelSpec, model: SegmentationModule, dataset: Dataset, batch: int) -> dict[str, Any]:
-    """Properties of the network, measured on a few validation images, at most one training batch.
+    """Properties of the network, measured on a few images not used for training, at most one training batch.
 
     Its forwards of one image and of all also show whether logits depend on the image alone.
     """
-    x = dataset.batch(dataset.split("validation")[: min(DESCRIBED_IMAGES, batch)]).x
+    images = dataset.split("validation") or dataset.split("test")
+    x = dataset.batch(images[: min(DESCRIBED_IMAGES, batch)]).x
     calls = _Listener(model)
     described = {"flops": count_flops(calls, x), "receptive_field_px": measure_receptive_field(calls, x)}
     if not spec.stochastic:
@@ -135,22 +136,43 @@ def _describe(spec: ModelSpec, model: SegmentationModule, dataset: Dataset, batc
     return described
 
 
-def build_given(spec: ModelSpec, dataset: Dataset, seed: int, *, check_function: bool = True) -> SegmentationModule:
+def _score(model: SegmentationModule, dataset: Dataset, batch: int) -> float | None:
+    """Dice on the validation images, of a model that was trained elsewhere; None if no such image shows a class."""
+    try:
+        return evaluate(model, dataset, batch) if dataset.split("validation") else None
+    except DataError:
+        return None
+
+
+def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationModule:
     """Build a model for the images of a data set, and load its `weights` if the specification has any.
 
     Raises:
         SpecError: See `build_model` and `load_weights`.
         IncompatibleError: See `build_model` and `load_weights`.
         PluginError: See `build_model` and `load_weights`.
-        DataError: See `build_model` and `load_weights`.
+        DataError: See `build_model` and `load_weights`; and if a model is to be trained on data without training or
+            validation images.
     """
+    return _build(spec, dataset, seed)[0]
+
+
+def _build(
+    spec: ModelSpec, dataset: Dataset, seed: int, *, check_function: bool = True
+) -> tuple[SegmentationModule, dict[str, Any]]:
+    """Do what `build_given` does; return what the record describes of the weights, too."""
     _, channels, *edges = dataset.batch([0]).x.shape
+    splits: tuple[Split, ...] = ("train", "validation")
+    empty = [name for name in splits if not dataset.split(name)]
+    if empty and not spec.weights:
+        what, remedy = "images in each split", f"Give model {spec.name} `weights`, or the data such images."
+        raise DataError(expected(f"data {dataset.name}", what, f"none in {' and '.join(empty)}", remedy))
     model = build_model(
         spec, channels=channels, task=dataset.task, size=edges, seed=seed, check_function=check_function
     )
-    if spec.weights:
-        load_weights(spec.weights, model)
-    return model
+    if not spec.weights:
+        return model, {}
+    return model, {"weights": load_weights(spec.weights, model, spec.weights_key).as_record()}
 
 
 def _is_whole(weights: Path, sidecar: Path, model: SegmentationModule) -> bool:

@@ -70,7 +70,11 @@ class ModelSpec(Spec):
         architecture: "smp.<Class>", "monai.<Class>", name of a plug-in, or "package.module:callable" for any network.
         encoder: Encoder name of segmentation-models-pytorch (and of MONAI's FlexibleUNet).
         settings: Further constructor arguments of the network.
-        weights: File with a state dict, .safetensors or weights-only .pt; the model is then not trained.
+        weights: Checkpoint, folder with a checkpoint, or `hf:owner/name` of the Hugging Face Hub; the model is then not
+            trained. Files are read weights-only, whatever their names.
+        weights_key: State dict of the checkpoint to load, such as "ema.state_dict"; required if several fit.
+        encoder_weights: Pretrained weights that the encoder starts its training from, such as "imagenet"; fetched by
+            the library.
         mean: Value subtracted from the image inside the model.
         std: Value that the image is divided by inside the model, after subtracting `mean`.
         stride: Images are padded to a multiple of it inside the model; by default derived from a known network.
@@ -84,6 +88,8 @@ class ModelSpec(Spec):
     encoder: str | None = None
     settings: Settings = Field(default_factory=dict)
     weights: Path | None = None
+    weights_key: str | None = Field(default=None, min_length=1)
+    encoder_weights: str | None = Field(default=None, min_length=1)
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
     stride: int | None = Field(default=None, ge=1)
@@ -96,17 +102,27 @@ class ModelSpec(Spec):
             raise ValueError("repeats: is for models with stochastic = true. Remove the key")
         return self
 
+    @model_validator(mode="after")
+    def _weights_fit(self) -> ModelSpec:
+        """Keys about weights agree with each other."""
+        if self.weights_key is not None and self.weights is None:
+            raise ValueError("weights_key: selects a part of `weights`, of which there are none. Give `weights` too")
+        if self.encoder_weights is not None and self.weights is not None:
+            raise ValueError("encoder_weights: `weights` replace them all. Remove one of both keys")
+        if self.architecture in catalogue.DEFINED_ARCHITECTURES and self.weights is None:
+            raise ValueError(f"weights: {self.architecture} reads the network from there. Give its folder")
+        return self
+
     @model_serializer(mode="wrap")
-    def _leave_out_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out keys whose defaults change nothing: a cell's id does not depend on whether they exist."""
-        values: dict[str, Any] = write(self)
+    def _leave_out_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out keys of `LATER` at their default, so that they do not enter ids and cache keys there."""
+        written: dict[str, Any] = handler(self)
         fields = type(self).model_fields
-        return {k: v for k, v in values.items() if k not in _OPTIONAL or v != fields[k].default}
+        return {key: value for key, value in written.items() if key not in LATER or value != fields[key].default}
 
 
-_OPTIONAL = ("stochastic", "repeats")
-"""Keys of a model that stand in its record only where they are set."""
-
+LATER = ("weights_key", "encoder_weights", "stochastic", "repeats")
+"""Keys of a model that are in a record only where they are used."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     # As in the study, arXiv 2401.11224, and its notebook.
