@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
+from advseg_bench.checks.model import check_function
 from advseg_bench.errors import IncompatibleError, UserError, expected, one_line
 from advseg_bench.instruments.modes import in_mode
 from advseg_bench.types import Task
@@ -20,7 +21,9 @@ _CANDIDATES = 4
 _EXTREMES = (1e3, -1e3)
 
 
-def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | None = None) -> str | None:
+def probe(
+    where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | None = None, *, function: bool = True
+) -> str | None:
     """Check that a network returns logits for a task, and find the layer that computes them.
 
     Values alone do not distinguish logits from probabilities: the logits of an untrained network may lie between 0 and
@@ -38,16 +41,18 @@ def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | 
         x: Images, float32 (N, C, *S).
         task: The task; each class needs one logit channel.
         net: The bare network inside `model`, if `model` adds preprocessing; by default `model` itself.
+        function: Whether to check also that logits depend on the image alone; False for a model that is declared
+            stochastic, or was checked before.
 
     Returns:
         Dotted name of the head inside `net`, or None if it was not found.
 
     Raises:
         IncompatibleError: The network fails, or its output is not one finite float32 tensor of the right shape, or
-            consists of probabilities.
+            consists of probabilities, or depends on more than the image.
 
     Cost:
-        2 forwards.
+        3 forwards; 2 without `function`.
     """
     net = model if net is None else net
     layers: list[str] = []
@@ -62,6 +67,8 @@ def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | 
             for handle in handles:
                 handle.remove()
         _check_logits(where, logits, x, task)
+        if function:
+            check_function(where, model, x, logits)
         if not layers:
             _check_extremes(where, model, x, logits, task)
             return None

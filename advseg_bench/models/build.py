@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from advseg_bench.checks.logits import probe
+from advseg_bench.checks.model import watch
 from advseg_bench.checks.outputs import Outputs
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, expected
 from advseg_bench.models.build_defined import build_defined
@@ -29,7 +30,7 @@ _DOWNLOADS = ("weights", "weights_backbone")
 
 
 def build_model(
-    spec: ModelSpec, *, channels: int, task: Task, size: int | Sequence[int], seed: int = 0
+    spec: ModelSpec, *, channels: int, task: Task, size: int | Sequence[int], seed: int = 0, check_function: bool = True
 ) -> SegmentationModule:
     """Build a randomly initialised network on the CPU and check that it yields logits for the task.
 
@@ -39,8 +40,8 @@ def build_model(
     contains the network is imported. Weights named in the specification are not loaded; see `load_weights`. The
     exception is TorchScript, whose file holds both.
 
-    The check runs the network twice, in eval mode, on two random images; it changes neither batch norm buffers nor
-    training flags nor random state.
+    The check runs the network in eval mode on two random images; it changes neither batch norm buffers nor training
+    flags nor random state. A network whose logits depend on more than the image is refused, unless `spec.stochastic`.
 
     Args:
         spec: Architecture, encoder, settings, normalisation and stride. Without `spec.stride` the stride follows from
@@ -50,18 +51,19 @@ def build_model(
         size: Edge length in pixels of the square images of the check, or their two or three edges. With three, the
             network is for 3-D images, which MONAI has and segmentation-models-pytorch has not.
         seed: Seed of the initial weights.
+        check_function: Whether to check that logits depend on the image alone; False if that was checked before.
 
     Returns:
         The network, images (N, C, *S) in [0, 1] -> logits (N, K, *S), in the mode that its constructor sets.
 
     Cost:
-        Two forwards of two images.
+        Three forwards of two images; two without `check_function`.
 
     Raises:
         SpecError: If the encoder or a setting is unknown, or the constructor refuses its arguments.
         PluginError: If a user network cannot be imported or is not a `torch.nn.Module`.
         IncompatibleError: If the network fails on such images, has a stride of more than twice an edge of a volume, or
-            returns anything but logits for the task.
+            returns anything but logits for the task, or logits that depend on more than the image.
 
     Example:
         >>> from advseg_bench.models import build_model
@@ -89,7 +91,9 @@ def build_model(
     _check_normalisation(where, spec, channels)
     _check_depth(where, model.stride, edges)
     x = torch.rand((2, channels, *edges), generator=torch.Generator().manual_seed(seed))
-    model.head = probe(where, model, x, task, model.net)
+    with _alike(model) if spec.stochastic else nullcontext(), watch(model.net) as notes:
+        model.head = probe(where, model, x, task, model.net, function=check_function and not spec.stochastic)
+    model.notes = tuple(notes)
     return model
 
 
@@ -129,6 +133,17 @@ def set_head_bias(model: SegmentationModule, value: float) -> None:
         )
     with torch.no_grad():
         bias.fill_(value)
+
+
+@contextmanager
+def _alike(model: nn.Module) -> Iterator[None]:
+    """Let each forward of a stochastic model use the same random numbers, so that its head is found."""
+    with torch.random.fork_rng(devices=()), model.register_forward_pre_hook(lambda *_: _restart()):
+        yield
+
+
+def _restart() -> None:
+    torch.manual_seed(0)
 
 
 @contextmanager

@@ -40,6 +40,7 @@ class SegmentationModule(nn.Module):
         stride: As given.
         head: As given.
         outputs: As given; `outputs.seen` is what was read last.
+        notes: What the network's own forward changes in it, one clause each; set by `build_model`.
 
     Raises:
         SpecError: If a std is not positive or the stride is below 1.
@@ -47,6 +48,7 @@ class SegmentationModule(nn.Module):
 
     mean: Tensor
     std: Tensor
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,

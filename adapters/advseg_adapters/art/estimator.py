@@ -256,6 +256,7 @@ def as_estimator(
     preprocessing_defences: Any = None,
     postprocessing_defences: Any = None,
     device_type: Literal["cpu", "gpu"] | None = None,
+    stochastic: bool = False,
 ) -> SegmentationEstimator:
     """Wrap a segmentation model as an ART estimator, for every attack of ART that needs only loss gradients.
 
@@ -275,6 +276,7 @@ def as_estimator(
         preprocessing_defences: ART's preprocessors, one or a list, NumPy and PyTorch in any order.
         postprocessing_defences: ART's postprocessors; they affect `predict`, but no gradient.
         device_type: "cpu" or "gpu" moves a module to that device; None does not move it.
+        stochastic: Whether the model is known to be random in eval mode; another model must be a function of its image.
 
     Returns:
         The estimator.
@@ -285,7 +287,7 @@ def as_estimator(
         PluginError: The loss is unknown.
 
     Cost:
-        Two forwards of one image, to check that the model returns logits.
+        Three forwards of one image and one of two, to check that the model returns logits of the image alone.
 
     Example:
         >>> import numpy as np, torch
@@ -305,7 +307,7 @@ def as_estimator(
         if device_type is not None:
             model.to("cuda" if device_type == "gpu" and torch.cuda.is_available() else "cpu")
         device = next((p.device for p in model.parameters()), device)
-    module, known = read_segmenter(model, task, shape, bounds, device)
+    module, known = read_segmenter(model, task, shape, bounds, device, stochastic=stochastic)
     return SegmentationEstimator(
         module,
         task=known,

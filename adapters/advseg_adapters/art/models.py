@@ -9,6 +9,7 @@ from torch import nn
 
 from advseg_adapters.art.inputs import check_logits, read_task
 from advseg_bench.checks.logits import probe as probe_logits
+from advseg_bench.checks.model import check_calls
 from advseg_bench.checks.outputs import read_model
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line
 from advseg_bench.instruments.modes import in_mode
@@ -51,29 +52,37 @@ def _probe_loss(loss: Loss, task: Task, name: str) -> None:
 
 
 def read_segmenter(
-    model: Model, task: Task | TaskKind, shape: Sequence[int], bounds: tuple[float, float], device: torch.device
+    model: Model,
+    task: Task | TaskKind,
+    shape: Sequence[int],
+    bounds: tuple[float, float],
+    device: torch.device,
+    *,
+    stochastic: bool = False,
 ) -> tuple[nn.Module, Task]:
-    """Run a model on a random image: its outputs must contain logits.
+    """Run a model on random images: its outputs must contain logits, which depend on the image alone.
 
     Args:
         model: Images -> logits, or outputs that contain them.
         task: What the labels mean.
         shape: (C, *S) of one image.
         bounds: Smallest and largest intensity.
-        device: Where the model is.
+        device: Device of the model.
+        stochastic: Whether logits may depend on random numbers.
 
     Returns:
         A module from images to logits, the model itself if it is one; and the task, its classes numbered if need be.
 
     Cost:
-        Three forwards of one image.
+        Three forwards of one image, and one of two unless it is stochastic.
 
     Raises:
         IncompatibleError: If it fails, or there are no logits for the task in what it returns.
     """
     generator = torch.Generator().manual_seed(0)
-    x = bounds[0] + (bounds[1] - bounds[0]) * torch.rand((1, *shape), generator=generator)
-    x = x.to(device)
+    both = bounds[0] + (bounds[1] - bounds[0]) * torch.rand((2, *shape), generator=generator)
+    both = both.to(device)
+    x = both[:1]
     reader = read_model("model", model)
     with in_mode(reader, training=False), torch.no_grad():
         try:
@@ -86,7 +95,10 @@ def read_segmenter(
             ) from error
     known = read_task(task, logits.shape[1])
     check_logits(logits, known, x)
-    probe_logits("model", reader, x, known)
+    probe_logits("model", reader, x, known, function=False)
+    if not stochastic:
+        with in_mode(reader, training=False), torch.no_grad():
+            check_calls("model", reader, both, logits, reader(both))
     reader.announce()
     found = reader.simplest()
     return found if isinstance(found, nn.Module) else reader, known

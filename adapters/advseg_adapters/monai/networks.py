@@ -135,6 +135,7 @@ class GridNetwork(MetaNetwork):
         img_size: Edge lengths in pixels of the images for the check; UNETR accepts only such images. The default is 64
             in 2-D and 32 (64 for SwinUNETR) in 3-D.
         seed: Seed of the initial weights; PyTorch's global generator is not used.
+        stochastic: Whether the network is known to be random in eval mode.
 
     Raises:
         SpecError: An argument is invalid; see `build_model` and `load_weights`.
@@ -169,8 +170,10 @@ class GridNetwork(MetaNetwork):
         stride: int | None = None,
         img_size: int | Sequence[int] | None = None,
         seed: int = 0,
+        stochastic: bool = False,
     ) -> None:
         given = {"architecture": architecture, "encoder": encoder, "mean": mean, "std": std, "stride": stride}
+        given |= {"stochastic": stochastic}
         spec = _specify(given | {"settings": dict(settings or {})})
         task = Task("multilabel", tuple(f"class{k}" for k in range(out_channels)))
         edges = _find_edges(architecture, spatial_dims, img_size)

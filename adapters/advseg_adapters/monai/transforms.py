@@ -57,6 +57,7 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         bounds: Smallest and largest intensity of an image.
         seed: Seed of random attacks, the same for every image.
         allow_missing_keys: Whether to return a sample without the image unchanged.
+        stochastic: Whether the model is known to be random in eval mode; another model must be a function of its image.
 
     Raises:
         UserError: An argument or a sample is invalid, or the model does not fit.
@@ -94,6 +95,7 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         bounds: Sequence[float] = (0.0, 1.0),
         seed: int = 0,
         allow_missing_keys: bool = False,
+        stochastic: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         where = type(self).__name__
@@ -106,7 +108,7 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         self.budget = make_budget(where, norm, eps, self.bounds)
         self.attack = _find_attack(where, attack, loss, settings, self.task)
         self.attack_name = attack if isinstance(attack, str) else name_of(attack)
-        self._checked = False
+        self.stochastic, self._checked = stochastic, False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the sample with adversarial images.
@@ -157,7 +159,14 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         generators = [torch.Generator().manual_seed(seed)]
         model = self._reader if first else self._reader.simplest()
         return attack_batch(
-            self.attack, model, batch, self.budget, generators, name=self.attack_name, check_model=first
+            self.attack,
+            model,
+            batch,
+            self.budget,
+            generators,
+            name=self.attack_name,
+            check_model=first,
+            stochastic=self.stochastic,
         )[0]
 
 
