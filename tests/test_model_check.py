@@ -484,6 +484,12 @@ def test_dice_drop_of_a_stochastic_model_is_that_of_the_mean_clean_dice():
     assert dict(named.rows.group_by("model").agg(pl.col("draw").n_unique()).iter_rows()) == {"a": 1, "b": 5}
 
 
+@pytest.mark.parametrize("wrong", ["a", ["a", "x"]])
+def test_unknown_names_of_stochastic_models_are_refused(wrong):
+    with pytest.raises(SpecError, match="evaluate: expected True or names among a, b as `stochastic`, got"):
+        ab.evaluate({"a": make(Base), "b": make(Base)}, [batch()], ab.attacks.RandomSign(), stochastic=wrong)
+
+
 def test_repeats_draw_other_numbers_and_leave_the_callers_alone():
     state = torch.random.get_rng_state()
     one, two = (

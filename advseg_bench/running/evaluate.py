@@ -123,6 +123,8 @@ def evaluate(
     for arm, attack in arms.items():
         check_fit(attack, images, budgets[0], arm.attack)
     random = tuple(models) if stochastic is True else tuple(stochastic or ())
+    if isinstance(stochastic, str) or not set(random) <= set(models):
+        raise SpecError(expected("evaluate", f"True or names among {', '.join(models)} as `stochastic`", stochastic))
     work = _Work(images, make_dataset(images), arms, budgets, draws, seed, batch, random)
     devices = {name: device or _find_device(network) for name, network in models.items()}
     described = [environment.describe_device(place) for place in devices.values()]
