@@ -243,7 +243,6 @@ def test_a_trusted_torchscript_file_is_a_model(tmp_path: Path, wrapper: str) -> 
     ("keys", "error", "match"),
     [
         ({"trust": False}, SpecError, r"model 'it': expected `trust` to open .*model\.ts, got False"),
-        ({"weights": None}, SpecError, "model 'it': expected a TorchScript file as `weights`, got None"),
         ({"encoder": "resnet18"}, SpecError, "expected no `encoder` for a TorchScript file, got 'resnet18'"),
         ({"weights": Path("absent.ts")}, SpecError, "absent.ts: expected a readable TorchScript file"),
         ({"weights": Path(__file__)}, DataError, r"test_outputs\.py: expected a TorchScript file, got"),
