@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from advseg_bench.errors import SpecError, expected
-from advseg_bench.registry import plugins, toolkits
+from advseg_bench.registry import plugins, sources, toolkits
 from advseg_bench.registry.plugins import Kind
 
 COMPUTING = ("advseg-bench", "torch", "segmentation-models-pytorch", "timm", "monai", "numpy", "scipy")
@@ -35,23 +33,38 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def describe_code(names: Iterable[tuple[Kind, str]]) -> dict[str, str]:
+def describe_code(names: Iterable[tuple[Kind, str]], session: str = "") -> dict[str, str]:
     """Return, for each name that this package does not ship, what its results depend on: versions and source code.
 
     Changed code under an unchanged name would otherwise mix its results with those of the old code. The hash covers
-    the Python files of the top-level package that holds the object; what that imports is known by its version at most.
+    the Python files of the top-level package that holds the object, and the modules of the same folder that they
+    import, as they were imported. Other packages are known by their version at most.
 
     Args:
         names: (kind, name), where the name is a plug-in's, a toolkit's attack, or `package.module:object`.
+        session: What distinguishes code that no file contains, such as a notebook's cell; by default it differs in
+            each call.
 
     Returns:
         "kind name" -> the hash; then the versions of the distribution that offers it, and of the toolkit.
 
     Raises:
-        PluginError: If a name has more than one provider.
+        PluginError: If a name has more than one provider, or a file changed before its import was noticed.
     """
-    described = {f"{kind} {name}": _describe_name(kind, name) for kind, name in sorted(set(names))}
+    described = {f"{kind} {name}": _describe_name(kind, name, session) for kind, name in sorted(set(names))}
     return {name: text for name, text in described.items() if text}
+
+
+def begin_code(names: Iterable[tuple[Kind, str]]) -> None:
+    """Start a run: refuse code in memory that is not what its files contain.
+
+    Args:
+        names: As for `describe_code`.
+
+    Raises:
+        PluginError: If a file has changed on disk since it was imported.
+    """
+    sources.begin(filter(None, (_find_module(kind, name) for kind, name in sorted(set(names)))))
 
 
 def describe_packages(names: Iterable[str]) -> dict[str, str]:
@@ -80,32 +93,29 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _describe_name(kind: Kind, name: str) -> str:
+def _find_plugin(kind: Kind, name: str) -> plugins.Plugin | None:
+    """The entry point behind a name: a toolkit's or a plug-in's."""
+    return (toolkits.find_toolkit(name) if kind == "attack" else None) or plugins.find_plugin(kind, name)
+
+
+def _find_module(kind: Kind, name: str) -> str:
+    """The module behind a name; "" if it is shipped."""
+    plugin = _find_plugin(kind, name)
+    target = plugin.target if plugin else name if ":" in name else ""
+    return target.partition(":")[0]
+
+
+def _describe_name(kind: Kind, name: str, session: str) -> str:
     """Hash and versions behind one name; "" if it is shipped."""
-    toolkit = toolkits.find_toolkit(name) if kind == "attack" else None
-    plugin = toolkit or plugins.find_plugin(kind, name)
-    if plugin is None:
-        return _hash_source(name.partition(":")[0]) if ":" in name else ""
-    versions = {plugin.distribution: _version(plugin.distribution)}
-    versions |= describe_packages([toolkit.name]) if toolkit else {}
+    module = _find_module(kind, name)
+    if not module:
+        return ""
+    plugin = _find_plugin(kind, name)
+    versions = {plugin.distribution: _version(plugin.distribution)} if plugin else {}
+    if plugin and kind == "attack" and toolkits.find_toolkit(name):
+        versions |= describe_packages([plugin.name])
     shown = (f"{distribution} {number}" for distribution, number in versions.items())
-    return ", ".join([_hash_source(plugin.target.partition(":")[0]), *shown])
-
-
-def _hash_source(module: str) -> str:
-    """The hash of a top-level package's files; one that cannot be found gives its error when it is loaded, not here."""
-    try:
-        found = find_spec(module.partition(".")[0])
-    except (ImportError, ValueError):
-        found = None
-    folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
-    files = [(path.relative_to(folder), path) for folder in folders for path in folder.rglob("*.py")]
-    if found and not folders and found.origin and Path(found.origin).is_file():
-        files = [(Path(found.name), Path(found.origin))]
-    digest = hashlib.sha256()
-    for name, path in sorted(files):
-        digest.update(f"{name.as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16] if files else "not found"
+    return ", ".join([sources.hash_source(module, session), *shown])
 
 
 def _cpu_name() -> str:

@@ -7,6 +7,7 @@ Does not import torch. A name refers to a shipped object, else to the entry poin
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,7 @@ from operator import attrgetter
 from typing import Literal
 
 from advseg_bench.errors import PluginError, one_line, unknown
-from advseg_bench.registry import catalogue
+from advseg_bench.registry import catalogue, sources
 
 Kind = Literal["attack", "architecture", "loss", "data set"]
 
