@@ -1,6 +1,6 @@
 """A robustness benchmark for medical image segmentation models and the attacks on them.
 
-The public names are imported when they are first used, so that importing the package loads no library.
+Public names are imported on first use, so importing the package loads no library.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _get, _list = export_lazily(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, or read the version, when it is first asked for."""
+    """Import a public name, or read the version, on first access."""
     if name == "__version__":
         from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""What a person's arguments mean: tasks, bounds, budgets and labels, each refused in one line if it means nothing."""
+"""Parse user arguments: tasks, bounds, budgets, images and labels; an invalid one raises a one-line error."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from torch import Tensor
 from advseg_bench.errors import DataError, SpecError, expected, one_line, unknown
 from advseg_bench.types import Bounds, Budget, Norm, Task, TaskKind
 
-WRONG_SHAPE = "Channels come second: x[:, None] adds their axis, x[None] that of the batch."
-WRONG_VALUES = "Threshold or renumber them, or name the value of pixels that do not count as `ignore`, such as 255."
+WRONG_SHAPE = "Channels are axis 1: x[:, None] adds the channel axis, x[None] the batch axis."
+WRONG_VALUES = "Threshold or renumber them, or pass the value of ignored pixels as `ignore`, such as 255."
 
 
 def make_task(where: str, task: Task | TaskKind, classes: int | Sequence[str] | None, called: str = "classes") -> Task:
-    """Return a task; classes without names have numbers for names.
+    """Return a task; classes without names get numbered names.
 
     Args:
-        where: Put before every message.
-        task: Itself, or its kind.
-        classes: How many, or their names; may be left out for a binary task.
-        called: What the caller calls `classes`.
+        where: Prefix of every message.
+        task: A `Task`, or a task type.
+        classes: The number of classes, or their names; optional for a binary task.
+        called: The caller's name for `classes`.
+
+    Returns:
+        The task.
 
     Raises:
-        SpecError: If there is no such kind, or the number does not fit it.
+        SpecError: The task type is unknown, or the number of classes does not fit it.
     """
     if isinstance(task, Task):
         if classes is not None and task.classes != tuple(f"{name}" for name in _name(classes)):
-            raise SpecError(expected(where, "no `classes` beside a whole task", classes, "Remove one."))
+            raise SpecError(expected(where, "no `classes` together with a complete Task", classes, "Remove one."))
         return task
     if task not in get_args(TaskKind):
         raise SpecError(unknown(where, "task", str(task), get_args(TaskKind)))
@@ -46,17 +49,21 @@ def make_task(where: str, task: Task | TaskKind, classes: int | Sequence[str] | 
     if len(names) < (2 if task == "multiclass" else 1) or (task == "binary" and len(names) > 1):
         raise SpecError(expected(where, f"{wanted} as `{called}` of a {task} task", classes))
     if len(set(names)) < len(names):
-        raise SpecError(expected(where, f"a name of its own for each of the `{called}`", classes))
+        raise SpecError(expected(where, f"distinct names as `{called}`", classes))
     return Task(task, names)
 
 
 def _name(classes: int | Sequence[str]) -> tuple[str, ...]:
-    """Names of classes."""
+    """Return the names of the classes."""
     return tuple(f"class{k}" for k in range(classes)) if isinstance(classes, int) else tuple(classes)
 
 
 def make_bounds(where: str, bounds: Bounds | Sequence[float]) -> Bounds:
-    """Return bounds. Raises: SpecError: if they are not a smaller and a larger number."""
+    """Return bounds.
+
+    Raises:
+        SpecError: They are not a smaller and a larger number.
+    """
     if isinstance(bounds, Bounds):
         return bounds
     numbers = [one for one in bounds if isinstance(one, Real)] if isinstance(bounds, Sequence) else []
@@ -66,7 +73,11 @@ def make_bounds(where: str, bounds: Bounds | Sequence[float]) -> Bounds:
 
 
 def make_budget(where: str, norm: Norm, eps: object, bounds: Bounds) -> Budget:
-    """Return a budget. Raises: SpecError: if it makes no sense for images inside the bounds."""
+    """Return a budget.
+
+    Raises:
+        SpecError: The norm is unknown, or the radius is not valid for images inside the bounds.
+    """
     if norm not in get_args(Norm):
         raise SpecError(unknown(where, "norm", str(norm), get_args(Norm)))
     if isinstance(eps, Tensor) and eps.numel() == 1:
@@ -81,11 +92,15 @@ def make_budget(where: str, norm: Norm, eps: object, bounds: Bounds) -> Budget:
 
 
 def read_images(where: str, x: Any) -> Tensor:
-    """Return images as a float32 tensor. Raises: DataError: if they are whole numbers, or have no space axes."""
+    """Return images as a detached float32 tensor.
+
+    Raises:
+        DataError: They are not floating point, not finite, or not of shape (N, C, *S).
+    """
     images = read_tensor(where, x)
     if not images.is_floating_point():
         remedy = "Scale grey levels to the bounds, such as `x / 255`."
-        raise DataError(expected(where, "images of floating point numbers", str(images.dtype), remedy))
+        raise DataError(expected(where, "floating-point images", str(images.dtype), remedy))
     if images.dim() not in (4, 5) or images.numel() == 0:
         remedy = "Add the channel axis with x[:, None], or the batch axis with x[None]."
         raise DataError(expected(where, "2-D or 3-D images of shape (N, C, *S)", tuple(images.shape), remedy))
@@ -96,7 +111,11 @@ def read_images(where: str, x: Any) -> Tensor:
 
 
 def read_tensor(where: str, values: Any) -> Tensor:
-    """Return numbers as a plain tensor. Raises: DataError: if they are none."""
+    """Return numbers as a plain tensor.
+
+    Raises:
+        DataError: The values are not numbers.
+    """
     try:
         if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
             values = torch.stack(list(values))
@@ -119,21 +138,21 @@ def read_labels(
     *,
     remedies: tuple[str, str] = (WRONG_SHAPE, WRONG_VALUES),
 ) -> tuple[Tensor, Tensor]:
-    """Return the labels of one image in the form of `Batch`, without its first axis, and its valid pixels.
+    """Return the labels of one image in the form of `Batch`, without the batch axis, and its valid pixels.
 
     Args:
-        where: Put before every message.
-        labels: Any type; 0 and 1, shape (K, *S), or for a multiclass task 0 to K - 1, shape (1, *S).
-        space: Edges of the image.
+        where: Prefix of every message.
+        labels: Any dtype; 0 and 1, shape (K, *S), or for a multiclass task 0 to K - 1, shape (1, *S).
+        space: Size of the image, *S.
         task: What the labels mean.
-        ignore: Value of pixels that do not count, in any channel.
-        remedies: What to do about a wrong shape and about wrong values.
+        ignore: Value of ignored pixels, in any channel.
+        remedies: Remedies for a wrong shape and for wrong values.
 
     Returns:
-        bool (K, *S), or int64 (*S) for a multiclass task; and bool (*S).
+        Labels, bool (K, *S), or int64 (*S) for a multiclass task; and valid pixels, bool (*S).
 
     Raises:
-        DataError: If shape or values are others.
+        DataError: The shape or a value is invalid.
     """
     shape = (1 if task.kind == "multiclass" else len(task.classes), *space)
     if tuple(labels.shape) != shape:

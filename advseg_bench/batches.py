@@ -1,4 +1,4 @@
-"""Batches: how to make one, parts of them, and what is wrong with one that a user made."""
+"""Batches: construction, selection and validation."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ from advseg_bench.types import Bounds, Task, TaskKind
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Images with their labels and everything an attack or a metric must know about them.
+    """Images with their labels and all metadata that attacks and metrics need.
+
+    `Batch.of` makes one from images and labels.
 
     Attributes:
-        x: Images, float32, shape (N, C, *S), inside `bounds`.
+        x: Images, float32 (N, C, *S), inside `bounds`.
         y: Labels; bool (N, K, *S) for binary (K = 1) and multilabel, int64 (N, *S) for multiclass.
-        valid: bool (N, *S); a pixel that is False counts in no loss and in no score.
+        valid: bool (N, *S); pixels that are False are excluded from losses and scores.
         task: What the labels mean.
-        bounds: Intensities an adversarial image must stay inside.
+        bounds: Valid intensity range of clean and adversarial images.
         images: N identifiers, unique in the data set.
-        subjects: N identifiers of the person (or phantom case) each image shows: the unit of statistics.
-        blocks: N identifiers of the run of neighbouring images (day, scan, slab) each image belongs to.
-        spacing: N tuples, the edge lengths of a pixel in mm, in the order of the space axes; NaN if unknown.
+        subjects: N identifiers of the patient (or phantom case) of each image: the unit of statistics.
+        blocks: N identifiers of the scan (volume) of each image: images of one subject acquired together.
+        spacing: N tuples with the pixel size in mm along each spatial axis; NaN if unknown.
 
     Example:
-        >>> batch = Batch.of(torch.rand(2, 1, 8, 8), torch.zeros(2, 8, 8), task="binary")
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8), task="binary")
         >>> batch.y.dtype, tuple(batch.y.shape), batch.images
         (torch.bool, (2, 1, 8, 8), ('image0', 'image1'))
     """
@@ -62,24 +66,36 @@ class Batch:
         blocks: Sequence[str] | None = None,
         spacing: Sequence[Sequence[float]] | None = None,
     ) -> Batch:
-        """Make a batch of images and labels, and fill what can be filled.
+        """Make a batch from images and labels, with defaults for everything else.
 
         Args:
-            x: Images (N, C, *S) of floating point numbers inside `bounds`, a tensor or an array; 2-D or 3-D.
-            y: Labels of any type. For a binary task 0 and 1, (N, *S) or (N, 1, *S); for a multilabel one 0 and 1,
-                (N, K, *S); for a multiclass one 0 to K - 1, (N, *S) or (N, 1, *S).
-            task: "binary", "multilabel", "multiclass", or a whole `Task`.
-            classes: How many classes, or their names; for a multiclass task it must be said, with the background first.
-            valid: (N, *S), false where a pixel counts in no loss and in no score; everything counts by default.
-            ignore: Label value of further pixels that do not count, such as 255.
-            bounds: Smallest and largest intensity of an image.
-            images: N names; by default image0, image1, ...
-            subjects: N names of the persons shown; by default each image shows its own.
-            blocks: N names of the runs of neighbouring images; by default the subjects.
-            spacing: Edge lengths of a pixel in mm, for each image; unknown by default.
+            x: Floating-point images (N, C, *S) inside `bounds`, a tensor or an array; 2-D or 3-D.
+            y: Labels of any dtype. Binary: 0 and 1, (N, *S) or (N, 1, *S). Multilabel: 0 and 1, (N, K, *S).
+                Multiclass: 0 to K - 1, (N, *S) or (N, 1, *S).
+            task: "binary", "multilabel", "multiclass", or a `Task`.
+            classes: The number of classes, or their names. Required for a multiclass task, background first.
+            valid: (N, *S), False at pixels to exclude from losses and scores; by default all pixels are valid.
+            ignore: Label value of further pixels to exclude, such as 255.
+            bounds: Smallest and largest valid intensity.
+            images: N unique names; by default image0, image1, ...
+            subjects: N names of patients; by default every image is a subject.
+            blocks: N names of scans; by default the subjects.
+            spacing: Pixel size in mm along each spatial axis, for each image; unknown by default.
+
+        Returns:
+            The batch, on the device of `x`.
+
         Raises:
-            SpecError: a task or bounds that do not exist.
-            DataError: one line about shapes, types or values of images and labels.
+            SpecError: The task type, the classes, the bounds or `ignore` is invalid.
+            DataError: A shape, dtype or value of images, labels or names is invalid.
+
+        Example:
+            >>> import torch
+            >>> import advseg_bench as ab
+            >>> y = torch.tensor([[[0, 1], [2, 255]]])
+            >>> batch = ab.Batch.of(torch.zeros(1, 1, 2, 2), y, task="multiclass", classes=3, ignore=255)
+            >>> int(batch.valid.sum())
+            3
         """
         images_of = read_images("x", x)
         labels = read_tensor("y", y).to(images_of.device)
@@ -102,7 +118,7 @@ class Batch:
             given = read_tensor("valid", valid).to(images_of.device)
             given = given.squeeze(1) if given.dim() == images_of.dim() and given.shape[1] == 1 else given
             if given.shape != counts.shape:
-                raise DataError(expected("valid", f"one value a pixel, {tuple(counts.shape)}", tuple(given.shape)))
+                raise DataError(expected("valid", f"one value per pixel, {tuple(counts.shape)}", tuple(given.shape)))
             counts &= given.to(torch.bool)
         names = tuple(images) if images is not None else tuple(f"image{i}" for i in range(n))
         people = tuple(subjects) if subjects is not None else names
@@ -123,21 +139,21 @@ class Batch:
                 raise DataError(expected(name, f"one for each of {n} images", len(getattr(batch, name))))
         if len(set(names)) < n:
             twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(expected("images", "a name of its own for each image", twice))
+            raise DataError(expected("images", "a unique name for each image", twice))
         check_batch(batch, "batch")
         return batch
 
 
 def _read_spacing(spacing: Sequence[Sequence[float]], axes: int) -> tuple[tuple[float, ...], ...]:
-    """Edge lengths of each image's pixels."""
-    told = tuple(tuple(edges) if isinstance(edges, Sequence) else (edges,) for edges in spacing)
-    if any(len(edges) != axes for edges in told):
+    """Return the pixel sizes of each image."""
+    read = tuple(tuple(edges) if isinstance(edges, Sequence) else (edges,) for edges in spacing)
+    if any(len(edges) != axes for edges in read):
         raise DataError(expected("spacing", f"{axes} edge lengths for each image", spacing))
-    return told
+    return read
 
 
 def select_images(batch: Batch, indices: Sequence[int]) -> Batch:
-    """Return some images of a batch, in the given order, with all that belongs to them."""
+    """Return some images of a batch in the given order, with their labels and metadata."""
     rows = torch.as_tensor(list(indices), device=batch.x.device)
     return replace(
         batch,
@@ -152,7 +168,7 @@ def select_images(batch: Batch, indices: Sequence[int]) -> Batch:
 
 
 def copy_batch(batch: Batch) -> Batch:
-    """Return a batch that shares no memory with the other."""
+    """Return a copy of a batch that shares no memory with it."""
     return replace(batch, x=batch.x.clone(), y=batch.y.clone(), valid=batch.valid.clone())
 
 
@@ -162,14 +178,14 @@ def move_batch(batch: Batch, device: str | torch.device) -> Batch:
 
 
 def check_batch(batch: Batch, where: str) -> None:
-    """Check that images, labels and valid pixels are of the form that `Batch` documents.
+    """Check that images, labels and valid pixels have the form that `Batch` documents.
 
     Args:
-        batch: Made by a user.
-        where: Put before every message.
+        batch: Any batch.
+        where: Prefix of every message.
 
     Raises:
-        DataError: Shape or dtype of a part, labels that are no class, intensities outside the bounds.
+        DataError: A shape or dtype is wrong, a label is not a class, or an intensity is outside the bounds.
     """
     n, _, *space = batch.x.shape if batch.x.dim() > 2 else (0, 0)
     classes, kind = len(batch.task.classes), batch.task.kind
@@ -185,12 +201,12 @@ def check_batch(batch: Batch, where: str) -> None:
         raise DataError(expected(f"{where}: valid", f"torch.bool {(n, *space)}", _form(batch.valid)))
     if kind == "multiclass" and ((batch.y < 0) | (batch.y >= classes))[batch.valid].any():
         found = sorted(set(batch.y[batch.valid].tolist()) - set(range(classes)))[:5]
-        remedy = "Put `valid` to False where a label is to be ignored, such as 255."
+        remedy = "Set `valid` to False at ignored labels, such as 255."
         raise DataError(expected(f"{where}: y", f"labels from 0 to {classes - 1}", found, remedy))
     low, high = float(batch.x.amin()), float(batch.x.amax())
     if not (batch.bounds.lower <= low and high <= batch.bounds.upper):
         what = f"expected intensities from {batch.bounds.lower:g} to {batch.bounds.upper:g}"
-        remedy = "Clip roundings, put the normalisation into the model, or give the images' own bounds."
+        remedy = "Clip rounding errors, move the normalisation into the model, or pass the bounds of the images."
         raise DataError(f"{where}: x: {what}, got {low:.8g} to {high:.8g}. {remedy}")
 
 

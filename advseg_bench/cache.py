@@ -1,4 +1,4 @@
-"""Where derived files are kept, and the one way a file is written: whole or not at all."""
+"""The cache folder, and atomic writing: a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advseg_bench.errors import RecordError
 
 
 def cache_root() -> Path:
-    """Return where the cache is: `$ADVSEG_BENCH_CACHE`, else `advseg-bench` in the platform's cache folder."""
+    """Return the cache folder: `$ADVSEG_BENCH_CACHE`, else `advseg-bench` in the platform's cache folder."""
     root = os.environ.get("ADVSEG_BENCH_CACHE")
     if root is not None:
         return Path(root)
@@ -23,12 +23,12 @@ def cache_root() -> Path:
 
 
 def cache_dir(*parts: str) -> Path:
-    """Return a folder of the cache, made if need be.
+    """Return a folder of the cache; create it if it does not exist.
 
-    Everything in the cache can be made again, so it may be deleted at any time.
+    Everything in the cache can be computed again, so it may be deleted at any time.
 
     Raises:
-        RecordError: If the folder cannot be made.
+        RecordError: The folder cannot be created.
     """
     folder = cache_root().joinpath(*parts)
     make_folder(folder)
@@ -36,18 +36,22 @@ def cache_dir(*parts: str) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents. Raises: RecordError: if that is impossible."""
+    """Create a folder and its parents.
+
+    Raises:
+        RecordError: The folder cannot be created.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RecordError(f"{folder}: cannot be made a folder: {error.strerror}. Choose another place.") from None
+        raise RecordError(f"{folder}: cannot create this folder: {error.strerror}. Choose another path.") from None
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, even after a power cut, sees all of it or the old one.
+    """Write a file atomically: a reader sees the complete new file or the old one, even after a power cut.
 
     Raises:
-        RecordError: On a full disk or an unwritable place; what was there before is untouched.
+        RecordError: The disk is full or the path is not writable; the old file is unchanged.
     """
     temporary = None
     try:
@@ -65,12 +69,12 @@ def write_bytes(path: Path, data: bytes) -> None:
             raise
         raise RecordError(
             f"{path}: could not be written: {error.strerror}. "
-            "What was finished before is kept; make room or access there and run the same command again."
+            "Finished results are kept. Free disk space or fix the permissions, then run the same command again."
         ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON; errors as `write_bytes`."""
+    """Write a value as indented JSON; raises the errors of `write_bytes`."""
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 

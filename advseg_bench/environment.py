@@ -1,4 +1,4 @@
-"""What a result depends on beside the suite: libraries, processor, device, and the code of plug-ins."""
+"""What a result depends on in addition to the suite: libraries, processor, device, and the code of plug-ins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advseg_bench.registry import plugins, sources, toolkits
 from advseg_bench.registry.plugins import Kind
 
 COMPUTING = ("advseg-bench", "torch", "segmentation-models-pytorch", "timm", "monai", "numpy", "scipy")
-"""Distributions whose version may change a bit of a result."""
+"""Distributions whose version can change the bits of a result."""
 
 
 def describe_libraries() -> dict[str, str]:
@@ -24,7 +24,7 @@ def describe_libraries() -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, str]:
-    """Return what is worth knowing of this machine but changes no bit."""
+    """Return facts about this machine that do not change the bits of a result."""
     return {
         "python": platform.python_version(),
         "polars": _version("polars"),
@@ -34,19 +34,19 @@ def describe_machine() -> dict[str, str]:
 
 
 def describe_code(names: Iterable[tuple[Kind, str]], session: str = "") -> dict[str, str]:
-    """Return, for each name that this package does not ship, what its results depend on: versions and source code.
+    """Return versions and source hashes of all objects that are not part of this package.
 
-    Changed code under an unchanged name would otherwise mix its results with those of the old code. The hash covers
-    the Python files of the top-level package that holds the object, and the modules of the same folder that they
-    import, as they were imported. Other packages are known by their version at most.
+    They detect code that changed under the same name, so that results of old and new code are not mixed. The hash
+    covers, as they were imported, the Python files of the top-level package that defines the object and the modules of
+    the same folder that these import; other packages are covered by their version at most.
 
     Args:
-        names: (kind, name), where the name is a plug-in's, a toolkit's attack, or `package.module:object`.
-        session: What distinguishes code that no file contains, such as a notebook's cell; by default it differs in
-            each call.
+        names: Pairs of a type, such as "attack", and a name: of a plug-in, of a toolkit's attack, or
+            `package.module:object`.
+        session: Identifies code that is in no file, such as a cell of a notebook; by default it differs in each call.
 
     Returns:
-        "kind name" -> the hash; then the versions of the distribution that offers it, and of the toolkit.
+        "type name" -> source hash, then the versions of the distribution that provides it and of the toolkit.
 
     Raises:
         PluginError: If a name has more than one provider, or a file changed before its import was noticed.
@@ -56,7 +56,7 @@ def describe_code(names: Iterable[tuple[Kind, str]], session: str = "") -> dict[
 
 
 def begin_code(names: Iterable[tuple[Kind, str]]) -> None:
-    """Start a run: refuse code in memory that is not what its files contain.
+    """Start a run: refuse code in memory that differs from its files.
 
     Args:
         names: As for `describe_code`.
@@ -68,21 +68,25 @@ def begin_code(names: Iterable[tuple[Kind, str]]) -> None:
 
 
 def describe_packages(names: Iterable[str]) -> dict[str, str]:
-    """Return the versions of the distributions that hold these import packages, such as art."""
+    """Return the versions of the distributions that provide these import packages, such as art."""
     holders = packages_distributions()
     return {dist: _version(dist) for name in names for dist in sorted(set(holders.get(name, [])))}
 
 
 def describe_device(device: str) -> str:
-    """Return an accelerator's own name, or "cpu". Raises: SpecError: if there is no such device here."""
+    """Return the name of an accelerator, or "cpu".
+
+    Raises:
+        SpecError: The machine has no such device.
+    """
     try:
         kind = torch.empty(0, device=device).device.type
         if kind == "meta":
-            raise RuntimeError("it holds no numbers")
+            raise RuntimeError("it stores no data")
         return torch.cuda.get_device_name(device) if kind == "cuda" else kind
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
-        remedy = f"It says: {reason}. Use --device cpu."
+        remedy = f"PyTorch reports: {reason}. Use --device cpu."
         raise SpecError(expected("device", "a device of this machine", device, remedy)) from None
 
 
@@ -94,19 +98,19 @@ def _version(name: str) -> str:
 
 
 def _find_plugin(kind: Kind, name: str) -> plugins.Plugin | None:
-    """The entry point behind a name: a toolkit's or a plug-in's."""
+    """The entry point of a name, of a toolkit or a plug-in."""
     return (toolkits.find_toolkit(name) if kind == "attack" else None) or plugins.find_plugin(kind, name)
 
 
 def _find_module(kind: Kind, name: str) -> str:
-    """The module behind a name; "" if it is shipped."""
+    """The module that defines a name; "" if it is part of this package."""
     plugin = _find_plugin(kind, name)
     target = plugin.target if plugin else name if ":" in name else ""
     return target.partition(":")[0]
 
 
 def _describe_name(kind: Kind, name: str, session: str) -> str:
-    """Hash and versions behind one name; "" if it is shipped."""
+    """Source hash and versions of one name; "" if it is part of this package."""
     module = _find_module(kind, name)
     if not module:
         return ""
@@ -119,7 +123,7 @@ def _describe_name(kind: Kind, name: str, session: str) -> str:
 
 
 def _cpu_name() -> str:
-    """The processor's name where the system tells it."""
+    """The name of the processor where the system provides it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

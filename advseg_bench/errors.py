@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each is one line: where, what was expected, what was found, the remedy."""
+"""Errors that a user can cause. Each message is one line: where, what was expected, what was found, the remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend. The command line prints it as one line and exits with code 2."""
+    """An error that the user can fix. The command line prints it as one line and exits with code 2."""
 
 
 class SpecError(UserError):
@@ -15,7 +15,7 @@ class SpecError(UserError):
 
 
 class SettingError(SpecError, ValueError):
-    """A setting of an attack has no meaning."""
+    """A setting of an attack has an invalid value."""
 
 
 class DataError(UserError):
@@ -27,11 +27,11 @@ class PluginError(UserError):
 
 
 class IncompatibleError(UserError):
-    """Two parts that are each sound do not fit together, such as a loss and a task."""
+    """Two valid parts do not fit together, such as a loss and a task."""
 
 
 class TrainingError(UserError):
-    """A model could not be trained to anything worth attacking."""
+    """Training a model did not reach a useful accuracy."""
 
 
 class WorkerError(UserError):
@@ -39,22 +39,22 @@ class WorkerError(UserError):
 
 
 class QueryLimitError(UserError):
-    """An attack asked a model for more than it may."""
+    """An attack used more model evaluations than its limit."""
 
 
 class RecordError(UserError):
-    """A run directory is damaged, occupied, or belongs to something else."""
+    """A run directory is damaged, in use, or not a run directory of this suite."""
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:
-    """Word any exception as part of one line: the message of a `UserError`, else the class's name and the message.
+    """Format an exception for a one-line message: that of a `UserError`, else the name of its class and its message.
 
     Args:
-        error: Raised by anybody's code; its message may have several lines or none.
-        longest: Characters of the message to keep.
+        error: Any exception; its message may have several lines or none.
+        longest: Maximum number of characters of the message.
 
     Returns:
-        Text without line breaks and, unless it is a `UserError`'s, without a full stop at its end.
+        Text without line breaks; without a final full stop unless it is a `UserError`.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -62,13 +62,13 @@ def one_line(error: BaseException, longest: int = 300) -> str:
 
 
 def expected(where: object, what: str, value: object, remedy: str = "") -> str:
-    """Word an error message the way every module does.
+    """Format an error message as "where: expected X, got Y. Remedy."
 
     Args:
-        where: The place the user can go to: a file, a key, a model's name.
-        what: What was expected there.
-        value: What was found; shown by `repr`.
-        remedy: What to do about it, as a full sentence.
+        where: What the user can change: a file, a key, the name of a model.
+        what: What was expected.
+        value: What was found; formatted by `repr`.
+        remedy: How to fix it, as a full sentence.
 
     Returns:
         One line.
@@ -77,13 +77,13 @@ def expected(where: object, what: str, value: object, remedy: str = "") -> str:
 
 
 def unknown(where: object, kind: str, name: str, known: Iterable[str]) -> str:
-    """Word an unknown-name message: it lists the known names and the nearest one.
+    """Format the message for an unknown name, with the known names and the closest match.
 
     Args:
-        where: The place the user can go to; "" if the caller puts it in front.
-        kind: What the name should have named, such as "attack".
+        where: What the user can change; "" if the caller prepends it.
+        kind: What the name refers to, such as "attack".
         name: The name that was given.
-        known: Every name that would have been accepted.
+        known: All valid names.
 
     Returns:
         One line.

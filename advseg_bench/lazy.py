@@ -1,4 +1,4 @@
-"""Packages whose public names are imported when they are first used, so that importing them loads no library."""
+"""Lazy exports: a package imports its public names on first use, so importing the package loads no library."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ def export_lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str
     """Return the module functions `__getattr__` and `__dir__` of a package.
 
     Args:
-        package: Its `__name__`.
-        homes: Public name -> the module below `package` that defines it; "" for a module of that name itself.
+        package: The package's `__name__`.
+        homes: Public name -> submodule of `package` that defines it; "" if the name is the submodule itself.
+
+    Returns:
+        The pair (`__getattr__`, `__dir__`).
     """
 
     def get(name: str) -> Any:

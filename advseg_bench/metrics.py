@@ -1,4 +1,4 @@
-"""From logits to counts, image by image and class by class. Scores are made from counts, in `scores`."""
+"""Logits -> pixel counts for each image and class. `results.scores` computes scores from counts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,29 @@ from advseg_bench.instruments.profiling import timed
 from advseg_bench.losses import one_hot
 from advseg_bench.types import Task
 
+__all__ = ["Counts", "Target", "count", "mean_dice", "predict"]
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Pixel counts of a batch, int64, valid pixels only.
 
     Attributes:
-        tp: (N, K) pixels of the class predicted as it.
-        fp: (N, K) pixels of other classes predicted as it.
-        fn: (N, K) pixels of the class predicted otherwise.
-        valid: (N,) valid pixels.
-        wrong: (N,) pixels where at least one channel differs from the ground truth.
-        flipped: (N,) pixels where at least one channel differs from the clean prediction.
+        tp: True positives of each class, (N, K).
+        fp: False positives of each class, (N, K).
+        fn: False negatives of each class, (N, K).
+        valid: Valid pixels, (N,).
+        wrong: Pixels where at least one channel differs from the ground truth, (N,).
+        flipped: Pixels where at least one channel differs from the clean prediction, (N,).
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> y = torch.tensor([[[0, 1], [1, 1]]])
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 2, 2), y, task="binary")
+        >>> counts = ab.metrics.count(batch.y, batch.y, batch)
+        >>> counts.tp, counts.wrong
+        (tensor([[3]]), tensor([0]))
     """
 
     tp: Tensor
@@ -37,26 +48,42 @@ class Counts:
 
 @timed("metrics")
 def predict(logits: Tensor, task: Task) -> Tensor:
-    """Decide: logit > 0 (probability above 0.5) for each channel, or the first class of the largest logit.
+    """Return the prediction: logit > 0 (probability above 0.5) for each channel, or argmax for a multiclass task.
 
     Args:
         logits: (N, K, *S).
         task: What the channels mean.
 
     Returns:
-        Labels of the form of `Batch.y`.
+        Labels as in `Batch.y`: bool (N, K, *S), or int64 (N, *S) for a multiclass task; ties go to the first class.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> logits = torch.tensor([2.0, -1.0]).view(1, 2, 1, 1)
+        >>> ab.metrics.predict(logits, ab.Task("multilabel", ("liver", "tumour"))).flatten()
+        tensor([ True, False])
     """
     if task.kind != "multiclass":
         return logits > 0
-    return logits.max(1).indices  # as `argmax`, whose kernel on a CPU is slow over an inner axis
+    return logits.max(1).indices  # equals `argmax`, which is slow on a CPU over an inner axis
 
 
 class Target:
-    """What predictions on a batch are counted against: its ground truth and the clean prediction, made ready once.
+    """The reference for counting predictions on a batch: its ground truth and the clean prediction, prepared once.
 
     Args:
-        clean: The prediction on the clean images, of the form of `batch.y`.
+        clean: The prediction on the clean images, shaped like `batch.y`.
         batch: Ground truth and valid pixels.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> y = torch.tensor([[[0, 1], [1, 1]]])
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 2, 2), y, task="binary")
+        >>> target = ab.metrics.Target(batch.y, batch)
+        >>> target.count(~batch.y).flipped
+        tensor([4])
     """
 
     @timed("metrics")
@@ -67,7 +94,14 @@ class Target:
 
     @timed("metrics")
     def count(self, prediction: Tensor) -> Counts:
-        """Count the agreement of a prediction, of the form of `batch.y`, with both. Cost: no forward."""
+        """Count the pixels of a prediction against ground truth and clean prediction.
+
+        Args:
+            prediction: Labels shaped like `batch.y`.
+
+        Returns:
+            Counts for each image and class.
+        """
         found = self._mask(prediction)
         tp = _total(found & self.truth, 2)
         return Counts(
@@ -80,36 +114,61 @@ class Target:
         )
 
     def _mask(self, labels: Tensor) -> Tensor:
-        """Labels -> bool (N, K, *S), valid pixels only."""
+        """Labels -> bool (N, K, *S), False where not valid."""
         return one_hot(labels, self.task, torch.empty(0, dtype=torch.bool, device=labels.device)) & self.valid
 
 
 def count(prediction: Tensor, clean: Tensor, batch: Batch) -> Counts:
-    """Count one prediction against a `Target` that nothing else is counted against."""
+    """Count the pixels of one prediction; use `Target` to count several predictions on the same batch.
+
+    Args:
+        prediction: Labels shaped like `batch.y`.
+        clean: The prediction on the clean images, shaped like `batch.y`.
+        batch: Ground truth and valid pixels.
+
+    Returns:
+        Counts for each image and class.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> y = torch.tensor([[[0, 1], [1, 1]]])
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 2, 2), y, task="binary")
+        >>> ab.metrics.count(torch.ones_like(batch.y), batch.y, batch).fp
+        tensor([[1]])
+    """
     return Target(clean, batch).count(prediction)
 
 
 def _total(mask: Tensor, axes: int) -> Tensor:
-    """How many are true, int64, over all axes but the first ones; bytes are summed twice as fast as bool."""
+    """Count True over all axes from `axes` on, int64; summing bytes is faster than summing bool."""
     return mask.flatten(axes).view(torch.int8).sum(axes, dtype=torch.int32).long()
 
 
 def _differing(one: Tensor, other: Tensor) -> Tensor:
-    """Pixels of which any channel differs, channel by channel: a reduction over them is slow."""
+    """Count pixels where any channel differs; a loop over channels is faster than a reduction."""
     return _total(reduce(torch.logical_or, (one ^ other).unbind(1)), 1)
 
 
 def mean_dice(counts: Counts, task: Task) -> Tensor:
-    """Return each image's Dice, the mean over the classes that its ground truth shows.
+    """Return the mean Dice score of each image over the classes present in its ground truth.
 
-    The quick score by which a checkpoint is chosen; tables are made by `scores`, with a choice of conventions.
+    Training selects checkpoints by this score. Reports use `results.scores`, which supports several conventions.
 
     Args:
         counts: From `count`.
-        task: Its first class is left out if it is multiclass.
+        task: The task; the background of a multiclass task is excluded.
 
     Returns:
-        float64 (N,); NaN for an image without any class.
+        Dice between 0 and 1, float64 (N,); NaN for an image without any class.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> y = torch.tensor([[[0, 1], [1, 1]]])
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 2, 2), y, task="binary")
+        >>> ab.metrics.mean_dice(ab.metrics.count(batch.y, batch.y, batch), batch.task)
+        tensor([1.], dtype=torch.float64)
     """
     first = 1 if task.kind == "multiclass" else 0
     tp, fp, fn = (n[:, first:].double() for n in (counts.tp, counts.fp, counts.fn))

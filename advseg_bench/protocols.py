@@ -1,4 +1,4 @@
-"""What shape has a model, and what shape has an attack? Any callable of these shapes is one."""
+"""Protocols: any callable with these signatures is a model or an attack."""
 
 from __future__ import annotations
 
@@ -14,24 +14,37 @@ if TYPE_CHECKING:
     from advseg_bench.batches import Batch
 
 Model = Callable[["Tensor"], "Tensor"]
-"""Images (N, C, *S) inside the bounds -> logits (N, K, *S). Normalisation and padding are inside."""
+"""Images (N, C, *S) inside the bounds -> logits (N, K, *S). The model includes normalisation and padding."""
 
 
 class Attack(Protocol):
-    """Any callable of this shape is an attack; a frozen dataclass with keyword-only settings is the usual form.
+    """The protocol of attacks: any callable with this signature is an attack.
 
-    It may say what it can do and costs in an attribute `traits`. An attack that stops at success may have a method
-    `reached(logits, clean, batch) -> bool (N,) or None`, which tells from the logits of the scored and of the clean
-    images where it succeeded; the harness flags the others.
+    The usual form is a frozen dataclass with keyword-only settings. Two members are optional. The attribute `traits`
+    declares what the attack supports and costs. The method `reached(logits, clean, batch) -> bool (N,) or None` is for
+    attacks that stop at success: from the logits of the scored and of the clean images it returns where the attack
+    succeeded, and the harness flags the other images.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> def brighten(model, batch, *, budget, generators):
+        ...     return (batch.x + budget.eps).clamp(batch.bounds.lower, batch.bounds.upper)
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), task="binary")
+        >>> brighten(None, batch, budget=ab.Budget("linf", 0.25), generators=[]).unique()
+        tensor([0.2500])
     """
 
     def __call__(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return adversarial images: shape, dtype and device of `batch.x`, inside bounds and budget.
+        """Return adversarial images.
 
         Args:
-            model: Images -> logits.
-            batch: Images and labels; must not be changed.
+            model: Images (N, C, *S) -> logits (N, K, *S).
+            batch: Images and labels; must not be modified.
             budget: Norm and radius.
-            generators: One source of randomness per image, so that no image's result depends on its neighbours.
+            generators: One random generator per image, so that no image's result depends on its neighbours.
+
+        Returns:
+            Images (N, C, *S) with the dtype and device of `batch.x`, inside bounds and budget.
         """
         ...

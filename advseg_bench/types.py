@@ -1,4 +1,4 @@
-"""The nouns of the project: frozen, slotted, without behaviour. Importing this module loads no library."""
+"""The basic data types: frozen, slotted, without behaviour. Importing this module loads no library."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ EmptyRule = Literal["skip", "one", "zero"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a segmenter decides at each pixel.
+    """A segmentation task: what the model decides at each pixel.
 
     Attributes:
-        kind: "binary" (one sigmoid channel), "multilabel" (a sigmoid a channel, classes may overlap) or
-            "multiclass" (softmax, exactly one class a pixel).
-        classes: One name per logit channel. In a multiclass task the first is the background: it is attacked
-            like any other class, its counts are kept, and the mean scores leave it out.
+        kind: Task type: "binary" (one sigmoid channel), "multilabel" (one sigmoid per channel, classes may overlap) or
+            "multiclass" (softmax, exactly one class per pixel).
+        classes: One name per logit channel. In a multiclass task the first is the background: it is attacked and
+            counted like any other class, but mean scores exclude it.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> task = ab.Task("multilabel", ("liver", "tumour"))
+        >>> len(task.classes)
+        2
     """
 
     kind: TaskKind
@@ -27,7 +33,17 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The smallest and largest intensity an image may have, in input units."""
+    """The valid intensity range of images.
+
+    Attributes:
+        lower: Smallest intensity, in input units.
+        upper: Largest intensity, in input units.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> ab.Bounds()
+        Bounds(lower=0.0, upper=1.0)
+    """
 
     lower: float = 0.0
     upper: float = 1.0
@@ -35,7 +51,17 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How far an attack may move an image: a norm and its radius, in input units (4/255, not 4)."""
+    """The perturbation budget: how far an attack may move an image.
+
+    Attributes:
+        norm: "linf" or "l2", over all values of an image.
+        eps: Radius of the ball around the clean image, in input units: 4/255, not 4.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> ab.Budget("linf", eps=8 / 256)
+        Budget(norm='linf', eps=0.03125)
+    """
 
     norm: Norm
     eps: float
@@ -43,24 +69,30 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What an attack can do and costs, as its attribute `traits`. `advseg_bench.testing` holds it to that.
+    """What an attack supports and costs, declared in its attribute `traits`.
 
-    An attack without the attribute has the default of each field.
+    An attack without this attribute has the default of each field. `advseg_bench.testing` verifies the declaration.
 
     Attributes:
-        norms: Norms of a budget it can be given.
-        kinds: Kinds of task it can be given.
-        dims: Numbers of space axes it can be given.
-        gradient: Whether it differentiates the model; False for a search that only looks at logits.
-        control: Whether it is a noise baseline, there to be compared with. It costs nothing unless it says so.
-        minimal_norm: Whether it seeks the smallest perturbation that breaks a segmentation, so that it may leave a
-            part of the budget unused.
-        random: Whether its result depends on the generators; None if it says neither.
-        share: What part of the exact optimum it reaches on segmenters where that is known; None for the usual part.
-        max_budget_ratio: How many times eps its definition may move an image. The harness holds it to that, and
-            flags every image that it moved beyond eps.
-        forwards: Model evaluations per image; None if it does not say.
-        backwards: Gradient evaluations per image; None if it does not say.
+        norms: Supported norms of the budget.
+        kinds: Supported task types.
+        dims: Supported numbers of spatial axes.
+        gradient: Whether the attack differentiates the model; False for attacks that use logits only.
+        control: Whether it is a noise baseline. Its declared cost is zero unless `forwards` and `backwards` are set.
+        minimal_norm: Whether it minimises the perturbation's norm, so that it may use only a part of the budget.
+        random: Whether the result depends on the generators; None if not declared.
+        share: Fraction of the exact optimum that it reaches on segmenters with a known optimum; None for the default
+            of the contract.
+        max_budget_ratio: Maximum budget ratio: how many times eps the attack's definition may move an image. The
+            harness enforces it, and flags every image that moved beyond eps.
+        forwards: Forward passes per image; None if not declared.
+        backwards: Backward passes per image; None if not declared.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> traits = ab.attacks.PGD(loss="dice", steps=20).traits
+        >>> traits.forwards, traits.backwards, traits.random
+        (20, 20, True)
     """
 
     norms: tuple[Norm, ...] = ("linf", "l2")

@@ -1,10 +1,10 @@
-"""Writes the folder of a run of a million rows with made-up counts, by the same writer as a real run; and reads it.
+"""Write the folder of a run of a million rows with synthetic counts by the writer of real runs, and read it.
 
     python benchmarks/big_run.py FOLDER [--images 500]
 
-Ten models; FGSM with six losses and two kinds of labels, BIM, and three kinds of noise at ten budgets; 500 images of 25
-subjects, in parts of eight images as a run leaves them; and the pictures of each model's best and worst case. No model
-is run.
+It has ten models; FGSM with six losses and two choices of labels, BIM and three noise baselines at ten budgets; 500
+images of 25 subjects, in parts of eight images as in a real run; and the panels of the best and worst case of each
+model. No model is run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ATTACKS = [FGSM, BIM, NOISE, SHUFFLED, RANDOM]
 
 
 def make_suite() -> Suite:
-    """Return the suite that such a run would come from."""
+    """Return the suite of the run."""
     models = [{"name": f"unet-{i}", "architecture": "smp.Unet", "encoder": "resnet18"} for i in range(MODELS)]
     data = {"name": "uw_madison", "path": "data", "task": "multilabel", "size": SIDE}
     return Suite.model_validate(
@@ -50,7 +50,7 @@ def make_suite() -> Suite:
 
 
 def write_big_run(out: Path, images: int = 500) -> Path:
-    """Write the run's folder and return it. Cost: about half a minute and 40 MB at 500 images."""
+    """Write the folder of the run and return it; it takes 40 MB for 500 images."""
     suite = make_suite()
     cells = plan(suite)
     names = [f"s{i % SUBJECTS:02d}-z{i // SUBJECTS:03d}" for i in range(images)]
@@ -69,7 +69,7 @@ def write_big_run(out: Path, images: int = 500) -> Path:
 
 
 def _describe(suite: Suite, cells: Sequence[Cell], names: Sequence[str]) -> dict[str, Any]:
-    """What stands in `run.json`."""
+    """Return the content of `run.json`."""
     splits = {"train": 1000, "validation": 100, "test": len(names)}
     data = {"name": "uw_madison", "note": "Made-up numbers.", "fingerprint": "0", "kind": "multilabel"}
     return {
@@ -84,7 +84,7 @@ def _describe(suite: Suite, cells: Sequence[Cell], names: Sequence[str]) -> dict
 
 
 def _make_rows(cells: Sequence[Cell], place: int, names: Sequence[str], start: int) -> Iterator[dict[str, Any]]:
-    """The rows of one unit: some images under all cells of a model, cell by cell as a worker returns them."""
+    """Yield the rows of one unit: some images under all cells of a model, cell by cell, as a worker returns them."""
     images = range(start, min(start + SHARD, len(names)))
     size = np.array([2400, 1900, 900])
     for nth, cell in enumerate(cells):
@@ -95,8 +95,8 @@ def _make_rows(cells: Sequence[Cell], place: int, names: Sequence[str], start: i
         dice = 0.88 - fall + 0.03 * np.sin(np.arange(images.start, images.stop) % SUBJECTS)[:, None]
         dice = (dice + generator.normal(0, 0.02, (len(images), len(size)))).clip(0.01, 0.99)
         wrong = np.rint(size * (1 - dice)).astype(int)
-        told = cell.as_record()
-        fixed = {name: told[name] for name in ("model", "attack", "loss", "settings", "norm", "eps", "draw")}
+        record = cell.as_record()
+        fixed = {name: record[name] for name in ("model", "attack", "loss", "settings", "norm", "eps", "draw")}
         passes = {"fgsm": 1.0, "bim": 10.0}.get(cell.arm.attack, 0.0)
         for i, found, miss in zip(images, (size - wrong).tolist(), wrong.tolist(), strict=True):
             counts = {"tp": found, "fp": miss, "fn": miss, "valid_pixels": SIDE**2, "wrong_pixels": sum(miss)}
@@ -108,7 +108,7 @@ def _make_rows(cells: Sequence[Cell], place: int, names: Sequence[str], start: i
 
 
 def _write_panels(out: Path) -> None:
-    """Keep pictures of each model's best and worst case: discs on a ramp."""
+    """Write the panels of each model's best and worst case: discs on an intensity ramp."""
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     masks = np.stack([np.hypot(x - shift, y) < 0.3 for shift in (-0.4, 0.0, 0.4)])
     image = (x[None] / 2 + 0.5).astype(np.float32)
@@ -125,7 +125,7 @@ def _write_panels(out: Path) -> None:
 READ = """
 import json, resource, sys, time
 from pathlib import Path
-import scipy.stats  # which the first interval would import
+import scipy.stats  # imported here, since the first interval would import it
 from advseg_bench.report import write_report
 from advseg_bench.results.run import Run
 
@@ -137,7 +137,7 @@ else:
     for score in ("dice", "diff", "drop"):
         run.table(score, by=("model", "attack", "loss", "settings", "norm", "eps"))
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-if sys.platform == "linux":  # where getrusage tells of the parent, too, if that was larger
+if sys.platform == "linux":  # where getrusage may return the peak of the parent process
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 else:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -147,13 +147,13 @@ print(json.dumps([len(run.rows), wall, cpu, peak]))
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What reading a run cost a process of its own, imports left out.
+    """Cost of reading a run in a separate process, without imports.
 
     Attributes:
-        rows: Of the run.
-        seconds: Of wall time.
-        cpu_seconds: Of all its threads.
-        peak_bytes: The most resident memory, that of the imports among it.
+        rows: Number of rows.
+        seconds: Wall time.
+        cpu_seconds: CPU time of all threads.
+        peak_bytes: Peak resident memory, including that of imports.
     """
 
     rows: int
@@ -163,23 +163,23 @@ class Reading:
 
 
 def read_tables(run: Path) -> Reading:
-    """Open a run and make three tables over all its rows, each with a line per model, attack and eps."""
+    """Open a run and compute three tables of all rows, with a line per model, attack and eps."""
     return _read(run)
 
 
 def read_page(run: Path, report: Path) -> Reading:
-    """Open a run and write its whole report: pages, figures, tables."""
+    """Open a run and write its report: pages, figures and tables."""
     return _read(run, report)
 
 
 def _read(*paths: Path) -> Reading:
-    """What `READ` measures."""
+    """Run `READ` in a new process."""
     done = subprocess.run([sys.executable, "-c", READ, *map(str, paths)], capture_output=True, text=True, check=True)
     return Reading(*json.loads(done.stdout))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the folder of a made-up run, and read it.")
+    parser = argparse.ArgumentParser(description="Write the folder of a synthetic run and read it.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--images", type=int, default=500)
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Where the suites compute, and how one work is timed: warmed up, and until the device is done."""
+"""Fixtures of the suites: the device, and a timer with warm-up and synchronisation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUNDS = 10
 
 @pytest.fixture(scope="session")
 def device() -> str:
-    """The accelerator, if there is one."""
+    """Return the accelerator, or the CPU if there is none."""
     keep_freed_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     return str(meter.default_device())
@@ -24,7 +24,7 @@ def device() -> str:
 
 @pytest.fixture
 def timed(benchmark, device):
-    """Return a function that times a work and records images per second, peak bytes and the device."""
+    """Return a function that times a call and records images per second, peak bytes and the device."""
 
     def run(work, images):
         def call():

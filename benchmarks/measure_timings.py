@@ -1,10 +1,10 @@
-"""Measures what a suite's models cost on this machine, for `advseg_bench/suite/shipped/timings.json`.
+"""Measure the cost of a suite's models on this machine for `advseg_bench/suite/shipped/timings.json`.
 
     python benchmarks/measure_timings.py wang2024 --profile full
 
-One training step and one forward pass of each model are timed on random images and scaled up to a training with a
-thousand images, so that a suite that would take days here has minutes in `plan` as well. A run measures the same
-in full, and what it measured is in the cache's folder `timings`.
+One training step and one forward pass of each model are timed on random images and extrapolated to a training with a
+thousand images, so that `plan` can estimate suites that take days. A real run measures both in full and stores the
+result in the folder `timings` of the cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from advseg_bench.types import Task
 
 IMAGES = 1000
 EVERYTHING_ELSE = 1.15
-"""Loading, augmentation, metrics: what a run takes beyond its passes, seen on `wang2024 --profile cpu`."""
+"""Overhead factor for loading, augmentation and metrics, measured with `wang2024 --profile cpu`."""
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measure(work: Callable[[], None], repeats: int) -> float:
-    """Seconds of the fastest of some calls after one that is not counted."""
+    """Return the seconds of the fastest call after a warm-up."""
     work()
     seconds = []
     for _ in range(repeats):

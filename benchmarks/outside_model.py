@@ -1,10 +1,11 @@
-"""How much of an attack's wall time is spent outside the model, on the models of the wang2024 grid, at 224 px, batch 4.
+"""Measure the share of wall time that attacks spend outside the model, for the models of wang2024, 224 px, batch 4.
 
     python benchmarks/outside_model.py [--models unet-vgg16] [--size 224] [--steps 20]
 
-FGSM and PGD-20 with BCE on untrained networks. Inside the model are its forwards, and the backwards through what the
-forward recorded. Three figures: outside it in the attack call alone; in the attack as the harness calls it, with
-copies, a guard of the model and a check of the result; and in that with a forward to score it, metrics and rows.
+The attacks are FGSM and PGD-20 with BCE on untrained networks. Time inside the model is that of its forward and
+backward passes. The share outside it is reported for the attack alone; for the attack as the harness calls it, with
+copies, a guard of the model and a check of the result; and for the latter with a forward pass for scores, metrics and
+rows.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ EPS, BATCH = 4 / 255, 4
 
 
 class _Clocked(nn.Module):
-    """A model that sums up the time of its forwards and of the backwards through them.
+    """A model that accumulates the time of its forward and backward passes.
 
-    A backward lasts from when the gradient of the logits is known to when that of the images is.
+    A backward pass lasts from the gradient of the logits to the gradient of the images.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -46,7 +47,7 @@ class _Clocked(nn.Module):
         self.model, self.inside, self.entered = model, 0.0, 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        leaf = x.view_as(x)  # so that the hook below is on a tensor of this very forward
+        leaf = x.view_as(x)  # a new tensor per forward pass, for the hook below
         if leaf.requires_grad:
             leaf.register_hook(self._leave)
         self._enter()
@@ -65,15 +66,15 @@ class _Clocked(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What part of the wall time passes outside the model.
+    """Shares of the wall time outside the model, as medians over the repeats.
 
     Attributes:
-        model: Its name in the suite.
+        model: Name in the suite.
         attack: "fgsm" or "pgd".
-        call: In the attack call alone, median over the repeats.
-        perturb: In the attack as the harness calls it.
-        whole: In that with a forward to score the result, metrics and rows.
-        seconds: Of the attack call.
+        call: For the attack alone.
+        perturb: For the attack as the harness calls it.
+        whole: For the attack as the harness calls it, with scoring, metrics and rows.
+        seconds: Duration of the attack alone.
     """
 
     model: str
@@ -85,7 +86,7 @@ class Share:
 
 
 def measure(names: Sequence[str] = (), *, size: int = 224, steps: int = 20, repeats: int = 3) -> Iterator[Share]:
-    """Measure the models of wang2024, or some of them, on the CPU, with a batch of 4."""
+    """Measure the models of wang2024, or the named ones, on the CPU with a batch of 4."""
     suite = Suite.load("wang2024")
     for spec in suite.models:
         if names and spec.name not in names:
@@ -98,7 +99,7 @@ def measure(names: Sequence[str] = (), *, size: int = 224, steps: int = 20, repe
 
 
 def _measure(model: _Clocked, name: str, tried: FGSM | PGD, batch: Batch, repeats: int) -> Share:
-    """The shares of one attack on one model, after a warm-up."""
+    """Return the shares of one attack on one model, after a warm-up."""
     attack = "fgsm" if isinstance(tried, FGSM) else "pgd"
     budget = Budget("linf", EPS)
     clean = Cell("clean", name, cells.CLEAN, 0.0, 0, "", None)
@@ -109,7 +110,7 @@ def _measure(model: _Clocked, name: str, tried: FGSM | PGD, batch: Batch, repeat
         tried(model, batch, budget=budget, generators=image_generators(0, "", batch.images))
 
     def perturb() -> None:
-        scene.thorough = False  # as in a run, where values are compared at the end of a batch
+        scene.thorough = False  # as in a run, which compares values at the end of a batch
         scene.perturb(cell, tried, scene.look([tried])[1])
 
     def whole() -> None:
@@ -122,7 +123,7 @@ def _measure(model: _Clocked, name: str, tried: FGSM | PGD, batch: Batch, repeat
 
 
 def _find_share(model: _Clocked, what: Callable[[], None]) -> tuple[float, float]:
-    """The share of a call's time that is outside the model, and its seconds."""
+    """Return the share of a call's time outside the model, and its seconds."""
     model.inside = 0.0
     started = time.perf_counter()
     what()
@@ -131,7 +132,7 @@ def _find_share(model: _Clocked, what: Callable[[], None]) -> tuple[float, float
 
 
 def _make_batch(size: int, n: int) -> Batch:
-    """Images of noise, with discs for organs."""
+    """Return noise images with discs as labels."""
     generator = torch.Generator().manual_seed(0)
     axis = torch.linspace(-1, 1, size)
     masks = torch.stack([(axis[:, None] ** 2 + (axis[None] - shift) ** 2) < 0.1 for shift in (-0.4, 0.0, 0.4)])
@@ -154,7 +155,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure the time that attacks spend outside the model.")
     parser.add_argument("--models", nargs="*", default=())
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=20, help="Of PGD.")
+    parser.add_argument("--steps", type=int, default=20, help="Number of PGD steps.")
     given = parser.parse_args()
     for found in measure(given.models, size=given.size, steps=given.steps):
         print(

@@ -1,9 +1,10 @@
-"""Measures what this project promises of its speed, in one run, and prints it as one table.
+"""Measure the performance targets of this project and print them as a table.
 
     OMP_NUM_THREADS=2 python benchmarks/targets.py [--size 224] [--rounds 12] [--only counts sweep ...]
 
-What does not depend on noise is asserted. Times are ratios of works that took turns in the same loop, with a paired
-95 % interval: a target is missed only where the whole interval lies below it. Ends with code 1 if anything is missed.
+Deterministic quantities are compared exactly. Times are ratios between implementations that alternate in the same
+loop, with a paired 95 % interval; a target is missed only if the whole interval lies below it. The exit code is 1 if
+any target is missed.
 """
 
 from __future__ import annotations
@@ -42,27 +43,27 @@ from advseg_bench.throughput.contenders import RAW, Work, list_contenders
 LOSSES = ("bce", "dice_focal")
 EPS = tuple(grey / 255 for grey in (1, 2, 3, 4, 6, 8, 12, 16))
 PREPARED = "lean"
-"""How a run prepares models, if it is not told otherwise."""
+"""Default preparation of models in a run."""
 
 FASTEST = "fold+lean+channels_last"
-"""How a run can be told to, for gradients that are the same up to rounding."""
+"""Fastest preparation whose gradients are equal up to rounding."""
 
 PGD20: dict[str, Any] = {"steps": 20, "random_start": False}
 REPORTED = "reported"
-"""The target of a line that promises nothing."""
+"""The target of a line without a target."""
 
 COLD = (("--help",), ("plan", "quick"), ("list", "attacks"))
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One promise and what was measured.
+    """One target with its measurement.
 
     Attributes:
-        what: In words.
-        target: In words.
-        found: In words.
-        met: None if the interval does not decide.
+        what: Measured quantity.
+        target: Target value.
+        found: Measured value.
+        met: Whether the target is met; None if the interval is inconclusive.
     """
 
     what: str
@@ -73,13 +74,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What to measure on.
+    """Conditions of the measurement.
 
     Attributes:
         size: Edge length of the images in pixels.
-        batch: Images a call.
-        rounds: Of every comparison.
-        device: Where.
+        batch: Images per call.
+        rounds: Rounds of every comparison.
+        device: Device of models and images.
     """
 
     size: int
@@ -89,7 +90,7 @@ class Asked:
 
 
 def count_passes(asked: Asked) -> Iterator[Line]:
-    """Forwards and backwards of FGSM, PGD-20 and a sweep, per image; a run attacks a copy and scores the model."""
+    """Count forwards and backwards per image of FGSM, PGD-20 and a sweep; a run attacks a copy and scores the model."""
     model, data, images = make_scene(RESNET18, 64, asked.batch, asked.device)
     n, results = len(images), len(LOSSES) * len(EPS)
     batch = move_batch(data.batch(list(images)), asked.device)
@@ -104,12 +105,12 @@ def count_passes(asked: Asked) -> Iterator[Line]:
         with Counter(attacked).count(n) as attacks, Counter(model).count(n) as scores:
             call()
         found = [(attacks.all_forwards + scores.all_forwards) / n, (attacks.all_backwards + scores.all_backwards) / n]
-        told = f"{found[0]:g} F + {found[1]:g} B"
-        yield Line(f"passes of {name}", f"{forwards} F + {backwards} B", told, found == [forwards, backwards])
+        text = f"{found[0]:g} F + {found[1]:g} B"
+        yield Line(f"passes of {name}", f"{forwards} F + {backwards} B", text, found == [forwards, backwards])
 
 
 def measure_memory(asked: Asked) -> Iterator[Line]:
-    """Peak live bytes of one FGSM, ours over torchattacks, same profiler on both; some are only reported."""
+    """Measure peak live bytes of one FGSM, ours / torchattacks, with the same profiler; some have no target."""
     promised = {"unet-resnext101": 0.30, "unet-resnet18": 0.55}
     work = Work(reference="fgsm", others={"torchattacks.FGSM": {}})
     for spec in (RESNET18, *Suite.load("wang2024").models):
@@ -117,44 +118,44 @@ def measure_memory(asked: Asked) -> Iterator[Line]:
         batch = move_batch(data.batch(list(images)), asked.device)
         _, *both = list_contenders(work, model, batch, [PREPARED], "float32")
         ours, theirs = (_peak(contender.call, asked.device) for contender in both)
-        told, most = f"{ours / 1e6:.0f} / {theirs / 1e6:.0f} MB = {ours / theirs:.2f}", promised.get(spec.name)
+        text, most = f"{ours / 1e6:.0f} / {theirs / 1e6:.0f} MB = {ours / theirs:.2f}", promised.get(spec.name)
         target = REPORTED if most is None else f"<= {most:g}"
         met = most is None or ours / theirs <= most
-        yield Line(f"peak bytes of FGSM on {spec.name}: ours / torchattacks", target, told, met)
+        yield Line(f"peak bytes of FGSM on {spec.name}: ours / torchattacks", target, text, met)
 
 
 def time_outside(asked: Asked) -> Iterator[Line]:
-    """Share of an attack's time that passes outside the model, with the harness's copies, guard and check."""
+    """Measure the share of an attack's time outside the model, with the harness's copies, guard and check."""
     for share in outside_model.measure(size=asked.size, repeats=3):
-        told = f"{share.perturb:.2%} (the attack alone {share.call:.2%})"
+        text = f"{share.perturb:.2%} (attack alone: {share.call:.2%})"
         attack = {"fgsm": "FGSM", "pgd": "PGD-20"}[share.attack]
-        yield Line(f"time outside {share.model} in {attack}", "<= 2 %", told, share.perturb <= 0.02)
+        yield Line(f"time outside {share.model} in {attack}", "<= 2 %", text, share.perturb <= 0.02)
 
 
 def time_records(asked: Asked) -> Iterator[Line]:
-    """A run of a million rows: into its tables, and the whole page, each in a process of its own."""
+    """Measure the tables and the report of a run of a million rows, each in a separate process."""
     with TemporaryDirectory() as folder:
         run = big_run.write_big_run(Path(folder) / "run")
         readings = {"tables": (3, big_run.read_tables(run)), "page": (15, big_run.read_page(run, run / "report"))}
     for what, (most, reading) in readings.items():
-        told = f"{reading.seconds:.1f} s, {reading.peak_bytes / 1e9:.2f} GB"
+        text = f"{reading.seconds:.1f} s, {reading.peak_bytes / 1e9:.2f} GB"
         met = reading.seconds < most and reading.peak_bytes < 1e9
-        yield Line(f"{reading.rows:,} rows into {what}", f"< {most} s, < 1 GB", told, met)
+        yield Line(f"{reading.rows:,} rows into {what}", f"< {most} s, < 1 GB", text, met)
 
 
 def time_cold_starts(asked: Asked) -> Iterator[Line]:
-    """Whole processes, five of each; torch must not be among their modules."""
+    """Measure five new processes per command; none may import torch."""
     for arguments in COLD:
         command = [sys.executable, "-X", "importtime", "-m", "advseg_bench", *arguments]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        imports = subprocess.run(command, check=True, capture_output=True, text=True).stderr
         seconds = statistics.median(_run_seconds([*command[:1], *command[3:]]) for _ in range(5))
-        loads = any(line.rpartition("|")[2].strip() == "torch" for line in told.splitlines())
+        loads = any(line.rpartition("|")[2].strip() == "torch" for line in imports.splitlines())
         found = f"{seconds:.2f} s" + (", imports torch" if loads else "")
         yield Line(f"cold start of {' '.join(arguments)}", "< 0.5 s, without torch", found, seconds < 0.5 and not loads)
 
 
 def time_fgsm(asked: Asked) -> Iterator[Line]:
-    """FGSM over the bare limit, on each model of wang2024; attacking the model as it is, is only reported."""
+    """Compare FGSM with the bare limit on each model of wang2024; the unprepared model has no target."""
     for spec in Suite.load("wang2024").models:
         model, data, images = make_scene(spec, asked.size, asked.batch, asked.device)
         batch = move_batch(data.batch(list(images)), asked.device)
@@ -167,7 +168,7 @@ def time_fgsm(asked: Asked) -> Iterator[Line]:
 
 
 def time_sweep(asked: Asked) -> Iterator[Line]:
-    """A sweep over the same as a loop over a toolkit, and over its count limit."""
+    """Compare a sweep with a loop over each toolkit, and with the limit of its number of passes."""
     model, data, images = make_scene(RESNET18, asked.size, asked.batch, asked.device)
     works = sweep_works(model, data, images, LOSSES, EPS, asked.device)
     del works["foolbox"]
@@ -177,7 +178,7 @@ def time_sweep(asked: Asked) -> Iterator[Line]:
 
 
 def time_pgd(asked: Asked) -> Iterator[Line]:
-    """PGD-20 over the toolkits'; with the copy of the model that rounds otherwise, it is only reported."""
+    """Compare PGD-20 with that of the toolkits; the fastest preparation has no target, since its rounding differs."""
     others, _ = find_equivalents(("torchattacks", "art"), "pgd", "linf", PGD20)
     work = Work(reference="pgd", settings=PGD20, others=others)
     model, data, images = make_scene(RESNET18, asked.size, asked.batch, asked.device)
@@ -193,8 +194,8 @@ def time_pgd(asked: Asked) -> Iterator[Line]:
 
 def _judge(what: str, target: float, measured: tuple[float, float, float]) -> Line:
     ratio, low, high = measured
-    told = f"{ratio:.3f} [{low:.3f}, {high:.3f}]" if math.isfinite(high) else f"{ratio:.3f} [too few rounds]"
-    return Line(what, f"{target:g}", told, True if low >= target else False if high < target else None)
+    text = f"{ratio:.3f} [{low:.3f}, {high:.3f}]" if math.isfinite(high) else f"{ratio:.3f} [too few rounds]"
+    return Line(what, f"{target:g}", text, True if low >= target else False if high < target else None)
 
 
 def _peak(call: Callable[[], object], device: str) -> int:
@@ -221,8 +222,8 @@ CHECKS: dict[str, Callable[[Asked], Iterator[Line]]] = {
 
 
 def main() -> None:
-    """Measure, print, and say by the exit code whether anything is missed."""
-    parser = argparse.ArgumentParser(description="Measure what is promised of the project's speed.")
+    """Measure and print the targets; exit with 1 if any is missed."""
+    parser = argparse.ArgumentParser(description="Measure the performance targets of the project.")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=12)
@@ -233,8 +234,8 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     asked = Asked(given.size, given.batch, given.rounds, given.device or str(meter.default_device()))
     console = Console(width=120)
-    told = f"{environment.describe_device(asked.device)}, {torch.get_num_threads()} threads"
-    console.print(f"{told}; {asked.batch} images at {asked.size} px, {asked.rounds} rounds", highlight=False)
+    machine = f"{environment.describe_device(asked.device)}, {torch.get_num_threads()} threads"
+    console.print(f"{machine}; {asked.batch} images at {asked.size} px, {asked.rounds} rounds", highlight=False)
     lines = []
     for name in given.only:
         for line in CHECKS[name](asked):

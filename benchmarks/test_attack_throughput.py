@@ -1,4 +1,4 @@
-"""One batch attacked by the reference and each toolkit's class of it, beside the bare limit."""
+"""One batch attacked by the reference and by its equivalent in each toolkit, beside the bare limit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOOLKITS = ("torchattacks", "art", "foolbox")
 
 @lru_cache
 def contenders(attack: str, model: str, device: str) -> list[Contender]:
-    """The limit, ours, and the toolkits', in this order."""
+    """Return the limit, the reference and the classes of the toolkits, in this order."""
     module, data, images = make_scene(MODELS[model], 64, 4, device)
     others, _ = find_equivalents(TOOLKITS, attack, "linf", ATTACKS[attack])
     work = Work(reference=attack, settings=ATTACKS[attack], others=others)

@@ -1,4 +1,4 @@
-"""Pixel counts and Dice of a batch: the harness's own, and those of MONAI and torchmetrics on the same masks."""
+"""Pixel counts and Dice of a batch by this package, MONAI and torchmetrics, on the same masks."""
 
 from __future__ import annotations
 

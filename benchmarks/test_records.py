@@ -1,4 +1,4 @@
-"""Writing and reading the rows of a run, and its tables: 20,100 rows, a fiftieth of the run of `big_run.py`."""
+"""Writing and reading the rows of a run, and its tables: 20,100 rows, 2 % of the run of `big_run.py`."""
 
 from __future__ import annotations
 

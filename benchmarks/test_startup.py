@@ -1,4 +1,4 @@
-"""Cold starts of the commands that must not load torch."""
+"""Cold start of the commands that must not import torch."""
 
 from __future__ import annotations
 

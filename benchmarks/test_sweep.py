@@ -1,4 +1,4 @@
-"""One FGSM sweep with scoring: as the harness shares it, cell by cell, as a loop over each toolkit, and its limit."""
+"""One FGSM sweep with scoring: with the shared work of the harness, as a loop over each toolkit, and its limit."""
 
 from __future__ import annotations
 

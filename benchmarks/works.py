@@ -1,4 +1,4 @@
-"""What the suites and `targets.py` time: a model, images, and an FGSM sweep done in several ways."""
+"""The workloads of the suites and of `targets.py`: a model, images, and several versions of an FGSM sweep."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOOLKITS = {
 
 
 def make_scene(spec: ModelSpec, size: int, batch: int, device: str) -> tuple[nn.Module, Dataset, tuple[int, ...]]:
-    """Return a model with random weights, frozen, and images of a data set that needs no download."""
+    """Return a frozen model with random weights, and images of a data set that needs no download."""
     data = load_dataset(Mni152Data(name="mni152", size=size))
     model = build_model(spec, channels=1, task=data.task, size=size, seed=0)
     return model.to(device).eval().requires_grad_(False), data, data.split("test")[:batch]
@@ -48,9 +48,9 @@ def sweep_works(
     device: str,
     attacked: nn.Module | None = None,
 ) -> dict[str, Callable[[], object]]:
-    """Return an FGSM sweep of one batch with scoring: as the harness does it, looping over a toolkit, and its limit.
+    """Return an FGSM sweep of one batch with scoring: by the harness, as a loop over each toolkit, and its limit.
 
-    "limit" is what no sweep can do without: one forward, a gradient for each loss, and a forward for each result.
+    The "limit" is the least that any sweep needs: one forward, a backward per loss, and a forward per result.
     """
     arms = [Arm("fgsm", loss, "{}", "linf") for loss in losses]
     cells = [replace(CLEAN, id=f"{arm.loss}{e}", arm=arm, eps=e) for arm in arms for e in eps]
@@ -68,7 +68,7 @@ def sweep_works(
 
 
 def _loop(model: nn.Module, batch: Batch, cells: Sequence[Cell]) -> None:
-    """Attack and score cell by cell, without any of the harness's checks."""
+    """Attack and score cell by cell, without the checks of the harness."""
     generators = [torch.Generator() for _ in batch.images]
     with torch.inference_mode():
         target = metrics.Target(metrics.predict(model(batch.x), batch.task), batch)

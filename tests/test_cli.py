@@ -189,7 +189,7 @@ def test_an_occupied_or_unwritable_out_is_one_line(here, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("")
     assert_one_line(here("run", suite, "--out", tmp_path / "taken"), "not empty and holds no run")
-    assert_one_line(here("run", suite, "--out", "/proc/run"), "/proc/run: cannot be made a folder")
+    assert_one_line(here("run", suite, "--out", "/proc/run"), "/proc/run: cannot create")
 
 
 def test_an_unknown_device_is_one_line(here, tmp_path):
@@ -335,7 +335,7 @@ def _alive(pid: int) -> bool:
         ("fgsm --against implementations:Signed --tasks binry", ["unknown task 'binry'", "'binary'"]),
         ("fgsm --against implementations:Signed --losses dise", ["unknown loss 'dise'", "'dice'"]),
         ("fgsm --against implementations:Signed --images 1000", ["at least 1000 test images"]),
-        ("fgsm --against implementations:Signed --steps 3", ["fgsm has one step"]),
+        ("fgsm --against implementations:Signed --steps 3", ["steps: expected none", "got 3"]),
         ("fgsm --against implementations:Signed --untrained smp.Unett:vgg13", ["untrained", "Unett"]),
     ],
 )

@@ -138,8 +138,8 @@ def test_a_subclass_is_a_whole_test_file(tmp_path):
     assert done.returncode == 1
     assert "attack steps_twice, rule budget: expected no image to move further than linf eps 0.1" in done.stdout
     assert "attack needs_four_axes, rule runs: raised ValueError" in done.stdout
-    assert "not checked: since it breaks 'runs'" in done.stdout
-    assert "TestNothing: names no attack. Add the line `attack = MyAttack()`." in done.stdout
+    assert "not checked: because the attack violates 'runs'" in done.stdout
+    assert "TestNothing: expected an attribute `attack`, got none." in done.stdout
     assert "contract.py" not in done.stdout.split("TestNothing")[0], "the message hides behind a traceback"
 
 
@@ -195,7 +195,7 @@ def test_the_command_tells_one_line_per_rule(command):
     assert lines[-1] == "15 rules: 15 ok."
     code, out, _ = command("random_sign")
     assert code == 0
-    assert "not applicable  optimum      it declares control=True" in out
+    assert "not applicable  optimum      it declares `control=True`" in out
     assert out.endswith("15 rules: 12 ok, 3 not applicable.\n")
 
 
@@ -211,7 +211,10 @@ def test_the_command_ends_with_one_where_a_rule_is_broken(command):
         (["fgsmm"], "unknown attack 'fgsmm'. Did you mean 'fgsm'?"),
         (["nowhere:Attack"], "nowhere:Attack"),
         (["bim", "--settings", "steps"], "--settings: expected key=value, such as steps=10, got 'steps'"),
-        (["bim", "--settings", "steps=2", "--settings", "steps=3"], "'steps' is given twice"),
+        (
+            ["bim", "--settings", "steps=2", "--settings", "steps=3"],
+            "--settings: expected each key once, got 'steps' twice",
+        ),
         (["bim", "--settings", "steps=0"], "steps: expected a whole number of at least 1, got 0"),
         (["fgsm", "--loss", "bcee"], "unknown loss 'bcee'"),
         (["random_sign", "--loss", "bce"], "does not take these settings"),
@@ -251,11 +254,16 @@ def test_claims_come_from_the_attack_the_catalogue_or_the_caller():
     ("attack", "options", "error", "message"),
     [
         (3, {}, SpecError, "expected an attack, its class or its name, got 3"),
-        (FGSM(loss=losses.ce), {"loss": "dice"}, SpecError, "is built already"),
-        (FGSM(loss=losses.ce), {"traits": Traits(kinds=("binary",))}, SpecError, "no kind of task to try it on"),
+        (FGSM(loss=losses.ce), {"loss": "dice"}, SpecError, "attack FGSM: expected no settings and no loss"),
+        (
+            FGSM(loss=losses.ce),
+            {"traits": Traits(kinds=("binary",))},
+            SpecError,
+            "expected a task type to test it on, got none",
+        ),
         (FGSM, {"settings": {"lable": "true"}}, SpecError, "does not take these settings"),
-        (FGSM, {"traits": Traits(norms=())}, SpecError, "claims no norm"),
-        (FGSM, {"traits": Traits(share=1.5)}, SpecError, "a claimed share between 0 and 1, got 1.5"),
+        (FGSM, {"traits": Traits(norms=())}, SpecError, "expected at least one each of `norms`"),
+        (FGSM, {"traits": Traits(share=1.5)}, SpecError, "a `share` between 0 and 1, got 1.5"),
         ("faults:nothing", {}, PluginError, "nothing"),
     ],
 )

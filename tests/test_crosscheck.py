@@ -109,7 +109,7 @@ FOUR = {"reference": "bim", "settings": {"steps": 4}}
         ("FiveSteps", "equal under a convention", "step rule: 5 steps instead of 4"),
         ("SmallSteps", "equal under a convention", r"step rule: steps of eps / 5 instead of 0\.25 \* eps"),
         ("LateSchedule", "weaker", r"wrong step size: 0\.\d+ times"),
-        ("Stale", "weaker", "took every gradient at the same point"),
+        ("Stale", "weaker", "every gradient at the same point"),
         ("RandomStart", "equal under a convention", "random start: inside the budget"),
     ],
 )
@@ -123,7 +123,7 @@ def test_many_steps_are_judged_one_by_one(trained, name, verdict, reason):
     ("name", "verdict", "reason"),
     [
         ("Momentum", ("identical", "equal up to rounding"), ""),
-        ("PlainMomentum", ("equal under a convention",), "momentum normalisation: gradients are divided by nothing"),
+        ("PlainMomentum", ("equal under a convention",), "momentum normalisation: gradients are not normalised"),
         ("SignMomentum", ("equal under a convention",), "signs of gradients are accumulated"),
         ("ForgetfulMomentum", ("weaker", "stronger"), "wrong gradient"),
         ("Loop", ("equal under a convention",), "no momentum"),
@@ -339,7 +339,7 @@ def test_the_replay_of_the_reference_is_the_reference(trained):
     ("changes", "error", "message"),
     [
         ({"reference": "fgms"}, SpecError, "Did you mean 'fgsm'"),
-        ({"others": {}}, SpecError, "something to compare with"),
+        ({"others": {}}, SpecError, "others: expected an implementation"),
         ({"losses": ("dise",)}, SpecError, "Did you mean 'dice'"),
         ({"eps": (0.0,)}, SpecError, "radii above 0"),
         ({"eps": ("4/255",)}, SpecError, "radii above 0, got '4/255'"),
@@ -378,12 +378,12 @@ def change(batch, kind):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("normalised", r"intensities from 0 to 1, got -2 to .* put the normalisation into the model"),
+        ("normalised", r"intensities from 0 to 1, got -2 to"),
         ("grey masks", r"y: expected torch.bool .* multilabel task, got 'torch.float32"),
         ("one class too few", r"y: expected torch.bool \(4, 3, 32, 32\)"),
         ("double", "x: expected float32 images"),
         ("void", "valid: expected torch.bool"),
-        ("255", r"labels from 0 to 2, got \[255\]. Put `valid` to False"),
+        ("255", r"labels from 0 to 2, got \[255\]"),
     ],
 )
 def test_mistakes_in_a_batch_are_one_line(trained, mistake, message):

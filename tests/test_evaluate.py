@@ -232,7 +232,7 @@ MISTAKES = [
     ),
     (lambda b: {"attacks": [ab.attacks.FGSM(loss="ce")]}, IncompatibleError, "loss 'ce' is defined for multiclass"),
     (lambda b: {"attacks": [ab.attacks.FGSM(loss=swapped)]}, IncompatibleError, "swapped"),
-    (lambda b: {"attacks": [needs_loss]}, IncompatibleError, "follows a loss; give it one with .configure"),
+    (lambda b: {"attacks": [needs_loss]}, IncompatibleError, "'.*needs_loss' needs a loss"),
     (lambda b: {"attacks": [lambda model, x, y, eps: x]}, PluginError, "Decorate a function"),
     (lambda b: {"model": make_convolution(2, 2)}, UserError, "expected 3 logit channels .* got 2"),
 ]

@@ -19,7 +19,7 @@ PAGES = sorted(
     if path != GLOSSARY
 )
 MODULES = sorted(path for folder in ("advseg_bench", "adapters") for path in (ROOT / folder).rglob("*.py"))
-EXEMPT = r"```.*?```|`[^`\n]*(?:\n[^`\n]*)?`|https?://\S+|'[\w.\-]+'|\"[\w.\-]+\"|\]\([^)]*\)|<[^>\n]*>"
+EXEMPT = r"```.*?```|(?:>>>|\.\.\.) [^\n]*|`[^`\n]*(?:\n[^`\n]*)?`|https?://\S+|'[\w.\-]+'|\"[\w.\-]+\"|\]\([^)]*\)|<[^>\n]*>"
 """Names: code, quoted words, addresses, tags."""
 
 

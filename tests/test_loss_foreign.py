@@ -99,15 +99,13 @@ def test_gradients_equal_finite_differences():
 @pytest.mark.parametrize("kind", ["binary", "multilabel"])
 def test_labels_are_refused_where_classes_are_decided_one_by_one(kind):
     batch, logits = make_batch(kind)
-    match = (
-        f"per_image: expected target=\"onehot\" for a {kind} task, got 'labels'. Its classes are decided one by one."
-    )
+    match = f"per_image: expected target=\"onehot\" for a {kind} task, got 'labels'"
     with pytest.raises(IncompatibleError, match=match):
         per_image(nn.BCEWithLogitsLoss(), "labels")(logits, batch.y, batch.valid, batch.task)
 
 
 def test_a_loss_that_wants_probabilities_is_not_blamed_for_something_else():
-    match = r"loss mcc: expected finite values on random logits, got \[nan, .*\. Does it want probabilities, where"
+    match = r"loss mcc: expected finite values on random logits, got \[nan, .*\. Does it expect probabilities"
     with pytest.raises(IncompatibleError, match=match):
         probe(per_image(of_smp.MCCLoss()), make_task("binary"), "mcc")
 

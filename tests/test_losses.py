@@ -134,12 +134,12 @@ def constant(logits, y, valid, task):
     ("fault", "message"),
     [
         (swapped, "prediction and target swapped"),
-        (swapped_bce, "logits whose label is 0 have no gradient"),
-        (counts_void, "pixels that are not valid have a gradient"),
-        (pooled, "changes with its neighbours"),
-        (negative, "agrees with the direction away from the label on 0%"),
+        (swapped_bce, "pixels with label 0, got [0-9]%"),
+        (counts_void, "expected no gradient at invalid pixels, got one at [1-9]"),
+        (pooled, "independent of the other images"),
+        (negative, "gradient away from the label .*, got 0%"),
         (scalar, r"expected one value per image, shape \(3,\), got \(\)"),
-        (constant, "agrees with the direction away"),
+        (constant, "gradient away from the label .*, got 0%"),
     ],
 )
 def test_the_probe_refuses_what_is_no_attack_loss(fault, message):

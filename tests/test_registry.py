@@ -105,7 +105,7 @@ def test_classes_decorated_functions_and_callables_are_attacks(name):
         (arguments("number_"), "attack number_: expected a function or class with the call .*, got 'int'"),
         (arguments("shift_", sgn=1), "attack shift_: does not take these settings: .*'sgn'"),
         (arguments("decorated_", sgn=1), "attack decorated_: unknown setting 'sgn'. Did you mean 'sign'?"),
-        (arguments("follows_"), r"attack follows_: follows a loss. Give at least one, such as losses = \[\"dice\"\]"),
+        (arguments("follows_"), "attack follows_: needs a loss"),
         (arguments("plain_", "dice"), "attack plain_: expected no settings and no losses"),
         (arguments("shift_", "zap_attacks:number"), "loss zap_attacks:number: expected a function .*, got 'int'"),
         (arguments("nowhere"), "unknown attack 'nowhere'"),

@@ -548,7 +548,7 @@ def test_names_are_shown_as_they_are(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path, one):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecordError, match="cannot be made a folder"):
+    with pytest.raises(RecordError, match="cannot create"):
         write_report(one, tmp_path / "file")
 
 

@@ -1,9 +1,8 @@
-"""Make `mni152.npz` from the ICBM 152 templates of nilearn: `python tools/make_mni152.py`.
+"""Create `mni152.npz` from the ICBM 152 templates of nilearn: `python tools/make_mni152.py`.
 
-For maintainers, with nilearn 0.12.1; an installed package already has the file. What is kept: pixels of 2 mm
-(2 x 2 means in plane), which makes it half a megabyte; every axial slice with brain on it; labels that
-exclude each other, from the pooled tissue probabilities. Slices lie as a radiologist reads them: anterior is
-up and the patient's right is on the left of the image.
+For maintainers, with nilearn 0.12.1; an installed package already has the file. It holds pixels of 2 mm (2 x 2 means in
+plane), which makes half a megabyte; every axial slice with brain; and exclusive labels from the pooled tissue
+probabilities. Slices are in radiological orientation: anterior is up, and the patient's right is on the left.
 """
 
 from __future__ import annotations
@@ -28,24 +27,28 @@ SOURCES = {
     "gm": "97a5ca69bd24db37a9cb7b32525e1733a209af904129bf1cd36da06d24243bed",
     "wm": "382d92812de4744f9c86c7a0e4f680dc317a0a50e4da1f0153618a6798c7b7db",
 }
-"""sha256 of the files that nilearn 0.12.1 ships, by tissue."""
+"""sha256 of the files of nilearn 0.12.1, by tissue."""
 
 CLASSES = ("grey_matter", "white_matter", "csf")
-"""Names of labels 1, 2 and 3; 0 is outside of the brain."""
+"""Names of labels 1, 2 and 3; 0 is outside the brain."""
 
 PIXEL = 2
-"""Voxels (1 mm) that one pixel pools in each direction."""
+"""Number of voxels (1 mm) per pixel along each axis."""
 
 Bytes = NDArray[np.uint8]
 
 
 def read_source(tissue: str) -> tuple[Bytes, float]:
-    """Read one template of nilearn and bring it into reading order.
+    """Read one template of nilearn in radiological orientation.
 
     Args:
         tissue: A key of `SOURCES`.
-    Returns: uint8 (slices, rows, columns) as by `turn`; and the z coordinate of the first slice in mm.
-    Raises: DataError: if the file is not the one of nilearn 0.12.1.
+
+    Returns:
+        uint8 (slices, rows, columns), see `turn`; and the z coordinate of the first slice in mm.
+
+    Raises:
+        DataError: The file is not that of nilearn 0.12.1.
     """
     name = f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz"
     packed = resources.files("nilearn.datasets.data").joinpath(name).read_bytes()
@@ -59,12 +62,13 @@ def read_source(tissue: str) -> tuple[Bytes, float]:
 
 
 def turn(voxels: Bytes) -> Bytes:
-    """Bring a volume into the order in which a radiologist reads it.
+    """Reorder a volume to radiological orientation.
 
     Args:
-        voxels: Axes to the patient's right, anterior, superior.
-    Returns: Slices from inferior to superior, rows from anterior to posterior, columns from the patient's
-        right to the left.
+        voxels: Volume with axes to the patient's right, anterior and superior.
+
+    Returns:
+        Slices from inferior to superior, rows from anterior to posterior, columns from the patient's right to left.
     """
     return voxels[::-1, ::-1].transpose(2, 1, 0)
 
@@ -82,9 +86,10 @@ def pool(voxels: Bytes) -> NDArray[np.uint16]:
 def derive() -> dict[str, NDArray[np.generic]]:
     """Compute the arrays of the shipped file.
 
-    Returns: `t1`, uint8 (155, 117, 99), the rounded mean; `labels`, uint8 of the same shape, 0 outside the
-        brain and n for `CLASSES[n - 1]`; `z_mm`, int16 (155,), the slices' coordinates; `spacing_mm`, float64
-        (2,), the edge lengths of a pixel (rows, columns).
+    Returns:
+        `t1`, uint8 (155, 117, 99), the rounded mean; `labels`, uint8 of the same shape, 0 outside the brain and n for
+        `CLASSES[n - 1]`; `z_mm`, int16 (155,), the coordinates of the slices; `spacing_mm`, float64 (2,), the edge
+        lengths of a pixel (rows, columns).
     """
     volumes = {tissue: read_source(tissue) for tissue in SOURCES}
     sums = {tissue: pool(voxels) for tissue, (voxels, _) in volumes.items()}
@@ -105,11 +110,13 @@ def derive() -> dict[str, NDArray[np.generic]]:
 
 
 def pack(arrays: dict[str, NDArray[np.generic]]) -> bytes:
-    """Write a compressed npz that depends on the arrays alone: `numpy.savez_compressed` would add the time.
+    """Return a compressed npz that depends only on the arrays; `numpy.savez_compressed` adds the time.
 
     Args:
-        arrays: Arrays by name; kept in this order.
-    Returns: The file. The same zlib gives the same bytes.
+        arrays: Arrays by name, stored in this order.
+
+    Returns:
+        The content of the file; its bytes are reproducible with the same version of zlib.
     """
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
@@ -117,17 +124,20 @@ def pack(arrays: dict[str, NDArray[np.generic]]) -> bytes:
             member = io.BytesIO()
             np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            info.create_system = 3  # or the bytes would depend on the operating system
+            info.create_system = 3  # makes the bytes independent of the operating system
             archive.writestr(info, member.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=9)
     return target.getvalue()
 
 
 def main(output: Path = OUTPUT) -> None:
-    """Write the file and print the sha256 of everything read and written.
+    """Write the file, and print the sha256 of all files read and written.
 
     Args:
-        output: Where to write; by default the file of this package.
-    Raises: DataError: if nilearn's files are not those of 0.12.1. ModuleNotFoundError: if it is missing.
+        output: File to write; by default that of this package.
+
+    Raises:
+        DataError: The files of nilearn are not those of 0.12.1.
+        ModuleNotFoundError: nilearn is not installed.
     """
     packed = pack(derive())
     output.write_bytes(packed)

@@ -1,1 +1,1 @@
-"""Adapters between advseg-bench and ART, torchattacks, Foolbox and MONAI. The core never imports this package."""
+"""Adapters of advseg-bench for ART, torchattacks, Foolbox and MONAI; the core never imports this package."""

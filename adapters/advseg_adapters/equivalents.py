@@ -1,7 +1,7 @@
-"""Which class of a toolkit, with which settings, claims to be one of our reference attacks: for cross-validation.
+"""The equivalents of the reference attacks in each toolkit, with matching settings, for cross-validation.
 
-Settings make the classes do the same, as far as their parameters allow; what they cannot be told is left to the
-verdict. Nothing is imported: the names are resolved by the registry.
+The settings match those of the reference as far as the parameters of a class allow; the verdict shows the remaining
+differences. No toolkit is imported here: the registry resolves the names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Equivalent = tuple[str, dict[str, Any]]
 
 
 def find_in_art(reference: str, norm: Norm, settings: dict[str, Any]) -> Equivalent | None:
-    """Return ART's class and its settings for a reference attack."""
+    """Return the name and settings of ART's equivalent of a reference attack, or None if there is none."""
     step, steps = f"{settings['step_size']!r}*eps", settings["steps"]
     multi = {"eps_step": step, "max_iter": steps}
     return {
@@ -26,7 +26,7 @@ def find_in_art(reference: str, norm: Norm, settings: dict[str, Any]) -> Equival
 
 
 def find_in_torchattacks(reference: str, norm: Norm, settings: dict[str, Any]) -> Equivalent | None:
-    """Return torchattacks' class and its settings for a reference attack."""
+    """Return the name and settings of torchattacks' equivalent of a reference attack, or None if there is none."""
     step, steps = f"{settings['step_size']!r}*eps", settings["steps"]
     start = {"random_start": settings["random_start"]}
     if norm == "l2":
@@ -41,7 +41,7 @@ def find_in_torchattacks(reference: str, norm: Norm, settings: dict[str, Any]) -
 
 
 def find_in_foolbox(reference: str, norm: Norm, settings: dict[str, Any]) -> Equivalent | None:
-    """Return Foolbox's class and its settings for a reference attack."""
+    """Return the name and settings of Foolbox's equivalent of a reference attack, or None if there is none."""
     prefix = {"linf": "Linf", "l2": "L2"}[norm]
     multi = {"rel_stepsize": settings["step_size"], "steps": settings["steps"]}
     start = {"random_start": settings["random_start"]}

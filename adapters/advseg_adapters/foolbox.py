@@ -1,8 +1,8 @@
-"""Foolbox: each of its attack classes on segmenters, through the image-level views.
+"""Foolbox: its attack classes on segmentation models, through the image-level views.
 
-Foolbox sees a `PyTorchModel` of the view and the criterion "another class than 0". Attacks with an epsilon get the
-radius and return what their own distance clips to it. Attacks that look for a minimal norm know no radius: what they
-find is projected.
+Foolbox attacks a `PyTorchModel` of the view with the criterion "any class but 0". Attacks with an epsilon get the
+radius and clip their result in their own distance. Minimal-norm attacks take no radius; their result is projected into
+the budget.
 """
 
 from __future__ import annotations
@@ -29,25 +29,28 @@ from advseg_bench.protocols import Attack, Model
 from advseg_bench.types import Budget, Task
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # it imports from an old place of SciPy
+    warnings.simplefilter("ignore", DeprecationWarning)  # it imports from a deprecated module of SciPy
     import foolbox
     from foolbox import attacks as library
     from foolbox.attacks.base import MinimizationAttack
+
+__all__ = ["CLASSES", "ROUTES", "FoolboxAttack", "load"]
 
 CLASSES: dict[str, type[library.Attack]] = {
     kind.__name__: kind
     for kind in vars(library).values()
     if inspect.isclass(kind) and issubclass(kind, library.Attack) and kind is not library.Attack
 }
-"""Every attack class that the installed package exports, by its own name; short names such as PGD are left out."""
+"""Every attack class of the installed package by its full name; aliases such as PGD are omitted."""
 
 FIXED = {
-    "distance": "the key `norm` of a suite",
-    "constraint": "the key `norm` of a suite",
+    "distance": "set by the key `norm` of a suite",
+    "constraint": "set by the key `norm` of a suite",
     "init_attack": "an object, which a suite cannot name",
-    "tensorboard": "off: a run has its own record",
-    "channel_axis": "given by the harness",
+    "tensorboard": "off: a run keeps its own records",
+    "channel_axis": "set by the harness",
 }
+"""Parameters that are not settings -> why."""
 
 _PLAIN: dict[str, Any] = {"random": True, "random_by": ("random_start",)}
 _STARTED: dict[str, Any] = _PLAIN | {"settings": {"random_start": True}}
@@ -57,23 +60,23 @@ _MINIMAL: dict[str, Any] = _GATED | {"norms": ("l2",), "eps": None}
 _L1: dict[str, Any] = {
     "norms": ("l2",),
     "eps": None,
-    "note": "Its L1 radius is the smallest that holds the L2 ball; the result is projected.",
+    "note": "Its L1 radius is that of the smallest L1 ball around the L2 ball; the result is projected.",
 }
-_BOTH_WAYS = "Climbs the divergence from the clean view, upwards or downwards: it may improve a segmentation."
-_PLAIN_STEPS = "Takes Adam's settings, but its steps are those of {} (Foolbox 3.3.4)."
-_CONTRAST = "A network that normalises does not mind contrast."
-_DRAWN = "Returns the clean image unless a draw passes the threshold."
-_FAR = "Starts from noise far away; what it finds is brought into the budget, and seldom passes the threshold there."
+_BOTH_WAYS = "Increases the divergence from the clean view in either direction: it may improve a segmentation."
+_PLAIN_STEPS = "Accepts Adam's settings, but its steps are those of {} (Foolbox 3.3.4)."
+_CONTRAST = "A network that normalises its input is insensitive to contrast."
+_SAMPLED = "Returns the clean image unless a noise sample exceeds the threshold."
+_FAR = "Starts from distant noise; its projection into the budget seldom exceeds the threshold."
 _BRENDEL: dict[str, Any] = {
     "settings": {"steps": 50},
     "random": True,
-    "note": "Needs numba, which foolbox does not install, and compiles for half a minute.",
+    "note": "Requires numba, which foolbox does not install, and compiles for half a minute.",
 }
 _REPEATED: dict[str, Any] = _GATED | {
     "random": True,
     "settings": {"repeats": 50},
     "gradient": False,
-    "note": _DRAWN,
+    "note": _SAMPLED,
 }
 
 ROUTES: dict[str, Route] = {
@@ -115,7 +118,7 @@ ROUTES: dict[str, Route] = {
     "L2ClippingAwareRepeatedAdditiveUniformNoiseAttack": Route(**_REPEATED, norms=("l2",)),
     "LinfRepeatedAdditiveUniformNoiseAttack": Route(**_REPEATED),
     "SparseL1DescentAttack": Route(
-        **_L1 | {"note": f"{_L1['note']} Its projection moves an image by what its neighbours do."},
+        **_L1 | {"note": f"{_L1['note']} Its projection of an image depends on the other images of the batch."},
         **_PLAIN,
         single=True,
     ),
@@ -132,7 +135,7 @@ ROUTES: dict[str, Route] = {
     "GaussianBlurAttack": Route(
         **_MINIMAL, settings={"steps": 50, "max_sigma": 5.0}, gradient=False, dims=(2,), single=True
     ),
-    "SpatialAttack": Route(reason="it turns and shifts the image, which no norm bounds, and leaves the mask"),
+    "SpatialAttack": Route(reason="it rotates and shifts the image but not the mask, and no norm bounds the change"),
     "L2DeepFoolAttack": Route(**_MINIMAL, single=True),
     "LinfDeepFoolAttack": Route(**_GATED, eps=None, single=True),
     "SaltAndPepperNoiseAttack": Route(**_MINIMAL, random=True, settings={"steps": 100}, gradient=False),
@@ -140,7 +143,7 @@ ROUTES: dict[str, Route] = {
         **_MINIMAL, random=True, settings={"directions": 10, "steps": 100}, gradient=False, note=_FAR
     ),
     "BinarizationRefinementAttack": Route(reason="it refines the result of another attack on models that binarize"),
-    "DatasetAttack": Route(reason="it returns other images of the data set, which no budget holds"),
+    "DatasetAttack": Route(reason="it returns other images of the data set, which lie outside any budget"),
     "BoundaryAttack": Route(**_MINIMAL, random=True, settings={"steps": 500}, gradient=False, note=_FAR),
     "HopSkipJumpAttack": Route(
         **_GATED,
@@ -157,31 +160,49 @@ ROUTES: dict[str, Route] = {
     "L0FMNAttack": Route(**_MINIMAL),
     "L1FMNAttack": Route(**_MINIMAL),
     "L2FMNAttack": Route(
-        **_MINIMAL, note="Its projection does nothing (Foolbox 3.3.4): in a small budget it is the L2 FGSM."
+        **_MINIMAL, note="Its projection has no effect (Foolbox 3.3.4): with a small budget it equals the L2 FGSM."
     ),
     "LInfFMNAttack": Route(**_GATED, eps=None),
     "GenAttack": Route(**_GATED, random=True, settings={"steps": 100}, gradient=False),
     "PointwiseAttack": Route(**_MINIMAL, random=True, gradient=False),
 }
+"""How each class attacks a segmentation model, or why it cannot; by name of the class."""
 
 
 def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Task) -> Attack:
-    """Build an attack from the name of a class.
+    """Build an attack of Foolbox from the name of its class.
 
     Args:
-        class_name: Of the package, such as "LinfProjectedGradientDescentAttack".
-        settings: Parameters of the class, and `threshold` or `rise` for success-gated ones.
-        loss: One value per image.
-        task: Not needed: the views serve every kind.
+        class_name: Full name of a class of `foolbox.attacks`, such as "LinfProjectedGradientDescentAttack".
+        settings: Parameters of the class, and `threshold` or `rise` for success-gated classes.
+        loss: (logits, y, valid, task) -> one value per image, (N,); None for classes that ignore the model.
+        task: Unused, since the views support every task type.
+
+    Returns:
+        The attack; call it with a model and a batch, see `BaseAttack`.
+
     Raises:
-        PluginError: an unknown class, or a short name.
-        IncompatibleError: a class that cannot attack a segmenter.
-        SpecError: settings that the class does not take, or no loss.
+        PluginError: The class is unknown, or the name is an alias.
+        IncompatibleError: The class cannot attack a segmentation model.
+        SpecError: The class does not accept the settings, or the loss is missing.
+
+    Source:
+        Foolbox Native, Rauber et al. 2020, JOSS 5(53), 2607; Foolbox, arXiv:1707.04131.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> from advseg_adapters import foolbox
+        >>> attack = foolbox.load("LinfFastGradientAttack", {}, ab.losses.bce, ab.Task("binary", ("lesion",)))
+        >>> batch = ab.Batch.of(torch.full((1, 1, 8, 8), 0.5), torch.ones(1, 1, 8, 8), task="binary")
+        >>> x_adv = attack(torch.nn.Conv2d(1, 1, 1), batch, eps=0.1)
+        >>> round(float((x_adv - batch.x).abs().max()), 3)
+        0.1
     """
     name = f"foolbox.{class_name}"
     full = next((known for known, kind in CLASSES.items() if getattr(library, class_name, None) is kind), class_name)
     if full != class_name:
-        raise PluginError(f"attack {name}: is short for a name of Foolbox. Use foolbox.{full}.")
+        raise PluginError(f"attack {name}: expected the full name of the class, got an alias. Use foolbox.{full}.")
     route = find_route("foolbox", class_name, ROUTES, CLASSES)
     attack = FoolboxAttack(
         name=name, route=route, loss=loss, settings=settings, batched=is_batched("foolbox", class_name)
@@ -193,16 +214,43 @@ def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Tas
 
 @dataclass(frozen=True, kw_only=True)
 class FoolboxAttack(ForeignAttack):
-    """A class of Foolbox in the shape of ours; see `ForeignAttack`."""
+    """An attack class of Foolbox as an attack of this package; built by `load`.
+
+    Images whose bounds are not [0, 1] are mapped to [0, 1] for the class, and back.
+
+    Attributes:
+        name: "foolbox.<Class>".
+        route: How the class attacks a segmentation model.
+        loss: (logits, y, valid, task) -> one value per image, (N,).
+        settings: Parameters of the class, and `threshold` or `rise`; see `ForeignAttack`.
+        batched: Whether images may share a call.
+
+    Cost:
+        That of the class; `docs/support.md` lists the measured passes per image.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> from advseg_adapters.foolbox import ROUTES, FoolboxAttack
+        >>> name = "LinfFastGradientAttack"
+        >>> attack = FoolboxAttack(name=f"foolbox.{name}", route=ROUTES[name], loss=ab.losses.dice)
+        >>> attack.class_name, attack.traits.norms
+        ('LinfFastGradientAttack', ('linf',))
+    """
 
     unit: ClassVar[bool] = True
 
     def build(self, budget: Budget) -> library.Attack:
-        """Construct the class; its radius, if it has one, comes with the call.
+        """Construct the class; a radius, if it takes one, is passed with the call.
+
+        Args:
+            budget: Norm and radius.
+
+        Returns:
+            An object of the class.
 
         Raises:
-            SpecError: the class refuses its settings.
-            PluginError: a package that only this class needs is missing.
+            SpecError: The class does not accept its settings.
+            PluginError: A package that only this class requires is missing.
         """
         kind = CLASSES[self.class_name]
         arguments = self.parameters(budget)
@@ -214,9 +262,8 @@ class FoolboxAttack(ForeignAttack):
             with _quiet():
                 return kind(**arguments)
         except ImportError as error:
-            raise PluginError(
-                f"attack {self.name}: needs {error.name}, which foolbox does not install. Run: pip install {error.name}"
-            ) from None
+            remedy = f"which foolbox does not install. Run: pip install {error.name}"
+            raise PluginError(f"attack {self.name}: requires {error.name}, {remedy}") from None
         except (TypeError, ValueError, AssertionError) as error:
             raise SpecError(f"attack {self.name}: does not take these settings: {error}") from None
 
@@ -228,7 +275,7 @@ class FoolboxAttack(ForeignAttack):
         attack = self.build(budget)
         labels = torch.zeros(len(batch.x), dtype=torch.int64, device=batch.x.device)
         criterion: foolbox.criteria.Criterion = foolbox.criteria.Misclassification(labels)
-        if self.class_name == "GenAttack":  # it only knows targets; of two classes the other one is the target
+        if self.class_name == "GenAttack":  # it only supports targeted attacks; the target is class 1
             criterion = foolbox.criteria.TargetedMisclassification(labels + 1)
         with _quiet():
             try:
@@ -241,7 +288,7 @@ class FoolboxAttack(ForeignAttack):
         return result
 
     def _radius(self, attack: library.Attack, batch: Batch, budget: Budget) -> float | None:
-        """The radius in the distance of the class; None for a class that minimizes it."""
+        """Return the radius in the distance of the class; None for a minimal-norm attack."""
         if isinstance(attack, MinimizationAttack):
             return None
         if attack.distance is foolbox.distances.l1:
@@ -250,13 +297,16 @@ class FoolboxAttack(ForeignAttack):
 
 
 def _is_start_missing(error: Exception) -> bool:
-    """Whether an attack that starts from a broken segmentation found none, or lost it to rounding: a bare assertion."""
+    """Return whether the error states that no starting point beyond the threshold was found.
+
+    Foolbox raises a bare assertion if rounding brings the starting point back below the threshold.
+    """
     return not str(error) or "init_attack failed" in str(error)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Foolbox's warnings about its own steps away, and its messages from configuring the root logger."""
+    """Silence Foolbox's internal warnings, and prevent its messages from configuring the root logger."""
     handler = logging.NullHandler()
     logging.root.addHandler(handler)
     try:

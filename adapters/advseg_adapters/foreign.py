@@ -1,4 +1,4 @@
-"""What the attacks of all toolkits share: a route to the segmenter, one mask per call, contained randomness."""
+"""Base of all toolkit attacks: a route to the segmentation model, one mask per call, isolated randomness."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from advseg_bench.protocols import Model
 from advseg_bench.types import Bounds, Budget, Norm, Traits
 
 RISE = 0.1
-"""By what share of its clean loss an image must get worse to count as broken, unless a threshold is given."""
+"""Default relative threshold of success: the increase as a share of the clean loss."""
 
 _NUMBER = r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 SHARE = re.compile(rf"^\s*{_NUMBER}(?:\s*/\s*{_NUMBER})?\s*\*\s*eps\s*$")
@@ -39,27 +39,26 @@ UNIT = Bounds(0.0, 1.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """How one attack class of a toolkit reaches a segmenter: declared by hand, proven by `measure_support`.
+    """How an attack class of a toolkit attacks a segmentation model; `measure_support` verifies it.
 
     Attributes:
-        view: "loss" (`LossView`), "margin" (`MarginView`), "native" (an ART estimator of masks) or "none": it never
-            looks at the model, and needs no loss.
-        objective: "follows loss": it climbs the loss it is given. "success-gated": it stops, or returns the clean
-            image, by its own test of success; it gets a margin view with a recorded threshold. "own loss": it climbs
-            something of its own that only depends on the view. "none": it climbs nothing.
-        norms: Norms of a budget it can be given.
-        eps: The class's parameter that takes the radius, or None: it looks for a minimal norm or knows no budget, and
-            its result is projected into the budget.
-        settings: Defaults of ours where the class's own make no sense here. A text such as "0.25*eps" is a share of
-            the radius.
-        random: Whether it draws random numbers, with these settings or with others that it takes.
-        random_by: If only some settings make it draw: those. It draws when one of them is given and not false.
+        view: "loss" (`LossView`), "margin" (`MarginView`), "native" (an ART estimator of masks) or "none" (the class
+            ignores the model and needs no loss).
+        objective: "follows loss": it increases the given loss. "success-gated": it stops, or returns the clean image,
+            by its own criterion of success, so it gets a margin view with a recorded threshold. "own loss": it
+            increases a different function of the view. "none": it optimises nothing.
+        norms: Supported norms of a budget.
+        eps: Name of the parameter that takes the radius; None for minimal-norm attacks and classes without a budget,
+            whose result is projected.
+        settings: Defaults that replace those of the class. A text such as "0.25*eps" is a share of the radius.
+        random: Whether the class uses random numbers under any settings.
+        random_by: Settings that make it random if one of them is given and true; empty if it always is.
         gradient: Whether it differentiates the model.
-        single: Whether images of one call can influence each other, or what each costs, such as by a stop that asks
-            for progress of the whole batch, though few images need not show it.
-        dims: Numbers of space axes it can be given.
-        square: Whether it fails on images whose space axes differ in length.
-        note: What its user must know, as a full sentence; "" if nothing.
+        single: Whether images of one call can influence each other's result or cost, such as by a stopping rule on the
+            progress of the whole batch.
+        dims: Supported numbers of spatial axes.
+        square: Whether all spatial axes must have the same length.
+        note: A full sentence that users must know; "" if there is none.
         reason: Why it cannot run; "" if it can.
     """
 
@@ -79,7 +78,7 @@ class Route:
 
     @property
     def traits(self) -> Traits:
-        """What the class can do; a toolkit does not tell what it costs."""
+        """Return the capabilities of the class; its cost is unknown."""
         return Traits(
             norms=self.norms,
             dims=self.dims,
@@ -91,21 +90,21 @@ class Route:
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignAttack(BaseAttack):
-    """An attack class of a toolkit in the shape of ours.
+    """An attack class of a toolkit as an attack of this package.
 
-    Each image is attacked by itself, with its own mask and its own randomness, unless the attack was shown to treat a
-    batch of images as so many single ones. Randomness comes from the image's generator: torch's, NumPy's and Python's
-    global states are set from it and put back. Parameters of the model get no gradient meanwhile.
+    Each image is attacked separately, with its own mask and random generator, unless a measurement shows that the class
+    treats a batch like separate images. The global random states of torch, NumPy and Python are seeded from the
+    generator of the image and restored afterwards. The parameters of the model are frozen during the call.
 
-    A subclass with `unit` gets images whose intensities were mapped to [0, 1], and a budget to match: for toolkits
-    that know no other bounds. Settings in units of intensity then count in [0, 1] too.
+    If `unit` is true, the class gets images mapped to [0, 1] and a budget scaled accordingly, for toolkits that support
+    no other bounds. Settings in units of intensity then refer to [0, 1] too.
 
     Attributes:
         name: "<toolkit>.<Class>".
-        route: How it reaches the segmenter.
-        loss: One value per image; None only for a route that does not look at the model.
-        settings: The class's own parameters, and two of ours for margin views: `threshold`, the loss above which a
-            segmentation counts as broken, or `rise`, the same as a share above each image's clean loss.
+        route: How the class attacks a segmentation model.
+        loss: (logits, y, valid, task) -> one value per image, (N,); None only if the class ignores the model.
+        settings: Parameters of the class; for margin views also `threshold`, the loss above which an attack succeeds,
+            or `rise`, the same threshold as a share above the clean loss of each image.
         batched: Whether images may share a call.
     """
 
@@ -118,7 +117,7 @@ class ForeignAttack(BaseAttack):
     batched: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what is known to fail."""
+        """Validate route, loss and settings."""
         if self.route.reason:
             raise IncompatibleError(f"attack {self.name}: cannot attack a segmenter: {self.route.reason}.")
         if self.loss is None and self.route.view != "none":
@@ -136,20 +135,19 @@ class ForeignAttack(BaseAttack):
                 raise SpecError(expected(f"attack {self.name}", f"a number as {key!r}, such as 0.1", value))
 
     def perturb(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return adversarial images, inside the budget; shape and dtype of `batch.x`. Cost: that of the class.
+        """Return adversarial images (N, C, *S) inside the budget, with shape and dtype of `batch.x`.
 
         Raises:
-            IncompatibleError: The class does not know the norm, the number of space axes, or images that are not
-                square.
+            IncompatibleError: The class does not support the norm or the shape of the images.
         """
         if budget.norm not in self.route.norms:
             remedy = f"Use {' or '.join(self.route.norms)}."
-            raise IncompatibleError(expected(f"attack {self.name}", "a norm it knows", budget.norm, remedy))
+            raise IncompatibleError(expected(f"attack {self.name}", "a supported norm", budget.norm, remedy))
         axes = batch.x.dim() - 2
         if axes not in self.route.dims:
             dims = " or ".join(map(str, self.route.dims))
             raise IncompatibleError(
-                expected(f"attack {self.name}", f"images with {dims} space axes", axes, "Use another attack.")
+                expected(f"attack {self.name}", f"images with {dims} spatial axes", axes, "Use another attack.")
             )
         size = tuple(batch.x.shape[2:])
         if self.route.square and len(set(size)) > 1:
@@ -176,16 +174,16 @@ class ForeignAttack(BaseAttack):
 
     @property
     def class_name(self) -> str:
-        """The name of the class in its package."""
+        """Return the name of the class in its package."""
         return self.name.partition(".")[2]
 
     @property
     def traits(self) -> Traits:
-        """What it can do by its route; it is not random where its settings draw nothing."""
+        """Return the capabilities of its route; `random` is False where its settings use no random numbers."""
         return replace(self.route.traits, random=None if self.is_random() else False)
 
     def is_random(self) -> bool:
-        """Return whether it draws random numbers with its settings."""
+        """Return whether it uses random numbers under its settings."""
         by, settings = self.route.random_by, {**self.route.settings, **self.settings}
         return self.route.random and (not by or any(settings.get(name) for name in by))
 
@@ -193,38 +191,38 @@ class ForeignAttack(BaseAttack):
         return self.unit and batch.bounds != UNIT
 
     def _attack_group(self, model: Model, batch: Batch, budget: Budget) -> Tensor:
-        """Attack the images of one call, through [0, 1] if the toolkit knows nothing else."""
+        """Attack the images of one call, mapped to [0, 1] if the toolkit requires that."""
         if not self._is_mapped(batch):
-            return self.attack(self._look(model, batch), batch, budget).detach().to(batch.x)
+            return self.attack(self._make_view(model, batch), batch, budget).detach().to(batch.x)
         lower, width = batch.bounds.lower, batch.bounds.upper - batch.bounds.lower
         mapped = replace(batch, x=((batch.x - lower) / width).clamp(0, 1), bounds=UNIT)
-        view = self._look(lambda x: model(x * width + lower), mapped)
+        view = self._make_view(lambda x: model(x * width + lower), mapped)
         found = self.attack(view, mapped, Budget(budget.norm, budget.eps / width)).detach().to(batch.x)
         return torch.where(found == mapped.x, batch.x, found * width + lower)
 
     @abstractmethod
     def attack(self, target: Model, batch: Batch, budget: Budget) -> Tensor:
-        """Run the toolkit's class.
+        """Run the class of the toolkit.
 
         Args:
-            target: A view, whose label is 0 for each image; for native routes the model itself.
+            target: A view, in which every image has the label 0; for native routes the model itself.
             batch: The images of the view.
             budget: Norm and radius.
 
         Returns:
-            Images like `batch.x`.
+            Adversarial images, (N, C, *S).
         """
 
     def reached(self, logits: Tensor, clean: Tensor, batch: Batch) -> Tensor | None:
-        """Tell for which images a success-gated attack got past its threshold.
+        """Return for which images a success-gated attack exceeded its threshold.
 
         Args:
-            logits: Of the adversarial images as they are scored.
-            clean: Of the clean images.
+            logits: Logits (N, K, *S) of the adversarial images as they are scored.
+            clean: Logits (N, K, *S) of the clean images.
             batch: Images and labels.
 
         Returns:
-            bool (N,), or None if the attack knows no success.
+            bool (N,), or None if the attack has no success criterion.
         """
         if self.route.view != "margin":
             return None
@@ -233,14 +231,16 @@ class ForeignAttack(BaseAttack):
         return self.loss(logits, batch.y, batch.valid, batch.task) > threshold
 
     def parameters(self, budget: Budget) -> dict[str, Any]:
-        """Return the class's constructor arguments for a budget; shares of the radius are worked out."""
+        """Return the constructor arguments of the class for a budget; shares of the radius are evaluated."""
         settings = {**self.route.settings, **self.settings}
         if self.route.eps in settings:
-            raise SpecError(f"attack {self.name}: {self.route.eps!r} is the key `eps` of a suite. Remove the setting.")
+            raise SpecError(
+                f"attack {self.name}: {self.route.eps!r} is set by the key `eps` of a suite. Remove the setting."
+            )
         settings = {k: _share(v, budget.eps) for k, v in settings.items() if k not in ("threshold", "rise")}
         return settings | ({self.route.eps: budget.eps} if self.route.eps else {})
 
-    def _look(self, model: Model, batch: Batch) -> Model:
+    def _make_view(self, model: Model, batch: Batch) -> Model:
         if self.route.view == "native":
             return model
         if self.route.view == "none":
@@ -258,13 +258,13 @@ class ForeignAttack(BaseAttack):
 
 
 def find_threshold(loss: Loss, clean: Tensor, batch: Batch, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the loss that counts as success, and what a margin of 1 is, for each image.
+    """Return the loss threshold of success and the loss difference of a margin of 1, for each image.
 
     Args:
-        loss: One value per image.
-        clean: Logits of the clean images.
+        loss: (logits, y, valid, task) -> one value per image.
+        clean: Logits (N, K, *S) of the clean images.
         batch: Images and labels.
-        settings: `threshold` or `rise`, see `ForeignAttack`; `RISE` if neither is there.
+        settings: `threshold` or `rise`, see `ForeignAttack`; the default is `RISE`.
 
     Returns:
         Two tensors (N,); the second is positive.
@@ -281,7 +281,7 @@ def find_threshold(loss: Loss, clean: Tensor, batch: Batch, settings: Mapping[st
 
 @contextmanager
 def isolated_randomness(generator: torch.Generator) -> Iterator[None]:
-    """Seed the global generators of torch, NumPy and Python from a generator, and put their states back."""
+    """Seed the global generators of torch, NumPy and Python from a generator, and restore their states at exit."""
     seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
     of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
@@ -297,10 +297,10 @@ def isolated_randomness(generator: torch.Generator) -> Iterator[None]:
 
 
 def _share(value: Any, eps: float) -> Any:
-    """Work out "0.25*eps" and "1/4*eps", inside tables too; anything else is returned as it is."""
+    """Evaluate "0.25*eps" and "1/4*eps", also inside tables; other values are returned unchanged."""
     if isinstance(value, Mapping):
         return {key: _share(entry, eps) for key, entry in value.items()}
     found = SHARE.match(value) if isinstance(value, str) else None
     if found and float(found[2] or 1) == 0:
-        raise SpecError(expected("a share of the radius", "no division by 0", value, 'Such as "1/4*eps".'))
+        raise SpecError(expected("a share of the radius", "no division by 0", value, 'Use for example "1/4*eps".'))
     return float(found[1]) / float(found[2] or 1) * eps if found else value

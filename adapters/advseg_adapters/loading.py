@@ -1,4 +1,4 @@
-"""From `<toolkit>.<Class>` and its settings to what an adapter needs, with one-line errors before anything runs."""
+"""Validate the name and settings of a toolkit's attack before anything runs."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from advseg_adapters.foreign import SHARE, Route
 from advseg_bench.errors import PluginError, SpecError, expected, unknown
 
 SUPPORT = Path(__file__).with_name("support")
-"""Where `measure_support` keeps its tables: one JSON file a toolkit."""
+"""The folder of the support tables that `measure_support` writes: one JSON file per toolkit."""
 
 OURS = ("threshold", "rise")
+"""Settings of this package for success-gated classes."""
 
 
 def find_route(toolkit: str, class_name: str, routes: Mapping[str, Route], exported: Collection[str]) -> Route:
     """Return the route of an attack class.
 
     Args:
-        toolkit: Its import name.
-        class_name: Without the toolkit.
-        routes: Of the adapter.
-        exported: The attack classes of the installed package.
+        toolkit: Import name of the toolkit.
+        class_name: Name of the class, without the toolkit.
+        routes: Routes of the adapter, by class name.
+        exported: Attack classes of the installed package.
+
+    Returns:
+        The route.
 
     Raises:
-        PluginError: The package has no such class, or a newer one that the adapter does not know yet.
+        PluginError: The package has no such class, or the adapter has no route for it yet.
     """
     name = f"{toolkit}.{class_name}"
     if class_name not in exported:
@@ -35,13 +39,13 @@ def find_route(toolkit: str, class_name: str, routes: Mapping[str, Route], expor
     if class_name not in routes:
         raise PluginError(
             f"attack {name}: not in the support table yet: the installed {toolkit} is newer than this adapter. "
-            "Use another attack, or another version of the toolkit."
+            "Use another attack or another version of the toolkit."
         )
     return routes[class_name]
 
 
 def is_batched(toolkit: str, class_name: str) -> bool:
-    """Return whether the support table measured that images may share a call of this class."""
+    """Return whether images may share a call of this class, as measured in the support table."""
     path = SUPPORT / f"{toolkit}.json"
     if not path.is_file():
         return False
@@ -58,17 +62,17 @@ def check_settings(
     fixed: Mapping[str, str],
     gated: bool = True,
 ) -> None:
-    """Check a user's settings against the parameters of a class.
+    """Validate settings against the parameters of a class.
 
     Args:
-        where: "attack <name>".
+        where: "attack <name>", the beginning of error messages.
         build: The class.
-        settings: As the user gave them.
-        fixed: Parameters that are not the user's to set -> what they are.
-        gated: Whether `threshold` and `rise` are settings too.
+        settings: Settings of the user.
+        fixed: Parameters that users cannot set -> the reason.
+        gated: Whether `threshold` and `rise` are accepted.
 
     Raises:
-        SpecError: A name the class does not take, or a value of another type than its default.
+        SpecError: A setting is unknown or fixed, or its type differs from that of the default.
     """
     parameters = _parameters(build)
     known = {name for name in parameters if name not in fixed} | (set(OURS) if gated else set())
@@ -87,7 +91,7 @@ def _parameters(build: Callable[..., object]) -> dict[str, inspect.Parameter]:
 
 
 def _check_type(where: str, default: Any, value: Any) -> None:
-    """Hold a value to the type of the default, as far as it has one."""
+    """Require the type of the default, if that is a bool, a number or a string."""
     if isinstance(default, bool):
         right, what = isinstance(value, bool), "true or false"
     elif isinstance(default, (int, float)):

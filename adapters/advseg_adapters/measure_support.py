@@ -1,9 +1,9 @@
-"""Measures what each attack class of a toolkit can do on a trained segmenter.
+"""Measure the capabilities of each attack class of a toolkit on a trained segmentation model.
 
-Run it as `python -m advseg_adapters.measure_support torchattacks foolbox art --page docs/support.md`. One network of
-the suite `quick` is put to all three kinds of task, and every class that has a route attacks the same four images, with
-the settings of its route and no others. The result is one JSON table a toolkit, beside the adapters, which the core
-reads without importing anything; `support_page` words it for people.
+Run `python -m advseg_adapters.measure_support torchattacks foolbox art --page docs/support.md`. One network of the
+suite `quick` is recast to all three task types, and every class with a route attacks the same four images with the
+settings of its route. The result is one JSON table per toolkit, which the core reads without an import of the toolkit;
+`support_page` renders the tables as Markdown.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ IMAGES = 4
 SEED = 0
 VIOLATIONS = {"non_finite": "not finite", "out_of_bounds": "out of bounds", "over_budget": "over budget"}
 ATTEMPT_S = 60
-"""How long a class that is said not to run may try."""
+"""Time limit, in seconds, for a class that is expected to fail."""
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One kind of task: a trained network and images that show every class.
+    """A trained network and images with every class, for one task type.
 
     Attributes:
-        model: Images -> logits.
+        model: Images (N, C, *S) -> logits (N, K, *S).
         batch: Images and labels.
     """
 
@@ -68,15 +68,15 @@ class Scene:
     batch: Batch
 
     def loss(self, x: Tensor) -> Tensor:
-        """Return the loss of each image."""
+        """Return the loss of each image, (N,)."""
         with torch.no_grad():
             return dice(self.model(x), self.batch.y, self.batch.valid, self.batch.task)
 
 
 class Rowwise(nn.Module):
-    """A model that evaluates one image after the other.
+    """A model that evaluates images one by one.
 
-    So an image's logits have the same bits in any batch, and what a batch changes is the attack's doing.
+    The logits of an image are then bit-identical in any batch, so that any effect of the batch is due to the attack.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -89,12 +89,15 @@ class Rowwise(nn.Module):
 
 
 def make_scenes(name: str = "quick", network: str = "basicunet-s", *, rowwise: bool = False) -> dict[TaskKind, Scene]:
-    """Return the scenes of all kinds of task; trains the network if it is not in the cache yet.
+    """Return the scenes of all task types; the network is trained if it is not in the cache.
 
     Args:
-        name: Of a shipped suite.
-        network: One of its models.
-        rowwise: Evaluate one image after the other, see `Rowwise`.
+        name: Name of a shipped suite.
+        network: Name of one of its models.
+        rowwise: Evaluate images one by one; see `Rowwise`.
+
+    Returns:
+        Task type -> scene.
     """
     suite = Suite.load(name)
     torch.set_num_threads(suite.compute.threads)
@@ -114,11 +117,14 @@ def make_scenes(name: str = "quick", network: str = "basicunet-s", *, rowwise: b
 
 
 def measure_toolkit(toolkit: str, only: Sequence[str] = ()) -> Json:
-    """Return the support table of a toolkit; rows that are not asked for are taken over from the file.
+    """Return the support table of a toolkit.
 
     Args:
         toolkit: "art", "torchattacks" or "foolbox".
-        only: Class names; all if empty.
+        only: Names of the classes to measure; other rows are kept from the file. Empty for all.
+
+    Returns:
+        The table, as in the file.
     """
     module = import_module(f"advseg_adapters.{toolkit}")
     path = SUPPORT / f"{toolkit}.json"
@@ -136,7 +142,7 @@ def measure_toolkit(toolkit: str, only: Sequence[str] = ()) -> Json:
     used = ["torch", "monai", "numpy", DISTRIBUTIONS[toolkit], *(["numba"] if find_spec("numba") else [])]
     measured = {
         "versions": {name: version(name) for name in used},
-        "model": "basicunet-s of the suite quick, recast to each kind of task",
+        "model": "basicunet-s of the suite quick, recast to each task type",
         "loss": "dice",
         "images": list(scenes["binary"].batch.images),
         "eps": EPS,
@@ -148,7 +154,7 @@ def measure_toolkit(toolkit: str, only: Sequence[str] = ()) -> Json:
 def measure_class(
     module: ModuleType, toolkit: str, name: str, scenes: dict[TaskKind, Scene], rowwise: dict[TaskKind, Scene]
 ) -> Json:
-    """Return one row: what the route says, and what a run of every kind and norm gave."""
+    """Return one row of the table: the route, and the results for every task type and norm."""
     route: Route = module.ROUTES[name]
     row: Json = {"name": f"{toolkit}.{name}", "status": "cannot", "reason": route.reason}
     row |= {"view": "" if route.view == "none" else route.view}
@@ -183,12 +189,12 @@ def _build(module: ModuleType, name: str, scene: Scene, settings: Json | None = 
 def _run(attack: ForeignAttack, scene: Scene, norm: Norm) -> Tensor:
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(len(scene.batch.x))]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a toolkit's deprecations are no finding about its attacks
+        warnings.simplefilter("ignore")  # deprecation warnings of a toolkit are irrelevant here
         return attack(scene.model, scene.batch, budget=Budget(norm, EPS[norm]), generators=generators)
 
 
 def _measure_run(module: ModuleType, name: str, kind: TaskKind, norm: Norm, scene: Scene) -> Json:
-    """Attack the images of a scene, one image a call, and say what came of it."""
+    """Attack the images of a scene, one image per call, and return the results."""
     attack = replace(_build(module, name, scene), batched=False)
     batch, model, n = scene.batch, scene.model, len(scene.batch.x)
     with Counter(model).count(n) as tally:
@@ -216,7 +222,7 @@ def _measure_run(module: ModuleType, name: str, kind: TaskKind, norm: Norm, scen
 
 
 def _is_preserved(module: ModuleType, name: str, kind: TaskKind, norm: Norm, scene: Scene) -> bool:
-    """Whether one call of all images gives the bits that a call of each gives, without a random start."""
+    """Return whether one call for all images is bit-identical to one call per image, without a random start."""
     route: Route = module.ROUTES[name]
     fixed = {key: False for key in route.random_by if route.settings.get(key)}
     attack = replace(_build(module, name, scene, fixed), batched=True)
@@ -225,13 +231,13 @@ def _is_preserved(module: ModuleType, name: str, kind: TaskKind, norm: Norm, sce
     alone = _run(replace(attack, batched=False), scene, norm)
     try:
         together = _run(attack, scene, norm)
-    except Exception:  # whatever it is, it comes of the batch: one by one the same images went through
+    except Exception:  # any failure is due to the batch: single images succeeded
         return False
     return torch.equal(alone, together)
 
 
 def _attempt(module: ModuleType, name: str, scenes: dict[TaskKind, Scene]) -> str:
-    """Run a class against its reason, and say what happens."""
+    """Run a class that is expected to fail, and describe the outcome."""
     scene = scenes["multilabel"]
     route = replace(module.ROUTES[name], reason="")
 
@@ -256,7 +262,7 @@ def _attempt(module: ModuleType, name: str, scenes: dict[TaskKind, Scene]) -> st
 
 
 def _random_sign(batch: Batch, norm: Norm) -> Tensor:
-    """The control: a random sign at full radius."""
+    """Return the noise baseline: a random sign at full radius."""
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(len(batch.x))]
     direction = steepest(random_sign(batch.x, generators), norm)
     return project(batch.x + EPS[norm] * direction, batch.x, Budget(norm, EPS[norm]), batch.bounds)
@@ -277,9 +283,11 @@ def _brief(row: Json) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure toolkits and write their tables."""
     parser = argparse.ArgumentParser(prog="advseg_adapters.measure_support", description=main.__doc__)
-    parser.add_argument("toolkits", nargs="*", choices=[*DISTRIBUTIONS, []], help="none: only the page is written")
-    parser.add_argument("--only", default="", help="class names, separated by commas; other rows are kept")
-    parser.add_argument("--page", type=Path, help="write the tables as Markdown here, such as docs/support.md")
+    parser.add_argument(
+        "toolkits", nargs="*", choices=[*DISTRIBUTIONS, []], help="toolkits to measure; none writes the page only"
+    )
+    parser.add_argument("--only", default="", help="comma-separated class names; other rows are kept")
+    parser.add_argument("--page", type=Path, help="Markdown file to write the tables to, such as docs/support.md")
     options = parser.parse_args(arguments)
     only = [name for name in options.only.split(",") if name]
     for toolkit in options.toolkits:

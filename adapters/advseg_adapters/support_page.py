@@ -1,4 +1,4 @@
-"""The support tables as a page of Markdown."""
+"""Render the support tables as a Markdown page."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import Any
 Json = Mapping[str, Any]
 
 HEAD = """\
-# What each attack class can do on a segmenter
+# Attack classes of the toolkits on segmentation models
 
-Measured, not written: `python -m advseg_adapters.measure_support torchattacks foolbox art --page docs/support.md`
-runs every class and makes this page. Tests hold the adapters to it.
+All results are measured: `python -m advseg_adapters.measure_support torchattacks foolbox art --page docs/support.md`
+runs every class and writes this page. Tests compare the adapters with it.
 
-- **view**: *loss*: the class climbs the loss of the suite through a two-class view. *margin*: it asks "is this
-  segmentation still good?", and the answer flips where the loss passes a threshold. *native*: it sees masks. *none*:
-  it never looks at the model.
-- **objective**: *follows loss*; *success-gated*: it stops, or returns the clean image, by its own test of success, so
-  it has a threshold (a loss {rise} above the clean one, unless `threshold` or `rise` is set) and reports how many
-  images got past it; *own loss*: it climbs something of its own.
-- **images a call**: *many*: one call of four images gave the bits of four calls of one. *1*: it did not, the class
-  draws random numbers, or what an image costs depends on its neighbours; the harness then calls it for each image.
-- **loss**: mean over the images: clean -> attacked, for binary / multilabel / multiclass, and under it what a random
-  sign of the same norm and radius reaches. A result in *italics* is not above both, and no image reached the threshold;
-  or the class never looks at the model, and harms by chance.
-- **reached**: images past the threshold, of {images}, for the three kinds.
-- **unchanged**: results equal to the clean image, over all kinds and norms; such a result is flagged in every run and
-  is no sign of robustness.
-- **cost**: forwards + backwards an image.
+- **view**: what the class attacks. *loss*: a two-class view whose cross-entropy follows the loss of the suite.
+  *margin*: a two-class view whose class changes where the loss exceeds a threshold. *native*: an estimator with masks
+  as labels. *none*: the class ignores the model.
+- **objective**: *follows loss*: it increases the loss of the suite. *success-gated*: it stops, or returns the clean
+  image, by its own criterion of success, so it has a threshold (a loss {share} above the clean one, unless `threshold`
+  or `rise` is set) and reports how many images exceed it. *own loss*: it increases a loss of the class.
+- **images per call**: *many*: one call with four images is bit-identical to four calls with one. *1*: it is not, the
+  class uses random numbers, or the cost of an image depends on the other images; each image then gets a separate call.
+- **loss**: mean over the images, clean -> attacked, for binary / multilabel / multiclass tasks; in parentheses the
+  noise baseline, a random sign of the same norm and radius. *Italics*: the attacked loss is not above both, and no
+  image reached the threshold; or the class ignores the model, so that any harm is by chance.
+- **reached**: images beyond the threshold, of {images}, for the three task types.
+- **unchanged**: results equal to the clean image, over all task types and norms. Every run flags such a result, which
+  is no evidence of robustness.
+- **cost**: forwards + backwards per image.
 
-Network: {model}; loss `{loss}`; L_inf 8/255, L2 1.0; seed {seed}; the settings of the table and else the class's own.
+Network: {model}; loss `{loss}`; L_inf 8/255, L2 1.0; seed {seed}; settings as listed, otherwise defaults of the class.
 """
 
 
 def read_tables(folder: Path) -> list[Json]:
-    """Return the tables of a folder, by name of the toolkit."""
+    """Return the tables of a folder, sorted by the name of the toolkit."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def render(tables: Iterable[Json]) -> str:
-    """Return the page."""
+    """Return the page as Markdown."""
     tables = list(tables)
     setting = tables[0]["measured_with"]
     head = HEAD.format(
-        rise="10 %", images=len(setting["images"]), model=setting["model"], loss=setting["loss"], seed=setting["seed"]
+        share="10 %", images=len(setting["images"]), model=setting["model"], loss=setting["loss"], seed=setting["seed"]
     )
     return "\n".join([head, *(_render_table(table) for table in tables)])
 
@@ -57,15 +57,15 @@ def _render_table(table: Json) -> str:
     lines = [
         f"## {table['toolkit']} {table['version']}",
         "",
-        f"{len(runs)} of {len(table['rows'])} classes run; {strong} of them raise the loss above that of a random sign "
-        "or reach the threshold on every kind of task.",
+        f"{len(runs)} of {len(table['rows'])} classes run; {strong} of them raise the loss above the noise baseline "
+        "or reach the threshold for every task type.",
         "",
-        "| class | view | objective | norm | loss: clean -> attacked (random sign) | reached | unchanged "
-        "| images a call | cost | settings of ours, notes |",
+        "| class | view | objective | norm | loss: clean -> attacked (noise baseline) | reached | unchanged "
+        "| images per call | cost | changed defaults, notes |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_render_run(row, norm) for row in runs for norm in row["norms"]]
-    lines += ["", "| class that cannot | why | what happens if it is run |", "|---|---|---|"]
+    lines += ["", "| unsupported class | reason | outcome of a run |", "|---|---|---|"]
     lines += [f"| {_class(row)} | {row['reason']} | {_escape(row.get('attempt', ''))} |" for row in cannot]
     return "\n".join([*lines, ""])
 
@@ -81,7 +81,7 @@ def _render_run(row: Json, norm: str) -> str:
     notes = [text for text in (settings, row["note"]) if text]
     many = "many" if row["batching"] == "batch-preserving" else "1"
     if many == "many" and row["settings"].get("random_start"):
-        many = "1; many without its random start"
+        many = "1; many without a random start"
     cells = [_class(row), row["view"] or "none", row["objective"] or "none", norm, losses, reached]
     return "| " + " | ".join(map(str, [*cells, unchanged, many, cost, ". ".join(notes)])) + " |"
 

@@ -1,9 +1,9 @@
-"""torchattacks: each of its attack classes on segmenters, through the image-level views.
+"""torchattacks: its attack classes on segmentation models, through the image-level views.
 
-The classes see a view, never the model: what they do to training flags, normalisation or parameters of "their"
-classifier does not reach it. They know only images in [0, 1] with two space axes; other bounds are mapped, volumes are
-laid out as one tall slice for the classes that treat every pixel alike, and a single channel stands for three where a
-class convolves three.
+The classes see a view and never the model, so that their changes of training flags, normalisation or parameters do not
+affect it. They support only images in [0, 1] with two spatial axes. Other bounds are mapped to [0, 1]. Volumes are
+reshaped to one tall slice for classes that treat all pixels alike. A single channel is repeated where a class convolves
+three channels.
 """
 
 from __future__ import annotations
@@ -29,27 +29,30 @@ from advseg_bench.losses import Loss
 from advseg_bench.protocols import Attack, Model
 from advseg_bench.types import Budget, Task
 
+__all__ = ["CLASSES", "ROUTES", "TorchattacksAttack", "load"]
+
 CLASSES: dict[str, type] = {name: getattr(torchattacks, name) for name in torchattacks.__all__}
-"""Every attack class that the installed package exports."""
+"""Every attack class that the installed package exports, by name."""
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 THREE_CHANNELS = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 FIXED = {
-    "model": "given by the harness",
-    "norm": "the key `norm` of a suite",
-    "verbose": "off: a run has its own progress",
-    "n_classes": "given by the view, which has two classes",
-    "multi_targeted": "off: the view has one other class",
+    "model": "set by the harness",
+    "norm": "set by the key `norm` of a suite",
+    "verbose": "off: a run shows its own progress",
+    "n_classes": "set by the view, which has two classes",
+    "multi_targeted": "off: the view has only one other class",
 }
+"""Parameters that are not settings -> why."""
 CHOICES = {"UPGD": ("ce",), "APGD": ("ce",), "Square": ("margin", "ce")}
-"""Values of the setting `loss` that two classes allow; DLR needs three, and UPGD's margin is flat in a `LossView`."""
+"""Values of the setting `loss` for two classes; DLR needs three, and UPGD's margin is flat in a `LossView`."""
 
 STEP = {"alpha": "0.25*eps"}
 STARTED = {"random_start": True}
 SEARCH = {"binary_search_steps": 5, "max_iterations": 50, "initial_const": 0.1}
 _SHIFTED = "Shifts the image but not its mask. Images must be square."
-_BOTH_WAYS = "Climbs the divergence from the clean view, whichever way it began: it may improve a segmentation."
-_ZERO_PIXELS = "A pixel at a bound cannot move: its place on the tanh curve is infinite."
+_BOTH_WAYS = "Increases the divergence from the clean view in either direction: it may improve a segmentation."
+_ZERO_PIXELS = "A pixel at a bound cannot change: its inverse tanh is infinite."
 
 ROUTES: dict[str, Route] = {
     "VANILA": Route(reason="it returns the clean image", eps=None),
@@ -63,13 +66,13 @@ ROUTES: dict[str, Route] = {
     "TPGD": Route(objective="own loss", settings=STEP, random=True, note=_BOTH_WAYS),
     "MIFGSM": Route(settings=STEP),
     "UPGD": Route(settings=STEP, random=True, random_by=("random_start",)),
-    "APGD": Route(norms=("linf", "l2"), random=True, note="Runs in its own mode `best_loss`, which stops at no class."),
-    "APGDT": Route(view="margin", reason="its targeted DLR loss needs four classes, and a view has two"),
+    "APGD": Route(norms=("linf", "l2"), random=True, note="Its mode `best_loss` does not stop at success."),
+    "APGDT": Route(view="margin", reason="its targeted DLR loss needs four classes; a view has two"),
     "DIFGSM": Route(settings=STEP, random=True, dims=(2,), square=True, note=_SHIFTED),
     "TIFGSM": Route(
         settings=STEP, random=True, dims=(2,), square=True, note=f"{_SHIFTED} Images have 1 or 3 channels."
     ),
-    "Jitter": Route(reason="it divides the logits by the largest, and of two classes nothing is left to climb"),
+    "Jitter": Route(reason="it divides the logits by the largest, which leaves no loss to increase with two classes"),
     "NIFGSM": Route(settings=STEP),
     "PGDRS": Route(settings=STEP | {"noise_sd": "1*eps"}, random=True),
     "SINIFGSM": Route(settings=STEP),
@@ -83,7 +86,7 @@ ROUTES: dict[str, Route] = {
         objective="success-gated",
         eps="theta",
         settings={"gamma": 0.01},
-        note="Memory grows with the square of the pixels: 64 x 64 take 0.5 GB.",
+        note="Memory grows with the square of the number of pixels: 64 x 64 pixels take 0.5 GB.",
     ),
     "EADL1": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, settings=SEARCH, single=True),
     "EADEN": Route(view="margin", objective="success-gated", norms=("l2",), eps=None, settings=SEARCH, single=True),
@@ -111,7 +114,7 @@ ROUTES: dict[str, Route] = {
     ),
     "AutoAttack": Route(
         view="margin",
-        reason="where its first APGD fails it goes on with DLR losses, which need three classes, and a view has two",
+        reason="where its first APGD fails it continues with DLR losses, which need three classes; a view has two",
     ),
     "Square": Route(
         view="margin",
@@ -124,32 +127,48 @@ ROUTES: dict[str, Route] = {
         square=True,
         note="Images must be square.",
     ),
-    "MultiAttack": Route(eps=None, reason="it takes attack objects; name its attacks in the suite, one entry each"),
-    "LGV": Route(
-        eps=None, reason="it trains copies of the classifier it attacks, and a view has no weights of its own"
-    ),
+    "MultiAttack": Route(eps=None, reason="it takes attack objects; name each of its attacks in the suite instead"),
+    "LGV": Route(eps=None, reason="it trains copies of the classifier that it attacks, and a view has no weights"),
 }
+"""How each class attacks a segmentation model, or why it cannot; by name of the class."""
 
 
 def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Task) -> Attack:
-    """Build an attack from the name of a class.
+    """Build an attack of torchattacks from the name of its class.
 
     Args:
-        class_name: Of the package, such as "PGD".
-        settings: Parameters of the class, and `threshold` or `rise` for success-gated ones.
-        loss: One value per image.
-        task: Not needed: the views serve every kind.
+        class_name: Name of a class of the package, such as "PGD".
+        settings: Parameters of the class, and `threshold` or `rise` for success-gated classes.
+        loss: (logits, y, valid, task) -> one value per image, (N,); None for classes that ignore the model.
+        task: Unused, since the views support every task type.
+
+    Returns:
+        The attack; call it with a model and a batch, see `BaseAttack`.
+
     Raises:
-        PluginError: an unknown class.
-        IncompatibleError: a class that cannot attack a segmenter.
-        SpecError: settings that the class does not take, or no loss.
+        PluginError: The class is unknown.
+        IncompatibleError: The class cannot attack a segmentation model.
+        SpecError: The class does not accept the settings, or the loss is missing.
+
+    Source:
+        Torchattacks, arXiv:2010.01950.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> from advseg_adapters import torchattacks
+        >>> attack = torchattacks.load("FGSM", {}, ab.losses.bce, ab.Task("binary", ("lesion",)))
+        >>> batch = ab.Batch.of(torch.full((1, 1, 8, 8), 0.5), torch.ones(1, 1, 8, 8), task="binary")
+        >>> x_adv = attack(torch.nn.Conv2d(1, 1, 1), batch, eps=0.1)
+        >>> round(float((x_adv - batch.x).abs().max()), 3)
+        0.1
     """
     name = f"torchattacks.{class_name}"
     route = find_route("torchattacks", class_name, ROUTES, CLASSES)
     attack = TorchattacksAttack(
         name=name, route=route, loss=loss, settings=settings, batched=is_batched("torchattacks", class_name)
     )
-    eps = {route.eps: "the key `eps` of a suite"} if route.eps else {}
+    eps = {route.eps: "set by the key `eps` of a suite"} if route.eps else {}
     check_settings(f"attack {name}", CLASSES[class_name], settings, fixed=FIXED | eps, gated=route.view == "margin")
     allowed = CHOICES.get(class_name)
     if allowed and settings.get("loss", allowed[0]) not in allowed:
@@ -163,15 +182,42 @@ def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Tas
 
 @dataclass(frozen=True, kw_only=True)
 class TorchattacksAttack(ForeignAttack):
-    """A class of torchattacks in the shape of ours; see `ForeignAttack`."""
+    """An attack class of torchattacks as an attack of this package; built by `load`.
+
+    Images whose bounds are not [0, 1] are mapped to [0, 1] for the class, and back.
+
+    Attributes:
+        name: "torchattacks.<Class>".
+        route: How the class attacks a segmentation model.
+        loss: (logits, y, valid, task) -> one value per image, (N,).
+        settings: Parameters of the class, and `threshold` or `rise`; see `ForeignAttack`.
+        batched: Whether images may share a call.
+
+    Cost:
+        That of the class; `docs/support.md` lists the measured passes per image.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> from advseg_adapters.torchattacks import ROUTES, TorchattacksAttack
+        >>> attack = TorchattacksAttack(name="torchattacks.APGD", route=ROUTES["APGD"], loss=ab.losses.dice)
+        >>> attack.class_name, attack.traits.norms, attack.is_random()
+        ('APGD', ('linf', 'l2'), True)
+    """
 
     unit: ClassVar[bool] = True
 
     def build(self, target: nn.Module, budget: Budget) -> torchattacks.attack.Attack:
         """Construct the class for a classifier and a budget.
 
+        Args:
+            target: Images (N, C, *S) -> logits (N, 2).
+            budget: Norm and radius.
+
+        Returns:
+            An object of the class.
+
         Raises:
-            SpecError: The class refuses its settings.
+            SpecError: The class does not accept its settings.
         """
         kind = CLASSES[self.class_name]
         arguments = self.parameters(budget)
@@ -200,7 +246,7 @@ class TorchattacksAttack(ForeignAttack):
         return project(found, x, budget, batch.bounds) if self.class_name in RUNS else found
 
     def _lay_out(self, x: Tensor) -> Tensor:
-        """Images in the one shape that the class knows: two space axes, and three channels where it convolves three."""
+        """Reshape images to two spatial axes, and to three channels where the class convolves three."""
         if x.dim() > 4:
             x = x.flatten(2, -2)
         if self.class_name not in THREE_CHANNELS or x.shape[1] == 3:
@@ -214,17 +260,16 @@ class TorchattacksAttack(ForeignAttack):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torchattacks' printing and the deprecations of its own calls away."""
+    """Silence the output of torchattacks and its internal deprecation warnings."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torchattacks")
         yield
 
 
 class _LaidOut(nn.Module):
-    """A view for images that were laid out anew: their first channels, in the shape the view knows.
+    """A view for reshaped images: it restores their shape and keeps only their original channels.
 
-    A class that convolves each of three equal channels by itself gives the first one what it would give a single one;
-    the others get no gradient and are dropped.
+    Classes that convolve three equal channels separately treat the first one like a single channel.
     """
 
     def __init__(self, view: nn.Module, shape: torch.Size) -> None:
@@ -233,28 +278,25 @@ class _LaidOut(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Laid-out images -> logits (N, 2)."""
+        """Map reshaped images to logits (N, 2)."""
         logits: Tensor = self.view(x[:, : self.shape[0]].reshape(-1, *self.shape))
         return logits
 
 
 def _call(attack: torchattacks.attack.Attack, x: Tensor, y: Tensor) -> Tensor:
-    """Run a class the public way."""
+    """Run a class by its public call."""
     found: Tensor = attack(x, y)
     return found
 
 
 def _climb(attack: torchattacks.attack.Attack, x: Tensor, y: Tensor) -> Tensor:
-    """Run APGD for the largest loss; called the public way it returns the clean image unless the class flips."""
+    """Run APGD for the largest loss; its public call returns the clean image unless the class changes."""
     found: Tensor = attack.perturb(x, y, best_loss=True)[1]
     return found
 
 
 def _remember(attack: torchattacks.attack.Attack, x: Tensor, y: Tensor) -> Tensor:
-    """Run a class that returns the clean image unless the class flips; then return the best its last run had.
-
-    FAB's may lie outside the budget, so it is projected.
-    """
+    """Run a class that returns the clean image unless the class changes; return its last iterate instead."""
     single, ends = attack.attack_single_run, [x]
 
     def recorded(*args: Any, **settings: Any) -> Any:
@@ -273,4 +315,4 @@ RUNS: dict[str, Callable[[torchattacks.attack.Attack, Tensor, Tensor], Tensor]] 
     "SPSA": _call,
     "Square": _remember,
 }
-"""Classes whose result is projected here, with the way they are run. (SPSA leaves the bounds by a rounding.)"""
+"""Classes whose result is projected, with the function that runs them. (SPSA exceeds the bounds by rounding.)"""

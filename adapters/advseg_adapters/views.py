@@ -1,8 +1,8 @@
-"""Image-level views: what lets an attack on classifiers attack a segmenter.
+"""Image-level views: adapters that let an attack on classifiers attack a segmentation model.
 
-A view is a classifier of two classes whose decision and whose cross-entropy speak of one image's segmentation. It
-carries the mask of ONE image and accepts any number of rows, because attacks subset, repeat and reorder their batch;
-a view that carries several masks accepts only its own images, in order and all of them.
+A view is a two-class classifier whose decision and cross-entropy measure the segmentation of one image. It holds the
+mask of one image and accepts any number of rows, because attacks subset, repeat and reorder their batch. A view that
+holds several masks accepts exactly its images, in order.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from advseg_bench.losses import Loss
 from advseg_bench.protocols import Model
 
 ROWS = 32
-"""Rows a forward pass: attacks that search send hundreds of candidates at once."""
+"""Rows per forward pass: search attacks evaluate hundreds of candidates at once."""
 
 
 class _View(nn.Module):
-    """The part both views share: rows in, one loss value per row.
+    """Base of both views: rows in, one loss value per row.
 
-    The model is not a submodule: what an attack does to its classifier (modes, flags, hooks, looking for batch norms)
-    does not reach it. The dummy parameter tells attacks where to put their images.
+    The model is not a submodule, so that an attack cannot reach it through its classifier (modes, flags, hooks,
+    batch norms). The dummy parameter shows the device to attacks.
     """
 
     def __init__(self, model: Model, batch: Batch, loss: Loss) -> None:
@@ -36,17 +36,24 @@ class _View(nn.Module):
         self.eval()
 
     def values(self, x: Tensor) -> Tensor:
-        """Return the loss of each row, (N,). Casts `x` to the type of the images: some attacks send float64."""
+        """Return the loss of each row, (N,).
+
+        Args:
+            x: Rows (N, C, *S); cast to the type of the images, since some attacks use float64.
+
+        Raises:
+            IncompatibleError: The shape of the rows, or their number, does not match the images.
+        """
         batch = self._batch
         own = len(batch.x)
         if x.shape[1:] != batch.x.shape[1:]:
             raise IncompatibleError(
                 f"view: expected rows of shape {tuple(batch.x.shape[1:])}, got {tuple(x.shape[1:])}. "
-                "The attack changes the shape of images."
+                "Use an attack that keeps the shape of images."
             )
         if own > 1 and len(x) != own:
             raise IncompatibleError(
-                f"view: expected the {own} images it was made for, got {len(x)} rows, which belong to no mask. "
+                f"view: expected the {own} images it was made for, got {len(x)} rows without a mask. "
                 "Make a view for each image."
             )
         x = x.to(batch.x)
@@ -62,15 +69,15 @@ class _View(nn.Module):
 class LossView(_View):
     """A two-class classifier whose cross-entropy for class 0 is 1 + L, and whose gradient is that of L.
 
-    The logits are [0, M + log(-expm1(-M))] with M = 1 + L: then log(1 + exp(logit)) = M exactly, for binary, multilabel
-    and multiclass masks alike, and an attack that climbs cross-entropy climbs our loss. A loss that can be negative
-    enters as M = 1 / (1 - L) there: the same value and slope at 0, increasing, never 0. (In float32 a toolkit's own
-    cross-entropy of a small M is M to 1e-7, so far below 0 its value is coarse; its gradient is not.)
+    The logits are [0, M + log(-expm1(-M))] with M = 1 + L. Then log(1 + exp(logit)) = M exactly, for every task type,
+    and an attack that increases the cross-entropy increases the loss L. For negative L, M = 1 / (1 - L): it has the
+    same value and slope at 0, is increasing, and never 0. (In float32 the cross-entropy of a small M is exact to 1e-7,
+    so for L far below 0 its value is coarse, but its gradient is not.)
 
     Args:
-        model: Images -> logits of the segmentation.
-        batch: One image with its mask (then any number of rows may come), or several (then exactly these).
-        loss: One value per image.
+        model: Images (N, C, *S) -> segmentation logits (N, K, *S).
+        batch: One image with its mask, for any number of rows; or several, for exactly these images.
+        loss: (logits, y, valid, task) -> one value per image.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,18 +90,18 @@ class LossView(_View):
 
 
 class MarginView(_View):
-    """A two-class classifier that asks "is this segmentation still good?": class 1 where L exceeds a threshold.
+    """A two-class classifier for attacks that stop at success or search for a minimal norm.
 
-    The logits are [-m/2, m/2] with m = (L - threshold) / scale, so the class flips exactly at the threshold and the
-    gradient of the cross-entropy is a positive multiple of that of L. For attacks that stop at success or search for a
-    minimal norm. Neither logit is constant: attacks that look at one class at a time (CW, saliency maps) need both.
+    Class 1 wins where the loss L exceeds a threshold. The logits are [-m/2, m/2] with m = (L - threshold) / scale,
+    so the class changes exactly at the threshold, and the gradient of the cross-entropy is a positive multiple of that
+    of L. Neither logit is constant, since some attacks (CW, saliency maps) differentiate each logit separately.
 
     Args:
-        model: Images -> logits of the segmentation.
+        model: Images (N, C, *S) -> segmentation logits (N, K, *S).
         batch: One image with its mask, or several, as for `LossView`.
-        loss: One value per image.
-        threshold: (N,) loss above which the segmentation counts as broken.
-        scale: (N,) positive; what a margin of 1 means in units of the loss.
+        loss: (logits, y, valid, task) -> one value per image.
+        threshold: (N,) loss above which an attack succeeds.
+        scale: (N,) positive: the loss difference of a margin of 1.
     """
 
     def __init__(self, model: Model, batch: Batch, loss: Loss, *, threshold: Tensor, scale: Tensor) -> None:
@@ -108,10 +115,10 @@ class MarginView(_View):
 
 
 class BlindView(nn.Module):
-    """Stands in for the model of an attack that never looks at it: logits of zero for any image.
+    """A placeholder for the model of an attack that ignores it: zero logits for any image.
 
     Args:
-        batch: Tells the device.
+        batch: Determines the device.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -120,12 +127,12 @@ class BlindView(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, *S) -> logits (N, 2)."""
+        """Return logits (N, 2) of zero."""
         return x.new_zeros(len(x), 2)
 
 
 class _Hidden:
-    """Holds a model so that `torch.nn.Module` does not take it for a part of the view."""
+    """Holds a model such that `torch.nn.Module` does not register it as a submodule."""
 
     def __init__(self, model: Model) -> None:
         self._held = (model,)

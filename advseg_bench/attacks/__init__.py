@@ -1,4 +1,4 @@
-"""How is an image moved? The reference attacks as classes; `registry.catalogue.ATTACKS` lists them by name.
+"""How is an image perturbed? The reference attacks as classes; `registry.catalogue.ATTACKS` lists them by name.
 
 ```
 x_adv = ab.attacks.PGD(loss="dice", steps=20)(model, ab.Batch.of(x, y, task="multilabel"), eps=4 / 255)

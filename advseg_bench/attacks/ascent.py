@@ -23,28 +23,40 @@ from advseg_bench.types import Budget, Traits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectedAscent(BaseAttack):
-    """Climb the loss in steps of fixed size, brought back into the budget and the bounds after each.
+    """Projected gradient ascent: steps of fixed size, each followed by a projection onto budget and bounds.
 
     x_{t+1} = P(x_t + step_size * eps * d(m_t)), where d is the direction of steepest ascent in the norm of the budget
     (the sign for L_inf, g / ||g||_2 for L2), m_t = g_t without momentum and m_t = decay * m_{t-1} + g_t / ||g_t||_1
-    with it, and g_t is the gradient of the sum of one loss value per image. P clips the perturbation to the budget
-    first and the image to the bounds second. A value whose gradient is NaN does not move under L_inf, since the sign of
-    NaN is 0 in torch; under L2 the image becomes NaN.
+    with it, and g_t is the gradient of the sum of one loss value per image. P clips first the perturbation to the
+    budget and then the image to the bounds. Where a gradient is NaN, an L_inf attack does not change the value, since
+    the sign of NaN is 0 in torch; an L2 attack sets the image to NaN.
 
     Attributes:
-        loss: What to increase: a name, or a function, see `advseg_bench.losses`.
-        steps: Number of forwards, at least 1; as many gradients and moves, but see `keep`.
-        step_size: As a share of the radius; None stands for 1 / moves.
-        random_start: Start at a point drawn uniformly from the ball, clipped to the bounds, instead of at the image.
-        decay: Weight of the accumulated gradient; None is no momentum (and no normalisation).
-        momentum_norm: What a gradient is divided by before it is accumulated: its L1 or L2 norm per image, the mean of
-            its absolute values ("mean": as "l1", up to a constant that no direction depends on), or nothing ("none").
-            "sign" accumulates signs instead.
-        label: What the loss compares with: "true" labels or the "empty" mask.
+        loss: The loss to increase: a name or a function, see `advseg_bench.losses`.
+        steps: Number of forward passes, at least 1; equals the number of gradient steps unless `keep` is "best".
+        step_size: Step size as a fraction of eps; None means 1 / number of gradient steps.
+        random_start: Start at a uniform sample from the ball, clipped to the bounds, instead of the clean image.
+        decay: Weight of the accumulated gradient; None means no momentum and no normalisation.
+        momentum_norm: Normalisation of a gradient before it is accumulated: its "l1" or "l2" norm per image, the "mean"
+            of its absolute values (same directions as "l1"), or "none". "sign" accumulates signs instead.
+        label: Labels of the loss: the "true" labels or the "empty" mask.
         targeted: Decrease the loss instead.
-        keep: "last": the last iterate is returned, whatever the loss was on the way. "best": each image's iterate of
-            the largest loss, the first one among them. The last forward then looks at the last iterate instead of
-            making another, so that the forwards are as many, and gradients and moves are `steps` - 1.
+        keep: "last" returns the last iterate. "best" returns the iterate of each image with the largest loss, the first
+            one in a tie; the last forward pass then evaluates the last iterate, so there are `steps` - 1 gradient
+            steps.
+
+    Cost:
+        `steps` forwards, `moves` backwards.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> model = ab.testing.LinearSegmenter(torch.tensor([4.0]), -2.0)
+        >>> x = torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+        >>> batch = ab.Batch.of(x, x > 0.5, task="binary")
+        >>> x_adv = ab.attacks.ProjectedAscent(loss="dice", steps=5, keep="best")(model, batch, eps=0.125)
+        >>> ab.geometry.distance(x_adv, x, "linf")
+        tensor([0.1250], dtype=torch.float64)
     """
 
     loss: Loss | str
@@ -58,7 +70,7 @@ class ProjectedAscent(BaseAttack):
     keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
-        """Find a loss by its name, and refuse settings without a meaning."""
+        """Resolve the name of the loss and validate the settings."""
         object.__setattr__(self, "loss", find_loss(self.loss))
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise SettingError(f"steps: expected a whole number of at least 1, got {self.steps!r}.")
@@ -71,10 +83,23 @@ class ProjectedAscent(BaseAttack):
         if self.keep not in ("last", "best"):
             raise SettingError(f"keep: expected 'last' or 'best', got {self.keep!r}.")
         if self.keep == "best" and self.steps < 2:
-            raise SettingError(f"steps: expected at least 2 to keep the best of, got {self.steps}. Use keep 'last'.")
+            raise SettingError(f"steps: expected at least 2 for keep 'best', got {self.steps}. Use keep 'last'.")
 
     def perturb(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return adversarial images; shape and dtype of `batch.x`. Cost: `steps` forwards and `moves` backwards."""
+        """Return adversarial images.
+
+        Args:
+            model: Images (N, C, *S) -> logits (N, K, *S).
+            batch: Images and labels.
+            budget: Norm and radius.
+            generators: One random generator per image.
+
+        Returns:
+            Images (N, C, *S) with the dtype of `batch.x`.
+
+        Cost:
+            `steps` forwards, `moves` backwards.
+        """
         x_adv, memory, best = self.start(batch, budget, generators), None, None
         for _ in range(self.moves):
             logits, (gradient,) = input_gradients(model, x_adv, [lambda logits: self.objective(logits, batch)])
@@ -89,37 +114,37 @@ class ProjectedAscent(BaseAttack):
 
     @property
     def traits(self) -> Traits:
-        """Those of the catalogue for these settings; without a cost for a subclass with a loop of its own."""
+        """The traits in the catalogue for these settings; without a cost for a subclass that overrides `perturb`."""
         traits = ascent_traits({"steps": self.steps, "keep": self.keep, "random_start": self.random_start})
         return traits if type(self).perturb is ProjectedAscent.perturb else without_cost(traits)
 
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
-        """Return the reason why it cannot be given a batch and a budget, or None."""
+        """Return the reason why the attack does not support a batch and a budget, or None."""
         return why_loss_unfit(self.loss, batch) or BaseAttack.why_not(self, batch, budget)
 
     @property
     def moves(self) -> int:
-        """How often an image is moved: once per gradient."""
+        """The number of gradient steps."""
         return self.steps - (self.keep == "best")
 
     @property
     def remembers(self) -> bool:
-        """Whether a direction depends on more than the last gradient."""
+        """Whether a direction depends on earlier gradients."""
         return self.decay is not None
 
     def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return the first iterate."""
+        """Return the first iterate, (N, C, *S)."""
         if not self.random_start:
             return batch.x
         offset = budget.eps * random_in_ball(batch.x, budget.norm, generators)
         return _confine(batch.x + offset, batch, budget)
 
     def objective(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return what is to be increased, (N,)."""
+        """Return the objective to increase, (N,)."""
         return evaluate_objective(self.loss, logits, batch, label=self.label, targeted=self.targeted)
 
     def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
-        """Return what the next direction is made of, from what the last one was made of (None at first)."""
+        """Return the accumulated gradient, from the previous one (None at the first step) and the new gradient."""
         if self.decay is None:
             return gradient
         if self.momentum_norm in ("sign", "l2"):
@@ -127,43 +152,70 @@ class ProjectedAscent(BaseAttack):
         elif self.momentum_norm != "none":
             sizes = gradient.abs().flatten(1)
             size = sizes.sum(1) if self.momentum_norm == "l1" else sizes.mean(1)
-            # A gradient that is zero everywhere adds nothing, rather than NaN.
+            # A gradient that is zero everywhere adds zero, not NaN.
             gradient = gradient / align(torch.where(size > 0, size, 1), gradient)
         return gradient if memory is None else self.decay * memory + gradient
 
     def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
-        """Return the next iterate."""
+        """Return the next iterate, projected."""
         return _confine(self.stride(x_adv, memory, budget), batch, budget)
 
     def stride(self, x_adv: Tensor, memory: Tensor, budget: Budget) -> Tensor:
-        """Return the next iterate before it is brought back."""
+        """Return the next iterate before the projection."""
         size = budget.eps * (1 / self.moves if self.step_size is None else self.step_size)
         return x_adv + size * steepest(memory, budget.norm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BIM(ProjectedAscent):
-    """The basic iterative method, or I-FGSM: steps of eps / steps from the image.
+    """BIM, the basic iterative method (I-FGSM): steps of eps / steps from the clean image.
+
+    Settings are those of `ProjectedAscent`.
 
     Cost:
-        `steps` forwards and backwards.
+        `steps` forwards, `steps` backwards.
 
     Source:
-        Kurakin et al., ICLR 2017 workshop, arXiv:1607.02533, section 2.2; differs from it in the default step,
+        Kurakin et al., ICLR 2017 workshop, arXiv:1607.02533, section 2.2; differs in the default step size, which is
+        1/255 in the paper, so that every value can reach the border of the budget.
 
-    which there is 1/255 and here lets every value reach the border of the budget.
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> model = ab.testing.LinearSegmenter(torch.tensor([4.0]), -2.0)
+        >>> x = torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+        >>> batch = ab.Batch.of(x, x > 0.5, task="binary")
+        >>> x_adv = ab.attacks.BIM(loss="bce", steps=5)(model, batch, eps=0.125)
+        >>> ab.geometry.distance(x_adv, x, "linf")
+        tensor([0.1250], dtype=torch.float64)
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PGD(ProjectedAscent):
-    """Projected gradient descent: steps of eps / 4 from a random point of the ball.
+    """PGD, projected gradient descent: steps of eps / 4 from a random point of the ball.
+
+    Settings are those of `ProjectedAscent`.
+
+    Attributes:
+        step_size: Step size as a fraction of eps.
+        random_start: Start at a uniform sample from the ball, clipped to the bounds.
 
     Cost:
-        `steps` forwards and backwards.
+        `steps` forwards, `steps` backwards.
 
     Source:
-        Madry et al., ICLR 2018, arXiv:1706.06083, section 2.1; one start, the last iterate.
+        Madry et al., ICLR 2018, arXiv:1706.06083, section 2.1; one restart, returns the last iterate.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> model = ab.testing.LinearSegmenter(torch.tensor([4.0]), -2.0)
+        >>> x = torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+        >>> batch = ab.Batch.of(x, x > 0.5, task="binary")
+        >>> x_adv = ab.attacks.PGD(loss="dice", steps=20)(model, batch, eps=0.125)
+        >>> ab.geometry.distance(x_adv, x, "linf")
+        tensor([0.1250], dtype=torch.float64)
     """
 
     step_size: float | None = 0.25
@@ -172,20 +224,35 @@ class PGD(ProjectedAscent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MIFGSM(ProjectedAscent):
-    """The momentum iterative method: gradients of L1 norm 1 are accumulated with decay 1.
+    """MI-FGSM, the momentum iterative method: gradients with L1 norm 1 are accumulated with decay 1.
+
+    Settings are those of `ProjectedAscent`.
+
+    Attributes:
+        decay: Weight of the accumulated gradient.
 
     Cost:
-        `steps` forwards and backwards.
+        `steps` forwards, `steps` backwards.
 
     Source:
-        Dong et al., CVPR 2018, arXiv:1710.06081, Algorithm 1; differs from it in the clip to the bounds.
+        Dong et al., CVPR 2018, arXiv:1710.06081, Algorithm 1; differs in the clip to the bounds.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> model = ab.testing.LinearSegmenter(torch.tensor([4.0]), -2.0)
+        >>> x = torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+        >>> batch = ab.Batch.of(x, x > 0.5, task="binary")
+        >>> x_adv = ab.attacks.MIFGSM(loss="margin", steps=5)(model, batch, eps=0.125)
+        >>> ab.geometry.distance(x_adv, x, "linf")
+        tensor([0.1250], dtype=torch.float64)
     """
 
     decay: float | None = 1.0
 
 
 def _better(best: tuple[Tensor, Tensor] | None, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each image and its loss where the loss is larger than the best so far, and the best elsewhere."""
+    """Return the better of the best image so far and the new one, with its loss, for each image."""
     if best is None:
         return x_adv, value
     larger = (value > best[1]) | best[1].isnan()
@@ -195,8 +262,8 @@ def _better(best: tuple[Tensor, Tensor] | None, x_adv: Tensor, value: Tensor) ->
 def _confine(x_adv: Tensor, batch: Batch, budget: Budget) -> Tensor:
     """Clip the perturbation to the budget, then the image to the bounds.
 
-    For L_inf the perturbation is clipped as such, as the toolkits do, and not the image to x +- eps, as
-    `geometry.project` does: the two differ by a rounding, and an iterate's rounding decides signs of the next gradient.
+    For L_inf this clips the perturbation, as the toolkits do; `geometry.project` clips the image to x +- eps. The two
+    differ by rounding, and rounding of an iterate can flip signs of the next gradient.
     """
     if budget.norm == "l2":
         return project(x_adv, batch.x, budget, batch.bounds)

@@ -1,4 +1,4 @@
-"""The base of attacks: one call that serves the harness, and, with less said, a person with a model and a batch."""
+"""The base class of attacks: one call for the harness, and, with defaults, for a user with a model and a batch."""
 
 from __future__ import annotations
 
@@ -25,33 +25,58 @@ from advseg_bench.registry.loading import check_call, check_loss
 from advseg_bench.types import Budget, Norm, Traits
 
 _FAULTS = {
-    "over_budget": "moved the image further than `eps`, and was brought back",
-    "out_of_bounds": "left the bounds, and was brought back",
-    "unchanged": "left the image as it was, which says nothing about the model",
+    "over_budget": "moved the image further than `eps` (projected back)",
+    "out_of_bounds": "left the bounds (clipped)",
+    "unchanged": "returned the clean image, which is no evidence of robustness",
 }
 
 
 class BaseAttack(ABC):
-    """An attack as a class: `perturb` does the work, calling the object adds what a person leaves out.
+    """Base class of attacks: a subclass implements `perturb`; calling the object adds defaults and checks.
 
     Example:
-        >>> attack = PGD(loss="dice", steps=20)                                        # doctest: +SKIP
-        >>> x_adv = attack(model, Batch.of(x, y, task="multilabel"), eps=4 / 255)      # doctest: +SKIP
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> class Brighten(ab.attacks.BaseAttack):
+        ...     def perturb(self, model, batch, *, budget, generators):
+        ...         return (batch.x + budget.eps).clamp(batch.bounds.lower, batch.bounds.upper)
+        >>> x = torch.full((1, 1, 4, 4), 0.5)
+        >>> batch = ab.Batch.of(x, x > 0.25, task="binary")
+        >>> Brighten()(lambda x: 4 * x - 2, batch, eps=0.125).unique()
+        tensor([0.6250])
     """
 
     __slots__ = ()
 
     @property
     def traits(self) -> Traits:
-        """What the attack can do and costs."""
+        """What the attack supports and costs."""
         return Traits()
 
     @abstractmethod
     def perturb(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return adversarial images; shape and dtype of `batch.x`. Arguments are as `protocols.Attack` documents."""
+        """Return adversarial images; the method that a subclass implements.
+
+        Args:
+            model: Images (N, C, *S) -> logits (N, K, *S).
+            batch: Images and labels; must not be modified.
+            budget: Norm and radius.
+            generators: One random generator per image.
+
+        Returns:
+            Images (N, C, *S) with the dtype and device of `batch.x`, inside bounds and budget.
+        """
 
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
-        """Return the reason why it cannot be given a batch and a budget, or None."""
+        """Check whether the attack supports a batch and a budget.
+
+        Args:
+            batch: Images and labels.
+            budget: Norm and radius.
+
+        Returns:
+            The reason why it does not, or None.
+        """
         return why_unfit(name_of(self), self.traits, batch, budget)
 
     def __call__(
@@ -67,29 +92,31 @@ class BaseAttack(ABC):
     ) -> Tensor:
         """Attack a batch.
 
-        With budget and generators, as the harness calls it, this is `perturb` and nothing else. Without generators it
-        is the whole of what a run does to one batch: the batch and the model's logits are checked, the model is lent in
-        eval mode, frozen, and put back as it was, and the result is inspected and kept inside bounds and budget.
+        With `budget` and `generators`, as in the harness, this calls `perturb` and nothing else. Without `generators`
+        it does what a run does for one batch: it checks the batch and the model's logits, switches the model to eval
+        mode with frozen parameters, restores the model afterwards, inspects the result and projects it onto bounds and
+        budget.
 
         Args:
-            model: Any `torch.nn.Module`, or other callable, from images (N, C, *S) to logits (N, K, *S).
+            model: A `torch.nn.Module` or another callable, images (N, C, *S) -> logits (N, K, *S).
             batch: Images and labels, see `Batch.of`.
-            budget: Norm and radius, in input units; or
-            eps: the radius alone, 4/255 and not 4, with
-            norm: "linf" or "l2".
-            generators: One source of randomness per image; by default each is seeded from `seed` and the image's name,
-                so that an image's result does not depend on its neighbours.
-            seed: Of these generators.
+            budget: Norm and radius in input units; an alternative to `eps` and `norm`.
+            generators: One random generator per image; by default seeded with `seed` and the image's name, so that the
+                result of an image does not depend on the other images.
+            eps: Radius in input units: 4/255, not 4.
+            norm: Norm of the radius: "linf" or "l2".
+            seed: Seed of the default generators.
 
         Returns:
-            Adversarial images; shape, dtype and device of `batch.x`.
-
-        Cost:
-            That of the attack; without generators, two forwards of two images and a copy of the weights besides.
+            Adversarial images (N, C, *S) with the dtype and device of `batch.x`.
 
         Raises:
-            UserError: One line: no or two radii, a batch or logits of the wrong form, probabilities instead of logits,
-                an attack or a loss that does not fit the task.
+            UserError: The radius is missing or given twice, the batch or the logits have the wrong form, the model
+                returns probabilities, or the attack or its loss does not support the task.
+
+        Cost:
+            The cost of the attack; without `generators`, additionally 2 forwards of two images and a copy of the
+            weights.
         """
         if not isinstance(batch, Batch):
             remedy = "Make one of images and labels: ab.Batch.of(x, y, task=...)."
@@ -108,19 +135,36 @@ class BaseAttack(ABC):
 
 
 def without_cost(traits: Traits) -> Traits:
-    """Return traits that say nothing of the cost: for a subclass whose passes nobody has stated."""
+    """Return traits without a declared cost, for a subclass whose number of passes is unknown."""
     return replace(traits, forwards=None, backwards=None)
 
 
 def why_unfit(name: str, traits: Traits, batch: Batch, budget: Budget) -> str | None:
-    """Return the reason why an attack of some traits cannot be given a batch and a budget, or None."""
+    """Return the reason why an attack with given traits does not support a batch and a budget, or None."""
     if budget.norm not in traits.norms:
-        return f"attack {name!r} knows {' and '.join(traits.norms)} budgets, not {budget.norm}"
+        return f"attack {name!r} supports {' and '.join(traits.norms)} budgets, not {budget.norm}"
     return why_not(name, traits, Images(batch.task.kind, batch.x.dim() - 2, batch.x.shape[1]))
 
 
 def image_generators(seed: int, cell: str, images: Sequence[str]) -> list[torch.Generator]:
-    """Return one generator per image, seeded by a seed, a cell's id and the image's name, and by nothing else."""
+    """Return one random generator per image, which depends only on the seed, the cell and the image's name.
+
+    Args:
+        seed: Seed of the suite.
+        cell: Id of the cell, or "".
+        images: N names of images.
+
+    Returns:
+        N generators on the CPU.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> first, second = ab.attacks.image_generators(0, "", ["image0", "image1"])
+        >>> (again,) = ab.attacks.image_generators(0, "", ["image1"])
+        >>> torch.equal(torch.rand(3, generator=second), torch.rand(3, generator=again))
+        True
+    """
     keys = (hashlib.sha256(f"{seed}/{cell}/{image}".encode()).digest()[:8] for image in images)
     return [torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1) for key in keys]
 
@@ -135,7 +179,7 @@ def attack_batch(
     name: str = "",
     check_model: bool = True,
 ) -> Tensor:
-    """Attack one batch outside a run, with a run's checks.
+    """Attack one batch outside a run, with the checks of a run.
 
     Args:
         attack: Any attack.
@@ -143,16 +187,20 @@ def attack_batch(
         batch: Images and labels.
         budget: Norm and radius.
         generators: One per image.
-        name: What messages call the attack, if not by its own name.
-        check_model: Look first whether the model yields logits for the task, which costs two forwards of two images.
+        name: Name of the attack in messages; by default its own name.
+        check_model: Whether to check first that the model returns logits for the task.
 
     Returns:
         Adversarial images, detached, inside bounds and budget.
 
     Raises:
-        UserError: One line about the batch, the model, the attack or its result.
+        UserError: The batch, the model, the attack or its result is invalid.
 
-    Warns: UserWarning: one line about what the attack did to the model or returned against the rules.
+    Warns:
+        UserWarning: The attack changed the model, or its result violated bounds or budget.
+
+    Cost:
+        The cost of the attack; with `check_model`, additionally 2 forwards of two images.
     """
     name = name or name_of(attack)
     check_batch(batch, "batch")
@@ -178,7 +226,7 @@ def attack_batch(
         checked = inspect(check_form(result, ours, name), ours, budget, traits_of(attack))
     if any("non_finite" in flags for flags in checked.flags):
         raise IncompatibleError(f"attack {name}: expected finite intensities, got NaN or infinity.")
-    faults = ["changed the model, which was put back"] if changed else []
+    faults = ["changed the model (restored)"] if changed else []
     faults += [text for name, text in _FAULTS.items() if any(name in flags for flags in checked.flags)]
     if faults:
         warnings.warn(f"attack {name}: {'; '.join(faults)}.", stacklevel=3)
@@ -186,10 +234,10 @@ def attack_batch(
 
 
 def check_fit(attack: Attack, batch: Batch, budget: Budget, name: str) -> None:
-    """Refuse an attack that cannot be called, does not fit a batch, or follows what is no loss for its task.
+    """Refuse an attack that is not callable, does not support a batch, or has an invalid loss for its task.
 
     Raises:
-        UserError: One line with the reason.
+        UserError: The reason.
     """
     unfit = attack.why_not(batch, budget) if isinstance(attack, BaseAttack) else None
     if unfit := unfit or why_unfit(name, traits_of(attack), batch, budget):
@@ -197,12 +245,12 @@ def check_fit(attack: Attack, batch: Batch, budget: Budget, name: str) -> None:
     check_call(name, attack)
     loss = getattr(attack, "loss", None)
     if callable(loss) and name_loss(loss) not in catalogue.LOSSES:
-        with torch.inference_mode(False), torch.enable_grad():  # a loss is looked at by its gradient
+        with torch.inference_mode(False), torch.enable_grad():  # the check of a loss computes its gradient
             check_loss(loss, batch.task, name_loss(loss))
 
 
 class FunctionModel(nn.Module):
-    """A callable that is no module, as one."""
+    """Wraps a callable as a module."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()

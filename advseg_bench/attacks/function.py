@@ -1,4 +1,4 @@
-"""A plain function becomes an attack: `@attack` above `def f(model, x, y, eps)`."""
+"""The decorator `@attack`, which turns a function `f(model, x, y, eps)` into an attack."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ from advseg_bench.types import Budget, Norm, Traits
 
 GIVEN = {
     "model": "images -> logits",
-    "x": "clean images, a copy that may be written to",
+    "x": "clean images, a copy that may be modified",
     "y": "labels, a copy",
     "eps": "the radius",
     "norm": 'the norm of the budget, "linf" or "l2"',
-    "valid": "bool (N, *S), False where a pixel counts in no loss and no score",
+    "valid": "bool (N, *S), False at pixels excluded from losses and scores",
     "task": "what the labels mean",
     "bounds": "the smallest and largest intensity, `bounds.lower` and `bounds.upper`",
-    "loss": "the loss a suite asks for: (logits, y, valid, task) -> one value per image",
-    "generators": "one source of randomness per image",
-    "generator": "the image's own; with `per_image=True`",
+    "loss": "the loss set in the suite: (logits, y, valid, task) -> one value per image",
+    "generators": "one random generator per image",
+    "generator": "the generator of the image; with `per_image=True`",
 }
-"""What a function may ask for, by the name of a parameter. Any other parameter is a setting and has a default."""
+"""Parameters that are passed to a function by name. Any other parameter is a setting and needs a default."""
 
 Function = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class FunctionAttack(BaseAttack):
-    """A function in the shape of an attack; made by `attack`, settled by `configure`.
+    """An attack defined by a function; created by `attack`, configured by `configure`.
 
-    It is pickled by the name of its function: a data loader's workers get the transforms that hold an attack so.
+    It is pickled by the qualified name of its function, so that it can be sent to the workers of a data loader.
 
-    The function gets what its parameters ask for (see `GIVEN`), on copies, with gradients enabled and the model's
-    parameters frozen, so that the shortest code is right: `loss(...).sum().backward()` leaves nothing behind. Its
-    result is neither clipped nor projected: whether it keeps bounds and budget is for the harness to see.
+    The function gets the parameters that it names (see `GIVEN`) as copies, with gradients enabled and the parameters of
+    the model frozen. So the simplest code is correct: `loss(...).sum().backward()` has no side effects. The result is
+    neither clipped nor projected; the harness checks bounds and budget.
 
     Attributes:
-        function: The function itself.
-        name: For messages; by default the function's.
-        declared: Its traits: what it can be given, norms of a budget among it.
-        per_image: Whether it is called once for each image, with N = 1.
-        loss: What it is given as `loss`.
-        settings: Values for parameters of its own.
+        function: The function.
+        name: Name in messages; by default that of the function.
+        declared: Its traits.
+        per_image: Whether the function is called once per image, with N = 1.
+        loss: The loss passed to the function.
+        settings: Values of its settings.
     """
 
     function: Function
@@ -69,30 +69,37 @@ class FunctionAttack(BaseAttack):
 
     @property
     def traits(self) -> Traits:
-        """What it was declared to be."""
+        """The declared traits."""
         return self.declared
 
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
-        """Return the reason why it cannot be given a batch and a budget, or None."""
+        """Return the reason why the attack does not support a batch and a budget, or None."""
         if self.needs_loss and self.loss is None:
-            return f'attack {self.name!r} follows a loss; give it one with .configure("dice")'
+            return f'attack {self.name!r} needs a loss; set one with .configure("dice")'
         return BaseAttack.why_not(self, batch, budget)
 
     @property
     def needs_loss(self) -> bool:
-        """Whether it cannot do without a loss."""
+        """Whether the function needs a loss."""
         parameter = self._parameters.get("loss")
         return parameter is not None and parameter.default is parameter.empty
 
     def renamed(self, name: str) -> FunctionAttack:
-        """Return the attack under another name, such as that of an entry point."""
+        """Return the attack with another name, such as that of an entry point."""
         return replace(self, name=name)
 
     def configure(self, loss: Loss | str | None = None, **settings: Any) -> FunctionAttack:
-        """Return the attack with a loss, by name or as a function, and with values for parameters of its own.
+        """Return the attack with a loss and settings.
+
+        Args:
+            loss: Name of a loss, or a function.
+            settings: Values of the function's settings.
+
+        Returns:
+            The configured attack.
 
         Raises:
-            SpecError: An unknown setting, a loss that it does not follow, or none where it must have one.
+            SpecError: A setting is unknown, the function takes no loss, or a required loss is missing.
         """
         own = self._parameters.keys() - GIVEN.keys()
         for key in settings:
@@ -100,17 +107,31 @@ class FunctionAttack(BaseAttack):
                 known = own or {"(none)"}
                 raise SpecError(unknown(f"attack {self.name}", "setting", key, known))
         if loss is not None and "loss" not in self._parameters:
-            raise SpecError(f"attack {self.name}: follows no loss. Remove it, or give the function a parameter `loss`.")
+            remedy = "Remove it, or add a parameter `loss` to the function."
+            what = loss if isinstance(loss, str) else "one"
+            raise SpecError(expected(f"attack {self.name}", "no loss", what, remedy))
         made = replace(self, loss=find_loss(loss) if loss else self.loss, settings={**self.settings, **settings})
         made._demand_loss()
         return made
 
     def perturb(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return adversarial images; shape and dtype of `batch.x`. Cost: that of the function.
+        """Return adversarial images.
+
+        Args:
+            model: Images (N, C, *S) -> logits (N, K, *S).
+            batch: Images and labels.
+            budget: Norm and radius.
+            generators: One random generator per image.
+
+        Returns:
+            Images (N, C, *S) with the dtype of `batch.x`.
 
         Raises:
-            IncompatibleError: if it does not know the norm.
-            PluginError: if it returns anything but images.
+            IncompatibleError: The norm is not supported.
+            PluginError: The function does not return images.
+
+        Cost:
+            The cost of the function.
         """
         self._demand_loss()
         if budget.norm not in self.traits.norms:
@@ -125,10 +146,11 @@ class FunctionAttack(BaseAttack):
         return torch.cat(results)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the function by its name, which by then is this attack's."""
+        """Pickle the function by its qualified name, which refers to the decorated function."""
         place = (self.function.__module__, self.function.__qualname__)
         if "<" in place[1]:
-            raise PicklingError(f"attack {self.name}: {place[1]} is no function of a module. Move it to the top level.")
+            remedy = "Move it to the top level of a module."
+            raise PicklingError(f"attack {self.name}: expected a module-level function, got {place[1]}. {remedy}")
         return _restore, (*place, self.name, self.declared, self.per_image, self.loss, dict(self.settings))
 
     @property
@@ -137,10 +159,10 @@ class FunctionAttack(BaseAttack):
 
     def _demand_loss(self) -> None:
         if self.needs_loss and self.loss is None:
-            raise SpecError(f'attack {self.name}: follows a loss. Give at least one, such as losses = ["dice"].')
+            raise SpecError(f'attack {self.name}: needs a loss. Set at least one, such as losses = ["dice"].')
 
     def _run(self, model: Model, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Call the function with what it asks for."""
+        """Call the function with the parameters that it names."""
         given = {
             "model": model,
             "x": batch.x.detach().clone(),
@@ -174,24 +196,40 @@ def attack(
 def attack(
     function: Function | None = None, /, *, norm: Norm | Sequence[Norm] = "linf", per_image: bool = False, **traits: Any
 ) -> FunctionAttack | Callable[[Function], FunctionAttack]:
-    """Make an attack of a function; a decorator, with or without options.
+    """Make an attack from a function; a decorator, with or without options.
 
-    The function is called by the names of its parameters: `model`, `x`, `y`, `eps` and whatever else of `GIVEN` it
-    asks for. Its other parameters are settings, each with a default; a suite sets them under `settings`. The function
-    itself stays at `f.function`.
+    Arguments are passed by the names of the function's parameters: `model`, `x` and `y` (copies of images and labels),
+    `eps`, `norm`, `valid`, `task`, `bounds`, `loss`, `generators`, and `generator` with `per_image=True`. Any other
+    parameter is a setting and needs a default; a suite sets it under `settings`. The original function is `f.function`.
 
     Args:
-        function: `f(model, x, y, eps)`.
-        norm: The norm of the budgets it understands, or several if it has a parameter `norm`.
-        per_image: Call it once for each image, with N = 1 and, if it asks, that image's `generator`.
-        traits: Further fields of `types.Traits`, such as `gradient=False`. By default an attack without a parameter
-            `model` is a control, and one that takes no generator is not random.
+        function: `f(model, x, y, eps)` -> images (N, C, *S); only `x` and `eps` are required.
+        norm: The supported norm of the budget, or several norms if the function has a parameter `norm`.
+        per_image: Call the function once per image, with N = 1.
+        traits: Further fields of `Traits`, such as `gradient=False`. By default an attack without a parameter `model`
+            is a noise baseline, and one without generators is not random.
 
     Returns:
-        An `Attack`.
+        The attack, or a decorator if only options are given.
 
     Raises:
-        PluginError: If a parameter is unknown and has no default, `x` or `eps` is missing, or an option is wrong.
+        PluginError: A parameter is unknown and has no default, `x` or `eps` is missing, or an option is invalid.
+
+    Cost:
+        The cost of the function.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> @ab.attack
+        ... def one_step(model, x, y, eps, loss, valid, task):
+        ...     x.requires_grad_()
+        ...     loss(model(x), y, valid, task).sum().backward()
+        ...     return (x + eps * x.grad.sign()).clamp(0, 1)
+        >>> x = torch.full((1, 1, 4, 4), 0.75)
+        >>> batch = ab.Batch.of(x, x > 0.5, task="binary")
+        >>> one_step.configure("bce")(lambda x: 4 * x - 2, batch, eps=0.125).unique()
+        tensor([0.6250])
     """
     if function is None:
         return lambda f: _make(f, norm, per_image, traits)
@@ -216,8 +254,8 @@ def _make(
     parameters = inspect.signature(function).parameters
     _check_parameters(where, parameters, per_image)
     if len(norms) != 1 and "norm" not in parameters:
-        remedy = "Name one norm, or give the function a parameter `norm`."
-        raise PluginError(expected(where, "a function that is told which of its norms is meant", norms, remedy))
+        remedy = "Keep one norm, or add a parameter `norm` to the function."
+        raise PluginError(expected(where, "one norm, or a parameter `norm`", norms, remedy))
     found = {"control": "model" not in parameters, "random": bool({"generator", "generators"} & parameters.keys())}
     made = FunctionAttack(function, name, Traits(norms=norms, **{**found, **traits}), per_image)
     made.__dict__.update(__doc__=function.__doc__, __name__=name, __qualname__=name, __module__=function.__module__)
@@ -225,24 +263,24 @@ def _make(
 
 
 def _check_parameters(where: str, parameters: Mapping[str, inspect.Parameter], per_image: bool) -> None:
-    """Refuse parameters that nobody would fill."""
+    """Refuse parameters that have no value."""
     for key, parameter in parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            remedy = "Name each one, so that a misspelt setting is noticed."
+            remedy = "Name each parameter, so that misspelt settings raise an error."
             raise PluginError(expected(where, "parameters with names", str(parameter), remedy))
         if key not in GIVEN and parameter.default is parameter.empty:
-            raise PluginError(f"{unknown(where, 'parameter', key, GIVEN)} A setting of its own needs a default.")
+            raise PluginError(f"{unknown(where, 'parameter', key, GIVEN)} A setting needs a default.")
     if missing := [key for key in ("x", "eps") if key not in parameters]:
         raise PluginError(expected(where, f"a parameter {missing[0]!r}", tuple(parameters), "See f(model, x, y, eps)."))
     if "generator" in parameters and not per_image:
         raise PluginError(
-            f"{where}: asks for `generator`, but each image has its own. Write @attack(per_image=True), or take "
-            "`generators`, one for each image."
+            f"{where}: expected `generators`, one per image, got `generator`. "
+            "Rename it, or write @attack(per_image=True)."
         )
 
 
 def _restore(module: str, name: str, label: str, traits: Traits, per_image: bool, *rest: Any) -> FunctionAttack:
-    """Find the function again in another process."""
+    """Rebuild the attack in another process."""
     found = attrgetter(name)(import_module(module))
     function = found.function if isinstance(found, FunctionAttack) else found
     return FunctionAttack(function, label, traits, per_image, *rest)

@@ -1,4 +1,4 @@
-"""Noise baselines: perturbations of full size that follow no gradient. An attack must beat them to mean anything."""
+"""Noise baselines: perturbations of full size without gradient information, which every attack should outperform."""
 
 from __future__ import annotations
 
@@ -22,15 +22,31 @@ from advseg_bench.types import Budget, Traits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomSign(BaseAttack):
-    """Move each value by +eps or -eps, by coin toss: the baseline of equal L_inf norm for signed steps.
+    """Noise baseline: add +eps or -eps to each value at random, the L_inf size of a signed step.
 
-    For an L2 budget the pattern is scaled to length eps. Cost: no forward, no backward.
+    For an L2 budget the pattern is scaled to L2 norm eps.
+
+    Attributes:
+        traits: What the attack supports and costs.
+
+    Cost:
+        No forward, no backward.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> model = ab.testing.LinearSegmenter(torch.tensor([4.0]), -2.0)
+        >>> x = torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+        >>> batch = ab.Batch.of(x, x > 0.5, task="binary")
+        >>> x_adv = ab.attacks.RandomSign()(model, batch, eps=0.125)
+        >>> ab.geometry.distance(x_adv, x, "linf")
+        tensor([0.1250], dtype=torch.float64)
     """
 
     traits: ClassVar[Traits] = catalogue.ATTACKS["random_sign"].traits
 
     def perturb(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return images at the full budget, clipped to the bounds; shape and dtype of `batch.x`."""
+        """Return noisy images, (N, C, *S), at the full budget and clipped to the bounds."""
         pattern = random_sign(batch.x, generators)
         size = budget.eps if budget.norm == "linf" else budget.eps / pattern[0].numel() ** 0.5
         return project(batch.x + size * pattern, batch.x, budget, batch.bounds)
@@ -38,15 +54,31 @@ class RandomSign(BaseAttack):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UniformNoise(BaseAttack):
-    """Move each value by a number drawn uniformly from [-eps, eps): mean size eps / 2.
+    """Noise baseline: add a uniform sample from [-eps, eps) to each value.
 
-    For an L2 budget the noise is scaled to length eps. Cost: no forward, no backward.
+    For an L2 budget the noise is scaled to L2 norm eps.
+
+    Attributes:
+        traits: What the attack supports and costs.
+
+    Cost:
+        No forward, no backward.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> model = ab.testing.LinearSegmenter(torch.tensor([4.0]), -2.0)
+        >>> x = torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+        >>> batch = ab.Batch.of(x, x > 0.5, task="binary")
+        >>> x_adv = ab.attacks.UniformNoise()(model, batch, eps=0.125)
+        >>> bool(ab.geometry.distance(x_adv, x, "linf") <= 0.125)
+        True
     """
 
     traits: ClassVar[Traits] = catalogue.ATTACKS["uniform_noise"].traits
 
     def perturb(self, model: Model, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return noisy images, clipped to the bounds; shape and dtype of `batch.x`."""
+        """Return noisy images, (N, C, *S), clipped to the bounds."""
         noise = random_uniform(batch.x, generators)
         if budget.norm == "l2":
             noise = steepest(noise, "l2")
@@ -55,16 +87,27 @@ class UniformNoise(BaseAttack):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShuffledSign(OneGradientAttack):
-    """Take FGSM's step with its pixels in random order: as many values go up, down and nowhere, at the wrong places.
+    """Noise baseline: the FGSM step with its pixels in random order.
 
-    What an attack does beyond this baseline comes from where it moves the image, not from how its signs are
-    distributed. All channels of a pixel stay together.
+    The distribution of the step's values is that of FGSM, but their positions are random. So an attack that is stronger
+    than this baseline gains from the positions of its changes. All channels of a pixel stay together.
 
     Attributes:
-        loss: Whose gradient is shuffled: a name, or a function, see `advseg_bench.losses`.
+        loss: The loss of the FGSM step: a name or a function, see `advseg_bench.losses`.
+        traits: What the attack supports and costs.
 
     Cost:
-        1 forward, 1 backward, which FGSM with the same loss shares.
+        1 forward, 1 backward, shared with FGSM of the same loss.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> model = ab.testing.LinearSegmenter(torch.tensor([4.0]), -2.0)
+        >>> x = torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+        >>> batch = ab.Batch.of(x, x > 0.5, task="binary")
+        >>> x_adv = ab.attacks.ShuffledSign(loss="bce")(model, batch, eps=0.125)
+        >>> ab.geometry.distance(x_adv, x, "linf")
+        tensor([0.1250], dtype=torch.float64)
     """
 
     traits: ClassVar[Traits] = catalogue.ATTACKS["shuffled_sign"].traits
@@ -72,15 +115,15 @@ class ShuffledSign(OneGradientAttack):
     loss: Loss | str
 
     def __post_init__(self) -> None:
-        """Find a loss by its name."""
+        """Resolve the name of the loss."""
         object.__setattr__(self, "loss", find_loss(self.loss))
 
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
-        """Return the reason why it cannot be given a batch and a budget, or None."""
+        """Return the reason why the attack does not support a batch and a budget, or None."""
         return why_loss_unfit(self.loss, batch) or OneGradientAttack.why_not(self, batch, budget)
 
     def gradient_key(self) -> Hashable:
-        """Return FGSM's key: the gradient is the same, unless a subclass has an objective of its own."""
+        """Return the key of FGSM, which has the same gradient, unless a subclass overrides `objective`."""
         if type(self).objective is not ShuffledSign.objective:
             return OneGradientAttack.gradient_key(self)
         return FGSM(loss=self.loss).gradient_key()
@@ -92,6 +135,6 @@ class ShuffledSign(OneGradientAttack):
     def step(
         self, batch: Batch, gradient: Tensor, budget: Budget, generators: Sequence[torch.Generator] = ()
     ) -> Tensor:
-        """Return clip(x + eps * shuffled direction); shape and dtype of `batch.x`."""
+        """Return clip(x + eps * shuffled direction), (N, C, *S)."""
         pattern = shuffle_pixels(steepest(gradient, budget.norm), generators)
         return (batch.x + budget.eps * pattern).clamp(batch.bounds.lower, batch.bounds.upper)

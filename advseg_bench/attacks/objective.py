@@ -1,4 +1,4 @@
-"""What a loss-driven attack increases: a loss by name or as a function, against a label, in one direction."""
+"""The objective of an attack: a loss, by name or as a function, with labels and a direction."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from advseg_bench.registry.fitting import why_loss_not
 from advseg_bench.registry.plugins import load_object
 
 Label = Literal["true", "predicted", "empty"]
-"""What a loss compares with: the true labels, the model's own prediction (no label leaking, arXiv 1611.01236), or the
+"""The labels of a loss: the true labels, the model's prediction (which avoids label leaking, arXiv 1611.01236), or the
 empty mask (background in a multiclass task)."""
 
 
 def find_loss(loss: Loss | str) -> Loss:
-    """Return a loss: what a name stands for, or the function itself.
+    """Return a loss given its name, or the function itself.
 
     Raises:
-        PluginError: If the name is unknown, or the loss cannot be called.
+        PluginError: The name is unknown, or the loss is not a function.
     """
     found = load_object("loss", loss) if isinstance(loss, str) else loss
     if not callable(found) or isinstance(found, type):
@@ -37,27 +37,27 @@ def find_loss(loss: Loss | str) -> Loss:
 def evaluate_objective(
     loss: Loss | str, logits: Tensor, batch: Batch, *, label: Label = "true", targeted: bool = False
 ) -> Tensor:
-    """Return what an attack increases, (N,): one value of the loss per image, negated if targeted."""
+    """Return the objective of an attack, (N,): the loss of each image, negated if targeted."""
     value = find_loss(loss)(logits, find_labels(logits, batch, label), batch.valid, batch.task)
     return -value if targeted else value
 
 
 def find_labels(logits: Tensor, batch: Batch, label: Label) -> Tensor:
-    """Return the labels that a loss compares with, like `batch.y`."""
+    """Return the labels of the loss, shaped like `batch.y`."""
     if label == "predicted":
         return predict(logits.detach(), batch.task)
     return batch.y if label == "true" else torch.zeros_like(batch.y)
 
 
 def why_loss_unfit(loss: Loss | str, batch: Batch) -> str | None:
-    """Return the reason why a shipped loss does not serve the task of a batch, or None."""
+    """Return the reason why a loss of this package does not support the task of a batch, or None."""
     name = loss if isinstance(loss, str) else name_loss(loss)
     entry = catalogue.LOSSES.get(name)
     return why_loss_not(name, entry.kinds, batch.task.kind) if entry else None
 
 
 def name_loss(loss: Loss) -> str:
-    """Return the name of a shipped loss, else `module:name` of the function, else the name of its class."""
+    """Return the name of a loss of this package, else `module:name` of the function, else the name of its class."""
     for name in catalogue.LOSSES:
         if loss is load_object("loss", name):
             return name
@@ -66,7 +66,15 @@ def name_loss(loss: Loss) -> str:
 
 
 def check_choices(attack: str, given: Iterable[tuple[str, object, tuple[str, ...]]]) -> None:
-    """Refuse settings without a meaning. Raises: SettingError: a value of (name, value, known values) is unknown."""
+    """Check settings with a fixed set of values.
+
+    Args:
+        attack: Name of the attack in messages.
+        given: Triples of name, value and known values.
+
+    Raises:
+        SettingError: A value is unknown.
+    """
     for name, value, known in given:
         if value not in known:
             listed = ", ".join(repr(each) for each in known)

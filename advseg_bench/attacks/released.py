@@ -1,4 +1,4 @@
-"""FGSM as the released code of arXiv 2401.11224 computes it, where that differs from the study's text."""
+"""FGSM as in the released code of arXiv 2401.11224, where it differs from the text of the paper."""
 
 from __future__ import annotations
 
@@ -26,24 +26,35 @@ Channels = Literal["independent", "tied"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleasedFGSM(FGSM):
-    """FGSM with the argument order, the form of the step and the tied channels of the study's released code.
+    """FGSM with the argument order, step form and tied channels of the released code of arXiv 2401.11224.
 
-    Suites ask for it as `fgsm` with one of these settings. With the defaults it is FGSM, bit for bit.
+    In a suite this is `fgsm` with one of these settings. With the default settings it is bit-identical to FGSM, whose
+    other settings it shares.
 
     Attributes:
-        order: "defined" calls the loss with (logits, labels); "released" with the two swapped, as the study's code
-            does: its BCE is then linear in the logits, -mask / N each. Not for multiclass tasks.
-        form: "additive"; "blend" is x' = clip((1 - e) * x + e * sign), with e chosen image by image so that the
-            largest change equals that of the additive step; "blend_released" is the same with e = eps, the study's
-            code: its largest change is up to 2 eps. Blends are for L_inf budgets and images between 0 and 1.
-        channels: "independent", or "tied": one perturbation for all channels, the steepest for images whose
-            channels are copies of one grey image.
+        order: "defined" calls the loss with (logits, labels). "released" swaps the two arguments, as the released code
+            does; its BCE is then linear in the logits, with gradient -mask / N. Not for multiclass tasks.
+        form: "additive" is the step of FGSM. "blend" is x' = clip((1 - e) * x + e * sign) with e chosen for each image
+            so that its largest change equals that of the additive step. "blend_released" has e = eps, as in the
+            released code; its largest change is up to 2 eps. Blends need an L_inf budget and images between 0 and 1.
+        channels: "independent", or "tied": one perturbation for all channels, the steepest one for images whose
+            channels are copies of one grey-scale image.
 
     Cost:
         1 forward, 1 backward.
 
     Source:
         Wang et al., arXiv:2401.11224, released code.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> model = ab.testing.LinearSegmenter(torch.tensor([4.0]), -2.0)
+        >>> x = torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+        >>> batch = ab.Batch.of(x, x > 0.5, task="binary")
+        >>> x_adv = ab.attacks.ReleasedFGSM(loss="bce", form="blend")(model, batch, eps=0.125)
+        >>> ab.geometry.distance(x_adv, x, "linf")
+        tensor([0.1250], dtype=torch.float64)
     """
 
     order: Order = "defined"
@@ -51,19 +62,19 @@ class ReleasedFGSM(FGSM):
     channels: Channels = "independent"
 
     def __post_init__(self) -> None:
-        """Find a loss by its name, and refuse a setting that does not exist."""
+        """Resolve the name of the loss and validate the settings."""
         FGSM.__post_init__(self)
         known = (("order", self.order, Order), ("form", self.form, Form), ("channels", self.channels, Channels))
         check_choices("fgsm", [(name, value, get_args(choices)) for name, value, choices in known])
 
     @property
     def traits(self) -> Traits:
-        """Those of the catalogue, with how far the form may move an image."""
+        """The traits in the catalogue, with the maximum budget ratio of the form."""
         traits = catalogue.ATTACKS["fgsm"].traits_of({"form": self.form})
         return traits if is_shared(self) else without_cost(traits)
 
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
-        """Return the reason why it cannot be given a batch and a budget, or None."""
+        """Return the reason why the attack does not support a batch and a budget, or None."""
         settings = {"order": self.order, "form": self.form, "channels": self.channels}
         images = Images(batch.task.kind, batch.x.dim() - 2, batch.x.shape[1])
         rule = catalogue.ATTACKS["fgsm"].why_not
@@ -71,7 +82,7 @@ class ReleasedFGSM(FGSM):
         return rule(settings, name_loss(find_loss(self.loss)), budget.norm, images) or FGSM.why_not(self, batch, budget)
 
     def gradient_key(self) -> Hashable:
-        """Return what the gradient depends on; form and channels only shape the step."""
+        """Return what the gradient depends on; `form` and `channels` affect only the step."""
         if type(self).objective is not ReleasedFGSM.objective:
             return FGSM.gradient_key(self)
         key = FGSM(loss=self.loss, label=self.label, targeted=self.targeted).gradient_key()
@@ -84,7 +95,7 @@ class ReleasedFGSM(FGSM):
         if batch.task.kind == "multiclass":
             raise IncompatibleError(
                 "fgsm: expected a binary or multilabel task for order 'released', got multiclass. "
-                "Only masks of the logits' shape can be swapped with them; use order 'defined'."
+                "Only masks with the shape of the logits can be swapped with them. Use order 'defined'."
             )
         y = find_labels(logits, batch, self.label)
         value = find_loss(self.loss)(y.to(logits.dtype), logits, batch.valid, batch.task)
@@ -93,7 +104,7 @@ class ReleasedFGSM(FGSM):
     def step(
         self, batch: Batch, gradient: Tensor, budget: Budget, generators: Sequence[torch.Generator] = ()
     ) -> Tensor:
-        """Return the step of the chosen form, clipped; shape and dtype of `batch.x`."""
+        """Return the images after a step of the chosen form, clipped, (N, C, *S)."""
         if self.channels == "tied":
             gradient = gradient.sum(1, keepdim=True).expand_as(gradient)
         additive = FGSM.step(self, batch, gradient, budget, generators)

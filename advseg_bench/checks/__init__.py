@@ -1,4 +1,4 @@
-"""Is this sound? What the harness, cross-checks, the contract and transforms ask of results and of models."""
+"""Is a result or a model valid? Checks shared by the harness, cross-checks, the contract and transforms."""
 
 from __future__ import annotations
 

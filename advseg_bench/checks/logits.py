@@ -1,4 +1,4 @@
-"""Watch a network run: does it yield logits for the task, and which layer makes them?"""
+"""Check that a network returns logits for a task, and find the layer that computes them."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ _SHIFT = 10.0
 
 
 def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | None = None) -> str | None:
-    """Check that a network yields logits for a task, and find the layer that makes them.
+    """Check that a network returns logits for a task, and find the layer that computes them.
 
-    Raw logits and probabilities cannot be told apart by their values: those of a new network may well lie between
-    0 and 1. So the network is run again with 10 added to the first channel of its last layer, 20 to the second, and
-    so on. Logits follow, exactly so if nothing but a resize comes after that layer, which is then the head;
-    whatever a sigmoid or softmax squeezes stays between 0 and 1. The test asks for both runs to stay there, so that
-    it raises no false alarm; a network without convolutions and linear layers it lets pass.
+    Values alone do not distinguish logits from probabilities: the logits of an untrained network may lie between 0 and
+    1. So the network runs a second time with 10 added to the first output channel of its last layer, 20 to the second,
+    and so on. Logits change by exactly these values if only a resize follows that layer, which is then the head. The
+    output of a sigmoid or softmax stays between 0 and 1. The check fails only if the outputs of both runs do, so there
+    are no false alarms. A network without convolutions and linear layers always passes.
 
-    The network runs in eval mode without gradients. Buffers, training flags and random state are left alone.
+    The network runs in eval mode without gradients. Buffers, training flags and random state are unchanged.
 
     Args:
-        where: Put before every message.
+        where: Prefix of every message.
         model: Images -> logits, on the device of `x`.
-        x: Images, float32, shape (N, C, *S).
-        task: One logit channel is wanted for each of its classes.
-        net: The bare network inside `model`, if that prepares images for it; else `model` itself.
+        x: Images, float32 (N, C, *S).
+        task: The task; each class needs one logit channel.
+        net: The bare network inside `model`, if `model` adds preprocessing; by default `model` itself.
 
     Returns:
         Dotted name of the head inside `net`, or None if it was not found.
 
-    Cost:
-        Two forwards.
-
     Raises:
-        IncompatibleError: if the network fails, or its output is not one finite float32 tensor of the right shape,
-            or looks like probabilities.
+        IncompatibleError: The network fails, or its output is not one finite float32 tensor of the right shape, or
+            consists of probabilities.
+
+    Cost:
+        2 forwards.
     """
     net = model if net is None else net
     layers: list[str] = []
@@ -65,12 +65,12 @@ def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | 
             shifted = model(x)
     if _is_unit(logits) and _is_unit(shifted) and not torch.equal(logits, shifted):
         raise IncompatibleError(
-            f"{where}: expected raw logits, got values that stay between 0 and 1 whatever the layer {last!r} yields. "
+            f"{where}: expected raw logits, got values between 0 and 1 for every output of the layer {last!r}. "
             "Remove the final sigmoid or softmax from the network."
         )
     if len(task.classes) > 1 and task.kind == "multilabel" and bool((logits.logsumexp(1).abs() < 1e-4).all()):
         raise IncompatibleError(
-            f"{where}: expected raw logits, got logarithms of probabilities, which would mean no class anywhere. "
+            f"{where}: expected raw logits, got log-probabilities, whose sign predicts no class anywhere. "
             "Remove the final log-softmax from the network."
         )
     step = _steps(len(task.classes), logits).view(-1, *[1] * (x.dim() - 2))
@@ -80,7 +80,7 @@ def probe(where: str, model: nn.Module, x: Tensor, task: Task, net: nn.Module | 
 
 @contextmanager
 def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run in eval mode without gradients; put back each training flag and the state of the random numbers."""
+    """Run in eval mode without gradients; restore each training flag and the random state afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     try:
         devices = () if device.type == "cpu" else (device,)
@@ -93,7 +93,7 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _run(where: str, model: nn.Module, x: Tensor) -> Tensor:
-    """Run a network; whatever it objects to becomes one line."""
+    """Run a network; turn any exception into a one-line error."""
     try:
         logits: Tensor = model(x)
     except UserError:
@@ -101,41 +101,40 @@ def _run(where: str, model: nn.Module, x: Tensor) -> Tensor:
     except Exception as error:
         raise IncompatibleError(
             f"{where}: the network fails on images of shape {tuple(x.shape[1:])}: {one_line(error)}. "
-            "Check the channels, dtype and size that it takes; in a suite `settings` or `stride`."
+            "Check the channels, dtype and size it supports; in a suite, check `settings` and `stride`."
         ) from error
     return logits
 
 
 def _check_output(where: str, task: Task) -> Any:
-    """Return a forward hook for the bare network that refuses anything but logits of the image's size."""
+    """Return a forward hook for the bare network that accepts only logits of the image's size."""
     channels = f"{len(task.classes)} logit channels ({', '.join(task.classes)})"
 
     def check(net: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
-        """Compare the output of the bare, padded run with its input."""
+        """Compare the output of the bare network with its padded input."""
         if not isinstance(output, Tensor):
-            kind = type(output).__name__
-            remedy = "Return the segmentation alone, without auxiliary outputs."
-            raise IncompatibleError(expected(where, f"one tensor of {channels}", kind, remedy))
+            remedy = "Return only the segmentation, without auxiliary outputs."
+            raise IncompatibleError(expected(where, f"one tensor of {channels}", type(output).__name__, remedy))
         if output.dtype != torch.float32:
-            remedy = "Return raw logits, neither labels nor half precision."
+            remedy = "Return raw logits in float32."
             raise IncompatibleError(expected(where, f"float32 tensor of {channels}", str(output.dtype), remedy))
         size = tuple(args[0].shape[2:])
         wanted = (len(args[0]), len(task.classes), *size)
         if output.dim() == len(wanted) and output.shape[1] != wanted[1]:
-            remedy = "Set the number of classes the network is built with."
+            remedy = "Build the network with that number of classes."
             raise IncompatibleError(expected(where, channels, output.shape[1], remedy))
         if tuple(output.shape) != wanted:
             remedy = "Logits must have the size of the image."
             raise IncompatibleError(expected(where, f"logits of shape {wanted}", tuple(output.shape), remedy))
         if not bool(torch.isfinite(output).all()):
-            remedy = "Check its initial weights and `std`."
+            remedy = "Check the initial weights and `std`."
             raise IncompatibleError(f"{where}: expected finite logits, got NaN or infinity. {remedy}")
 
     return check
 
 
 def _append_name(names: list[str], name: str) -> Any:
-    """Return a forward hook that notes that a layer has run."""
+    """Return a forward hook that records the name of a layer."""
     return lambda layer, args, output: names.append(name)
 
 
@@ -156,5 +155,5 @@ def _count_outputs(layer: nn.Module) -> int:
 
 
 def _is_unit(values: Tensor) -> bool:
-    """Tell whether every value lies in [0, 1]."""
+    """Return whether every value lies in [0, 1]."""
     return bool((values >= 0).all() and (values <= 1).all())

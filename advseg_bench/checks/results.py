@@ -1,4 +1,4 @@
-"""What an attack returned: measured in float64, named where it breaks a rule, and brought back."""
+"""Inspection of attack results: measured in float64, flagged where they break a rule, and projected back."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from advseg_bench.protocols import Attack
 from advseg_bench.types import Budget, Traits
 
 BUDGET_TOLERANCE = 1e-6
-"""Rounding in float32 moves a result past its budget by less than this; more is a violation."""
+"""Tolerance in input units for float32 rounding at the border of the budget; more is a violation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What N adversarial images are, once they were looked at.
+    """N adversarial images after inspection.
 
     Attributes:
-        x_adv: The images, finite and brought back into bounds and budget where they were not.
-        moves: How far `x_adv` is from the clean images.
-        flags: For each image the names of what was wrong with the result, or is worth knowing: "non_finite",
-            "out_of_bounds", "over_budget" (beyond what its traits allow), "beyond_eps" (beyond eps, as they allow),
-            "unchanged" (equal to the clean image).
-        moved: How far each returned image was from the clean one in the norm of the budget, float64 (N,).
-        outside: How far each returned image lay outside the bounds, float64 (N,); negative inside.
+        x_adv: The images; finite, and projected onto bounds and budget where they violated them.
+        moves: Distances between `x_adv` and the clean images.
+        flags: For each image the flags of the returned image: "non_finite", "out_of_bounds", "over_budget" (beyond the
+            maximum of its traits), "beyond_eps" (beyond eps, within that maximum), "unchanged" (equal to the clean
+            image).
+        moved: Distance of each returned image from the clean one in the norm of the budget, float64 (N,).
+        outside: Distance of each returned image from the bounds, float64 (N,); negative inside.
     """
 
     x_adv: Tensor
@@ -40,10 +40,10 @@ class Checked:
 
 
 def traits_of(attack: Attack) -> Traits:
-    """Return what an attack says of itself, or the defaults if it says nothing.
+    """Return the declared traits of an attack, or the defaults if it declares none.
 
     Raises:
-        SpecError: If its `traits` is no `Traits`.
+        SpecError: Its `traits` is not a `Traits`.
     """
     traits = getattr(attack, "traits", Traits())
     if not isinstance(traits, Traits):
@@ -52,21 +52,24 @@ def traits_of(attack: Attack) -> Traits:
 
 
 def name_of(attack: Attack) -> str:
-    """Return what messages call an attack: its own name, that of its function, or that of its class."""
+    """Return an attack's name for messages: its attribute `name`, the name of its function, or that of its class."""
     name = getattr(attack, "name", getattr(attack, "__name__", ""))
     return name if isinstance(name, str) and name else type(attack).__name__
 
 
 def check_form(x_adv: object, batch: Batch, attack: str = "") -> Tensor:
-    """Return a result, detached, if it is a tensor like the images.
+    """Check that a result has the shape and dtype of the images.
 
     Args:
-        x_adv: What an attack returned.
-        batch: What it was given.
-        attack: The attack's name for the message, or "".
+        x_adv: The return value of an attack.
+        batch: The batch it attacked.
+        attack: Name of the attack for the message, or "".
+
+    Returns:
+        The result, detached.
 
     Raises:
-        IncompatibleError: It is anything else.
+        IncompatibleError: It is not a tensor, or has another shape or dtype.
     """
     x = batch.x
     if isinstance(x_adv, Tensor) and x_adv.shape == x.shape and x_adv.dtype == x.dtype:
@@ -78,13 +81,16 @@ def check_form(x_adv: object, batch: Batch, attack: str = "") -> Tensor:
 
 
 def inspect(x_adv: Tensor, batch: Batch, budget: Budget, traits: Traits) -> Checked:
-    """Measure adversarial images in float64, name what is wrong with each, and bring it back.
+    """Measure adversarial images in float64, flag violations, and project the images that have any.
 
     Args:
         x_adv: A tensor like `batch.x`, see `check_form`.
         batch: The clean images and their bounds.
         budget: Norm and radius.
-        traits: Of the attack: how many times the radius it may move an image.
+        traits: Traits of the attack, with its maximum budget ratio.
+
+    Returns:
+        Projected images, distances and flags.
     """
     x, bounds = batch.x, batch.bounds
     is_finite = x_adv.isfinite()

@@ -1,4 +1,4 @@
-"""The certificate: what was compared, with what versions and seeds, and every finding, as JSON."""
+"""The certificate of a comparison as JSON: plan, library versions, seeds and every finding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMA = 1
 
 
 def certify(plan: Plan, subjects: Sequence[Subject], pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Return the certificate: what was compared, with what versions and seeds, and every finding, as JSON."""
+    """Return the certificate as JSON: plan, library versions, seeds, networks and every finding."""
     libraries = environment.describe_libraries() | environment.describe_machine()
     toolkits = environment.describe_packages(sorted({name.split(".")[0] for name in plan.others}))
     return {
@@ -39,12 +39,12 @@ def certify(plan: Plan, subjects: Sequence[Subject], pairs: Sequence[Pair]) -> d
 
 
 def _check_prepared(subject: Subject) -> dict[str, Any]:
-    """How the copy that runs give to attacks agrees with the model that is compared here."""
+    """Compare the copy that a run passes to attacks with the model that is compared here."""
     return prepare_checked(subject.model, subject.batch.x, read_steps(Compute().prepare)).as_record()
 
 
 def count_verdicts(pairs: Sequence[Pair]) -> dict[str, dict[Verdict, int]]:
-    """Return how often each implementation got each verdict; verdicts that none got are left out."""
+    """Return the number of points per implementation and verdict; verdicts without a point are omitted."""
     counts: dict[str, dict[Verdict, int]] = {}
     for pair in pairs:
         mine = counts.setdefault(pair.implementation, {})
@@ -53,7 +53,7 @@ def count_verdicts(pairs: Sequence[Pair]) -> dict[str, dict[Verdict, int]]:
 
 
 def is_sound(pairs: Sequence[Pair]) -> bool:
-    """Whether every implementation computes what the reference does, up to rounding and conventions."""
+    """Return whether every implementation agrees with the reference, up to rounding and conventions."""
     return all(pair.finding.verdict in SOUND for pair in pairs)
 
 

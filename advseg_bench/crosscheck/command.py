@@ -1,4 +1,4 @@
-"""`advseg-bench crosscheck`: options -> plan and subjects -> findings -> files."""
+"""The command `advseg-bench crosscheck`: options -> plan and networks -> findings -> files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT_EPS: dict[Norm, tuple[str, ...]] = {"linf": ("1/255", "4/255"), "l2": ("
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the user typed, see `advseg-bench crosscheck --help`."""
+    """The options of the command line; see `advseg-bench crosscheck --help`."""
 
     reference: str
     against: tuple[str, ...]
@@ -43,11 +43,23 @@ class Options:
 
 
 def run(options: Options, out: Path, console: Console) -> bool:
-    """Check, print and write. Returns: whether everything is sound. Raises: UserError."""
-    torch.set_num_threads(options.suite.compute.threads)  # with others, every model would be trained once more
+    """Run the comparison, print the findings and write the files.
+
+    Args:
+        options: Of the command line.
+        out: The folder to write to.
+        console: The terminal to print to.
+
+    Returns:
+        Whether every verdict is sound.
+
+    Raises:
+        UserError: An option is invalid, or a model or an implementation cannot be built.
+    """
+    torch.set_num_threads(options.suite.compute.threads)  # cached weights depend on the number of threads
     plan, missing = _make_plan(options)
     for toolkit in missing:
-        console.print(f"{toolkit} has no {options.norm} {options.reference}: left out", markup=False)
+        console.print(f"{toolkit} has no {options.norm} {options.reference}: skipped", markup=False)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("models")
         subjects = load_subjects(
@@ -67,13 +79,13 @@ def run(options: Options, out: Path, console: Console) -> bool:
 
 
 def _make_plan(options: Options) -> tuple[Plan, list[str]]:
-    """The plan, and the toolkits that have no such attack."""
+    """Return the plan, and the toolkits without an equivalent attack."""
     norm = cast(Norm, _check("norm", options.norm, get_args(Norm)))
     kinds = tuple(cast(TaskKind, _check("task", kind, get_args(TaskKind))) for kind in options.kinds)
     _check("reference attack", options.reference, REFERENCES)
     settings: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
     if options.reference == "fgsm" and settings:
-        raise SpecError("crosscheck: fgsm has one step. Remove --steps.")
+        raise SpecError(f"crosscheck: steps: expected none for fgsm, got {options.steps}. Remove --steps.")
     others, missing = find_equivalents(options.against, options.reference, norm, settings)
     try:
         eps = AttackSpec.model_validate(

@@ -1,4 +1,4 @@
-"""A disagreement made small: one image, one model, cropped as far as it still disagrees, saved as a script."""
+"""Minimal examples: a disagreement reduced to one model and one cropped image, saved as a script."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Bounds, Task
 
 SMALLEST = 8
-"""Pixels along an axis under which nothing is cropped."""
+"""Shortest axis, in pixels, that is still cropped."""
 
 SCRIPT = '''"""{name} against {reference}: {verdict}.
 
 {reason}
 
-{size} of image {image!r}, model {subject}, {kind}, loss {loss}, {norm} {eps:.6g}.
-Run it where advseg-bench{extra} is installed: python reproduce.py
+{size} of image {image!r}, model {subject}, task type {task}, loss {loss}, {norm} {eps:.6g}.
+Requires advseg-bench{extra}. Run: python reproduce.py
 """
 
 from pathlib import Path
@@ -40,51 +40,51 @@ from advseg_bench.crosscheck import load_example
 example = load_example(Path(__file__).parent{model})
 finding = example.judge()
 print(finding.verdict + ":", finding.reason)
-print("loss gained by the reference", finding.ours.gain, "and by the other", finding.theirs.gain)
-print("pixels that really disagree:", finding.real.any(1).nonzero()[:20, 1:].tolist())
+print("loss increase of the reference:", finding.ours.gain, "and of the other:", finding.theirs.gain)
+print("pixels with a real disagreement:", finding.real.any(1).nonzero()[:20, 1:].tolist())
 '''
 
 
 class Example:
-    """One image in front of one model, with both implementations.
+    """One image and one model on which two implementations disagree.
 
     Attributes:
-        plan: What is compared with what.
+        plan: The comparison.
         place: The point of the grid.
         name: The other implementation.
         model: Images -> logits of the task.
-        batch: One image.
+        batch: One image; more where the disagreement needs the whole batch.
     """
 
     def __init__(self, plan: Plan, place: Place, name: str, model: nn.Module, batch: Batch) -> None:
         self.plan, self.place, self.name, self.model, self.batch = plan, place, name, model, batch
 
     def judge(self) -> Finding:
-        """Run both implementations and compare them."""
+        """Run both implementations and return the finding."""
         return judge_at(self.plan, self.place, self.name, self.model, self.batch)
 
 
 def save_example(pair: Pair, plan: Plan, subject: Subject, folder: Path) -> Path:
-    """Make a real disagreement small and write it as a script with its tensors.
+    """Reduce a real disagreement to a small example and write it as a script with its tensors.
 
     Args:
-        pair: With a real disagreement, so that `pair.case` is there.
-        plan: It was found with.
+        pair: A pair with a real disagreement, so that `pair.case` is not None.
+        plan: The comparison that found it.
         subject: The network.
-        folder: Made for it: reproduce.py, case.json, tensors.safetensors, model.safetensors.
+        folder: Is created and gets reproduce.py, case.json, tensors.safetensors and model.safetensors.
 
     Returns:
-        The script.
+        The path of the script.
 
     Cost:
-        Some ten judgements of ever smaller images.
+        About ten comparisons of images of decreasing size.
     """
     assert pair.case is not None
     assert pair.finding.real is not None
     worst = int(pair.finding.real.flatten(1).sum(1).argmax())
     example = Example(plan, pair.place, pair.implementation, pair.case.model, select_images(pair.case.batch, [worst]))
     finding = example.judge()
-    if finding.verdict != pair.finding.verdict:  # it takes the whole batch
+    if finding.verdict != pair.finding.verdict:  # the disagreement needs the whole batch
         example.batch, finding = pair.case.batch, pair.finding
     while (smaller := _shrink(example, finding.verdict)) is not None:
         example, finding = smaller
@@ -101,15 +101,18 @@ def save_example(pair: Pair, plan: Plan, subject: Subject, folder: Path) -> Path
 
 
 def load_example(folder: Path, model: nn.Module | None = None) -> Example:
-    """Read what `save_example` wrote.
+    """Read an example that `save_example` wrote.
 
     Args:
-        folder: With case.json.
-        model: The network, for its own task; needed if the example was saved without one.
+        folder: The folder with case.json.
+        model: The network, for its original task; required if the example was saved without one.
+
+    Returns:
+        The example, its model in eval mode and frozen.
 
     Raises:
-        RecordError: If a file is missing or damaged.
-        SpecError: If a model is needed.
+        RecordError: A file is missing or damaged.
+        SpecError: The example was saved without a model, and none is given.
     """
     try:
         case = json.loads((folder / "case.json").read_text())
@@ -127,7 +130,9 @@ def load_example(folder: Path, model: nn.Module | None = None) -> Example:
         )
         plan = Plan(**case["plan"])
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise RecordError(f"{folder}: expected an example of a crosscheck, got {error}. Make it again.") from None
+        raise RecordError(
+            f"{folder}: expected an example of a crosscheck, got {error}. Run crosscheck again."
+        ) from None
     if model is None:
         if case["spec"] is None:
             raise SpecError(expected(folder, "a model, since the example was saved without one", None, "Give `model`."))
@@ -139,20 +144,20 @@ def load_example(folder: Path, model: nn.Module | None = None) -> Example:
 
 
 def _shrink(example: Example, verdict: Verdict) -> tuple[Example, Finding] | None:
-    """Cut an axis in half so that the two still disagree with the same verdict, or None if no cut does."""
+    """Halve one axis such that the verdict stays the same; None if no half keeps it."""
     for batch in _halves(example.batch):
         smaller = Example(example.plan, example.place, example.name, example.model, batch)
         try:
             finding = smaller.judge()
         except (RuntimeError, ValueError):
-            continue  # the network cannot take so small an image
+            continue  # the image is too small for the network
         if finding.verdict == verdict and finding.real is not None and finding.real.any():
             return smaller, finding
     return None
 
 
 def _halves(batch: Batch) -> Iterator[Batch]:
-    """The batch with one space axis cut in half, the longest axis first, either half."""
+    """Yield both halves of the batch along each spatial axis, the longest axis first."""
     space = batch.x.shape[2:]
     for axis in sorted(range(len(space)), key=lambda a: -space[a]):
         half = (space[axis] + 1) // 2
@@ -198,7 +203,7 @@ def _write_script(example: Example, finding: Finding, subject: Subject) -> str:
         size=" x ".join(map(str, example.batch.x.shape[2:])) + " pixels",
         image=example.batch.images[0],
         subject=place.subject,
-        kind=place.kind,
+        task=place.kind,
         loss=place.loss,
         norm=place.norm,
         eps=place.eps,

@@ -28,10 +28,11 @@ class Pair:
 
     Attributes:
         implementation: Its name.
-        place: Where.
-        finding: The verdict.
-        cost: The other's forwards, backwards (per image) and seconds; and the reference's seconds where both ran alone.
-        case: What both were given, kept where the disagreement is real; else None.
+        place: The point of the grid.
+        finding: The verdict with its evidence.
+        cost: Forwards and backwards per image and seconds of the implementation; seconds of the reference where it ran
+            separately.
+        case: The inputs of both, kept for a real disagreement; else None.
     """
 
     implementation: str
@@ -44,26 +45,29 @@ class Pair:
 def crosscheck(
     plan: Plan, subjects: Sequence[Subject], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Pair]:
-    """Put the same batches through the reference and other implementations, and judge each pair.
+    """Run the reference and other implementations on the same batches, and judge each pair.
 
-    Every implementation is built before anything is computed, so a misspelt name costs nothing.
+    Every implementation is built before anything is computed, so that a misspelt name is found at once.
 
     Args:
-        plan: What is compared.
-        subjects: On which networks and images.
-        progress: Told (done, in all) after each point of the grid.
+        plan: The implementations, tasks, losses and radii to compare.
+        subjects: The networks, with their images.
+        progress: Called with (done, total) after each point of the grid.
 
     Returns:
-        One `Pair` per implementation, network, kind, loss and radius.
+        One `Pair` per implementation, network, task type, loss and radius.
 
     Raises:
-        UserError: An implementation or loss that cannot be built.
+        UserError: An implementation or a loss cannot be built.
+
+    Cost:
+        One forward and one backward per step of each implementation; see `judge` for results that differ.
     """
     for subject in subjects:
         subject.model.eval().requires_grad_(False)
         where = f"crosscheck: {subject.name}"
         check_batch(subject.batch, where)
-        if subject.spec is None:  # nobody has looked at it yet
+        if subject.spec is None:  # not built from a spec, hence unchecked
             probe(where, subject.model, subject.batch.x[:2], subject.batch.task)
     if not subjects:
         raise SpecError(expected("crosscheck", "a network to attack", "none"))
@@ -88,7 +92,7 @@ def crosscheck(
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """One point of the grid with the reference's result."""
+    """One point of the grid, with the result of the reference."""
 
     place: Place
     case: Case
@@ -99,7 +103,7 @@ class _Scene:
 
 
 def _scenes(plan: Plan, subject: Subject) -> Iterator[_Scene]:
-    """Run the reference at every point; FGSM's losses share a forward, its radii a gradient."""
+    """Run the reference at every point; for FGSM, losses share a forward pass and radii share a gradient."""
     for kind in plan.kinds:
         batch = recast_batch(subject.batch, kind)
         model = RecastModel(subject.model, subject.batch.task, kind).eval()
@@ -134,8 +138,8 @@ def judge_at(plan: Plan, place: Place, name: str, model: nn.Module, batch: Batch
     """Run the reference and one implementation at one point of the grid.
 
     Args:
-        plan: What is compared.
-        place: Loss and radius; network and kind are given by `model` and `batch`.
+        plan: The comparison.
+        place: Loss and radius; `model` and `batch` determine network and task type.
         name: The implementation.
         model: Images -> logits of the task of `batch`.
         batch: Images and labels.
@@ -144,7 +148,7 @@ def judge_at(plan: Plan, place: Place, name: str, model: nn.Module, batch: Batch
         The finding.
 
     Raises:
-        Exception: Whatever the implementation raises.
+        Exception: Any exception of the implementation.
     """
     reference = load_implementation(plan.reference, plan.settings, place.loss, plan, batch.task)
     assert isinstance(reference, (FGSM, ProjectedAscent))
@@ -158,7 +162,7 @@ def judge_at(plan: Plan, place: Place, name: str, model: nn.Module, batch: Batch
 
 
 def _judge_one(name: str, attack: Attack, plan: Plan, scene: _Scene) -> Pair:
-    """Run one implementation; whatever it raises is its verdict."""
+    """Run one implementation; an exception is the verdict "fails"."""
     case, place = scene.case, scene.place
     try:
         theirs = run_traced(attack, case.model, case.batch, case.budget, make_generators(plan, case.batch), scene.guard)

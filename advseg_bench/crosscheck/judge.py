@@ -1,10 +1,11 @@
-"""Is a result what the reference says, up to rounding? Judged step by step, each from the other's own iterate.
+"""Judge step by step whether a result equals that of the reference up to rounding.
 
-A float32 gradient is one of many that rounding allows. What it allows at a point is found by computing the reference
-there again: image by image and in a full batch, with one thread and with two, with the input moved by one ulp either
-way, and in float64. A value of the image *disagrees* if it is not where the reference's step puts it; the disagreement
-is *explained by rounding* if the recomputations spread as far, or if the float64 gradient there is smaller than the
-rounding noise of the image; else it is *real*.
+Each step is judged from the iterate of the other implementation. A float32 gradient is one of several that rounding
+permits. To find the range, the reference is recomputed at the same point: image by image and in a full batch, with one
+thread and with two, with the input moved by one ulp up and down, and in float64. A value of the image *disagrees* if it
+differs from the result of the reference's step. The disagreement is *explained by rounding* if it lies within the
+spread of the recomputations, or if the float64 gradient is smaller than the rounding noise of the image. Otherwise it
+is *real*.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from advseg_bench.geometry import align
 from advseg_bench.types import Budget
 
 ROUNDING_ULP = 4
-"""Two ways to write x + step and clip it differ by less than this."""
+"""Equivalent expressions for x + step with clipping differ by no more than this many ulp."""
 NOISE_QUANTILE = 0.99
-"""Of the recomputations' spread within an image: its rounding noise. Above it lie kinks, judged one by one."""
+"""Quantile of the spread within an image that is its rounding noise; larger spreads are judged value by value."""
 FULL_BATCH = 8
+"""Images in the full batch of a recomputation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,10 @@ class Difference:
 
     Attributes:
         identical: Share of pixels (all channels of them) that are equal bit for bit.
-        max_ulp: Largest distance in float32 numbers.
-        p999_ulp: 99.9 % of the values are at most this far.
+        max_ulp: Largest distance in ulp.
+        p999_ulp: 99.9th percentile of the distance in ulp.
         max_abs: Largest distance, in input units.
-        p999_abs: 99.9 % of the values are at most this far.
+        p999_abs: 99.9th percentile of the distance, in input units.
     """
 
     identical: float
@@ -53,15 +55,15 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class StepVerdict:
-    """How one implementation's steps compare with the reference's, up to the first that really disagrees.
+    """Comparison of the steps with those of the reference, up to the first real disagreement.
 
     Attributes:
         values: Image values judged (images x values x steps).
-        disagree: Those that are not where the reference puts them, by more than `ROUNDING_ULP`.
-        explained: Those of `disagree` that rounding explains.
-        real: (N, C, *S) bool: the others; all are of the last step judged.
-        opposite: Share of the values moving in the last step judged that went against the reference's direction.
-        size: Median of actual over expected move in that step, where the directions agree; NaN if there is none.
+        disagree: Values that differ from the reference by more than `ROUNDING_ULP`.
+        explained: Values of `disagree` that rounding explains.
+        real: (N, C, *S) bool: the remaining values; all belong to the last step judged.
+        opposite: Share of the changed values in the last step judged that moved against the reference's direction.
+        size: Median ratio of actual to expected change in that step, where the directions agree; NaN if there is none.
     """
 
     values: int
@@ -73,12 +75,12 @@ class StepVerdict:
 
     @property
     def agrees(self) -> bool:
-        """Whether rounding explains everything."""
+        """Whether rounding explains every disagreement."""
         return self.disagree == self.explained
 
 
 def compare(a: Tensor, b: Tensor) -> Difference:
-    """Compare two float32 results (N, C, *S)."""
+    """Return how two float32 results (N, C, *S) differ."""
     steps = (_order(a) - _order(b)).abs().flatten().double()
     distance = (a.double() - b.double()).abs().flatten()
     at = max(0, int(0.999 * len(steps)) - 1)
@@ -104,17 +106,19 @@ def judge_steps(
     """Replay the reference's step from each iterate of another implementation.
 
     Args:
-        reference: What each step is held against.
+        reference: The attack that each step is compared with.
         model: Images -> logits.
         batch: Images and labels.
         budget: Norm and radius.
-        path: The other's iterates and, last, its result: `reference.steps` + 1 tensors (N, C, *S).
-        alone: Whether the other put images to the model one by one; so does the replay then.
-        known: Gradients by step, filled here: for another reference with the same objective on the same path.
+        path: The iterates of the other implementation, then its result: `reference.steps` + 1 tensors (N, C, *S).
+        alone: Whether the other evaluated images one by one; the replay then does the same.
+        known: Cache of gradients by step, filled here; it serves references with the same objective on the same path.
 
     Returns:
-        The comparison, which ends at the first real disagreement: what follows from it is no news. Cost per step: 1
-        forward and backward; from the first value that disagrees on 6 more for each step, one of them in float64.
+        The comparison, which ends at the first real disagreement, since all later steps depend on it.
+
+    Cost:
+        1 forward and backward per step; 6 more per step from the first value that disagrees, one of them in float64.
     """
     memory: Tensor | None = None
     known = {} if known is None else known
@@ -148,14 +152,14 @@ def judge_steps(
 
 
 def _is_off(after: Tensor, expected: Tensor, batch: Batch) -> Tensor:
-    """Where a value is not where it is expected, by more than two ways of writing the same step differ."""
+    """Return where a value differs from the expected one by more than equivalent expressions of a step do."""
     far = (_order(after) - _order(expected)).abs() > ROUNDING_ULP
     far &= (after - expected).abs() > _rounding(batch)
     return far | after.isnan() | expected.isnan()
 
 
 def gradient_at(reference: Stepwise, model: nn.Module, batch: Batch, x: Tensor, *, size: int) -> Tensor:
-    """Return the gradient of the reference's objective at some points, `size` images a forward pass."""
+    """Return the gradient (N, C, *S) of the reference's objective at `x`, with `size` images per forward pass."""
     parts = []
     for start in range(0, len(x), size):
         part = select_images(batch, range(start, min(start + size, len(x))))
@@ -168,7 +172,7 @@ def _differentiate(reference: Stepwise, model: nn.Module, batch: Batch, x: Tenso
 
 
 class _Envelope:
-    """What rounding does to the reference's steps, found by computing them again in other ways."""
+    """The effect of rounding on the steps of the reference, found by recomputing them in several ways."""
 
     def __init__(
         self, reference: Stepwise, model: nn.Module, batch: Batch, budget: Budget, known: dict[object, Any]
@@ -179,7 +183,7 @@ class _Envelope:
         self.done = 0
 
     def explain(self, points: Sequence[Tensor], after: Tensor, off: Tensor) -> Tensor:
-        """Tell where rounding explains that `after` is not what the reference computed from the last point."""
+        """Return where rounding explains that `after` differs from the reference's step from the last point."""
         for t in range(self.done if self.reference.remembers else len(points) - 1, len(points)):
             if ("all ways", t) not in self.known:
                 self.known["all ways", t] = self._recompute(points[t])
@@ -196,22 +200,22 @@ class _Envelope:
         near = (after.double() - center).abs() <= 2 * spread + ulp
         noise = torch.stack([(m.double() - exact).abs() for m in others]).amax(0)
         floor = align(usual_noise(noise), x)
-        dead = (exact == 0) & (noise == 0)  # no gradient at all is no rounding
+        dead = (exact == 0) & (noise == 0)  # a gradient of exactly 0 has no rounding noise
         small = (exact.abs() <= torch.maximum(noise, floor)) & ~dead
-        if budget.norm == "l2":  # one value's rounding moves all others through the length
+        if budget.norm == "l2":  # rounding of one value changes the norm, and so all others
             reach = usual_noise(spread).view(floor.shape)
             return off & ((after.double() - center).abs() <= 4 * reach + ulp)
         return off & (near | (small & self._is_possible(after, x)))
 
     def _is_possible(self, after: Tensor, x: Tensor) -> Tensor:
-        """Where a value went where some gradient (up, down or none) would have put it."""
+        """Return where a value is the result of a step with a gradient of +1, -1 or 0."""
         batch, budget = self.batch, self.budget
         ends = [self.reference.move(x, torch.full_like(x, sign), batch, budget) for sign in (-1.0, 0.0, 1.0)]
         ulp = _rounding(batch)
         return torch.stack([(after - end).abs() <= ulp for end in ends]).any(0)
 
     def _recompute(self, x: Tensor) -> list[Tensor]:
-        """The reference's gradient in float64, and in float32 in the ways that leave its mathematics alone."""
+        """Return the reference's gradient in float64, and in float32 in ways that are mathematically equivalent."""
         if self.double is None:
             self.double = copy.deepcopy(self.model).double()
         reference, model, batch = self.reference, self.model, self.batch
@@ -234,18 +238,21 @@ class _Envelope:
 
 
 def usual_noise(spread: Tensor) -> Tensor:
-    """Return the `NOISE_QUANTILE` of each image's values, (N,); old versions of `torch.quantile` take at most 2^24."""
+    """Return the `NOISE_QUANTILE` of each image's values, (N,).
+
+    `torch.quantile` is not used, since some supported versions of it accept at most 2^24 values.
+    """
     values = spread.flatten(1)
     return values.kthvalue(math.ceil(NOISE_QUANTILE * (values.shape[1] - 1)) + 1, dim=1).values
 
 
 def _rounding(batch: Batch) -> float:
-    """What `ROUNDING_ULP` amounts to at the largest intensity."""
+    """Return `ROUNDING_ULP` in input units, at the largest intensity."""
     largest = max(abs(batch.bounds.lower), abs(batch.bounds.upper))
     return ROUNDING_ULP * torch.finfo(torch.float32).eps * largest
 
 
 def _order(x: Tensor) -> Tensor:
-    """Number float32 values in their order, so that neighbours differ by 1 and both zeros are 0."""
+    """Map float32 values to integers in the same order: neighbours differ by 1, and both zeros map to 0."""
     bits = x.contiguous().view(torch.int32).long()
     return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)

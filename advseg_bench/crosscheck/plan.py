@@ -1,4 +1,4 @@
-"""What is compared with what: networks, tasks, losses, radii and implementations, checked before anything runs."""
+"""The plan of a comparison: networks, tasks, losses, radii and implementations, validated before anything runs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Subject:
     """A network to attack, with images for it.
 
     Attributes:
-        name: Shown.
-        model: Images -> logits for the task of `batch`; frozen and put into eval mode by the check.
+        name: Name in tables and files.
+        model: Images -> logits for the task of `batch`; `crosscheck` freezes it and sets eval mode.
         batch: Images and labels.
-        trained: Whether the network has learned anything; said in the certificate.
-        spec: How to build it again, for the scripts that reproduce a disagreement; None if that is unknown.
+        trained: Whether the network is trained; recorded in the certificate.
+        spec: How to rebuild the network in scripts that reproduce a disagreement; None if that is unknown.
     """
 
     name: str
@@ -45,17 +45,17 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is compared with what.
+    """The implementations to compare, and the tasks, losses and budgets to compare them on.
 
     Attributes:
         reference: One of `REFERENCES`.
-        settings: Of the reference, such as {"steps": 10}.
-        others: Name of an implementation -> its settings.
-        kinds: Kinds of task each network is put to, see `models.recast`.
-        losses: Names; each is used for the kinds it is defined for.
+        settings: Settings of the reference, such as {"steps": 10}.
+        others: Name of each other implementation -> its settings.
+        kinds: Task types that each network is recast to; see `models.recast`.
+        losses: Names of losses; each is used for the task types it is defined for.
         norm: Norm of the budgets.
-        eps: Radii.
-        seed: Of the random starts.
+        eps: Radii of the budgets, in input units.
+        seed: Seed of random starts.
     """
 
     reference: str = "fgsm"
@@ -68,11 +68,11 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be compared."""
+        """Validate the plan."""
         if self.reference not in REFERENCES:
             raise SpecError(unknown("crosscheck", "reference attack", self.reference, REFERENCES))
         if not self.others:
-            raise SpecError(expected("crosscheck", "something to compare with", "nothing", "Name an implementation."))
+            raise SpecError(expected("crosscheck: others", "an implementation to compare with", "none", "Name one."))
         for loss in self.losses:
             if loss not in catalogue.LOSSES and ":" not in loss:
                 raise SpecError(unknown("crosscheck", "loss", loss, catalogue.LOSSES))
@@ -91,7 +91,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One point of the grid."""
+    """One point of the grid: network, task type, loss, norm and radius."""
 
     subject: str
     kind: TaskKind
@@ -101,25 +101,31 @@ class Place:
 
 
 def list_rows(plan: Plan) -> list[tuple[TaskKind, str]]:
-    """Return the kinds with the losses that are defined for them."""
+    """Return the pairs of a task type and a loss that is defined for it."""
     entries = catalogue.LOSSES
     return [(k, loss) for k in plan.kinds for loss in plan.losses if loss not in entries or k in entries[loss].kinds]
 
 
 def load_implementation(name: str, settings: Mapping[str, Any], loss: str, plan: Plan, task: Task) -> Attack:
-    """Build an implementation through the registry, as a suite would; one that follows no loss is refused."""
+    """Build an implementation through the registry, as a suite does.
+
+    Raises:
+        UserError: It cannot be built, or a reference cannot be replayed step by step.
+    """
     try:
         attack = load_attack(name, settings, loss, task)
     except UserError as error:
         raise type(error)(f"crosscheck: {error}") from None
     if name == plan.reference and not isinstance(attack, (FGSM, ProjectedAscent)):
-        raise IncompatibleError(f"crosscheck: {name} cannot be replayed step by step.")
+        raise IncompatibleError(
+            expected("crosscheck", f"an attack that can be replayed step by step as {name}", type(attack).__name__)
+        )
     if name == plan.reference and isinstance(attack, ProjectedAscent) and attack.keep != "last":
-        remedy = "It compares step by step, and no step shows which iterate is kept."
+        remedy = "Steps are compared one by one, and no step shows which iterate is returned."
         raise IncompatibleError(expected(f"crosscheck: {name}", "keep 'last'", attack.keep, remedy))
     return attack
 
 
 def make_generators(plan: Plan, batch: Batch) -> list[torch.Generator]:
-    """Return the generators that every implementation is given."""
+    """Return the random generators that every implementation gets, one per image."""
     return image_generators(plan.seed, plan.reference, batch.images)

@@ -1,4 +1,4 @@
-"""The reference, step by step, and the same with one convention changed."""
+"""Replay of the reference step by step, and with one convention changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from advseg_bench.types import Bounds, Budget
 MOMENTUM: dict[Literal["l1", "l2", "mean", "sign", "none"], str] = {
     "l1": "gradients are divided by the L1 norm",
     "mean": "gradients are divided by the mean absolute value",
-    "none": "gradients are divided by nothing",
+    "none": "gradients are not normalised",
     "sign": "signs of gradients are accumulated",
     "l2": "gradients are divided by the L2 norm",
 }
@@ -33,16 +33,16 @@ class Stepwise(Protocol):
 
     @property
     def remembers(self) -> bool:
-        """Whether a direction depends on more than the last gradient."""
+        """Whether a direction depends on earlier gradients."""
 
     def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return the first iterate."""
 
     def objective(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return what is increased, (N,)."""
+        """Return the objective to increase, (N,)."""
 
     def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
-        """Return what the direction is made of."""
+        """Return the accumulated gradient, which determines the direction."""
 
     def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
         """Return the next iterate."""
@@ -50,7 +50,7 @@ class Stepwise(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OneStep:
-    """FGSM as a replay of one step."""
+    """FGSM as a stepwise attack of one step."""
 
     attack: FGSM
     steps: int = 1
@@ -74,22 +74,25 @@ class OneStep:
 
 
 def as_stepwise(attack: FGSM | ProjectedAscent) -> Stepwise:
-    """Return a reference attack in the form that can be replayed."""
+    """Return a reference attack in a form that can be replayed step by step."""
     return OneStep(attack) if isinstance(attack, FGSM) else attack
 
 
 def conventions(attack: FGSM | ProjectedAscent, *, finite: bool) -> Iterator[tuple[str, Stepwise, bool]]:
-    """Yield the convention's name, the reference with it changed, and whether its objective is still the same.
+    """Yield the conventions in which implementations legitimately differ.
 
-    They are those in which toolkits and papers are known to differ and that are no fault by themselves; a wrong sign or
-    a wrong gradient is not among them.
+    Toolkits and papers are known to differ in these choices, and none of them is a fault. A wrong sign and a wrong
+    gradient are faults, so they are not among them.
 
     Args:
         attack: The reference.
-        finite: Whether its result is; what is done about NaN makes no difference then.
+        finite: Whether its result is finite; if so, the treatment of NaN makes no difference.
+
+    Yields:
+        Name of the convention, the reference with it changed, and whether the objective is still the same.
     """
     if not finite:
-        yield "NaN to 0: a gradient of NaN does not move", _NanToZero(as_stepwise(attack)), True
+        yield "NaN to 0: a gradient of NaN counts as 0", _NanToZero(as_stepwise(attack)), True
     if isinstance(attack, FGSM):
         if attack.label == "true":
             yield "label: the model's own prediction", OneStep(replace(attack, label="predicted")), False
@@ -115,7 +118,7 @@ def conventions(attack: FGSM | ProjectedAscent, *, finite: bool) -> Iterator[tup
 
 
 class _Changed:
-    """A replay that passes on what it does not change."""
+    """A replay that delegates to another one, except where a subclass overrides it."""
 
     def __init__(self, inner: Stepwise) -> None:
         self.inner, self.steps, self.remembers = inner, inner.steps, inner.remembers

@@ -1,4 +1,4 @@
-"""Findings -> terminal table, certificate, scripts."""
+"""Output of a comparison: table on the terminal, certificate, scripts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from advseg_bench.crosscheck.verdict import SOUND
 from advseg_bench.suite.cells import show_eps
 
 EXAMPLES = 5
-"""Scripts written at most: one for each implementation, network and reason, the first ones."""
+"""Maximum number of scripts: one per implementation and network, the first ones."""
 
 
 def print_findings(pairs: Sequence[Pair], console: Console) -> None:
-    """Print one line per implementation, then each distinct finding that is more than rounding."""
+    """Print one line per implementation and verdict, then each distinct finding that rounding does not explain."""
     table = [["implementation", "verdict", "points", "pixels equal", "max diff", "loss", "Dice"]]
     for name, counts in count_verdicts(pairs).items():
         for verdict, count in counts.items():
@@ -40,7 +40,7 @@ def print_findings(pairs: Sequence[Pair], console: Console) -> None:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         console.print(line.rstrip(), soft_wrap=True, markup=False, highlight=False)
     console.print(
-        "max diff in input units; loss gained and Dice: the other's minus the reference's, mean over points.",
+        "max diff in input units; loss increase and Dice: other minus reference, mean over points.",
         soft_wrap=True,
         highlight=False,
     )
@@ -53,10 +53,10 @@ def print_findings(pairs: Sequence[Pair], console: Console) -> None:
 
 
 def write_findings(plan: Plan, subjects: Sequence[Subject], pairs: Sequence[Pair], out: Path) -> list[Path]:
-    """Write certificate.json and, for real disagreements, scripts that reproduce them.
+    """Write certificate.json, and for real disagreements scripts that reproduce them.
 
     Returns:
-        The files to show the user; the certificate first.
+        Paths of the certificate and of the scripts, in this order.
     """
     certificate = out / "certificate.json"
     out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def write_findings(plan: Plan, subjects: Sequence[Subject], pairs: Sequence[Pair
 
 
 def _distinct(pairs: Sequence[Pair]) -> Iterator[tuple[Pair, int]]:
-    """Findings that are more than rounding, the first of each implementation and kind, with their number."""
+    """Yield findings that rounding does not explain: the first per implementation and cause, with their number."""
     groups: dict[tuple[str, str, str], list[Pair]] = {}
     for pair in pairs:
         if pair.finding.verdict in ("identical", "equal up to rounding"):

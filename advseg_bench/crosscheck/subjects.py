@@ -1,4 +1,4 @@
-"""What a crosscheck is run on by default, and against: the models of a suite, and the equivalents of each toolkit."""
+"""The networks of a comparison: models of a suite, and networks with random weights."""
 
 from __future__ import annotations
 
@@ -26,17 +26,20 @@ def load_subjects(
     images: int = 4,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Subject]:
-    """Return models of a suite, trained if they are not in the cache, with test images.
+    """Return the models of a suite with test images; models that are not in the cache are trained.
 
     Args:
-        suite: Models, data, recipe.
-        models: Names; all of the suite's if empty.
-        untrained: Further networks with random weights, as "smp.Unet:vgg13" or "monai.SegResNet".
-        images: How many test images, evenly spaced among those with a mask.
-        progress: Told (model, epochs done, epochs in all).
+        suite: Models, data and training recipe.
+        models: Names of models; empty for all of the suite.
+        untrained: Further networks with random weights, such as "smp.Unet:vgg13" or "monai.SegResNet".
+        images: Number of test images, evenly spaced among those with a mask.
+        progress: Called with (model, epochs done, total epochs).
+
+    Returns:
+        One `Subject` per network, all with the same images.
 
     Raises:
-        UserError: If a model is unknown, or cannot be built or trained.
+        UserError: A model is unknown, or cannot be built or trained; or too few test images have a mask.
     """
     known = {spec.name: spec for spec in suite.models}
     for name in models:
@@ -57,7 +60,7 @@ def load_subjects(
 
 
 def _read_spec(text: str) -> ModelSpec:
-    """Read "smp.Unet:vgg13"."""
+    """Parse "architecture:encoder", such as "smp.Unet:vgg13"."""
     architecture, _, encoder = text.partition(":")
     name = text.replace(":", "-")
     try:
@@ -67,7 +70,7 @@ def _read_spec(text: str) -> ModelSpec:
 
 
 def _spread(dataset: Dataset, images: int) -> Batch:
-    """Test images, evenly spaced among those with a mask; from multilabel data, with every class if there are such."""
+    """Select evenly spaced test images among those with the largest number of classes in their mask."""
     test = dataset.split("test")
     first = 1 if dataset.task.kind == "multiclass" else 0
     shown = []
@@ -80,6 +83,6 @@ def _spread(dataset: Dataset, images: int) -> Batch:
     if not most or len(best) < images:
         raise IncompatibleError(
             f"crosscheck: expected at least {images} test images that show {most or 'some'} classes, got {len(best)}. "
-            "Ask for fewer."
+            "Use fewer images."
         )
     return dataset.batch([best[(2 * i + 1) * len(best) // (2 * images)] for i in range(images)])

@@ -1,4 +1,4 @@
-"""Watch an attack from outside: what it costs, and at which points it asked for a gradient."""
+"""Trace an attack from outside: its cost, and the points at which it computes gradients."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from advseg_bench.types import Budget
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One call of an attack on a batch of N images.
+    """Record of one call of an attack on a batch of N images.
 
     Attributes:
-        x_adv: What it returned, detached, (N, C, *S).
-        points: Where it asked for gradients, in order, each (N, C, *S); None if they cannot be told apart by image.
-        alone: Whether it put the images to the model one by one.
-        forwards: Images put to the model, over N.
-        backwards: Images whose gradient was asked for, over N.
-        seconds: Of the call.
-        changed: Whether it changed the model (put back since).
+        x_adv: The result, detached, (N, C, *S).
+        points: Points of the gradients, in order, each (N, C, *S); None if they cannot be assigned to images.
+        alone: Whether the attack evaluated the images one by one.
+        forwards: Forward passes per image.
+        backwards: Backward passes per image.
+        seconds: Duration of the call.
+        changed: Whether the attack changed the model, which is restored afterwards.
     """
 
     x_adv: Tensor
@@ -47,18 +47,18 @@ def run_traced(
     generators: Sequence[torch.Generator],
     guard: ModelGuard | None = None,
 ) -> Trace:
-    """Run an attack and record where it asks for gradients.
+    """Run an attack and record the points at which it computes gradients.
 
     Args:
-        attack: What to run.
+        attack: The attack.
         model: Images -> logits.
         batch: Images and labels.
         budget: Norm and radius.
         generators: One per image.
-        guard: Of `model`, to save the copy of its weights where many attacks meet it.
+        guard: Guard of `model`, shared between attacks to avoid a copy of the weights for each.
 
     Returns:
-        What it did.
+        The trace.
 
     Cost:
         That of the attack, and a copy of each point.
@@ -91,7 +91,10 @@ def run_traced(
 
 
 def _sort_out(points: list[Tensor], x: Tensor) -> list[Tensor]:
-    """Join points that came one by one, all of an image after each other or all of a step: each near its own image."""
+    """Group points of single images into steps, whether they came image by image or step by step.
+
+    Of the two orders, the one whose points lie closer to their images is taken.
+    """
     n, each = len(x), len(points) // len(x)
     orders = ([points[t::each] for t in range(each)], [points[t * n : (t + 1) * n] for t in range(each)])
     joined = [[torch.cat(step) for step in order] for order in orders]

@@ -1,4 +1,4 @@
-"""One verdict for one implementation on one batch, with its evidence."""
+"""The verdict on one implementation for one batch, with its evidence."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Verdict = Literal[
 ]
 SOUND: tuple[Verdict, ...] = ("identical", "equal up to rounding", "equal under a convention")
 REGION = 0.5
-"""Share of the real disagreements in one connected region above which they are called a region."""
+"""Real disagreements are reported as a region if more than this share of them is connected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a result does to the model, means over the images.
+    """Effect of an attack on the model, as means over the images.
 
     Attributes:
-        gain: Loss at the result minus loss at the clean image.
-        dice: Mean Dice of the prediction, see `metrics.mean_dice`.
+        gain: Loss of the adversarial image minus loss of the clean image.
+        dice: Mean Dice of the prediction with the labels; see `metrics.mean_dice`.
     """
 
     gain: float
@@ -44,16 +44,16 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The verdict and what it rests on; a part that could not be had is None.
+    """The verdict with its evidence; evidence that is not available is None.
 
     Attributes:
         verdict: One of `Verdict`.
         reason: One line: the convention, the cause, the violation or the exception.
-        difference: Free-running results compared value by value.
-        steps: Step-wise comparison with the reference; None where the results are identical.
+        difference: Value-by-value comparison of the two results.
+        steps: Step-by-step comparison with the reference; None if the results are identical.
         ours: Effect of the reference.
-        theirs: Effect of the other.
-        real: (N, C, *S) bool: where disagreement is real, or None.
+        theirs: Effect of the other implementation.
+        real: (N, C, *S) bool: where the disagreement is real; None if there is none.
     """
 
     verdict: Verdict
@@ -67,7 +67,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What both implementations were given, and the logits of the clean images."""
+    """The inputs of both implementations, and the logits (N, K, *S) of the clean images."""
 
     reference: FGSM | ProjectedAscent
     model: nn.Module
@@ -80,17 +80,17 @@ def judge(case: Case, ours: Tensor, theirs: Trace, effect: Effect) -> Finding:
     """Compare another implementation's result with the reference's.
 
     Args:
-        case: Reference, model, images, budget.
-        ours: The reference's result.
-        theirs: The other's result and how it came about.
-        effect: Of the reference.
+        case: Reference, model, images and budget.
+        ours: Result of the reference, (N, C, *S).
+        theirs: Trace of the other implementation.
+        effect: Effect of the reference.
 
     Returns:
         The finding.
 
     Cost:
-        Nothing if the results are identical; else 1 forward, the replay of each step, and that again, mostly without
-        its gradients, for each convention tried.
+        None if the results are identical; else 1 forward, the replay of each step, and one more replay for each
+        convention tried, most of them without new gradients.
     """
     if broken := find_violation(theirs.x_adv, case.batch, case.budget):
         return Finding("violates", broken)
@@ -120,7 +120,7 @@ def judge(case: Case, ours: Tensor, theirs: Trace, effect: Effect) -> Finding:
 
 
 def find_violation(x_adv: object, batch: Batch, budget: Budget) -> str:
-    """Name the first thing that an adversarial image must not be and this is, or ""."""
+    """Return the first requirement of an adversarial image that the result violates, or ""."""
     if not isinstance(x_adv, Tensor):
         return f"returned {type(x_adv).__name__} instead of a tensor"
     if x_adv.shape != batch.x.shape or x_adv.dtype != batch.x.dtype:
@@ -136,7 +136,11 @@ def find_violation(x_adv: object, batch: Batch, budget: Budget) -> str:
 
 
 def measure_effect(case: Case, x_adv: Tensor) -> Effect:
-    """Return what a result does to the model. Cost: 1 forward."""
+    """Return the effect of an adversarial image (N, C, *S) on the model.
+
+    Cost:
+        1 forward.
+    """
     batch, loss = case.batch, find_loss(case.reference.loss)
     with torch.no_grad():
         attacked = case.model(x_adv)
@@ -147,16 +151,16 @@ def measure_effect(case: Case, x_adv: Tensor) -> Effect:
 
 
 def diagnose(case: Case, theirs: Trace, steps: StepVerdict | None) -> str:
-    """Say in one line what a real disagreement looks like."""
+    """Describe a real disagreement in one line."""
     if torch.equal(theirs.x_adv, case.batch.x):
         return "returned the clean image"
     if theirs.points is None:
-        return f"asked for {theirs.backwards:g} gradients per image, which cannot be followed step by step"
+        return f"computed {theirs.backwards:g} gradients per image, which cannot be replayed step by step"
     wanted = as_stepwise(case.reference).steps
     if len(theirs.points) > 1 and all(torch.equal(point, theirs.points[0]) for point in theirs.points):
-        return "took every gradient at the same point"
+        return "computed every gradient at the same point"
     if steps is None:
-        return f"asked for {len(theirs.points)} gradients, the reference for {wanted}"
+        return f"computed {len(theirs.points)} gradients, the reference {wanted}"
     if steps.opposite > 0.9:
         return f"wrong sign: moves against the gradient on {steps.opposite:.0%} of the values"
     if abs(steps.size - 1) > 0.01:
@@ -166,7 +170,7 @@ def diagnose(case: Case, theirs: Trace, steps: StepVerdict | None) -> str:
 
 
 def _replay(stepwise: Stepwise, case: Case, theirs: Trace, known: dict[object, Any]) -> StepVerdict | None:
-    """Judge the other's steps, or None if it took another number of them."""
+    """Judge the steps of the other implementation; None if their number differs."""
     if theirs.points is None or len(theirs.points) != stepwise.steps:
         return None
     path = [*theirs.points, theirs.x_adv]
@@ -174,24 +178,24 @@ def _replay(stepwise: Stepwise, case: Case, theirs: Trace, known: dict[object, A
 
 
 def _describe_start(stepwise: Stepwise, case: Case, theirs: Trace) -> str:
-    """Name the convention if the other did not start at the clean image; its own random numbers always differ."""
+    """Return the convention if the other did not start at the clean image; its random numbers always differ."""
     if not theirs.points or compare(theirs.points[0], case.batch.x).max_ulp <= 1:
         return ""
     moved = geometry.distance(theirs.points[0], case.batch.x, case.budget.norm)
     if float(moved.max()) > case.budget.eps + BUDGET_TOLERANCE:
         return f"random start: {float(moved.max() / case.budget.eps):.3g} times eps away"
-    return "random start: inside the budget, with random numbers of its own"
+    return "random start: inside the budget, with other random numbers"
 
 
 def _describe_rounding(steps: StepVerdict) -> str:
-    """Say how much rounding had to explain."""
+    """Describe the disagreements that rounding explains."""
     if steps.disagree == 0:
         return "every step within 4 ulp"
-    return f"{steps.disagree} of {steps.values} values went another way, where the gradient is rounding noise"
+    return f"{steps.disagree} of {steps.values} values differ where the gradient is rounding noise"
 
 
 def _describe_place(real: Tensor) -> str:
-    """Say whether disagreements are scattered or lie together, over all images."""
+    """Describe whether the disagreements of all images are scattered or connected."""
     total = inside = 0
     box = ""
     for image in real.any(1).cpu().numpy():

@@ -1,12 +1,12 @@
 """What does an attack increase? Attack and training losses: (logits, y, valid, task) -> one value per image.
 
-An image's value never depends on its neighbours, so neither does its gradient; summing the values and calling
-backward once gives every image its own gradient. Larger is worse for the model. Pixels that are not valid add
-nothing to a value and get a gradient of exactly zero.
+The value of an image never depends on the other images of the batch, and neither does its gradient: the sum of all
+values needs one backward pass and gives every image its own gradient. Larger is worse for the model. Invalid pixels do
+not contribute to a value, and their gradient is exactly zero.
 
-Some can also be called as arXiv 2401.11224's released code calls them, with mask and output swapped:
-`loss(y.to(logits.dtype), logits, valid, task)` of a binary or multilabel task takes the mask for logits and the logits
-for labels of any real value. `catalogue.LossEntry.swappable` tells which.
+Some losses also accept swapped arguments, as in the released code of arXiv 2401.11224: with
+`loss(y.to(logits.dtype), logits, valid, task)` a binary or multilabel loss uses the mask as logits and the logits as
+real-valued labels. `catalogue.LossEntry.swappable` lists them.
 """
 
 from advseg_bench.losses.base import SMOOTH, Loss, one_hot, probabilities

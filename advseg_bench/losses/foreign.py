@@ -1,4 +1,4 @@
-"""Losses of MONAI, segmentation-models-pytorch and others as losses of this package."""
+"""Adapter for third-party losses, such as those of MONAI and segmentation-models-pytorch."""
 
 from __future__ import annotations
 
@@ -14,30 +14,42 @@ from advseg_bench.types import Task
 
 Target = Literal["onehot", "labels"]
 
-SURE = 30.0  # a logit whose sigmoid is right to 1e-13
+SURE = 30.0  # a logit whose sigmoid is 1 up to 1e-13
 
 
 def per_image(criterion: Callable[[Tensor, Tensor], Tensor], target: Target = "onehot") -> Loss:
-    """Turn a loss of logits and target into one of this package: one value per image, void pixels without gradient.
+    """Wrap a third-party criterion as a loss of this package: one value per image, no gradient at invalid pixels.
 
-    The criterion is given one image at a time, so that it cannot pool a batch; of what it returns the mean is taken.
+    The criterion is called for one image at a time, so that it cannot pool over the batch; if it returns several
+    values, their mean is used.
 
-    A pixel that is not valid is given to it as one that is predicted right and for sure: as none of the classes, in a
-    multiclass task as the first. That moves no gradient to it and changes nothing in overlaps of the other classes. A
-    mean over pixels counts it as solved, so it is smaller by the share of valid pixels; in an overlap of the first of
-    several classes it counts as a hit.
+    The criterion sees an invalid pixel as a correct prediction with high confidence: as none of the classes, or as the
+    first class in a multiclass task. So the pixel has no gradient and does not change the overlap of other classes. A
+    mean over pixels counts it as correct, so the value is smaller by the fraction of valid pixels. In the overlap of
+    the first class of a multiclass task it counts as a true positive.
 
     Args:
-        criterion: Called with logits (1, K, *S) and a target; returns one value, or several, larger is worse. It has to
-            apply sigmoid or softmax by itself.
-        target: "onehot" for zeros and ones (1, K, *S) of the dtype of the logits; "labels" for int64 (1, *S), in
+        criterion: Called with logits (1, K, *S) and a target; returns one or several values, larger is worse. It must
+            apply sigmoid or softmax itself.
+        target: "onehot" for zeros and ones (1, K, *S) with the dtype of the logits; "labels" for int64 (1, *S), in
             multiclass tasks only.
 
     Returns:
-        The loss, to be named in a suite as `package.module:object`.
+        The loss. Assigned to a name in a module, a suite refers to it as `package.module:object`.
 
     Raises:
-        SpecError: If `target` is neither.
+        SpecError: `target` is unknown.
+
+    Cost:
+        One call of the criterion per image.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> loss = ab.losses.per_image(torch.nn.BCEWithLogitsLoss())
+        >>> y, valid = torch.ones(2, 1, 4, 4, dtype=torch.bool), torch.ones(2, 4, 4, dtype=torch.bool)
+        >>> loss(torch.zeros(2, 1, 4, 4), y, valid, ab.Task("binary", ("liver",)))
+        tensor([0.6931, 0.6931])
     """
     if target not in get_args(Target):
         raise SpecError(unknown("per_image", "target", target, get_args(Target)))
@@ -52,7 +64,7 @@ def per_image(criterion: Callable[[Tensor, Tensor], Tensor], target: Target = "o
             labels = channels
         elif task.kind != "multiclass":
             what = f'target="onehot" for a {task.kind} task'
-            raise IncompatibleError(expected("per_image", what, target, "Its classes are decided one by one."))
+            raise IncompatibleError(expected("per_image", what, target, "Its channels are independent decisions."))
         return torch.stack([criterion(shown[i : i + 1], labels[i : i + 1]).mean() for i in range(len(logits))])
 
     return loss

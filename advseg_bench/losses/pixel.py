@@ -1,4 +1,4 @@
-"""Losses that are means over pixels."""
+"""Pixel losses: means over valid pixels."""
 
 from __future__ import annotations
 
@@ -13,53 +13,74 @@ from advseg_bench.types import Task
 
 
 def bce(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """Average the binary cross-entropy of every channel over valid pixels and channels.
+    """Return the binary cross-entropy, averaged over valid pixels and channels.
 
     Args:
         logits: (N, K, *S).
         y: bool (N, K, *S).
         valid: bool (N, *S).
-        task: Binary or multilabel.
+        task: A binary or multilabel task.
 
     Returns:
-        (N,), at least 0; 0 for an image without a valid pixel.
+        One value per image, (N,), at least 0; 0 without a valid pixel.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> ab.losses.bce(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
+        tensor([0.6931])
     """
     value = F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="none")
     return valid_mean(value.mean(1), valid)
 
 
 def ce(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """Average the softmax cross-entropy over valid pixels.
+    """Return the softmax cross-entropy, averaged over valid pixels.
 
     Args:
         logits: (N, K, *S).
         y: int64 (N, *S).
         valid: bool (N, *S).
-        task: Multiclass.
+        task: A multiclass task.
 
     Returns:
-        (N,), at least 0; 0 for an image without a valid pixel.
+        One value per image, (N,), at least 0; 0 without a valid pixel.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="multiclass", classes=2)
+        >>> ab.losses.ce(torch.zeros(1, 2, 4, 4), batch.y, batch.valid, batch.task)
+        tensor([0.6931])
     """
     return valid_mean(F.cross_entropy(logits, torch.where(valid, y, 0), reduction="none"), valid)
 
 
 def focal(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """Average the focal loss with gamma = 2 over valid pixels and channels; no class weights.
+    """Return the focal loss with gamma = 2 and no class weights, averaged over valid pixels and channels.
 
-    Sigmoid form for binary and multilabel; softmax form for multiclass, where the K - 1 channels that are not the
-    label add zero to the mean, as in MONAI's `FocalLoss(use_softmax=True)`.
+    The sigmoid form for binary and multilabel tasks. The softmax form for multiclass tasks, where the K - 1 channels
+    other than the label add zero to the mean, as in MONAI's `FocalLoss(use_softmax=True)`.
 
     Args:
         logits: (N, K, *S).
         y: Labels as in `Batch.y`.
         valid: bool (N, *S).
-        task: Any.
+        task: Any task.
 
     Returns:
-        (N,), at least 0.
+        One value per image, (N,), at least 0; 0 without a valid pixel.
 
     Source:
         Lin et al., ICCV 2017, arXiv:1708.02002, eq. 4.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> ab.losses.focal(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
+        tensor([0.1733])
     """
     if task.kind != "multiclass":
         return sigmoid_focal(logits, y, valid, task)
@@ -69,7 +90,7 @@ def focal(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
 
 
 def sigmoid_focal(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """The focal loss of each channel as a decision of its own; `y` may hold any real value, as in MONAI."""
+    """Return the focal loss with a sigmoid for each channel; `y` may hold any real value, as in MONAI."""
     t = one_hot(y, task, logits)
     entropy = F.binary_cross_entropy_with_logits(logits, t, reduction="none")
     miss = (logits * (1 - 2 * t)).sigmoid()
@@ -77,24 +98,31 @@ def sigmoid_focal(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tenso
 
 
 def margin(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """Average by how far each decision is from being right, in logits, over valid pixels.
+    """Return the logit margin by which each decision is wrong, averaged over valid pixels and channels.
 
-    A channel of a binary or multilabel task adds -u where its label is 1 and u where it is 0; a pixel of a multiclass
-    task adds max_{j != y} u_j - u_y. So the loss is to cross-entropy what a line is to softplus: its gradient neither
-    fades where the model is sure nor where it is wrong.
+    A channel of a binary or multilabel task adds -u where its label is 1 and u where it is 0. A pixel of a multiclass
+    task adds max_{j != y} u_j - u_y. Cross-entropy is a softplus of this margin. The gradient of the margin does not
+    vanish, whether the model is confident or wrong.
 
     Args:
         logits: (N, K, *S).
         y: Labels as in `Batch.y`.
         valid: bool (N, *S).
-        task: Any; multiclass with at least two classes.
+        task: Any task; multiclass with at least two classes.
 
     Returns:
-        (N,), of any sign and without bounds; 0 for an image without a valid pixel.
+        One value per image, (N,), of any sign, unbounded; 0 without a valid pixel.
 
     Source:
-        the loss f of Carlini and Wagner, S&P 2017, arXiv:1608.04644, sec. V, for each pixel; differs in having no
-        floor, and in the mean over pixels.
+        Carlini and Wagner, S&P 2017, arXiv:1608.04644, sec. V, the loss f for each pixel; differs in having no lower
+        limit, and in the mean over pixels.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> ab.losses.margin(torch.ones(1, 1, 4, 4), batch.y, batch.valid, batch.task)
+        tensor([-1.])
     """
     if task.kind != "multiclass":
         return valid_mean((logits * (1 - 2 * y.to(logits.dtype))).mean(1), valid)

@@ -1,4 +1,4 @@
-"""Losses that measure how two regions overlap: Dice, Jaccard, Tversky, Lovasz, and Dice beside a mean over pixels."""
+"""Region losses, which measure overlap: Dice, Jaccard, Tversky, Lovasz, and sums of Dice and a pixel loss."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ from advseg_bench.losses.pixel import bce, ce, sigmoid_focal
 from advseg_bench.types import Task
 
 FALSE_POSITIVE, FALSE_NEGATIVE = 0.3, 0.7  # Tversky's weights, MONAI's alpha and beta; 0.5 and 0.5 would be Dice
-FOCUS = 0.75  # the exponent of the focal Tversky loss: 1 / gamma with the gamma = 4/3 of its paper
+FOCUS = 0.75  # exponent of the focal Tversky loss: 1 / gamma with gamma = 4/3 as in its paper
 
 
 def dice(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """Return 1 - soft Dice, averaged over the channels (background included, as in the study).
+    """Return 1 - soft Dice, averaged over the channels, background included.
 
-    Dice = (2 sum p y + s) / (sum p + sum y + s) with s = 1e-5, sums over valid pixels: MONAI's `DiceLoss`, image
-    by image. On an empty mask its gradient nearly vanishes (norm 1e-8 and less).
+    Dice = (2 sum p y + s) / (sum p + sum y + s) with s = 1e-5 and sums over valid pixels; equals MONAI's `DiceLoss` for
+    each image. For an empty mask the gradient nearly vanishes (norm 1e-8 or less).
 
     Args:
         logits: (N, K, *S).
         y: Labels as in `Batch.y`.
         valid: bool (N, *S).
-        task: Any.
+        task: Any task.
 
     Returns:
-        (N,), between 0 and 1.
+        One value per image, (N,), between 0 and 1.
 
     Source:
         Milletari et al., 3DV 2016, arXiv:1606.04797; differs in the denominator, which is not squared.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> ab.losses.dice(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
+        tensor([0.3333])
     """
     p, t, _ = _regions(logits, y, valid, task)
     overlap = (p * t).sum(2)
@@ -37,16 +44,29 @@ def dice(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
 
 
 def jaccard(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """Return 1 - soft Jaccard index, averaged over the channels: MONAI's `DiceLoss(jaccard=True)`, image by image.
+    """Return 1 - soft Jaccard index, averaged over the channels.
 
-    Jaccard = (2 sum p y + s) / (2 (sum p + sum y - sum p y) + s) with s = 1e-5. Arguments as `dice`; so is its
-    gradient on an empty mask.
+    Jaccard = (2 sum p y + s) / (2 (sum p + sum y - sum p y) + s) with s = 1e-5; equals MONAI's `DiceLoss(jaccard=True)`
+    for each image. For an empty mask the gradient nearly vanishes.
+
+    Args:
+        logits: (N, K, *S).
+        y: Labels as in `Batch.y`.
+        valid: bool (N, *S).
+        task: Any task.
 
     Returns:
-        (N,), between 0 and 1.
+        One value per image, (N,), between 0 and 1.
 
     Source:
         Rahman and Wang, ISVC 2016, doi:10.1007/978-3-319-50835-1_22; differs in the smoothing.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> ab.losses.jaccard(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
+        tensor([0.5000])
     """
     p, t, _ = _regions(logits, y, valid, task)
     overlap = (p * t).sum(2)
@@ -55,51 +75,90 @@ def jaccard(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
 
 
 def tversky(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """Return 1 - Tversky index, averaged over the channels: MONAI's `TverskyLoss(alpha=0.3, beta=0.7)`.
+    """Return 1 - Tversky index, averaged over the channels.
 
-    Index = (TP + s) / (TP + 0.3 FP + 0.7 FN + s) with s = 1e-5 and TP, FP, FN summed from probabilities. (MONAI's
-    default, 0.5 and 0.5, is Dice.) Arguments as `dice`; so is its gradient on an empty mask.
+    Index = (TP + s) / (TP + 0.3 FP + 0.7 FN + s) with s = 1e-5 and TP, FP, FN summed from probabilities; equals MONAI's
+    `TverskyLoss(alpha=0.3, beta=0.7)`. (MONAI's default weights, 0.5 and 0.5, give Dice.) For an empty mask the
+    gradient nearly vanishes.
+
+    Args:
+        logits: (N, K, *S).
+        y: Labels as in `Batch.y`.
+        valid: bool (N, *S).
+        task: Any task.
 
     Returns:
-        (N,), between 0 and 1.
+        One value per image, (N,), between 0 and 1.
 
     Source:
         Salehi et al., MLMI 2017, arXiv:1706.05721; differs in the smoothing.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> ab.losses.tversky(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
+        tensor([0.4118])
     """
     return (1 - _tversky_index(logits, y, valid, task)).mean(1)
 
 
 def focal_tversky(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """Average (1 - Tversky index)^(3/4) over the channels; index and arguments as `tversky`.
+    """Return (1 - Tversky index)^(3/4), averaged over the channels; the index is that of `tversky`.
 
-    The exponent is 1 / gamma with gamma = 4/3 in the convention of the paper, where a larger gamma steepens the loss of
-    channels that are nearly right. (Code that calls the exponent itself gamma has 0.75.)
+    The exponent is 1 / gamma with gamma = 4/3 in the convention of the paper: a larger gamma gives channels that are
+    nearly correct a steeper loss. (Code that calls the exponent gamma uses 0.75.)
+
+    Args:
+        logits: (N, K, *S).
+        y: Labels as in `Batch.y`.
+        valid: bool (N, *S).
+        task: Any task.
 
     Returns:
-        (N,), between 0 and 1.
+        One value per image, (N,), between 0 and 1.
 
     Source:
-        Abraham and Khan, ISBI 2019, arXiv:1810.07842; differs in the mean over channels, there a sum.
+        Abraham and Khan, ISBI 2019, arXiv:1810.07842; differs in the mean over channels, which is a sum in the paper.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> ab.losses.focal_tversky(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
+        tensor([0.5140])
     """
     miss = 1 - _tversky_index(logits, y, valid, task)
-    missed = miss > 0  # the power has no gradient at 0, where nothing can be gained
+    missed = miss > 0  # the power has no derivative at 0
     return torch.where(missed, torch.where(missed, miss, 1) ** FOCUS, 0).mean(1)
 
 
 def generalized_dice(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """Return 1 - Dice with each channel weighed by 1 / (sum y)^2: MONAI's `GeneralizedDiceLoss`, image by image.
+    """Return 1 - generalised Dice, where each channel has the weight 1 / (sum y)^2.
 
-    Dice = (2 sum_c w_c sum p y + s) / (sum_c w_c (sum p + sum y) + s) with s = 1e-5. As in MONAI, a channel whose mask
-    is empty gets the largest weight of the others. So an image whose masks are all empty has value 0 and no gradient,
-    and masks of 10,000 pixels and more have weights so small that s pulls value and gradient to 0.
+    Dice = (2 sum_c w_c sum p y + s) / (sum_c w_c (sum p + sum y) + s) with s = 1e-5; equals MONAI's
+    `GeneralizedDiceLoss` for each image. As in MONAI, a channel with an empty mask gets the largest weight of the other
+    channels. So an image whose masks are all empty has value 0 and no gradient. The weights of masks of 10,000 or more
+    pixels are so small that s moves value and gradient towards 0.
 
-    Arguments as `dice`.
+    Args:
+        logits: (N, K, *S).
+        y: Labels as in `Batch.y`.
+        valid: bool (N, *S).
+        task: Any task.
 
     Returns:
-        (N,), between 0 and 1.
+        One value per image, (N,), between 0 and 1.
 
     Source:
         Sudre et al., DLMIA 2017, arXiv:1707.03237; differs in the smoothing.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> ab.losses.generalized_dice(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
+        tensor([0.3333])
     """
     p, t, _ = _regions(logits, y, valid, task)
     volume = t.sum(2)
@@ -113,17 +172,31 @@ def generalized_dice(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Te
 def lovasz(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
     """Return the Lovasz extension of the Jaccard loss over valid pixels, averaged over channels.
 
-    The hinge form, of errors 1 - (2y - 1) u, for binary and multilabel; the softmax form, of errors |y - p|, for
-    multiclass, averaged over the classes that are present. On an empty mask the hinge form is the largest error, so one
-    pixel has all of the gradient.
+    The Lovasz hinge with errors 1 - (2y - 1) u for binary and multilabel tasks. The Lovasz softmax with errors |y - p|
+    for multiclass tasks, averaged over the classes that are present. For an empty mask the hinge equals the largest
+    error, so only one pixel has a gradient.
 
-    Arguments as `dice`.
+    Args:
+        logits: (N, K, *S).
+        y: Labels as in `Batch.y`.
+        valid: bool (N, *S).
+        task: Any task.
 
     Returns:
-        (N,), at least 0; 0 for an image without a valid pixel.
+        One value per image, (N,), at least 0; 0 without a valid pixel.
 
     Source:
         Berman et al., CVPR 2018, arXiv:1705.08790, alg. 1.
+
+    Cost:
+        Sorts the pixels of each channel.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> ab.losses.lovasz(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
+        tensor([1.])
     """
     t = one_hot(y, task, logits)
     seen = valid.unsqueeze(1).expand_as(t)
@@ -137,32 +210,58 @@ def lovasz(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
 
 
 def dice_focal(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """Return Dice loss + focal loss: MONAI's `DiceFocalLoss`, the study's training loss, image by image.
+    """Return the sum of Dice loss and focal loss, with equal weights.
 
-    For multiclass, as there, the Dice is of the softmax and the focal loss is the sigmoid one of each channel.
-    Arguments as `dice`; the two parts weigh the same.
+    Equals MONAI's `DiceFocalLoss` for each image. As in MONAI, a multiclass task uses softmax for Dice, and a sigmoid
+    for each channel for the focal loss.
+
+    Args:
+        logits: (N, K, *S).
+        y: Labels as in `Batch.y`.
+        valid: bool (N, *S).
+        task: Any task.
 
     Returns:
-        (N,), at least 0.
+        One value per image, (N,), at least 0.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> ab.losses.dice_focal(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
+        tensor([0.5066])
     """
     return dice(logits, y, valid, task) + sigmoid_focal(logits, y, valid, task)
 
 
 def dice_ce(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """Return Dice loss + cross-entropy, softmax for multiclass and binary otherwise: MONAI's `DiceCELoss`.
+    """Return the sum of Dice loss and cross-entropy, with equal weights.
 
-    It differs for several channels of a sigmoid, beside whose Dice MONAI puts a cross-entropy of the softmax.
-    Arguments as `dice`; the two parts weigh the same.
+    The cross-entropy is `ce` for multiclass tasks and `bce` otherwise. Equals MONAI's `DiceCELoss` for each image,
+    except for multilabel tasks, where MONAI uses the softmax cross-entropy.
+
+    Args:
+        logits: (N, K, *S).
+        y: Labels as in `Batch.y`.
+        valid: bool (N, *S).
+        task: Any task.
 
     Returns:
-        (N,), at least 0.
+        One value per image, (N,), at least 0.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> batch = ab.Batch.of(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4), task="binary")
+        >>> ab.losses.dice_ce(torch.zeros(1, 1, 4, 4), batch.y, batch.valid, batch.task)
+        tensor([1.0265])
     """
     entropy = ce if task.kind == "multiclass" else bce
     return dice(logits, y, valid, task) + entropy(logits, y, valid, task)
 
 
 def _regions(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities and labels, zero where not valid, and ones where valid; pixels in one axis, the last."""
+    """Return probabilities and labels, zero where not valid, and the valid mask; pixels on the last axis."""
     weight = valid.unsqueeze(1).to(logits.dtype)
     p = (probabilities(logits, task) * weight).flatten(2)
     t = (one_hot(y, task, logits) * weight).flatten(2)
@@ -170,7 +269,7 @@ def _regions(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> tuple[Tens
 
 
 def _tversky_index(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tensor:
-    """The Tversky index of each channel, (N, K)."""
+    """Return the Tversky index of each channel, (N, K)."""
     p, t, ones = _regions(logits, y, valid, task)
     hit = (p * t).sum(2)
     wrong = FALSE_POSITIVE * (p * (ones - t)).sum(2) + FALSE_NEGATIVE * ((ones - p) * t).sum(2)
@@ -178,13 +277,13 @@ def _tversky_index(logits: Tensor, y: Tensor, valid: Tensor, task: Task) -> Tens
 
 
 def _extend_jaccard(errors: Tensor, label: Tensor, seen: Tensor) -> Tensor:
-    """The Lovasz extension of each channel's Jaccard loss at errors per pixel, (N, K); negative errors count as 0.
+    """Return the Lovasz extension of each channel's Jaccard loss at given errors, (N, K); negative errors count as 0.
 
-    The k-th largest error weighs by what its pixel, once wrong, adds to the Jaccard loss of those before it: 1 / U
-    where the label is 1, I / (U (U - 1)) where it is 0, with I and U the intersection and the union of the mask and
-    what is then predicted. (Berman et al. subtract neighbouring Jaccard losses, which cancels digits.)
+    The weight of the k-th largest error is the increase of the Jaccard loss if its pixel is wrong in addition to those
+    before it: 1 / U where the label is 1, I / (U (U - 1)) where it is 0. Here I and U are intersection and union of the
+    mask and that prediction. (Berman et al. subtract consecutive Jaccard losses, which loses digits by cancellation.)
     """
-    errors = errors.masked_fill(~seen, 0).flatten(2)  # what comes after them in the order counts as 0 itself
+    errors = errors.masked_fill(~seen, 0).flatten(2)  # later errors in the order also count as 0
     ranked, order = errors.sort(stable=True, dim=2, descending=True)
     hit = label.flatten(2).gather(2, order)
     size = hit.sum(2, keepdim=True)

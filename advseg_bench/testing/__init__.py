@@ -1,6 +1,6 @@
-"""Does an attack keep the rules? The contract as tests for its author; segmenters with a known strongest attack.
+"""Does an attack obey the contract? The contract as tests, and segmenters whose strongest attack is known exactly.
 
-Nothing is imported before it is used: pytest loads this package at every start, through the plug-in beside it.
+Everything is imported on first use, because pytest loads this package at every start for the plug-in in it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One attack as the contract sees it: what it claims, and how to build and run it without harm to anything else."""
+"""An attack under test: its declared traits, and how to build and run it in isolation."""
 
 from __future__ import annotations
 
@@ -29,15 +29,21 @@ USUAL_LOSS: dict[TaskKind, str] = {"binary": "bce", "multilabel": "bce", "multic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """An attack under test.
+    """An attack under test; `find_case` makes one.
 
     Attributes:
-        name: What messages call it.
-        traits: What it is held to.
-        attacks: The attack for each kind of task it can be given.
-        losses: The name of the loss that each of them follows, "" if the attack has its own or none.
-        left_out: Why a kind that is claimed is not tried.
-        device: Where images and models are put.
+        name: Name of the attack in messages.
+        traits: The declared traits, which the rules verify.
+        attacks: The attack for each supported task type.
+        losses: Name of the loss of each attack; "" if it has a built-in loss or none.
+        left_out: For each task type that is not tested, the reason.
+        device: Device of images and models.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> case = ab.testing.find_case("fgsm", loss="bce")
+        >>> case.kinds, case.losses["binary"]
+        (('binary', 'multilabel'), 'bce')
     """
 
     name: str
@@ -49,26 +55,30 @@ class Case:
 
     @property
     def kinds(self) -> tuple[TaskKind, ...]:
-        """Return the kinds of task that are tried."""
+        """The task types that are tested."""
         return tuple(self.attacks)
 
     def run(
         self, model: nn.Module, batch: Batch, budget: Budget, where: object, *, seed: int = 0, elsewhere: int = 0
     ) -> Tensor:
-        """Run the attack on copies, with generators that belong to the images by name; return its result, detached.
-
-        Whatever it does to global state is undone.
+        """Run the attack on a copy of a batch, with one generator per image name, and restore the global state.
 
         Args:
-            model: Handed over as it is.
-            batch: Copied.
+            model: Images (N, C, *S) -> logits (N, K, *S); passed as it is.
+            batch: Images and labels; the attack gets a copy.
             budget: Norm and radius.
-            where: Tells the reader of a message what was tried.
-            seed: Other seeds give other generators.
-            elsewhere: What the global generators, which are no business of an attack, are seeded with.
+            where: Description of the test for messages.
+            seed: Seed of the images' generators.
+            elsewhere: Seed of the global generators, which must not influence the result.
+
+        Returns:
+            Adversarial images (N, C, *S), detached.
 
         Raises:
-            ContractViolation: If it raises, or returns no tensor like `batch.x`.
+            ContractViolation: The attack raises, or does not return a tensor like `batch.x`.
+
+        Cost:
+            The cost of the attack.
         """
         with isolated():
             seed_globals(elsewhere)
@@ -76,9 +86,20 @@ class Case:
         return check_form(x_adv, batch, where).detach()
 
     def call(self, model: nn.Module, batch: Batch, budget: Budget, where: object, *, seed: int = 0) -> object:
-        """Run the attack on the very objects given, and return what it returns. Raises: ContractViolation: if it does.
+        """Run the attack without copies or isolation, for rules that check side effects; other rules use `run`.
 
-        For the rules that look at what it leaves behind; the others use `run`.
+        Args:
+            model: Images (N, C, *S) -> logits (N, K, *S).
+            batch: Images and labels.
+            budget: Norm and radius.
+            where: Description of the test for messages.
+            seed: Seed of the images' generators.
+
+        Returns:
+            The return value of the attack.
+
+        Raises:
+            ContractViolation: The attack raises.
         """
         generators = [make_generator(image, seed) for image in batch.images]
         try:
@@ -95,19 +116,28 @@ def find_case(
     traits: Traits | None = None,
     device: str = "cpu",
 ) -> Case:
-    """Get an attack ready for the contract.
+    """Prepare an attack for the contract.
 
     Args:
-        attack: The attack itself; a function that `advseg_bench.attack` decorates; its class, built with `settings`
-            and, if it takes one, a loss; or its name in the catalogue, of an entry point, of a toolkit, or
+        attack: An attack; a function decorated with `advseg_bench.attack`; a class, built with `settings` and, if it
+            has such a parameter, a loss; or a name: in the catalogue, of an entry point, of a toolkit's attack, or
             "package.module:object".
-        loss: Name of the loss to follow; by default "bce", and "ce" in multiclass tasks.
+        loss: Name of the loss; by default "bce", and "ce" for multiclass tasks.
         settings: Constructor arguments.
-        traits: In place of what the attack says by its attribute `traits`.
-        device: Where to try it.
+        traits: Replaces the traits that the attack declares.
+        device: Device of images and models.
+
+    Returns:
+        The attack under test.
 
     Raises:
-        UserError: If it cannot be built as said.
+        UserError: The attack cannot be built, or no task type is left to test.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> case = ab.testing.find_case("pgd", settings={"steps": 5})
+        >>> case.name, case.traits.backwards
+        ('pgd', 5)
     """
     describe_device(device)
     build, name = _builder(attack, dict(settings or {}), loss)
@@ -121,14 +151,14 @@ def find_case(
             continue
         built, used_loss = build(kind)
         wanted = wanted or traits_of(built)
-        if (reason := _own_loss_unfit(built, kind)) is not None:
+        if (reason := _built_in_loss_unfit(built, kind)) is not None:
             left_out[kind] = reason
         elif kind not in wanted.kinds:
             left_out[kind] = "not claimed"
         else:
             attacks[kind], used[kind] = built, used_loss
     if wanted is None or not attacks:
-        raise SpecError(f"attack {name}: there is no kind of task to try it on: {json.dumps(left_out)}.")
+        raise SpecError(f"attack {name}: expected a task type to test it on, got none: {json.dumps(left_out)}.")
     return Case(
         name=name, traits=_sort_out(wanted, name), attacks=attacks, losses=used, left_out=left_out, device=device
     )
@@ -138,7 +168,7 @@ Builder = Callable[[TaskKind], tuple[Attack, str]]
 
 
 def _builder(attack: object, settings: dict[str, Any], loss: str | None) -> tuple[Builder, str]:
-    """How to build an attack for a kind of task, and what to call it."""
+    """Return a builder of the attack for a task type, and its name."""
     if isinstance(attack, str):
         return _by_name(attack, settings, loss), attack
     if isinstance(attack, type):
@@ -149,7 +179,7 @@ def _builder(attack: object, settings: dict[str, Any], loss: str | None) -> tupl
     if not callable(attack):
         raise SpecError(expected("attack", "an attack, its class or its name", attack))
     if settings or loss:
-        raise SpecError(f"attack {name}: is built already, so it takes neither settings nor a loss. Give its class.")
+        raise SpecError(f"attack {name}: expected no settings and no loss for an instance, got some. Pass its class.")
     return lambda kind: (cast(Attack, attack), ""), name
 
 
@@ -175,7 +205,7 @@ def _by_function(attack: FunctionAttack, settings: dict[str, Any], loss: str | N
 
 
 def _by_name(name: str, settings: dict[str, Any], loss: str | None) -> Builder:
-    """Through the registry. A plug-in that cannot be built without a loss is given the usual one."""
+    """Build through the registry. A plug-in that cannot be built without a loss gets the default one."""
     entry = catalogue.ATTACKS.get(name)
 
     def load(kind: TaskKind, used: str) -> tuple[Attack, str]:
@@ -198,25 +228,27 @@ def _by_name(name: str, settings: dict[str, Any], loss: str | None) -> Builder:
 
 
 def _unfit(kind: TaskKind, loss: str | None) -> str | None:
-    """Why a loss asked for by name does not serve a kind of task, or None."""
+    """Return the reason why a named loss does not support a task type, or None."""
     entry = catalogue.LOSSES.get(loss or "")
     if entry is None or kind in entry.kinds:
         return None
     return f"loss {loss} is defined for {' and '.join(entry.kinds)} tasks"
 
 
-def _own_loss_unfit(attack: Attack, kind: TaskKind) -> str | None:
-    """Why the loss that an attack was built with does not serve a kind of task, or None."""
+def _built_in_loss_unfit(attack: Attack, kind: TaskKind) -> str | None:
+    """Return the reason why the built-in loss of an attack does not support a task type, or None."""
     loss = getattr(attack, "loss", None)
     return None if loss is None else _unfit(kind, name_loss(loss))
 
 
 def _sort_out(traits: Traits, name: str) -> Traits:
-    """A control is no gradient attack, whatever else it says."""
+    """Validate the declared traits; a noise baseline is not a gradient attack."""
     if not traits.norms or not traits.kinds or not traits.dims:
-        raise SpecError(f"attack {name}: claims no norm, no kind of task or no number of axes. Name at least one.")
+        raise SpecError(
+            f"attack {name}: expected at least one each of `norms`, `kinds` and `dims` in its traits, got {traits}."
+        )
     if traits.share is not None and not 0 < traits.share <= 1:
-        raise SpecError(expected(f"attack {name}", "a claimed share between 0 and 1", traits.share))
+        raise SpecError(expected(f"attack {name}", "a `share` between 0 and 1", traits.share))
     return replace(traits, gradient=False) if traits.control else traits
 
 
@@ -225,12 +257,24 @@ def _task(kind: TaskKind) -> Task:
 
 
 def make_generator(image: str, seed: int) -> torch.Generator:
-    """Return the source of randomness of an image, which is its own wherever it stands in a batch."""
+    """Return the random generator of an image, which does not depend on its position in a batch."""
     return torch.Generator().manual_seed(1000 * seed + int(image.removeprefix("image")))
 
 
 def check_form(x_adv: object, batch: Batch, where: object) -> Tensor:
-    """Return a result if it has the form of the images. Raises: ContractViolation: otherwise."""
+    """Check that a result has the shape, dtype and device of the images.
+
+    Args:
+        x_adv: The return value of an attack.
+        batch: The batch it attacked.
+        where: Description of the test for messages.
+
+    Returns:
+        The result.
+
+    Raises:
+        ContractViolation: It is not a tensor, or has another shape, dtype or device.
+    """
     x = batch.x
     if not isinstance(x_adv, Tensor):
         raise ContractViolation(
@@ -238,7 +282,7 @@ def check_form(x_adv: object, batch: Batch, where: object) -> Tensor:
             "Return the images, not the perturbation, a tuple or an array."
         )
     for what, got, wanted, remedy in (
-        ("shape", tuple(x_adv.shape), tuple(x.shape), "Keep the batch axis and every space axis."),
+        ("shape", tuple(x_adv.shape), tuple(x.shape), "Keep the batch axis and all spatial axes."),
         ("dtype", x_adv.dtype, x.dtype, "End with `.to(batch.x.dtype)`, and project after that."),
         ("device", x_adv.device, x.device, "End with `.to(batch.x.device)`."),
     ):
@@ -248,5 +292,5 @@ def check_form(x_adv: object, batch: Batch, where: object) -> Tensor:
 
 
 def show(budget: Budget) -> str:
-    """Return a budget for a message."""
+    """Format a budget for a message."""
     return f"{budget.norm} eps {budget.eps:.4g}"

@@ -1,4 +1,4 @@
-"""The command `check-attack`: one line per rule."""
+"""The command `check-attack`, which prints one line per rule."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from advseg_bench.testing.contract import RULES, Trial
 
 
 def run(name: str, loss: str | None, settings: Iterable[str], device: str, console: Console) -> bool:
-    """Hold an attack to the contract and print what comes of it, rule by rule.
+    """Check an attack against the contract and print the verdict of each rule.
 
     Returns:
-        Whether no rule is broken.
+        Whether the attack violates no rule.
 
     Raises:
-        UserError: If the attack cannot be built.
+        UserError: The attack cannot be built.
     """
     case = find_case(name, loss=loss, settings=read_settings(settings), device=device)
     for line in describe(case):
-        _say(console, line)
+        _print_line(console, line)
     trial = Trial(case)
     verdicts = []
     for rule in RULES:
         outcome = trial.ask(rule)
         verdicts.append(outcome.verdict)
-        _say(console, f"{outcome.verdict:<15} {rule.name:<12} {outcome.message}", outcome.verdict)
+        _print_line(console, f"{outcome.verdict:<15} {rule.name:<12} {outcome.message}", outcome.verdict)
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
-    _say(console, f"{len(RULES)} rules: {', '.join(counts)}.")
+    _print_line(console, f"{len(RULES)} rules: {', '.join(counts)}.")
     return not {"FAILED", "not checked"} & set(verdicts)
 
 
 def describe(case: Case) -> list[str]:
-    """Return what is tried, in lines."""
+    """Return lines that describe what is tested."""
     tasks = (f"{kind} ({case.losses[kind]})" if case.losses[kind] else kind for kind in case.kinds)
     axes = ", ".join(f"{dims}-D" for dims in sorted(case.traits.dims))
     lines = [f"{case.name}: {', '.join(tasks)}; {', '.join(case.traits.norms)}; {axes}"]
@@ -45,10 +45,10 @@ def describe(case: Case) -> list[str]:
 
 
 def read_settings(pairs: Iterable[str]) -> dict[str, Any]:
-    """Read "steps=10" and the like: a value is JSON, or else text.
+    """Parse settings such as "steps=10"; a value is JSON, or else text.
 
     Raises:
-        SpecError: Without an equals sign, or with a key twice.
+        SpecError: An equals sign is missing, or a key occurs twice.
     """
     settings: dict[str, Any] = {}
     for pair in pairs:
@@ -56,7 +56,7 @@ def read_settings(pairs: Iterable[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise SpecError(expected("--settings", "key=value, such as steps=10", pair))
         if key.strip() in settings:
-            raise SpecError(f"--settings: {key.strip()!r} is given twice. Remove one.")
+            raise SpecError(f"--settings: expected each key once, got {key.strip()!r} twice. Remove one.")
         try:
             settings[key.strip()] = json.loads(text)
         except ValueError:
@@ -64,6 +64,6 @@ def read_settings(pairs: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
-def _say(console: Console, line: str, verdict: str = "") -> None:
+def _print_line(console: Console, line: str, verdict: str = "") -> None:
     style = "red" if verdict == "FAILED" else None
     console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The contract: the list of rules, what came of each, and the same as a class of tests."""
+"""The attack contract: its rules, their outcomes, and the contract as a test class."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ Verdict = Literal["ok", "FAILED", "not applicable", "not checked"]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One thing that every attack must keep.
+    """One rule of the contract.
 
     Attributes:
-        name: One word.
-        check: Returns if it is kept; raises `ContractViolation` or `NotApplicable`.
+        name: Name of the rule, one word.
+        check: Function of a case that raises `ContractViolation` or `NotApplicable`.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> ab.testing.RULES[1].name
+        'output'
+        >>> ab.testing.RULES[1].statement
+        'It returns finite images with the shape, dtype and device of `batch.x`, detached from the graph.'
     """
 
     name: str
@@ -29,13 +36,25 @@ class Rule:
 
     @property
     def statement(self) -> str:
-        """Return the rule in a sentence."""
+        """The rule as one sentence."""
         return " ".join((self.check.__doc__ or "").partition("\n\n")[0].split())
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a rule: its verdict, and the statement or the reason."""
+    """The outcome of a rule.
+
+    Attributes:
+        rule: The rule.
+        verdict: "ok", "FAILED", "not applicable" or "not checked".
+        message: The statement of the rule if the verdict is "ok", else the reason.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> trial = ab.testing.Trial(ab.testing.find_case("random_sign"))
+        >>> [trial.ask(rule).verdict for rule in ab.testing.RULES[:2]]
+        ['ok', 'ok']
+    """
 
     rule: Rule
     verdict: Verdict
@@ -62,16 +81,22 @@ RULES: tuple[Rule, ...] = tuple(
         strength.check_cost,
     )
 )
-"""All rules. The first two are gates: about an attack that breaks one, the rules behind it say nothing."""
+"""All rules of the contract. If an attack violates one of the first two, the rules after it are not checked."""
 
 GATES = 2
 
 
 class Trial:
-    """An attack held to the rules, each of which can be asked by itself.
+    """Checks rules on one attack and caches the outcomes.
 
     Args:
-        case: The attack.
+        case: The attack under test.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> trial = ab.testing.Trial(ab.testing.find_case("fgsm"))
+        >>> trial.ask(ab.testing.RULES[0]).verdict
+        'ok'
     """
 
     def __init__(self, case: Case) -> None:
@@ -79,12 +104,19 @@ class Trial:
         self._known: dict[str, Outcome] = {}
 
     def ask(self, rule: Rule) -> Outcome:
-        """Hold the attack to one rule; to the gates before it first. Each is worked out once."""
+        """Check one rule, after the gates before it.
+
+        Args:
+            rule: One of `RULES`.
+
+        Returns:
+            Its outcome, computed once.
+        """
         for gate in RULES[:GATES]:
             if gate == rule:
                 break
             if self.ask(gate).verdict != "ok":
-                return Outcome(rule, "not checked", f"since it breaks {gate.name!r}")
+                return Outcome(rule, "not checked", f"because the attack violates {gate.name!r}")
         if rule.name not in self._known:
             self._known[rule.name] = self._check(rule)
         return self._known[rule.name]
@@ -99,7 +131,11 @@ class Trial:
         return Outcome(rule, "ok", rule.statement)
 
     def judge(self, rule: Rule) -> None:
-        """Turn the outcome of a rule into what pytest knows: nothing, a failure of one message, or a skip."""
+        """Report the outcome of a rule to pytest: pass, fail with one message, or skip.
+
+        Args:
+            rule: One of `RULES`.
+        """
         import pytest
 
         outcome = self.ask(rule)
@@ -110,36 +146,49 @@ class Trial:
 
 
 def check_attack(attack: object, **options: Any) -> list[Outcome]:
-    """Hold an attack to every rule. Cost: 348 calls of FGSM on images of 88 pixels, under a second.
+    """Check an attack against every rule.
 
     Args:
-        attack: An attack, its class or its name, or a `Case`.
-        options: Those of `find_case`.
+        attack: An attack, its class, its name, or a `Case`.
+        options: Options of `find_case`.
 
     Returns:
-        One outcome per rule, in order.
+        One outcome per rule, in the order of `RULES`.
 
     Raises:
-        UserError: If the attack cannot be built.
+        UserError: The attack cannot be built.
+
+    Cost:
+        Some 350 calls of the attack on batches of up to four images of 88 pixels.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> def brighten(model, batch, *, budget, generators):
+        ...     return (batch.x + budget.eps).clamp(batch.bounds.lower, batch.bounds.upper)
+        >>> outcomes = ab.testing.check_attack(brighten, traits=ab.Traits(norms=("linf",), kinds=("binary",)))
+        >>> [outcome.rule.name for outcome in outcomes if outcome.verdict == "FAILED"]
+        ['void', 'noise', 'optimum', 'cost']
     """
     trial = Trial(attack if isinstance(attack, Case) else find_case(attack, **options))
     return [trial.ask(rule) for rule in RULES]
 
 
 class AttackContract:
-    """The contract as tests: a subclass that names an attack is a whole test file.
-
-    ```
-    class TestMine(advseg_bench.testing.AttackContract):
-        attack = "mypackage.attacks:Mine"
-    ```
+    """The contract as a pytest class: a subclass that sets `attack` has one test per rule.
 
     Attributes:
-        attack: The attack, its class, or its name, see `find_case`.
-        loss: Name of the loss to follow, None for the usual one.
+        attack: An attack, its class, or its name, see `find_case`.
+        loss: Name of the loss; None for the default of `find_case`.
         settings: Constructor arguments, for a class or a name.
-        traits: What it is held to, in place of its own `traits`.
-        device: Where it is tried.
+        traits: Replaces the traits that the attack declares.
+        device: Device of images and models.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> class TestMine(ab.testing.AttackContract):
+        ...     attack = ab.attacks.PGD(loss="dice", steps=20)
+        >>> sorted(name for name in dir(TestMine) if name.startswith("test_"))[:3]
+        ['test_batch', 'test_bounds', 'test_budget']
     """
 
     attack: ClassVar[Any]
@@ -151,12 +200,14 @@ class AttackContract:
 
     @classmethod
     def trial(cls) -> Trial:
-        """Return the attack before the rules, built once per class."""
+        """Return the trial of the attack, built once per class."""
         if "_trial" not in cls.__dict__:
-            # From the dictionary of the class: a plain function must not become a method.
+            # Read from the dictionary of the class, because attribute access turns a function into a method.
             found = [base.__dict__["attack"] for base in cls.__mro__ if "attack" in base.__dict__]
             if not found:
-                raise SpecError(f"{cls.__name__}: names no attack. Add the line `attack = MyAttack()`.")
+                raise SpecError(
+                    f"{cls.__name__}: expected an attribute `attack`, got none. Add the line `attack = MyAttack()`."
+                )
             attack = found[0].__func__ if isinstance(found[0], staticmethod) else found[0]
             case = find_case(attack, loss=cls.loss, settings=cls.settings, traits=cls.traits, device=cls.device)
             cls._trial = Trial(case)

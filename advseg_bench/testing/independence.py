@@ -1,4 +1,4 @@
-"""The rules about what an image's result may depend on."""
+"""The rules about what the result of an image may depend on."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from advseg_bench.testing.violations import ContractViolation
 from advseg_bench.types import Budget
 
 SAME = 1e-6
-"""Rounding moves a value of an image by less than this."""
+"""Tolerance for rounding, in input units."""
 DIFFERENT_PIXELS = 1e-3
-"""Share of an image's pixels that may differ by more than rounding, where a sum in another order flips a sign."""
+"""Fraction of pixels that may differ by more, since another order of summation can flip the sign of a gradient."""
 
 
 def check_repeatable(case: Case) -> None:
-    """Equal generators give equal bits, whatever was attacked before and whatever the global generators hold."""
+    """Equal generators give equal bits, independent of earlier calls and of the global generators."""
     differs = False
     for scene, budget in usual_budgets(case):
-        scene = replace(scene, void=0.4)  # a random start shows where there is no gradient to overcome it
+        scene = replace(scene, void=0.4)  # a random start remains visible where there is no gradient
         batch, other = make_batch(scene, case.device), make_batch(replace(scene, n=2), case.device)
         for model in (make_linear(batch), make_coupled(batch)):
             first = case.run(model, batch, budget, scene)
             case.run(model, other, budget, scene, seed=5)
             for elsewhere, after in (
                 (0, "in a second call"),
-                (1, "once the global generators of torch, NumPy and Python were seeded otherwise"),
+                (1, "with other seeds of the global generators of torch, NumPy and Python"),
             ):
                 if not torch.equal(case.run(model, batch, budget, scene, elsewhere=elsewhere), first):
                     raise ContractViolation(
                         f"expected equal results from equal generators, got others {after} [{scene}, {show(budget)}]. "
-                        "Draw from `generators[i]` alone, and keep nothing from one call to the next."
+                        "Sample only from `generators[i]`, and keep no state between calls."
                     )
             differs |= not torch.equal(case.run(model, batch, budget, scene, seed=1), first)
     if case.traits.random is True and not differs:
         raise ContractViolation(
-            "expected other results from other generators, as it claims to be random, got the same in every scene. "
-            "Pass `generator=generators[i]` to every draw, or declare `Traits(random=False)`."
+            "expected other results from other generators, as it declares random=True, got the same in every test. "
+            "Pass `generator=generators[i]` to every sampling function, or declare `Traits(random=False)`."
         )
     if case.traits.random is False and differs:
         raise ContractViolation(
-            "expected the same results from other generators, as it claims not to be random, got others. "
+            "expected the same results from other generators, as it declares random=False, got others. "
             "Declare `Traits(random=True)`."
         )
 
@@ -54,7 +54,7 @@ def check_repeatable(case: Case) -> None:
 def check_neighbours(case: Case) -> None:
     """An image's result is the same alone, in another batch and in another order.
 
-    Exactly up to rounding on a segmenter of single pixels; at all but 1e-3 of the pixels on a network.
+    Equal up to rounding at every pixel on a linear segmenter, and at all but 1e-3 of the pixels on a small network.
     """
     for scene, budget in usual_budgets(case):
         batch = make_batch(replace(scene, n=4), case.device)
@@ -69,17 +69,17 @@ def check_neighbours(case: Case) -> None:
                 for result, row in zip(part, rows, strict=True):
                     share = _pixels_apart(result, whole[row])
                     if share > allowed:
-                        company = "alone" if len(rows) == 1 else f"in a batch of the images {list(rows)}"
+                        setting = "alone" if len(rows) == 1 else f"in a batch of the images {list(rows)}"
                         raise ContractViolation(
-                            f"expected image {row} to have one result, got another {company} than among 4 at "
+                            f"expected image {row} to have one result, got another {setting} than among 4 at "
                             f"{share:.1%} of its pixels {where} [{scene.kind}, {show(budget)}]. Sum one loss value per "
-                            "image (no mean over the batch, no pooled Dice), and take image, label and generator i "
+                            "image (no mean over the batch, no pooled Dice), and use image, label and generator i "
                             "together."
                         )
 
 
 def check_void(case: Case) -> None:
-    """Pixels that are not valid have no influence: neither their labels, nor the model's answer there."""
+    """Invalid pixels have no influence: neither their labels nor the logits there."""
     for scene, budget in usual_budgets(case):
         batch = make_batch(replace(scene, void=0.4), case.device)
         model = make_linear(batch)
@@ -95,22 +95,23 @@ def check_void(case: Case) -> None:
         moved = float(((result - batch.x).abs().amax(1) > SAME).double().mean())
         if traits.gradient and not drawn and moved > 0:
             raise ContractViolation(
-                f"expected images without a valid pixel to stay, since they have no gradient, got {moved:.0%} of their "
-                f"pixels moved [{scene}, {show(budget)}]. The sign of 0 is 0: use `torch.sign`, not a comparison."
+                f"expected unchanged images without a valid pixel, since they have no gradient, got {moved:.0%} of "
+                f"the pixels changed [{scene}, {show(budget)}]. "
+                "The sign of 0 is 0: use `torch.sign`, not a comparison."
             )
 
 
 def _pixels_apart(one: Tensor, other: Tensor) -> float:
-    """Share of the pixels of an image (C, *S) at which two results differ by more than rounding."""
+    """Return the fraction of pixels of an image (C, *S) at which two results differ by more than rounding."""
     return float(((one.double() - other.double()).abs().amax(0) > SAME).double().mean())
 
 
 def _agree(one: Tensor, other: Tensor, scene: Scene, budget: Budget, what: str) -> None:
-    """Hold two results to each other."""
+    """Check that two results are equal up to rounding."""
     shares = [_pixels_apart(a, b) for a, b in zip(one, other, strict=True)]
     if max(shares) > 0:
         raise ContractViolation(
-            f"expected pixels that are not valid to have no influence, got other results at {max(shares):.0%} of an "
+            f"expected invalid pixels to have no influence, got other results at {max(shares):.0%} of an "
             f"image's pixels with {what} [{scene}, {show(budget)}]. Pass `batch.valid` to the loss, "
             "and multiply by it before summing."
         )

@@ -1,10 +1,10 @@
-"""Exact optima of linear functions over a ball and a box, by sorting. Everything is float64, row by row.
+"""Exact optima of linear functions over the intersection of a ball and a box, by sorting; float64, row by row.
 
-Throughout, moving value i by at most `room[i] >= 0` in its good direction changes a linear function by `slope[i] >= 0`
-per unit. Both problems below have solutions of one form, move_i = min(t * slope_i, room_i), for one number t >= 0 per
-row (the condition of Karush, Kuhn and Tucker: a value that is not stopped by its room moves in proportion to its
-slope). The quantity that has to reach its target is continuous and increasing in t, with kinks where a value is
-stopped, t = room_i / slope_i; between two kinks it is a + b t or a + b t^2, so sorting the kinks finds t exactly.
+A linear function changes by `slope[i] >= 0` per unit of move i, and move i is limited to `room[i] >= 0`. Both problems
+below have solutions of the form move_i = min(t * slope_i, room_i) with one number t >= 0 per row. This follows from the
+Karush-Kuhn-Tucker conditions: a move below its limit is proportional to its slope. The constraint is a continuous,
+increasing function of t with kinks at t = room_i / slope_i, where move i reaches its limit. Between two kinks it is
+a + b t or a + b t^2, so sorting the kinks gives t exactly.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor
 def largest_rise(slope: Tensor, room: Tensor, radius: float) -> Tensor:
     """Return max sum_i slope_i move_i subject to ||move||_2 <= radius and 0 <= move_i <= room_i.
 
-    At the optimum sum_i min(t slope_i, room_i)^2 = radius^2, or every value has used up its room.
+    At the optimum sum_i min(t slope_i, room_i)^2 = radius^2, or every move is at its limit.
 
     Args:
-        slope: float64 (R, P), at least 0.
-        room: float64 (R, P), at least 0.
-        radius: In units of the moves.
+        slope: Increase per unit of each move, float64 (R, P), at least 0.
+        room: Limit of each move, float64 (R, P), at least 0.
+        radius: Radius of the ball, in units of the moves.
 
     Returns:
-        float64 (R,).
+        The largest increase, float64 (R,).
 
     Cost:
-        A sort of P numbers a row.
+        Sorts P numbers per row.
     """
     slope, room = _in_order_of_stopping(slope, room)
     free = _from_here_on(slope**2)
@@ -38,20 +38,20 @@ def largest_rise(slope: Tensor, room: Tensor, radius: float) -> Tensor:
 
 
 def shortest_move(slope: Tensor, room: Tensor, rise: Tensor) -> Tensor:
-    """Return min ||move||_2 subject to sum_i slope_i move_i >= rise and 0 <= move_i <= room_i.
+    """Return min ||move||_2 subject to `sum_i slope_i move_i >= rise` and 0 <= move_i <= room_i.
 
-    At the optimum sum_i slope_i min(t slope_i, room_i) = rise.
+    At the optimum `sum_i slope_i min(t slope_i, room_i) = rise`.
 
     Args:
-        slope: float64 (R, P), at least 0.
-        room: float64 (R, P), at least 0.
-        rise: float64 (R,).
+        slope: Increase per unit of each move, float64 (R, P), at least 0.
+        room: Limit of each move, float64 (R, P), at least 0.
+        rise: Required increase of the linear function, float64 (R,).
 
     Returns:
-        float64 (R,); 0 where the rise is not positive, infinity where it is out of reach.
+        The L2 norm, float64 (R,); 0 where `rise` is not positive, infinity where it cannot be reached.
 
     Cost:
-        As above.
+        Sorts P numbers per row.
     """
     possible = rise <= (slope * room).sum(1)
     slope, room = _in_order_of_stopping(slope, room)
@@ -62,29 +62,29 @@ def shortest_move(slope: Tensor, room: Tensor, rise: Tensor) -> Tensor:
 
 
 def _in_order_of_stopping(slope: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes and rooms in the order in which growing t stops the values."""
+    """Return slopes and limits in the order in which the moves reach their limits as t increases."""
     kinks = _kinks(slope, room)
     order = kinks.argsort(1)
     return slope.gather(1, order), torch.where(slope > 0, room, 0).gather(1, order)
 
 
 def _kinks(slope: Tensor, room: Tensor) -> Tensor:
-    """The t at which each value is stopped; a value without slope never moves, and is stopped at 0."""
+    """Return the t at which each move reaches its limit; 0 for a move without slope."""
     return torch.where(slope > 0, room / torch.where(slope > 0, slope, 1), 0)
 
 
 def _up_to_here(term: Tensor) -> Tensor:
-    """Sums of the first 0, 1, ..., P terms, (R, P + 1)."""
+    """Return the sums of the first 0, 1, ..., P terms, (R, P + 1)."""
     return F.pad(term.cumsum(1), (1, 0))
 
 
 def _from_here_on(term: Tensor) -> Tensor:
-    """Sums of all terms but the first 0, 1, ..., P, (R, P + 1)."""
+    """Return the sums of all terms but the first 0, 1, ..., P, (R, P + 1)."""
     return F.pad(term.flip(1).cumsum(1).flip(1), (0, 1))
 
 
 def _moves(slope: Tensor, room: Tensor, stopped: Tensor, free: Tensor, target: Tensor, *, power: int) -> Tensor:
-    """Solve stopped_k + free_k t^power = target for the k values that t stops, and return the moves, (R, P)."""
+    """Solve stopped_k + free_k t^power = target, with k moves at their limit, and return the moves, (R, P)."""
     kinks = F.pad(_kinks(slope, room), (1, 0))
     k = ((stopped + free * kinks**power < target).sum(1, keepdim=True) - 1).clamp(min=0)
     rest, still = (target - stopped.gather(1, k)).clamp(min=0), free.gather(1, k)

@@ -1,4 +1,4 @@
-"""The global state of the process: read, compared, put back."""
+"""Read and restore the global state of the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def read_globals() -> dict[str, Any]:
-    """Return the global state that an attack could change, by what people call it."""
+    """Return the global state that an attack could change, by names for messages."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     return {
@@ -28,7 +28,7 @@ def read_globals() -> dict[str, Any]:
 
 
 def write_globals(state: Mapping[str, Any]) -> None:
-    """Put back what `read_globals` returned."""
+    """Restore a state returned by `read_globals`."""
     torch.random.set_rng_state(_tensor(state["torch's global generator"]))
     for device, of_device in enumerate(state["torch's generators of CUDA"]):
         torch.cuda.set_rng_state(_tensor(of_device), device)
@@ -43,7 +43,7 @@ def write_globals(state: Mapping[str, Any]) -> None:
 
 
 def seed_globals(seed: int) -> None:
-    """Seed every global generator. Only inside `isolated`."""
+    """Seed every global generator; use it only inside `isolated`."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
@@ -53,7 +53,7 @@ def seed_globals(seed: int) -> None:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Put the global state back at the end."""
+    """Enable gradients, and restore the global state at the end."""
     state = read_globals()
     try:
         with torch.enable_grad():

@@ -1,7 +1,7 @@
-"""The pytest plug-in: `pytest --advseg-attack NAME` runs the contract on an attack, without a test file.
+"""The pytest plug-in: `pytest --advseg-attack NAME` checks an attack against the contract, without a test file.
 
-pytest loads this module at every start, wherever the package is installed. Without the option it does nothing, and it
-imports nothing but pytest.
+pytest loads this module at every start if the package is installed. Without the option it does nothing, and it imports
+only pytest.
 """
 
 from __future__ import annotations
@@ -16,22 +16,26 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options."""
-    group = parser.getgroup("advseg-bench", "the contract of adversarial attacks")
+    group = parser.getgroup("advseg-bench", "contract of adversarial attacks")
     group.addoption(
         "--advseg-attack",
         action="append",
         default=[],
         metavar="NAME",
-        help="Hold this attack to the contract of advseg-bench; alone, unless files are named too.",
+        help="Check this attack against the contract of advseg-bench. Test files run only if they are listed.",
     )
-    group.addoption("--advseg-loss", default=None, metavar="NAME", help="The loss it follows.")
+    group.addoption("--advseg-loss", default=None, metavar="NAME", help="Attack loss.")
     group.addoption(
-        "--advseg-settings", action="append", default=[], metavar="KEY=VALUE", help="One of its constructor arguments."
+        "--advseg-settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Constructor argument of the attack.",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect no files when only an attack is named."""
+    """Collect no test files if the command line has only an attack."""
     if config.getoption("--advseg-attack") and config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = []
 
@@ -43,18 +47,18 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 class RuleItem(pytest.Item):
-    """One rule, as a test."""
+    """One rule as a test."""
 
     def __init__(self, *, trial: Trial, rule: Rule, **keywords: Any) -> None:
         super().__init__(**keywords)
         self.trial, self.rule = trial, rule
 
     def runtest(self) -> None:
-        """Hold the attack to the rule."""
+        """Check the attack against the rule."""
         self.trial.judge(self.rule)
 
     def reportinfo(self) -> tuple[str, None, str]:
-        """Return where the test is said to be."""
+        """Return the location that pytest reports."""
         return "advseg-bench contract", None, self.name
 
 

@@ -1,4 +1,4 @@
-"""The rules about what an attack may return and touch. Each is a function of a case that returns if it is kept."""
+"""The rules about results and side effects of an attack; each is a function of a case that raises on a violation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SPACES = {1: ((23,),), 2: ((11, 8), (9, 9), (7, 5)), 3: ((5, 4, 3),)}
 
 
 def check_runs(case: Case) -> None:
-    """It takes every kind of task, norm, number of axes and size that it claims, and a single image."""
+    """It supports every task type, norm, number of axes and size that it declares, and a single image."""
     tried = list(_grid(case))
     failed: dict[int, str] = {}
     for i, (scene, budget) in enumerate(tried):
@@ -39,12 +39,12 @@ def check_runs(case: Case) -> None:
     for what, which, remedy in _traits(case, [scene for scene, _ in tried], [budget.norm for _, budget in tried]):
         if which == failed.keys():
             raise ContractViolation(f"{next(iter(failed.values()))}. This happens with {what} and only there. {remedy}")
-    where = "everywhere" if len(failed) == len(tried) else f"in {len(failed)} of {len(tried)} scenes"
+    where = "everywhere" if len(failed) == len(tried) else f"in {len(failed)} of {len(tried)} tests"
     raise ContractViolation(f"{next(iter(failed.values()))}. This happens {where}.")
 
 
 def check_output(case: Case) -> None:
-    """It returns finite images of the shape, dtype and device of `batch.x`, without a graph behind them."""
+    """It returns finite images with the shape, dtype and device of `batch.x`, detached from the graph."""
     for scene, budget in [*_grid(case), *_hard(case)]:
         batch = make_batch(scene, case.device)
         with isolated():
@@ -52,12 +52,12 @@ def check_output(case: Case) -> None:
         x_adv = check_form(result, batch, scene)
         if x_adv.requires_grad:
             raise ContractViolation(
-                f"expected images without a graph, got a tensor that requires grad [{scene}]. Return `x_adv.detach()`."
+                f"expected detached images, got a tensor that requires grad [{scene}]. Return `x_adv.detach()`."
             )
         finite = x_adv.isfinite().flatten(1).all(1)
         if not finite.all():
             image = int((~finite).nonzero()[0])
-            reason = "has no valid pixel, so its gradient is zero" if scene.hard and image == 0 else "is a usual one"
+            reason = "has no valid pixel, so its gradient is zero" if scene.hard and image == 0 else "is not degenerate"
             raise ContractViolation(
                 f"expected finite images, got NaN or infinity in image {image}, which {reason} [{scene}, "
                 f"{show(budget)}]. Divide by a norm or a count only where it is not zero."
@@ -65,7 +65,7 @@ def check_output(case: Case) -> None:
 
 
 def check_batch(case: Case) -> None:
-    """It leaves images, labels and valid pixels of the batch as they were."""
+    """It does not change the images, labels and valid pixels of the batch."""
     for scene, budget in usual_budgets(case):
         batch = make_batch(scene, case.device)
         lent = copy_batch(batch)
@@ -79,22 +79,22 @@ def check_batch(case: Case) -> None:
                 )
         if lent.x.requires_grad or lent.x.grad is not None:
             raise ContractViolation(
-                f"expected batch.x without a gradient, got one required or left on it [{scene}]. "
+                f"expected batch.x without a gradient, got requires_grad or a gradient [{scene}]. "
                 "Differentiate a copy: `batch.x.clone().requires_grad_()`."
             )
 
 
 _MODEL_REMEDIES = {
-    "value": "Leave the modes of the model alone (in training mode batch norms learn) and change no weight.",
-    "training": "Leave the modes alone; calling `model.train()` afterwards unfreezes layers that were in eval mode.",
-    "requires_grad": "Put the flags back in a `finally`, or differentiate by the image alone.",
+    "value": "Do not change the mode of the model (in training mode batch norms update) or its weights.",
+    "training": "Do not change the mode; calling `model.train()` afterwards unfreezes layers that were in eval mode.",
+    "requires_grad": "Restore the flags in a `finally`, or differentiate only with respect to the image.",
     "gradient": "Use `torch.autograd.grad(loss, x)`, not `loss.backward()` or `model.zero_grad()`.",
     "hooks": "Remove hooks in a `finally`: `handle.remove()`.",
 }
 
 
 def check_model(case: Case) -> None:
-    """It leaves values, modes, requires_grad flags, gradients and hooks of the model as they were."""
+    """It does not change values, modes, requires_grad flags, gradients or hooks of the model."""
     for scene, budget in usual_budgets(case):
         batch = make_batch(scene, case.device)
         for mode in ("in eval mode", "in training mode with its batch norm and dropout in eval mode"):
@@ -108,12 +108,12 @@ def check_model(case: Case) -> None:
             if changes:
                 remedy = _MODEL_REMEDIES[changes[0].split()[0]]
                 raise ContractViolation(
-                    f"expected the model as it was, {mode}; changed: {_summarise(changes)} [{scene}]. {remedy}"
+                    f"expected an unchanged model, {mode}; changed: {_summarise(changes)} [{scene}]. {remedy}"
                 )
 
 
 def check_globals(case: Case) -> None:
-    """It leaves the global generators of torch, NumPy and Python and torch's global modes as they were."""
+    """It does not change the global generators of torch, NumPy and Python or the global modes of torch."""
     for scene, budget in usual_budgets(case):
         batch = make_batch(scene, case.device)
         model = make_linear(batch)
@@ -123,14 +123,14 @@ def check_globals(case: Case) -> None:
             after = read_globals()
         changed = [name for name, value in before.items() if after[name] != value]
         if changed:
-            remedy = "Draw from `generators[i]` for image i, and seed nothing."
+            remedy = "Sample from `generators[i]` for image i, and seed nothing."
             if "generator" not in changed[0]:
-                remedy = "Use a context manager, which puts it back."
+                remedy = "Use a context manager, which restores it."
             raise ContractViolation(f"expected {changed[0]} unchanged, got another state [{scene}]. {remedy}")
 
 
 def check_bounds(case: Case) -> None:
-    """Its images are inside the bounds of the batch, exactly, whatever these are."""
+    """Its images are exactly inside the bounds of the batch, for any bounds."""
     for bounds in (UNIT, *OTHER_BOUNDS):
         for norm in case.traits.norms:
             for kind in case.kinds:
@@ -149,7 +149,7 @@ def check_bounds(case: Case) -> None:
 
 
 def check_budget(case: Case) -> None:
-    """No image moves further than eps, in every norm it claims; rounding up to 1e-6 is allowed."""
+    """No image moves further than eps, for every norm it declares; rounding up to 1e-6 is allowed."""
     radii: dict[Norm, tuple[float, ...]] = {"linf": (1e-4, 1 / 255, 0.1), "l2": (1e-3, 0.1, 1.0)}
     kept: list[str] = []
     for bounds in (UNIT, OTHER_BOUNDS[0]):
@@ -170,44 +170,44 @@ def check_budget(case: Case) -> None:
 
 
 def _why_too_far(moved: float, eps: float, bounds: Bounds, norm: Norm, kept: list[str]) -> str:
-    """The likeliest cause of a broken budget, from how far it is broken and where it was kept before."""
+    """Return the most likely cause of a violated budget, from its size and the budgets that were respected before."""
     if bounds != UNIT:
-        return "In bounds [0, 1] it keeps to it. Clamp to batch.bounds, not to [0, 1]."
+        return "It respects the budget for bounds [0, 1]. Clamp to batch.bounds, not to [0, 1]."
     if any(entry.startswith(norm) for entry in kept):
         return (
-            "At a larger eps it keeps to it. Is the step too large for a small eps, or are the images rounded on the "
-            "way (float16, whole grey levels)?"
+            "It respects a larger eps. Is the step too large for a small eps, or are the images rounded (float16, "
+            "integer grey levels)?"
         )
     if moved > 0.8:
-        return "Is eps taken for a number of grey levels out of 255? It is in the units of the images."
+        return "Is eps interpreted as grey levels out of 255? It is in the units of the images."
     return "Project last: `geometry.project(x_adv, batch.x, budget, batch.bounds)`."
 
 
 def check_zero_eps(case: Case) -> None:
-    """A budget of zero gives the images back, bit for bit."""
+    """With a budget of zero it returns the clean images, bit for bit."""
     for scene, budget in usual_budgets(case):
         batch = make_batch(scene, case.device)
         x_adv = case.run(make_linear(batch), batch, replace(budget, eps=0.0), scene)
         if not torch.equal(x_adv, batch.x):
             moved = float((x_adv.double() - batch.x.double()).abs().max())
             raise ContractViolation(
-                f"expected the images themselves for eps 0, got them moved by up to {moved:.3g} [{scene}, "
-                f"{budget.norm}]. Scale every step and every start by eps, and do not convert the images to and fro."
+                f"expected the clean images for eps 0, got changes of up to {moved:.3g} [{scene}, "
+                f"{budget.norm}]. Scale all steps and random starts by eps; do not convert the images back and forth."
             )
 
 
 def usual_scene(case: Case) -> Scene:
-    """The scene of rules that need no more than one."""
+    """Return the scene of rules that need only one."""
     return Scene(kind=case.kinds[0], space=_SPACES[_dims(case)[0]][0])
 
 
 def _dims(case: Case) -> list[int]:
-    """Numbers of space axes to try, two first."""
+    """Return the numbers of spatial axes to test, two first."""
     return sorted((d for d in case.traits.dims if d in _SPACES), key=lambda d: (d != 2, d))
 
 
 def _grid(case: Case) -> Iterator[tuple[Scene, Budget]]:
-    """Everything that is claimed, once."""
+    """Yield a scene and a budget for everything that is declared."""
     for kind in case.kinds:
         for norm in case.traits.norms:
             budget = Budget(norm, USUAL_EPS[norm])
@@ -218,42 +218,42 @@ def _grid(case: Case) -> Iterator[tuple[Scene, Budget]]:
 
 
 def _hard(case: Case) -> Iterator[tuple[Scene, Budget]]:
-    """Degenerate images."""
+    """Yield scenes with degenerate images."""
     for kind in case.kinds:
         for norm in case.traits.norms:
             yield replace(usual_scene(case), kind=kind, n=4, hard=True), Budget(norm, USUAL_EPS[norm])
 
 
 def usual_budgets(case: Case) -> Iterator[tuple[Scene, Budget]]:
-    """The usual scene with every kind of task and every norm."""
+    """Yield the usual scene for every task type and norm."""
     for kind in case.kinds:
         for norm in case.traits.norms:
             yield replace(usual_scene(case), kind=kind), Budget(norm, USUAL_EPS[norm])
 
 
 def _traits(case: Case, tried: list[Scene], norms: list[Norm]) -> Iterator[tuple[str, set[int], str]]:
-    """What may set the scenes apart in which an attack raises: in words, which scenes, and what to do then."""
+    """Yield possible causes of an exception: a description, the indices of the scenes it applies to, and a remedy."""
     traits = case.traits
     for kind in case.kinds if len(case.kinds) > 1 else ():
         others = tuple(k for k in case.kinds if k != kind)
         which = {i for i, scene in enumerate(tried) if scene.kind == kind}
-        yield f"{kind} tasks", which, f"Or declare `Traits(kinds={others!r})`."
+        yield f"{kind} tasks", which, "Or declare " + f"`Traits(kinds={others!r})`."
     for norm in traits.norms if len(traits.norms) > 1 else ():
         which = {i for i, other in enumerate(norms) if other == norm}
         yield f"{norm} budgets", which, f"Or declare `Traits(norms={tuple(n for n in traits.norms if n != norm)!r})`."
     for dims in traits.dims if len(traits.dims) > 1 else ():
         rest = tuple(d for d in traits.dims if d != dims)
         which = {i for i, scene in enumerate(tried) if len(scene.space) == dims}
-        remedy = f"Take the axes behind the first two as they come, or declare `Traits(dims={rest!r})`."
-        yield f"images with {dims} space axes", which, remedy
+        remedy = f"Support any number of spatial axes, or declare `Traits(dims={rest!r})`."
+        yield f"images with {dims} spatial axes", which, remedy
     which = {i for i, scene in enumerate(tried) if scene.n == 1}
     yield "one image", which, "Keep the batch axis: `squeeze()` drops it."
     which = {i for i, scene in enumerate(tried) if len(set(scene.space)) > 1}
-    yield "images that are not square", which, "Read the sizes of the axes separately."
+    yield "images that are not square", which, "Read the size of each axis separately."
 
 
 def _summarise(changes: list[str]) -> str:
-    """The first change of each sort, and how many more of it there are."""
+    """Return the first change of each type, and the number of further ones."""
     sorts: dict[str, list[str]] = {}
     for change in changes:
         sorts.setdefault(change.split()[0], []).append(change)
@@ -261,7 +261,7 @@ def _summarise(changes: list[str]) -> str:
 
 
 def _train_but_frozen(model: nn.Module) -> None:
-    """Training mode, with the layers in eval mode that people freeze."""
+    """Set training mode, with batch normalisation and dropout in eval mode, as in fine-tuning."""
     model.train()
     for module in model.modules():
         if not list(module.children()) and type(module).__name__.startswith(("BatchNorm", "Dropout")):

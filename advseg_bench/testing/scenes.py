@@ -1,4 +1,4 @@
-"""What attacks are tried on: small batches with known answers, a linear segmenter, a network that couples pixels."""
+"""Test data of the contract: small batches with known optima, a linear segmenter, and a small network."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from advseg_bench.testing.segmenters import LinearSegmenter
 from advseg_bench.types import Bounds, Task, TaskKind
 
 CHANNELS: dict[TaskKind, int] = {"binary": 1, "multilabel": 3, "multiclass": 3}
-"""Channels of the images and of the logits: logit k reads channel k alone, so that one point is worst for all."""
+"""Channels of images and logits: logit k depends only on channel k, so that one image is worst for all logits."""
 
 WEIGHTS = (4.0, -3.0, 3.5)
 UNIT = Bounds()
 WRONG = 0.1
-"""Share of pixels that the segmenter has wrong on the clean images."""
+"""Fraction of pixels that the segmenter predicts wrongly on the clean images."""
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -27,15 +27,15 @@ _NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A batch that can be made again at any time.
+    """A reproducible description of a batch.
 
     Attributes:
-        kind: Of the task.
-        space: Sizes of the space axes.
-        n: Images.
-        bounds: Of the intensities; each image reaches both.
-        void: Share of pixels that are not valid.
-        hard: Whether images are degenerate: without a valid pixel, with an empty mask, constant, and usual.
+        kind: Task type.
+        space: Sizes of the spatial axes.
+        n: Number of images.
+        bounds: Intensity range; each image reaches both ends.
+        void: Fraction of invalid pixels.
+        hard: Whether the first images are degenerate: no valid pixel, an empty mask, constant intensity.
     """
 
     kind: TaskKind = "binary"
@@ -46,22 +46,22 @@ class Scene:
     hard: bool = False
 
     def __str__(self) -> str:
-        """Return what a message says about the scene."""
+        """Return the description for messages."""
         images = "1 image" if self.n == 1 else f"{self.n} images"
         size = " x ".join(map(str, self.space))
         what = f"{self.kind}, {images} of {CHANNELS[self.kind]} x {size}"
         what += f", bounds [{self.bounds.lower:g}, {self.bounds.upper:g}]"
         if self.void:
-            what += f", {self.void:.0%} of the pixels not valid"
+            what += f", {self.void:.0%} of the pixels invalid"
         return what + (", degenerate images" if self.hard else "")
 
 
 @lru_cache(maxsize=64)
 def make_batch(scene: Scene, device: str = "cpu") -> Batch:
-    """Return the batch of a scene: the one there is, not to be written to. Image i is the same whatever `n` is.
+    """Return the batch of a scene; it is cached and must not be modified. Image i does not depend on `n`.
 
-    Brightness differs from image to image, so that masks are of very different sizes. Labels are the linear
-    segmenter's own prediction but for a share `WRONG` of the pixels.
+    Brightness differs between images, so that the sizes of masks differ. Labels are the prediction of the linear
+    segmenter, except for a fraction `WRONG` of the pixels.
     """
     task = Task(scene.kind, tuple(f"class{k}" for k in range(CHANNELS[scene.kind])))
     bounds, names = scene.bounds, tuple(f"image{i}" for i in range(scene.n))
@@ -84,7 +84,7 @@ def make_batch(scene: Scene, device: str = "cpu") -> Batch:
 
 
 def make_linear(batch: Batch) -> LinearSegmenter:
-    """Return the segmenter that the labels of a scene follow: logit k is a multiple of channel k less its middle."""
+    """Return the segmenter that defines the labels of a scene: logit k is a multiple of channel k minus mid-range."""
     bounds, classes = batch.bounds, len(batch.task.classes)
     weight = torch.tensor(WEIGHTS[:classes]) / (bounds.upper - bounds.lower)
     bias = -weight * (bounds.lower + bounds.upper) / 2
@@ -92,13 +92,13 @@ def make_linear(batch: Batch) -> LinearSegmenter:
 
 
 class CoupledSegmenter(nn.Module):
-    """Two convolutions with batch normalisation and dropout between: one pixel moves the logits of its neighbours.
+    """Two convolutions with batch normalisation and dropout between them: logits depend on neighbouring pixels.
 
-    Images are put through one by one, so that their logits have the same bits in any batch.
+    Images are processed one by one, so that the bits of their logits do not depend on the batch.
 
     Args:
-        dims: Number of space axes.
-        channels: Of images and of logits.
+        dims: Number of spatial axes.
+        channels: Channels of images and logits.
     """
 
     def __init__(self, dims: int, channels: int) -> None:
@@ -123,9 +123,9 @@ class CoupledSegmenter(nn.Module):
 
 
 def make_coupled(batch: Batch) -> CoupledSegmenter:
-    """Return a coupled network for a batch: in eval mode, gradients wanted for the first convolution alone.
+    """Return a small network for a batch, in eval mode; only the first convolution requires gradients.
 
-    One parameter holds a gradient of its own, which is not the attack's to touch.
+    One parameter already has a gradient, which an attack must not change.
     """
     model = CoupledSegmenter(batch.x.dim() - 2, batch.x.shape[1]).to(batch.x.device).eval().requires_grad_(False)
     for parameter in model.body[0].parameters():
@@ -136,7 +136,7 @@ def make_coupled(batch: Batch) -> CoupledSegmenter:
 
 
 def _draw_image(scene: Scene, index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Intensities (C, *S), and numbers in [0, 1) that decide about wrong labels (C, *S) and void (*S)."""
+    """Return intensities (C, *S), and random numbers in [0, 1) for wrong labels (C, *S) and invalid pixels (*S)."""
     generator = torch.Generator().manual_seed(100 + index)
     shape = (CHANNELS[scene.kind], *scene.space)
     share = torch.rand(shape, generator=generator) ** (0.4, 1.0, 2.5)[index % 3]
@@ -147,7 +147,7 @@ def _draw_image(scene: Scene, index: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _label(x: Tensor, noise: Tensor, task: Task, bounds: Bounds) -> Tensor:
-    """What the linear segmenter says, but for a few."""
+    """Return the prediction of the linear segmenter, with some wrong labels."""
     empty = Batch(x, x, x, task, bounds, (), (), (), ())
     y = predict(make_linear(empty)(x), task)
     if task.kind == "multiclass":
@@ -157,7 +157,7 @@ def _label(x: Tensor, noise: Tensor, task: Task, bounds: Bounds) -> Tensor:
 
 
 def _degrade(batch: Batch) -> Batch:
-    """Image 0 has no valid pixel, image 1 an empty mask, image 2 is constant."""
+    """Make degenerate images: image 0 has no valid pixel, image 1 has an empty mask, image 2 is constant."""
     x, y, valid = batch.x.clone(), batch.y.clone(), batch.valid.clone()
     valid[:1] = False
     y[1:2] = 0
@@ -166,7 +166,7 @@ def _degrade(batch: Batch) -> Batch:
 
 
 def relabel_void(batch: Batch) -> Batch:
-    """Return the batch with other labels where pixels are not valid."""
+    """Return the batch with other labels at invalid pixels."""
     void = ~batch.valid
     if batch.task.kind == "multiclass":
         return replace(batch, y=torch.where(void, (batch.y + 1) % len(batch.task.classes), batch.y))

@@ -1,4 +1,4 @@
-"""Segmenters whose strongest attack is known exactly, to hold attacks against."""
+"""Segmenters whose strongest attack is known exactly, as a reference for attacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from advseg_bench.types import Budget, Task
 
 
 def margins(logits: Tensor, y: Tensor, task: Task) -> Tensor:
-    """Return how far each decision is on the side of its label; it is right where the margin is positive.
+    """Return the margin of each decision, which is positive where the prediction is correct.
 
     Args:
         logits: (N, K, *S).
@@ -20,8 +20,8 @@ def margins(logits: Tensor, y: Tensor, task: Task) -> Tensor:
         task: What the channels mean.
 
     Returns:
-        (N, D, *S). Binary and multilabel: D = K decisions a pixel, margin u_k or -u_k. Multiclass: D = 1, the logit of
-        the label minus the largest other one.
+        Margins, (N, D, *S). Binary and multilabel: D = K decisions per pixel with margin u_k or -u_k. Multiclass:
+        D = 1, the logit of the label minus the largest other logit.
     """
     if task.kind != "multiclass":
         return torch.where(y, logits, -logits)
@@ -31,28 +31,37 @@ def margins(logits: Tensor, y: Tensor, task: Task) -> Tensor:
 
 
 class LinearSegmenter(nn.Module):
-    """Decide each pixel by linear functions of its own channels: logits u_k = sum_c w_kc x_c + b_k.
+    """A segmenter that is linear in the channels of each pixel: logits u_k = sum_c w_kc x_c + b_k.
 
-    The number of space axes is free. For a pixel with label y, the *pairs* that an attack can break are linear too,
-    m_p(x) = s_p . x + const: in binary and multilabel tasks one per channel, s_k = +w_k or -w_k by the label; in
-    multiclass tasks one per other class j, s_j = w_y - w_j. A decision is wrong as soon as one of its pairs is not
-    positive, so the worst margin of a decision is the least of its pairs' minima, each of which is exact:
+    It supports any number of spatial axes. The margins that an attack can break, called *pairs*, are linear too:
+    m_p(x) = s_p . x + const. Binary and multilabel tasks have one pair per channel, with s_k = +w_k or -w_k by the
+    label. Multiclass tasks have one pair per other class j, with s_j = w_y - w_j. A decision is wrong if one of its
+    pairs is not positive, so the worst margin of a decision is the smallest minimum of its pairs. These are exact:
 
-    - L_inf within eps and the box [l, u]: channel c moves against sign(s_c) as far as it can, to
-      max(x_c - eps, l) or min(x_c + eps, u).
+    - L_inf within eps and the box [l, u]: channel c moves against sign(s_c) as far as possible, to max(x_c - eps, l) or
+      min(x_c + eps, u).
     - L2, one pixel: the shortest move that breaks a pair is the projection onto m_p <= 0 within the box, a
-      water-filling solved by sorting (`optima.shortest_move`).
-    - L2, an image: pixels share nothing but the budget, and their squared lengths add up. So the most pixels that can
-      be broken are those with the least squared lengths, as long as their sum is at most eps^2.
-    - The sum of all pairs' margins is linear in the image, and its largest fall within an L2 ball and the box is a
-      water-filling over all values (`optima.largest_rise`).
+      water-filling problem solved by sorting (`optima.shortest_move`).
+    - L2, one image: pixels share only the budget, and their squared lengths add up. So the largest set of pixels that
+      can be broken has the smallest squared lengths, with a sum of at most eps^2.
+    - The sum of all margins is linear in the image. Its largest decrease within an L2 ball and the box is a
+      water-filling problem over all values (`optima.largest_rise`).
 
-    If no channel is read by two logits, one point of the L_inf ball breaks all pairs at once, and one signed step of
-    any loss that grows as margins fall ends there: FGSM must reach the optimum exactly.
+    If no channel affects two logits, one image in the L_inf ball breaks all pairs at once. A signed step of any loss
+    that increases as margins decrease ends there, so FGSM must reach the optimum exactly.
 
     Args:
-        weight: (C,) for one logit or (K, C).
-        bias: Added to the logits; one number, or (K,).
+        weight: (C,) for one logit, or (K, C).
+        bias: Bias of the logits: one number, or (K,).
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> model = ab.testing.LinearSegmenter(torch.tensor([4.0]), -2.0)
+        >>> x = torch.tensor([0.25, 0.5, 0.75, 1.0]).view(1, 1, 2, 2)
+        >>> batch = ab.Batch.of(x, x > 0.6, task="binary")
+        >>> model.robust_accuracy(batch, ab.Budget("linf", 0.25))
+        tensor([0.2500], dtype=torch.float64)
     """
 
     def __init__(self, weight: Tensor, bias: float | Tensor) -> None:
@@ -62,9 +71,13 @@ class LinearSegmenter(nn.Module):
         self.bias = nn.Parameter(torch.as_tensor(bias).to(weight).expand(len(weight)).clone(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, *S) -> logits (N, K, *S), of the dtype of `x`.
+        """Compute logits; the bits of a pixel do not depend on other pixels or images.
 
-        Channels are added one after the other, so that a pixel's bits depend on no other pixel and no other image.
+        Args:
+            x: Images (N, C, *S).
+
+        Returns:
+            Logits (N, K, *S) with the dtype of `x`.
         """
         space = [1] * (x.dim() - 2)
         weight, bias = self.weight.to(x), self.bias.to(x)
@@ -74,14 +87,14 @@ class LinearSegmenter(nn.Module):
         return logits
 
     def worst_margin(self, batch: Batch, eps: float) -> Tensor:
-        """Return each decision's smallest margin (positive: still right) within L_inf `eps` and the bounds.
+        """Return the smallest margin of each decision within L_inf `eps` and the bounds; positive means correct.
 
         Args:
             batch: Images and labels.
             eps: Radius in input units.
 
         Returns:
-            float64 (N, D, *S), see `margins`.
+            Margins in logits, float64 (N, D, *S), see `margins`.
         """
         pairs, slopes = self._pairs(batch)
         up, down = _room(batch)
@@ -90,15 +103,16 @@ class LinearSegmenter(nn.Module):
         return worst.amin(1, keepdim=True) if batch.task.kind == "multiclass" else worst
 
     def flip_cost(self, batch: Batch) -> Tensor:
-        """Return the L2 length of the shortest move inside the bounds that makes some decision of a pixel wrong.
+        """Return the L2 norm of the smallest perturbation inside the bounds that makes a pixel wrong.
 
-        A margin of 0 counts as wrong, as the limit of wrong ones.
+        A margin of 0 counts as wrong, as the limit of wrong margins.
 
         Args:
             batch: Images and labels.
 
         Returns:
-            float64 (N, *S); 0 where the pixel is wrong already, infinity where no image makes it wrong.
+            L2 norms in input units, float64 (N, *S); 0 where the clean pixel is wrong, infinity where no image inside
+            the bounds makes it wrong.
         """
         pairs, slopes = self._pairs(batch)
         up, down = _room(batch)
@@ -109,16 +123,16 @@ class LinearSegmenter(nn.Module):
         return cost.view(pairs.shape).amin(1)
 
     def robust_accuracy(self, batch: Batch, budget: Budget) -> Tensor:
-        """Return each image's exact share of valid pixels that no attack within the budget and the bounds breaks.
+        """Return the exact robust accuracy of each image within the budget and the bounds.
 
-        That is the least share of pixels, over all attacks, whose decisions are all right.
+        This is the minimum over all attacks of the fraction of valid pixels whose decisions are all correct.
 
         Args:
             batch: Images and labels.
-            budget: L_inf: each pixel by itself. L2: the images' pixels share the radius.
+            budget: Norm and radius; the pixels of an image share an L2 radius.
 
         Returns:
-            float64 (N,); NaN for an image without a valid pixel.
+            Fractions, float64 (N,); NaN for an image without a valid pixel.
         """
         if budget.norm == "linf":
             right = (self.worst_margin(batch, budget.eps).amin(1) > 0) & batch.valid
@@ -130,29 +144,43 @@ class LinearSegmenter(nn.Module):
         return (valid - broken) / valid
 
     def accuracy(self, x: Tensor, batch: Batch) -> Tensor:
-        """Return each image's share of valid pixels whose decisions are all right on the images `x`, float64 (N,)."""
+        """Return the accuracy of each image: the fraction of valid pixels whose decisions are all correct.
+
+        Args:
+            x: Images (N, C, *S), such as adversarial images.
+            batch: Labels and valid pixels.
+
+        Returns:
+            Fractions, float64 (N,).
+        """
         right = (margins(self(x.double()), batch.y, batch.task).amin(1) > 0) & batch.valid
         return right.flatten(1).sum(1).double() / batch.valid.flatten(1).sum(1)
 
     def slope(self, batch: Batch) -> Tensor:
-        """Return the gradient of the sum of all pairs' margins over valid pixels, by the images: (N, C, *S).
+        """Return the gradient of the sum of all margins over valid pixels with respect to the images.
 
-        It does not depend on the images, so the sum falls by exactly the product of it with -(x' - x).
+        The gradient does not depend on the intensities, so the sum decreases by exactly its product with -(x' - x).
+
+        Args:
+            batch: Images and labels.
+
+        Returns:
+            Gradient, float64 (N, C, *S).
         """
         _, slopes = self._pairs(batch)
         total: Tensor = slopes.sum(1) * batch.valid.unsqueeze(1)
         return total
 
     def largest_fall(self, batch: Batch, budget: Budget, slope: Tensor | None = None) -> Tensor:
-        """Return the most that the sum of margins can fall within the budget and the bounds: exact for both norms.
+        """Return the largest decrease of the sum of margins within the budget and the bounds; exact for both norms.
 
         Args:
             batch: Images and labels.
             budget: Norm and radius.
-            slope: Another linear function of the images than `slope(batch)`.
+            slope: Gradient of another linear function to decrease, (N, C, *S); by default `slope(batch)`.
 
         Returns:
-            float64 (N,).
+            Decrease in logits, float64 (N,).
         """
         slope = self.slope(batch) if slope is None else slope
         up, down = _room(batch)
@@ -163,9 +191,9 @@ class LinearSegmenter(nn.Module):
         return largest_rise(steep, room, budget.eps)
 
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Margins of all pairs, float64 (N, K, *S), and their slopes by the channels, (N, K, C, *S).
+        """Return the margins of all pairs, float64 (N, K, *S), and their gradients, (N, K, C, *S).
 
-        In a multiclass task the pair of the label with itself has margin infinity and slope zero.
+        In a multiclass task the pair of the label with itself has margin infinity and gradient zero.
         """
         x, task = batch.x.double(), batch.task
         space = [1] * (x.dim() - 2)
@@ -181,6 +209,6 @@ class LinearSegmenter(nn.Module):
 
 
 def _room(batch: Batch) -> tuple[Tensor, Tensor]:
-    """How far each value can go up and down inside the bounds, float64."""
+    """Return how far each value can increase and decrease inside the bounds, float64."""
     x = batch.x.double()
     return batch.bounds.upper - x, x - batch.bounds.lower

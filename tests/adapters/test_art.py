@@ -154,9 +154,9 @@ def test_a_class_that_cannot_says_why_in_one_line(name):
         ("ProjectedGradientDescent", {"max_iters": 3}, r"Did you mean 'max_iter'\?"),
         ("ProjectedGradientDescent", {"max_iter": "many"}, "setting 'max_iter': expected a number"),
         ("ProjectedGradientDescent", {"max_iter": -1}, "does not take these settings: The number of iterations"),
-        ("ProjectedGradientDescent", {"eps": 0.1}, "'eps' is the key `eps` of a suite"),
-        ("FeatureAdversariesPyTorch", {"delta": 0.1}, "'delta' is the key `eps` of a suite"),
-        ("FastGradientMethod", {"norm": 2}, "'norm' is the key `norm` of a suite"),
+        ("ProjectedGradientDescent", {"eps": 0.1}, "'eps' is set by the key `eps`"),
+        ("FeatureAdversariesPyTorch", {"delta": 0.1}, "'delta' is set by the key `eps`"),
+        ("FastGradientMethod", {"norm": 2}, "'norm' is set by the key `norm`"),
         ("FastGradientMethod", {"targeted": True}, "'targeted' is off"),
         ("FastGradientMethod", {"summary_writer": True}, "'summary_writer' is off: it writes files"),
         ("ProjectedGradientDescent", {"verbose": True}, "'verbose' is off"),
@@ -174,12 +174,12 @@ def test_wrong_settings_are_one_line_before_anything_runs(name, settings, messag
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("FastGradientMethod", {"mask": [1]}, "drops `mask` .* Use art.ProjectedGradientDescent with max_iter = 1"),
-        ("AutoProjectedGradientDescent", {"mask": [1]}, "does not keep to a `mask`"),
+        ("FastGradientMethod", {"mask": [1]}, "ignores `mask` .* Use art.ProjectedGradientDescent with max_iter = 1"),
+        ("AutoProjectedGradientDescent", {"mask": [1]}, "does not support `mask`"),
         (
             "AutoProjectedGradientDescent",
             {"loss_type": "difference_logits_ratio"},
-            "needs three classes, and a view has two",
+            "loss_type: .* needs three classes",
         ),
     ],
 )
@@ -193,10 +193,10 @@ def test_what_a_class_cannot_do_for_a_segmenter_is_refused(name, settings, messa
     [
         ("GeoDA", (6, 8), "l2", r"GeoDA: expected square images, got \(6, 8\)"),
         ("ShadowAttack", (6, 8), "l2", "ShadowAttack: expected images with 1 or 3 channels, got 2"),
-        ("SquareAttack", (12, 10), "l2", "SquareAttack: expected images of 10 pixels or more an edge, no taller"),
-        ("SquareAttack", (3, 30), "linf", "SquareAttack: expected images of 4 pixels or more an edge"),
-        ("SquareAttack", (4, 4, 4), "linf", "expected images with 2 space axes, got 3"),
-        ("BasicIterativeMethod", (6, 8), "l2", "expected a norm it knows, got 'l2'"),
+        ("SquareAttack", (12, 10), "l2", "SquareAttack: expected edges of at least 10 pixels, no taller"),
+        ("SquareAttack", (3, 30), "linf", "SquareAttack: expected edges of at least 4 pixels"),
+        ("SquareAttack", (4, 4, 4), "linf", "expected images with 2 spatial axes, got 3"),
+        ("BasicIterativeMethod", (6, 8), "l2", "expected a supported norm, got 'l2'"),
     ],
 )
 def test_images_a_class_is_not_made_for_are_refused(name, space, norm, message):
@@ -372,8 +372,8 @@ def test_a_label_that_would_lower_the_loss_is_refused():
     ("settings", "message"),
     [
         ({"view": "both"}, "view: expected 'loss' or 'margin', got 'both'"),
-        ({"rise": 0.1}, "rise: a loss view knows no success"),
-        ({"view": "margin", "rise": 0.1, "threshold": 0.3}, "expected one of them, got both"),
+        ({"rise": 0.1}, "rise: a loss view has no success criterion"),
+        ({"view": "margin", "rise": 0.1, "threshold": 0.3}, "expected `threshold` or `rise`, got both"),
         ({"view": "margin", "rise": -1.0}, "rise: expected a positive share"),
         ({"view": "margin", "threshold": "high"}, "threshold: expected a number, such as 0.1, got 'high'"),
     ],

@@ -140,7 +140,7 @@ def test_an_attack_without_the_truth(kind):
     ours = FGSM(loss=losses.ce if kind == "multiclass" else losses.bce, label="predicted")
     expected = ours(estimator.model, batch, budget=Budget("linf", 0.03), generators=[])
     assert np.array_equal(found, expected.numpy())
-    with pytest.raises(DataError, match=r"Without `y` ART puts the prediction there: give y=estimator\.predict_masks"):
+    with pytest.raises(DataError, match=r"Without `y` ART uses the prediction: give y=estimator\.predict_masks"):
         EVASION.FastGradientMethod(estimator, eps=0.03).generate(
             x
         ) if kind != "multiclass" else estimator.loss_gradient(x, estimator.predict(x)[:, 0])
@@ -314,7 +314,7 @@ def test_a_defence_that_changes_the_size_is_refused():
             return x[..., ::2], y
 
     estimator, _, batch = make(preprocessing_defences=Halve(device_type="cpu"))
-    with pytest.raises(IncompatibleError, match=r"defence Halve: expected images of shape .* use one that keeps"):
+    with pytest.raises(IncompatibleError, match=r"defence Halve: expected a result of shape .* Use one that keeps"):
         estimator.predict(batch.x)
 
 
@@ -362,7 +362,7 @@ def test_training_on_adversarial_images_helps_against_them():
 
 def test_training_needs_an_optimiser():
     estimator, _, batch = make()
-    with pytest.raises(SpecError, match="fit: the estimator has no optimiser"):
+    with pytest.raises(SpecError, match="fit: optimizer: expected an optimiser, got None"):
         estimator.fit(batch.x, batch.y)
 
 
@@ -456,14 +456,18 @@ def spoil(batch, how):
     ("kind", "how", "message"),
     [
         ("binary", "hundreds", r"masks of zeros and ones, got 255. If 255 is the class, give y > 0. If 255 marks"),
-        ("multilabel", "255", "If 255 marks pixels that do not count, give ignore=255"),
-        ("multiclass", "255", "class numbers from 0 to 3, got 255. If 255 marks pixels that do not count, give ignore"),
+        ("multilabel", "255", "If 255 marks pixels without ground truth, give ignore=255"),
+        (
+            "multiclass",
+            "255",
+            "class numbers from 0 to 3, got 255. If 255 marks .*, give ignore=255",
+        ),
         ("multilabel", "2", "masks of zeros and ones, got 2. Split labels with several values"),
         ("multiclass", "class 9", "class numbers from 0 to 3, got 9. The model has 4 classes"),
         ("multiclass", "negative", "class numbers from 0 to 3, got -1"),
         ("multiclass", "nan", "class numbers from 0 to 3, got nan"),
         ("multilabel", "words", "y: expected an array of real numbers, got '<U"),
-        ("multilabel", "probabilities", r"zeros and ones, got 0.7. Without `y` ART puts the prediction there"),
+        ("multilabel", "probabilities", r"zeros and ones, got 0.7. Without `y` ART uses the prediction"),
     ],
 )
 def test_wrong_values_of_masks_are_one_line(kind, how, message):
@@ -476,10 +480,10 @@ def test_wrong_values_of_masks_are_one_line(kind, how, message):
 @pytest.mark.parametrize(
     ("kind", "shape", "message"),
     [
-        ("multilabel", (4, 7, 5), r"shape \(4, 3, 7, 5\), got \(4, 7, 5\). Class numbers are for a multiclass task"),
+        ("multilabel", (4, 7, 5), r"shape \(4, 3, 7, 5\), got \(4, 7, 5\). Use one mask per class"),
         ("multiclass", (4, 4, 7, 5), r"class numbers, shape \(4, 7, 5\), got .* Use y.argmax\(axis=1\)"),
         ("multilabel", (4, 2, 7, 5), "a mask for each class .*class0, class1, class2"),
-        ("multilabel", (4, 3, 5, 7), "Labels must have the size of the images"),
+        ("multilabel", (4, 3, 5, 7), "Use labels of the size of the images"),
     ],
 )
 def test_wrong_shapes_of_masks_are_one_line(kind, shape, message):
@@ -514,7 +518,7 @@ def build(kind, model, **settings):
         ("binary", lambda net: nn.Sequential(*net, nn.Sigmoid()), {}, "model: expected raw logits"),
         ("multilabel", lambda net: nn.Sequential(*net, nn.Softmax(1)), {}, "Remove the final sigmoid or softmax"),
         ("multiclass", lambda net: nn.Sequential(*net, nn.Softmax(1)), {}, "model: expected raw logits"),
-        ("binary", lambda net: lambda x: net(x).sigmoid(), {}, "model: expected raw logits, got nothing but values"),
+        ("binary", lambda net: lambda x: net(x).sigmoid(), {}, "model: expected raw logits, got only values"),
         ("multilabel", lambda net: nn.Sequential(*net, nn.LogSoftmax(1)), {}, "Remove the final log-softmax"),
         (
             "binary",
@@ -522,7 +526,7 @@ def build(kind, model, **settings):
             {"loss": nn.BCEWithLogitsLoss()},
             r"BCEWithLogitsLoss: expected a function \(logits",
         ),
-        ("multiclass", lambda net: lambda x: net(x).softmax(1), {}, "nothing but values between 0 and 1 that sum to 1"),
+        ("multiclass", lambda net: lambda x: net(x).softmax(1), {}, "only values between 0 and 1 that sum to 1"),
         ("multilabel", lambda net: net[:4], {}, r"model: expected 3 logit channels \(class0, class1, class2\), got 6"),
         ("multilabel", lambda net: net, {"task": "binary"}, "one logit channel for a binary task, got 3"),
         ("binary", lambda net: net, {"task": "multiclass"}, "two or more logit channels for exclusive classes, got 1"),
@@ -587,7 +591,7 @@ def test_a_label_to_ignore_is_a_number():
 def test_a_model_without_a_graph_is_one_line():
     estimator = build("binary", lambda net: lambda x: net(x).detach() - 1)
     batch, _ = make_batch("binary", n=4)
-    with pytest.raises(IncompatibleError, match=r"logits that can be differentiated .* Remove `torch\.no_grad`"):
+    with pytest.raises(IncompatibleError, match=r"logits that depend on the images .* Remove `torch\.no_grad`"):
         estimator.loss_gradient(batch.x, batch.y)
 
 

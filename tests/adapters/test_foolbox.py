@@ -45,7 +45,7 @@ def test_every_class_that_runs(name):
 def test_a_package_that_only_some_classes_need_is_told(name, monkeypatch):
     missing = ModuleNotFoundError("No module named 'numba'", name="numba")
     monkeypatch.setattr("foolbox.attacks.brendel_bethge.NUMBA_IMPORT_ERROR", missing)
-    with pytest.raises(PluginError, match=rf"{name}: needs numba, .*\. Run: pip install numba"):
+    with pytest.raises(PluginError, match=rf"{name}: requires numba, .*\. Run: pip install numba"):
         adapter.load(name, {}, dice, scenes()["binary"].batch.task)
 
 
@@ -75,8 +75,8 @@ def test_a_class_that_cannot_says_why_in_one_line(name):
         ("LinfBasicIterativeAttack", {"step": 3}, r"unknown setting 'step'\. Did you mean 'steps'\?"),
         ("LinfBasicIterativeAttack", {"steps": "ten"}, "setting 'steps': expected a number"),
         ("LinfFastGradientAttack", {"random_start": 1}, "expected true or false"),
-        ("HopSkipJumpAttack", {"constraint": "l2"}, "'constraint' is the key `norm` of a suite"),
-        ("GaussianBlurAttack", {"distance": "l2"}, "'distance' is the key `norm` of a suite"),
+        ("HopSkipJumpAttack", {"constraint": "l2"}, "'constraint' is set by the key `norm`"),
+        ("GaussianBlurAttack", {"distance": "l2"}, "'distance' is set by the key `norm`"),
         ("BoundaryAttack", {"init_attack": "FGSM"}, "'init_attack' is an object, which a suite cannot name"),
         ("SparseL1DescentAttack", {"quantile": 3.0}, "does not take these settings: quantile needs to be"),
         ("LinfFastGradientAttack", {"rise": 0.1}, "it has no success criterion"),

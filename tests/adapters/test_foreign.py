@@ -195,13 +195,13 @@ def test_what_knows_no_radius_is_projected(norm):
 
 def test_a_norm_it_does_not_know_is_told():
     batch, _ = make_batch("binary")
-    with pytest.raises(IncompatibleError, match=r"toy\.Step: expected a norm it knows, got 'l2'\. Use linf\."):
+    with pytest.raises(IncompatibleError, match=r"toy\.Step: expected a supported norm, got 'l2'\. Use linf\."):
         run(Step(), batch, Budget("l2", 1.0))
 
 
 def test_axes_it_does_not_know_are_told():
     batch, _ = make_batch("binary", space=(4, 3, 2))
-    with pytest.raises(IncompatibleError, match="expected images with 2 space axes, got 3"):
+    with pytest.raises(IncompatibleError, match="expected images with 2 spatial axes, got 3"):
         run(Step(route=Route(dims=(2,))), batch)
 
 
@@ -261,7 +261,7 @@ def test_shares_of_the_radius_are_worked_out():
     assert replace(attack, settings={"alpha": "1e-2*eps"}).parameters(BUDGET)["alpha"] == pytest.approx(0.001)
     with pytest.raises(SpecError, match="a share of the radius: expected no division by 0, got '1/0\\*eps'"):
         replace(attack, settings={"alpha": "1/0*eps"}).parameters(BUDGET)
-    with pytest.raises(SpecError, match="is the key `eps` of a suite"):
+    with pytest.raises(SpecError, match="is set by the key `eps`"):
         replace(attack, settings={"eps": 0.5}).parameters(BUDGET)
 
 

@@ -59,9 +59,9 @@ def test_a_class_that_cannot_says_why_in_one_line(name):
     ("name", "settings", "message"),
     [
         ("PGD", {"step": 3}, r"torchattacks\.PGD: unknown setting 'step'\. Did you mean 'steps'\?"),
-        ("PGD", {"eps": 0.1}, "'eps' is the key `eps` of a suite"),
-        ("PIFGSM", {"max_epsilon": 0.1}, "'max_epsilon' is the key `eps` of a suite"),
-        ("APGD", {"norm": "L2"}, "'norm' is the key `norm` of a suite"),
+        ("PGD", {"eps": 0.1}, "'eps' is set by the key `eps`"),
+        ("PIFGSM", {"max_epsilon": 0.1}, "'max_epsilon' is set by the key `eps`"),
+        ("APGD", {"norm": "L2"}, "'norm' is set by the key `norm`"),
         ("APGD", {"loss": "dlr"}, "setting 'loss': expected 'ce' with a view's two classes, got 'dlr'"),
         ("UPGD", {"loss": "margin"}, "setting 'loss': expected 'ce'"),
         ("Square", {"loss": "dlr"}, "setting 'loss': expected 'margin' or 'ce'"),
@@ -69,7 +69,7 @@ def test_a_class_that_cannot_says_why_in_one_line(name):
         ("PGD", {"rise": 0.1}, "it has no success criterion"),
         ("Pixle", {"pixel_mapping": "nothing"}, "does not take these settings: pixel_mapping must be one of"),
         ("TIFGSM", {"kernel_name": "round"}, "does not take these settings"),
-        ("FAB", {"n_classes": 10}, "'n_classes' is given by the view"),
+        ("FAB", {"n_classes": 10}, "'n_classes' is set by the view"),
         ("PGD", {"verbose": True}, "unknown setting 'verbose'"),
         ("Square", {"verbose": True}, "'verbose' is off"),
     ],
@@ -161,7 +161,7 @@ def test_volumes_are_attacked_as_one_tall_slice(name):
 
 def test_a_volume_is_refused_where_the_class_looks_at_neighbours():
     batch, _ = make_batch("binary", space=(4, 6, 5))
-    with pytest.raises(IncompatibleError, match="expected images with 2 space axes, got 3"):
+    with pytest.raises(IncompatibleError, match="expected images with 2 spatial axes, got 3"):
         adapter.load("DIFGSM", {}, bce, batch.task)(
             lambda x: x[:, :1], batch, budget=Budget("linf", 0.1), generators=generators(3)
         )

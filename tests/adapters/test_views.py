@@ -158,7 +158,7 @@ def test_rows_without_a_mask_are_refused(rows):
 def test_rows_of_another_size_are_refused():
     batch, _ = make_batch("binary", n=1)
     view = LossView(make_network("binary").float(), batch, losses.bce)
-    with pytest.raises(IncompatibleError, match="changes the shape of images"):
+    with pytest.raises(IncompatibleError, match="keeps the shape of images"):
         view(batch.x[..., :-1])
 
 

@@ -196,5 +196,5 @@ def test_settings_without_a_meaning_are_refused(key, value):
 
 
 def test_of_one_iterate_none_is_the_best():
-    with pytest.raises(ValueError, match=r"steps: expected at least 2 to keep the best of, got 1\. Use keep 'last'\."):
+    with pytest.raises(ValueError, match="steps: expected at least 2 for keep 'best', got 1"):
         BIM(loss=losses.bce, steps=1, keep="best")

@@ -1,4 +1,4 @@
-"""ART: its attack classes on segmenters, and segmenters as estimators and classifiers of ART."""
+"""ART: its attack classes on segmentation models, and segmentation models as ART estimators and classifiers."""
 
 from advseg_adapters.art.attacks import ROUTES, ArtAttack, as_classifier, as_estimator, load
 

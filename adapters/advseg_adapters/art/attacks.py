@@ -1,8 +1,7 @@
-"""ART: its attack classes on segmenters, and segmenters as estimators and classifiers of ART.
+"""ART: its attack classes on segmentation models.
 
-Classes that ask for no more than loss gradients run natively, on an estimator whose labels are masks; those that ask
-for a classifier run through the image-level views. Importing this module imports ART, without a file or a change of
-logging left behind.
+Classes that need only loss gradients run natively, on an estimator with masks as labels. Classes that require a
+classifier run through the image-level views. This module imports ART without writing files or changing the logging.
 """
 
 from __future__ import annotations
@@ -38,26 +37,27 @@ CLASSES: dict[str, Any] = {
     for name, kind in vars(EVASION).items()
     if isinstance(kind, type) and issubclass(kind, EvasionAttack) and not name.startswith("_")
 }
-"""Every evasion attack class that the installed ART exports."""
+"""Every evasion attack class that the installed ART exports, by name."""
 
 OPTIONAL = {"BrendelBethgeAttack", "RescalingAutoConjugateGradient", "ShapeShifter", "SNAL"}
-"""Those that only some versions of ART export, or only beside another package."""
+"""Classes that only some versions of ART export, or only if another package is installed."""
 
 NORMS: dict[Norm, float] = {"linf": np.inf, "l2": 2}
 ROUNDING = 1e-6
 VOID = -1
 FIXED = {
-    "estimator": "given by the harness",
-    "classifier": "given by the harness",
-    "norm": "the key `norm` of a suite",
-    "verbose": "off: a run has its own progress",
-    "targeted": "off: attacks raise the loss",
-    "summary_writer": "off: it writes files where it runs",
-    "random_eps": "off: the radius is the key `eps` of a suite",
-    "adv_criterion": "given by the harness",
-    "optimizer": "off: it would have to be an object",
+    "estimator": "set by the harness",
+    "classifier": "set by the harness",
+    "norm": "set by the key `norm` of a suite",
+    "verbose": "off: a run shows its own progress",
+    "targeted": "off: attacks increase the loss",
+    "summary_writer": "off: it writes files to the current folder",
+    "random_eps": "off: the key `eps` of a suite sets the radius",
+    "adv_criterion": "set by the harness",
+    "optimizer": "off: it requires an object",
     "debug": "off: it writes files",
 }
+"""Parameters that are not settings -> why."""
 MASKED = (
     "ProjectedGradientDescent",
     "ProjectedGradientDescentNumpy",
@@ -65,22 +65,39 @@ MASKED = (
     "BasicIterativeMethod",
     "MomentumIterativeMethod",
 )
-"""Classes that keep to a `mask` on the way they run here."""
+"""Classes that respect a `mask` as they are run here."""
 
 
 def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Task) -> Attack:
-    """Build an attack from the name of a class.
+    """Build an attack of ART from the name of its class.
 
     Args:
-        class_name: Of `art.attacks.evasion`, such as "ProjectedGradientDescent".
-        settings: Parameters of the class; `mask`, numbers that fit an image, where the class keeps to one; and
-            `threshold` or `rise` for success-gated ones.
-        loss: One value per image.
-        task: Not needed: estimator and views serve every kind.
+        class_name: Name of a class of `art.attacks.evasion`, such as "ProjectedGradientDescent".
+        settings: Parameters of the class; `mask`, zeros and ones of shape (C, *S), for classes that respect one; and
+            `threshold` or `rise` for success-gated classes.
+        loss: (logits, y, valid, task) -> one value per image, (N,).
+        task: Unused, since estimator and views support every task type.
+
+    Returns:
+        The attack; call it with a model and a batch, see `BaseAttack`.
+
     Raises:
-        PluginError: an unknown class.
-        IncompatibleError: a class, or a setting, that cannot attack a segmenter.
-        SpecError: settings that the class does not take, or no loss.
+        PluginError: The class is unknown.
+        IncompatibleError: The class, or one of the settings, cannot attack a segmentation model.
+        SpecError: The class does not accept the settings, or the loss is missing.
+
+    Source:
+        Adversarial Robustness Toolbox, arXiv:1807.01069.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> from advseg_adapters import art
+        >>> attack = art.load("FastGradientMethod", {}, ab.losses.bce, ab.Task("binary", ("lesion",)))
+        >>> batch = ab.Batch.of(torch.full((1, 1, 8, 8), 0.5), torch.ones(1, 1, 8, 8), task="binary")
+        >>> x_adv = attack(torch.nn.Conv2d(1, 1, 1), batch, eps=0.1)
+        >>> round(float((x_adv - batch.x).abs().max()), 3)
+        0.1
     """
     name = f"art.{class_name}"
     route = _adapt(find_route("art", class_name, ROUTES, CLASSES.keys() | OPTIONAL), settings)
@@ -88,13 +105,13 @@ def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Tas
     if class_name not in CLASSES:
         raise IncompatibleError(f"attack {name}: the installed ART does not export it. Install another version.")
     _check_mask(f"attack {name}", class_name, settings)
-    eps = {route.eps: "the key `eps` of a suite"} if route.eps else {}
+    eps = {route.eps: "set by the key `eps` of a suite"} if route.eps else {}
     check_settings(
         f"attack {name}", CLASSES[class_name], {k: v for k, v in settings.items() if k != "mask"}, fixed=FIXED | eps
     )
     if settings.get("loss_type") == "difference_logits_ratio":
         raise IncompatibleError(
-            f"attack {name}: the difference of logits ratio needs three classes, and a view has two. "
+            f"attack {name}: loss_type: the difference of logits ratio needs three classes, but a view has two. "
             "Remove `loss_type`."
         )
     attack.rehearse()
@@ -102,7 +119,7 @@ def load(class_name: str, settings: dict[str, Any], loss: Loss | None, task: Tas
 
 
 def _adapt(route: Route, settings: dict[str, Any]) -> Route:
-    """Choose another way for what ART does with classifiers alone: random starts, and the smallest step of FGM."""
+    """Change the route for features that ART supports only with classifiers: random starts, and FGM's `minimal`."""
     if "num_random_init" not in route.random_by:
         return route
     if settings.get("minimal"):
@@ -111,50 +128,75 @@ def _adapt(route: Route, settings: dict[str, Any]) -> Route:
     starts = settings.get("num_random_init", 0)
     if not isinstance(starts, int) or starts < 1:
         return route
-    # Of several starts ART keeps the last that succeeds, and in a loss view every start does.
+    # Of several starts ART keeps the last successful one, and in a loss view every start counts as successful.
     return replace(route, view="loss" if starts == 1 else "margin")
 
 
 def _check_mask(where: str, class_name: str, settings: dict[str, Any]) -> None:
-    """Refuse a mask that the class would drop without a word, and one that is none."""
+    """Reject an invalid mask, and a mask that the class would silently ignore."""
     if "mask" not in settings:
         return
     if class_name == "FastGradientMethod":
         raise IncompatibleError(
-            f"{where}: drops `mask` on estimators that are not classifiers. "
-            'Use art.ProjectedGradientDescent with max_iter = 1 and eps_step = "1*eps", which keeps to it.'
+            f"{where}: ignores `mask` on estimators that are not classifiers. "
+            'Use art.ProjectedGradientDescent with max_iter = 1 and eps_step = "1*eps".'
         )
     if class_name not in MASKED:
-        raise IncompatibleError(f"{where}: does not keep to a `mask`. Use one of {', '.join(MASKED)}.")
+        raise IncompatibleError(f"{where}: does not support `mask`. Use one of {', '.join(MASKED)}.")
     try:
         mask = np.asarray(settings["mask"], dtype=np.float32)
     except (TypeError, ValueError):
         mask = np.full(1, np.nan)
     if not np.isin(mask, (0, 1)).all():
-        raise SpecError(f"{where}: setting 'mask': expected zeros and ones that fit an image (C, *S).")
+        raise SpecError(f"{where}: setting 'mask': expected zeros and ones of shape (C, *S), got other values.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArtAttack(ForeignAttack):
-    """A class of ART in the shape of ours; see `ForeignAttack`."""
+    """An attack class of ART as an attack of this package; built by `load`.
+
+    Attributes:
+        name: "art.<Class>".
+        route: How the class attacks a segmentation model.
+        loss: (logits, y, valid, task) -> one value per image, (N,).
+        settings: Parameters of the class, `mask`, and `threshold` or `rise`; see `load` and `ForeignAttack`.
+        batched: Whether images may share a call.
+
+    Cost:
+        That of the class; `docs/support.md` lists the measured passes per image.
+
+    Example:
+        >>> import advseg_bench as ab
+        >>> from advseg_adapters.art import ROUTES, ArtAttack
+        >>> attack = ArtAttack(name="art.DeepFool", route=ROUTES["DeepFool"], loss=ab.losses.dice)
+        >>> attack.route.objective, attack.traits.norms
+        ('success-gated', ('l2',))
+    """
 
     @property
     def manner(self) -> Manner:
-        """How the class wants to be called."""
+        """Return how the class is called."""
         return MANNERS.get(self.class_name, Manner())
 
     def together(self, n: int) -> int:
-        """Return how many of `n` images share a call: no more than the `batch_size`, and one if that is the default."""
+        """Return how many of `n` images share a call: at most the `batch_size`, and one if its default is one."""
         takes = inspect.signature(CLASSES[self.class_name]).parameters
         default = self.route.settings.get("batch_size", takes["batch_size"].default if "batch_size" in takes else 1)
         size = self.settings.get("batch_size", default) if default > 1 else 1
         return max(1, min(super().together(n), int(size)))
 
     def build(self, estimator: Any, budget: Budget) -> Any:
-        """Construct the class for an estimator, or classifier, and a budget.
+        """Construct the class for an estimator or classifier, and a budget.
+
+        Args:
+            estimator: An ART estimator or classifier.
+            budget: Norm and radius.
+
+        Returns:
+            An object of the class.
 
         Raises:
-            SpecError: The class refuses its settings.
+            SpecError: The class does not accept its settings.
         """
         kind = CLASSES[self.class_name]
         takes = inspect.signature(kind).parameters
@@ -180,7 +222,7 @@ class ArtAttack(ForeignAttack):
             raise SpecError(f"attack {self.name}: does not take these settings: {error}") from None
 
     def rehearse(self) -> None:
-        """Construct the class for a model that is none, so that a wrong setting shows before anything runs."""
+        """Construct the class for a placeholder model, so that invalid settings are found before anything runs."""
         nan, one = (float("nan"), float("nan")), ("",)
         zeros = torch.zeros(1, 1, 32, 32)
         batch = Batch(
@@ -201,7 +243,7 @@ class ArtAttack(ForeignAttack):
         return torch.from_numpy(np.asarray(found, dtype=np.float32)).to(batch.x)
 
     def _generate(self, estimator: Any, batch: Batch, budget: Budget, x: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """Run the class the public way, and make of its result what it owes."""
+        """Run the class by its public call, and post-process the result."""
         attack = self.build(estimator, budget)
         extra: dict[str, Any] = {}
         if "mask" in self.settings:
@@ -220,7 +262,7 @@ class ArtAttack(ForeignAttack):
         return np.asarray(found)
 
     def _estimator(self, target: Model, batch: Batch) -> Any:
-        """What the class is to attack: an estimator of masks, or a view as a classifier."""
+        """Return the object that the class attacks: an estimator with masks as labels, or a view as a classifier."""
         if self.route.view != "native":
             assert isinstance(target, nn.Module)
             classifier = ViewClassifier(target, batch, probabilities=self.manner.probabilities, third=self.manner.third)
@@ -240,7 +282,7 @@ class ArtAttack(ForeignAttack):
         )
 
     def _labels(self, estimator: Any, batch: Batch, x: np.ndarray) -> np.ndarray | None:
-        """What the class gets as `y`."""
+        """Return the argument `y` of the class."""
         if self.class_name.startswith("FeatureAdversaries"):
             return np.flip(x, axis=tuple(range(2, x.ndim))).copy()
         if self.route.view != "native":

@@ -1,4 +1,4 @@
-"""The image-level views as ART classifiers: for attacks that ask for one."""
+"""The image-level views as ART classifiers, for attacks that require a classifier."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ _NEVER = 1e4
 
 
 class ViewClassifier(PyTorchClassifier):  # type: ignore[misc]
-    """An ART classifier of two classes over a view: 0 is an image as it is, 1 one that is segmented badly.
+    """An ART classifier of two classes over a view: 0 for a good segmentation, 1 for a bad one.
 
-    Made by `as_classifier`. The cross-entropy is summed over images, so that none weighs less in a larger batch.
+    Built by `as_classifier`. The cross-entropy is summed over images, so that the gradient of an image is independent
+    of the batch size.
 
     Args:
-        view: Images -> logits (N, 2).
+        view: Images (N, C, *S) -> logits (N, 2).
         batch: The images of the view.
-        probabilities: Put out the softmax, which some attacks ask for.
-        third: Add a class that never wins, for attacks that refuse two.
+        probabilities: Return the softmax, which some attacks require.
+        third: Add a class that never wins, for attacks that reject two classes.
     """
 
     def __init__(self, view: nn.Module, batch: Batch, *, probabilities: bool = False, third: bool = False) -> None:
@@ -52,31 +53,40 @@ class ViewClassifier(PyTorchClassifier):  # type: ignore[misc]
 
     @property
     def labels(self) -> np.ndarray:
-        """Return the label of every image, 0, as ART wants labels: float32, one column per class."""
+        """Return the label 0 of every image in ART's form: float32 (N, number of classes), one-hot."""
         return self.one_hot(0)
 
     def one_hot(self, label: int) -> np.ndarray:
-        """Return one label for every image, as ART wants labels: float32, one column per class."""
+        """Return the same label for every image in ART's form: float32 (N, number of classes), one-hot."""
         return np.tile(np.eye(self.nb_classes, dtype=np.float32)[label], (self._images, 1))
 
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> np.ndarray | Tensor:
         """Return the gradient of the cross-entropy.
 
+        Args:
+            x: Images (N, C, *S), array or tensor.
+            y: Labels, one-hot or class numbers; 0 for a loss view.
+            training_mode: As in ART.
+            **kwargs: As in ART.
+
+        Returns:
+            The gradient, (N, C, *S); an array for an array, a tensor for a tensor.
+
         Raises:
-            IncompatibleError: Another label than 0 for a loss view: its cross-entropy falls where the loss rises.
+            IncompatibleError: A label of a loss view is not 0; its cross-entropy decreases where the loss increases.
         """
         if self._is_loss_view:
             classes = y.argmax(1) if y.ndim == 2 else y
             if bool((classes != 0).any()):
                 raise IncompatibleError(
                     "y: expected label 0 for each image of a loss view, got 1, which would lower the loss. Without `y` "
-                    "ART puts the predicted class there: give y=classifier.labels."
+                    "ART uses the predicted class: give y=classifier.labels."
                 )
         return cast(np.ndarray | Tensor, super().loss_gradient(x, y, training_mode=training_mode, **kwargs))
 
 
 class _Softmax(nn.Module):
-    """A view that puts out probabilities."""
+    """A view that returns probabilities."""
 
     def __init__(self, view: nn.Module) -> None:
         super().__init__()
@@ -84,7 +94,7 @@ class _Softmax(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, *S) -> probabilities (N, 2)."""
+        """Map images (N, C, *S) to probabilities (N, 2)."""
         logits: Tensor = self.view(x)
         return logits.softmax(1)
 
@@ -98,7 +108,7 @@ class _Third(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, *S) -> logits (N, 3)."""
+        """Map images (N, C, *S) to logits (N, 3)."""
         logits: Tensor = self.view(x)
         return torch.cat([logits, logits.amin(1, keepdim=True) - _NEVER], 1)
 
@@ -116,26 +126,28 @@ def as_classifier(
     clip_values: tuple[float, float] = (0.0, 1.0),
     ignore: int | None = None,
 ) -> ViewClassifier:
-    """Make an ART classifier that speaks of the segmentation of given images: for attacks that ask for a classifier.
+    """Wrap a segmentation model and given images as an ART classifier, for attacks that require a classifier.
 
-    "loss": the cross-entropy for class 0 is 1 + the loss, so an attack that climbs it climbs the loss. "margin": class
-    1 where the loss exceeds a threshold, for attacks that stop at success or look for a small perturbation. Run it as
-    `attack.generate(x, classifier.labels)`.
-
-    With one image the attack may send any number of rows; with several it must send exactly these, in order: that is
-    right for attacks that treat a batch as so many single images, and refused for the rest.
+    Run an attack by `attack.generate(x, classifier.labels)`. With one image, the attack may evaluate any number of
+    rows. With several images it must evaluate exactly these, in order, as attacks do that treat a batch like separate
+    images; other batches are an error.
 
     Args:
-        model: Images inside `clip_values` -> logits (N, K, *S).
-        x: The images the classifier speaks of, (N, C, *S).
+        model: Images (N, C, *S) inside `clip_values` -> logits (N, K, *S).
+        x: The images to attack, (N, C, *S).
         y: Their masks, as for `as_estimator`.
-        task: What the labels mean, or its kind alone.
+        task: The task, or its type "binary", "multilabel" or "multiclass".
         loss: As for `as_estimator`.
-        view: Which view.
-        threshold: For "margin": the loss above which a segmentation counts as broken.
-        rise: For "margin", instead: the same, as a share above each image's clean loss; 0.1 if neither is given.
+        view: "loss": the cross-entropy for class 0 is 1 + loss, so an attack that increases it increases the loss.
+            "margin": class 1 wins where the loss exceeds a threshold, for attacks that stop at success or search for a
+            minimal perturbation.
+        threshold: For "margin": the loss above which an attack succeeds.
+        rise: For "margin": the same threshold as a share above the clean loss of each image; by default 0.1.
         clip_values: Smallest and largest intensity of an image.
-        ignore: A label that marks pixels which do not count.
+        ignore: Label value of pixels without ground truth.
+
+    Returns:
+        The classifier; its `labels` are the argument `y` of an attack.
 
     Raises:
         IncompatibleError: See `as_estimator`.
@@ -144,7 +156,15 @@ def as_classifier(
         PluginError: See `as_estimator`.
 
     Cost:
-        Two forwards of one image; for "margin" one more of all images.
+        Two forwards of one image; for "margin" one more forward of all images.
+
+    Example:
+        >>> import torch
+        >>> from advseg_adapters.art import as_classifier
+        >>> x, y = torch.full((1, 1, 8, 8), 0.5), torch.ones(1, 1, 8, 8)
+        >>> classifier = as_classifier(torch.nn.Conv2d(1, 1, 1), x, y, task="binary", loss="dice")
+        >>> classifier.nb_classes, classifier.labels.tolist(), classifier.predict(x.numpy()).shape
+        (2, [[1.0, 0.0]], (1, 2))
     """
     bounds = read_bounds(clip_values)
     module = model if isinstance(model, nn.Module) else Function(model)
@@ -161,7 +181,7 @@ def as_classifier(
     settings = {k: v for k, v in (("threshold", threshold), ("rise", rise)) if v is not None}
     if view == "loss":
         if settings:
-            raise SpecError(f"{min(settings)}: a loss view knows no success. Remove it, or use view='margin'.")
+            raise SpecError(f"{min(settings)}: a loss view has no success criterion. Remove it, or use view='margin'.")
         return ViewClassifier(LossView(model, batch, value), batch)
     if view != "margin":
         raise SpecError(expected("view", "'loss' or 'margin'", view))
@@ -169,9 +189,16 @@ def as_classifier(
 
 
 def make_margin_view(model: Model, batch: Batch, loss: Loss, settings: dict[str, Any]) -> MarginView:
-    """Return the margin view of images, its threshold worked out from their clean logits."""
+    """Return the margin view of images, with a threshold from their clean logits.
+
+    Raises:
+        SpecError: `threshold` or `rise` is invalid, or both are given.
+
+    Cost:
+        1 forward.
+    """
     if len(settings) == 2:
-        raise SpecError("threshold, rise: expected one of them, got both. Remove one.")
+        raise SpecError("as_classifier: expected `threshold` or `rise`, got both. Remove one.")
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise SpecError(expected(name, "a number, such as 0.1", value))

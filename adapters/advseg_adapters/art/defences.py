@@ -1,4 +1,4 @@
-"""ART's preprocessing defences as one differentiable function of the images."""
+"""ART's preprocessing defences as a differentiable function of the images."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from advseg_bench.errors import IncompatibleError
 
 
 def defend(images: Tensor, operations: Iterable[Any], *, fit: bool) -> Tensor:
-    """Apply preprocessors in their order; the result can be differentiated by the images.
+    """Apply preprocessors in order; the result is differentiable with respect to the images.
 
-    A preprocessor of PyTorch is differentiated by autograd, through `estimate_forward` where it has one of its own. One
-    of NumPy contributes its `estimate_gradient`, taken at what it was given, wherever it stands in the chain.
+    A PyTorch preprocessor is differentiated by autograd, through `estimate_forward` if it overrides that. A NumPy
+    preprocessor contributes its `estimate_gradient` at its input, at any place in the chain.
 
     Args:
         images: float32 (N, C, *S).
-        operations: ART's preprocessors; those that do not apply to training (or to prediction) are passed over.
+        operations: ART's preprocessors; those that do not apply to training (or to prediction) are skipped.
         fit: Whether this is training.
 
     Returns:
         float32, the shape of `images`.
 
     Raises:
-        IncompatibleError: A preprocessor changes the shape, or wants labels of classes.
+        IncompatibleError: A preprocessor changes the shape, or requires class labels.
     """
     for operation in operations:
         if not (operation.apply_fit if fit else operation.apply_predict):
@@ -42,8 +42,8 @@ def defend(images: Tensor, operations: Iterable[Any], *, fit: bool) -> Tensor:
             ) from error
         if done.shape != images.shape:
             raise IncompatibleError(
-                f"defence {name}: expected images of shape {tuple(images.shape)} from it, got {tuple(done.shape)}. "
-                "Masks must keep fitting: use one that keeps the shape."
+                f"defence {name}: expected a result of shape {tuple(images.shape)}, got {tuple(done.shape)}. "
+                "Use one that keeps the shape, since masks must match."
             )
         images = done.to(images.dtype)
     return images
@@ -59,7 +59,7 @@ def _run(images: Tensor, operation: Any) -> Tensor:
 
 
 class _OfNumpy(torch.autograd.Function):
-    """A preprocessor of NumPy: its values forward, its own estimate of the gradient backward."""
+    """A NumPy preprocessor: its values in the forward pass, its estimate of the gradient in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, operation: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""A segmenter as an ART estimator: not a classifier, so that labels stay masks."""
+"""A segmentation model as an ART estimator; it is not a classifier, so labels remain masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from advseg_adapters.art.defences import defend
 from advseg_adapters.art.inputs import check_logits, read_bounds, read_images, read_labels, read_shape
-from advseg_adapters.art.models import Function, check_model, mode, read_loss
+from advseg_adapters.art.models import Function, check_model, find_layer, list_layers, mode, read_loss
 from advseg_adapters.art.toolkit import PyTorchEstimator
 from advseg_bench import metrics
 from advseg_bench.attacks.gradient import input_gradients
@@ -26,14 +26,14 @@ Reduction = Literal["none", "mean", "sum"]
 
 
 class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
-    """What `as_estimator` returns; made by it.
+    """An ART estimator of a segmentation model; built by `as_estimator`.
 
-    Unlike ART's own estimators it leaves training flags, gradients and hooks of the model as it found them, and
-    refuses images and masks it cannot mean with a `UserError`.
+    Unlike ART's own estimators, it leaves training flags, gradients and hooks of the model unchanged, and rejects
+    invalid images and masks with a `UserError`.
 
     Attributes:
-        task: What the labels mean.
-        ignore: The label that marks pixels which do not count, or None.
+        task: The task.
+        ignore: Label value of pixels without ground truth, or None.
     """
 
     estimator_params = (*PyTorchEstimator.estimator_params, "loss", "input_shape", "optimizer", "task", "ignore")
@@ -47,7 +47,7 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         super().__init__(model=model, channels_first=True, device_type=device_type, **rest)
         self._device = device
         self._loss, self._input_shape, self.task = loss, tuple(input_shape), task
-        self._layer_names = [name for name, _ in model.named_modules() if name]
+        self._layer_names = list_layers(model)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -66,11 +66,11 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        """Return where images are put."""
+        """Return the device of the model."""
         return self._device
 
     def predict(self, x: Any, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:
-        """Return logits, float32 (N, K, *S), after ART's `postprocessing_defences` if there are any."""
+        """Return logits, float32 (N, K, *S), after ART's `postprocessing_defences`. Cost: 1 forward."""
         images = self._images(x)
         with mode(self._model, training_mode), torch.no_grad():
             parts = [self._logits(part).cpu() for part in torch.split(images, batch_size)]
@@ -78,9 +78,9 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         return cast(np.ndarray, self._apply_postprocessing(preds=logits, fit=False))
 
     def predict_masks(self, x: Any, batch_size: int = 128) -> np.ndarray:
-        """Return predicted labels as `y` takes them: bool (N, K, *S), or class numbers int64 (N, *S) if multiclass.
+        """Return predicted labels in the form of `y`: bool (N, K, *S), or class numbers int64 (N, *S) if multiclass.
 
-        For attacks that shall not see the truth: `attack.generate(x, estimator.predict_masks(x))`.
+        For attacks without ground truth: `attack.generate(x, estimator.predict_masks(x))`.
         """
         return metrics.predict(torch.from_numpy(self.predict(x, batch_size)), self.task).numpy()
 
@@ -90,10 +90,10 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         """Return the loss of images.
 
         Args:
-            x: Images (N, C, *S); a tensor gives a tensor with its graph.
+            x: Images (N, C, *S); for a tensor, the result is a tensor with its graph.
             y: Masks, see `as_estimator`.
-            reduction: "none": one value per image, (N,). "mean" or "sum" of them.
-            batch_size: Images a forward pass.
+            reduction: "none" for one value per image, (N,); "mean" or "sum" of them.
+            batch_size: Images per forward pass.
         """
         images = self._images(x)
         y, valid = read_labels(y, self.task, images, self.ignore)
@@ -105,25 +105,25 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
     def compute_loss_from_predictions(
         self, pred: Any, y: Any, reduction: Reduction = "none", **kwargs: Any
     ) -> np.ndarray | Tensor:
-        """Return the loss of logits, as `compute_loss` does of images."""
+        """Return the loss of logits (N, K, *S); the other arguments are those of `compute_loss`."""
         logits = torch.as_tensor(pred)
         check_logits(logits, self.task, logits.new_empty(len(logits), 0, *logits.shape[2:]))
         y, valid = read_labels(y, self.task, logits, self.ignore)
         return _reduce(self._loss(logits, y, valid, self.task), reduction, pred)
 
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> np.ndarray | Tensor:
-        """Return the gradient of each image's loss by that image.
+        """Return the gradient of each image's loss with respect to that image.
 
         Args:
             x: Images (N, C, *S), array or tensor.
             y: Masks, see `as_estimator`.
-            training_mode: Whether the model is in training mode meanwhile.
+            training_mode: Whether the model is in training mode during the call.
 
         Returns:
-            Like `x`: float32 array or tensor.
+            float32 (N, C, *S), an array or a tensor like `x`.
 
         Cost:
-            One forward and one backward of all images together.
+            1 forward and 1 backward of all images together.
         """
         images = self._images(x)
         y, valid = read_labels(y, self.task, images, self.ignore)
@@ -145,23 +145,23 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        """Train the model on the mean of the images' losses, with the optimiser given to `as_estimator`.
+        """Train the model on the mean loss of the images, with the optimiser given to `as_estimator`.
 
         Args:
             x: Images (N, C, *S).
             y: Masks, see `as_estimator`.
-            batch_size: Images a step.
-            nb_epochs: Passes over the images.
-            training_mode: Whether the model is in training mode meanwhile.
-            drop_last: Leave out a last batch that is not full.
-            scheduler: Stepped after every epoch.
-            seed: Of the order of the images, which is drawn anew every epoch.
+            batch_size: Images per step.
+            nb_epochs: Number of epochs.
+            training_mode: Whether the model is in training mode during the call.
+            drop_last: Skip an incomplete last batch.
+            scheduler: Learning-rate scheduler; stepped after every epoch.
+            seed: Seed of the order of the images, which changes every epoch.
 
         Raises:
-            SpecError: There is no optimiser.
+            SpecError: The estimator has no optimiser.
         """
         if self._optimizer is None:
-            raise SpecError("fit: the estimator has no optimiser. Give `optimizer` to as_estimator.")
+            raise SpecError(expected("fit: optimizer", "an optimiser", None, "Give one to as_estimator."))
         images = self._images(x)
         y, valid = read_labels(y, self.task, images, self.ignore)
         generator = torch.Generator().manual_seed(seed)
@@ -181,21 +181,21 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
     def get_activations(
         self, x: Any, layer: int | str, batch_size: int = 128, framework: bool = False
     ) -> np.ndarray | Tensor:
-        """Return what a layer puts out.
+        """Return the output of a layer.
 
         Args:
             x: Images (N, C, *S), array or tensor.
             layer: Name of a module, or its index in `layer_names`.
-            batch_size: Images a forward pass.
+            batch_size: Images per forward pass.
             framework: Return a tensor with its graph.
 
         Raises:
-            SpecError: No such layer.
+            SpecError: The layer does not exist.
         """
         images = self._images(x)
         found: list[Tensor] = []
         with mode(self._model, False), torch.set_grad_enabled(framework):
-            handle = self._find_layer(layer).register_forward_hook(lambda module, args, out: found.append(out))
+            handle = find_layer(self._model, layer).register_forward_hook(lambda module, args, out: found.append(out))
             try:
                 for part in torch.split(images, len(images) if framework else batch_size):
                     self._logits(part)
@@ -204,7 +204,7 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         return torch.cat(found) if framework else torch.cat([out.cpu() for out in found]).numpy()
 
     def clone_for_refitting(self) -> SegmentationEstimator:
-        """Return a copy with new weights (each layer's own `reset_parameters`) and a new optimiser of the same kind."""
+        """Return a copy with new weights (by `reset_parameters` of each layer) and a new optimiser of that class."""
         model = copy.deepcopy(self._model)
         for module in model.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
@@ -228,19 +228,10 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         logits = self._logits(images)
         if not logits.requires_grad:
             raise IncompatibleError(
-                "model: expected logits that can be differentiated by the images, got some without a graph. Remove "
-                "`torch.no_grad`, `detach` or NumPy from the model."
+                "model: expected logits that depend on the images by autograd, got none. "
+                "Remove `torch.no_grad`, `detach` or NumPy from the model."
             )
         return logits
-
-    def _find_layer(self, layer: int | str) -> nn.Module:
-        names: list[str] = self._layer_names
-        if isinstance(layer, int) and -len(names) <= layer < len(names):
-            layer = names[layer]
-        if not isinstance(layer, str) or layer not in names:
-            what = f"an index below {len(names)}, or one of the `layer_names`" if names else "a model with layers"
-            raise SpecError(expected("get_activations: layer", what, layer))
-        return cast(nn.Module, self._model.get_submodule(layer))
 
 
 def _reduce(values: Tensor, reduction: Reduction, like: Any) -> np.ndarray | Tensor:
@@ -265,30 +256,45 @@ def as_estimator(
     postprocessing_defences: Any = None,
     device_type: Literal["cpu", "gpu"] | None = None,
 ) -> SegmentationEstimator:
-    """Make an ART estimator of a segmenter: any attack of ART that asks for loss gradients runs on it.
+    """Wrap a segmentation model as an ART estimator, for every attack of ART that needs only loss gradients.
 
-    Labels stay masks: for binary and multilabel tasks zeros and ones of any type, (N, K, *S); for multiclass tasks
-    class numbers, (N, *S). `predict` returns logits. Images may have any number of space axes, channels first.
+    Labels remain masks: zeros and ones of any type, (N, K, *S), for binary and multilabel tasks; class numbers,
+    (N, *S), for multiclass tasks. `predict` returns logits. Images are channels first, with any number of spatial axes.
 
     Args:
-        model: Images inside `clip_values` -> logits (N, K, *S): a module, or any function. Normalisation is inside.
-        task: What the labels mean, or its kind alone.
+        model: Images (N, C, *S) inside `clip_values` -> logits (N, K, *S): a module or a function, with normalisation.
+        task: The task, or its type "binary", "multilabel" or "multiclass".
         input_shape: Shape of one image, (C, *S).
-        loss: A name such as "dice", or a function (logits, y, valid, task) -> one value per image. None stands for
-            the cross-entropy of the task: "bce", or "ce" for multiclass.
+        loss: A name such as "dice", or a function (logits, y, valid, task) -> one value per image. None is the
+            cross-entropy of the task: "bce", or "ce" for multiclass.
         clip_values: Smallest and largest intensity of an image.
-        ignore: A label that marks pixels which do not count, such as 255.
-        optimizer: For `fit`.
-        preprocessing: ART's (mean, std), applied after the defences; None is none.
+        ignore: Label value of pixels without ground truth, such as 255.
+        optimizer: Optimiser for `fit`.
+        preprocessing: ART's (mean, std), applied after the defences.
         preprocessing_defences: ART's preprocessors, one or a list, NumPy and PyTorch in any order.
-        postprocessing_defences: ART's postprocessors; they change what `predict` returns, and no gradient.
-        device_type: "cpu" or "gpu" moves a module there; None leaves it where it is.
+        postprocessing_defences: ART's postprocessors; they affect `predict`, but no gradient.
+        device_type: "cpu" or "gpu" moves a module to that device; None does not move it.
+
+    Returns:
+        The estimator.
+
     Raises:
-        IncompatibleError: the model fails, returns probabilities or another shape, or the loss is not one for the task.
-        SpecError, PluginError: an argument without a meaning, or an unknown loss.
+        IncompatibleError: The model fails, returns probabilities or another shape, or the loss does not fit the task.
+        SpecError: An argument is invalid.
+        PluginError: The loss is unknown.
 
     Cost:
-        Two forwards of one image, to see that the model returns logits.
+        Two forwards of one image, to check that the model returns logits.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from art.attacks.evasion import FastGradientMethod
+        >>> from advseg_adapters.art import as_estimator
+        >>> x, y = np.full((1, 1, 8, 8), 0.5, np.float32), np.ones((1, 1, 8, 8))
+        >>> estimator = as_estimator(torch.nn.Conv2d(1, 1, 1), task="binary", input_shape=(1, 8, 8), loss="dice")
+        >>> x_adv = FastGradientMethod(estimator, eps=0.1).generate(x, y)
+        >>> round(float(abs(x_adv - x).max()), 3)
+        0.1
     """
     bounds, shape = read_bounds(clip_values), read_shape(input_shape)
     if device_type not in ("cpu", "gpu", None):

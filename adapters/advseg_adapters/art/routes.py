@@ -1,4 +1,4 @@
-"""What each attack class of ART is to a segmenter; proven, class by class, by `measure_support`."""
+"""The route of each attack class of ART to a segmentation model; `measure_support` verifies every class."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ _STEPS = {"eps_step": "0.25*eps", "max_iter": 10}
 _AUTO = {"eps_step": "2*eps", "max_iter": 20, "nb_random_init": 1}
 _PATCH = {"scale_min": 0.3, "scale_max": 0.5, "max_iter": 20}
 _BOTH: tuple[Norm, ...] = ("linf", "l2")
-_PLACED = "Learns a patch for each image alone and lays it somewhere; what is left of it inside the budget is scored."
-_DETECTION = "for object detection: its labels are boxes"
-_AUDIO = "for speech"
+_PLACED = "Learns a patch for each image and places it at random; its projection into the budget is scored."
+_DETECTION = "it is for object detection: its labels are boxes"
+_AUDIO = "it is for speech recognition"
 
 
 def _gated(norms: tuple[Norm, ...] = ("l2",), /, **rest: Any) -> Route:
-    """A class that stops at success, or looks for the smallest perturbation that has it."""
+    """Return the route of a class that stops at success or searches for a minimal perturbation."""
     return Route(**{"view": "margin", "objective": "success-gated", "norms": norms, "eps": None} | rest)
 
 
 def _none(reason: str) -> Route:
+    """Return the route of a class that cannot run."""
     return Route(reason=reason, eps=None)
 
 
 ROUTES: dict[str, Route] = {
-    # Climb the loss on an estimator of masks.
+    # Increase the loss on an estimator with masks as labels.
     "FastGradientMethod": Route(view="native", norms=_BOTH, **_STARTS),
     "BasicIterativeMethod": Route(view="native", settings=_STEPS),
     "ProjectedGradientDescent": Route(view="native", norms=_BOTH, settings=_STEPS, **_STARTS),
@@ -41,7 +42,7 @@ ROUTES: dict[str, Route] = {
         settings={"max_iter": 200},
         random=True,
         dims=(2,),
-        note="Given a criterion that is never met and the loss itself, it does not stop at success.",
+        note="Does not stop at success, since its success criterion is set to be never met.",
         gradient=False,
     ),
     "FeatureAdversariesPyTorch": Route(
@@ -49,9 +50,9 @@ ROUTES: dict[str, Route] = {
         objective="own loss",
         eps="delta",
         settings={"step_size": "0.25*eps", "max_iter": 10},
-        note="Moves the features of a layer towards those of the image turned by 180 degrees.",
+        note="Moves the features of a layer towards those of the image rotated by 180 degrees.",
     ),
-    # Climb the loss through a view.
+    # Increase the loss through a view.
     "ProjectedGradientDescentPyTorch": Route(norms=_BOTH, settings=_STEPS, **_STARTS),
     "AdversarialPatch": Route(
         eps=None,
@@ -83,23 +84,23 @@ ROUTES: dict[str, Route] = {
         eps="eps",
         settings={"max_iter": 3, "attacker_params": {"verbose": False, "max_iter": 20, "epsilon": 0.02}},
         random=True,
-        note="Of one image at a time: a perturbation for many images is not what is measured.",
+        note="Computed for one image at a time, so the perturbation is not universal.",
     ),
     "TargetedUniversalPerturbation": _gated(
         ("linf",),
         eps="eps",
         settings={"max_iter": 3, "attacker_params": {"eps": "1*eps", "targeted": True}},
         random=True,
-        note="Of one image at a time; its target is the class of broken segmentations.",
+        note="Computed for one image at a time; its target is the class of failed segmentations.",
     ),
-    # Look for the smallest perturbation, or know no budget: what they find is brought into it.
+    # Search for a minimal perturbation, or take no budget: the result is projected.
     "DeepFool": _gated(settings={"max_iter": 50, "epsilon": 0.02}),
     "CarliniL2Method": _gated(settings={"binary_search_steps": 5}),
     "CarliniLInfMethod": _gated(("linf",), settings={"const_factor": 10.0, "decrease_factor": 0.8}),
     "CarliniL0Method": _gated(settings={"binary_search_steps": 3, "initial_const": 1.0}),
     "ElasticNet": _gated(settings={"binary_search_steps": 3, "initial_const": 1.0, "max_iter": 30}),
     "NewtonFool": _gated(settings={"max_iter": 50}),
-    "SaliencyMapMethod": _gated(settings={"gamma": 0.05}, note="Its target is the class of broken segmentations."),
+    "SaliencyMapMethod": _gated(settings={"gamma": 0.05}, note="Its target is the class of failed segmentations."),
     "BoundaryAttack": _gated(settings={"targeted": False, "max_iter": 30}, random=True, gradient=False),
     "HopSkipJump": _gated(
         _BOTH, settings={"max_iter": 5, "max_eval": 500, "init_eval": 50}, random=True, gradient=False
@@ -116,39 +117,39 @@ ROUTES: dict[str, Route] = {
         _BOTH,
         settings={"max_translation": 10.0, "num_translations": 3, "max_rotation": 10.0, "num_rotations": 3},
         dims=(2,),
-        note="Moves the image, and not its mask.",
+        note="Moves the image but not its mask.",
         gradient=False,
     ),
     "Wasserstein": _gated(
         _BOTH,
         settings={"norm": "inf", "eps_step": 0.02, "max_iter": 10, "projected_sinkhorn_max_iter": 50},
         dims=(2,),
-        note="Signed steps, projected into a Wasserstein ball of its own.",
+        note="Takes signed steps, projected into a Wasserstein ball.",
     ),
     "ShadowAttack": _gated(
         _BOTH, objective="own loss", settings={"nb_steps": 30, "batch_size": 8, "sigma": 0.05}, random=True, dims=(2,)
     ),
     # Cannot run.
-    "VirtualAdversarialMethod": _none("left out for its cost: some 4,000 evaluations, up to a minute an image"),
-    "ZooAttack": _none("left out for its cost: some 2,600 evaluations, 15 s an image"),
-    "ThresholdAttack": _none("left out for its cost: some 8,000 evaluations, about a minute an image"),
-    "AutoAttack": _none("its difference-of-logits-ratio part needs three classes, and a view has two"),
-    "FeatureAdversariesNumpy": _none("it has no gradient: each step evaluates the model once for every pixel"),
-    "CompositeAdversarialAttackPyTorch": _none("it is written for colour images of 32 x 32 pixels"),
+    "VirtualAdversarialMethod": _none("omitted for its cost: about 4,000 evaluations, up to a minute per image"),
+    "ZooAttack": _none("omitted for its cost: about 2,600 evaluations, 15 s per image"),
+    "ThresholdAttack": _none("omitted for its cost: about 8,000 evaluations, about a minute per image"),
+    "AutoAttack": _none("its difference-of-logits-ratio part needs three classes; a view has two"),
+    "FeatureAdversariesNumpy": _none("it does not use gradients: each step evaluates the model once for every pixel"),
+    "CompositeAdversarialAttackPyTorch": _none("it supports only colour images of 32 x 32 pixels"),
     "GRAPHITEBlackbox": _none("it needs OpenCV, which ART does not install, and photographs of road signs"),
     "GRAPHITEWhiteboxPyTorch": _none("it needs OpenCV, which ART does not install, and photographs of road signs"),
-    "BrendelBethgeAttack": _none("it needs numba, which ART does not install"),
-    "LaserAttack": _none("it takes images with channels last and in colour"),
-    "FrameSaliencyAttack": _none("for videos: it takes another attack and chooses frames for it"),
-    "OverTheAirFlickeringPyTorch": _none("for videos"),
-    "AdversarialTexturePyTorch": _none("for videos of tracked objects"),
-    "LowProFool": _none("for tables: each input is a row of features"),
-    "DecisionTreeAttack": _none("for decision trees"),
-    "HighConfidenceLowUncertainty": _none("for Gaussian processes"),
-    "MalwareGDTensorFlow": _none("for executable files"),
-    "AdversarialPatchTensorFlowV2": _none("it needs a model of TensorFlow"),
-    "FeatureAdversariesTensorFlowV2": _none("it needs a model of TensorFlow"),
-    "ProjectedGradientDescentTensorFlowV2": _none("it needs a model of TensorFlow"),
+    "BrendelBethgeAttack": _none("it requires numba, which ART does not install"),
+    "LaserAttack": _none("it takes colour images with channels last"),
+    "FrameSaliencyAttack": _none("it is for videos: it selects frames for another attack"),
+    "OverTheAirFlickeringPyTorch": _none("it is for videos"),
+    "AdversarialTexturePyTorch": _none("it is for videos of tracked objects"),
+    "LowProFool": _none("it is for tabular data: each input is a row of features"),
+    "DecisionTreeAttack": _none("it is for decision trees"),
+    "HighConfidenceLowUncertainty": _none("it is for Gaussian processes"),
+    "MalwareGDTensorFlow": _none("it is for executable files"),
+    "AdversarialPatchTensorFlowV2": _none("it requires a TensorFlow model"),
+    "FeatureAdversariesTensorFlowV2": _none("it requires a TensorFlow model"),
+    "ProjectedGradientDescentTensorFlowV2": _none("it requires a TensorFlow model"),
     "DPatch": _none(_DETECTION),
     "RobustDPatch": _none(_DETECTION),
     "OverloadPyTorch": _none(_DETECTION),
@@ -158,25 +159,26 @@ ROUTES: dict[str, Route] = {
     "ImperceptibleASR": _none(_AUDIO),
     "ImperceptibleASRPyTorch": _none(_AUDIO),
 }
+"""How each class attacks a segmentation model, or why it cannot; by name of the class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manner:
-    """How a class wants to be called.
+    """How a class is called.
 
     Attributes:
-        label: The class of the label it gets: 0, an image as it is; 1, a broken segmentation, for classes that can only
-            head for a target; or None, the class then takes the predicted one, which is 0.
-        probabilities: It wants them in place of logits.
-        start: It needs a first success of noise. "uniform": it draws that from a generator nobody can seed, so it is
-            given one. "extreme": it would look for it for ever.
-        writes: It writes a file where it runs, and reads one that is there.
-        rounds: It goes through 8-bit values and back, so that an image it leaves alone differs in the last bits.
-        third: It refuses two classes, so it gets a third one that never wins.
-        wide: It wants bounds in float64.
-        patch: It returns a patch, which is then laid on the image.
-        best: It keeps the best iterate to itself, in `x_max`.
-        norm: Its parameter `norm` is that of the budget.
+        label: The label of an image: 0 for a good segmentation; 1 for a failed one, for classes that support only
+            targeted attacks; None for the predicted class, which is 0.
+        probabilities: Whether it requires probabilities instead of logits.
+        start: Noise that is a successful starting point, if it requires one. "uniform": its own noise comes from a
+            generator that cannot be seeded. "extreme": its own search would never end without success.
+        writes: Whether it writes and reads a file in the current folder.
+        rounds: Whether it converts to 8-bit values and back, which changes the last bits of an unchanged image.
+        third: Whether it rejects two classes; it then gets a third one that never wins.
+        wide: Whether it requires bounds in float64.
+        patch: Whether it returns a patch, which is then placed on the image.
+        best: Whether it keeps the best iterate in `x_max` and returns another one.
+        norm: Whether its parameter `norm` is the norm of the budget.
     """
 
     label: Literal[0, 1] | None = 0

@@ -1,4 +1,4 @@
-"""What running a class of ART takes beside calling it: starts, files, devices, and images it is not made for."""
+"""Helpers to run a class of ART: starting points, files, devices, and checks of the image shape."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from advseg_bench.protocols import Model
 from advseg_bench.types import Norm
 
 TRIES = 100
-"""Random images looked at for one that is segmented badly."""
+"""Maximum number of noise images tried as a starting point."""
 
 SQUARE_TILES = 5
-"""SquareAttack lays so many tiles side by side and above each other for L2."""
+"""Number of tiles along each axis in SquareAttack with an L2 budget."""
 
 
 def check_shape(class_name: str, shape: Sequence[int], norm: Norm) -> None:
-    """Refuse images that a class fails on with words nobody understands.
+    """Reject images of a shape on which a class fails with an obscure error.
 
     Args:
-        class_name: Of ART.
-        shape: Of one image, (C, *S).
-        norm: Of the budget.
+        class_name: Name of a class of ART.
+        shape: Shape of one image, (C, *S).
+        norm: Norm of the budget.
 
     Raises:
-        IncompatibleError: Channels or edges the class was not written for.
+        IncompatibleError: The class does not support the channels or the edge lengths.
     """
     channels, *space = shape
     where = f"attack art.{class_name}"
@@ -47,17 +47,17 @@ def check_shape(class_name: str, shape: Sequence[int], norm: Norm) -> None:
     if class_name == "SquareAttack":
         least = 2 * SQUARE_TILES if norm == "l2" else 4
         if min(space) < least or (norm == "l2" and space[1] < space[0]):
-            what = f"images of {least} pixels or more an edge" + (", no taller than wide" if norm == "l2" else "")
+            what = f"edges of at least {least} pixels" + (", no taller than wide" if norm == "l2" else "")
             raise IncompatibleError(expected(where, what, tuple(space), "Use another attack."))
 
 
 def fit_share(space: Sequence[int]) -> float:
-    """Return the share of an image that SquareAttack's first tile may take: 0.8, or what fits into the shorter edge."""
+    """Return the largest share of an image for SquareAttack's first tile: 0.8, or less to fit the shorter edge."""
     return min(0.8, (min(space) - 2) ** 2 / float(np.prod(space)))
 
 
 def to_lower(estimator: SegmentationEstimator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return what SquareAttack shall lower, (N,): minus the loss, and infinity for candidates of NaN that it makes."""
+    """Return the objective that SquareAttack minimises, (N,): minus the loss, and infinity for NaN candidates."""
     finite = np.isfinite(x).reshape(len(x), -1).all(1)
     value = np.full(len(x), np.inf)
     if finite.any():
@@ -66,21 +66,21 @@ def to_lower(estimator: SegmentationEstimator, x: np.ndarray, y: np.ndarray) -> 
 
 
 def find_start(classifier: ViewClassifier, x: np.ndarray, kind: Literal["uniform", "extreme"]) -> np.ndarray | None:
-    """Draw noise from NumPy's global generator until an image of it is segmented badly.
+    """Sample noise from NumPy's global generator until the class changes.
 
-    For BoundaryAttack and HopSkipJump, which draw it themselves from a generator that nobody can seed; and for GeoDA,
-    whose search never ends if noise does not break the segmentation.
+    BoundaryAttack and HopSkipJump sample it from a generator that cannot be seeded, and the search of GeoDA never ends
+    without success.
 
     Args:
-        classifier: Over a margin view of one image.
+        classifier: Classifier over a margin view of one image.
         x: The image, (1, C, *S).
-        kind: Anything between the bounds, or each value at one of them.
+        kind: "uniform" for values between the bounds, "extreme" for values at either bound.
 
     Returns:
-        An image like `x`, or None after `TRIES`.
+        Noise (1, C, *S) of class 1, or None after `TRIES` samples.
 
     Cost:
-        Up to `TRIES` forwards.
+        At most `TRIES` forwards.
     """
     lower, upper = classifier.clip_values
     for _ in range(TRIES):
@@ -93,10 +93,14 @@ def find_start(classifier: ViewClassifier, x: np.ndarray, kind: Literal["uniform
 
 
 def write_cosines(frequencies: int, edge: int) -> None:
-    """Write the basis that GeoDA looks for where it runs: its own function for it fails with NumPy 2.
+    """Write the cosine basis that GeoDA reads from the current folder; its own function fails with NumPy 2.
 
-    Column i_u * frequencies + i_v holds the product of cosine i_u along the rows and i_v along the columns of an image,
-    each of length 1.
+    Column i_u * frequencies + i_v holds the product of cosine i_u along the rows and cosine i_v along the columns of an
+    image, each of L2 norm 1.
+
+    Args:
+        frequencies: Number of cosines along each axis.
+        edge: Edge length of the image in pixels.
     """
     pixels, waves = np.arange(edge), np.arange(frequencies)[:, None]
     cosines = np.cos((2 * pixels + 1) * waves * np.pi / (2 * max(edge, frequencies)))
@@ -106,7 +110,11 @@ def write_cosines(frequencies: int, edge: int) -> None:
 
 
 def choose(classifier: ViewClassifier, found: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """Return, image by image, the result or the best iterate, whichever is segmented worse. Cost: two forwards."""
+    """Return for each image the result or the best iterate, whichever has the larger margin.
+
+    Cost:
+        2 forwards.
+    """
     if best.shape != found.shape:
         return found
     better = classifier.predict(best)[:, 1] > classifier.predict(found)[:, 1]
@@ -115,7 +123,7 @@ def choose(classifier: ViewClassifier, found: np.ndarray, best: np.ndarray) -> n
 
 @contextlib.contextmanager
 def contained(target: Model, device: torch.device, *, writes: bool) -> Iterator[None]:
-    """Run ART on a device: its warnings unheard, its files thrown away, the model's training flags put back."""
+    """Run ART on a device: silence its warnings, discard its files, and restore the model's training flags."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"art\.")
@@ -130,5 +138,5 @@ def contained(target: Model, device: torch.device, *, writes: bool) -> Iterator[
 
 @lru_cache(maxsize=1)
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder that lives as long as the process."""
+    """Return a temporary folder that exists until the process ends."""
     return tempfile.TemporaryDirectory()

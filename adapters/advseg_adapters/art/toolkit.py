@@ -1,4 +1,4 @@
-"""ART, imported without the traces its import leaves: no folder at home, no new set-up of logging."""
+"""Import ART without side effects: no folder in the home directory, no change of the logging configuration."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any
 
 
 def _import_art() -> Any:
-    """Import ART with its two side effects contained; one that is imported already is taken as it is.
+    """Import ART without its two side effects; an ART that is already imported is returned as it is.
 
-    `art.config` makes `~/.art`, a file and a folder in it: where there is none yet, the module is run with another
-    home. `art` replaces the configuration of logging, which closes the handlers of everybody else: here it keeps
-    silent, and its logger gets the handler that does nothing, as libraries' loggers should have.
+    `art.config` creates `~/.art` with a file and a folder. If it does not exist, the module runs with a temporary home
+    directory. `art` replaces the logging configuration, which closes all other handlers. Here that call is disabled,
+    and the logger of ART gets a `NullHandler`, as is usual for libraries.
     """
     if sys.modules.get("art") is not None:
         return import_module("art")
@@ -41,7 +41,7 @@ def _import_art() -> Any:
 
 
 def _load_config(path: Path) -> None:
-    """Run ART's module of configuration with a home that is thrown away; its data folder is made when it is used."""
+    """Run ART's configuration module with a temporary home; its data folder is created on first use."""
     spec = importlib.util.spec_from_file_location("art.config", path)
     assert spec is not None
     assert spec.loader is not None
@@ -54,6 +54,7 @@ def _load_config(path: Path) -> None:
 
 @contextmanager
 def _other_home(folder: str) -> Iterator[None]:
+    """Use a folder as the home directory."""
     names = ("HOME", "USERPROFILE")
     before = {name: os.environ[name] for name in names if name in os.environ}
     os.environ.update(dict.fromkeys(names, folder))
@@ -67,6 +68,7 @@ def _other_home(folder: str) -> Iterator[None]:
 
 @contextmanager
 def _kept_logging() -> Iterator[None]:
+    """Disable changes of the logging configuration."""
     configure = logging.config.dictConfig
     logging.config.dictConfig = lambda config: None
     try:

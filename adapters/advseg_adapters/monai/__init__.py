@@ -1,6 +1,6 @@
-"""MONAI: a grid model as one of its networks, an attack as one of its dictionary transforms.
+"""MONAI: a model of a suite as a MONAI network, and an attack as a MONAI dictionary transform.
 
-The other way round needs no adapter: a suite names MONAI's networks as `monai.<Class>`.
+MONAI's networks need no adapter: a suite names them as `monai.<Class>`.
 """
 
 from advseg_adapters.monai.networks import GridNetwork, MetaNetwork, as_network

@@ -1,4 +1,4 @@
-"""A grid model, or any model, as a network of MONAI."""
+"""A model of a suite, or any other model, as a MONAI network."""
 
 from __future__ import annotations
 
@@ -20,16 +20,25 @@ from advseg_bench.types import Task
 
 
 class MetaNetwork(nn.Module):
-    """Any model, images -> logits, in the form MONAI wants: a `MetaTensor` in, a `MetaTensor` out.
+    """A model as a MONAI network, which maps a `MetaTensor` of images to a `MetaTensor` of logits.
 
-    The model itself computes on a plain tensor, so that it need not know the class and no operation pays for it. The
-    gradient passes through. With `set_track_meta(False)` the output is a plain tensor, as everywhere in MONAI.
+    The model computes on plain tensors, which avoids the overhead of `MetaTensor`; gradients pass through. With
+    `set_track_meta(False)` the output is a plain tensor, as everywhere in MONAI.
 
     Args:
         model: Images (N, C, *S) -> logits (N, K, *S).
-        spatial_dims: Number of space axes; None lets any pass.
-        in_channels: Channels of an image; None lets any pass.
-        out_channels: Channels of the logits; None lets any pass.
+        spatial_dims: Number of spatial axes; None accepts any.
+        in_channels: Channels of an image; None accepts any.
+        out_channels: Channels of the logits; None accepts any.
+
+    Example:
+        >>> import torch
+        >>> from monai.data import MetaTensor
+        >>> from advseg_adapters.monai import MetaNetwork
+        >>> network = MetaNetwork(torch.nn.Conv2d(1, 3, 1), spatial_dims=2, in_channels=1, out_channels=3)
+        >>> logits = network(MetaTensor(torch.zeros(2, 1, 8, 8)))
+        >>> type(logits).__name__, tuple(logits.shape)
+        ('MetaTensor', (2, 3, 8, 8))
     """
 
     def __init__(
@@ -45,16 +54,25 @@ class MetaNetwork(nn.Module):
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, K, *S) with the metadata of the images. Cost: one forward.
+        """Return logits with the metadata of the images.
+
+        Args:
+            x: Images (N, C, *S), a `MetaTensor` or a plain tensor.
+
+        Returns:
+            Logits (N, K, *S).
 
         Raises:
-            IncompatibleError: If images or logits have another number of axes or channels than was said.
+            IncompatibleError: Images or logits have the wrong number of axes or channels.
+
+        Cost:
+            1 forward.
         """
         if self.spatial_dims not in (None, x.dim() - 2):
             what = f"{self.spatial_dims}-D images, shape (N, C, *S)"
-            raise IncompatibleError(expected("network", what, tuple(x.shape), "Build it with other `spatial_dims`."))
+            raise IncompatibleError(expected("network", what, tuple(x.shape), "Check `spatial_dims`."))
         if self.in_channels not in (None, x.shape[1]):
-            remedy = "Build it with other `in_channels`."
+            remedy = "Check `in_channels`."
             raise IncompatibleError(expected("network", f"images of {self.in_channels} channels", x.shape[1], remedy))
         logits: Tensor = self.model(to_plain(x))
         if self.out_channels not in (None, logits.shape[1]):
@@ -69,36 +87,64 @@ def as_network(
     in_channels: int | None = None,
     out_channels: int | None = None,
 ) -> MetaNetwork:
-    """Wrap a model that is built already, such as one trained by a suite; see `MetaNetwork` for the arguments."""
+    """Wrap an existing model, such as one trained by a suite, as a MONAI network.
+
+    Args:
+        model: Images (N, C, *S) -> logits (N, K, *S).
+        spatial_dims: Number of spatial axes; None accepts any.
+        in_channels: Channels of an image; None accepts any.
+        out_channels: Channels of the logits; None accepts any.
+
+    Returns:
+        The network; it shares the parameters of the model.
+
+    Example:
+        >>> import torch
+        >>> from advseg_adapters.monai import as_network
+        >>> network = as_network(torch.nn.Conv2d(1, 1, 1), spatial_dims=2)
+        >>> tuple(network(torch.zeros(2, 1, 8, 8)).shape)
+        (2, 1, 8, 8)
+    """
     return MetaNetwork(model, spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels)
 
 
 class GridNetwork(MetaNetwork):
-    """A model of the grid, built by the names a MONAI network is built by: for scripts and as `_target_` of a bundle.
+    """A model of a suite with the constructor of a MONAI network, for scripts and as `_target_` of a bundle.
 
-    Normalisation and padding are inside, as in a suite. The network is built and checked as in a suite, too: it must
-    yield raw logits for images of `img_size`.
+    The network is built and checked as in a suite: normalisation and padding are inside, and it must return raw logits
+    for images of `img_size`.
 
     Args:
-        spatial_dims: 2, or 3 for networks of MONAI and your own.
+        spatial_dims: 2, or 3 for networks of MONAI and user-defined networks.
         in_channels: Channels of an image.
         out_channels: Channels of the logits.
         architecture: "smp.<Class>", "monai.<Class>" or "package.module:callable".
         encoder: Encoder of segmentation-models-pytorch or of MONAI's FlexibleUNet.
         settings: Further arguments of the network.
-        weights: A state dict, .safetensors or weights-only .pt; the initial weights are random without it.
-        mean: Subtracted from the image inside the model.
-        std: The image is divided by it, after `mean`.
-        stride: Multiple the image is padded to; found from the network where it is known.
-        img_size: Edge lengths of the images it is checked with; UNETR takes only such images. By default 64 in 2-D
-            and 32 (64 for SwinUNETR) in 3-D.
-        seed: Of the initial weights; PyTorch's global generator is neither used nor moved.
+        weights: File with a state dict, .safetensors or weights-only .pt; None keeps the random initial weights.
+        mean: Mean that the model subtracts from the image, in input units.
+        std: Standard deviation that the model divides by, after `mean`, in input units.
+        stride: The model pads images to multiples of this many pixels; None derives it from the network.
+        img_size: Edge lengths in pixels of the images for the check; UNETR accepts only such images. The default is 64
+            in 2-D and 32 (64 for SwinUNETR) in 3-D.
+        seed: Seed of the initial weights; PyTorch's global generator is not used.
 
     Raises:
-        SpecError: See `build_model` and `load_weights`.
-        IncompatibleError: See `build_model` and `load_weights`.
-        PluginError: See `build_model` and `load_weights`.
-        DataError: See `build_model` and `load_weights`.
+        SpecError: An argument is invalid; see `build_model` and `load_weights`.
+        IncompatibleError: The network does not return logits for such images, or the weights do not fit.
+        PluginError: The architecture is unknown.
+        DataError: The file of weights is missing or damaged.
+
+    Cost:
+        That of the check: a few forwards of small images.
+
+    Example:
+        >>> import torch
+        >>> from advseg_adapters.monai import GridNetwork
+        >>> shape = {"channels": [4, 8], "strides": [2]}
+        >>> network = GridNetwork(2, 1, 3, "monai.UNet", settings=shape, img_size=16)
+        >>> tuple(network(torch.zeros(1, 1, 16, 16)).shape)
+        (1, 3, 16, 16)
     """
 
     def __init__(
@@ -139,11 +185,11 @@ def _specify(values: dict[str, Any]) -> ModelSpec:
 
 
 def _find_edges(architecture: str, spatial_dims: int, img_size: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Return the edges of the images a new network is checked with."""
+    """Return the edge lengths of the images that a new network is checked with."""
     if spatial_dims not in (2, 3):
         raise SpecError(expected("model 'network'", "2 or 3 `spatial_dims`", spatial_dims))
     if img_size is None and architecture == "monai.UNETR":
-        remedy = "It takes images of one size, such as img_size=64."
+        remedy = "Give the size of the images, such as img_size=64."
         raise SpecError(expected("model 'network'", "an `img_size` for monai.UNETR", None, remedy))
     if img_size is None:
         img_size = 64 if spatial_dims == 2 or architecture == "monai.SwinUNETR" else 32
@@ -154,13 +200,13 @@ def _find_edges(architecture: str, spatial_dims: int, img_size: int | Sequence[i
 
 
 def to_plain(x: Tensor) -> Tensor:
-    """Return a tensor without metadata; values and gradient are shared."""
+    """Return a tensor without metadata, which shares values and gradient."""
     plain: Tensor = x.as_tensor() if isinstance(x, MetaTensor) else x
     return plain
 
 
 def with_meta_of(source: Tensor, values: Tensor) -> Tensor:
-    """Return values with the metadata of a source, if that has any and MONAI is told to track it."""
+    """Return values with the metadata of a source, if it has any and MONAI tracks metadata."""
     if not (isinstance(source, MetaTensor) and get_track_meta()):
         return values
     result: Tensor = MetaTensor(values).copy_meta_from(source)

@@ -1,4 +1,4 @@
-"""Attacks as dictionary transforms of MONAI: one sample in, the same sample with its image attacked out."""
+"""Attacks as dictionary transforms of MONAI, which replace the image of a sample by an adversarial one."""
 
 from __future__ import annotations
 
@@ -32,33 +32,45 @@ from advseg_bench.types import Norm, Task, TaskKind
 class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
     """Replace an image of a sample by an adversarial one.
 
-    The image runs as a batch of one, on the device of the model, and comes back to its own device with its metadata.
-    Meanwhile the model is frozen and in eval mode; afterwards its weights, buffers, modes, flags, gradients and hooks
-    are what they were. Labels are channel first, as MONAI wants them, and hold 0 and 1: (1, *S) for a binary task,
-    (K, *S) for a multilabel one; for a multiclass task (1, *S) with 0, 1, ..., K - 1.
+    The image is attacked as a batch of one on the device of the model, and returned to its original device with its
+    metadata. The model is frozen and in eval mode during the attack; afterwards its weights, buffers, modes, flags,
+    gradients and hooks are restored. Labels are channel first, as usual in MONAI: zeros and ones (1, *S) for a binary
+    task and (K, *S) for a multilabel task; class numbers 0, ..., K - 1 of shape (1, *S) for a multiclass task.
 
-    Place it last, after everything that changes the geometry or the intensities. MONAI takes it for deterministic, so
-    a `CacheDataset` keeps the attacked image; use `RandAdversarialAttackd(prob=1)` where the model goes on learning.
+    Place it last, after all transforms of geometry or intensity. MONAI treats it as deterministic, so a `CacheDataset`
+    keeps the adversarial image; use `RandAdversarialAttackd(prob=1)` while the model is being trained.
 
     Args:
-        keys: Of the images, float32 (C, *S) inside `bounds`.
-        label_key: Of the label that the loss compares with.
-        model: Images (N, C, *S) -> raw logits (N, K, *S), with its normalisation inside.
-        eps: Radius of the budget in units of the image (4/255, not 4).
+        keys: Keys of the images, float32 (C, *S) inside `bounds`.
+        label_key: Key of the labels.
+        model: Images (N, C, *S) -> raw logits (N, K, *S), with normalisation inside.
+        eps: Radius of the budget in units of intensity (4/255, not 4).
         task: "binary", "multilabel" or "multiclass".
-        num_classes: Logit channels; may be left out for a binary task.
-        attack: A name of the catalogue, a plug-in or a toolkit, "package.module:object", or an attack object.
-        loss: Name of the loss that a named attack follows; an object brings its own.
+        num_classes: Number of logit channels; optional for a binary task.
+        attack: A name of the catalogue, of a plug-in or of a toolkit, "package.module:object", or an attack object.
+        loss: Name of the loss of a named attack; an attack object has its own.
         norm: "linf" or "l2".
         settings: Further arguments of a named attack.
-        valid_key: Of a mask (1, *S), 0 where a pixel counts in no loss; None if all count.
-        ignore: Label value of further pixels that do not count, such as 255.
+        valid_key: Key of a mask (1, *S) that is 0 at pixels to exclude from the loss; None if there is none.
+        ignore: Label value of further pixels to exclude, such as 255.
         bounds: Smallest and largest intensity of an image.
-        seed: Of the random numbers of an attack that draws some; the same for each image.
-        allow_missing_keys: Leave a sample without the image as it is.
+        seed: Seed of random attacks, the same for every image.
+        allow_missing_keys: Whether to return a sample without the image unchanged.
 
     Raises:
-        UserError: One line about the first mistake found in the arguments or in a sample.
+        UserError: An argument or a sample is invalid, or the model does not fit.
+
+    Cost:
+        That of the attack for each image, and a copy of the model's weights.
+
+    Example:
+        >>> import torch
+        >>> from advseg_adapters.monai import AdversarialAttackd
+        >>> sample = {"image": torch.full((1, 8, 8), 0.5), "label": torch.ones(1, 8, 8)}
+        >>> model = torch.nn.Conv2d(1, 1, 1)
+        >>> attack = AdversarialAttackd("image", "label", model, 0.1, task="binary", attack="fgsm", loss="dice")
+        >>> round(float((attack(sample)["image"] - sample["image"]).abs().max()), 3)
+        0.1
     """
 
     backend: ClassVar[list[str]] = [TransformBackends.TORCH]
@@ -96,16 +108,19 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         self._checked = False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the sample with its images attacked. Cost: that of the attack and a copy of the weights, per image.
+        """Return a copy of the sample with adversarial images.
+
+        Args:
+            data: A sample with the images and the labels.
 
         Raises:
-            DataError: The sample or the model does not fit; see the class.
-            IncompatibleError: The sample or the model does not fit; see the class.
+            DataError: The sample is invalid.
+            IncompatibleError: The model does not fit the sample.
         """
         return self._attack_all(data, [self.seed] * len(self.keys))
 
     def _attack_all(self, data: Mapping[Hashable, Any], seeds: Sequence[int]) -> dict[Hashable, Any]:
-        """Attack the image under each key, each with its seed."""
+        """Attack the image under each key with its seed."""
         sample = dict(data)
         for key, seed in self.key_iterator(sample, seeds):
             image = convert_to_tensor(sample[key], track_meta=get_track_meta())
@@ -114,7 +129,7 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         return sample
 
     def _read(self, where: str, image: Tensor, sample: Mapping[Hashable, Any]) -> Batch:
-        """Make a batch of one image, on the device of the model."""
+        """Return a batch of one image on the device of the model."""
         check_image(where, image, self.bounds)
         device = next((p.device for p in self.model.parameters()), image.device)
         labels = find(where, sample, self.label_key, "label_key")
@@ -145,18 +160,34 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
 
 
 class RandAdversarialAttackd(RandomizableTransform, AdversarialAttackd):  # type: ignore[misc]
-    """Attack a sample with some probability: adversarial augmentation.
+    """Replace an image of a sample by an adversarial one with a given probability, for adversarial training.
 
-    Whether a sample is attacked and what its attack draws come from the random state of the transform, which `Compose`
-    sets, and from nothing else. An image that is not attacked is converted to a tensor all the same.
+    All random numbers come from the random state of the transform, which `Compose` sets. An image that is not attacked
+    is still converted to a tensor.
 
     Args:
-        keys: As in `AdversarialAttackd`, like all that is not named here, except for `seed`.
-        label_key: As there.
-        model: As there.
-        eps: As there.
+        keys: Keys of the images, float32 (C, *S) inside `bounds`.
+        label_key: Key of the labels.
+        model: Images (N, C, *S) -> raw logits (N, K, *S), with normalisation inside.
+        eps: Radius of the budget in units of intensity.
         prob: Probability that a sample is attacked.
-        options: Further arguments of `AdversarialAttackd`.
+        **options: Further arguments of `AdversarialAttackd`, except for `seed`.
+
+    Raises:
+        UserError: An argument or a sample is invalid, or the model does not fit.
+
+    Cost:
+        As `AdversarialAttackd` if the sample is attacked, else none.
+
+    Example:
+        >>> import torch
+        >>> from advseg_adapters.monai import RandAdversarialAttackd
+        >>> sample = {"image": torch.full((1, 8, 8), 0.5), "label": torch.ones(1, 8, 8)}
+        >>> options = {"task": "binary", "attack": "fgsm", "loss": "dice"}
+        >>> attack = RandAdversarialAttackd("image", "label", torch.nn.Conv2d(1, 1, 1), 0.1, prob=0.6, **options)
+        >>> attack = attack.set_random_state(seed=0)
+        >>> [bool((attack(sample)["image"] != sample["image"]).any()) for _ in range(4)]
+        [True, False, False, False]
     """
 
     def __init__(
@@ -178,13 +209,13 @@ class RandAdversarialAttackd(RandomizableTransform, AdversarialAttackd):  # type
         self._seeds = [0] * len(self.keys)
 
     def randomize(self, data: Any = None) -> None:
-        """Draw whether to attack, and if so a seed for each key."""
+        """Choose at random whether to attack, and if so a seed for each key."""
         super().randomize(None)
         if self._do_transform:
             self._seeds = [int(self.R.randint(2**31)) for _ in self.keys]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the sample, attacked or not. Cost: as `AdversarialAttackd` if it is attacked."""
+        """Return a copy of the sample, with adversarial images or with the images as tensors."""
         self.randomize()
         if self._do_transform:
             return self._attack_all(data, self._seeds)
@@ -206,16 +237,16 @@ def _find_attack(
         return attack
     entry = catalogue.ATTACKS.get(attack)
     if entry is not None and entry.needs_loss != (loss is not None):
-        remedy = "It follows one, such as 'dice'." if entry.needs_loss else "It follows none."
+        remedy = "Give one, such as loss='dice'." if entry.needs_loss else "Remove `loss`."
         raise SpecError(expected(where, f"{'a' if entry.needs_loss else 'no'} `loss` for {attack!r}", loss, remedy))
     kinds = catalogue.LOSSES[loss].kinds if loss in catalogue.LOSSES else catalogue.ALL_KINDS
     if task.kind not in kinds:
         raise IncompatibleError(
-            expected(where, f"a loss for {task.kind} tasks", loss, f"It is for {' and '.join(kinds)}.")
+            expected(where, f"a loss for {task.kind} tasks", loss, f"Use it for {' and '.join(kinds)} tasks.")
         )
     try:
         written = json.dumps(dict(settings or {}))
     except TypeError as error:
-        raise SpecError(f"{where}: settings: expected numbers, strings, booleans and lists: {error}.") from None
-    with torch.inference_mode(False), torch.enable_grad():  # a loss is looked at by its gradient
+        raise SpecError(f"{where}: settings: expected numbers, strings, booleans and lists, got {error}.") from None
+    with torch.inference_mode(False), torch.enable_grad():  # the check of a loss needs its gradient
         return load_attack(attack, json.loads(written), loss or "", task)
