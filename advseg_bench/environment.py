@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
@@ -65,6 +65,11 @@ def begin_code(names: Iterable[tuple[Kind, str]]) -> None:
         PluginError: If a file has changed on disk since it was imported.
     """
     sources.begin(filter(None, (_find_module(kind, name) for kind, name in sorted(set(names)))))
+
+
+def in_no_file(code: Mapping[str, str]) -> bool:
+    """Return whether code, as described by `describe_code`, is in no file: nothing may be cached under it."""
+    return any(text.startswith(sources.NO_FILE) for text in code.values())
 
 
 def describe_packages(names: Iterable[str]) -> dict[str, str]:

@@ -74,7 +74,7 @@ def _is_stale(cached: str | None, path: Path, compiled: CodeType | None) -> bool
     if not (read or written):
         return False
     try:
-        return not read if compiled is None else bool(marshal.loads(data[_HEADER:]) != compiled)  # noqa: S302
+        return not read if compiled is None else bool(marshal.loads(data[_HEADER:]) != compiled)
     except (ValueError, EOFError, TypeError):
         return False
 
@@ -86,7 +86,7 @@ def _differs(module: ModuleType, path: Path, compiled: CodeType) -> bool:
         known.setdefault(code.co_qualname, []).append(code)
     for function in list_functions(module):
         code = function.__code__
-        if os.path.abspath(code.co_filename) == str(path) and code not in known.get(code.co_qualname, []):
+        if Path(code.co_filename).absolute() == path and code not in known.get(code.co_qualname, []):
             return True
     values = namespace(module)
     literals = _read_literals(path).items()
@@ -106,21 +106,19 @@ def _read_literals(path: Path) -> dict[str, Any]:
     tree = ast.parse(path.read_bytes())
     changed = {name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names}
     stores = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-    found = {}
+    found: dict[str, Any] = {}
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if _is_annotated(node) else []
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         names = [target.id for target in targets if isinstance(target, ast.Name)]
         try:
-            value = ast.literal_eval(node.value) if names else None  # type: ignore[attr-defined]
+            value = ast.literal_eval(node.value)
         except (ValueError, TypeError, RecursionError):
             continue
         if isinstance(value, (bool, int, float, str, bytes, tuple)):
             found |= {name: value for name in names if name not in changed and stores.count(name) == 1}
     return found
-
-
-def _is_annotated(node: ast.stmt) -> bool:
-    return isinstance(node, ast.AnnAssign) and node.value is not None
 
 
 def list_functions(module: ModuleType) -> Iterator[FunctionType]:
@@ -156,7 +154,7 @@ def is_replaced(module: ModuleType, path: Path) -> bool:
     """Return whether a module holds code that is of no file: replaced or defined in a notebook or an interpreter."""
     script = namespace(module).get("__name__") in _SCRIPTS
     for function in list_functions(module):
-        elsewhere = os.path.abspath(function.__code__.co_filename) != str(path)
+        elsewhere = Path(function.__code__.co_filename).absolute() != path
         typed = function.__code__.co_filename != "<string>"  # as for the methods of data classes
         if function.__module__ == MAIN and elsewhere and (typed or not script):
             return True

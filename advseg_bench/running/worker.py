@@ -6,6 +6,7 @@ Workers only return results; the main process alone writes to the run directory.
 from __future__ import annotations
 
 import io
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,6 +77,8 @@ class Worker:
         self.conditions = Conditions(seed=self.suite.seed, batch=self.suite.compute.batch, device=self.device)
         self._emit = emit
         self._loaded: _Loaded | None = None
+        self._session = secrets.token_hex(8)
+        environment.begin_code(_list_names(self.suite))
 
     def do(self, job: Job[Any]) -> Any:
         """Run a job with the suite's number of torch threads; the previous number is restored afterwards.
@@ -111,10 +114,14 @@ class Worker:
         compute = {"threads": suite.compute.threads, "compute_batch": suite.compute.batch}
         return Description(
             data=dataset.describe(),
-            binding=libraries | device | {"code": environment.describe_code(_list_names(suite))},
+            binding=libraries | device | {"code": self._describe_code()},
             environment=libraries | environment.describe_machine() | device | compute,
             images={dataset.cases[i].image: i for i in test},
         )
+
+    def _describe_code(self) -> dict[str, str]:
+        """The code of the suite's plug-ins and user objects, as it was imported."""
+        return environment.describe_code(_list_names(self.suite), self._session)
 
     @timed("models and training")
     def _check(self) -> None:
@@ -144,7 +151,7 @@ class Worker:
         if self._loaded is None or self._loaded.name != name:
             suite = self.suite
             spec = next(model for model in suite.models if model.name == name)
-            trained = obtain_model(spec, suite.training, self.dataset, suite.seed, progress, self.device)
+            trained = obtain_model(spec, suite.training, self.dataset, suite.seed, progress, self.device, self._session)
             info = trained.info | {"weights_sha256": digest_weights(trained.model)}
             choice = self._prepare(trained.model)
             info["prepared"] = choice.as_record()
@@ -162,7 +169,7 @@ class Worker:
         loaded = self._load(unit.model)
         started = time.perf_counter()
         rows, failures = runner.run_unit(unit, loaded.model, self.dataset, self.conditions, loaded.attacked)
-        return UnitResult(rows, failures, time.perf_counter() - started)
+        return UnitResult(rows, failures, time.perf_counter() - started, self._describe_code())
 
     def _make_panels(self, name: str, panels: tuple[PanelSpec, ...]) -> Panels:
         loaded = self._load(name)
