@@ -12,6 +12,7 @@ import torch
 from advseg_bench.errors import SpecError, expected
 from advseg_bench.registry import plugins, sources, toolkits
 from advseg_bench.registry.plugins import Kind
+from advseg_bench.registry.sources import Session
 
 COMPUTING = ("advseg-bench", "torch", "segmentation-models-pytorch", "timm", "monai", "numpy", "scipy")
 """Distributions whose version can change the bits of a result."""
@@ -33,7 +34,7 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def describe_code(names: Iterable[tuple[Kind, str]], session: str = "") -> dict[str, str]:
+def describe_code(names: Iterable[tuple[Kind, str]], session: Session | None = None) -> dict[str, str]:
     """Return versions and source hashes of all objects that are not part of this package.
 
     They detect code that changed under the same name, so that results of old and new code are not mixed. The hash
@@ -43,7 +44,8 @@ def describe_code(names: Iterable[tuple[Kind, str]], session: str = "") -> dict[
     Args:
         names: Pairs of a type, such as "attack", and a name: of a plug-in, of a toolkit's attack, or
             `package.module:object`.
-        session: Identifies code that is in no file, such as a cell of a notebook; by default it differs in each call.
+        session: What was described before with it is described as it was then. Code in no file, such as a cell of a
+            notebook, is described by the session's token. By default a new one.
 
     Returns:
         "type name" -> source hash, then the versions of the distribution that provides it and of the toolkit.
@@ -51,20 +53,24 @@ def describe_code(names: Iterable[tuple[Kind, str]], session: str = "") -> dict[
     Raises:
         PluginError: If a name has more than one provider, or a file changed before its import was noticed.
     """
+    session = session or Session()
     described = {f"{kind} {name}": _describe_name(kind, name, session) for kind, name in sorted(set(names))}
     return {name: text for name, text in described.items() if text}
 
 
-def begin_code(names: Iterable[tuple[Kind, str]]) -> None:
+def begin_code(names: Iterable[tuple[Kind, str]]) -> Session:
     """Start a run: refuse code in memory that differs from its files.
 
     Args:
         names: As for `describe_code`.
 
+    Returns:
+        A session, in which the code was described.
+
     Raises:
         PluginError: If a file has changed on disk since it was imported.
     """
-    sources.begin(filter(None, (_find_module(kind, name) for kind, name in sorted(set(names)))))
+    return sources.begin(filter(None, (_find_module(kind, name) for kind, name in sorted(set(names)))))
 
 
 def in_no_file(code: Mapping[str, str]) -> bool:
@@ -114,7 +120,7 @@ def _find_module(kind: Kind, name: str) -> str:
     return target.partition(":")[0]
 
 
-def _describe_name(kind: Kind, name: str, session: str) -> str:
+def _describe_name(kind: Kind, name: str, session: Session) -> str:
     """Source hash and versions of one name; "" if it is part of this package."""
     module = _find_module(kind, name)
     if not module:

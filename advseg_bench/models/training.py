@@ -30,6 +30,7 @@ from advseg_bench.models.properties import count_flops, measure_receptive_field
 from advseg_bench.models.training_loop import Training, evaluate
 from advseg_bench.models.weights import count_parameters, load_weights, save_weights
 from advseg_bench.registry.plugins import Kind
+from advseg_bench.registry.sources import Session
 from advseg_bench.suite.specs import ModelSpec, Recipe
 
 TRAINING_VERSION = 2
@@ -61,7 +62,7 @@ def obtain_model(
     seed: int,
     progress: Progress = lambda done, total: None,
     device: str = "cpu",
-    session: str = "",
+    session: Session | None = None,
 ) -> TrainedModel:
     """Return a model in eval mode: from its `weights`, from the cache, or trained and then cached.
 
@@ -95,6 +96,7 @@ def obtain_model(
     if spec.weights:
         given = {"key": None, "validation_dice": evaluate(model.eval(), dataset, recipe.batch), "train_seconds": None}
         return TrainedModel(model, info | given | _describe(model, dataset, recipe.batch))
+    session = session or Session()
     names: list[tuple[Kind, str]] = [("architecture", spec.architecture), ("loss", recipe.loss)]
     code = environment.describe_code(names, session)
     key = content_hash(_dependencies(spec, recipe, dataset, seed, torch.device(device).type) | {"code": code})

@@ -1,8 +1,9 @@
 """The source code behind a user's names, hashed as it was imported.
 
-The files of a module are hashed when it is first seen: when it is imported here, or when it is first described. From
-then on its hash stands for the code in memory, whatever happens to the files; `begin`, called at the start of a run,
-refuses code whose file has changed since. Code that no file contains (a notebook's cell, standard input) has no hash.
+The file of a module is hashed when the module is first seen: when it is imported here, or when it is first described.
+From then on its hash stands for the code in memory, whatever happens to the file; `begin`, called at the start of a
+run, refuses code whose file has changed since. Code that is in no file (a cell of a notebook, standard input) has no
+hash.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import secrets
 import sys
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
@@ -24,28 +25,64 @@ from advseg_bench.registry.source_files import MAIN, Files, is_installed, list_f
 ABSENT = "not found"
 """In place of the hash of a module that does not exist; importing it gives the error."""
 NO_FILE = "in no file"
-"""Start of what stands in place of a hash of code that no file contains; never the same in two runs."""
+"""Start of the text in place of the hash of code that is in no file; it differs between sessions."""
+
+
+@dataclass(slots=True)
+class Session:
+    """The code on which one run or one training depends, as it was when it was first described.
+
+    Attributes:
+        token: Distinguishes code that is in no file from that of other sessions.
+        listed: Top-level module -> its files.
+        hashed: Files that were not loaded when they were hashed -> hash. Loading another content is an error.
+    """
+
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    listed: dict[str, Files | None] = field(default_factory=dict)
+    hashed: dict[Path, str] = field(default_factory=dict)
+
+    def list_files(self, module: str) -> Files | None:
+        """Return the files behind a module, as they were listed first."""
+        top = module.partition(".")[0]
+        if not self.listed.get(top):
+            self.listed[top] = list_files(module)
+        return self.listed[top]
+
+    def hash_file(self, path: Path, module: ModuleType | None) -> str:
+        """Return the hash of a file: as its module was imported, or as it was hashed first.
+
+        Raises:
+            PluginError: If the file changed between its hash or its import and now.
+        """
+        if module is None:
+            if path not in self.hashed:
+                self.hashed[path] = _read_digest(path)
+            return self.hashed[path]
+        digest = _see(path, module, _START)
+        if self.hashed.get(path, digest) != digest:
+            raise _refuse(path)
+        return digest
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A file as it was first seen.
+    """The file of a module as it was imported.
 
     Attributes:
         digest: Hash of its content.
-        loaded: Its module's import, None if it was not loaded. `importlib.reload` makes another import.
+        loaded: Identity of the import; `importlib.reload` makes another one.
     """
 
     digest: str
-    loaded: object | None
+    loaded: object
 
 
 _seen: dict[Path, _Seen] = {}
-_listed: dict[str, Files | None] = {}
 
 
 def _find_start() -> float:
-    """The time at which this process started, in seconds since the epoch; 0 if the system does not show it."""
+    """The time at which this process started, in seconds since the epoch; 0 if the system does not provide it."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
@@ -57,34 +94,34 @@ def _find_start() -> float:
 _START = _find_start()
 
 
-def hash_source(module: str, session: str = "") -> str:
+def hash_source(module: str, session: Session) -> str:
     """Return a hash of the code of a module, as it was imported or, if it is not loaded, as it is on disk.
 
     Args:
         module: Dotted name. The hash covers its top-level package, and modules beside it that it imports.
-        session: What distinguishes code that no file contains; by default it is never equal to any other.
+        session: What was described before is hashed again as it was then.
 
     Returns:
         The hash, `ABSENT` or a text that starts with `NO_FILE`.
 
     Raises:
-        PluginError: If a file changed between its import, or its first hash, and now, so that the code in memory is
+        PluginError: If a file changed between its first hash or its import and now, so that the code in memory is
             unknown.
     """
-    files = _list_files(module)
+    files = session.list_files(module)
     if files == {}:
         return ABSENT
     loaded = _find_loaded(files.values()) if files else {}
     if files is None or any(is_replaced(loaded[path], path) for path in files.values() if path in loaded):
-        return f"{NO_FILE}, session {session or secrets.token_hex(8)}"
+        return f"{NO_FILE}, session {session.token}"
     digest = hashlib.sha256()
     for name, path in sorted(files.items(), key=lambda item: PurePosixPath(item[0]).parts):
-        digest.update(f"{name}\0".encode() + bytes.fromhex(_see(path, loaded.get(path), _START)))
+        digest.update(f"{name}\0".encode() + bytes.fromhex(session.hash_file(path, loaded.get(path))))
     return digest.hexdigest()[:16]
 
 
-def begin(modules: Iterable[str]) -> None:
-    """Start a run: hash what is not loaded anew, and refuse loaded code that is not what its files contain.
+def begin(modules: Iterable[str]) -> Session:
+    """Start a session, and refuse loaded code that differs from its files.
 
     Args:
         modules: Dotted names.
@@ -92,11 +129,9 @@ def begin(modules: Iterable[str]) -> None:
     Raises:
         PluginError: One line with the file and the remedy.
     """
-    _listed.clear()
-    for path in [path for path, seen in _seen.items() if seen.loaded is None]:
-        del _seen[path]
+    session = Session()
     for module in modules:
-        files = _list_files(module) or {}
+        files = session.list_files(module) or {}
         loaded = _find_loaded(files.values())
         for path, found in loaded.items():
             if _see(path, found, _START) != (_read_digest(path) if path.is_file() else None):
@@ -108,6 +143,8 @@ def begin(modules: Iterable[str]) -> None:
                     f"{path}: expected the code of module {other!r} as it was imported last, got that of an earlier "
                     "import, before it changed on disk. Restart the session."
                 )
+        hash_source(module, session)
+    return session
 
 
 def note_imports(before: Collection[str], since: float) -> None:
@@ -131,14 +168,6 @@ def note_imports(before: Collection[str], since: float) -> None:
             _see(path, sys.modules[name], since)
 
 
-def _list_files(module: str) -> Files | None:
-    """The files behind a module, as listed when it was first described in this run."""
-    top = module.partition(".")[0]
-    if top not in _listed or not _listed[top]:
-        _listed[top] = list_files(module)
-    return _listed[top]
-
-
 def _find_loaded(paths: Iterable[Path]) -> dict[Path, ModuleType]:
     """Those of the files that are loaded as modules."""
     wanted = {str(path): path for path in paths}
@@ -150,17 +179,16 @@ def _find_loaded(paths: Iterable[Path]) -> dict[Path, ModuleType]:
     return found
 
 
-def _see(path: Path, module: ModuleType | None, since: float) -> str:
-    """The hash of a file as it was first seen, or as its module was imported."""
-    loaded = None if module is None else namespace(module).get("__spec__") or module
+def _see(path: Path, module: ModuleType, since: float) -> str:
+    """The hash of the file of a module as it was imported, at some time after `since`."""
+    loaded = namespace(module).get("__spec__") or module
     known = _seen.get(path)
-    if known is not None and (loaded is None or known.loaded is loaded):
+    if known is not None and known.loaded is loaded:
         return known.digest
     if not path.is_file():
         raise _refuse(path)
     digest = _read_digest(path)
-    hashed_before = known is not None and known.loaded is None and known.digest != digest
-    if hashed_before or (module is not None and is_outdated(module, path, since, _belongs_to_package(module, path))):
+    if is_outdated(module, path, since, _belongs_to_package(module, path)):
         raise _refuse(path)
     _seen[path] = _Seen(digest, loaded)
     return digest

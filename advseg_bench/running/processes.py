@@ -177,8 +177,11 @@ def _describe_death(worker: _Process) -> WorkerError:
         return WorkerError(
             f"A worker process was killed, probably because memory ran out. {kept} with fewer --workers."
         )
-    cause = f"by {signal.Signals(-code).name}, a crash" if code < 0 else f"with exit code {code}"
-    return WorkerError(f"A worker process ended {cause} of a library, a model, an attack or a data set. {kept}.")
+    cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return WorkerError(
+        f"A worker process was killed or ended by itself ({cause}): a library or the code of a model, an attack or a "
+        f"data set crashed or called exit. {kept} with one worker to find which."
+    )
 
 
 def end_in_script_import() -> None:
@@ -189,7 +192,8 @@ def end_in_script_import() -> None:
 
 def _serve(pipe: Connection, start_worker: StartWorker) -> None:
     """Main function of a worker process: run the jobs from the pipe until it is closed."""
-    pipe.send(_Started())
+    with suppress(*LOST):  # the parent may be gone
+        pipe.send(_Started())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     profiling.start_in_worker()

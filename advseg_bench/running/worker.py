@@ -6,7 +6,6 @@ Workers only return results; the main process alone writes to the run directory.
 from __future__ import annotations
 
 import io
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,8 +76,7 @@ class Worker:
         self.conditions = Conditions(seed=self.suite.seed, batch=self.suite.compute.batch, device=self.device)
         self._emit = emit
         self._loaded: _Loaded | None = None
-        self._session = secrets.token_hex(8)
-        environment.begin_code(_list_names(self.suite))
+        self._session = environment.begin_code(_list_names(self.suite))
 
     def do(self, job: Job[Any]) -> Any:
         """Run a job with the suite's number of torch threads; the previous number is restored afterwards.
