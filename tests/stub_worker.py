@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from advseg_bench.errors import UserError
@@ -78,3 +80,8 @@ def make_a_function() -> Callable[[], None]:
 
 def find_process(label: object) -> int:
     return os.getpid()
+
+
+def sleep_and_touch(seconds: float, path: Path) -> None:
+    time.sleep(seconds)
+    path.touch()

@@ -70,6 +70,7 @@ def test_freed_memory_is_returned_where_glibc_would_keep_it() -> None:
     assert free_a_block("said = None", 10)[2] > 8
 
 
+@pytest.mark.slow
 @on_linux
 def test_freed_memory_stays_where_a_run_works() -> None:
     assert free_a_block(START_WORKER, 200)[2] > 180

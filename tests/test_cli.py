@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from advseg_bench.cli.app import main
 
 Done = subprocess.CompletedProcess[str]
 CLI = [sys.executable, "-m", "advseg_bench"]
+STOPPED = "advseg-bench: stopped. Run the same command again to resume.\n"
 
 
 def cli(*arguments: object, cwd: Path | None = None) -> Done:
@@ -97,29 +97,32 @@ def test_the_check_above_can_fail():
 
 
 LIBRARIES = "import typer.rich_utils, pydantic\nclass Model(pydantic.BaseModel):\n    number: int"
+CALL = """
+import sys
+from advseg_bench.cli import main
+sys.argv = ["advseg-bench", *{!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+"""
 
 
-def test_help_plan_and_list_start_in_half_a_second():
-    """Of processor time; where the libraries alone take over a quarter of a second, at most twice their time."""
-    libraries = processor_seconds(sys.executable, "-c", LIBRARIES)
-    for arguments in QUICK_COMMANDS[:3]:
-        assert processor_seconds(*CLI, *arguments) < max(0.5, 2 * libraries), (arguments, libraries)
+def packages_of(code: str) -> set[str]:
+    """The packages and modules, without those of the standard library, that a process has imported after some code."""
+    code += "\nimport sys\nprint('imported', *{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return {*done.stderr.split()[1:]} - sys.stdlib_module_names
 
 
-def processor_seconds(*command: str) -> float:
-    """The least of three processes: another on the same core can make one slower, nothing makes it faster."""
-    found = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(found)
+@pytest.mark.parametrize("arguments", QUICK_COMMANDS, ids=" ".join)
+def test_small_questions_import_the_command_line_and_the_suites_form_alone(arguments):
+    assert packages_of(CALL.format(arguments)) - packages_of(LIBRARIES) == {"advseg_bench"}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_can_tell_where_its_time_went(tmp_path, workers):
-    done = cli("run", write_suite(tmp_path), "--out", tmp_path / "run", "--workers", workers, "--profile-time")
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_can_tell_where_its_time_went(here, tmp_path, workers):
+    done = here("run", write_suite(tmp_path), "--out", tmp_path / "run", "--workers", workers, "--profile-time")
     assert done.returncode == 0, done.stderr
     table = done.stdout.partition("component")[2]
     for name in ("models and training", "attack: backwards", "scoring: forwards", "metrics", "records", "report"):
@@ -140,6 +143,7 @@ def test_plan_tells_cells_cost_and_what_is_skipped(here, tmp_path):
     assert "SKIPPED" in done.stdout
 
 
+@pytest.mark.slow
 def test_run_report_and_resume(here, tmp_path):
     suite = write_suite(tmp_path)
     done = cli("run", suite, "--out", tmp_path / "run", "--workers", 1)
@@ -200,7 +204,9 @@ def test_an_unknown_device_is_one_line(here, tmp_path):
 def test_a_model_that_cannot_be_built_is_one_line(here, tmp_path):
     old = "{ features = [4, 4, 4, 4, 4, 4] }"
     suite = write_suite(tmp_path, (old, "{ featurs = [4, 4, 4, 4, 4, 4] }"))
-    assert_one_line(here("run", suite, "--out", tmp_path / "run"), "featurs", "Did you mean 'features'?")
+    assert_one_line(
+        here("run", suite, "--out", tmp_path / "run", "--workers", 1), "featurs", "Did you mean 'features'?"
+    )
 
 
 def test_a_failed_model_is_told_and_the_exit_code_is_one(here, tmp_path):
@@ -208,7 +214,23 @@ def test_a_failed_model_is_told_and_the_exit_code_is_one(here, tmp_path):
     done = here("run", suite, "--out", tmp_path / "run", "--workers", 1)
     assert done.returncode == 1
     assert "failed: all of a: model a: expected a validation Dice of at least 0.99" in done.stdout
-    assert (tmp_path / "run" / "report" / "report.html").exists()
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    assert here("report", tmp_path / "run", "--out", tmp_path / "elsewhere").returncode == 0
+    assert (tmp_path / "elsewhere" / "report.html").read_text() == page
+
+
+@ab.attack
+def interrupts(model, x, y, eps):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_during_an_attack_keeps_what_was_finished(here, tmp_path):
+    failing = '[[attacks]]\nname = "test_cli:interrupts"\neps = ["1/255"]\n'
+    suite = write_suite(tmp_path, (TEXT[TEXT.index("[[attacks]]") :], failing))
+    done = here("run", suite, "--out", tmp_path / "run", "--workers", 1)
+    assert (done.returncode, done.stderr) == (130, STOPPED)
+    assert (tmp_path / "run" / "models" / "a.json").exists()
+    assert json.loads((tmp_path / "run" / "failures.json").read_text()) == []
 
 
 @ab.attack
@@ -280,15 +302,17 @@ def long_run(folder: Path) -> Iterator[subprocess.Popen[str]]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly(tmp_path):
     with long_run(tmp_path) as process:
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors == "advseg-bench: stopped. Run the same command again to resume.\n"
+    assert errors == STOPPED
     assert json.loads((tmp_path / "run" / "failures.json").read_text()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_one_line(tmp_path):
     with long_run(tmp_path) as process:
         os.kill(workers_of(process)[0], signal.SIGKILL)
@@ -298,6 +322,7 @@ def test_a_killed_worker_is_one_line(tmp_path):
     assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_run_is_killed(tmp_path):
     with long_run(tmp_path) as process:
         workers = workers_of(process)

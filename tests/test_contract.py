@@ -143,6 +143,7 @@ def test_a_subclass_is_a_whole_test_file(tmp_path):
     assert "contract.py" not in done.stdout.split("TestNothing")[0], "the message hides behind a traceback"
 
 
+@pytest.mark.slow
 def test_the_option_needs_no_file(tmp_path):
     (tmp_path / "test_other.py").write_text("def test_other():\n    raise AssertionError\n")
     attacks = ["--advseg-attack", "fgsm", "--advseg-attack", "faults:FAULTY"]

@@ -135,6 +135,7 @@ def test_momentum_has_its_conventions(trained, name, verdict, reason):
     assert reason in pair.finding.reason
 
 
+@pytest.mark.slow
 def test_a_disagreement_becomes_a_small_script_that_still_disagrees(trained, tmp_path):
     pair, plan = check(trained, "Band")
     script = save_example(pair, plan, trained[0], tmp_path / "case")
@@ -147,6 +148,7 @@ def test_a_disagreement_becomes_a_small_script_that_still_disagrees(trained, tmp
     assert done.stdout.startswith("weaker: wrong gradient"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_cropped_disagreement_keeps_its_verdict(tmp_path):
     """Where nothing of the mask is left, Dice cannot be lost, and neither gains anything."""
     subjects = load_subjects(Suite.load("smoke"), models=["basicunet-xs"], images=2)
@@ -278,6 +280,7 @@ def test_nan_to_zero_is_a_convention_with_a_name():
     assert judge_on(Cornered(), batch, FGSM(loss=losses.bce), ball).verdict == "violates"
 
 
+@pytest.mark.slow
 def test_the_projection_order_is_a_convention_with_a_name(trained):
     ball = {"norm": "l2", "eps": (2.0,)}
     pair, _ = check(trained, "BoundsFirst", **FOUR | ball | {"settings": {"steps": 4, "step_size": 0.5}})

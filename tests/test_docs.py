@@ -65,6 +65,7 @@ def contained(folder: Path) -> Iterator[None]:
 PAGES = [path for path in sorted(DOCS.glob("*.md")) if any(lang == "python" for _, lang, _ in blocks(path.read_text()))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_the_page_runs(page, tmp_path, capsys):
     text = page.read_text()

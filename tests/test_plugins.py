@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from distributions import installing
+from pip_installs import pip_install
 
 from advseg_bench import environment, losses
 from advseg_bench.cli.listing import list_lines
@@ -213,8 +214,7 @@ main()
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the example was installed into: offline where this environment can build it."""
-    pytest.importorskip("pip", reason="installing the example needs pip")
+    """The folder that the example was installed into: offline where setuptools is here."""
     source, target = (tmp_path_factory.mktemp("example") / name for name in ("source", "target"))
     shutil.copytree(Path(__file__).parent / "plugin_example", source)
     try:
@@ -222,9 +222,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except PackageNotFoundError:
         offline = False
     options = ["--no-build-isolation"] if offline else []
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-input", "--disable-pip-version-check"]
-    done = subprocess.run([*command, *options, "--target", target, source], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    pip_install(target, *options, source)
     return target
 
 
@@ -234,6 +232,7 @@ def run_example(code: str, target: Path, folder: Path, *arguments: str) -> subpr
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environ)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize(
     ("what", "name"), [("attacks", "sign_walk"), ("models", "two_layers"), ("losses", "hinge"), ("datasets", "discs")]
 )
@@ -242,6 +241,7 @@ def test_the_installed_example_is_listed(example, tmp_path, what, name):
     assert f"{name:<24} (plug-in of advseg-bench-example)\n" in done.stdout, done.stderr
 
 
+@pytest.mark.network
 def test_the_installed_example_runs_to_the_end_without_any_extra(example, tmp_path):
     (tmp_path / "suite.toml").write_text(SUITE)
     done = run_example(WITHOUT_EXTRAS, example, tmp_path, "run", "suite.toml", "--out", "run", "--workers", "1")

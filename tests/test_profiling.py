@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from clocks import Time
 
 from advseg_bench.instruments import profiling
 from advseg_bench.instruments.profiling import (
@@ -29,19 +30,6 @@ from advseg_bench.instruments.profiling import (
 @pytest.fixture(autouse=True)
 def _no_imports(monkeypatch):
     monkeypatch.setattr(profiling, "FOR_REPORTS", ())
-
-
-class Time:
-    """A clock that goes on only when it is told to."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-    def pass_by(self, seconds: float) -> None:
-        self.seconds += seconds
 
 
 @timed("work")

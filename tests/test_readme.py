@@ -66,6 +66,7 @@ def test_the_front_page_is_short():
     assert len(README.read_text().splitlines()) <= 150
 
 
+@pytest.mark.slow
 def test_the_example_suite_runs_on_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)

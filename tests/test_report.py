@@ -6,7 +6,9 @@ import gc
 import re
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -119,21 +121,28 @@ def test_names_of_models_lead_to_their_places_and_leave_room_for_each_other(para
 
 
 def test_an_error_while_charts_are_drawn_waits_for_one_sheet_at_most(tmp_path, one, monkeypatch):
-    drawn = []
+    drawn, begun = [], threading.Event()
 
-    def encode_slowly(image, kind):
+    def encode_until_waited_for(image, kind):
         drawn.append(kind)
-        time.sleep(0.3)
+        begun.set()
+        while "join" not in {frame.name for frame in list_frames(threading.main_thread())}:
+            time.sleep(0.01)
         return b""
 
     def fail(*_):
+        assert begun.wait(120)
         raise KeyError("no chart")
 
-    monkeypatch.setattr(report, "encode_sheet", encode_slowly)
+    monkeypatch.setattr(report, "encode_sheet", encode_until_waited_for)
     monkeypatch.setattr(figures, "render", fail)
     with pytest.raises(KeyError, match="no chart"):
         write_report(one, tmp_path)
-    assert len(drawn) < 3, "of three sheets"
+    assert drawn == ["png"], "of three sheets"
+
+
+def list_frames(thread):
+    return traceback.extract_stack(sys._current_frames()[thread.ident])
 
 
 def test_the_collector_rests_while_a_report_is_written(tmp_path, one, monkeypatch):

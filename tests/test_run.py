@@ -136,7 +136,10 @@ def test_a_lost_picture_is_made_again_and_no_other(undisturbed, tmp_path):
     assert {path.name: path.read_bytes() for path in (run.path / "panels").iterdir()} == before
 
 
-@pytest.mark.parametrize(("shard", "workers"), [(1, 1), (3, 1), (8, 2)])
+@pytest.mark.parametrize(
+    ("shard", "workers"),
+    [pytest.param(1, 1, marks=pytest.mark.slow), (3, 1), pytest.param(8, 2, marks=pytest.mark.slow)],
+)
 def test_shards_and_workers_change_no_bit(undisturbed, tmp_path, shard, workers):
     again = ab.run(tiny(), tmp_path / "run", shard=shard, workers=workers)
     assert sorted_rows(again).equals(sorted_rows(undisturbed))
@@ -168,6 +171,7 @@ def test_a_lost_part_is_computed_again(undisturbed, tmp_path):
     assert sorted_rows(ab.run(tiny(), run.path)).equals(sorted_rows(undisturbed))
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_rows(undisturbed, tmp_path, monkeypatch):
     (tmp_path / "tiny.toml").write_text(TEXT)
     monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "cache"))

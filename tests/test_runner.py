@@ -475,7 +475,11 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: f"{spec.architecture}-{spec.encoder}")
+@pytest.mark.parametrize(
+    "spec",
+    [*NETWORKS[:2], *(pytest.param(spec, marks=pytest.mark.slow) for spec in NETWORKS[2:])],
+    ids=lambda spec: f"{spec.architecture}-{spec.encoder}",
+)
 def test_bits_depend_on_compute_batch_and_threads_alone(spec):
     data = load_dataset(Mni152Data(name="mni152"))
     model = build_model(spec, channels=1, task=data.task, size=64, seed=0)

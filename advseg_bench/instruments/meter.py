@@ -23,6 +23,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise PyTorch's profiler 
 
 Work = Callable[[], object]
 
+Clock = Callable[[], float]
+"""Returns the present time in seconds, from any start."""
+
 FASTER = 0.95
 """A run that takes less than this share of the fastest earlier run indicates that warm-up was not finished."""
 
@@ -76,7 +79,13 @@ def synchronize(device: torch.device | str) -> None:
 
 
 def measure(
-    works: Mapping[str, Work], *, device: torch.device | str, rounds: int, seed: int = 0, memory: bool = False
+    works: Mapping[str, Work],
+    *,
+    device: torch.device | str,
+    rounds: int,
+    seed: int = 0,
+    memory: bool = False,
+    now: Clock = time.perf_counter,
 ) -> dict[str, Samples]:
     """Time several works in interleaved order.
 
@@ -91,6 +100,7 @@ def measure(
         rounds: Number of samples of each work; fewer than 6 give no 95 % interval, and 12 or more are advisable.
         seed: Random seed of the orders.
         memory: Whether to run each work once more to measure its peak memory.
+        now: Clock, in seconds.
 
     Returns:
         Samples by name.
@@ -104,7 +114,7 @@ def measure(
     if not works or rounds < 1:
         raise SpecError(expected("meter", "works and at least one round", (len(works), rounds)))
     device = torch.device(device)
-    timed = [partial(_time, work, device) for work in (_do_nothing, *works.values())]
+    timed = [partial(_time, work, device, now) for work in (_do_nothing, *works.values())]
     gc.collect()
     warm = [_warm_up(run) for run in timed]
     order, shuffler = list(range(len(timed))), random.Random(seed)
@@ -227,16 +237,24 @@ def free_memory() -> None:
         torch.accelerator.empty_cache()
 
 
-def matrix_peak(device: torch.device | str, dtype: torch.dtype = torch.float32) -> float:
+def matrix_peak(
+    device: torch.device | str, dtype: torch.dtype = torch.float32, *, now: Clock = time.perf_counter
+) -> float:
     """Return the peak rate of a product of two square matrices, in floating point operations per second.
 
     Sizes are doubled as long as the rate increases by 5 % and a product takes less than a second. On a CPU the rate
     depends on the number of threads.
+
+    Args:
+        device: Device of the matrices.
+        dtype: Data type of the matrices.
+        now: Clock, in seconds.
     """
     best, size = 0.0, 256
     while size <= 16384:
         a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
-        fastest = min(measure({"product": partial(torch.mm, a, b)}, device=device, rounds=5)["product"].seconds)
+        works = {"product": partial(torch.mm, a, b)}
+        fastest = min(measure(works, device=device, rounds=5, now=now)["product"].seconds)
         rate = 2 * size**3 / fastest
         if rate < 1.05 * best or fastest > 1:
             return max(rate, best)
@@ -248,21 +266,21 @@ def _do_nothing() -> None:
     """An empty function, whose run time is the overhead of the measurement."""
 
 
-def _time(work: Work, device: torch.device) -> tuple[float, float | None]:
+def _time(work: Work, device: torch.device, now: Clock) -> tuple[float, float | None]:
     """Return the wall time of one run in seconds, and on an accelerator the time between two events, else None."""
     with without_collector():
         if device.type == "cpu":
-            started = time.perf_counter()
+            started = now()
             work()
-            return time.perf_counter() - started, None
+            return now() - started, None
         first, last = (torch.Event(device, enable_timing=True) for _ in range(2))
         synchronize(device)
-        started = time.perf_counter()
+        started = now()
         first.record()
         work()
         last.record()
         last.synchronize()
-        return time.perf_counter() - started, first.elapsed_time(last) / 1000
+        return now() - started, first.elapsed_time(last) / 1000
 
 
 def _warm_up(run: Callable[[], tuple[float, float | None]]) -> tuple[int, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,7 +15,7 @@ from advseg_bench.batches import Batch
 from advseg_bench.errors import one_line
 from advseg_bench.instruments import meter
 from advseg_bench.instruments.counter import Counter
-from advseg_bench.instruments.meter import Samples
+from advseg_bench.instruments.meter import Clock, Samples
 from advseg_bench.losses import Loss
 from advseg_bench.models.build import build_model
 from advseg_bench.models.properties import count_flops
@@ -59,12 +60,15 @@ class Plan:
     rounds: int = 10
 
 
-def measure_grid(plan: Plan, progress: Progress = lambda what, done, total: None) -> list[Row]:
+def measure_grid(
+    plan: Plan, progress: Progress = lambda what, done, total: None, *, now: Clock = time.perf_counter
+) -> list[Row]:
     """Time every implementation at every point of the grid.
 
     Args:
         plan: The grid.
         progress: Called before each point.
+        now: Clock, in seconds.
 
     Returns:
         A row of `report.SCHEMA` for each implementation at each point. A failed implementation has an `error` and no
@@ -86,7 +90,7 @@ def measure_grid(plan: Plan, progress: Progress = lambda what, done, total: None
             place = known | {"precision": precision, "batch": n}
             try:
                 batch = draw_batch(plan.channels, plan.size, plan.task, n, plan.device)
-                rows += [place | row for row in _measure_point(plan, model, batch, precision)]
+                rows += [place | row for row in _measure_point(plan, model, batch, precision, now)]
             except (RuntimeError, MemoryError) as error:
                 if not meter.is_full(error):
                     raise
@@ -95,7 +99,7 @@ def measure_grid(plan: Plan, progress: Progress = lambda what, done, total: None
     return rows
 
 
-def _measure_point(plan: Plan, model: nn.Module, batch: Batch, precision: str) -> list[Row]:
+def _measure_point(plan: Plan, model: nn.Module, batch: Batch, precision: str, now: Clock) -> list[Row]:
     """Time the implementations of one point together; those that fail in their first call are excluded."""
     contenders = list_contenders(plan.work, model, batch, plan.preparations, precision)
     rows: list[Row] = []
@@ -107,7 +111,8 @@ def _measure_point(plan: Plan, model: nn.Module, batch: Batch, precision: str) -
             alive[i] = contender
     if 0 not in alive:
         return [row | {"error": row["error"] or "the bare limit failed, so there is no ratio"} for row in rows]
-    samples = meter.measure({str(i): each.call for i, each in alive.items()}, device=plan.device, rounds=plan.rounds)
+    works = {str(i): each.call for i, each in alive.items()}
+    samples = meter.measure(works, device=plan.device, rounds=plan.rounds, now=now)
     for i, contender in alive.items():
         rows[i] |= _time(contender, samples[str(i)], samples["0"], batch, plan.device)
         rows[i] |= _count(contender, model, batch, plan.work)

@@ -398,6 +398,7 @@ def test_a_classifier_of_several_images_refuses_other_rows():
     assert single.predict(np.repeat(x[:1], 5, 0)).shape == (5, 2)
 
 
+@pytest.mark.slow
 def test_the_import_leaves_no_trace(tmp_path):
     code = """
 import logging, os, sys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-import time
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate, set_track_meta
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import Activationsd, AsDiscreted, Compose, EnsureTyped, Flipd, Invertd, RandFlipd
+from monai.transforms import Activationsd, AsDiscreted, Compose, EnsureTyped, Flipd, Invertd, RandFlipd, Transform
 from monai.utils import set_determinism
 from torch import Tensor, nn
 
@@ -605,23 +605,42 @@ def test_workers_and_cache_threads_compute_what_one_process_does() -> None:
     assert network.training
 
 
+FIRST: list[int] = []
+FIRST_INSIDE, ALL_INSIDE, ONE_LEFT = threading.Event(), threading.Barrier(4, timeout=120), threading.Semaphore(0)
+
+
+class Enter(Transform):
+    """Lets a thread go on when the first one is inside the attack."""
+
+    def __call__(self, data: Any) -> Any:
+        FIRST.append(threading.get_ident())
+        assert FIRST[0] == threading.get_ident() or FIRST_INSIDE.wait(120)
+        return data
+
+
 @dataclass(frozen=True)
-class Slow:
-    """Takes longer for a brighter corner, and looks whether the model is still frozen at the end."""
+class InTurn:
+    """Four threads are inside; the first leaves, then one after another, each if the model is still frozen."""
 
     def __call__(self, model: nn.Module, batch: Batch, *, budget: Budget, generators: Any) -> Tensor:
-        time.sleep(float(batch.x.flatten()[0]))
+        FIRST_INSIDE.set()
+        ALL_INSIDE.wait()
+        assert FIRST[0] == threading.get_ident() or ONE_LEFT.acquire(timeout=120)
         if any(module.training for module in model.modules()):
             raise RuntimeError("another thread has thawed the model")
         return batch.x + 0.01
 
 
+class Leave(Transform):
+    def __call__(self, data: Any) -> Any:
+        ONE_LEFT.release()
+        return data
+
+
 def test_threads_do_not_thaw_each_others_model() -> None:
     samples = [make_disc(i) for i in range(4)]
-    for i, sample in enumerate(samples):
-        sample["image"][0, 0, 0] = 0.05 * (i + 1)
-    transform = Compose([attack_disc(model=GridNetwork(2, 1, 1, **SMALL), attack=Slow(), loss=None)])
-    cached = CacheDataset(samples, transform, num_workers=4, progress=False)
+    attack = attack_disc(model=GridNetwork(2, 1, 1, **SMALL), attack=InTurn(), loss=None)
+    cached = CacheDataset(samples, Compose([Enter(), attack, Leave()]), num_workers=4, progress=False)
     assert len(cached) == 4
 
 

@@ -118,6 +118,7 @@ def test_the_pages_count_right_and_their_links_lead_somewhere(toolkit):
     assert f"## {toolkit} {table['version']}\n" in (DOCS / "support.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("toolkit", ["torchattacks", "foolbox"])
 def test_the_suites_of_the_pages_are_right(toolkit):
     (block,) = re.findall(r"^```toml\n(.*?)^```$", (DOCS / f"{toolkit}.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -139,6 +140,7 @@ def small(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes(small, capsys):
     measure_support.main(["torchattacks", "--page", str(small / "page.md")])
     table = json.loads((small / "torchattacks.json").read_text())

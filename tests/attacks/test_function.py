@@ -218,6 +218,7 @@ def test_a_function_without_a_place_of_its_own_is_no_traveller():
         pickle.dumps(wrapped)
 
 
+@pytest.mark.slow
 def test_an_attack_runs_in_a_worker_that_was_spawned():
     attack = one_step.configure(losses.bce)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -218,7 +218,7 @@ def test_seed_decides_the_weights_and_the_callers_randomness_does_not(spec: Mode
     ("used", "unused", "architecture", "encoder"),
     [
         ("segmentation_models_pytorch", "monai", "smp.Unet", "resnet18"),
-        ("monai", "segmentation_models_pytorch", "monai.BasicUNet", None),
+        pytest.param("monai", "segmentation_models_pytorch", "monai.BasicUNet", None, marks=pytest.mark.slow),
     ],
 )
 def test_only_the_library_that_is_needed_is_imported(

@@ -55,6 +55,7 @@ def test_one_outcome_per_subject_is_covered_badly_because_subjects_agree():
     assert share == pytest.approx(1 - 0.8**8, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [8, 20, 40])
 @pytest.mark.parametrize("null", [null for null in studies.NULLS if null != "lopsided, mean 0"])
 def test_no_effect_is_rarely_called_one(null, n):
