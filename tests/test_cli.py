@@ -261,7 +261,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(here, tmp_path, kind):
     elif kind != "missing":
         torch.save(net if kind == "pickled" else net.state_dict(), path)
     suite = write_suite(tmp_path, ('architecture = "monai.UNet"', f'architecture = "monai.UNet"\nweights = "{path}"'))
-    expected = {"other": "missing", "pickled": "weights only", "empty": "empty", "missing": "missing.pt"}[kind]
+    expected = {"other": "missing", "pickled": "only weights", "empty": "empty", "missing": "missing.pt"}[kind]
     assert_one_line(here("run", suite, "--out", tmp_path / "run", "--workers", 1), path.name, expected)
 
 
@@ -420,14 +420,14 @@ def test_data_that_are_not_there_are_drawn_once_and_reported_as_drawn(here, tmp_
     assert told.format("generated") in planned
     assert "6 for test (counted in the phantom data)" in planned
     elsewhere = here("run", suite, "--data", "absent", "--out", tmp_path / "other", "--workers", 1)
-    assert_one_line(elsewhere, "absent: expected a folder", "run wang2024 --profile cpu` draws phantom data.")
+    assert_one_line(elsewhere, "absent: expected a folder", "run wang2024 --profile cpu` uses phantom data.")
 
 
 def test_the_full_study_without_data_is_one_line_with_the_remedy(here, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = here("run", "wang2024", "--workers", 1)
-    assert_one_line(done, "uw-madison-gi-tract-image-segmentation: expected a folder", "Set `path` to the unpacked")
-    assert "--profile cpu` draws phantom data" in done.stderr
+    assert_one_line(done, "uw-madison-gi-tract-image-segmentation: expected a folder", "Set `path` to the")
+    assert "--profile cpu` uses phantom data" in done.stderr
     assert "rows" not in done.stdout
 
 

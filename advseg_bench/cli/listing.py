@@ -42,7 +42,8 @@ def _describe_shipped(what: str) -> dict[str, str]:
     if what == "losses":
         return {name: f"{entry.summary} ({', '.join(entry.kinds)})" for name, entry in catalogue.LOSSES.items()}
     if what == "models":
-        return dict.fromkeys(catalogue.ARCHITECTURES, "") | {"package.module:callable": "your network"}
+        shipped = dict.fromkeys(catalogue.ARCHITECTURES, "") | catalogue.DEFINED_ARCHITECTURES
+        return shipped | {"package.module:callable": "your network"}
     if what == "datasets":
         return catalogue.DATASETS
     from advseg_bench.suite.suite import Suite, list_suites

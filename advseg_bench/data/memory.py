@@ -96,24 +96,24 @@ def _items(data: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
     """Items of the data, and whether each is a single image rather than a batch."""
     single = isinstance(data, torch.utils.data.Dataset)
     if isinstance(data, torch.utils.data.Dataset) and isinstance(data, Sized):
-        yield from ((_fetch(i, lambda i=i: data[i]), True) for i in range(len(data)))  # iterating may never stop
+        yield from ((_fetch(i, data.__getitem__, i), True) for i in range(len(data)))  # iterating may never stop
         return
-    items = _fetch(0, lambda: iter(data))
+    items = _fetch(0, iter, data)
     end = object()
     for index in count():
-        if (item := _fetch(index, lambda: next(items, end))) is end:
+        if (item := _fetch(index, next, items, end)) is end:
             return
         yield item, single
 
 
-def _fetch(index: int, get: Callable[[], Any]) -> Any:
+def _fetch(index: int, get: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of the user's data set or data loader.
 
     Raises:
         DataError: It fails.
     """
     try:
-        return get()
+        return get(*arguments)
     except UserError:
         raise
     except Exception as error:

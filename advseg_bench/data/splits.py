@@ -24,17 +24,19 @@ def split_subjects(subjects: Iterable[str], spec: SplitData) -> dict[str, Split]
         spec: The shares `validation` and `test`, each rounded to at least one subject, and the seed.
 
     Returns:
-        Subject -> split.
+        Subject -> split; all for test if that is the share `test`.
 
     Raises:
         DataError: If no subject is left for training.
     """
     names = sorted(set(subjects))
+    if spec.test == 1:
+        return dict.fromkeys(names, "test")
     validation, test = (max(1, round(share * len(names))) for share in (spec.validation, spec.test))
     if len(names) <= validation + test:
         what = "subjects for each of training, validation and test"
         found = f"{len(names)} subjects, {validation} for validation and {test} for test"
-        remedy = "Add subjects, or lower the shares `validation` and `test`."
+        remedy = "Add subjects, or lower the shares `validation` and `test`; set test = 1 if every model has weights."
         raise DataError(expected(spec.path, what, found, remedy))
     order = np.random.default_rng(spec.seed).permutation(len(names))
     splits: dict[str, Split] = {}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from advseg_bench.checks.logits import probe
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, expected
+from advseg_bench.models.build_defined import build_defined
 from advseg_bench.models.build_monai import build_monai
 from advseg_bench.models.build_smp import build_smp
 from advseg_bench.models.construct import FROM_DATA, check_settings, construct
@@ -68,7 +69,9 @@ def build_model(
     where = f"model {spec.name!r}"
     edges = (size, size) if isinstance(size, int) else tuple(size)
     with _seeded(seed):
-        if spec.architecture in catalogue.ARCHITECTURES:
+        if spec.architecture in catalogue.DEFINED_ARCHITECTURES:
+            net, stride = build_defined(where, spec, channels, len(task.classes), edges)
+        elif spec.architecture in catalogue.ARCHITECTURES:
             build = {"smp": build_smp, "monai": build_monai}[spec.architecture.partition(".")[0]]
             net, stride = build(where, spec, channels, len(task.classes), edges)
         else:
@@ -122,6 +125,9 @@ def _build_user(where: str, spec: ModelSpec, channels: int, classes: int) -> nn.
     """Build a user's network from `package.module:callable`, or a network of a plug-in."""
     if spec.encoder is not None:
         raise SpecError(expected(where, "no `encoder` for a user network", spec.encoder, "Use `settings`."))
+    if spec.encoder_weights is not None:
+        remedy = "Remove it. The network can load pretrained weights by itself, with a key of `settings`."
+        raise SpecError(expected(where, "no `encoder_weights` for a user network", spec.encoder_weights, remedy))
     make = _import_callable(where, spec.architecture)
     parameters = inspect.signature(make).parameters.values()
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -143,7 +149,7 @@ def _import_callable(where: str, name: str) -> Callable[..., Any]:
     """Import the class or function that builds a user's network, from a path or a plug-in."""
     make = plugins.load_object("architecture", name, where)
     if callable(make) and not isinstance(make, nn.Module):
-        with suppress(ValueError):  # a few built-in callables have no signature
+        with suppress(Exception):  # a few built-in callables have no signature; an object's attributes may raise
             inspect.signature(make)
             return make
     what = f"{name} to be a class or function that returns a network"

@@ -12,7 +12,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from advseg_bench.errors import IncompatibleError, SpecError, expected, unknown
-from advseg_bench.models.construct import FIXED, FROM_DATA, as_tuples, check_settings, construct, demand_encoder
+from advseg_bench.models.construct import (
+    FIXED,
+    FROM_DATA,
+    as_tuples,
+    check_settings,
+    construct,
+    construct_pretrained,
+    demand_encoder,
+)
+from advseg_bench.registry import catalogue
 from advseg_bench.suite.specs import ModelSpec
 
 _FIXED: dict[str, str] = FIXED | {
@@ -61,8 +70,13 @@ def build_monai(
         if (encoder := demand_encoder(where, spec)) not in backbones:
             raise SpecError(unknown(where, "encoder", encoder, backbones))
         arguments |= {"backbone": encoder, "pretrained": False}
+        if spec.encoder_weights not in (None, "imagenet"):
+            raise SpecError(unknown(where, f"encoder_weights of {encoder}", str(spec.encoder_weights), ["imagenet"]))
     elif spec.encoder is not None:
         raise SpecError(expected(where, f"no `encoder` for {spec.architecture}", spec.encoder, "Remove it."))
+    elif spec.encoder_weights is not None:
+        what = f"no `encoder_weights` for {spec.architecture}, which has no pretrained encoder"
+        raise SpecError(expected(where, what, spec.encoder_weights, "Remove it."))
     if "img_size" in known:  # SwinUNETR has it up to MONAI 1.4
         arguments["img_size"] = tuple(math.ceil(edge / _PATCH[name]) * _PATCH[name] for edge in edges)
     arguments |= {"spatial_dims": len(edges), "in_channels": channels, "out_channels": classes}
@@ -70,12 +84,29 @@ def build_monai(
         warnings.filterwarnings(
             "ignore", ".*img_size", FutureWarning
         )  # MONAI 1.4 requires the argument and warns about it
-        net = construct(where, spec, make, arguments)
+        if spec.encoder_weights is None:
+            net = construct(where, spec, make, arguments)
+        else:
+            net = construct_pretrained(where, spec, make, arguments, "pretrained", True)
+    return net, finish(name, net, len(edges))
+
+
+def finish(name: str, net: nn.Module, axes: int) -> int:
+    """Make a network of MONAI return one tensor of logits.
+
+    Args:
+        name: Name of its class.
+        net: The network; hooks are added.
+        axes: Space axes of an image.
+
+    Returns:
+        Its stride in pixels, 1 if it is unknown.
+    """
     if name == "BasicUNetPlusPlus":
         net.register_forward_hook(_take_last)
     if name == "UNETR":
         net.register_forward_pre_hook(_check_edges)
-    return net, _find_stride(name, net, len(edges))
+    return _find_stride(name, net, axes) if f"monai.{name}" in catalogue.ARCHITECTURES else 1
 
 
 def _complete(name: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch import nn
 
 from advseg_bench.errors import IncompatibleError, SpecError, expected, unknown
-from advseg_bench.models.construct import FIXED, as_tuples, check_settings, construct, demand_encoder
+from advseg_bench.models.construct import (
+    FIXED,
+    as_tuples,
+    check_settings,
+    construct,
+    construct_pretrained,
+    demand_encoder,
+)
 from advseg_bench.suite.specs import ModelSpec
 
 
@@ -48,7 +56,12 @@ def build_smp(
     if name == "DPT" and not {"img_size", "dynamic_img_size"} & settings.keys():
         settings["dynamic_img_size"] = True  # otherwise a vision transformer accepts only 224 pixels, as in pretraining
     fixed = {"encoder_weights": None, "in_channels": channels, "classes": classes, "activation": None}
-    net = construct(where, spec, make, {"encoder_name": encoder, **fixed, **settings})
+    arguments = {"encoder_name": encoder, **fixed, **settings}
+    if spec.encoder_weights is None:
+        net = construct(where, spec, make, arguments)
+    else:
+        wanted = _check_pretrained(where, encoder, spec.encoder_weights, smp.encoders.encoders)
+        net = construct_pretrained(where, spec, make, arguments, "encoder_weights", wanted)
     stride = int(net.encoder.output_stride)
     if name == "DPT":  # its decoder downsamples the patches further, to 1/4, 1/8, ... of the image
         stride = math.lcm(stride, 2 ** (len(net.encoder.output_strides) + 1))
@@ -67,3 +80,12 @@ def _check_encoder(where: str, spec: ModelSpec, names: Collection[str]) -> str:
     elif encoder not in names and not encoder.startswith("timm-"):
         raise SpecError(unknown(where, "encoder", encoder, [*names, "tu-<any name of timm>"]))
     return encoder
+
+
+def _check_pretrained(where: str, encoder: str, weights: str, encoders: Mapping[str, Mapping[str, Any]]) -> str | bool:
+    """Return what SMP calls some pretrained weights, if the encoder has them; one of timm has those of its name."""
+    universal = encoder.startswith("tu-")
+    known = ["imagenet"] if universal else encoders.get(encoder, {}).get("pretrained_settings", {})
+    if weights not in known:
+        raise SpecError(unknown(where, f"encoder_weights of {encoder}", weights, known))
+    return universal or weights

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from advseg_bench.errors import SpecError, UserError, expected, one_line, unknown
+from advseg_bench.models.checkpoints.places import describe_failure, hub_access
 from advseg_bench.suite.specs import ModelSpec
 
 FROM_DATA = "It follows from the data: remove it."
@@ -18,9 +19,10 @@ FIXED: dict[str, str] = {
     "backbone": "Use the key `encoder` of the model.",
     "activation": "Attacks and losses need raw logits: remove it.",
     "aux_params": "A second output is not used: remove it.",
+    **dict.fromkeys(("encoder_weights", "pretrained"), "Use the key `encoder_weights` of the model."),
     **dict.fromkeys(
-        ("encoder_weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"),
-        "Nothing is downloaded: set the key `weights` of the model to a file.",
+        ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"),
+        "Settings download nothing: set the key `weights` of the model to a file.",
     ),
 }
 """Arguments of the libraries' networks that are not settings -> reason and remedy."""
@@ -73,9 +75,9 @@ def construct(where: str, spec: ModelSpec, make: Callable[..., Any], arguments: 
     """
     try:
         return make(**arguments)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # user code may stop with SystemExit and its like
         raise SpecError(
             f"{where}: {spec.architecture} could not be built: {one_line(error)}. Check `encoder` and `settings`."
         ) from error
@@ -86,3 +88,32 @@ def as_tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: as_tuples(entry) for key, entry in value.items()}
     return tuple(map(as_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def construct_pretrained(
+    where: str, spec: ModelSpec, make: Callable[..., Any], arguments: Mapping[str, Any], key: str, value: Any
+) -> Any:
+    """Call a constructor that fetches the weights of its encoder, after the same call without them has worked.
+
+    Args:
+        where: Put before the message.
+        spec: What is built.
+        make: The constructor.
+        arguments: Of it, without pretrained weights.
+        key: The argument that asks for pretrained weights.
+        value: Of that argument.
+
+    Returns:
+        Whatever it makes.
+
+    Raises:
+        SpecError: With the reason why the weights could not be fetched, in one line.
+    """
+    construct(where, spec, make, arguments)
+    try:
+        with hub_access():
+            return make(**{**arguments, key: value})
+    except Exception as error:
+        remedy = "Connect to the network once, or set `weights`, or remove the key."
+        what, found = f"encoder_weights = {spec.encoder_weights!r} of {spec.encoder}", describe_failure(error)
+        raise SpecError(f"{where}: expected {what} to be fetched, got {found}. {remedy}") from None

@@ -22,8 +22,8 @@ import torch
 
 from advseg_bench import environment
 from advseg_bench.cache import cache_dir, content_hash, write_bytes, write_json
-from advseg_bench.data.dataset import Dataset
-from advseg_bench.errors import TrainingError, UserError
+from advseg_bench.data.dataset import Dataset, Split
+from advseg_bench.errors import DataError, TrainingError, UserError, expected
 from advseg_bench.models.build import build_model, set_head_bias
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.properties import count_flops, measure_receptive_field
@@ -81,11 +81,11 @@ def obtain_model(
 
     Raises:
         TrainingError: If the validation Dice of a model trained here is below `recipe.floor`.
-        DataError: If no validation image shows a class.
+        DataError: If a model has to be trained and no validation image shows a class.
         SpecError: See `build_model` and `load_weights`.
         IncompatibleError: See `build_model`.
     """
-    model = build_given(spec, dataset, seed)
+    model, loaded = _build(spec, dataset, seed)
     info = {
         "name": spec.name,
         "architecture": spec.architecture,
@@ -94,8 +94,8 @@ def obtain_model(
         "source": str(spec.weights) if spec.weights else "trained",
     }
     if spec.weights:
-        given = {"key": None, "validation_dice": evaluate(model.eval(), dataset, recipe.batch), "train_seconds": None}
-        return TrainedModel(model, info | given | _describe(model, dataset, recipe.batch))
+        given = {"key": None, "validation_dice": _score(model.eval(), dataset, recipe.batch), "train_seconds": None}
+        return TrainedModel(model, info | loaded | given | _describe(model, dataset, recipe.batch))
     session = session or Session()
     names: list[tuple[Kind, str]] = [("architecture", spec.architecture), ("loss", recipe.loss)]
     code = environment.describe_code(names, session)
@@ -121,9 +121,18 @@ def obtain_model(
 
 
 def _describe(model: SegmentationModule, dataset: Dataset, batch: int) -> dict[str, Any]:
-    """Properties of the network, measured on a few validation images, at most one training batch."""
-    x = dataset.batch(dataset.split("validation")[: min(DESCRIBED_IMAGES, batch)]).x
+    """Properties of the network, measured on a few images not used for training, at most one training batch."""
+    images = dataset.split("validation") or dataset.split("test")
+    x = dataset.batch(images[: min(DESCRIBED_IMAGES, batch)]).x
     return {"flops": count_flops(model, x), "receptive_field_px": measure_receptive_field(model, x)}
+
+
+def _score(model: SegmentationModule, dataset: Dataset, batch: int) -> float | None:
+    """Dice on the validation images, of a model that was trained elsewhere; None if no such image shows a class."""
+    try:
+        return evaluate(model, dataset, batch) if dataset.split("validation") else None
+    except DataError:
+        return None
 
 
 def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationModule:
@@ -133,13 +142,24 @@ def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationMod
         SpecError: See `build_model` and `load_weights`.
         IncompatibleError: See `build_model` and `load_weights`.
         PluginError: See `build_model` and `load_weights`.
-        DataError: See `build_model` and `load_weights`.
+        DataError: See `build_model` and `load_weights`; and if a model is to be trained on data without training or
+            validation images.
     """
+    return _build(spec, dataset, seed)[0]
+
+
+def _build(spec: ModelSpec, dataset: Dataset, seed: int) -> tuple[SegmentationModule, dict[str, Any]]:
+    """Do what `build_given` does; return what the record describes of the weights, too."""
     _, channels, *edges = dataset.batch([0]).x.shape
+    splits: tuple[Split, ...] = ("train", "validation")
+    empty = [name for name in splits if not dataset.split(name)]
+    if empty and not spec.weights:
+        what, remedy = "images in each split", f"Give model {spec.name} `weights`, or the data such images."
+        raise DataError(expected(f"data {dataset.name}", what, f"none in {' and '.join(empty)}", remedy))
     model = build_model(spec, channels=channels, task=dataset.task, size=edges, seed=seed)
-    if spec.weights:
-        load_weights(spec.weights, model)
-    return model
+    if not spec.weights:
+        return model, {}
+    return model, {"weights": load_weights(spec.weights, model, spec.weights_key).as_record()}
 
 
 def _is_whole(weights: Path, sidecar: Path, model: SegmentationModule) -> bool:

@@ -234,5 +234,11 @@ ARCHITECTURES: tuple[str, ...] = (
     *(f"monai.{name}" for name in MONAI_ARCHITECTURES),
 )
 
+DEFINED_ARCHITECTURES: dict[str, str] = {
+    "monai.bundle": "the network that a MONAI bundle defines; `weights` is its folder",
+    "smp.from_pretrained": "the network of a folder of `save_pretrained`; `weights` is the folder",
+}
+"""Architectures that a file beside the weights defines -> what they are."""
+
 IMAGES: dict[str, tuple[int, int]] = {"mni152": (91, 36)}
 """Number of training and test images of data sets of fixed size."""

@@ -35,7 +35,7 @@ TOOLKITS = "advseg_bench.toolkits"
 
 SHIPPED: dict[Kind, Collection[str]] = {
     "attack": catalogue.ATTACKS,
-    "architecture": catalogue.ARCHITECTURES,
+    "architecture": (*catalogue.ARCHITECTURES, *catalogue.DEFINED_ARCHITECTURES),
     "loss": catalogue.LOSSES,
     "data set": catalogue.DATASETS,
 }

@@ -11,7 +11,7 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from advseg_bench.registry.source_files import MAIN, namespace
 
@@ -125,17 +125,22 @@ def list_functions(module: ModuleType) -> Iterator[FunctionType]:
     """Yield the functions that a module holds or its classes hold, other than imported ones and those of generators."""
     owner = namespace(module).get("__name__")
     for value in namespace(module).values():
-        if isinstance(value, FunctionType):
+        if type(value) is FunctionType:
             yield from (each for each in _unwrap(value) if each.__module__ in (owner, MAIN))
-        elif isinstance(value, type) and value.__module__ == owner:
+        elif _is_class(value) and value.__module__ == owner:
             yield from _list_methods(vars(value), owner)
+
+
+def _is_class(value: object) -> TypeGuard[type]:
+    """Whether an object is a class, without reading its attributes, which may run code."""
+    return issubclass(type(value), type)
 
 
 def _list_methods(values: Mapping[str, Any], owner: str) -> Iterator[FunctionType]:
     """The functions in the namespace of a class, and in that of classes inside."""
     for value in values.values():
-        if isinstance(value, type) and value.__module__ == owner and value.__dict__ is not values:
-            yield from _list_methods({k: v for k, v in vars(value).items() if not isinstance(v, type)}, owner)
+        if _is_class(value) and value.__module__ == owner and value.__dict__ is not values:
+            yield from _list_methods({k: v for k, v in vars(value).items() if not _is_class(v)}, owner)
         parts = [value.fget, value.fset, value.fdel] if isinstance(value, property) else [value]
         for part in parts:
             yield from _unwrap(part.__func__ if isinstance(part, (staticmethod, classmethod)) else part)
@@ -144,7 +149,7 @@ def _list_methods(values: Mapping[str, Any], owner: str) -> Iterator[FunctionTyp
 def _unwrap(value: object) -> Iterator[FunctionType]:
     """A function, and those that decorators have wrapped."""
     seen: set[int] = set()
-    while isinstance(value, FunctionType) and id(value) not in seen:
+    while type(value) is FunctionType and id(value) not in seen:
         yield value
         seen.add(id(value))
         value = value.__dict__.get("__wrapped__")
@@ -169,7 +174,7 @@ def is_superseded(module: ModuleType, others: Mapping[str, ModuleType]) -> str |
         others: Modules in memory by name.
     """
     for value in namespace(module).values():
-        if not isinstance(value, (FunctionType, type)) or value.__module__ not in others:
+        if not (type(value) is FunctionType or _is_class(value)) or value.__module__ not in others:
             continue
         other = others[value.__module__]
         current = namespace(other).get(value.__qualname__) if other is not module else value
@@ -180,5 +185,5 @@ def is_superseded(module: ModuleType, others: Mapping[str, ModuleType]) -> str |
 
 def _list_code(value: object) -> list[CodeType]:
     """The code of a function or of the methods of a class."""
-    methods = _list_methods(vars(value), value.__module__) if isinstance(value, type) else _unwrap(value)
+    methods = _list_methods(vars(value), value.__module__) if _is_class(value) else _unwrap(value)
     return [function.__code__ for function in methods]

@@ -24,6 +24,8 @@ from advseg_bench.suite.specs import (
     Scoring,
     Spec,
     UwMadisonData,
+    check_split,
+    use_all_subjects,
 )
 
 Tables = dict[str, Any]
@@ -79,9 +81,15 @@ class Suite(Spec):
                 raise ValueError(f"two models are named {name!r}. Rename one")
         return models
 
+    @model_validator(mode="before")
+    @classmethod
+    def _use_all_subjects(cls, tables: Any) -> Any:
+        return use_all_subjects(tables)
+
     @model_validator(mode="after")
-    def _volumes_fit(self) -> Suite:
-        """Check that models and training support the shape of the images."""
+    def _data_fit(self) -> Suite:
+        """Check that models and training support the split and the shape of the images."""
+        check_split(self.data, self.models)
         *depth, rows, columns = self.data.edges
         for model in self.models if depth else ():
             if model.architecture.startswith("smp."):

@@ -80,7 +80,7 @@ def twins(spec):
 
 def one_split(spec):
     data = blobs(spec)
-    return Dataset(name="one", task=data.task, cases=data.cases[2:], read=data.read, fingerprint="f")
+    return Dataset(name="one", task=data.task, cases=data.cases[:2], read=data.read, fingerprint="f")
 
 
 number = 7
@@ -130,7 +130,7 @@ def test_the_fingerprint_follows_specification_settings_and_code(tmp_path, monke
         (spec("blob"), PluginError, "unknown object of test_plugin 'blob'. Did you mean 'blobs'?"),
         (spec("other_task"), DataError, "expected labels for a binary task, got 'multilabel'. Set `task`"),
         (spec("twins"), DataError, "expected a unique name .*, got 'twin' twice"),
-        (spec("one_split"), DataError, "expected images in each split, got none in train and validation."),
+        (spec("one_split"), DataError, "expected images in the test split, got none."),
     ],
 )
 def test_what_is_no_data_set_is_one_line(wrong, error, message):

@@ -316,7 +316,7 @@ def test_broken_module_of_a_user_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         ),
         (
             specify("smp.Unet", "resnet18", settings={"encoder_weights": "imagenet"}),
-            "expected no setting 'encoder_weights', got 'imagenet'. Nothing is downloaded",
+            "expected no setting 'encoder_weights', got 'imagenet'. Use the key `encoder_weights` of the model",
         ),
         (specify("monai.UNet", settings={"in_channels": 3}), "expected no setting 'in_channels', got 3"),
         (specify("monai.UNETR", settings={"img_size": 64}), "expected no setting 'img_size', got 64. It follows"),

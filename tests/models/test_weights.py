@@ -107,12 +107,10 @@ def test_checkpoint_in_the_format_before_zip_is_read(tmp_path: Path) -> None:
     assert equal(saved, loaded)
 
 
-def test_missing_file_folder_and_foreign_suffix_are_refused(tmp_path: Path) -> None:
+def test_missing_file_and_empty_folder_are_refused(tmp_path: Path) -> None:
     refuse(tmp_path / "a.pt", SpecError, r"a\.pt: expected .*, got 'No such file or directory'")
     (tmp_path / "b.pt").mkdir()
-    refuse(tmp_path / "b.pt", SpecError, "got 'Is a directory'")
-    (tmp_path / "c.onnx").write_bytes(b"x")
-    refuse(tmp_path / "c.onnx", SpecError, r"expected a \.safetensors, \.pt or \.pth file, got '\.onnx'")
+    refuse(tmp_path / "b.pt", SpecError, "expected a folder with one checkpoint, .* got 'none'")
 
 
 def _pickle_in_zip(path: Path) -> None:
@@ -182,7 +180,7 @@ def test_garbage_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None
 @pytest.mark.parametrize("content", [{}, {"epoch": 3, "state_dict": {"a": 1}}, [torch.zeros(1)], torch.zeros(1)])
 def test_a_checkpoint_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "a.pt")
-    refuse(tmp_path / "a.pt", SpecError, "expected a state dict, bare or under one of state_dict, model_state_dict")
+    refuse(tmp_path / "a.pt", SpecError, "expected a state dict, got ")
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from advseg_bench.suite.specs.experiment import (
     Scoring,
 )
 from advseg_bench.suite.specs.images import Fit, ImageData, Scale, SplitData
+from advseg_bench.suite.specs.splits import check_split, use_all_subjects
 
 __all__ = [
     "PLUGIN_TAG",
@@ -49,4 +50,6 @@ __all__ = [
     "Spec",
     "SplitData",
     "UwMadisonData",
+    "check_split",
+    "use_all_subjects",
 ]

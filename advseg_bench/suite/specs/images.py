@@ -95,11 +95,12 @@ class SplitData(ImageData):
     Attributes:
         path: Folder of the data, relative to the working directory.
         validation: Share of the subjects used for validation, which selects the checkpoint.
-        test: Share of the subjects used for test, which are attacked.
+        test: Share of the subjects used for test, which are attacked. 1 is for suites whose models all have `weights`,
+            and is the default there if no other key of the split is given.
         seed: Random seed of the split.
     """
 
     path: Path
     validation: float = Field(default=0.15, gt=0, lt=1)
-    test: float = Field(default=0.25, gt=0, lt=1)
+    test: float = Field(default=0.25, gt=0, le=1)
     seed: int = Field(default=0, ge=0)

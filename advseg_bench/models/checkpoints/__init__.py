@@ -1,0 +1,1 @@
+"""Which weights does a checkpoint hold? Where the file is, what is in it, and which of it a network takes."""
