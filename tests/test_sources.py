@@ -156,6 +156,17 @@ def test_a_function_replaced_from_a_notebook_has_no_hash(folder):
     assert describe("mine_i:Net").startswith(NO_FILE)
 
 
+def test_a_decorator_that_keeps_the_name_of_what_it_wraps_is_no_change(folder):
+    (folder / "helper_j.py").write_text(OLD)
+    decorate = (
+        "import functools, helper_j\n@functools.wraps(helper_j.loss)\ndef loss(x):\n    return -helper_j.loss(x)\n"
+    )
+    (folder / "mine_j.py").write_text(decorate)
+    importlib.import_module("mine_j")
+    begin("mine_j:loss")
+    assert not describe("mine_j:loss").startswith(NO_FILE)
+
+
 def run(folder, text, *arguments, name="-"):
     done = subprocess.run(
         [sys.executable, *(arguments or (name,))], input=text, capture_output=True, text=True, cwd=folder, timeout=120
@@ -174,7 +185,8 @@ show()
 
 @pytest.mark.slow
 def test_the_script_is_hashed_by_its_file_and_standard_input_not_at_all(folder):
-    (folder / "script.py").write_text(OLD + SHOW)
+    decorated = "import torch\n@torch.no_grad()\ndef other():\n    pass\n"
+    (folder / "script.py").write_text(decorated + OLD + SHOW)
     first = run(folder, "", "script.py")
     assert run(folder, "", "script.py") == first
     assert not first[0].startswith(NO_FILE)

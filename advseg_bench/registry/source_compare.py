@@ -156,12 +156,15 @@ def _unwrap(value: object) -> Iterator[FunctionType]:
 
 
 def is_replaced(module: ModuleType, path: Path) -> bool:
-    """Return whether a module holds code that is of no file: replaced or defined in a notebook or an interpreter."""
+    """Return whether a module holds code that is not of its file: typed in a session, or replaced by the script."""
+    main = namespace(sys.modules.get(MAIN)).get("__file__")
     script = namespace(module).get("__name__") in _SCRIPTS
     for function in list_functions(module):
-        elsewhere = Path(function.__code__.co_filename).absolute() != path
-        typed = function.__code__.co_filename != "<string>"  # as for the methods of data classes
-        if function.__module__ == MAIN and elsewhere and (typed or not script):
+        name = function.__code__.co_filename
+        if function.__module__ != MAIN or (script and name == "<string>"):  # such as the methods of data classes
+            continue
+        file = Path(name).absolute()
+        if file != path and (name == main or not file.is_file()):
             return True
     return False
 
@@ -184,6 +187,6 @@ def is_superseded(module: ModuleType, others: Mapping[str, ModuleType]) -> str |
 
 
 def _list_code(value: object) -> list[CodeType]:
-    """The code of a function or of the methods of a class."""
-    methods = _list_methods(vars(value), value.__module__) if _is_class(value) else _unwrap(value)
+    """The code of a function, without its decorators, or of the methods of a class."""
+    methods = _list_methods(vars(value), value.__module__) if _is_class(value) else [*_unwrap(value)][-1:]
     return [function.__code__ for function in methods]
