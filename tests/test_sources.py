@@ -212,3 +212,47 @@ def test_describing_the_code_of_an_installed_package_again_is_cheap():
     began = time.process_time()
     environment.describe_code([("architecture", "torch.nn:Conv2d")], session)
     assert time.process_time() - began < 2
+
+
+NET = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, in_channels=1, classes=1):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(in_channels, 4, 3, padding=1), nn.Conv2d(4, classes, 1)
+    def forward(self, x):
+        return self.b(self.a(x).ACT())
+"""
+RUN = """
+import json, pathlib
+import advseg_bench as ab
+def run(out, network):
+    net = {"name": "net", "architecture": network}
+    data = {"name": "phantom", "size": 16, "subjects": 3, "slices": 1}
+    attack = {"name": "random_sign", "eps": ["4/255"]}
+    suite = ab.Suite(name="tiny", data=data, models=[net], training={"epochs": 1, "floor": 0}, attacks=[attack])
+    try:
+        ab.run(suite, out)
+    except Exception as error:
+        return print("refused", error)
+    print(json.loads(pathlib.Path(out, "models", "net.json").read_text())["weights_sha256"])
+"""
+
+
+@pytest.mark.slow
+def test_weights_of_a_session_never_stand_under_the_key_of_other_code(folder, monkeypatch):
+    """The wrong number that was found: the old network's weights, cached under the hash of the edited file."""
+    monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(folder / "cache"))
+    old, new = NET.replace("ACT", "relu"), NET.replace("ACT", "sin")
+    (folder / "nets.py").write_text(old)
+    edit = f"pathlib.Path('nets.py').write_text({new!r})\n"
+    first, second, *_ = run(folder, f"{RUN}\nrun('one', 'nets:Net')\n{edit}run('two', 'nets:Net')\n")
+    assert "nets.py" in second
+    assert second.startswith("refused")
+    later = run(folder, f"{RUN}\nrun('three', 'nets:Net')\n")[0]
+    typed = run(folder, f"{RUN}\n{new}\nrun('four', '__main__:Net')\nrun('four', '__main__:Net')\n")
+    other = run(folder, f"{RUN}\n{old}\nrun('five', '__main__:Net')\n")[0]
+    assert first == other, "the same network, wherever it is defined"
+    assert later == typed[0] != first
+    assert typed[1].startswith("refused"), "rows of code without a hash are not resumed"
+    assert len(list((folder / "cache" / "models").iterdir())) == 2, "nothing of standard input is cached"

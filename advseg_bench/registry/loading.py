@@ -148,9 +148,9 @@ def _load_from_toolkit(toolkit: Plugin, name: str, settings: dict[str, Any], los
     owner = f"attack {name}: {toolkit.target} of distribution {toolkit.distribution}"
     try:
         attack = import_module(toolkit.target).load(name.partition(".")[2], settings, loss, task)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         if isinstance(error, ModuleNotFoundError) and error.name == toolkit.name:
             missing = f"attack {name}: needs {toolkit.name}, which is not installed"
             raise PluginError(f"{missing}. Run: {toolkits.install(toolkit)}") from None
