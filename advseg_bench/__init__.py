@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from advseg_bench import attacks, geometry, losses, metrics, stats, testing
     from advseg_bench.attacks.function import attack
     from advseg_bench.batches import Batch
+    from advseg_bench.checks.outputs import as_segmenter
     from advseg_bench.claims import Claim, judge_claims
     from advseg_bench.protocols import Attack
     from advseg_bench.registry import catalogue
@@ -36,6 +37,7 @@ __all__ = [
     "Suite",
     "Task",
     "Traits",
+    "as_segmenter",
     "attack",
     "attacks",
     "catalogue",
@@ -62,6 +64,7 @@ _HOMES = {
     "Suite": "suite.suite",
     "Task": "types",
     "Traits": "types",
+    "as_segmenter": "checks.outputs",
     "attack": "attacks.function",
     "attacks": "",
     "catalogue": "registry",

@@ -290,7 +290,7 @@ WRONG_MODELS = [
     (nn.Sequential(make_convolution(1), nn.Sigmoid()), "model.*: expected raw logits.*Remove the final sigmoid"),
     (make_convolution(1, 2), r"model.*: expected 1 logit channels \(class0\), got 2"),
     (make_convolution(3), r"model.*: the network fails on images of shape \(1, 8, 8\): RuntimeError"),
-    (make_convolution(1, 1, 3), r"model.*: expected logits of shape \(2, 1, 8, 8\), got \(2, 1, 6, 6\)"),
+    (make_convolution(1, 1, 3), r"model.*: expected logits of shape \(2, K, 8, 8\), got \(2, 1, 6, 6\)"),
 ]
 
 

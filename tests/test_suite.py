@@ -53,7 +53,7 @@ def test_shipped_suites_load_and_survive_json(name):
         ('"8/255"', '"8/0"', "attacks.0.eps.1: expected a number or a fraction"),
         ('"8/255"', '"2/255"', "attacks.0: eps: a value of attack 'fgsm' is listed twice"),
         ("epochs = 10", "lr = inf", "training.lr: Input should be a finite number"),
-        ("mean = 0.5", "mean = nan", "models.0.mean: Input should be a finite number"),
+        ("mean = 0.5", "mean = nan", "models.0.mean: expected finite numbers, got nan"),
         ("epochs = 10", "head_bias = false", 'training.head_bias: expected a number or "none"'),
         ("draws = 2", "settings = { day = 2020-01-01 }", "attacks.1.settings: expected numbers, strings, booleans"),
         ('recipe = "quick"', 'recipe = ["quick"]', "training: unknown recipe"),

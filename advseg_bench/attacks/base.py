@@ -15,8 +15,10 @@ from advseg_bench.arguments import make_budget
 from advseg_bench.attacks.objective import name_loss
 from advseg_bench.batches import Batch, check_batch, copy_batch
 from advseg_bench.checks.logits import probe
+from advseg_bench.checks.outputs import read_model
 from advseg_bench.checks.results import check_form, inspect, name_of, traits_of
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line
+from advseg_bench.instruments.counter import Counter
 from advseg_bench.instruments.guard import ModelGuard, lent
 from advseg_bench.protocols import Attack, Model
 from advseg_bench.registry import catalogue
@@ -89,6 +91,7 @@ class BaseAttack(ABC):
         eps: float | None = None,
         norm: Norm = "linf",
         seed: int = 0,
+        stochastic: bool = False,
     ) -> Tensor:
         """Attack a batch.
 
@@ -106,16 +109,18 @@ class BaseAttack(ABC):
             eps: Radius in input units: 4/255, not 4.
             norm: Norm of the radius: "linf" or "l2".
             seed: Seed of the default generators.
+            stochastic: Whether the model is known to be random in eval mode; another model must be a function of its
+                image.
 
         Returns:
             Adversarial images (N, C, *S) with the dtype and device of `batch.x`.
 
         Raises:
             UserError: The radius is missing or given twice, the batch or the logits have the wrong form, the model
-                returns probabilities, or the attack or its loss does not support the task.
+                returns probabilities or is random, or the attack or its loss does not support the task.
 
         Cost:
-            The cost of the attack; without `generators`, additionally 2 forwards of two images and a copy of the
+            The cost of the attack; without `generators`, additionally 3 forwards of two images and a copy of the
             weights.
         """
         if not isinstance(batch, Batch):
@@ -131,7 +136,8 @@ class BaseAttack(ABC):
             raise SpecError(expected(f"attack {name_of(self)}", "an ab.Budget as `budget`", budget, "Or give `eps`."))
         if generators is not None:
             return self.perturb(model, batch, budget=budget, generators=generators)
-        return attack_batch(self, model, batch, budget, image_generators(seed, "", batch.images))
+        drawn = image_generators(seed, "", batch.images)
+        return attack_batch(self, model, batch, budget, drawn, stochastic=stochastic)
 
 
 def without_cost(traits: Traits) -> Traits:
@@ -178,6 +184,7 @@ def attack_batch(
     *,
     name: str = "",
     check_model: bool = True,
+    stochastic: bool = False,
 ) -> Tensor:
     """Attack one batch outside a run, with the checks of a run.
 
@@ -188,7 +195,8 @@ def attack_batch(
         budget: Norm and radius.
         generators: One per image.
         name: Name of the attack in messages; by default its own name.
-        check_model: Whether to check first that the model returns logits for the task.
+        check_model: Whether to check first that the model returns logits for the task, which depend on the image alone.
+        stochastic: Whether logits may depend on random numbers.
 
     Returns:
         Adversarial images, detached, inside bounds and budget.
@@ -200,7 +208,7 @@ def attack_batch(
         UserWarning: The attack changed the model, or its result violated bounds or budget.
 
     Cost:
-        The cost of the attack; with `check_model`, additionally 2 forwards of two images.
+        The cost of the attack; with `check_model`, additionally 3 forwards of two images.
     """
     name = name or name_of(attack)
     check_batch(batch, "batch")
@@ -211,11 +219,15 @@ def attack_batch(
     with torch.inference_mode(False), torch.enable_grad(), lent(model):
         ours = copy_batch(batch)
         if check_model:
-            module = model if isinstance(model, nn.Module) else FunctionModel(model)
-            probe("model", module, ours.x[:2], batch.task)
-        guard = ModelGuard(model) if isinstance(model, nn.Module) else None
+            reader = read_model("model", model)
+            probe("model", reader, ours.x[:2], batch.task, function=not stochastic)
+            reader.announce()
+            model = reader.simplest()
+        guard = ModelGuard(model, ours.x[:1]) if isinstance(model, nn.Module) else None
+        counter = Counter(model)
         try:
-            result = attack(model, copy_batch(ours), budget=budget, generators=generators)
+            with counter.count(len(ours.x)) as tally:
+                result = attack(counter.model, copy_batch(ours), budget=budget, generators=generators)
         except UserError:
             raise
         except Exception as error:
@@ -227,6 +239,7 @@ def attack_batch(
     if any("non_finite" in flags for flags in checked.flags):
         raise IncompatibleError(f"attack {name}: expected finite intensities, got NaN or infinity.")
     faults = ["changed the model (restored)"] if changed else []
+    faults += ["met gradients with NaN or infinity, so its result is no measurement"] if tally.find_non_finite() else []
     faults += [text for name, text in _FAULTS.items() if any(name in flags for flags in checked.flags)]
     if faults:
         warnings.warn(f"attack {name}: {'; '.join(faults)}.", stacklevel=3)

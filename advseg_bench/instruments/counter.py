@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from advseg_bench.errors import QueryLimitError, expected
 from advseg_bench.protocols import Model
@@ -58,6 +59,8 @@ class Tally:
     all_forwards: int = 0
     all_backwards: int = 0
     attributed: bool = True
+    _gradients: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
+    _handles: list[RemovableHandle] = field(default_factory=list)
 
     def per_image(self) -> list[tuple[int, int]] | None:
         """Return the forwards and backwards of each image, or None if they are not known exactly."""
@@ -90,6 +93,30 @@ class Tally:
         self.all_backwards += rows
         for i in owners:
             self.backwards[i] += 1
+
+    def watch_input(self, owners: tuple[int, ...], x: Tensor) -> None:
+        """Record which images have a gradient with NaN or infinity, whenever one flows into the input of a forward."""
+
+        def note(gradient: Tensor) -> None:
+            self._gradients.append((owners, ~gradient.detach().flatten(1).isfinite().all(1)))
+
+        self._handles.append(x.register_hook(note))  # type: ignore[no-untyped-call]
+
+    def forget_inputs(self) -> None:
+        """Remove the hooks of `watch_input`."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def find_non_finite(self) -> set[int]:
+        """Return the images whose gradient had NaN or infinity; all of them if it cannot be attributed."""
+        found: set[int] = set()
+        for owners, broken in self._gradients:
+            rows = [i for i, each in enumerate(broken.tolist()) if each]
+            if rows and not owners:
+                return set(range(len(self.forwards)))
+            found |= {owners[i] for i in rows}
+        return found
 
     def _find_owners(self, rows: int) -> tuple[int, ...]:
         declared = OWNERS.get()
@@ -154,6 +181,7 @@ class Counter:
             with _covered(self):
                 yield tally
         finally:
+            tally.forget_inputs()
             OWNERS.reset(token)
             self._tally = None
 
@@ -181,6 +209,8 @@ class _Gate:
         if logits.requires_grad:
             point = None if tally.points is None else x.detach().clone()
             logits.register_hook(lambda gradient: tally.add_backward(owners, len(gradient), point))
+            if x.requires_grad:
+                tally.watch_input(owners, x)
         return logits
 
     @property

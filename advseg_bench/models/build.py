@@ -5,36 +5,43 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from advseg_bench.checks.logits import probe
+from advseg_bench.checks.model import watch
+from advseg_bench.checks.outputs import Outputs
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, expected
 from advseg_bench.models.build_defined import build_defined
 from advseg_bench.models.build_monai import build_monai
 from advseg_bench.models.build_smp import build_smp
+from advseg_bench.models.build_torchscript import load_torchscript
 from advseg_bench.models.construct import FROM_DATA, check_settings, construct
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.registry import catalogue, plugins
 from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Task
 
+_DOWNLOADS = ("weights", "weights_backbone")
+"""Arguments of torchvision that name weights to download."""
+
 
 def build_model(
-    spec: ModelSpec, *, channels: int, task: Task, size: int | Sequence[int], seed: int = 0
+    spec: ModelSpec, *, channels: int, task: Task, size: int | Sequence[int], seed: int = 0, check_function: bool = True
 ) -> SegmentationModule:
     """Build a randomly initialised network on the CPU and check that it yields logits for the task.
 
     The libraries take initial weights from PyTorch's global CPU generator and accept no other. It is therefore seeded
     during the construction and restored afterwards: the same seed gives the same weights, and the caller's random
     numbers do not change. (This does not cover user networks that use NumPy or `random`.) Only the library that
-    contains the network is imported. Weights named in the specification are not loaded; see `load_weights`.
+    contains the network is imported. Weights named in the specification are not loaded; see `load_weights`. The
+    exception is TorchScript, whose file holds both.
 
-    The check runs the network twice, in eval mode, on two random images; it changes neither batch norm buffers nor
-    training flags nor random state.
+    The check runs the network in eval mode on two random images; it changes neither batch norm buffers nor training
+    flags nor random state. A network whose logits depend on more than the image is refused, unless `spec.stochastic`.
 
     Args:
         spec: Architecture, encoder, settings, normalisation and stride. Without `spec.stride` the stride follows from
@@ -44,18 +51,19 @@ def build_model(
         size: Edge length in pixels of the square images of the check, or their two or three edges. With three, the
             network is for 3-D images, which MONAI has and segmentation-models-pytorch has not.
         seed: Seed of the initial weights.
+        check_function: Whether to check that logits depend on the image alone; False if that was checked before.
 
     Returns:
         The network, images (N, C, *S) in [0, 1] -> logits (N, K, *S), in the mode that its constructor sets.
 
     Cost:
-        Two forwards of two images.
+        Three forwards of two images; two without `check_function`.
 
     Raises:
         SpecError: If the encoder or a setting is unknown, or the constructor refuses its arguments.
         PluginError: If a user network cannot be imported or is not a `torch.nn.Module`.
         IncompatibleError: If the network fails on such images, has a stride of more than twice an edge of a volume, or
-            returns anything but logits for the task.
+            returns anything but logits for the task, or logits that depend on more than the image.
 
     Example:
         >>> from advseg_bench.models import build_model
@@ -69,18 +77,32 @@ def build_model(
     where = f"model {spec.name!r}"
     edges = (size, size) if isinstance(size, int) else tuple(size)
     with _seeded(seed):
-        if spec.architecture in catalogue.DEFINED_ARCHITECTURES:
+        if spec.architecture == catalogue.TORCHSCRIPT:
+            net, stride = load_torchscript(where, spec), 1
+        elif spec.architecture in catalogue.DEFINED_ARCHITECTURES:
             net, stride = build_defined(where, spec, channels, len(task.classes), edges)
         elif spec.architecture in catalogue.ARCHITECTURES:
             build = {"smp": build_smp, "monai": build_monai}[spec.architecture.partition(".")[0]]
             net, stride = build(where, spec, channels, len(task.classes), edges)
         else:
             net, stride = _build_user(where, spec, channels, len(task.classes)), 1
-    model = SegmentationModule(net, mean=spec.mean, std=spec.std, stride=spec.stride or stride)
+    outputs = Outputs(where, spec.output, spec.resize_logits)
+    model = SegmentationModule(net, mean=spec.mean, std=spec.std, stride=spec.stride or stride, outputs=outputs)
+    _check_normalisation(where, spec, channels)
     _check_depth(where, model.stride, edges)
     x = torch.rand((2, channels, *edges), generator=torch.Generator().manual_seed(seed))
-    model.head = probe(where, model, x, task, model.net)
+    with _alike(model) if spec.stochastic else nullcontext(), watch(model.net) as notes:
+        model.head = probe(where, model, x, task, model.net, function=check_function and not spec.stochastic)
+    model.notes = tuple(notes)
     return model
+
+
+def _check_normalisation(where: str, spec: ModelSpec, channels: int) -> None:
+    """Refuse a mean or std for another number of channels."""
+    for key, value in (("mean", spec.mean), ("std", spec.std)):
+        if isinstance(value, tuple) and len(value) not in (1, channels):
+            what = f"one number as `{key}`, or one for each of {channels} channels"
+            raise SpecError(expected(where, what, list(value), f"Correct `{key}`."))
 
 
 def _check_depth(where: str, stride: int, edges: tuple[int, ...]) -> None:
@@ -114,6 +136,17 @@ def set_head_bias(model: SegmentationModule, value: float) -> None:
 
 
 @contextmanager
+def _alike(model: nn.Module) -> Iterator[None]:
+    """Let each forward of a stochastic model use the same random numbers, so that its head is found."""
+    with torch.random.fork_rng(devices=()), model.register_forward_pre_hook(lambda *_: _restart()):
+        yield
+
+
+def _restart() -> None:
+    torch.manual_seed(0)
+
+
+@contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed PyTorch's CPU generator, and restore its state afterwards; other devices are not affected."""
     with torch.random.fork_rng(devices=()):
@@ -130,12 +163,15 @@ def _build_user(where: str, spec: ModelSpec, channels: int, classes: int) -> nn.
         raise SpecError(expected(where, "no `encoder_weights` for a user network", spec.encoder_weights, remedy))
     make = _import_callable(where, spec.architecture)
     parameters = inspect.signature(make).parameters.values()
+    shipped = getattr(make, "__module__", "").partition(".")[0] == "torchvision"
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     outputs = next((key for key in ("classes", "out_channels", "num_classes") if key in known), "classes")
-    arguments = {
-        key: value for key, value in (("in_channels", channels), (outputs, classes)) if anything or key in known
-    }
+    takes_all = anything and not shipped
+    sizes = (("in_channels", channels), (outputs, classes))
+    arguments: dict[str, Any] = {key: value for key, value in sizes if takes_all or key in known}
+    if shipped:  # its constructors download weights by default
+        arguments |= {key: None for key in _DOWNLOADS if key in known and key not in spec.settings}
     check_settings(where, spec, {*known, *spec.settings} if anything else known, dict.fromkeys(arguments, FROM_DATA))
     net = construct(where, spec, make, arguments | copy.deepcopy(spec.settings))
     if not isinstance(net, nn.Module):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from advseg_bench.checks.outputs import Outputs
 from advseg_bench.errors import SpecError, expected
+from advseg_bench.instruments.modes import set_mode
 
 
 class SegmentationModule(nn.Module):
@@ -22,11 +25,13 @@ class SegmentationModule(nn.Module):
     which is deterministic on a GPU, whereas that of `torch.nn.functional.pad(mode="replicate")` is not.
 
     Args:
-        net: Network, (N, C, *S) -> logits (N, K, *S) for every S whose edges are multiples of `stride`.
+        net: Network, (N, C, *S) -> logits (N, K, *S), or outputs that contain them, for every S whose edges are
+            multiples of `stride`. It gets a new tensor, so its first layer may work in place.
         mean: Subtracted from the image: one number, or one per channel.
         std: The image is then divided by it: one positive number, or one per channel.
         stride: The network needs a multiple of this number of pixels along every space axis.
         head: Dotted name, inside `net`, of the layer whose output is the logits (up to resizing); None if unknown.
+        outputs: How logits are read from what `net` returns; by default as `checks.outputs.Outputs` does.
 
     Attributes:
         net: The bare network; checkpoints contain its state dict.
@@ -34,6 +39,8 @@ class SegmentationModule(nn.Module):
         std: float32, shape (1,) or (C,).
         stride: As given.
         head: As given.
+        outputs: As given; `outputs.seen` is what was read last.
+        notes: What the network's own forward changes in it, one clause each; set by `build_model`.
 
     Raises:
         SpecError: If a std is not positive or the stride is below 1.
@@ -41,6 +48,7 @@ class SegmentationModule(nn.Module):
 
     mean: Tensor
     std: Tensor
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -50,6 +58,7 @@ class SegmentationModule(nn.Module):
         std: float | Sequence[float] = 1.0,
         stride: int = 1,
         head: str | None = None,
+        outputs: Outputs | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -61,6 +70,7 @@ class SegmentationModule(nn.Module):
             raise SpecError(expected("stride", "1 or more pixels", stride, "Correct `stride`."))
         self.stride = stride
         self.head = head
+        self.outputs = Outputs() if outputs is None else outputs
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of images.
@@ -76,8 +86,18 @@ class SegmentationModule(nn.Module):
         """
         space = (1,) * (x.dim() - 2)
         z = (x - self.mean.view(-1, *space)) / self.std.view(-1, *space)
-        logits: Tensor = self.net(_pad(z, self.stride))
-        return _crop(logits, x.shape[2:])
+        z = _pad(z, self.stride)
+        return _crop(self.outputs.read(self.net(z), z), x.shape[2:])
+
+    def train(self, mode: bool = True) -> SegmentationModule:
+        """Set the mode of the network, if it has one: frozen TorchScript has none."""
+        self.training = mode
+        set_mode(self.net, mode)
+        return self
+
+    def describe_outputs(self) -> dict[str, Any]:
+        """Return what a record stores about the network's outputs: nothing if it returns plain logits."""
+        return self.outputs.describe()
 
 
 def _pad(x: Tensor, stride: int) -> Tensor:

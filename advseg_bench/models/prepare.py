@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advseg_bench.errors import IncompatibleError, SpecError, expected, one_line
-from advseg_bench.models.fold import fold_batch_norms
+from advseg_bench.models.fold import CLOSE, fold_batch_norms
 from advseg_bench.models.graphed import Graphed
 from advseg_bench.models.lean import Lean, is_worth_it
+from advseg_bench.models.reference import copy_model, differentiate, distance, find_reference, softplus_gradient
 from advseg_bench.registry.preparation import check_steps
 
 TOLERATED = 2.0
@@ -88,9 +89,10 @@ class Choice:
     Attributes:
         model: The prepared model, or the user's object if `steps` is empty.
         steps: The steps of its preparation.
-        error: Distance of the input gradient of `model` from the float64 one, see `gradient_error`.
+        error: Distance of the input gradient of `model` from the float64 one, see `gradient_error`; NaN if unknown.
         raw_error: The same for the unprepared model.
         rejected: Steps -> reason why they were rejected.
+        no_float64: Reason why there is no float64 gradient to compare with; "" if there is one, or none was needed.
     """
 
     model: nn.Module
@@ -98,11 +100,14 @@ class Choice:
     error: float
     raw_error: float
     rejected: dict[str, str] = field(default_factory=dict)
+    no_float64: str = ""
 
     def as_record(self) -> dict[str, Any]:
         """Return the description that a run stores."""
         errors = {"gradient_error": self.error, "raw_gradient_error": self.raw_error}
-        return {"steps": list(self.steps), **errors, "rejected": self.rejected}
+        known = {key: None if math.isnan(value) else value for key, value in errors.items()}
+        missing = {"no_float64": self.no_float64} if self.no_float64 else {}
+        return {"steps": list(self.steps), **known, "rejected": self.rejected, **missing}
 
 
 def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
@@ -121,7 +126,7 @@ def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
         The prepared copy.
 
     Cost:
-        Up to six forwards, and the compilation.
+        Up to six forwards, and the compilation; one more if the model can only be copied after a forward.
 
     Raises:
         SpecError: If a step does not exist or cannot be used here.
@@ -133,13 +138,7 @@ def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
     if "channels_last" in steps and x.dim() not in (4, 5):
         what = "images with 2 or 3 space axes for 'channels_last'"
         raise SpecError(expected("prepare", what, x.dim() - 2, "Leave out this step."))
-    try:
-        net = copy.deepcopy(model)
-    except Exception as error:
-        raise IncompatibleError(
-            expected("prepare", "a model that can be copied", str(error), 'Set prepare = "raw".')
-        ) from None
-    net.eval().requires_grad_(False)
+    net = copy_model(model, x).eval().requires_grad_(False)
     if "fold" in steps:
         fold_batch_norms(net, x)
     if "channels_last" in steps:
@@ -152,45 +151,6 @@ def prepare(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Prepared:
     return prepared
 
 
-def gradient_error(model: nn.Module, x: Tensor, reference: Tensor) -> float:
-    """Return the relative distance of a model's input gradient from a reference: ||g - r||_2 / ||r||_2.
-
-    The gradient is that of the sum of softplus(logits), the cross-entropy to an empty mask.
-
-    Args:
-        model: Images -> logits.
-        x: Images (N, C, *S).
-        reference: Gradient (N, C, *S) to compare with, see `reference_gradient`.
-
-    Returns:
-        The mean over images.
-
-    Cost:
-        One forward, one backward.
-    """
-    difference = (softplus_gradient(model, x).to(reference) - reference).flatten(1).norm(dim=1)
-    size = reference.flatten(1).norm(dim=1)
-    return float(torch.where(difference == 0, 0.0, difference / size).mean())
-
-
-def reference_gradient(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the input gradient for `gradient_error` in float64.
-
-    Args:
-        model: Images -> logits; it is copied.
-        x: Images (N, C, *S).
-
-    Returns:
-        float64 (N, C, *S).
-
-    Cost:
-        One forward and one backward of a float64 copy.
-    """
-    device = "cpu" if x.device.type == "mps" else x.device
-    net = copy.deepcopy(model).to(device, torch.float64).eval().requires_grad_(False)
-    return softplus_gradient(net, x.to(device, torch.float64))
-
-
 def prepare_checked(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Choice:
     """Prepare a model if the prepared copy agrees with it, otherwise return it unprepared; time is not measured.
 
@@ -200,7 +160,9 @@ def prepare_checked(model: nn.Module, x: Tensor, steps: Sequence[str]) -> Choice
         steps: As for `prepare`.
 
     Returns:
-        The prepared model if its `gradient_error` is at most `TOLERATED` times that of the model.
+        The prepared model if its `gradient_error` is at most `TOLERATED` times that of the model. A model that does not
+        run in float64 has no such error: its copy must then have the model's own gradient, bit for bit. The model
+        itself if there are no steps.
 
     Raises:
         SpecError: As `prepare` does.
@@ -223,10 +185,17 @@ def find_agreeing(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, .
     Raises:
         SpecError: As `prepare` does.
     """
-    reference = reference_gradient(model, x)
-    raw_error = gradient_error(model, x, reference)
+    if not candidates:
+        return [], Choice(model, (), math.nan, math.nan)
     rejected: dict[str, str] = {}
+    try:
+        logits, own = differentiate(model, x)
+        reference, no_float64 = find_reference(model, x, own)
+        raw_error = distance(own, reference)
+    except Exception as error:  # a model that cannot be differentiated is for the attacks to report
+        return [], Choice(model, (), math.nan, math.nan, {_name(steps): one_line(error) for steps in candidates})
     choices = []
+    stated = math.nan if no_float64 else raw_error
     for steps in candidates:
         try:
             prepared = prepare(model, x, steps)
@@ -236,39 +205,26 @@ def find_agreeing(model: nn.Module, x: Tensor, candidates: Sequence[tuple[str, .
         try:
             # a few images represent whole batches, on which more calls are lean
             with Lean(small=0) if "lean" in steps else nullcontext():
-                found = gradient_error(prepared, x, reference)
+                found_logits, gradient = differentiate(prepared, x)
         except Exception as error:  # after any error, the unprepared model can be attacked
             rejected[_name(steps)] = one_line(error)
             continue
-        if found <= TOLERATED * raw_error:
-            choices.append(Choice(prepared, prepared.steps, found, raw_error, rejected))
+        found = distance(gradient, reference)
+        if prepared.exact and not (found_logits - logits).abs().max() <= CLOSE * logits.abs().max():
+            rejected[_name(steps)] = "other logits than the model's"
+        elif found <= TOLERATED * raw_error:
+            stated_error = math.nan if no_float64 else found
+            choices.append(Choice(prepared, prepared.steps, stated_error, stated, rejected, no_float64))
+        elif no_float64:
+            rejected[_name(steps)] = f"another gradient than the model's, and none in float64 to judge it: {no_float64}"
         else:
             why = f"gradient error {found:.3g}, more than {TOLERATED:g} times that of the model, {raw_error:.3g}"
             rejected[_name(steps)] = why
-    return choices, Choice(model, (), raw_error, raw_error, rejected)
+    return choices, Choice(model, (), stated, stated, rejected, no_float64)
 
 
 def _name(steps: Sequence[str]) -> str:
     return "+".join(steps) or "raw"
-
-
-def softplus_gradient(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the gradient of the sum of softplus(logits), the cross-entropy to an empty mask, with respect to images.
-
-    Args:
-        model: Images -> logits.
-        x: Images (N, C, *S).
-
-    Returns:
-        (N, C, *S).
-
-    Cost:
-        One forward, one backward.
-    """
-    leaf = x.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        value = F.softplus(model(leaf)).sum()
-    return torch.autograd.grad(value, leaf)[0]
 
 
 def _channels_last(x: Tensor) -> torch.memory_format:

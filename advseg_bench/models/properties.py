@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from advseg_bench.attacks.gradient import input_gradients
+from advseg_bench.protocols import Model
 
 SHARE = 0.95
 """Share of the gradient that an effective receptive field contains."""
 
 
-def count_flops(model: nn.Module, x: Tensor) -> int:
+def count_flops(model: Model, x: Tensor) -> int:
     """Count the floating-point operations of the forward pass of one image: two for each multiply-add.
 
     Args:
@@ -31,7 +32,7 @@ def count_flops(model: nn.Module, x: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def measure_receptive_field(model: nn.Module, x: Tensor) -> float:
+def measure_receptive_field(model: Model, x: Tensor) -> float:
     """Measure the effective receptive field of the central pixel, which is smaller than the theoretical one.
 
     Args:

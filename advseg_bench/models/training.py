@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from advseg_bench import environment
 from advseg_bench.cache import cache_dir, content_hash, write_bytes, write_json
+from advseg_bench.checks.model import check_calls
 from advseg_bench.data.dataset import Dataset, Split
 from advseg_bench.errors import DataError, TrainingError, UserError, expected
 from advseg_bench.models.build import build_model, set_head_bias
@@ -29,6 +31,7 @@ from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.properties import count_flops, measure_receptive_field
 from advseg_bench.models.training_loop import Training, evaluate
 from advseg_bench.models.weights import count_parameters, load_weights, save_weights
+from advseg_bench.registry import catalogue
 from advseg_bench.registry.plugins import Kind
 from advseg_bench.registry.sources import Session
 from advseg_bench.suite.specs import ModelSpec, Recipe
@@ -83,9 +86,9 @@ def obtain_model(
         TrainingError: If the validation Dice of a model trained here is below `recipe.floor`.
         DataError: If a model has to be trained and no validation image shows a class.
         SpecError: See `build_model` and `load_weights`.
-        IncompatibleError: See `build_model`.
+        IncompatibleError: See `build_model`; and if logits depend on more than the image once the weights are there.
     """
-    model, loaded = _build(spec, dataset, seed)
+    model, loaded = _build(spec, dataset, seed, check_function=False)  # `_describe` checks it with its weights
     info = {
         "name": spec.name,
         "architecture": spec.architecture,
@@ -95,7 +98,7 @@ def obtain_model(
     }
     if spec.weights:
         given = {"key": None, "validation_dice": _score(model.eval(), dataset, recipe.batch), "train_seconds": None}
-        return TrainedModel(model, info | loaded | given | _describe(model, dataset, recipe.batch))
+        return TrainedModel(model, info | loaded | given | _describe(spec, model, dataset, recipe.batch))
     session = session or Session()
     names: list[tuple[Kind, str]] = [("architecture", spec.architecture), ("loss", recipe.loss)]
     code = environment.describe_code(names, session)
@@ -103,6 +106,9 @@ def obtain_model(
     with _locked(_session_folder(key) if environment.in_no_file(code) else cache_dir("models", key)) as folder:
         weights, sidecar = folder / "model.safetensors", folder / "model.json"
         if not _is_whole(weights, sidecar, model):
+            if count_parameters(model) == 0:  # such as frozen TorchScript
+                remedy = 'Set `weights`; for TorchScript also architecture = "torchscript".'
+                raise TrainingError(expected(f"model {spec.name}", "a network with parameters to train", 0, remedy))
             if recipe.head_bias is not None:
                 set_head_bias(model, recipe.head_bias)
             with torch.random.fork_rng(devices=[]), _deterministic(device):
@@ -117,14 +123,35 @@ def obtain_model(
             f"{outcome['validation_dice']:.3f} after {recipe.epochs} epochs. "
             "Train longer, change `training.lr`, or lower `training.floor`."
         )
-    return TrainedModel(model.eval(), info | outcome | {"key": key} | _describe(model.eval(), dataset, recipe.batch))
+    described = _describe(spec, model.eval(), dataset, recipe.batch)
+    return TrainedModel(model.eval(), info | outcome | {"key": key} | described)
 
 
-def _describe(model: SegmentationModule, dataset: Dataset, batch: int) -> dict[str, Any]:
-    """Properties of the network, measured on a few images not used for training, at most one training batch."""
+class _Listener:
+    """A model whose logits are kept."""
+
+    def __init__(self, model: SegmentationModule) -> None:
+        self.model = model
+        self.logits: list[Tensor] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        self.logits.append(logits.detach())
+        return logits
+
+
+def _describe(spec: ModelSpec, model: SegmentationModule, dataset: Dataset, batch: int) -> dict[str, Any]:
+    """Properties of the network, measured on a few images not used for training, at most one training batch.
+
+    Its forwards of one image and of all also show whether logits depend on the image alone.
+    """
     images = dataset.split("validation") or dataset.split("test")
     x = dataset.batch(images[: min(DESCRIBED_IMAGES, batch)]).x
-    return {"flops": count_flops(model, x), "receptive_field_px": measure_receptive_field(model, x)}
+    calls = _Listener(model)
+    described = {"flops": count_flops(calls, x), "receptive_field_px": measure_receptive_field(calls, x)}
+    if not spec.stochastic:
+        check_calls(f"model {spec.name!r}", model, x, *calls.logits)
+    return described | model.describe_outputs()
 
 
 def _score(model: SegmentationModule, dataset: Dataset, batch: int) -> float | None:
@@ -148,7 +175,9 @@ def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationMod
     return _build(spec, dataset, seed)[0]
 
 
-def _build(spec: ModelSpec, dataset: Dataset, seed: int) -> tuple[SegmentationModule, dict[str, Any]]:
+def _build(
+    spec: ModelSpec, dataset: Dataset, seed: int, *, check_function: bool = True
+) -> tuple[SegmentationModule, dict[str, Any]]:
     """Do what `build_given` does; return what the record describes of the weights, too."""
     _, channels, *edges = dataset.batch([0]).x.shape
     splits: tuple[Split, ...] = ("train", "validation")
@@ -156,8 +185,10 @@ def _build(spec: ModelSpec, dataset: Dataset, seed: int) -> tuple[SegmentationMo
     if empty and not spec.weights:
         what, remedy = "images in each split", f"Give model {spec.name} `weights`, or the data such images."
         raise DataError(expected(f"data {dataset.name}", what, f"none in {' and '.join(empty)}", remedy))
-    model = build_model(spec, channels=channels, task=dataset.task, size=edges, seed=seed)
-    if not spec.weights:
+    model = build_model(
+        spec, channels=channels, task=dataset.task, size=edges, seed=seed, check_function=check_function
+    )
+    if not spec.weights or spec.architecture == catalogue.TORCHSCRIPT:
         return model, {}
     return model, {"weights": load_weights(spec.weights, model, spec.weights_key).as_record()}
 

@@ -234,8 +234,12 @@ ARCHITECTURES: tuple[str, ...] = (
     *(f"monai.{name}" for name in MONAI_ARCHITECTURES),
 )
 
+TORCHSCRIPT = "torchscript"
+"""The architecture of a model that is a TorchScript file."""
+
 DEFINED_ARCHITECTURES: dict[str, str] = {
     "monai.bundle": "the network that a MONAI bundle defines; `weights` is its folder",
+    TORCHSCRIPT: "a TorchScript file as `weights`, with `trust = true`",
     "smp.from_pretrained": "the network of a folder of `save_pretrained`; `weights` is the folder",
 }
 """Architectures that a file beside the weights defines -> what they are."""

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
+from advseg_bench.report.behaviour import describe_models, list_non_finite
 from advseg_bench.report.contrasts import Contrast
 from advseg_bench.report.document import show_budget, show_number, show_plural, show_times
 from advseg_bench.report.findings import shorten_list, write_findings
@@ -93,6 +94,7 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
         *_fit([summary.run.about.suite.title], 1, console, "bold"),
         *_fit(_describe_run(summary), 4, console),
         *_fit(_list_warnings(summary.run), 3, console, "bold red"),
+        *_fit(describe_models(summary.run), 2, console),
     ]
     reach = _fit(sentences[-1:], 2, console, bullet="- ")  # the scope of all findings, so it is never left out
     found = [RichText(), *_fit(sentences[:-1], 8, console, bullet="- "), *reach]
@@ -157,7 +159,7 @@ def _show_budgets(eps: Sequence[float]) -> str:
 
 def _list_warnings(run: Run) -> list[str]:
     """Return the cautions to show before any number, in short."""
-    warnings = [run.about.suite.note] if run.about.suite.note else []
+    warnings = [*list_non_finite(run), *([run.about.suite.note] if run.about.suite.note else [])]
     if run.missing:
         warnings.append(f"Incomplete: {run.missing:,} of {run.planned:,} results are missing.")
     return warnings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from advseg_bench.report import curves, detail_tables, integrity, panels, scatter, tables
+from advseg_bench.report import behaviour, curves, detail_tables, integrity, panels, scatter, tables
 from advseg_bench.report.document import Block, Code, Document, Section, Table, Text, show_budget, show_plural
 from advseg_bench.report.findings import shorten_list, write_findings
 from advseg_bench.report.series import NORMS
@@ -23,7 +23,7 @@ def compose(summary: Summary) -> Document:
     sections = (
         _show_findings(summary),
         Section("claims", "Claims of arXiv 2401.11224", summarise_claims(summary.judged)),
-        Section("models", "Models before the attack", (tables.make_clean_table(summary),) if summary.has_clean else ()),
+        Section("models", "Models before the attack", _show_models(summary)),
         *(_show_sweep(summary, each) for each in summary.budgets),
         *(_show_success(summary, each) for each in summary.budgets),
         *_show_details(summary),
@@ -60,7 +60,7 @@ def _list_facts(summary: Summary) -> dict[str, str]:
 
 def list_warnings(run: Run) -> tuple[str, ...]:
     """Return the cautions to show before any number."""
-    warnings = [run.about.suite.note] if run.about.suite.note else []
+    warnings = [*behaviour.list_non_finite(run), *([run.about.suite.note] if run.about.suite.note else [])]
     if run.missing:
         share = run.missing / run.planned
         share_text = f"{share:.0%}" if share >= 0.01 else "under 1 %"
@@ -90,6 +90,17 @@ def _show_findings(summary: Summary) -> Section:
     if note := summary.run.about.data.note:
         blocks.append(Text((f"About the data: {note}",)))
     return Section("findings", "Findings", tuple(blocks))
+
+
+def _show_models(summary: Summary) -> tuple[Block, ...]:
+    """Show the scores of the models without an attack, and what is special about their behaviour."""
+    sentences = tuple(behaviour.describe_models(summary.run))
+    optional: tuple[Block | None, ...] = (
+        tables.make_clean_table(summary) if summary.has_clean else None,
+        Text(sentences, bullets=True) if sentences else None,
+        behaviour.make_repeat_table(summary),
+    )
+    return tuple(block for block in optional if block)
 
 
 def _show_sweep(summary: Summary, budgets: Budgets) -> Section:

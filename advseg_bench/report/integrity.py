@@ -21,6 +21,7 @@ from advseg_bench.report.document import (
 from advseg_bench.report.summary import Summary
 from advseg_bench.results.arms import ARM, read_arm
 from advseg_bench.results.run import Run
+from advseg_bench.results.scores import UNMEASURED
 from advseg_bench.suite.cells import Arm
 
 FLAGS = {
@@ -29,6 +30,8 @@ FLAGS = {
     "out_of_bounds": "the result left the intensity range; it was clipped, and only the clipped image is scored",
     "non_finite": "the attack returned NaN or infinity; these values were replaced by those of the clean image",
     "unchanged": "the attack returned the clean image; this is no evidence of robustness, and no mean contains it",
+    "non_finite_logits": "the model yields NaN or infinity for the image, clean or attacked; no mean contains it",
+    "non_finite_gradient": "the attack met a gradient with NaN or infinity, so it is incomplete; no mean contains it",
     "not_reached": "an attack that stops at success did not exceed its threshold",
     "over_cost": "the attack used more forward or backward passes than it declares",
     "model_changed": "the attack changed the model's weights, mode or gradient flags",
@@ -126,7 +129,10 @@ def make_flag_table(data: pl.DataFrame) -> Table | None:
         Column("Results", tuple(show_count(n) for n in data["results"])),
         Column("Meaning", tuple(FLAGS.get(name, "see the attack's documentation") for name in data["flag"]), False),
     )
-    caption = "Number of results (one per image) with each flag. All are scored, except those flagged as unchanged."
+    caption = (
+        "Number of results (one per image) with each flag. All are scored, except those flagged as "
+        f"{', '.join(UNMEASURED[:-1])} or {UNMEASURED[-1]}."
+    )
     return Table("flags", "Flagged results", caption, columns, data)
 
 

@@ -55,6 +55,8 @@ def make_clean_table(summary: Summary) -> Table:
         "share of valid pixels with any class wrong. Val. Dice: Dice on the validation split, by which the checkpoint "
         "was selected."
     )
+    read = [(name, m["outputs"]["described"]) for name, m in zip(there, known, strict=True) if m.get("outputs")]
+    caption += "".join(f" The harness {described} of {name}." for name, described in read)
     return Table("clean", "Models before the attack", caption, tuple(shown), data)
 
 

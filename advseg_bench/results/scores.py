@@ -21,7 +21,9 @@ Definitions, for one image and its valid pixels:
 
 Repeats of a random attack are averaged for each image before any other step.
 
-A result that equals the clean image (flag `unchanged`) is not a measurement: it has no score and enters no mean.
+A result with a flag of `UNMEASURED` is not a measurement: it has no score and enters no mean. It equals the clean image
+(`unchanged`), its logits or those of the clean image have NaN or infinity (`non_finite_logits`), or the attack met such
+a gradient (`non_finite_gradient`).
 """
 
 from __future__ import annotations
@@ -61,7 +63,10 @@ RELEASED_SMOOTH = 1e-5
 Counts = tuple[pl.Expr, pl.Expr, pl.Expr]
 """True positives, false positives and false negatives of one class."""
 
-MEASURED = ~pl.col("flags").list.contains("unchanged")
+UNMEASURED = ("unchanged", "non_finite_logits", "non_finite_gradient")
+"""Flags of rows that are no measurement of the model."""
+
+MEASURED = ~pl.any_horizontal([pl.col("flags").list.contains(flag) for flag in UNMEASURED])
 """Whether a row is a measurement of the model."""
 
 CLASS_SCORES = ("dice", "iou", "drop", "dice_clean", "iou_clean")
@@ -84,8 +89,8 @@ def score_rows(rows: pl.DataFrame, task: Task, scoring: Scoring) -> pl.DataFrame
 
     Returns:
         The rows with the float64 columns of `ROW_SCORES`; null where a score is undefined: no scored class in the
-        image, no valid pixel, no clean row, an attack that returned the clean image, or, for `dice_below`, a clean Dice
-        below the threshold.
+        image, no valid pixel, no clean row, a flag of `UNMEASURED`, or, for `dice_below`, a clean Dice below the
+        threshold.
 
     Source:
         See the definitions in the module docstring.
@@ -153,15 +158,20 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
         One row per group: `by`, `pooled_dice`, `pooled_iou`, `n_images`, `n_subjects`.
     """
     places = find_scored_classes(task).values()
+    keys = (*by, *({"cell"} - set(by)))
     totals = (
         rows.filter(MEASURED)
-        .group_by(*by, *({"cell"} - set(by)), maintain_order=True)
+        .group_by(*keys, maintain_order=True)
         .agg(
             *(pl.col(count).list.get(k).sum().alias(f"{count}{k}") for count in ("tp", "fp", "fn") for k in places),
             pl.col("image").n_unique().alias("n_images"),
             pl.col("subject").n_unique().alias("n_subjects"),
         )
     )
+    groups = rows.select(keys).unique(maintain_order=True)
+    if len(groups) > len(totals):  # a group without any measurement has no score
+        totals = groups.join(totals, on=keys, how="left", maintain_order="left")
+        totals = totals.with_columns(pl.col("n_images", "n_subjects").fill_null(0))
     counts: list[Counts] = [(pl.col(f"tp{k}"), pl.col(f"fp{k}"), pl.col(f"fn{k}")) for k in places]
     ratios = totals.with_columns(
         _mean([_ratio(name, each, scoring) for each in counts]).alias(f"pooled_{name}") for name in ("dice", "iou")
@@ -172,10 +182,13 @@ def pool_counts(rows: pl.DataFrame, task: Task, scoring: Scoring, by: Sequence[s
 
 
 def _join_clean(scored: pl.DataFrame, scores: Sequence[str]) -> pl.DataFrame:
-    """Add `<score>_clean` from the rows of the clean prediction."""
+    """Add `<score>_clean` from the rows of the clean prediction, averaged over its repeats."""
     named = [pl.col(name).alias(f"{name}_clean") for name in scores]
-    clean = scored.lazy().filter(pl.col("attack") == "none").select(*CLEAN_KEYS, *named)
-    rows = scored.lazy().select(CLEAN_KEYS).with_row_index("place").join(clean, on=CLEAN_KEYS, how="left")
+    clean = scored.lazy().filter(pl.col("attack") == "none").select(*CLEAN_KEYS, *named).collect()
+    if clean.select(CLEAN_KEYS).is_duplicated().any():  # of a stochastic model
+        clean = clean.group_by(CLEAN_KEYS, maintain_order=True).agg(pl.exclude(CLEAN_KEYS))
+        clean = clean.with_columns(pl.exclude(CLEAN_KEYS).list.mean())
+    rows = scored.lazy().select(CLEAN_KEYS).with_row_index("place").join(clean.lazy(), on=CLEAN_KEYS, how="left")
     found = rows.select("place", *(f"{name}_clean" for name in scores)).sort("place").collect()
     return scored.hstack(found.drop("place"))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import product
 from types import NoneType
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import torch
@@ -18,10 +17,11 @@ from torch import nn
 from advseg_bench import environment
 from advseg_bench.arguments import make_budget
 from advseg_bench.attacks.base import FunctionModel, check_fit
-from advseg_bench.attacks.objective import name_loss
 from advseg_bench.batches import Batch, select_images
 from advseg_bench.checks.logits import probe
-from advseg_bench.checks.results import name_of, traits_of
+from advseg_bench.checks.model import describe_behaviour, watch
+from advseg_bench.checks.outputs import Segmenter, read_model
+from advseg_bench.checks.results import traits_of
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.data.memory import make_dataset, read_images
 from advseg_bench.errors import SpecError, expected
@@ -29,14 +29,14 @@ from advseg_bench.instruments.guard import lent
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.weights import count_parameters, digest_weights
 from advseg_bench.protocols import Attack
-from advseg_bench.registry import catalogue
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.results import records
 from advseg_bench.results.run import Run
+from advseg_bench.running.naming import name_arms
 from advseg_bench.running.runner import Conditions, run_unit
 from advseg_bench.running.work import CHECKED_ON, Failure, Unit
 from advseg_bench.suite.cells import CLEAN, Arm, Cell, make_cell
-from advseg_bench.suite.specs import Compute, Scoring
+from advseg_bench.suite.specs import Compute, ModelSpec, Scoring
 from advseg_bench.types import Bounds, Budget, Norm, Task, TaskKind
 
 
@@ -58,6 +58,7 @@ def evaluate(
     batch: int = 8,
     device: str | None = None,
     scoring: Scoring | None = None,
+    stochastic: bool | Collection[str] = False,
 ) -> Run:
     """Attack and score models on images in memory, with the same checks and rows as a run of a suite.
 
@@ -81,6 +82,8 @@ def evaluate(
         batch: Images per forward pass; a short batch is padded, so that an image gives the same bits in any batch.
         device: Device to compute on; by default that of the model's parameters.
         scoring: Scoring conventions; by default those of `Scoring()`.
+        stochastic: Whether the models are random in eval mode, or the names of those that are. Every cell of such a
+            model, the clean one too, has `draws` repeats, 5 if that is 1. Other models must be functions of the image.
 
     Returns:
         A `Run` with its rows in memory: `rows`, `table`, `failures`. `advseg_bench.report.write_report(run, out)`
@@ -116,10 +119,11 @@ def evaluate(
             raise SpecError(expected("evaluate", f"a whole number of at least 1 as `{what}`", number))
     if not isinstance(scoring, (Scoring, NoneType)):
         raise SpecError(expected("evaluate", "an advseg_bench.suite.specs.Scoring as `scoring`", scoring))
-    arms = _name_arms(attacks, norm)
+    arms = name_arms(attacks, norm)
     for arm, attack in arms.items():
         check_fit(attack, images, budgets[0], arm.attack)
-    work = _Work(images, make_dataset(images), arms, budgets, draws, seed, batch)
+    random = tuple(models) if stochastic is True else tuple(stochastic or ())
+    work = _Work(images, make_dataset(images), arms, budgets, draws, seed, batch, random)
     devices = {name: device or _find_device(network) for name, network in models.items()}
     described = [environment.describe_device(place) for place in devices.values()]
     done = [_run_model(name, network, devices[name], work) for name, network in models.items()]
@@ -141,6 +145,13 @@ class _Work:
     draws: int
     seed: int
     batch: int
+    random: tuple[str, ...]
+
+    def count_repeats(self, name: str) -> int:
+        """The smallest number of repeats of each cell of a model."""
+        if name not in self.random:
+            return 1
+        return self.draws if self.draws > 1 else int(ModelSpec.model_fields["repeats"].default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,23 +171,29 @@ def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done
         try:
             network.to(device)
             sample = select_images(work.images, range(min(CHECKED_ON, len(work.images.x)))).x.to(device)
-            probe(f"model {name}", network, sample, work.images.task)
-            entry = _describe_model(name, network)
+            stochastic = name in work.random
+            reader = read_model(f"model {name}", network)
+            with watch(network) as notes:
+                probe(f"model {name}", reader, sample, work.images.task, function=not stochastic)
+            reader.announce()
+            entry = _describe_model(name, network) | reader.describe_outputs()
+            entry |= describe_behaviour(notes, work.count_repeats(name))
             cells = _make_cells(name, entry, work)
-            choice = _prepare(network, sample)
+            attacked = cast(nn.Module, reader.simplest())
+            choice = _prepare(attacked, sample, stochastic)
             unit = Unit(name, tuple(range(len(work.images.x))), tuple(cells))
             built = {cell.id: work.arms[cell.arm] for cell in cells if cell.arm != CLEAN}
-            conditions = Conditions(seed=work.seed, batch=work.batch, device=device)
-            rows, failures = run_unit(unit, network, work.dataset, conditions, choice.model, built)
+            conditions = Conditions(work.seed, work.batch, device, stochastic)
+            rows, failures = run_unit(unit, attacked, work.dataset, conditions, choice.model, built)
         finally:
             network.to(home)
     distinct = list(dict.fromkeys(failures))
     return _Done(entry | {"prepared": choice.as_record()}, cells, rows, distinct)
 
 
-def _prepare(network: nn.Module, sample: torch.Tensor) -> Choice:
-    """A cheaper copy of the model if it agrees with it; a function cannot be copied and is attacked itself."""
-    if isinstance(network, FunctionModel):
+def _prepare(network: nn.Module, sample: torch.Tensor, stochastic: bool) -> Choice:
+    """A cheaper copy of the model if it agrees with it; functions and stochastic models are attacked themselves."""
+    if stochastic or isinstance(network.model if isinstance(network, Segmenter) else network, FunctionModel):
         return Choice(network, (), math.nan, math.nan)
     return prepare_checked(network, sample, read_steps(Compute().prepare))
 
@@ -211,63 +228,13 @@ def _read_budgets(eps: object, norm: Norm, bounds: Bounds) -> list[Budget]:
     return budgets
 
 
-def _name_arms(attacks: object, norm: Norm) -> dict[Arm, Attack]:
-    """Attack objects by the arm that identifies them in tables."""
-    listed = [attacks] if callable(attacks) else attacks
-    if not isinstance(listed, Iterable) or isinstance(listed, str):
-        raise SpecError(expected("evaluate", "a list of attacks, or attacks by name", attacks))
-    named = listed.items() if isinstance(listed, Mapping) else (("", attack) for attack in listed)
-    arms: dict[Arm, Attack] = {}
-    for name, attack in named:
-        if not callable(attack) or isinstance(attack, type):
-            raise SpecError(expected("evaluate", "attack objects, such as ab.attacks.FGSM(loss='dice')", attack))
-        loss = getattr(attack, "loss", None)
-        called = str(name) or _find_name(attack)
-        arm = Arm(called, "" if loss is None else name_loss(loss), _write_settings(called, attack), norm)
-        if arm in arms:
-            remedy = "Give a mapping of names to attacks."
-            raise SpecError(expected("evaluate", "attacks that differ in name, loss or settings", arm.attack, remedy))
-        if arm.attack == CLEAN.attack:
-            raise SpecError(expected("evaluate", f"another name than {CLEAN.attack!r}, the clean prediction's", name))
-        arms[arm] = attack
-    if not arms:
-        raise SpecError(expected("evaluate", "at least one attack", "none"))
-    return arms
-
-
-def _find_name(attack: Attack) -> str:
-    """The name of an attack in the catalogue, or else its own name."""
-    target = f"{type(attack).__module__}:{type(attack).__qualname__}"
-    entries = catalogue.ATTACKS.items()
-    return next((n for n, e in entries if target in (e.target, *e.variants.values())), name_of(attack))
-
-
-def _write_settings(name: str, attack: Attack) -> str:
-    """The settings of an attack that differ from their defaults, without the loss, as canonical JSON."""
-    settings: dict[str, Any] = {}
-    if isinstance(getattr(attack, "settings", None), Mapping):
-        settings = dict(attack.settings)  # type: ignore[attr-defined]
-    elif is_dataclass(attack) and not isinstance(attack, type):
-        given = {field.name: (getattr(attack, field.name), field.default) for field in fields(attack)}
-        changed = {key: value for key, (value, default) in given.items() if key != "loss" and value is not default}
-        settings = {k: v for k, v in changed.items() if isinstance(v, torch.Tensor) or v != given[k][1]}
-    return json.dumps(settings, sort_keys=True, default=lambda value: _write_value(name, value))
-
-
-def _write_value(name: str, value: object) -> str:
-    """Represent a setting that JSON cannot by a name that is the same in every process."""
-    if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}:{value.__qualname__}"
-    what = "settings that are numbers, strings, booleans, lists of them, or functions"
-    raise SpecError(expected(f"attack {name}", what, type(value).__name__, "Give a mapping of names to attacks."))
-
-
 def _make_cells(name: str, entry: Mapping[str, Any], work: _Work) -> list[Cell]:
     """The clean cell of a model, and every arm at every radius."""
     identity = {"model": name, "weights": entry["weights_sha256"], "data": work.dataset.fingerprint}
-    cells = [make_cell(identity, name, CLEAN, 0.0, 0, None)]
+    least = work.count_repeats(name)
+    cells = [make_cell(identity, name, CLEAN, 0.0, draw, None) for draw in range(least)]
     for (arm, attack), budget in product(work.arms.items(), work.budgets):
-        repeats = range(work.draws if traits_of(attack).random is not False else 1)
+        repeats = range(max(least, work.draws if traits_of(attack).random is not False else 1))
         cells += [make_cell(identity, name, arm, budget.eps, draw, None) for draw in repeats]
     return cells
 

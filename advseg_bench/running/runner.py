@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench import metrics
-from advseg_bench.batches import move_batch
+from advseg_bench.attacks.base import image_generators
+from advseg_bench.batches import Batch, move_batch
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import one_line
 from advseg_bench.instruments.guard import ModelGuard
@@ -31,11 +33,14 @@ class Conditions:
         batch: Images per forward pass; a short batch is padded by repeating images, and the padding is discarded, so
             that an image's result has the same bits in every unit.
         device: Device of models and images.
+        stochastic: Whether the model is random in eval mode: each repeat then has a clean forward and gradients of its
+            own, and global random numbers that are seeded with the repeat and the images.
     """
 
     seed: int
     batch: int
     device: str = "cpu"
+    stochastic: bool = False
 
 
 def run_unit(
@@ -73,11 +78,34 @@ def run_unit(
         indices = unit.indices[start : start + conditions.batch]
         padded = [indices[i % len(indices)] for i in range(conditions.batch)]
         batch = move_batch(dataset.batch(padded), conditions.device)
-        scene = Scene(model, guard, batch, dataset=dataset.name, n=len(indices), seed=conditions.seed)
-        new, failed = scene.attack_and_score([c for c in unit.cells if c.arm == CLEAN or c.id in attacks], attacks)
-        rows += new
-        failures += failed
+        for repeat, cells in _split_repeats(unit.cells, conditions.stochastic):
+            scene = Scene(model, guard, batch, dataset=dataset.name, n=len(indices), seed=conditions.seed)
+            with _drawing(conditions, repeat, batch):
+                new, failed = scene.attack_and_score([c for c in cells if c.arm == CLEAN or c.id in attacks], attacks)
+            rows += new
+            failures += failed
     return rows, failures
+
+
+def _split_repeats(cells: Sequence[Cell], stochastic: bool) -> list[tuple[int, Sequence[Cell]]]:
+    """Cells by repeat, since those of one repeat share a clean forward; all together if the model is not random."""
+    if not stochastic:
+        return [(0, cells)]
+    repeats = dict.fromkeys(cell.draw for cell in cells)
+    return [(repeat, [cell for cell in cells if cell.draw == repeat]) for repeat in repeats]
+
+
+@contextmanager
+def _drawing(conditions: Conditions, repeat: int, batch: Batch) -> Iterator[None]:
+    """Seed the global generator of a stochastic model with repeat and images, and restore it."""
+    if not conditions.stochastic:
+        yield
+        return
+    (generator,) = image_generators(conditions.seed, f"repeat {repeat}", batch.images[:1])
+    devices = () if batch.x.device.type == "cpu" else (batch.x.device,)
+    with torch.random.fork_rng(devices, device_type=batch.x.device.type if devices else "cuda"):
+        torch.manual_seed(generator.initial_seed())
+        yield
 
 
 def attack_one(

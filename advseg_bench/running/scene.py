@@ -7,7 +7,7 @@ bounds and budget before it is scored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class Scene:
         self.model, self.batch, self.dataset, self.n, self.seed = model, batch, dataset, n, seed
         self.guard, self.attacked = guard, guard.model
         self.exact = not isinstance(self.attacked, Prepared) or self.attacked.exact
+        self.guard.sample = batch.x[:1]
         self.thorough, self.changed = True, False
 
     def attack_and_score(self, cells: Sequence[Cell], attacks: Mapping[str, Attack]) -> tuple[list[Row], list[Failure]]:
@@ -75,6 +76,7 @@ class Scene:
         logits, shared = self.look([attacks[cell.id] for cell in cells if cell.arm != CLEAN])
         clean = metrics.predict(logits, self.batch.task)
         target = metrics.Target(clean, self.batch)
+        broken = _find_non_finite(logits)
         for cell in cells:
             try:
                 if cell.arm == CLEAN:
@@ -88,6 +90,8 @@ class Scene:
                     attacked = self.forward(checked.x_adv)
                     prediction = metrics.predict(attacked, self.batch.task)
                     _flag_misses(attacks[cell.id], attacked, logits, self.batch, flags)
+                    _flag("non_finite_logits", _find_non_finite(attacked), flags)
+                _flag("non_finite_logits", broken, flags)
             except (Exception, SystemExit) as error:
                 self.changed |= self.guard.restore()
                 failures.append(Failure(cell.model, "attack", cell.id, one_line(error)))
@@ -133,12 +137,14 @@ class Scene:
         generators = image_generators(self.seed, cell.id, self.batch.images)
         passes: Passes | None = [(1, 1)] * len(x)  # of a one-gradient attack, as if it ran alone
         if is_shared(attack):
-            x_adv: object = attack.step(lent, shared.of(attack), budget, generators)
+            gradient = shared.of(attack)
+            broken = _find_non_finite(gradient)
+            x_adv: object = attack.step(lent, gradient, budget, generators)
         else:
             counted = Counter(self.attacked).count(len(x), cell.max_forwards)
             with counted as tally, torch.enable_grad():  # ends a grad mode that the attack may leave behind
                 x_adv = attack(self.attacked, lent, budget=budget, generators=generators)
-            passes = tally.per_image()
+            passes, broken = tally.per_image(), tally.find_non_finite()
         found = check_form(x_adv, self.batch, cell.arm.attack)
         common = set()
         if self.guard.restore(thorough=self.thorough):
@@ -149,6 +155,7 @@ class Scene:
         checked = _inspect(found, self.batch, budget, traits)
         for flags in checked.flags:
             flags |= common
+        _flag("non_finite_gradient", broken, checked.flags)
         if passes is not None:
             _flag_costs(traits, passes, checked.flags)
         return checked, passes
@@ -157,6 +164,17 @@ class Scene:
 @timed("check of results")
 def _inspect(x_adv: Tensor, batch: Batch, budget: Budget, traits: Traits) -> Checked:
     return inspect(x_adv, batch, budget, traits)
+
+
+def _find_non_finite(values: Tensor) -> set[int]:
+    """Indices of the images with NaN or infinity in their logits or gradients."""
+    return set((~values.flatten(1).isfinite().all(1)).nonzero().flatten().tolist())
+
+
+def _flag(name: str, images: Iterable[int], flags: list[set[str]]) -> None:
+    """Set a flag of some images."""
+    for i in images:
+        flags[i].add(name)
 
 
 def _flag_costs(stated: Traits, passes: Passes, flags: list[set[str]]) -> None:

@@ -6,10 +6,11 @@ Workers only return results; the main process alone writes to the run directory.
 from __future__ import annotations
 
 import io
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 
 from advseg_bench import environment
 from advseg_bench.batches import move_batch
+from advseg_bench.checks.model import describe_behaviour
 from advseg_bench.checks.results import traits_of
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
@@ -61,6 +63,7 @@ class _Loaded:
     model: nn.Module
     attacked: nn.Module
     info: dict[str, Any]
+    stochastic: bool
 
 
 class Worker:
@@ -151,22 +154,27 @@ class Worker:
             spec = next(model for model in suite.models if model.name == name)
             trained = obtain_model(spec, suite.training, self.dataset, suite.seed, progress, self.device, self._session)
             info = trained.info | {"weights_sha256": digest_weights(trained.model)}
-            choice = self._prepare(trained.model)
+            choice = self._prepare(trained.model, () if spec.stochastic else read_steps(suite.compute.prepare))
             info["prepared"] = choice.as_record()
-            self._loaded = _Loaded(name, trained.model, choice.model, info)
+            info |= describe_behaviour(trained.model.notes, spec.repeats if spec.stochastic else 1)
+            self._loaded = _Loaded(name, trained.model, choice.model, info, spec.stochastic)
         return self._loaded
 
-    def _prepare(self, model: nn.Module) -> Choice:
-        """Prepare a model as the suite specifies, if the copy agrees with it on the first test images."""
+    def _prepare(self, model: nn.Module, steps: Sequence[str]) -> Choice:
+        """Prepare a model, if the copy agrees with it on the first test images; without steps the model is returned."""
+        if not steps:
+            model.to(self.device).eval().requires_grad_(False)
+            return Choice(model, (), math.nan, math.nan)
         images = self.dataset.split("test")[:CHECKED_ON]
         x = move_batch(self.dataset.batch(images), self.device).x
         model.to(self.device).eval().requires_grad_(False)
-        return prepare_checked(model, x, read_steps(self.suite.compute.prepare))
+        return prepare_checked(model, x, steps)
 
     def _run_unit(self, unit: Unit) -> UnitResult:
         loaded = self._load(unit.model)
         started = time.perf_counter()
-        rows, failures = runner.run_unit(unit, loaded.model, self.dataset, self.conditions, loaded.attacked)
+        conditions = replace(self.conditions, stochastic=loaded.stochastic)
+        rows, failures = runner.run_unit(unit, loaded.model, self.dataset, conditions, loaded.attacked)
         return UnitResult(rows, failures, time.perf_counter() - started, self._describe_code())
 
     def _make_panels(self, name: str, panels: tuple[PanelSpec, ...]) -> Panels:

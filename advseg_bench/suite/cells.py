@@ -128,7 +128,7 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
 
 def model_identity(suite: Suite, model: ModelSpec) -> dict[str, object]:
     """Return everything that a model's predictions depend on, as JSON; `floor` only decides whether it is used."""
-    spec = model.model_dump(mode="json")
+    spec = model.model_dump(mode="json", exclude={"repeats"})
     recipe = None if model.weights else suite.training.model_dump(mode="json", exclude={"recipe", "floor"})
     return {"model": spec, "data": suite.data.model_dump(mode="json"), "recipe": recipe, "seed": suite.seed}
 
@@ -152,6 +152,7 @@ def estimate(cells: tuple[Cell, ...]) -> Cost | None:
     """
     cost = [0, 0, 0, 0]
     gradients = set()
+    stochastic = {cell.model for cell in cells if cell.arm == CLEAN and cell.draw}
     for cell in cells:
         if cell.skip:
             continue
@@ -164,7 +165,7 @@ def estimate(cells: tuple[Cell, ...]) -> Cost | None:
             return None
         traits = entry.traits_of(cell.arm.options)
         forwards, backwards = int(traits.forwards or 0), int(traits.backwards or 0)
-        key = _gradient_of(cell) if entry.shared else cell.id
+        key = (_gradient_of(cell) if entry.shared else cell.id, cell.draw if cell.model in stochastic else 0)
         cost[0] += 1 if entry.shared else forwards + 1
         cost[1] += backwards if not entry.shared or key not in gradients else 0
         cost[2] += forwards + 1
@@ -183,12 +184,14 @@ def _gradient_of(cell: Cell) -> str:
 def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
     """The cells of one model."""
     identity = model_identity(suite, model)
-    yield make_cell(identity, model.name, CLEAN, 0.0, 0, None)
+    least = model.repeats if model.stochastic else 1
+    for draw in range(least):
+        yield make_cell(identity, model.name, CLEAN, 0.0, draw, None)
     for attack in suite.attacks:
         for each, loss in product(attack.list_settings(), attack.losses or ("",)):
             arm = Arm(attack.name, loss, json.dumps(each, sort_keys=True), attack.norm)
             skip = _why_skip(suite.data, attack, loss, each)
-            for eps, draw in product(attack.eps, range(attack.draws)):
+            for eps, draw in product(attack.eps, range(max(attack.draws, least))):
                 cell = make_cell(identity, model.name, arm, eps, draw, skip)
                 yield replace(cell, max_forwards=attack.max_forwards)
 

@@ -8,7 +8,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from advseg_bench.instruments import meter
-from advseg_bench.models.prepare import Choice, find_agreeing, softplus_gradient
+from advseg_bench.models.prepare import Choice, find_agreeing
+from advseg_bench.models.reference import softplus_gradient
 
 CANDIDATES: tuple[tuple[str, ...], ...] = (("lean",), ("fold", "lean"), ("fold", "lean", "channels_last"))
 """Preparations to try, in addition to the unprepared model."""

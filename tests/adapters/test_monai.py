@@ -170,7 +170,7 @@ def test_weights_seed_and_state_dict(tmp_path: Path) -> None:
     ("given", "match"),
     [
         ({"architecture": "monai.Unet"}, r"unknown architecture 'monai\.Unet'\. Did you mean 'monai\.UNet'\?"),
-        ({"architecture": "monai.UNet", "std": 0.0}, "std: Input should be greater than 0, got 0.0"),
+        ({"architecture": "monai.UNet", "std": 0.0}, "std: expected positive numbers, got 0.0"),
         ({"spatial_dims": 4}, "expected 2 or 3 `spatial_dims`, got 4"),
         ({"img_size": (16, 16, 16)}, r"expected 2 edges as `img_size`, got \(16, 16, 16\)"),
         ({"architecture": "monai.UNETR", "settings": {}}, r"expected an `img_size` for monai\.UNETR, got None"),
@@ -727,7 +727,7 @@ def test_mistakes_in_a_sample_are_one_line(changes: dict[str, Any], options: dic
         (as_network(Threshold(), in_channels=1), ONES.repeat(3, 1, 1), "network: expected images of 1 channels, got 3"),
         (Threshold(1, 2), ONES, r"model: expected 1 logit channels \(class0\), got 2"),
         (nn.Sequential(Threshold(), nn.Sigmoid()), ONES, "model: expected raw logits, got values between 0"),
-        (nn.Sequential(Threshold(), nn.MaxPool2d(2)), ONES, "Logits must have the size of the image"),
+        (nn.Sequential(Threshold(), nn.MaxPool2d(3)), ONES, "Logits must have the size of the image"),
     ],
     ids=["channels", "network-channels", "classes", "probabilities", "size"],
 )

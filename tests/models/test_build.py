@@ -155,9 +155,11 @@ def test_networks_of_smp_refuse_volumes() -> None:
         build(specify("smp.Unet", "resnet18"), size=(32, 32, 32))
 
 
-def test_dynunet_that_shrinks_its_image_is_refused() -> None:
-    with pytest.raises(IncompatibleError, match="Logits must have the size of the image"):
-        build(specify("monai.DynUNet", settings={"strides": [2, 2, 2, 2]}))
+def test_dynunet_that_shrinks_its_image_is_enlarged_or_refused() -> None:
+    settings = {"strides": [2, 2, 2, 2]}
+    assert build(specify("monai.DynUNet", settings=settings)).outputs.seen.resized == (2, 2)
+    with pytest.raises(IncompatibleError, match=r"logits of \(\d+, \d+\) pixels, got .* Set resize_logits = true"):
+        build(specify("monai.DynUNet", settings=settings, resize_logits=False))
 
 
 @pytest.mark.parametrize(

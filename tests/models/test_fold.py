@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from advseg_bench.errors import IncompatibleError
 from advseg_bench.models import lean
 from advseg_bench.models.fold import fold_batch_norms
-from advseg_bench.models.prepare import gradient_error, prepare, reference_gradient
+from advseg_bench.models.prepare import prepare
+from advseg_bench.models.reference import gradient_error, reference_gradient
 
 BATCH_NORMS = {"monai-instance": 0}  # all others have some, all of which can be folded
 

@@ -73,13 +73,11 @@ def test_layer_behind_which_logits_are_bent_is_no_head() -> None:
 @pytest.mark.parametrize(
     ("finish", "match"),
     [
-        ("tuple", r"one tensor of 3 logit channels \(gm, wm, csf\), got 'tuple'"),
-        ("dict", "one tensor of 3 logit channels .*, got 'dict'"),
-        ("labels", r"float32 tensor of 3 logit channels .*, got 'torch\.bool'\. Return raw logits"),
-        ("half", r"got 'torch\.float16'"),
-        ("many", r"expected 3 logit channels \(gm, wm, csf\), got 6"),
-        ("small", r"logits of shape \(2, 3, 16, 16\), got \(2, 3, 8, 8\)\. Logits must have the size"),
-        ("flat", r"logits of shape \(2, 3, 16, 16\), got \(2, 768\)"),
+        ("dict", r"tensor of logits or one of out, logits, pred, got dict with mask\. Set `output`"),
+        ("labels", r"float32 tensor of logits, got 'torch\.bool'\. Return raw logits"),
+        ("many", r"expected 3 logit channels \(gm, wm, csf\), got 6\."),
+        ("small", r"logits of shape \(2, K, 16, 16\), got \(2, 3, 6, 6\)\. Logits must have the size"),
+        ("flat", r"logits of shape \(2, K, 16, 16\), got \(2, 768\)"),
         ("nan", "expected finite logits, got NaN or infinity"),
     ],
 )

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from advseg_adapters.art.classifier import ViewClassifier, as_classifier
 from advseg_adapters.art.estimator import SegmentationEstimator, as_estimator
-from advseg_adapters.art.models import Function
 from advseg_adapters.art.routes import MANNERS, ROUTES, Manner
 from advseg_adapters.art.run import check_shape, choose, contained, find_start, fit_share, to_lower, write_cosines
 from advseg_adapters.art.toolkit import EVASION, EvasionAttack
 from advseg_adapters.foreign import ForeignAttack, Route, isolated_randomness
 from advseg_adapters.loading import check_settings, find_route, is_batched
 from advseg_adapters.views import BlindView
+from advseg_bench.attacks.base import FunctionModel
 from advseg_bench.batches import Batch
 from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.losses import Loss
@@ -271,7 +271,7 @@ class ArtAttack(ForeignAttack):
             return classifier
         assert self.loss is not None
         return SegmentationEstimator(
-            target if isinstance(target, nn.Module) else Function(target),
+            target if isinstance(target, nn.Module) else FunctionModel(target),
             task=batch.task,
             loss=self.loss,
             input_shape=batch.x.shape[1:],

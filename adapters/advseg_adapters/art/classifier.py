@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advseg_adapters.art.inputs import as_tensor, read_bounds, read_images, read_labels, read_shape
-from advseg_adapters.art.models import Function, check_model, read_loss
+from advseg_adapters.art.models import read_loss, read_segmenter
 from advseg_adapters.art.toolkit import PyTorchClassifier
 from advseg_adapters.foreign import find_threshold
 from advseg_adapters.views import LossView, MarginView
@@ -167,11 +167,11 @@ def as_classifier(
         (2, [[1.0, 0.0]], (1, 2))
     """
     bounds = read_bounds(clip_values)
-    module = model if isinstance(model, nn.Module) else Function(model)
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    device = next((p.device for p in parameters), torch.device("cpu"))
     x = as_tensor("x", x)
     shape = read_shape(tuple(x.shape[1:]))
-    known = check_model(module, task, shape, bounds, device)
+    model, known = read_segmenter(model, task, shape, bounds, device)
     images = read_images(x, shape, bounds, device)
     labels, valid = read_labels(y, known, images, ignore)
     names = tuple(str(i) for i in range(len(images)))

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from advseg_adapters.art.defences import defend
 from advseg_adapters.art.inputs import check_logits, read_bounds, read_images, read_labels, read_shape
-from advseg_adapters.art.models import Function, check_model, find_layer, list_layers, mode, read_loss
+from advseg_adapters.art.models import find_layer, list_layers, read_loss, read_segmenter
 from advseg_adapters.art.toolkit import PyTorchEstimator
 from advseg_bench import metrics
 from advseg_bench.attacks.gradient import input_gradients
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.instruments.guard import frozen
+from advseg_bench.instruments.modes import in_mode
 from advseg_bench.losses import Loss
 from advseg_bench.protocols import Model
 from advseg_bench.types import Task, TaskKind
@@ -72,7 +73,7 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
     def predict(self, x: Any, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:
         """Return logits, float32 (N, K, *S), after ART's `postprocessing_defences`. Cost: 1 forward."""
         images = self._images(x)
-        with mode(self._model, training_mode), torch.no_grad():
+        with in_mode(self._model, training_mode), torch.no_grad():
             parts = [self._logits(part).cpu() for part in torch.split(images, batch_size)]
         logits = torch.cat(parts).float().numpy()
         return cast(np.ndarray, self._apply_postprocessing(preds=logits, fit=False))
@@ -98,7 +99,7 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         images = self._images(x)
         y, valid = read_labels(y, self.task, images, self.ignore)
         parts = [torch.split(tensor, batch_size) for tensor in (images, y, valid)]
-        with mode(self._model, False), torch.set_grad_enabled(isinstance(x, Tensor)):
+        with in_mode(self._model, False), torch.set_grad_enabled(isinstance(x, Tensor)):
             values = [self._loss(self._logits(a), b, c, self.task) for a, b, c in zip(*parts, strict=True)]
         return _reduce(torch.cat(values), reduction, x)
 
@@ -127,7 +128,7 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         """
         images = self._images(x)
         y, valid = read_labels(y, self.task, images, self.ignore)
-        with mode(self._model, training_mode), frozen(self._model):
+        with in_mode(self._model, training_mode), frozen(self._model):
             _, (gradient,) = input_gradients(
                 self._differentiable, images, [lambda logits: self._loss(logits, y, valid, self.task)]
             )
@@ -165,7 +166,7 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         images = self._images(x)
         y, valid = read_labels(y, self.task, images, self.ignore)
         generator = torch.Generator().manual_seed(seed)
-        with mode(self._model, training_mode), torch.enable_grad():
+        with in_mode(self._model, training_mode), torch.enable_grad():
             for _ in range(nb_epochs):
                 for rows in torch.split(torch.randperm(len(images), generator=generator), batch_size):
                     if drop_last and len(rows) < batch_size:
@@ -194,7 +195,7 @@ class SegmentationEstimator(PyTorchEstimator):  # type: ignore[misc]
         """
         images = self._images(x)
         found: list[Tensor] = []
-        with mode(self._model, False), torch.set_grad_enabled(framework):
+        with in_mode(self._model, False), torch.set_grad_enabled(framework):
             handle = find_layer(self._model, layer).register_forward_hook(lambda module, args, out: found.append(out))
             try:
                 for part in torch.split(images, len(images) if framework else batch_size):
@@ -255,6 +256,7 @@ def as_estimator(
     preprocessing_defences: Any = None,
     postprocessing_defences: Any = None,
     device_type: Literal["cpu", "gpu"] | None = None,
+    stochastic: bool = False,
 ) -> SegmentationEstimator:
     """Wrap a segmentation model as an ART estimator, for every attack of ART that needs only loss gradients.
 
@@ -274,6 +276,7 @@ def as_estimator(
         preprocessing_defences: ART's preprocessors, one or a list, NumPy and PyTorch in any order.
         postprocessing_defences: ART's postprocessors; they affect `predict`, but no gradient.
         device_type: "cpu" or "gpu" moves a module to that device; None does not move it.
+        stochastic: Whether the model is known to be random in eval mode; another model must be a function of its image.
 
     Returns:
         The estimator.
@@ -284,7 +287,7 @@ def as_estimator(
         PluginError: The loss is unknown.
 
     Cost:
-        Two forwards of one image, to check that the model returns logits.
+        Three forwards of one image and one of two, to check that the model returns logits of the image alone.
 
     Example:
         >>> import numpy as np, torch
@@ -299,11 +302,12 @@ def as_estimator(
     bounds, shape = read_bounds(clip_values), read_shape(input_shape)
     if device_type not in ("cpu", "gpu", None):
         raise SpecError(expected("device_type", "'cpu', 'gpu' or None", device_type))
-    module = model if isinstance(model, nn.Module) else Function(model)
-    if device_type is not None:
-        module.to("cuda" if device_type == "gpu" and torch.cuda.is_available() else "cpu")
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    known = check_model(module, task, shape, bounds, device)
+    device = torch.device("cpu")
+    if isinstance(model, nn.Module):
+        if device_type is not None:
+            model.to("cuda" if device_type == "gpu" and torch.cuda.is_available() else "cpu")
+        device = next((p.device for p in model.parameters()), device)
+    module, known = read_segmenter(model, task, shape, bounds, device, stochastic=stochastic)
     return SegmentationEstimator(
         module,
         task=known,

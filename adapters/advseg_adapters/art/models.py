@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import nn
 
-from advseg_adapters.art.inputs import ROUNDING, check_logits, read_task
+from advseg_adapters.art.inputs import check_logits, read_task
 from advseg_bench.checks.logits import probe as probe_logits
+from advseg_bench.checks.model import check_calls
+from advseg_bench.checks.outputs import read_model
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line
+from advseg_bench.instruments.modes import in_mode
 from advseg_bench.losses import Loss, probe
+from advseg_bench.protocols import Model
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_loss
 from advseg_bench.types import Task, TaskKind
@@ -49,70 +51,57 @@ def _probe_loss(loss: Loss, task: Task, name: str) -> None:
         raise IncompatibleError(f"loss {name}: expected {what}, got {one_line(error)}. {remedy}") from error
 
 
-class Function(nn.Module):
-    """A module without parameters that calls a function."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self._function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, K, *S) of images (N, C, *S)."""
-        return self._function(x)
-
-
-def check_model(
-    model: nn.Module, task: Task | TaskKind, shape: Sequence[int], bounds: tuple[float, float], device: torch.device
-) -> Task:
-    """Run a model on a random image and check that it returns logits.
+def read_segmenter(
+    model: Model,
+    task: Task | TaskKind,
+    shape: Sequence[int],
+    bounds: tuple[float, float],
+    device: torch.device,
+    *,
+    stochastic: bool = False,
+) -> tuple[nn.Module, Task]:
+    """Run a model on random images: its outputs must contain logits, which depend on the image alone.
 
     Args:
-        model: Images (N, C, *S) -> logits (N, K, *S).
-        task: The task or its type.
-        shape: Shape (C, *S) of one image.
+        model: Images -> logits, or outputs that contain them.
+        task: What the labels mean.
+        shape: (C, *S) of one image.
         bounds: Smallest and largest intensity.
         device: Device of the model.
+        stochastic: Whether logits may depend on random numbers.
 
     Returns:
-        The task; for a task type, with numbered classes.
-
-    Raises:
-        UserError: The model fails, or its output is not logits of the task.
+        A module from images to logits, the model itself if it is one; and the task, its classes numbered if need be.
 
     Cost:
-        Two forwards of one image.
+        Three forwards of one image, and one of two unless it is stochastic.
+
+    Raises:
+        IncompatibleError: If it fails, or there are no logits for the task in what it returns.
     """
     generator = torch.Generator().manual_seed(0)
-    x = bounds[0] + (bounds[1] - bounds[0]) * torch.rand((1, *shape), generator=generator)
-    x = x.to(device)
-    with mode(model, False), torch.no_grad():
+    both = bounds[0] + (bounds[1] - bounds[0]) * torch.rand((2, *shape), generator=generator)
+    both = both.to(device)
+    x = both[:1]
+    reader = read_model("model", model)
+    with in_mode(reader, training=False), torch.no_grad():
         try:
-            logits = model(x)
+            logits = reader(x)
+        except UserError:
+            raise
         except Exception as error:
             raise IncompatibleError(
                 f"model: fails on an image of shape {tuple(shape)}: {one_line(error)}. Check `input_shape`."
             ) from error
-    if not isinstance(logits, Tensor):
-        remedy = "Return the segmentation alone, without auxiliary outputs."
-        raise IncompatibleError(expected("model", "one tensor of logits", type(logits).__name__, remedy))
-    outputs = logits.shape[1] if logits.dim() > 1 else 0
-    known = read_task(task, outputs)
+    known = read_task(task, logits.shape[1])
     check_logits(logits, known, x)
-    probe_logits("model", model, x, known)
-    layered = any(isinstance(module, (_ConvNd, nn.Linear)) for module in model.modules())
-    if not layered and _is_squeezed(logits, known):
-        raise IncompatibleError(
-            "model: expected raw logits, got only values between 0 and 1"
-            + (" that sum to 1" if known.kind == "multiclass" else ", which predict every class at every pixel")
-            + ". Remove the final sigmoid or softmax."
-        )
-    return known
-
-
-def _is_squeezed(logits: Tensor, task: Task) -> bool:
-    """Return whether the values of logits are those of probabilities, for a model without known layers."""
-    unit = bool((logits >= 0).all() and (logits <= 1).all())
-    return unit and (task.kind != "multiclass" or bool(((logits.sum(1) - 1).abs() < ROUNDING).all()))
+    probe_logits("model", reader, x, known, function=False)
+    if not stochastic:
+        with in_mode(reader, training=False), torch.no_grad():
+            check_calls("model", reader, both, logits, reader(both))
+    reader.announce()
+    found = reader.simplest()
+    return found if isinstance(found, nn.Module) else reader, known
 
 
 def list_layers(model: nn.Module) -> list[str]:
@@ -133,15 +122,3 @@ def find_layer(model: nn.Module, layer: int | str) -> nn.Module:
         what = f"an index below {len(names)}, or one of the `layer_names`" if names else "a model with layers"
         raise SpecError(expected("get_activations: layer", what, layer))
     return model.get_submodule(layer)
-
-
-@contextmanager
-def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Set training or eval mode, and restore the flag of each module at exit."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag

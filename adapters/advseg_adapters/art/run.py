@@ -15,8 +15,8 @@ from torch import nn
 
 from advseg_adapters.art.classifier import ViewClassifier
 from advseg_adapters.art.estimator import SegmentationEstimator
-from advseg_adapters.art.models import mode
 from advseg_bench.errors import IncompatibleError, expected
+from advseg_bench.instruments.modes import in_mode
 from advseg_bench.protocols import Model
 from advseg_bench.types import Norm
 
@@ -128,7 +128,7 @@ def contained(target: Model, device: torch.device, *, writes: bool) -> Iterator[
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"art\.")
         if isinstance(target, nn.Module):
-            stack.enter_context(mode(target, target.training))
+            stack.enter_context(in_mode(target, target.training))
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
         if writes:

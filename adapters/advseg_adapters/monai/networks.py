@@ -12,8 +12,10 @@ from monai.data.meta_tensor import MetaTensor
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from advseg_bench.checks.outputs import Outputs
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.models.build import build_model
+from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.weights import load_weights
 from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Task
@@ -26,7 +28,7 @@ class MetaNetwork(nn.Module):
     `set_track_meta(False)` the output is a plain tensor, as everywhere in MONAI.
 
     Args:
-        model: Images (N, C, *S) -> logits (N, K, *S).
+        model: Images (N, C, *S) -> logits (N, K, *S), or outputs that contain them (`checks.outputs.as_segmenter`).
         spatial_dims: Number of spatial axes; None accepts any.
         in_channels: Channels of an image; None accepts any.
         out_channels: Channels of the logits; None accepts any.
@@ -51,6 +53,7 @@ class MetaNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        self.outputs = Outputs("network")
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +77,10 @@ class MetaNetwork(nn.Module):
         if self.in_channels not in (None, x.shape[1]):
             remedy = "Check `in_channels`."
             raise IncompatibleError(expected("network", f"images of {self.in_channels} channels", x.shape[1], remedy))
-        logits: Tensor = self.model(to_plain(x))
+        plain = to_plain(x)
+        # A copy, since the first layer may write to it; that of a `SegmentationModule` gets one anyway.
+        own = plain if isinstance(self.model, SegmentationModule) else plain.clone()
+        logits = self.outputs.read(self.model(own), plain)
         if self.out_channels not in (None, logits.shape[1]):
             raise IncompatibleError(expected("network", f"{self.out_channels} logit channels", logits.shape[1]))
         return with_meta_of(x, logits)
@@ -122,12 +128,14 @@ class GridNetwork(MetaNetwork):
         encoder: Encoder of segmentation-models-pytorch or of MONAI's FlexibleUNet.
         settings: Further arguments of the network.
         weights: File with a state dict, .safetensors or weights-only .pt; None keeps the random initial weights.
-        mean: Mean that the model subtracts from the image, in input units.
-        std: Standard deviation that the model divides by, after `mean`, in input units.
+        mean: Mean that the model subtracts from the image, in input units: one number, or one per channel.
+        std: Standard deviation that the model divides by, after `mean`, in input units: one number, or
+            one per channel.
         stride: The model pads images to multiples of this many pixels; None derives it from the network.
         img_size: Edge lengths in pixels of the images for the check; UNETR accepts only such images. The default is 64
             in 2-D and 32 (64 for SwinUNETR) in 3-D.
         seed: Seed of the initial weights; PyTorch's global generator is not used.
+        stochastic: Whether the network is known to be random in eval mode.
 
     Raises:
         SpecError: An argument is invalid; see `build_model` and `load_weights`.
@@ -157,13 +165,15 @@ class GridNetwork(MetaNetwork):
         encoder: str | None = None,
         settings: Mapping[str, Any] | None = None,
         weights: str | PathLike[str] | None = None,
-        mean: float = 0.0,
-        std: float = 1.0,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
         stride: int | None = None,
         img_size: int | Sequence[int] | None = None,
         seed: int = 0,
+        stochastic: bool = False,
     ) -> None:
         given = {"architecture": architecture, "encoder": encoder, "mean": mean, "std": std, "stride": stride}
+        given |= {"stochastic": stochastic}
         spec = _specify(given | {"settings": dict(settings or {})})
         task = Task("multilabel", tuple(f"class{k}" for k in range(out_channels)))
         edges = _find_edges(architecture, spatial_dims, img_size)

@@ -21,6 +21,7 @@ from advseg_adapters.monai.samples import MASK, check_image, find, read_labels
 from advseg_bench.arguments import make_bounds, make_budget, make_task
 from advseg_bench.attacks.base import attack_batch
 from advseg_bench.batches import Batch
+from advseg_bench.checks.outputs import read_model
 from advseg_bench.checks.results import name_of
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.protocols import Attack
@@ -56,6 +57,7 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         bounds: Smallest and largest intensity of an image.
         seed: Seed of random attacks, the same for every image.
         allow_missing_keys: Whether to return a sample without the image unchanged.
+        stochastic: Whether the model is known to be random in eval mode; another model must be a function of its image.
 
     Raises:
         UserError: An argument or a sample is invalid, or the model does not fit.
@@ -93,19 +95,20 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         bounds: Sequence[float] = (0.0, 1.0),
         seed: int = 0,
         allow_missing_keys: bool = False,
+        stochastic: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         where = type(self).__name__
         if not isinstance(model, nn.Module):
             raise SpecError(expected(where, "a torch.nn.Module as `model`", type(model).__name__))
         self.label_key, self.valid_key, self.ignore, self.seed = label_key, valid_key, ignore, seed
-        self.model = model
+        self.model, self._reader = model, read_model("model", model)
         self.bounds = make_bounds(where, bounds)
         self.task = make_task(where, task, num_classes, "num_classes")
         self.budget = make_budget(where, norm, eps, self.bounds)
         self.attack = _find_attack(where, attack, loss, settings, self.task)
         self.attack_name = attack if isinstance(attack, str) else name_of(attack)
-        self._checked = False
+        self.stochastic, self._checked = stochastic, False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the sample with adversarial images.
@@ -154,8 +157,16 @@ class AdversarialAttackd(ThreadUnsafe, MapTransform):  # type: ignore[misc]
         """Return the adversarial image (C, *S), inside bounds and budget."""
         first, self._checked = not self._checked, True
         generators = [torch.Generator().manual_seed(seed)]
+        model = self._reader if first else self._reader.simplest()
         return attack_batch(
-            self.attack, self.model, batch, self.budget, generators, name=self.attack_name, check_model=first
+            self.attack,
+            model,
+            batch,
+            self.budget,
+            generators,
+            name=self.attack_name,
+            check_model=first,
+            stochastic=self.stochastic,
         )[0]
 
 

@@ -19,11 +19,11 @@ from advseg_bench.suite.specs.experiment import (
     RECIPES,
     AttackSpec,
     Compute,
-    ModelSpec,
     Recipe,
     Scoring,
 )
 from advseg_bench.suite.specs.images import Fit, ImageData, Scale, SplitData
+from advseg_bench.suite.specs.model import ModelSpec
 from advseg_bench.suite.specs.splits import check_split, use_all_subjects
 
 __all__ = [

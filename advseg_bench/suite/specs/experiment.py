@@ -1,4 +1,4 @@
-"""Specifications of the models, training, attacks, compute and scoring of a suite."""
+"""Specifications of training, attacks, compute and scoring of a suite."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import math
 from fractions import Fraction
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -58,60 +55,8 @@ def _none(value: object) -> object:
 
 LossName = Annotated[str, AfterValidator(partial(check_known, "loss"))]
 AttackName = Annotated[str, AfterValidator(partial(check_known, "attack"))]
-ArchitectureName = Annotated[str, AfterValidator(partial(check_known, "architecture"))]
 Eps = Annotated[float, BeforeValidator(_eps)]
 
-
-class ModelSpec(Spec):
-    """One model of a suite.
-
-    Attributes:
-        name: Name in tables, unique in the suite.
-        architecture: "smp.<Class>", "monai.<Class>", name of a plug-in, or "package.module:callable" for any network.
-        encoder: Encoder name of segmentation-models-pytorch (and of MONAI's FlexibleUNet).
-        settings: Further constructor arguments of the network.
-        weights: Checkpoint, folder with a checkpoint, or `hf:owner/name` of the Hugging Face Hub; the model is then not
-            trained. Files are read weights-only, whatever their names.
-        weights_key: State dict of the checkpoint to load, such as "ema.state_dict"; required if several fit.
-        encoder_weights: Pretrained weights that the encoder starts its training from, such as "imagenet"; fetched by
-            the library.
-        mean: Value subtracted from the image inside the model.
-        std: Value that the image is divided by inside the model, after subtracting `mean`.
-        stride: Images are padded to a multiple of it inside the model; by default derived from a known network.
-    """
-
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-    architecture: ArchitectureName
-    encoder: str | None = None
-    settings: Settings = Field(default_factory=dict)
-    weights: Path | None = None
-    weights_key: str | None = Field(default=None, min_length=1)
-    encoder_weights: str | None = Field(default=None, min_length=1)
-    mean: float = 0.0
-    std: float = Field(default=1.0, gt=0)
-    stride: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _weights_fit(self) -> ModelSpec:
-        """Keys about weights agree with each other."""
-        if self.weights_key is not None and self.weights is None:
-            raise ValueError("weights_key: selects a part of `weights`, of which there are none. Give `weights` too")
-        if self.encoder_weights is not None and self.weights is not None:
-            raise ValueError("encoder_weights: `weights` replace them all. Remove one of both keys")
-        if self.architecture in catalogue.DEFINED_ARCHITECTURES and self.weights is None:
-            raise ValueError(f"weights: {self.architecture} reads the network from there. Give its folder")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _leave_out_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out keys of `LATER` at their default, so that they do not enter ids and cache keys there."""
-        written: dict[str, Any] = handler(self)
-        fields = type(self).model_fields
-        return {key: value for key, value in written.items() if key not in LATER or value != fields[key].default}
-
-
-LATER = ("weights_key", "encoder_weights")
-"""Keys of a model that are in a record only where they are used."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     # As in the study, arXiv 2401.11224, and its notebook.

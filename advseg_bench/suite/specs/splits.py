@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from advseg_bench.suite.specs.data import DataSpec, DecathlonData, FolderData, LggData, NnunetData
-from advseg_bench.suite.specs.experiment import ModelSpec
 from advseg_bench.suite.specs.images import SplitData
+from advseg_bench.suite.specs.model import ModelSpec
 
 _KEYS = {"validation", "test", "seed", "fold"}
 """Keys by which a user chooses who is attacked."""
