@@ -50,7 +50,7 @@ def load(spec: DecathlonData) -> Dataset:
         channels = tuple(Channel(image, number if len(names) > 1 else None) for number in inputs)
         sources.append(Source(case, subject, case, channels, label))
     splits = split_subjects((source.subject for source in sources), spec)
-    return load_sources(sources, labels, splits, spec, "" if spec.subject else SUBJECT_NOTE)
+    return load_sources(sources, labels, splits, spec, [names[n] for n in inputs], "" if spec.subject else SUBJECT_NOTE)
 
 
 def _list_pairs(path: Path, training: Any) -> dict[str, tuple[Path, Path]]:

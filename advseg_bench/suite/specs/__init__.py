@@ -23,7 +23,7 @@ from advseg_bench.suite.specs.experiment import (
     Recipe,
     Scoring,
 )
-from advseg_bench.suite.specs.images import Fit, ImageData, Scale, SplitData
+from advseg_bench.suite.specs.images import FileData, Fit, ImageData, Normalisation, Scale, SplitData
 
 __all__ = [
     "PLUGIN_TAG",
@@ -32,6 +32,7 @@ __all__ = [
     "Compute",
     "DataSpec",
     "DecathlonData",
+    "FileData",
     "Fit",
     "FolderData",
     "ImageData",
@@ -39,6 +40,7 @@ __all__ = [
     "Mni152Data",
     "ModelSpec",
     "NnunetData",
+    "Normalisation",
     "PhantomData",
     "PhantomFolder",
     "PluginData",
