@@ -14,11 +14,11 @@ TOLERANCE = 0.1
 """How far a voxel of one file may be from that of the other, anywhere in the volume, in voxels."""
 
 
-def check_alignment(path: Path, header: Header, other: Path, found: Header) -> bool:
+def check_alignment(name: str, header: Header, other: Path, found: Header) -> bool:
     """Refuse a file whose voxels are not those of its image.
 
     Args:
-        path: The image.
+        name: The image, for messages.
         header: Its header.
         other: A mask, or another channel.
         found: Its header.
@@ -30,7 +30,7 @@ def check_alignment(path: Path, header: Header, other: Path, found: Header) -> b
         DataError: If sizes differ, or a voxel is more than `TOLERANCE` from its place in the image.
     """
     if found.edges != header.edges:
-        what = f"the size of its image {path.name}, {header.size}"
+        what = f"the size of {name}, {header.size}"
         raise DataError(expected(other, what, found.size, "Replace one of the two files."))
     if not header.affines or not found.affines:
         return bool(header.affines) != bool(found.affines) and bool(header.axes) and bool(found.axes)
@@ -41,8 +41,8 @@ def check_alignment(path: Path, header: Header, other: Path, found: Header) -> b
         return True
     if found.axes != header.axes:
         remedy = 'Save both files in one orientation, or set `orientation`, such as "RAS".'
-        raise DataError(expected(other, f"the orientation of its image, {header.axes}", found.axes, remedy))
-    what = f"the place of its image {path.name} in space (affine), to {TOLERANCE:g} voxels"
+        raise DataError(expected(other, f"the orientation of {name}, {header.axes}", found.axes, remedy))
+    what = f"the place of {name} in space (affine), to {TOLERANCE:g} voxels"
     remedy = "Resample it onto the image, or copy the header of the image if only the header is wrong."
     raise DataError(expected(other, what, f"up to {shifts[0]:.3g} voxels away", remedy))
 
@@ -51,7 +51,10 @@ def describe_headers(different: int, total: int) -> str:
     """Describe how many files have another header than their image; "" if none has."""
     if not different:
         return ""
-    return f"In {different} of {total} files the header gives no or another place in space (affine) than that of its image; voxels are matched by index."
+    return (
+        f"In {different} of {total} files the header gives no or another place in space (affine) than that of its "
+        "image; voxels are matched by index."
+    )
 
 
 def _measure_shift(affine: Affine, other: Affine, edges: tuple[int, ...]) -> float:

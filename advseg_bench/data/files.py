@@ -9,7 +9,18 @@ from pathlib import Path
 from advseg_bench.data.formats import SUFFIXES
 from advseg_bench.errors import DataError, expected
 
-MASK_ENDINGS = ("segmentation", "segmentations", "mask", "masks", "label", "labels", "seg", "gt", "groundtruth", "lesion")
+MASK_ENDINGS = (
+    "segmentation",
+    "segmentations",
+    "mask",
+    "masks",
+    "label",
+    "labels",
+    "seg",
+    "gt",
+    "groundtruth",
+    "lesion",
+)
 """Endings that published masks have after the stem of their image, behind "_" or "-"."""
 
 _SYSTEM = {

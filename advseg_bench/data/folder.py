@@ -21,6 +21,7 @@ from advseg_bench.data.intensities import (
     Intensities,
     Values,
     Window,
+    check_inside,
     check_values,
     check_window,
     choose_intensities,
@@ -94,10 +95,12 @@ def load(spec: FolderData) -> Dataset:
     entries = [_inspect(stem, image, masks, spec) for stem, image, masks in _pair(spec)]
     subjects = [find_subject(entry.stem, spec.subject, entry.image) for entry in entries]
     splits = split_subjects(subjects, spec)
+    values, headers = [entry.values for entry in entries], [entry.header for entry in entries]
+    check_inside([entry.image for entry in entries], values, headers, spec)
     intensities = choose_intensities(
         [entry.stem for entry in entries],
-        [entry.values for entry in entries],
-        [entry.header for entry in entries],
+        values,
+        headers,
         [splits[subject] for subject in subjects],
         spec,
     )
@@ -126,7 +129,7 @@ def load(spec: FolderData) -> Dataset:
         note=_note(entries, cases, places, spec),
         bounds=intensities.bounds,
         channels=_name_channels(entries, spec),
-        record=intensities.record | describe_layout([entry.header for entry in entries], spec),
+        record={**intensities.record, **describe_layout(headers, spec)},
     )
 
 
@@ -228,7 +231,7 @@ def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) 
     headers, moved = [], 0
     for mask in masks:
         found = read_header(mask, layout=find_layout(spec))
-        moved += check_alignment(image, header, mask, found)
+        moved += check_alignment(f"its image {image.name}", header, mask, found)
         check_labels(mask, found, spec, find_layout(spec))
         headers.append(found)
     return _Entry(stem, image, masks, header, values, tuple(headers), moved)
@@ -246,9 +249,7 @@ def _read_image(path: Path, spec: FolderData, first: int = 0) -> Iterator[Array]
         yield values
 
 
-def _read(
-    entry: _Entry, windows: Sequence[Window], z: int, intensities: Intensities, spec: FolderData
-) -> Sample:
+def _read(entry: _Entry, windows: Sequence[Window], z: int, intensities: Intensities, spec: FolderData) -> Sample:
     """Read one image with its masks."""
     scaled = gather((apply_windows(p, windows) for p in _read_image(entry.image, spec, z)), spec, np.float32)
     pairs = zip(entry.masks, entry.mask_headers, strict=True)

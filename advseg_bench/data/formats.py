@@ -19,7 +19,7 @@ from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
 from PIL import Image
 
-from advseg_bench.data.header import Array, Header, Layout
+from advseg_bench.data.header import AS_STORED, Array, Header, Layout
 from advseg_bench.data.nifti import is_nifti, read_volume, read_volume_header
 from advseg_bench.data.pictures import read_mask, read_picture, read_picture_header
 from advseg_bench.errors import DataError, expected
@@ -50,7 +50,7 @@ _LIBRARY_ERRORS = (
 )
 
 
-def read_header(path: Path, *, stacked: bool = False, layout: Layout = Layout()) -> Header:
+def read_header(path: Path, *, stacked: bool = False, layout: Layout = AS_STORED) -> Header:
     """Read the header of a file.
 
     Args:
@@ -67,7 +67,7 @@ def read_header(path: Path, *, stacked: bool = False, layout: Layout = Layout())
     with _one_line_errors(path):
         if is_nifti(path):
             return read_volume_header(path, stacked, layout)
-        if layout != Layout():
+        if layout != AS_STORED:
             wanted, remedy = "a NIfTI volume for `orientation` and `axes`", "Remove these keys."
             raise DataError(expected(path, wanted, path.suffix, remedy))
         return read_picture_header(path)
@@ -81,7 +81,7 @@ def read_slices(
     channel: int | None = None,
     channels: int = 1,
     known: Collection[float] | None = None,
-    layout: Layout = Layout(),
+    layout: Layout = AS_STORED,
 ) -> Iterator[Array]:
     """Decode a file slice by slice; in the default layout, with only one slice in memory.
 
@@ -149,4 +149,5 @@ def _one_line_errors(path: Path) -> Iterator[None]:
 
 def _name_format(path: Path) -> str:
     """Name the format of a picture by its ending."""
-    return {"jpg": "JPEG", "tif": "TIFF", "webp": "WebP"}.get(ending := path.suffix.lower()[1:], ending.upper())
+    names = {".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".gif": "GIF", ".webp": "WebP"}
+    return names.get(path.suffix.lower(), "PNG or TIFF")

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-AS_STORED = "zxy"
-"""The default order of axes: slices along the last axis of the file, whose first two axes are rows and columns."""
-
 Array = NDArray[np.generic]
 Affine = NDArray[np.float64]
 
@@ -25,12 +22,16 @@ class Layout:
     """
 
     orientation: str | None = None
-    axes: str = AS_STORED
+    axes: str = "zxy"
 
     @property
     def order(self) -> tuple[int, ...]:
         """Indices of the axes that become slices, rows and columns."""
         return tuple("xyz".index(axis) for axis in self.axes)
+
+
+AS_STORED = Layout()
+"""The default: slices along the last axis of the file, whose first two axes are rows and columns."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,9 +112,7 @@ class _Sums:
 
     def finish(self) -> Values:
         percentile = float(np.percentile(np.concatenate(self.kept), PERCENTILE)) if self.kept else math.nan
-        return Values(
-            self.low, self.high, percentile, max(self.count, 1), self.mean, self.squares, tuple(self.blank)
-        )
+        return Values(self.low, self.high, percentile, max(self.count, 1), self.mean, self.squares, tuple(self.blank))
 
 
 def check_window(scale: Scale, where: str) -> None:
@@ -152,7 +150,7 @@ def measure(path: Path, slices: Iterable[Array], spec: FileData, *, joint: bool 
 
 
 def check_values(path: Path, header: Header, values: Sequence[Values], spec: FileData) -> None:
-    """Refuse values that do not fit `scale` or `bounds`; an image of one value fits both.
+    """Refuse values that do not fit `scale`; an image of one value fits all.
 
     Args:
         path: Image file, for messages.
@@ -161,25 +159,45 @@ def check_values(path: Path, header: Header, values: Sequence[Values], spec: Fil
         spec: How intensities are scaled.
 
     Raises:
-        DataError: If a value is negative where a scale needs a maximum, a volume lies outside of its window, or the file
-            has no integer type for "dtype".
+        DataError: If a value is negative where a scale needs a maximum, or the file has no integer type for "dtype".
     """
-    low, high = min(each.low for each in values), max(each.high for each in values)
-    if spec.normalisation != "none" and spec.bounds is None:
-        return
-    key, window = ("bounds", spec.bounds) if spec.bounds is not None else ("scale", spec.scale)
-    if not isinstance(window, str):
-        assert window is not None
-        lower, upper = window
-        if (high <= lower or low >= upper) and (header.slices or 1) > 1 and low < high:
-            wanted, remedy = f"values inside {key} = [{lower:g}, {upper:g}]", f"Correct `{key}`."
-            raise DataError(expected(path, wanted, f"{low:g} to {high:g}", remedy))
+    if spec.normalisation != "none" or spec.bounds is not None or not isinstance(spec.scale, str):
         return
     remedy = "Set an intensity window, scale = [lower, upper]."
+    low = min(each.low for each in values)
     if low < 0:
         raise DataError(expected(path, f"values >= 0 for scale = {spec.scale!r}", low, remedy))
     if spec.scale == "dtype" and header.largest is None:
         raise DataError(expected(path, "unscaled integer pixels for scale = 'dtype'", "other pixels", remedy))
+
+
+def check_inside(
+    paths: Sequence[Path], values: Sequence[Sequence[Values]], headers: Sequence[Header], spec: FileData
+) -> None:
+    """Refuse volumes whose values all lie outside of the declared window, and data sets of such images.
+
+    A single 2-D image may lie outside, as a slice of air does.
+
+    Args:
+        paths: Image files, for messages.
+        values: Those of the channels of each.
+        headers: Their headers.
+        spec: `scale` and `bounds` are used.
+
+    Raises:
+        DataError: If no value of a volume, or of all images, is inside.
+    """
+    window = spec.bounds if spec.bounds is not None else spec.scale
+    if isinstance(window, str):
+        return
+    lower, upper = window
+    ranges = [(min(v.low for v in each), max(v.high for v in each)) for each in values]
+    outside = [high <= lower or low >= upper for low, high in ranges]
+    for path, header, (low, high), out in zip(paths, headers, ranges, outside, strict=True):
+        if out and low < high and ((header.slices or 1) > 1 or all(outside)):
+            key = "scale" if spec.bounds is None else "bounds"
+            wanted, remedy = f"values inside {key} = [{lower:g}, {upper:g}]", f"Correct `{key}`."
+            raise DataError(expected(path, wanted, f"{low:g} to {high:g}", remedy))
 
 
 def choose_window(values: Values, header: Header, spec: FileData, statistics: tuple[float, float]) -> Window:

@@ -18,7 +18,7 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
-from advseg_bench.data.header import Affine, Array, Header, Layout
+from advseg_bench.data.header import AS_STORED, Affine, Array, Header, Layout
 from advseg_bench.errors import DataError, expected
 
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
@@ -80,7 +80,7 @@ def read_volume(path: Path, first: int, channel: int | None, stacked: bool, layo
     """
     volume, shape = _open(path, stacked)
     tail = (0,) * (len(volume.shape) - len(shape))
-    if layout == Layout():
+    if layout == AS_STORED:
         wanted = slice(None) if channel is None else channel
         for index in range(first, (*shape, 1)[2]):
             place = (..., *(index, wanted)[: len(shape) - 2], *tail)
@@ -143,5 +143,3 @@ def _reorder(affine: Affine, turn: Any, edges: tuple[int, ...], layout: Layout) 
     oriented = affine @ inv_ornt_aff(turn, edges)
     columns: Affine = oriented[:, [*layout.order, 3]]
     return columns
-
-

@@ -67,8 +67,8 @@ def read_picture(path: Path, channels: int) -> Array:
 
     Args:
         path: The file.
-        channels: Channels that the data set needs; with four, those of RGBA and CMYK are kept as stored, otherwise alpha
-            is dropped and colour spaces become RGB.
+        channels: Channels that the data set needs; with four, those of RGBA and CMYK are kept as stored,
+            otherwise alpha is dropped and colour spaces become RGB.
 
     Returns:
         Shape (H, W), or (C, H, W) for colour and for the pages of a TIFF.
@@ -78,7 +78,9 @@ def read_picture(path: Path, channels: int) -> Array:
         if pages > 1:
             if pages != channels:
                 remedy = f"Set channels = {pages}, or save each page as a separate file."
-                raise DataError(expected(path, f"one page, or {channels} as `channels`", f"{pages} pages", remedy))
+                raise DataError(
+                    expected(path, "one image per file, or as many pages as `channels`", f"{pages} pages", remedy)
+                )
             return np.stack([_decode_page(path, picture, page) for page in range(pages)])
         if channels == 4 and picture.mode in ("RGBA", "CMYK"):
             return _read_all_bits(picture).transpose(2, 0, 1)
@@ -122,7 +124,7 @@ def _merge(path: Path, pixels: Array, lossy: bool, remedy: str) -> Array:
         raise DataError(expected(path, "a mask of one channel, or of equal channels", "colours", remedy))
     grey = np.sort(values, axis=-1)[..., values.shape[-1] // 2].astype(pixels.dtype)
     alpha = pixels[..., -1] if pixels.shape[-1] in (2, 4) else None
-    if alpha is not None and alpha.min() != alpha.max() and ((alpha > 0) != (grey > 0)).any():
+    if alpha is not None and alpha.min() != alpha.max() and (alpha.astype(bool) != grey.astype(bool)).any():
         found = "a transparency of another shape"
         raise DataError(expected(path, "a mask whose transparency agrees with its grey levels", found, remedy))
     return grey
@@ -139,7 +141,8 @@ def _read_palette(picture: Image.Image, known: Collection[float] | None) -> Arra
     levels = {int(level) for level in colours[:, 0]}
     grey = (colours == colours[:, :1]).all()
     if grey and len(levels) == len(used) and (known is None or levels <= {int(value) for value in known}):
-        return table[:, 0][indices]
+        levels_of: Array = table[:, 0][indices]
+        return levels_of
     return indices
 
 
@@ -194,8 +197,7 @@ def _read_all_bits(picture: Image.Image) -> NDArray[np.generic]:
         return np.stack([256 * parts[..., 0] + parts[..., 1], 256 * parts[..., 2] + parts[..., 3]], axis=-1)
     name, order = raw.split(";16")
     little = order.startswith("L") or (order.startswith("N") and np.little_endian)
-    path = picture.filename
-    with Image.open(path) as again:
+    with Image.open(str(picture.filename)) as again:  # type: ignore[attr-defined]
         lower = _decode_as(again, f"{name};16{'B' if little else 'L'}").astype(np.uint16)
     return 256 * np.asarray(picture).astype(np.uint16) + lower
 

@@ -103,14 +103,15 @@ def _known_values(spec: FolderData) -> frozenset[int] | None:
 
 def _threshold(path: Path, pixels: Array, spec: FolderData) -> Array:
     """Restore 0 and 255 from a mask whose compression changed its values."""
-    top = int(pixels.max())
+    values = pixels.astype(np.int64)
+    top = int(values.max())
     remedy = "Save the mask as PNG."
     if spec.task == "multiclass" or spec.ignore is not None:
         what = "a mask without loss, since class numbers and ignored pixels do not survive compression"
         raise DataError(expected(path, what, "a lossy format", remedy))
     if 0 < top < HALF:
         raise DataError(expected(path, "0 and about 255 in a mask of a lossy format", f"a maximum of {top}", remedy))
-    return np.where(pixels >= HALF, 255, 0).astype(np.uint8)
+    return np.where(values >= HALF, 255, 0).astype(np.uint8)
 
 
 def _without_meaning(seen: set[float], header: Header, spec: FolderData) -> tuple[str, set[float]]:

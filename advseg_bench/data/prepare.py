@@ -174,8 +174,8 @@ def prepare(
     """Turn one image and its class planes into a sample for a model.
 
     Args:
-        image: Grey, shape S, or of several channels, shape (C, *S) with `spec.channels == C`; finite, in `bounds`. S has
-            as many axes as `spec.edges`: (H, W) for a slice, (D, H, W) for a volume.
+        image: Grey, shape S, or of several channels, shape (C, *S) with `spec.channels == C`; finite, in `bounds`. S
+            has as many axes as `spec.edges`: (H, W) for a slice, (D, H, W) for a volume.
         masks: bool, or fractions in [0, 1]; shape (K, *S), one plane for each class without the background;
             K = 1 for binary. Planes may overlap for multilabel; for multiclass their sum must not exceed 1.
         valid: Shape S, False where a pixel is to be ignored; None if all count.

@@ -23,6 +23,7 @@ from advseg_bench.data.intensities import (
     Intensities,
     Values,
     Window,
+    check_inside,
     check_values,
     check_window,
     choose_intensities,
@@ -46,6 +47,8 @@ VolumeData = NnunetData | DecathlonData | LggData
 
 BINARY_CLASS = "foreground"
 """The class of a binary task on data with several classes: the union of all."""
+
+NUMBERS = {2: "two", 3: "three", 4: "four"}
 
 SUBJECT_NOTE = "Each case counts as a separate subject, because `subject` was not set."
 
@@ -142,8 +145,8 @@ def choose_inputs(names: Sequence[str], spec: VolumeData, where: Path) -> list[i
     if spec.inputs is None:
         if len(names) in (1, spec.channels):
             return list(range(len(names)))
-        wanted = "one" if spec.channels == 1 else f"one or {spec.channels}"
-        remedy = f"Set channels = {len(names)}, or `inputs` to {wanted} of {list(names)}."
+        wanted = "one" if spec.channels == 1 else f"one or {NUMBERS.get(spec.channels, spec.channels)}"
+        remedy = f"Set `inputs` to {wanted} of {list(names)}, or channels = {len(names)}."
         raise DataError(expected(where, f"{wanted} channel{'s' * (spec.channels > 1)}", len(names), remedy))
     for name in spec.inputs:
         if name not in names:
@@ -183,10 +186,12 @@ def load_sources(
     check_window(spec.scale, f"data {spec.path}")
     _check_regions(labels, spec)
     entries = [_inspect(source, labels, spec) for source in sources]
+    values, headers = [entry.values for entry in entries], [entry.header for entry in entries]
+    check_inside([entry.source.channels[0].path for entry in entries], values, headers, spec)
     intensities = choose_intensities(
         [entry.source.name for entry in entries],
-        [entry.values for entry in entries],
-        [entry.header for entry in entries],
+        values,
+        headers,
         [splits[entry.source.subject] for entry in entries],
         spec,
     )
@@ -215,7 +220,6 @@ def load_sources(
 
     blank = describe_blank([_is_blank(entries[number], z, spec) for number, z in places])
     others = sum(len(source.channels) for source in sources)
-    headers = [entry.header for entry in entries]
     return Dataset(
         name=spec.name,
         task=task_for(spec.task, classes, labels.background),
@@ -236,7 +240,7 @@ def load_sources(
         ),
         bounds=intensities.bounds,
         channels=channels,
-        record=intensities.record | describe_layout(headers, spec),
+        record={**intensities.record, **describe_layout(headers, spec)},
     )
 
 
@@ -278,8 +282,8 @@ def _inspect(source: Source, labels: Labels, spec: VolumeData) -> _Entry:
     ]
     check_volume(paths[0], headers[0], spec)
     others = [*zip(paths[1:], headers[1:], strict=True), (source.label, read_header(source.label, layout=layout))]
-    moved = sum(check_alignment(paths[0], headers[0], path, header) for path, header in others)
-    values = []
+    moved = sum(check_alignment(paths[0].name, headers[0], path, header) for path, header in others)
+    values: list[Values] = []
     for channel, header in zip(source.channels, headers, strict=True):
         found = measure(channel.path, _stream(channel, spec), spec)
         check_values(channel.path, header, found, spec)

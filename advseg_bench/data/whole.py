@@ -1,8 +1,8 @@
 """Whole volumes as 3-D images: what the readers of NIfTI files do if `size` has three edges.
 
 A file's last axis, which counts its slices, becomes the first one, depth, unless a suite sets `axes`. Nothing is
-resampled to equal spacing, and nothing is rotated or flipped unless a suite sets `orientation`; the note of the data set
-gives the size of a voxel.
+resampled to equal spacing, and nothing is rotated or flipped unless a suite sets `orientation`; the note of the data
+set gives the size of a voxel.
 """
 
 from __future__ import annotations
@@ -108,7 +108,11 @@ def describe_whole(cases: Sequence[Case], headers: Sequence[Header], spec: Image
 def _describe_orientations(headers: Sequence[Header]) -> str:
     """List the orientations if there are several: one axis then has different directions in different volumes."""
     found = sorted({header.axes for header in headers})
-    return f" Files differ in orientation ({', '.join(found)}); none was reoriented (set `orientation`)." if len(found) > 1 else ""
+    return (
+        f" Files differ in orientation ({', '.join(found)}); none was reoriented (set `orientation`)."
+        if len(found) > 1
+        else ""
+    )
 
 
 def _range(values: Sequence[float]) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from advseg_bench.data.uw_madison.rle import Runs, parse_runs
 from advseg_bench.data.files import is_ignored, list_entries
+from advseg_bench.data.uw_madison.rle import Runs, parse_runs
 from advseg_bench.errors import DataError, expected, unknown
 from advseg_bench.suite.text import read_text
 

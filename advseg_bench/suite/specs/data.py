@@ -44,9 +44,9 @@ class FolderData(FileData):
     """Images and masks on disk, matched by file stem.
 
     `path/images/NAME.*` goes with `path/masks/NAME.*` (binary, multiclass), or with `path/masks/CLASS/NAME.*` for each
-    class (multilabel); a mask may be called NAME_segmentation, NAME_mask, NAME_label or NAME_seg. Formats are PNG, TIFF,
-    JPEG, BMP, GIF, WebP and NIfTI. A NIfTI volume gives one image per slice of its last axis, or one 3-D image if `size`
-    has three edges; its fourth axis holds channels, as the pages of a TIFF do.
+    class (multilabel); a mask may be called NAME_segmentation, NAME_mask, NAME_label or NAME_seg. Formats are PNG,
+    TIFF, JPEG, BMP, GIF, WebP and NIfTI. A NIfTI volume gives one image per slice of its last axis, or one 3-D image if
+    `size` has three edges; its fourth axis holds channels, as the pages of a TIFF do.
 
     Attributes:
         channel_names: Names of the channels for the record, as many as `channels`.

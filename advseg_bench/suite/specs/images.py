@@ -78,8 +78,8 @@ class ImageData(Spec):
         task: Task type, "binary", "multilabel" or "multiclass".
         size: Edge length in pixels; images are made square and resized by area averaging. For volumes, three edges
             (depth, rows, columns) make each volume one 3-D image.
-        channels: Number of channels. A data set with one channel is copied to all of them; shipped and phantom data have
-            1 or 3.
+        channels: Number of channels. A data set with one channel is copied to all of them; shipped and phantom data
+            have 1 or 3.
         fit: How an image becomes square: "pad" it around its centre, or "stretch" its shorter edge.
     """
 
@@ -160,12 +160,13 @@ class FileData(SplitData):
             are clipped to [0, 1].
         bounds: Lowest and highest intensity in the units of the files, such as [-160, 240] HU; images are clipped to
             them. Without `normalisation` images keep these units, in which eps is given, and `scale` does not apply.
-        normalisation: Whether each channel is made to have mean 0 and standard deviation 1 before the attack: "image" by
-            the statistics of the image (for volumes, the volume), "train" by those of the training split, or "none".
-            Then eps is in standard deviations.
-        orientation: Directions that the axes x, y, z of a NIfTI volume are turned to, such as "RAS"; by default those of
-            the file.
-        axes: Axes of a NIfTI volume that become depth, rows and columns, such as "xyz"; slices are cut along the first.
+        normalisation: Whether each channel is made to have mean 0 and standard deviation 1 before the attack: "image"
+            by the statistics of the image (for volumes, the volume), "train" by those of the training split, or
+            "none". Otherwise than for "none", eps is in standard deviations.
+        orientation: Directions that the axes x, y, z of a NIfTI volume are turned to, such as "RAS"; by default those
+            of the file.
+        axes: Axes of a NIfTI volume that become depth, rows and columns, such as "xyz"; slices are cut along the
+            first.
     """
 
     flat: ClassVar[bool] = False
