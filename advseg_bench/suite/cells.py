@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -208,6 +210,9 @@ def make_cell(identity: dict[str, object], model: str, arm: Arm, eps: float, dra
     return Cell(key, model, arm, eps, draw, _label(model, arm, eps, draw), skip)
 
 
+_GREY_LEVELS = ContextVar("grey levels", default=True)
+
+
 def _label(model: str, arm: Arm, eps: float, draw: int) -> str:
     """A readable description of a cell."""
     radius = show_eps(eps) if arm.norm == "linf" else f"{eps:.4g}"
@@ -217,10 +222,20 @@ def _label(model: str, arm: Arm, eps: float, draw: int) -> str:
     return " ".join(part for part in parts if part) + (f" draw {draw}" if draw else "")
 
 
+@contextmanager
+def radii_of(width: float) -> Iterator[None]:
+    """Format radii within this context as those of images whose intensities have a range of this width."""
+    token = _GREY_LEVELS.set(width == 1)
+    try:
+        yield
+    finally:
+        _GREY_LEVELS.reset(token)
+
+
 def show_eps(eps: float) -> str:
-    """Format a radius as n/255 if it is a whole number of grey levels, otherwise as a decimal."""
+    """Format a radius as n/255 if it is a whole number of grey levels of images in [0, 1], otherwise as a decimal."""
     grey = eps * 255
-    return f"{grey:.0f}/255" if abs(grey - round(grey)) < 1e-9 else f"{eps:.4g}"
+    return f"{grey:.0f}/255" if eps < 1 and _GREY_LEVELS.get() and abs(grey - round(grey)) < 1e-9 else f"{eps:.4g}"
 
 
 def show_radii(values: Sequence[float]) -> str:
