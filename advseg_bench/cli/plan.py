@@ -28,13 +28,14 @@ def plan_command(
 ) -> None:
     """Show the cells of a suite, which of them are skipped and why, and the expected cost."""
     from advseg_bench.data import count_images
-    from advseg_bench.suite.cells import plan
+    from advseg_bench.suite.cells import plan, radii_of, width_of
     from advseg_bench.suite.suite import Suite
 
     loaded = Suite.load(suite, profile=profile, data=data)
     planned = plan(loaded)
     _print_header(loaded)
-    _print_grid(loaded, planned)
+    with radii_of(width_of(loaded.data)):
+        _print_grid(loaded, planned)
     if cells:
         for cell in planned:
             print_line(f"{cell.id}  {cell.label}" + (f"  SKIPPED: {cell.skip}" if cell.skip else ""))

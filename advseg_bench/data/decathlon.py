@@ -8,8 +8,9 @@ from typing import Any
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.data.description import check_number, read_description, read_numbered, refuse
 from advseg_bench.data.formats import read_header
+from advseg_bench.data.sources import SUBJECT_NOTE, Channel, Labels, Source, choose_inputs
 from advseg_bench.data.splits import check_pattern, find_subject, split_subjects
-from advseg_bench.data.volumes import SUBJECT_NOTE, Channel, Labels, Source, choose_inputs, load_sources
+from advseg_bench.data.volumes import load_sources
 from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.specs import DecathlonData
 

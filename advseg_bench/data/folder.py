@@ -19,19 +19,18 @@ from advseg_bench.data.formats import hash_files, read_header, read_slices
 from advseg_bench.data.header import Array, Header
 from advseg_bench.data.intensities import (
     Intensities,
-    Values,
     Window,
     check_inside,
     check_values,
     check_window,
     choose_intensities,
     describe_blank,
-    measure,
 )
 from advseg_bench.data.nifti import is_nifti
 from advseg_bench.data.pixels import check_labels, read_mask_slices, to_channels, to_planes
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
 from advseg_bench.data.splits import check_pattern, find_subject, split_subjects
+from advseg_bench.data.values import Values, measure
 from advseg_bench.data.whole import (
     apply_windows,
     check_volume,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.data.files import is_ignored, list_entries
+from advseg_bench.data.sources import Channel, Labels, Source, choose_inputs
 from advseg_bench.data.splits import split_subjects
-from advseg_bench.data.volumes import Channel, Labels, Source, choose_inputs, load_sources
+from advseg_bench.data.volumes import load_sources
 from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.specs import LggData
 

@@ -11,8 +11,9 @@ from advseg_bench.data.description import check_number, read_description, read_j
 from advseg_bench.data.files import list_entries
 from advseg_bench.data.formats import SUFFIXES
 from advseg_bench.data.nifti import is_nifti
+from advseg_bench.data.sources import SUBJECT_NOTE, Channel, Labels, Source, choose_inputs
 from advseg_bench.data.splits import check_pattern, find_subject, split_rest, split_subjects
-from advseg_bench.data.volumes import SUBJECT_NOTE, Channel, Labels, Source, choose_inputs, load_sources
+from advseg_bench.data.volumes import load_sources
 from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.specs import NnunetData
 

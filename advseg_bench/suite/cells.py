@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -120,11 +121,12 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
         ['unetplusplus-resnet10t none', 'unetplusplus-resnet10t fgsm bce linf 1/255']
     """
     cells: dict[str, Cell] = {}
-    for model in suite.models:
-        for cell in _cells_of(suite, model):
-            if cell.id in cells:
-                raise SpecError(f"suite {suite.name}: the attack {cell.label!r} is listed twice. Remove one.")
-            cells[cell.id] = cell
+    with radii_of(width_of(suite.data)):
+        planned = [cell for model in suite.models for cell in _cells_of(suite, model)]
+    for cell in planned:
+        if cell.id in cells:
+            raise SpecError(f"suite {suite.name}: the attack {cell.label!r} is listed twice. Remove one.")
+        cells[cell.id] = cell
     return tuple(cells.values())
 
 
@@ -230,6 +232,12 @@ def radii_of(width: float) -> Iterator[None]:
         yield
     finally:
         _GREY_LEVELS.reset(token)
+
+
+def width_of(data: DataSpec) -> float:
+    """Return the width of the range of intensities that a suite declares; infinite if only the data have it."""
+    lower, upper = data.declared_bounds or (0.0, math.inf)
+    return upper - lower
 
 
 def show_eps(eps: float) -> str:

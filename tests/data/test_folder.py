@@ -11,8 +11,8 @@ from PIL import Image
 
 from advseg_bench.data.folder import load
 from advseg_bench.data.formats import read_header, read_slices
-from advseg_bench.data.intensities import measure
 from advseg_bench.data.splits import split_subjects
+from advseg_bench.data.values import measure
 from advseg_bench.errors import DataError
 from advseg_bench.suite.specs import FolderData
 

@@ -62,20 +62,28 @@ def check_radii(attacks: Sequence[tuple[Norm, Sequence[float]]], bounds: tuple[f
     Raises:
         PydanticCustomError: Of type `PLACED`, whose message begins with the key.
     """
-    lower, upper = bounds or (0.0, math.inf)
     for index, (norm, radii) in enumerate(attacks):
-        for eps in radii if norm == "linf" else ():
-            if eps >= upper - lower:
-                message = f"attacks.{index}: eps: expected L_inf radii below {_limit(eps, lower, upper)}"
-                raise PydanticCustomError(PLACED, "{message}", {"message": message})
+        if problem := find_excess(norm, radii, bounds):
+            raise PydanticCustomError(PLACED, "{message}", {"message": f"attacks.{index}: eps: {problem}"})
 
 
-def _limit(eps: float, lower: float, upper: float) -> str:
-    """Describe the limit of radii, the radius, and the remedy."""
+def find_excess(norm: Norm, radii: Sequence[float], bounds: tuple[float, float] | None = (0.0, 1.0)) -> str:
+    """Describe the first L_inf radius that is as large as the range of the intensities, with the remedy; "" if none is.
+
+    Args:
+        norm: Norm of the radii; others have no limit.
+        radii: The radii.
+        bounds: Range of the intensities; None if only the data have it.
+    """
+    lower, upper = bounds or (0.0, math.inf)
+    eps = next((eps for eps in radii if norm == "linf" and eps >= upper - lower), None)
+    if eps is None:
+        return ""
     if (lower, upper) != (0, 1):
-        return f"{upper - lower:g}, the width of the bounds [{lower:g}, {upper:g}], got {eps:g}. Lower the radius."
+        limit = f"{upper - lower:g}, the width of the bounds [{lower:g}, {upper:g}]"
+        return f"expected L_inf radii below {limit}, got {eps:g}. Lower the radius."
     hint = f'For {eps:g} of 255 grey levels, write "{eps:g}/255".' if eps < 255 else 'Write "n/255".'
-    return f"1, in units of the image (0 to 1), got {eps:g}. {hint}"
+    return f"expected L_inf radii below 1, in units of the image (0 to 1), got {eps:g}. {hint}"
 
 
 Eps = Annotated[float, BeforeValidator(read_eps)]
