@@ -19,6 +19,7 @@ MOST_PIXELS = 2**30
 
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
 _ROTATION = 274
+_MAY_BE_TURNED = ("JPEG", "MPO", "TIFF", "WEBP")
 _STRAY = 40
 """Largest difference between the channels of a grey mask after lossy compression."""
 
@@ -58,7 +59,7 @@ def read_picture_header(path: Path) -> Header:
             axes="",
             channels=channels,
             lossy=_is_lossy(path, picture),
-            turned=picture.getexif().get(_ROTATION, 1) not in (0, 1),
+            turned=picture.format in _MAY_BE_TURNED and picture.getexif().get(_ROTATION, 1) not in (0, 1),
         )
 
 

@@ -51,11 +51,20 @@ def write_png16(path, pixels):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
 
 
-def write_tiff16(path, pixels, order):
-    """Write 16-bit colour (H, W, 3) as an uncompressed TIFF of either byte order."""
+def write_tiff16(path, pixels, order, compression):
+    """Write 16-bit colour (H, W, 3) as a TIFF of either byte order, uncompressed (1) or deflated (8)."""
     height, width, channels = pixels.shape
     data = pixels.astype(f"{order}u2").tobytes()
-    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 14)]
+    data = zlib.compress(data) if compression == 8 else data
+    data += b"\0" * (len(data) % 2)
+    tags = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        (258, 3, 3, 8),
+        (259, 3, 1, compression),
+        (262, 3, 1, 2),
+        (273, 4, 1, 14),
+    ]
     tags += [(277, 3, 1, channels), (278, 3, 1, height), (279, 4, 1, len(data)), (284, 3, 1, 1)]
     content = struct.pack(f"{order}HHH", 16, 16, 16) + data
     body = struct.pack(f"{order}H", len(tags))
@@ -166,10 +175,11 @@ def test_16_bit_colour_keeps_all_bits(good):
     np.testing.assert_allclose(data.read(2).image[0, 8:24], pixels[..., 0] / 65535, atol=1e-7)
 
 
+@pytest.mark.parametrize("compression", [1, 8])
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_16_bit_colour_tiff_keeps_all_bits(tmp_path, order):
+def test_16_bit_colour_tiff_keeps_all_bits(tmp_path, order, compression):
     pixels = np.random.default_rng(0).integers(0, 65536, (HEIGHT, WIDTH, 3))
-    write_tiff16(tmp_path / "a.tif", pixels, order)
+    write_tiff16(tmp_path / "a.tif", pixels, order, compression)
     assert (next(read_slices(tmp_path / "a.tif", channels=3)) == pixels.transpose(2, 0, 1)).all()
 
 
@@ -303,3 +313,13 @@ def test_a_file_that_is_no_volume_is_refused_in_one_line(tmp_path):
     nibabel.Cifti2Image(np.ones((1, 8), np.float32), axes).to_filename(tmp_path / "a.dscalar.nii")
     with pytest.raises(DataError, match=r"a\.dscalar\.nii: expected a volume, got 'Cifti2Image'"):
         read_header(tmp_path / "a.dscalar.nii")
+
+
+def test_rotations_that_a_viewer_would_apply_are_noted(good):
+    exif = Image.Exif()
+    exif[274] = 6
+    (good / "images" / "s1.png").unlink()
+    Image.fromarray(scan()).save(good / "images" / "s1.jpg", exif=exif)
+    data = load(spec(good))
+    assert "1 images ask viewers to rotate them" in data.note
+    assert data.read(0).image.shape == (1, 32, 32)
