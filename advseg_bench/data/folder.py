@@ -140,7 +140,7 @@ def _note(entries: Sequence[_Entry], cases: Sequence[Case], places: Sequence[tup
         describe_whole(cases, [entry.header for entry in entries], spec),
         describe_blank([_is_blank(entries[number], z, spec) for number, z in places]),
         describe_headers(sum(entry.moved for entry in entries), sum(len(entry.masks) for entry in entries)),
-        f"{turned} images ask viewers to rotate them (EXIF); they are read as stored." if turned else "",
+        f"Images that ask viewers to rotate them (EXIF): {turned}; they are read as stored." if turned else "",
     )
     return " ".join(part for part in parts if part)
 

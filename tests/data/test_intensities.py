@@ -6,12 +6,18 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from runs import edit_json, write_run
 from test_folder import HEIGHT, SUBJECTS, WIDTH, organ, picture, scan, volume
 from test_folder import spec as folder_spec
+from typer.testing import CliRunner
 
+from advseg_bench.cli.app import app
 from advseg_bench.data import load_dataset
 from advseg_bench.data.augment import Augmentation
 from advseg_bench.errors import DataError, SpecError
+from advseg_bench.report.contents import compose
+from advseg_bench.report.summary import summarise
+from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import plan
 from advseg_bench.suite.specs import NnunetData
 from advseg_bench.suite.specs.radii import read_eps
@@ -310,3 +316,48 @@ def test_a_suite_with_a_byte_order_mark(tmp_path):
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         (tmp_path / "ct.toml").write_text(text, encoding=encoding, newline="\r\n")
         assert Suite.load(tmp_path / "ct.toml").name == "ct"
+
+
+def test_the_plan_gives_radii_in_both_units(tmp_path):
+    write(tmp_path)
+    text = SUITE.format(keys='size = 32, task = "binary", bounds = [-160, 240]', eps="4, 0.8")
+    (tmp_path / "ct.toml").write_text(text.replace('path = "x"', f'path = "{tmp_path}"'))
+    done = CliRunner().invoke(app, ["plan", str(tmp_path / "ct.toml")])
+    assert done.exit_code == 0, done.output
+    assert "intensities: -160 to 240, in the units of the files, clipped to [-160, 240]; stored image" in done.output
+    assert "eps: 0.8 = 0.51/255, 4 = 2.55/255 of the range" in done.output
+    assert "linf 0.8, 4 " in done.output
+
+
+def test_the_report_shows_units_channels_and_attack_space(tmp_path):
+    out = write_run(tmp_path / "run")
+    run = Run(out)
+    usual = dict(compose(summarise(run)).facts)
+    assert "Attack space" not in usual
+    assert "/255" in usual["eps"]
+    found = {
+        "name": "nnunet",
+        "channels": list(NAMES),
+        "bounds": [-1.5, 3.5],
+        "attack_space": "preprocessed tensor",
+        "scaling": "z-scores by mean and standard deviation of the training split",
+        "statistics": {"mean": [101.25, 2.0], "std": [7.5, 1.0]},
+        "orientation": "RAS",
+        "axes": "xyz",
+    }
+    edit_json(out / "run.json", lambda info: info | {"data": info["data"] | found})
+    summary = summarise(Run(out))
+    document = compose(summary)
+    facts = dict(document.facts)
+    assert facts["Attack space"] == f"preprocessed tensor: {found['scaling']}"
+    assert facts["Channels"] == "T1, T1ce, T2, FLAIR"
+    assert summary.budgets[0].width == 5
+    eps = summary.budgets[0].eps[-1]
+    assert f"{eps:.4g} = {255 * eps / 5:.3g}/255" in facts["eps"]
+    assert summary.run.about.data.title == "this nnU-Net data set"
+    repeated = next(section for section in document.sections if section.anchor == "repeat")
+    tables = [block for block in repeated.blocks if getattr(block, "name", "") == "conventions"]
+    shown = dict(tables[0].data.iter_rows())
+    assert shown["Normalised by mean"] == "101.2, 2"
+    assert shown["Axes of volumes"] == "RAS, read as xyz (depth, rows, columns)"
+    assert shown["Intensities"].startswith("-1.5 to 3.5; 1/255 of the range is 0.01961")

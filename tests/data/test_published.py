@@ -321,5 +321,5 @@ def test_rotations_that_a_viewer_would_apply_are_noted(good):
     (good / "images" / "s1.png").unlink()
     Image.fromarray(scan()).save(good / "images" / "s1.jpg", exif=exif)
     data = load(spec(good))
-    assert "1 images ask viewers to rotate them" in data.note
+    assert "rotate them (EXIF): 1;" in data.note
     assert data.read(0).image.shape == (1, 32, 32)
