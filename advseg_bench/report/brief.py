@@ -22,7 +22,7 @@ from advseg_bench.report.series import NORMS
 from advseg_bench.report.summary import Summary, summarise
 from advseg_bench.report.verdicts import Judged, describe_shortage
 from advseg_bench.results.run import Run
-from advseg_bench.suite.cells import show_radii
+from advseg_bench.suite.cells import radii_of, show_radii
 
 MOST_LINES = 40
 """Largest number of lines of a summary."""
@@ -86,6 +86,12 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
         console: The console to print on.
     """
     summary = summarise(run)
+    with radii_of(summary.run.about.data.width):
+        _print_summary(summary, paths, console)
+
+
+def _print_summary(summary: Summary, paths: Sequence[Path], console: Console) -> None:
+    """Print the parts of the summary."""
     contrasts = summary.contrasts
     grid = _lay_out(contrasts, console.width)
     sentences = write_findings(summary, MOST_NAMES, intervals=grid.intervals)
@@ -142,7 +148,7 @@ def _describe_run(summary: Summary) -> list[str]:
     classes = shorten_list(about.task.classes, MOST_NAMES)
     images = show_plural(about.data.images, "test volume" if about.suite.of_volumes else "test image")
     subjects = f" of {show_plural(about.data.subjects, 'subject')}" if about.data.subjects else ""
-    text = [f"{about.suite.name} on {about.data.name} ({about.task.kind}: {classes}), {images}{subjects}."]
+    text = [f"{about.suite.name} on {about.data.title} ({about.task.kind}: {classes}), {images}{subjects}."]
     attacks, controls = ([s.label for s in series if s.control == control] for control in (False, True))
     if attacks:
         beside = f" beside {shorten_list(controls, MOST_NAMES)}" if controls else ""

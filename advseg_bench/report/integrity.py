@@ -199,6 +199,7 @@ def make_convention_table(run: Run) -> Table:
         "Data": f"{data.name}, fingerprint {data.fingerprint}",
         "Task": f"{run.task.kind}: {', '.join(run.task.classes)}",
         "Images": splits,
+        **data.facts,
         "Seed": NOTHING if suite.seed is None else str(suite.seed),
         "Class absent from an image": run.scoring.empty,
         "Dice threshold": f"{run.scoring.dice_threshold:g}",

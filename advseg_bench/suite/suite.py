@@ -27,6 +27,8 @@ from advseg_bench.suite.specs import (
     check_split,
     use_all_subjects,
 )
+from advseg_bench.suite.specs.radii import PLACED, check_radii
+from advseg_bench.suite.text import read_text
 
 Tables = dict[str, Any]
 FILE_KEYS = ["extends", "profiles"]
@@ -88,8 +90,9 @@ class Suite(Spec):
 
     @model_validator(mode="after")
     def _data_fit(self) -> Suite:
-        """Check that models and training support the split and the shape of the images."""
+        """Check that models, training and radii support the split and the images."""
         check_split(self.data, self.models)
+        check_radii([(attack.norm, attack.eps) for attack in self.attacks], self.data.declared_bounds)
         *depth, rows, columns = self.data.edges
         for model in self.models if depth else ():
             if model.architecture.startswith("smp."):
@@ -186,7 +189,7 @@ def _read_tables(source: str | Path, folder: Path) -> tuple[str, Tables]:
     if not path.is_file():
         raise SpecError(f"{unknown(source, 'suite', text, list_suites())} Or give the path of a TOML file.")
     try:
-        return str(path), _parse(path.read_text(encoding="utf-8-sig"), str(path))
+        return str(path), _parse(read_text(path), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read as text: {error}") from None
 
@@ -271,6 +274,8 @@ def _validate(tables: Tables, where: str) -> Suite:
 
 def _explain(error: Any) -> str:
     """Format one pydantic error: path of the key, expected value, value found, nearest known key."""
+    if error["type"] == PLACED:
+        return str(error["msg"])
     place, models = _walk(error["loc"])
     if error["type"] == "extra_forbidden":
         return unknown(".".join(place[:-1]) or "top level", "key", place[-1], {n for m in models for n in _keys(m)})
