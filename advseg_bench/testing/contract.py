@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from advseg_bench.errors import SpecError
-from advseg_bench.testing import independence, rules, strength
+from advseg_bench.testing import independence, path, rules, strength
 from advseg_bench.testing.case import Case, find_case
 from advseg_bench.testing.violations import ContractViolation, NotApplicable
 from advseg_bench.types import Traits
@@ -75,9 +75,11 @@ RULES: tuple[Rule, ...] = tuple(
         independence.check_repeatable,
         independence.check_neighbours,
         independence.check_void,
+        independence.check_dim,
         strength.check_noise,
         strength.check_optimum,
         strength.check_more_budget,
+        path.check_path,
         strength.check_cost,
     )
 )
@@ -167,7 +169,7 @@ def check_attack(attack: object, **options: Any) -> list[Outcome]:
         ...     return (batch.x + budget.eps).clamp(batch.bounds.lower, batch.bounds.upper)
         >>> outcomes = ab.testing.check_attack(brighten, traits=ab.Traits(norms=("linf",), kinds=("binary",)))
         >>> [outcome.rule.name for outcome in outcomes if outcome.verdict == "FAILED"]
-        ['void', 'noise', 'optimum', 'cost']
+        ['void', 'noise', 'optimum', 'path', 'cost']
     """
     trial = Trial(attack if isinstance(attack, Case) else find_case(attack, **options))
     return [trial.ask(rule) for rule in RULES]
