@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import groupby
 
-import torch
 from torch import Tensor
 
 from advseg_bench.batches import copy_batch, select_images

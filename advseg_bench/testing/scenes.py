@@ -169,7 +169,7 @@ def _degrade(batch: Batch) -> Batch:
 
 
 def dim(batch: Batch, *, ends: bool) -> Batch:
-    """Return a batch of dim images: all intensities lie between 0.2 and 0.4 of the range, far from both bounds.
+    """Return a batch of dim images: all intensities lie between 0.25 and 0.3 of the range, far from both bounds.
 
     Args:
         batch: Images that reach both bounds.
@@ -179,7 +179,7 @@ def dim(batch: Batch, *, ends: bool) -> Batch:
         The batch with the same labels; each image has some invalid pixels.
     """
     low, size = batch.bounds.lower, batch.bounds.upper - batch.bounds.lower
-    x, valid = low + 0.2 * size + 0.2 * (batch.x - low), batch.valid.clone()
+    x, valid = low + 0.25 * size + 0.05 * (batch.x - low), batch.valid.clone()
     valid.flatten(1)[:, ::DIM_STRIDE] = False
     if ends:
         values = x.flatten(2)
