@@ -117,17 +117,19 @@ def check_dim(case: Case) -> None:
             changes.append(change.movedim(1, -1)[batch.valid])
         without, with_ends = changes
         apart, size = float((without - with_ends).abs().mean()), float(with_ends.abs().mean())
-        if apart > ALIKE * size:
+        cause = _why_dim(batches[0], without, with_ends)
+        searches = not case.traits.gradient and not case.traits.control  # may take another way by chance
+        if apart > ALIKE * size and (cause or not searches):
             raise ContractViolation(
                 f"expected the same changes whether or not an image reaches its bounds at invalid pixels, got changes "
                 f"that differ by {apart / max(size, 1e-12):.0%} on average [{scene}, values from "
                 f"{float(batches[0].x.amin()):.3g} to {float(batches[0].x.amax()):.3g}, {show(budget)}]. "
-                f"{_why_dim(batches[0], without, with_ends)}"
+                f"{cause or 'Read the range from `batch.bounds`, not from the image.'}"
             )
 
 
 def _why_dim(batch: Batch, without: Tensor, with_ends: Tensor) -> str:
-    """Return the cause of a dependence on the range of the images, if the changes show it."""
+    """Return the cause of a dependence on the range of the images, or "" if the changes do not show it."""
     shown = with_ends.abs() > SAME
     scales = (without / with_ends)[shown]
     if scales.numel() and float((scales - scales.median()).abs().quantile(0.9)) < 0.05 * float(scales.median().abs()):
@@ -140,7 +142,7 @@ def _why_dim(batch: Batch, without: Tensor, with_ends: Tensor) -> str:
     ends = low[owner][:, None] - SAME, high[owner][:, None] + SAME
     if bool(((moved >= ends[0]) & (moved <= ends[1])).all()):
         return "Images do not leave their own range: clip to `batch.bounds`, not to the range of the image."
-    return "Read the range from `batch.bounds`, not from the image."
+    return ""
 
 
 def _pixels_apart(one: Tensor, other: Tensor) -> float:
