@@ -38,10 +38,11 @@ def diagnose(case: Case, theirs: Trace, steps: StepVerdict | None) -> str:
     if abs(steps.size - 1) > 0.01:
         return f"wrong step size: {steps.size:.4g} times that of the reference"
     where = f"{float(steps.real.double().mean()):.2%} of the values, {_describe_place(steps.real)}"
-    if case.budget.norm == "linf" and steps.turned < 0.5:
-        return f"moves the same way and not as far, or farther, on {where}"
-    small = steps.weight < SMALL
-    return f"wrong gradient on {where}" + (", where it is small, as in lower precision" if small else "")
+    if steps.weight < SMALL:
+        where += ", where it is small, as in lower precision"
+    elif case.budget.norm == "linf" and steps.turned < 0.5:
+        return f"moves in the same direction, but not as far or farther, on {where}"
+    return f"wrong gradient on {where}"
 
 
 def describe_start(case: Case, theirs: Trace) -> str:

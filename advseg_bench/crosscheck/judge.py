@@ -64,7 +64,7 @@ class StepVerdict:
         real: (N, C, *S) bool: the remaining values; all belong to the last step judged.
         opposite: Share of the changed values in the last step judged that moved against the reference's direction.
         size: Median ratio of actual to expected change in that step, where the directions agree; NaN if there is none.
-        turned: Share of the values of `real` that moved in another direction than the reference, or not at all.
+        turned: Share of the values of `real` that moved in another direction than the reference, or where it moves none.
         weight: Median gradient (with its momentum) of the values of `real` divided by that of all values; NaN if `real`
             is empty.
     """
@@ -154,7 +154,7 @@ def judge_steps(
         real,
         opposite=float((moves & ~same).sum() / moves.sum().clamp(min=1)),
         size=float((moved / wanted)[same].median()) if same.any() else float("nan"),
-        turned=float((moved.sign() != wanted.sign())[real].double().mean()) if real.any() else 0.0,
+        turned=float(((moved != 0) & (moved.sign() != wanted.sign()))[real].double().mean()) if real.any() else 0.0,
         weight=float(memory.abs()[real].median() / memory.abs().median()) if real.any() else float("nan"),
     )
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from advseg_bench.report.contrasts import Contrast
-from advseg_bench.report.document import show_budget, show_number, show_plural, show_times
+from advseg_bench.report.contrasts import Contrast, show_ratio
+from advseg_bench.report.document import show_budget, show_number, show_plural
 from advseg_bench.report.findings import shorten_list, write_findings
 from advseg_bench.report.means import Row, write_mean
 from advseg_bench.report.series import NORMS
@@ -177,7 +177,7 @@ def _lay_out(contrasts: Sequence[Contrast], width: int) -> Grid:
     }
     drops = {"Drop": [write_mean(c.drop) for c in contrasts], "Noise": [write_mean(c.noise) for c in contrasts]}
     short = {"Drop": [_write_alone(c.drop) for c in contrasts], "Noise": [_write_alone(c.noise) for c in contrasts]}
-    ratios = {"Ratio": [show_times(c.ratio) for c in contrasts]}
+    ratios = {"Ratio": [show_ratio(c) for c in contrasts]}
     full = Grid(names, scores | drops | ratios, intervals=True)
     plain = Grid(names, scores | short | ratios, intervals=drops == short)
     fewest = Grid(names, short | ratios, intervals=drops == short)

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from advseg_bench.report.contrasts import choose_control
+from advseg_bench.report.contrasts import choose_control, show_ratio
 from advseg_bench.report.document import (
     NOTHING,
     Column,
@@ -14,7 +14,6 @@ from advseg_bench.report.document import (
     show_budget,
     show_count,
     show_number,
-    show_times,
     thin,
 )
 from advseg_bench.report.means import join_right, write_mean
@@ -71,7 +70,7 @@ def make_noise_table(summary: Summary) -> Table:
         Column("Attacked Dice", tuple(show_number(c.clean - c.drop["mean"]) for c in contrasts)),
         Column("Drop", tuple(write_mean(c.drop) for c in contrasts)),
         Column("Noise drop", tuple(write_mean(c.noise) for c in contrasts)),
-        Column("Ratio", tuple(show_times(c.ratio) for c in contrasts)),
+        Column("Ratio", tuple(show_ratio(c) for c in contrasts)),
         Column("More than noise", tuple(verdicts), number=False),
     )
     data = pl.DataFrame(
@@ -88,7 +87,9 @@ def make_noise_table(summary: Summary) -> Table:
     caption = (
         f"eps = {eps}. Drop: mean clean Dice minus mean Dice under the attack and loss with the largest drop on that "
         f"model. Noise: {control} at the same eps, averaged over repeats. Ratio: drop divided by noise drop; {NOTHING} "
-        "where the noise lowers Dice by less than 0.0005. The strongest attack is selected on the same images, so its "
+        "where the noise lowers Dice by less than 0.0005, and drop divided by the upper end of the noise's interval, as >=, "
+        "where this interval includes 0. All means are over the images with a score under both. More than noise: paired "
+        "test over subjects at 5 %; with fewer than six subjects, a comparison of the means. The strongest attack is selected on the same images, so its "
         "drop is slightly overestimated."
     )
     return Table("noise", f"Attack against noise at eps {eps}", caption, columns, data)
