@@ -44,7 +44,7 @@ class Evidence:
         models: The models that have results, in the order of the suite.
         training_loss: The loss that the models were trained with.
         reference: The arm that represents FGSM: as defined, with the training loss if it was run, else with the first.
-        controls: All noise arms of equal norm, without any that exceeded eps; shuffled signs of every loss that was run.
+        controls: All noise arms of equal norm, of any loss, without those that exceeded eps.
     """
 
     def __init__(self, run: Run) -> None:

@@ -86,12 +86,6 @@ def judge_all(findings: Sequence[Finding]) -> Verdict:
     return "undecidable" if any(finding.test.smallest_p > ALPHA for finding in findings) else "undecided"
 
 
-def find_largest_p(tests: Sequence[PairedTest]) -> float | None:
-    """Return the largest p, or None if a test has no p."""
-    known = [test.p for test in tests if test.p is not None]
-    return max(known) if len(known) == len(tests) else None
-
-
 def find_deciding(findings: Sequence[Finding]) -> tuple[Finding, float | None, bool]:
     """Return the finding that decides a claim which needs all of them, its p, and whether this p is adjusted.
 

@@ -64,7 +64,7 @@ class StepVerdict:
         real: (N, C, *S) bool: the remaining values; all belong to the last step judged.
         opposite: Share of the changed values in the last step judged that moved against the reference's direction.
         size: Median ratio of actual to expected change in that step, where the directions agree; NaN if there is none.
-        turned: Share of the values of `real` that moved in another direction than the reference, or where it moves none.
+        turned: Share of the values of `real` that moved in another direction than the reference's.
         weight: Median gradient (with its momentum) of the values of `real` divided by that of all values; NaN if `real`
             is empty.
     """

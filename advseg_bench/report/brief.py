@@ -144,15 +144,17 @@ def _describe_run(summary: Summary) -> list[str]:
     attacks, controls = ([s.label for s in series if s.control == control] for control in (False, True))
     if attacks:
         beside = f" beside {shorten_list(controls, MOST_NAMES)}" if controls else ""
-        eps = "; ".join(f"{_show_budgets(b.eps)} ({NORMS.get(b.norm, b.norm)})" for b in summary.budgets)
+        eps = "; ".join(f"{_show_budgets(b.eps, b.norm)} ({NORMS.get(b.norm, b.norm)})" for b in summary.budgets)
         models = show_plural(len(about.models), "model")
         text.append(f"{models}: {shorten_list(attacks, MOST_NAMES)}{beside}, eps {eps}.")
     return text
 
 
-def _show_budgets(eps: Sequence[float]) -> str:
+def _show_budgets(eps: Sequence[float], norm: str) -> str:
     """Write a few budgets one by one, and more of them as a range."""
-    return ", ".join(map(show_budget, eps)) if len(eps) <= MOST_NAMES else show_radii(eps)
+    if len(eps) <= MOST_NAMES:
+        return ", ".join(show_budget(each, norm) for each in eps)
+    return show_radii(eps, norm)
 
 
 def _list_warnings(run: Run) -> list[str]:
@@ -165,7 +167,7 @@ def _list_warnings(run: Run) -> list[str]:
 
 def _title(summary: Summary) -> str:
     """Return the title of the table."""
-    return f"Attack against noise at eps {show_budget(summary.budgets[0].reference)}: drop of mean Dice"
+    return f"Attack against noise at eps {show_budget(summary.budgets[0].reference, summary.budgets[0].norm)}: drop of mean Dice"
 
 
 def _lay_out(contrasts: Sequence[Contrast], width: int) -> Grid:

@@ -45,7 +45,7 @@ def _list_facts(summary: Summary) -> dict[str, str]:
     images = show_plural(about.data.images, "test volume" if about.suite.of_volumes else "test image")
     voxels = "; pixels are voxels" if about.suite.of_volumes else ""
     subjects = about.data.subjects
-    swept = [(", ".join(map(show_budget, b.eps)), NORMS.get(b.norm, b.norm)) for b in summary.budgets]
+    swept = [(", ".join(show_budget(eps, b.norm) for eps in b.eps), NORMS.get(b.norm, b.norm)) for b in summary.budgets]
     return {
         "Suite": about.suite.name,
         "Data": f"{about.data.name}, {about.task.kind}: {', '.join(about.task.classes)}",

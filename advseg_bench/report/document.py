@@ -204,9 +204,9 @@ def show_times(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.0f}x" if value >= 10 else f"{value:.1f}x"
 
 
-def show_budget(eps: float | None) -> str:
-    """Write a radius, as n/255 if it is a multiple of 1/255."""
-    return NOTHING if eps is None else show_eps(eps)
+def show_budget(eps: float | None, norm: str = "linf") -> str:
+    """Write a radius: of L_inf as n/255 if it is a multiple of 1/255, else as a plain number."""
+    return NOTHING if eps is None else show_eps(eps) if norm == "linf" else f"{eps:.4g}"
 
 
 def show_plural(count: int, noun: str) -> str:

@@ -45,7 +45,7 @@ def shorten_list(names: Sequence[str], most: int | None) -> str:
 def _describe_drop(summary: Summary) -> str:
     """Describe the drop under the strongest attack and under noise."""
     contrasts, budgets = summary.contrasts, summary.budgets[0]
-    budget = f"{show_budget(budgets.reference)} ({NORMS.get(budgets.norm, budgets.norm)})"
+    budget = f"{show_budget(budgets.reference, budgets.norm)} ({NORMS.get(budgets.norm, budgets.norm)})"
     lowered = _span(c.drop for c in contrasts)
     text = f"At eps {budget} the strongest attack on each model lowers mean Dice by {lowered}"
     if any(c.noise for c in contrasts):
@@ -103,8 +103,8 @@ def _describe_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str
         )
     if left_out := max(c.left_out for c in contrasts):
         sentences.append(
-            f"Up to {show_plural(left_out, 'image')} of a model are in none of these means, since they lack a score under "
-            "attack or noise; a result that equals the clean image has none."
+            f"These means leave out up to {show_plural(left_out, 'image')} of a model without a score under attack or noise, "
+            "such as results that equal the clean image."
         )
     return sentences
 
