@@ -167,7 +167,8 @@ def _list_warnings(run: Run) -> list[str]:
 
 def _title(summary: Summary) -> str:
     """Return the title of the table."""
-    return f"Attack against noise at eps {show_budget(summary.budgets[0].reference, summary.budgets[0].norm)}: drop of mean Dice"
+    first = summary.budgets[0]
+    return f"Attack against noise at eps {show_budget(first.reference, first.norm)}: drop of mean Dice"
 
 
 def _lay_out(contrasts: Sequence[Contrast], width: int) -> Grid:

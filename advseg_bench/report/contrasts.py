@@ -59,10 +59,10 @@ class Contrast:
         """
         if self.noise is None:
             return None
-        larger = self.drop["mean"] > max(self.noise["mean"], 0)
-        if not self.tested:
+        larger = bool(self.drop["mean"] > max(self.noise["mean"], 0))
+        if not self.tested or self.test is None or self.test.p is None:
             return larger
-        return larger and self.test is not None and self.test.p is not None and self.test.p <= ALPHA
+        return larger and self.test.p <= ALPHA
 
     @property
     def ratio(self) -> float | None:
@@ -126,7 +126,9 @@ def contrast_models(
             label = find_label(series, arm)
             mine = scored.filter(pl.col("model") == model)
             contrast = Contrast(model, arm, label, clean[model, arm], drop, noise.get(model))
-            contrasts.append(_pair(contrast, mine.filter(is_arm(arm)), mine.filter(pl.col("attack") == control)))
+            contrasts.append(
+                _pair(contrast, mine.filter(is_arm(arm)), mine.filter(pl.col("attack") == (control or "")))
+            )
     return tuple(contrasts)
 
 

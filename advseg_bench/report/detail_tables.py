@@ -16,6 +16,8 @@ def make_curve_table(summary: Summary) -> Table:
     run, area = summary.run, summary.curves
     pairs = [(m, s) for m in run.model_names for s in summary.series if (m, s.arm) in area.rows]
     rows = [summary.broken.rows.get((m, s.arm), {}) for m, s in pairs]
+    norms = [s.arm.norm for _, s in pairs]
+    medians = [_show_median(row.get("median_smallest_eps"), norm) for row, norm in zip(rows, norms, strict=True)]
     columns = (
         Column("Model", thin([m for m, _ in pairs]), number=False),
         Column("Attack and loss", tuple(s.label for _, s in pairs), number=False),

@@ -103,8 +103,8 @@ def _describe_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str
         )
     if left_out := max(c.left_out for c in contrasts):
         sentences.append(
-            f"These means leave out up to {show_plural(left_out, 'image')} of a model without a score under attack or noise, "
-            "such as results that equal the clean image."
+            f"These means leave out up to {show_plural(left_out, 'image')} of a model without a score under attack or "
+            "noise, such as results that equal the clean image."
         )
     return sentences
 

@@ -28,9 +28,8 @@ def check_path(case: Case) -> None:
         for image in range(scene.n):
             batch = select_images(whole, (image,))
             model = make_coupled(batch)
-            counter = Counter(model)
-            with isolated(), counter.count(1, points=True) as tally:
-                result = case.call(counter.model, copy_batch(batch), budget, scene)
+            with isolated(), Counter(model).count(1, points=True) as tally:
+                result = case.call(model, copy_batch(batch), budget, scene)
             x_adv = check_form(result, batch, scene).detach()
             reasons.append(find_stale(tally.points or [], x_adv, UNMOVED * budget.eps))
         if all(reasons):
