@@ -23,13 +23,7 @@ def make_curve_table(summary: Summary) -> Table:
         Column("Attack and loss", tuple(s.label for _, s in pairs), number=False),
         Column("Area under Dice", tuple(write_mean(area.rows[m, s.arm]) for m, s in pairs)),
         Column("Images below threshold", tuple(show_number(row.get("broken")) for row in rows)),
-        Column(
-            "Median smallest eps",
-            tuple(
-                _show_median(row.get("median_smallest_eps"), s.arm.norm)
-                for (_, s), row in zip(pairs, rows, strict=True)
-            ),
-        ),
+        Column("Median smallest eps", tuple(medians)),
     )
     t = run.scoring.dice_threshold
     caption = (

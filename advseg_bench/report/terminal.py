@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -67,13 +68,17 @@ def _lay_out(table: Table, rows: Sequence[tuple[str, ...]]) -> RichTable:
         whole = any(map(INTERVAL.search, cells))  # an interval is not wrapped
         words = cells if whole else [word for cell in (column.label, *cells) for word in cell.split()]
         longest = max(map(len, words), default=1)
-        short = all(len(cell) <= LONGEST_NAME for cell in cells)
+        fixed = all(len(cell) <= LONGEST_NAME for cell in cells) and not column.number
+        label = column.label
+        if fixed:  # such a column is not wrapped, and its title must not be cut
+            widest = max(map(len, (*cells, *label.split())), default=1)
+            label, longest = textwrap.fill(label, max(widest, 1)), widest
         grid.add_column(
-            column.label,
+            label,
             justify="right" if column.number else "left",
             overflow="fold",
             min_width=min(longest, LONGEST_NAME),
-            no_wrap=short and not column.number,
+            no_wrap=fixed,
         )
     for row in rows:
         grid.add_row(*(RichText(cell) for cell in row))
