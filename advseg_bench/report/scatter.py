@@ -34,8 +34,8 @@ def make_success_figure(summary: Summary, budgets: Budgets) -> Figure | None:
         return None
     caption = (
         f"Each model's attack success at eps {show_budget(budgets.reference, budgets.norm)} against its number of "
-        "parameters. Left (on a phone: top): Diff, the share of the clean Dice that is lost. Right: share of the images "
-        f"with clean Dice >= {run.scoring.dice_threshold:g} whose Dice falls below it."
+        "parameters. Left (on a phone: top): Diff, the share of the clean Dice that is lost. Right: share of the "
+        f"images with clean Dice >= {run.scoring.dice_threshold:g} whose Dice falls below it."
     )
     if len(known) < FEWEST_MODELS:
         caption += f" With {len(known)} models, a correlation cannot be distinguished from chance, so none is given."

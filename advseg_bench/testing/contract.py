@@ -169,7 +169,7 @@ def check_attack(attack: object, **options: Any) -> list[Outcome]:
         ...     return (batch.x + budget.eps).clamp(batch.bounds.lower, batch.bounds.upper)
         >>> outcomes = ab.testing.check_attack(brighten, traits=ab.Traits(norms=("linf",), kinds=("binary",)))
         >>> [outcome.rule.name for outcome in outcomes if outcome.verdict == "FAILED"]
-        ['void', 'noise', 'optimum', 'path', 'cost']
+        ['void', 'noise', 'optimum', 'cost']
     """
     trial = Trial(attack if isinstance(attack, Case) else find_case(attack, **options))
     return [trial.ask(rule) for rule in RULES]
