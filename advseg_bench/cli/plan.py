@@ -86,7 +86,7 @@ def _print_grid(suite: Suite, cells: Cells) -> None:
     for attack in suite.attacks:
         mine = [cell for cell in cells if is_of(cell, attack)]
         skipped = sum(cell.skip is not None for cell in mine)
-        eps = f"{attack.norm} {show_radii(attack.eps)}"
+        eps = f"{attack.norm} {show_radii(attack.eps, attack.norm)}"
         numbers = (str(attack.draws), str(len(mine)), str(skipped))
         table.add_row(attack.name, " ".join(attack.losses) or "-", eps, _show_settings(attack), *numbers)
     console.print(table)

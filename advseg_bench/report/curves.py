@@ -91,7 +91,8 @@ def make_class_figure(summary: Summary) -> Figure | None:
     sentences = (
         "Dice of each class under each model's strongest attack"
         + (f", {next(iter(labels.values()))}" if same else "")
-        + f" (at eps {show_budget(budgets.reference)}, among those with several eps; chosen on these images).",
+        + f" (at eps {show_budget(budgets.reference, budgets.norm)}, among those with several eps; chosen on these "
+        "images).",
         "Mean over the images with a score for the class, then over subjects; eps 0 is the clean image.",
         f"Bands: 95 % interval for the population mean, of classes in >= {FEWEST_SUBJECTS} subjects." if bands else few,
     )

@@ -249,8 +249,13 @@ def show_eps(eps: float) -> str:
     return f"{grey:.0f}/255" if eps < 1 and _GREY_LEVELS.get() and abs(grey - round(grey)) < 1e-9 else f"{eps:.4g}"
 
 
-def show_radii(values: Sequence[float]) -> str:
-    """Format several radii briefly: whole grey levels first, consecutive ones as a range, then decimals."""
+def show_radii(values: Sequence[float], norm: str = "linf") -> str:
+    """Format several radii briefly: whole grey levels first, consecutive ones as a range, then decimals.
+
+    Radii of another norm than L_inf are plain numbers.
+    """
+    if norm != "linf":
+        return ", ".join(f"{value:.4g}" for value in sorted(values))
     greys = sorted(round(value * 255) for value in values if show_eps(value).endswith("/255"))
     runs: list[list[int]] = []
     for grey in greys:

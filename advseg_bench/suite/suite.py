@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from advseg_bench.errors import SpecError, expected, unknown
 from advseg_bench.registry import catalogue
+from advseg_bench.suite.causes import list_causes
 from advseg_bench.suite.specs import (
     PLUGIN_TAG,
     AttackSpec,
@@ -267,7 +268,8 @@ def _validate(tables: Tables, where: str) -> Suite:
     try:
         return Suite.model_validate(tables)
     except ValidationError as error:
-        first, others = error.errors()[0], error.error_count() - 1
+        first, *rest = list_causes(error)
+        others = len(rest)
         more = f" ({others} more problem{'s' if others > 1 else ''} in this file)" if others else ""
         raise SpecError(f"{where}: {_explain(first)}{more}") from None
 
