@@ -10,8 +10,9 @@ import pytest
 from advseg_bench.data import count_images
 from advseg_bench.errors import SpecError
 from advseg_bench.suite.cells import estimate, plan, show_eps, show_radii
+from advseg_bench.suite.layers import list_suites
 from advseg_bench.suite.specs import PhantomData, PluginData
-from advseg_bench.suite.suite import Suite, list_suites, parse_suite
+from advseg_bench.suite.suite import Suite, parse_suite
 from advseg_bench.suite.timing import expect
 
 TEXT = files("advseg_bench.suite.shipped").joinpath("smoke.toml").read_text()
