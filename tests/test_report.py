@@ -356,7 +356,7 @@ def test_a_ratio_to_noise_whose_interval_includes_0_is_a_lower_limit():
 
 
 def test_l2_radii_are_plain_numbers():
-    assert [show_budget(1.0, norm) for norm in ("linf", "l2")] == ["255/255", "1"]
+    assert [show_budget(0.2, norm) for norm in ("linf", "l2")] == ["51/255", "0.2"]
     assert show_budget(4 / 255, "linf") == "4/255"
     assert show_radii([2.0, 0.5, 1.0], "l2") == "0.5, 1, 2"
 

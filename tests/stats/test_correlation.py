@@ -88,7 +88,7 @@ def test_a_straight_line():
     ("x", "y", "reason"),
     [
         ([], [], "there are no points"),
-        ([1], [2], "one point has no correlation"),
+        ([1], [2], "there is only one point"),
         ([3, 3, 3], [1, 2, 3], "x does not vary"),
         ([1, 2, 3], [0.1 + 0.2, 0.3, 0.3], "y does not vary"),
         ([0, 0], [1, 1], "neither x nor y varies"),
@@ -111,7 +111,7 @@ def test_too_few_points_for_an_interval(n):
 def test_wrong_input():
     with pytest.raises(SpecError, match=r"level: expected a number above 0 and up to 0\.999, got 95"):
         correlate([1, 2], [1, 2], level=95)
-    with pytest.raises(AssertionError, match="leave out things without a number"):
+    with pytest.raises(AssertionError, match="leave out items without a value"):
         correlate([1, 2], [1, float("nan")])
-    with pytest.raises(AssertionError, match="as many y as x"):
+    with pytest.raises(AssertionError, match="x and y have the same length"):
         correlate([1, 2], [1])

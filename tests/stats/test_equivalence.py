@@ -67,7 +67,7 @@ def test_four_models_cannot_show_that_size_does_not_matter():
 
 @pytest.mark.parametrize("margin", [0, -0.1, float("nan"), float("inf")])
 def test_a_margin_that_is_none(margin):
-    with pytest.raises(SpecError, match=r"margin: expected a finite number above 0, got .* Zero would ask"):
+    with pytest.raises(SpecError, match=r"margin: expected a finite number above 0, got"):
         equivalence([0.1, 0.2], margin)
     with pytest.raises(SpecError, match="margin: expected a finite number above 0"):
         equivalent_correlation(0.1, 9, margin)
@@ -76,7 +76,7 @@ def test_a_margin_that_is_none(margin):
 def test_settings_out_of_range():
     with pytest.raises(SpecError, match=r"margin of a correlation: expected a number between 0 and 1, got 1\.5"):
         equivalent_correlation(0.1, 9, 1.5)
-    with pytest.raises(SpecError, match=r"alpha: expected a number above 0 and under 0\.5, got 0\.5"):
+    with pytest.raises(SpecError, match=r"alpha: expected a number above 0 and below 0\.5, got 0\.5"):
         equivalence([0.1, 0.2], 0.1, alpha=0.5)
     with pytest.raises(AssertionError, match="leave out subjects without a score"):
         equivalence([float("nan")] * 6, 0.1)
