@@ -343,6 +343,24 @@ def test_the_headline_is_over_the_images_that_both_changed(tmp_path):
     assert f"leave out up to {len(images) - len(kept)} images" in say(run)
 
 
+def test_images_without_any_class_are_not_counted_as_left_out(tmp_path):
+    """They have no clean score, so that no attack took them out of the mean."""
+    out = write_run(tmp_path / "r", Synthetic(**MANY))
+    empty = sorted(set(Run(out).rows["image"].cast(pl.String)))[:3]
+    nothing = pl.col("tp").list.eval(pl.element() * 0)
+
+    def clear(rows: pl.DataFrame) -> pl.DataFrame:
+        here = pl.col("image").is_in(empty)
+        cleared = {name: pl.when(here).then(nothing).otherwise(name).alias(name) for name in ("tp", "fn")}
+        return rows.with_columns(**cleared)
+
+    rewrite_rows(out, clear)
+    run = Run(out)
+    assert run.scores().filter(pl.col("dice_clean").is_null())["image"].n_unique() == len(empty)
+    assert summarise(run).contrasts[0].left_out == 0
+    assert "leave out" not in say(run)
+
+
 def test_a_ratio_to_noise_whose_interval_includes_0_is_a_lower_limit():
     row = {"mean": 0.06, "lower": 0.05, "upper": 0.07}
     noise = {"mean": 0.004, "lower": -0.002, "upper": 0.01}

@@ -133,7 +133,11 @@ def contrast_models(
 
 
 def _pair(contrast: Contrast, attacked: pl.DataFrame, noisy: pl.DataFrame) -> Contrast:
-    """Compare an attack with noise on the images that have a score under both."""
+    """Compare an attack with noise on the images that have a score under both.
+
+    Images without a clean score, such as those whose truth lacks every class, are in no mean and not counted.
+    """
+    attacked, noisy = (rows.filter(pl.col("dice_clean").is_not_null()) for rows in (attacked, noisy))
     keys, drop = ("subject", "image"), pl.col("drop").mean()
     ours = attacked.filter(pl.col("drop").is_not_null()).group_by(keys).agg(drop, pl.col("dice_clean").mean())
     if contrast.noise is None:
