@@ -141,7 +141,8 @@ def _describe_run(summary: Summary) -> list[str]:
     about, series = summary.run.about, summary.series
     classes = shorten_list(about.task.classes, MOST_NAMES)
     images = show_plural(about.data.images, "test volume" if about.suite.of_volumes else "test image")
-    subjects = f" of {show_plural(about.data.subjects, 'subject')}" if about.data.subjects else ""
+    known = None if about.data.by_image else about.data.subjects
+    subjects = f" of {show_plural(known, 'subject')}" if known else ""
     text = [f"{about.suite.name} on {about.data.name} ({about.task.kind}: {classes}), {images}{subjects}."]
     attacks, controls = ([s.label for s in series if s.control == control] for control in (False, True))
     if attacks:

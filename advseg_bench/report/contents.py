@@ -44,7 +44,7 @@ def _list_facts(summary: Summary) -> dict[str, str]:
     about, series = summary.run.about, summary.series
     images = show_plural(about.data.images, "test volume" if about.suite.of_volumes else "test image")
     voxels = "; pixels are voxels" if about.suite.of_volumes else ""
-    subjects = about.data.subjects
+    subjects = None if about.data.by_image else about.data.subjects
     swept = [(", ".join(map(show_budget, b.eps)), NORMS.get(b.norm, b.norm)) for b in summary.budgets]
     return {
         "Suite": about.suite.name,

@@ -55,6 +55,7 @@ class DataInfo:
         splits: Name of each split -> its number of images.
         images: Number of images of the test split.
         subjects: Number of subjects of the test split; None if unknown.
+        by_image: Whether no subjects were given, so that each image counts by itself.
     """
 
     name: str
@@ -63,6 +64,7 @@ class DataInfo:
     splits: Mapping[str, int]
     images: int
     subjects: int | None
+    by_image: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ def _read_data(data: Mapping[str, Any]) -> DataInfo:
         splits=splits,
         images=splits["test"],
         subjects=data.get("subjects", {}).get("test"),
+        by_image=bool(data.get("by_image", False)),
     )
 
 
