@@ -66,7 +66,7 @@ def test_the_claims_that_can_be_decided_have_a_line_each(tmp_path):
     assert "Claim 1, supported: Medical segmentation models are vulnerable to FGSM." in text
     assert "Claim 2, " not in text
     assert "Claim 3, supported: BCE as the attack loss succeeds more" in text
-    assert "Not decided: claim 2 needs at least 5 models (this run has 2). See claims.html." in text
+    assert "Not decided: claim 2 needs at least 5 models (this run has 2)." in text
 
 
 def test_with_too_few_subjects_a_correlation_that_is_settled_is_still_told(tmp_path):
@@ -79,13 +79,13 @@ def test_with_too_few_subjects_a_correlation_that_is_settled_is_still_told(tmp_p
         edit_json(out / "models" / f"{name}.json", lambda entry, i=i: entry | {"parameters": 10 ** (5 + i)})
     text = " ".join(show(Run(out)))
     assert "Claim 2, contradicted: The number of parameters" in text
-    assert "Not decided: claims 1, 3 and 4 need at least 6 subjects (this run has 1). See claims.html." in text
+    assert "Not decided: claims 1, 3 and 4 need at least 6 subjects (this run has 1)." in text
 
 
 def test_what_was_not_asked_has_its_reason(tmp_path):
     text = " ".join(show(Run(write_run(tmp_path / "r", replace(EIGHT, losses=("bce", "dice"))))))
     assert "Not decided: claim 2 needs at least 5 models (this run has 2); claim 3 was not asked (the run has" in text
-    assert "no result of fgsm dice_focal). See claims.html." in text
+    assert "no result of fgsm dice_focal)." in text
 
 
 def test_a_run_that_no_claim_can_be_asked_of_says_nothing_of_them(tmp_path):

@@ -143,9 +143,17 @@ def test_a_suite_may_use_plugins_and_a_wrong_name_in_it_is_one_line(install):
     for old, new, message in (
         ("my_datasets", "my_dataset", "data.name: unknown data set 'my_dataset'. Did you mean 'my_datasets'?"),
         ("settings = { depth", "setings = { depth", "data: unknown key 'setings'. Did you mean 'settings'?"),
-        ("my_models", "my_model", "models.1.architecture: unknown architecture 'my_model'. Did you mean 'my_models'?"),
-        ("my_losses", "my_loss", "attacks.0.losses.0: unknown loss 'my_loss'. Did you mean 'my_losses'?"),
-        ("my_attacks", "my_attack", "attacks.0.name: unknown attack 'my_attack'. Did you mean 'my_attacks'?"),
+        (
+            "my_models",
+            "my_model",
+            "model 2 .*, architecture: unknown architecture 'my_model'. Did you mean 'my_models'?",
+        ),
+        ("my_losses", "my_loss", "attack 1 .my_attacks., losses.0: unknown loss 'my_loss'. Did you mean 'my_losses'?"),
+        (
+            "my_attacks",
+            "my_attack",
+            "attack 1 .*, name: unknown attack 'my_attack'. Did you mean 'my_attacks'?",
+        ),
     ):
         with pytest.raises(SpecError, match=f"^s: {message}".replace("?", r"\?")):
             parse_suite(text.replace(old, new), "s")

@@ -18,6 +18,9 @@ from typing import Literal
 from advseg_bench.errors import PluginError, one_line, unknown
 from advseg_bench.registry import catalogue
 
+INSTALL = "Install its package, or set PYTHONPATH to the folder that contains it."
+"""The remedy if the module of `package.module:object` cannot be imported."""
+
 Kind = Literal["attack", "architecture", "loss", "data set"]
 
 GROUPS: dict[Kind, str] = {
@@ -152,7 +155,7 @@ def load_object(kind: Kind, name: str, where: str = "") -> object:
         return _import(
             where,
             _SHIPPED_TARGETS.get((kind, name), name),
-            "Install its package, or set PYTHONPATH to the folder that contains it.",
+            INSTALL,
         )
     return _import(
         f"{where}: plug-in {plugin.name!r} of distribution {plugin.distribution}", plugin.target, remedy(plugin)
@@ -175,7 +178,8 @@ def _import(where: str, target: str, remedy: str) -> object:
         return attrgetter(path)(module)
     except AttributeError:
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise PluginError(f"{unknown(where, f'object of {module_name}', path, names)} {remedy}") from None
+        remedy = "" if remedy == INSTALL else remedy  # the module was found
+        raise PluginError(f"{unknown(where, f'object of {module_name}', path, names)} {remedy}".rstrip()) from None
 
 
 @lru_cache(maxsize=1)

@@ -60,7 +60,11 @@ def _list_facts(summary: Summary) -> dict[str, str]:
 
 def list_warnings(run: Run) -> tuple[str, ...]:
     """Return the cautions to show before any number."""
-    warnings = [*behaviour.list_non_finite(run), *([run.about.suite.note] if run.about.suite.note else [])]
+    warnings = [
+        *behaviour.list_weak(run),
+        *behaviour.list_non_finite(run),
+        *([run.about.suite.note] if run.about.suite.note else []),
+    ]
     if run.missing:
         share = run.missing / run.planned
         share_text = f"{share:.0%}" if share >= 0.01 else "under 1 %"

@@ -69,10 +69,13 @@ NULLABLE = ("forwards", "backwards")
 def own(out: Path) -> Iterator[None]:
     """Lock a run directory for this process; the lock is released when the process ends, for whatever reason.
 
+    A new directory that holds no run in the end, since the run was refused, is removed.
+
     Raises:
         RecordError: If the directory cannot be created, contains other files, or is locked by another run.
     """
     _check_free(out)
+    new = not out.exists()
     make_folder(out)
     try:
         lock = (out / ".lock").open("a")
@@ -87,7 +90,22 @@ def own(out: Path) -> Iterator[None]:
             make_folder(out / folder)
             for leftover in (out / folder).glob(".*.tmp"):
                 leftover.unlink()
-        yield
+        try:
+            yield
+        finally:
+            if new and not (out / "run.json").exists():
+                _remove_empty(out)
+
+
+def _remove_empty(out: Path) -> None:
+    """Remove a run directory without any file but its lock; other files, and what cannot be removed, stay."""
+    if any(path.is_file() and path != out / ".lock" for path in out.rglob("*")):
+        return
+    with suppress(OSError):
+        for folder in ("models", "parts", "panels"):
+            (out / folder).rmdir()
+        (out / ".lock").unlink()
+        out.rmdir()
 
 
 def _check_free(out: Path) -> None:
