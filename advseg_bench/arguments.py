@@ -123,8 +123,11 @@ def read_tensor(where: str, values: Any) -> Tensor:
             values = torch.stack(list(values))
         if not isinstance(values, Tensor):
             array = np.asarray(values)
-            values = torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
-    except (TypeError, ValueError, RuntimeError) as error:
+            array = np.asarray(array, array.dtype.newbyteorder("="), order="C")
+            values = torch.from_numpy(array if array.flags.writeable else array.copy())
+        if values.layout != torch.strided:
+            values = values.to_dense()
+    except Exception as error:  # conversion runs code of the array's class
         remedy = f"Give a tensor or an array of numbers. ({one_line(error)})"
         raise DataError(expected(where, "numbers", type(values).__name__, remedy)) from None
     plain: Tensor = values.as_subclass(Tensor)

@@ -12,14 +12,21 @@ from typing import Any
 
 from advseg_bench.errors import RecordError
 
+CACHE_REMEDY = "Set the environment variable ADVSEG_BENCH_CACHE to a folder that can be written."
+
 
 def cache_root() -> Path:
     """Return the cache folder: `$ADVSEG_BENCH_CACHE`, else `advseg-bench` in the platform's cache folder."""
     root = os.environ.get("ADVSEG_BENCH_CACHE")
     if root is not None:
         return Path(root)
-    base = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return Path(os.environ.get("XDG_CACHE_HOME", base)) / "advseg-bench"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "advseg-bench"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user of a container without an entry in /etc/passwd
+        home = Path("/")
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "advseg-bench"
 
 
 def cache_dir(*parts: str) -> Path:
@@ -31,11 +38,13 @@ def cache_dir(*parts: str) -> Path:
         RecordError: The folder cannot be created.
     """
     folder = cache_root().joinpath(*parts)
-    make_folder(folder)
+    make_folder(folder, CACHE_REMEDY)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RecordError(f"{folder}: expected a folder that can be written, got one that cannot. {CACHE_REMEDY}")
     return folder
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, remedy: str = "Choose another path.") -> None:
     """Create a folder and its parents.
 
     Raises:
@@ -44,7 +53,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RecordError(f"{folder}: cannot create this folder: {error.strerror}. Choose another path.") from None
+        raise RecordError(f"{folder}: cannot create this folder: {error.strerror}. {remedy}") from None
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from advseg_bench.errors import SpecError, expected
-from advseg_bench.registry import plugins, toolkits
+from advseg_bench.registry import plugins, sources, toolkits
 from advseg_bench.registry.plugins import Kind
+from advseg_bench.registry.sources import Session
 
 COMPUTING = ("advseg-bench", "torch", "segmentation-models-pytorch", "timm", "monai", "numpy", "scipy")
 """Distributions whose version can change the bits of a result."""
@@ -35,25 +34,48 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def describe_code(names: Iterable[tuple[Kind, str]]) -> dict[str, str]:
+def describe_code(names: Iterable[tuple[Kind, str]], session: Session | None = None) -> dict[str, str]:
     """Return versions and source hashes of all objects that are not part of this package.
 
     They detect code that changed under the same name, so that results of old and new code are not mixed. The hash
-    covers the Python files of the top-level package that defines the object; packages that it imports are covered by
-    their version at most.
+    covers, as they were imported, the Python files of the top-level package that defines the object and the modules of
+    the same folder that these import; other packages are covered by their version at most.
 
     Args:
         names: Pairs of a type, such as "attack", and a name: of a plug-in, of a toolkit's attack, or
             `package.module:object`.
+        session: What was described before with it is described as it was then. Code in no file, such as a cell of a
+            notebook, is described by the session's token. By default a new one.
 
     Returns:
         "type name" -> source hash, then the versions of the distribution that provides it and of the toolkit.
 
     Raises:
-        PluginError: If a name has more than one provider.
+        PluginError: If a name has more than one provider, or a file changed before its import was noticed.
     """
-    described = {f"{kind} {name}": _describe_name(kind, name) for kind, name in sorted(set(names))}
+    session = session or Session()
+    described = {f"{kind} {name}": _describe_name(kind, name, session) for kind, name in sorted(set(names))}
     return {name: text for name, text in described.items() if text}
+
+
+def begin_code(names: Iterable[tuple[Kind, str]]) -> Session:
+    """Start a run: refuse code in memory that differs from its files.
+
+    Args:
+        names: As for `describe_code`.
+
+    Returns:
+        A session, in which the code was described.
+
+    Raises:
+        PluginError: If a file has changed on disk since it was imported.
+    """
+    return sources.begin(filter(None, (_find_module(kind, name) for kind, name in sorted(set(names)))))
+
+
+def in_no_file(code: Mapping[str, str]) -> bool:
+    """Return whether code, as described by `describe_code`, is in no file: nothing may be cached under it."""
+    return any(text.startswith(sources.NO_FILE) for text in code.values())
 
 
 def describe_packages(names: Iterable[str]) -> dict[str, str]:
@@ -86,32 +108,29 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _describe_name(kind: Kind, name: str) -> str:
+def _find_plugin(kind: Kind, name: str) -> plugins.Plugin | None:
+    """The entry point of a name, of a toolkit or a plug-in."""
+    return (toolkits.find_toolkit(name) if kind == "attack" else None) or plugins.find_plugin(kind, name)
+
+
+def _find_module(kind: Kind, name: str) -> str:
+    """The module that defines a name; "" if it is part of this package."""
+    plugin = _find_plugin(kind, name)
+    target = plugin.target if plugin else name if ":" in name else ""
+    return target.partition(":")[0]
+
+
+def _describe_name(kind: Kind, name: str, session: Session) -> str:
     """Source hash and versions of one name; "" if it is part of this package."""
-    toolkit = toolkits.find_toolkit(name) if kind == "attack" else None
-    plugin = toolkit or plugins.find_plugin(kind, name)
-    if plugin is None:
-        return _hash_source(name.partition(":")[0]) if ":" in name else ""
-    versions = {plugin.distribution: _version(plugin.distribution)}
-    versions |= describe_packages([toolkit.name]) if toolkit else {}
+    module = _find_module(kind, name)
+    if not module:
+        return ""
+    plugin = _find_plugin(kind, name)
+    versions = {plugin.distribution: _version(plugin.distribution)} if plugin else {}
+    if plugin and kind == "attack" and toolkits.find_toolkit(name):
+        versions |= describe_packages([plugin.name])
     shown = (f"{distribution} {number}" for distribution, number in versions.items())
-    return ", ".join([_hash_source(plugin.target.partition(":")[0]), *shown])
-
-
-def _hash_source(module: str) -> str:
-    """Hash the files of a top-level package; a missing package raises its error when it is loaded, not here."""
-    try:
-        found = find_spec(module.partition(".")[0])
-    except (ImportError, ValueError):
-        found = None
-    folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
-    files = [(path.relative_to(folder), path) for folder in folders for path in folder.rglob("*.py")]
-    if found and not folders and found.origin and Path(found.origin).is_file():
-        files = [(Path(found.name), Path(found.origin))]
-    digest = hashlib.sha256()
-    for name, path in sorted(files):
-        digest.update(f"{name.as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16] if files else "not found"
+    return ", ".join([sources.hash_source(module, session), *shown])
 
 
 def _cpu_name() -> str:

@@ -58,7 +58,20 @@ def one_line(error: BaseException, longest: int = 300) -> str:
     """
     if isinstance(error, UserError):
         return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.{longest}}".rstrip(" :.")
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # an exception of user code, whose own formatting fails
+        message = ""
+    return f"{type(error).__name__}: {message:.{longest}}".rstrip(" :.")
+
+
+def _show(value: object, longest: int = 300) -> str:
+    """Format a value on one line, even if its `__repr__` fails or returns several lines."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"{type(value).__name__} object"
+    return text if "\n" not in text else f"{' '.join(text.split()):.{longest}}"
 
 
 def expected(where: object, what: str, value: object, remedy: str = "") -> str:
@@ -73,7 +86,7 @@ def expected(where: object, what: str, value: object, remedy: str = "") -> str:
     Returns:
         One line.
     """
-    return f"{where}: expected {what}, got {value!r}. {remedy}".rstrip()
+    return f"{where}: expected {what}, got {_show(value)}. {remedy}".rstrip()
 
 
 def unknown(where: object, kind: str, name: str, known: Iterable[str]) -> str:

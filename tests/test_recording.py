@@ -37,6 +37,15 @@ def test_a_failure_is_noted_once_and_what_it_took_is_counted(recorder, events, t
     assert events == [Event("attack", "a", 2, 3), Event("attack", "a", 3, 3)]
 
 
+def test_rows_of_other_code_than_that_of_the_run_are_not_recorded(tmp_path, events):
+    (tmp_path / "parts").mkdir()
+    recorder = Recorder(tmp_path, 3, events.append, {"architecture nets:Net": "old"})
+    recorder.record_unit(UNITS[0], Outcome(UnitResult([], [], 1.0, {"architecture nets:Net": "old"})))
+    with pytest.raises(RecordError, match="architecture nets:Net: expected the code with which the run began"):
+        recorder.record_unit(UNITS[1], Outcome(UnitResult([{}], [], 1.0, {"architecture nets:Net": "new"})))
+    assert list((tmp_path / "parts").iterdir()) == []
+
+
 def test_a_failed_model_or_unit_costs_the_others_nothing(recorder, events, tmp_path):
     assert not recorder.record_model("b", Outcome(error=TrainingError("learned nothing")))
     recorder.record_unit(UNITS[0], Outcome(error=JobError("ValueError: no")))

@@ -48,7 +48,7 @@ def read_json(path: Path) -> Any:
         DataError: If it is not valid JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(expected(path, "a readable JSON file", str(error), "Replace or correct the file.")) from None
 

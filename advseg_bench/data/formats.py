@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Pair
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from PIL import Image
@@ -40,7 +42,6 @@ _LIBRARY_ERRORS = (
     MemoryError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
     ImageFileError,
     HeaderDataError,
 )
@@ -175,10 +176,19 @@ def _one_line_errors(path: Path) -> Iterator[None]:
     """Turn errors of the imaging libraries into a `DataError` that names the file."""
     try:
         yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        numbers = [f"{int(number):,} pixels" for number in re.findall(r"\d+", str(error))]
+        what = f"an image of at most {numbers[1]}, Pillow's limit" if len(numbers) > 1 else "an image within the limit"
+        remedy = "Cut it into tiles or reduce its resolution, such as with OpenSlide or `vips dzsave`."
+        raise DataError(f"{path}: expected {what}, got {numbers[0] if numbers else error}. {remedy}") from error
     except _LIBRARY_ERRORS as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         wanted = f"a readable {'NIfTI' if _is_volume(path) else 'PNG or TIFF'} file"
         remedy = "The file is damaged or has another format: replace it."
+        if isinstance(error, OSError) and error.errno:
+            cause, remedy = error.strerror or cause, "Check that the file exists and that you may read it."
+        elif isinstance(error, MemoryError):
+            remedy = "It is larger than the free memory, or its header is damaged."
         raise DataError(expected(path, wanted, cause, remedy)) from error
 
 
@@ -190,6 +200,9 @@ def _is_volume(path: Path) -> bool:
 def _open_volume(path: Path, stacked: bool) -> Any:
     """Open a NIfTI file; the handle stays open, so that reading slices in order decompresses a .nii.gz once."""
     volume = nibabel.load(path, mmap=False, keep_file_open=True)
+    if not isinstance(volume, Nifti1Pair):
+        found = f"a {type(volume).__name__} without the axes of space"
+        raise DataError(expected(path, "a NIfTI volume or image", found, "Export it as a volume, or leave it out."))
     kind = volume.get_data_dtype().kind
     if len(volume.shape) not in ((2, 3, 4) if stacked else (2, 3)) or 0 in volume.shape or kind not in "iuf":
         found = f"shape {volume.shape} of {volume.get_data_dtype()}"

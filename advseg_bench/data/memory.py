@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from advseg_bench.arguments import make_bounds, make_task, read_tensor
 from advseg_bench.batches import Batch
 from advseg_bench.data.dataset import Case, Dataset, Sample
-from advseg_bench.errors import DataError, SpecError, UserError, expected
+from advseg_bench.errors import DataError, SpecError, UserError, expected, one_line
 from advseg_bench.types import Bounds, Task, TaskKind
 
 NOTE = "Each image counts as a separate subject, because no subjects were given."
@@ -83,7 +84,7 @@ def read_images(
                     task=found[0].task if found else known,
                     ignore=ignore,
                     bounds=make_bounds("evaluate", (0.0, 1.0) if bounds is None else bounds),
-                    images=[f"image{start + i}" for i in range(len(x))],
+                    images=[f"image{start + i}" for i in range(x.shape[0] if x.dim() else 0)],
                     subjects=subjects,
                 )
             )
@@ -98,9 +99,32 @@ def _items(data: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
     """Items of the data, and whether each is a single image rather than a batch."""
     single = isinstance(data, torch.utils.data.Dataset)
     if isinstance(data, torch.utils.data.Dataset) and isinstance(data, Sized):
-        yield from ((data[i], True) for i in range(len(data)))  # iterating over it may never stop
+        yield from ((_fetch(i, data.__getitem__, i), True) for i in range(len(data)))  # iterating may never stop
         return
-    yield from ((item, single) for item in data)
+    items = _fetch(0, iter, data)
+    end = object()
+    for index in count():
+        if (item := _fetch(index, next, items, end)) is end:
+            return
+        yield item, single
+
+
+def _fetch(index: int, get: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of the user's data set or data loader.
+
+    Raises:
+        DataError: It fails.
+    """
+    try:
+        return get(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        cause = one_line(error)
+        remedy = "Correct the data set or the data loader"
+        if "negative" in cause and "stride" in cause:
+            remedy = "Copy flipped arrays, with `array.copy()`, before they become tensors"
+        raise DataError(f"evaluate: item {index}: expected an item of `data`, got {cause}. {remedy}.") from error
 
 
 def _take_apart(
@@ -113,7 +137,9 @@ def _take_apart(
         missing = [key for key in wanted if key not in item]
         if missing:
             remedy = "Name them with `keys` and `subject_key`."
-            raise DataError(expected("keys", f"the keys {', '.join(map(repr, wanted))}", sorted(item), remedy))
+            raise DataError(
+                expected("keys", f"the keys {', '.join(map(repr, wanted))}", sorted(map(str, item)), remedy)
+            )
         x, y = item[keys[0]], item[keys[1]]
         subjects = item[subject_key] if subject_key else None
     elif isinstance(item, (tuple, list)) and len(item) >= 2:
@@ -162,7 +188,7 @@ def _join(batches: Sequence[Batch]) -> Batch:
 
 def make_dataset(images: Batch) -> Dataset:
     """Return a batch as a data set; all of its images belong to the test split."""
-    x, y, valid = images.x.numpy(), images.y.numpy(), images.valid.numpy()
+    x, y, valid = images.x.detach().numpy(), images.y.numpy(), images.valid.numpy()
     digest = hashlib.sha256()
     for part in (x, y, valid):
         digest.update(np.ascontiguousarray(part).tobytes())

@@ -43,9 +43,9 @@ def load(spec: PluginData) -> Dataset:
     _check_settings(where, make, spec.settings)
     try:
         dataset = make(spec, **spec.settings)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # user code may stop with SystemExit and its like
         raise DataError(f"{where}: expected a data set, got {one_line(error)}. Check `settings`.") from error
     _check_dataset(where, dataset, spec)
     code = environment.describe_code([("data set", spec.name)])
@@ -65,6 +65,9 @@ def _check_settings(where: str, make: Callable[..., Any], settings: Mapping[str,
         parameters = list(inspect.signature(make).parameters.values())
     except ValueError:  # some built-in callables have no signature
         return
+    except Exception as error:  # an object whose attributes raise
+        found = one_line(error)
+        raise PluginError(f"{where}: expected a function f(spec, **settings), got {found}. Make it one.") from error
     if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
         found = f"f{inspect.signature(make)}"
         remedy = "Make `spec` its first argument."
@@ -100,9 +103,9 @@ def _read_sample(where: str, index: int, dataset: Dataset, spec: PluginData) -> 
     where, space = f"{where}: {dataset.cases[index].image}", spec.edges
     try:
         sample = Sample(*dataset.read(index))
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # user code may stop with SystemExit and its like
         raise DataError(f"{where}: expected a sample, got {one_line(error)}. Check the data set's `read`.") from error
     image, label, valid = sample
     _check_array(f"{where}: image", image, "float32", (spec.channels, *space))

@@ -185,7 +185,7 @@ def _import_callable(where: str, name: str) -> Callable[..., Any]:
     """Import the class or function that builds a user's network, from a path or a plug-in."""
     make = plugins.load_object("architecture", name, where)
     if callable(make) and not isinstance(make, nn.Module):
-        with suppress(ValueError):  # a few built-in callables have no signature
+        with suppress(Exception):  # a few built-in callables have no signature; an object's attributes may raise
             inspect.signature(make)
             return make
     what = f"{name} to be a class or function that returns a network"

@@ -75,9 +75,9 @@ def construct(where: str, spec: ModelSpec, make: Callable[..., Any], arguments: 
     """
     try:
         return make(**arguments)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # user code may stop with SystemExit and its like
         raise SpecError(
             f"{where}: {spec.architecture} could not be built: {one_line(error)}. Check `encoder` and `settings`."
         ) from error

@@ -5,10 +5,13 @@ An interrupted training resumes from its last checkpoint, and ends with the same
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import io
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +32,8 @@ from advseg_bench.models.properties import count_flops, measure_receptive_field
 from advseg_bench.models.training_loop import Training, evaluate
 from advseg_bench.models.weights import count_parameters, load_weights, save_weights
 from advseg_bench.registry import catalogue
+from advseg_bench.registry.plugins import Kind
+from advseg_bench.registry.sources import Session
 from advseg_bench.suite.specs import ModelSpec, Recipe
 
 TRAINING_VERSION = 2
@@ -41,6 +46,8 @@ DESCRIBED_IMAGES = 4
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished epochs and that of all epochs."""
+
+_session_folders: dict[str, Path] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,7 @@ def obtain_model(
     seed: int,
     progress: Progress = lambda done, total: None,
     device: str = "cpu",
+    session: Session | None = None,
 ) -> TrainedModel:
     """Return a model in eval mode: from its `weights`, from the cache, or trained and then cached.
 
@@ -68,6 +76,8 @@ def obtain_model(
         seed: Seed of initialisation and training.
         progress: Called after every epoch.
         device: Where it is trained. On a CPU the result is bit-identical for equal arguments; not on an accelerator.
+        session: As for `environment.describe_code`. Weights of a network or loss that is in no file are kept under it
+            until the process ends, and never in the cache.
 
     Returns:
         The model on the CPU, with its description.
@@ -89,8 +99,11 @@ def obtain_model(
     if spec.weights:
         given = {"key": None, "validation_dice": _score(model.eval(), dataset, recipe.batch), "train_seconds": None}
         return TrainedModel(model, info | loaded | given | _describe(spec, model, dataset, recipe.batch))
-    key = content_hash(_dependencies(spec, recipe, dataset, seed, torch.device(device).type))
-    with _locked(cache_dir("models", key)) as folder:
+    session = session or Session()
+    names: list[tuple[Kind, str]] = [("architecture", spec.architecture), ("loss", recipe.loss)]
+    code = environment.describe_code(names, session)
+    key = content_hash(_dependencies(spec, recipe, dataset, seed, torch.device(device).type) | {"code": code})
+    with _locked(_session_folder(key) if environment.in_no_file(code) else cache_dir("models", key)) as folder:
         weights, sidecar = folder / "model.safetensors", folder / "model.json"
         if not _is_whole(weights, sidecar, model):
             if count_parameters(model) == 0:  # such as frozen TorchScript
@@ -99,7 +112,8 @@ def obtain_model(
             if recipe.head_bias is not None:
                 set_head_bias(model, recipe.head_bias)
             with torch.random.fork_rng(devices=[]), _deterministic(device):
-                _train(Training(model.to(device), recipe, dataset, seed), folder, progress)
+                training = Training(model.to(device), recipe, dataset, seed)
+                _train(training, folder, progress, lambda: environment.describe_code(names, session))
             model.to("cpu")
         load_weights(weights, model)
         outcome = json.loads(sidecar.read_text())
@@ -191,7 +205,7 @@ def _is_whole(weights: Path, sidecar: Path, model: SegmentationModule) -> bool:
 
 
 def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, device: str) -> dict[str, Any]:
-    """Everything that trained weights depend on, as JSON; not `floor` and the names of model and recipe."""
+    """Everything but code that trained weights depend on, as JSON; not `floor` and the names of model and recipe."""
     return {
         "version": TRAINING_VERSION,
         "model": spec.model_dump(mode="json", exclude={"name", "weights"}),
@@ -201,12 +215,22 @@ def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, 
         "threads": torch.get_num_threads(),
         "device": device,
         "libraries": environment.describe_libraries(),
-        "code": environment.describe_code([("architecture", spec.architecture), ("loss", recipe.loss)]),
     }
 
 
-def _train(training: Training, folder: Path, progress: Progress) -> None:
-    """Train from the last checkpoint in a folder to the end, and write the best weights and their description."""
+def _session_folder(key: str) -> Path:
+    """A folder for weights that no later process may find; removed when this process ends."""
+    if key not in _session_folders:
+        _session_folders[key] = Path(tempfile.mkdtemp(prefix="advseg-bench-"))
+        atexit.register(shutil.rmtree, _session_folders[key], ignore_errors=True)
+    return _session_folders[key]
+
+
+def _train(training: Training, folder: Path, progress: Progress, check: Callable[[], object]) -> None:
+    """Train from the last checkpoint in a folder to the end, and write the best weights and their description.
+
+    `check` is called before they are written; it raises if the code changed before it was imported.
+    """
     checkpoint = folder / "resume.pt"
     _resume(training, checkpoint)
     epochs = training.recipe.epochs
@@ -218,6 +242,7 @@ def _train(training: Training, folder: Path, progress: Progress) -> None:
             _save(training, checkpoint)
             next_save = time.monotonic() + max(SAVE_EVERY_S, (time.monotonic() - began) / SAVE_SHARE)
         progress(training.epoch, epochs)
+    check()
     training.model.load_state_dict(training.best)
     save_weights(folder / "model.safetensors", training.model)
     outcome = {"validation_dice": training.best_dice, "train_seconds": round(training.seconds, 2), "epochs": epochs}

@@ -56,8 +56,8 @@ def load_attack(name: str, settings: Mapping[str, Any], loss: str, task: Task) -
     target = plugins.load_object("attack", name)
     if entry := catalogue.ATTACKS.get(name):
         target = plugins.load_object("attack", entry.find_target(given))
-    if isinstance(target, Configurable):
-        return target.renamed(name).configure(follows, **given)
+    if configurable := _as_configurable(name, target):
+        return configurable.renamed(name).configure(follows, **given)
     if isinstance(target, type):
         target = _construct(target, name, given if follows is None else given | {"loss": follows})
     elif given or follows:
@@ -89,14 +89,23 @@ def check_loss(loss: object, task: Task, name: str) -> Loss:
         raise PluginError(expected(f"loss {name}", what, loss if isinstance(loss, type) else type(loss).__name__))
     try:
         probe(cast(Loss, loss), task, name)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # user code may stop with SystemExit and its like
         raise IncompatibleError(
             f"loss {name}: fails on logits of a {task.kind} task: {one_line(error)}. "
             "Expected (logits, y, valid, task) -> one value per image; `losses.per_image` wraps other criteria."
         ) from error
     return cast(Loss, loss)
+
+
+def _as_configurable(name: str, target: object) -> Configurable | None:
+    """Return an object if it is an attack made of a function; an object whose attributes raise is a `PluginError`."""
+    try:
+        return target if isinstance(target, Configurable) else None
+    except Exception as error:
+        what, found = "a function, a class or an attack object", f"an object that raises {one_line(error)}"
+        raise PluginError(f"attack {name}: expected {what}, got {found}. Correct it.") from error
 
 
 def _construct(target: type, name: str, arguments: Mapping[str, Any]) -> object:
@@ -108,6 +117,10 @@ def _construct(target: type, name: str, arguments: Mapping[str, Any]) -> object:
         wrong = next((key for key in arguments if known and key not in {*known, "loss"}), None)
         reason = unknown("", "setting", wrong, known) if wrong else error
         raise SpecError(f"attack {name}: does not take these settings: {reason}") from None
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # SystemExit and its like
+        raise PluginError(f"attack {name}: cannot be created: {one_line(error)}. Correct its constructor.") from error
 
 
 def check_call(name: str, attack: object) -> None:
@@ -120,6 +133,9 @@ def check_call(name: str, attack: object) -> None:
         signature = inspect.signature(attack)
     except ValueError:  # some built-in callables have no signature
         return
+    except Exception as error:  # an object whose attributes raise
+        found = one_line(error)
+        raise PluginError(f"attack {name}: expected the call {call}, got {found}. Make it a function.") from error
     try:
         signature.bind(None, None, budget=None, generators=None)
     except TypeError:
@@ -132,9 +148,9 @@ def _load_from_toolkit(toolkit: Plugin, name: str, settings: dict[str, Any], los
     owner = f"attack {name}: {toolkit.target} of distribution {toolkit.distribution}"
     try:
         attack = import_module(toolkit.target).load(name.partition(".")[2], settings, loss, task)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         if isinstance(error, ModuleNotFoundError) and error.name == toolkit.name:
             missing = f"attack {name}: needs {toolkit.name}, which is not installed"
             raise PluginError(f"{missing}. Run: {toolkits.install(toolkit)}") from None

@@ -7,6 +7,7 @@ Does not import torch. A name refers to a shipped object, else to the entry poin
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,8 @@ from operator import attrgetter
 from typing import Literal
 
 from advseg_bench.errors import PluginError, one_line, unknown
-from advseg_bench.registry import catalogue
+from advseg_bench.registry import catalogue, sources
+from advseg_bench.registry.source_files import MAIN, namespace
 
 INSTALL = "Install its package, or set PYTHONPATH to the folder that contains it."
 """The remedy if the module of `package.module:object` cannot be imported."""
@@ -170,16 +172,25 @@ def remedy(plugin: Plugin) -> str:
 def _import(where: str, target: str, remedy: str) -> object:
     """Import `package.module:object`; every failure is a one-line `PluginError`."""
     module_name, _, path = target.partition(":")
+    before, since = set(sys.modules), time.time()
     try:
         module = import_module(module_name)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, and the exceptions with which test runners and schedulers stop
         raise PluginError(f"{where}: module {module_name!r} cannot be imported: {one_line(error)}. {remedy}") from error
+    sources.note_imports(before, since)
     try:
         return attrgetter(path)(module)
     except AttributeError:
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        known = namespace(module).items()
+        names = [key for key, value in known if callable(value) and not key.startswith("_")]
         remedy = "" if remedy == INSTALL else remedy  # the module was found
+        if module_name == MAIN:
+            remedy = "Move it to the top level of the script or to a module, or use workers=1."
         raise PluginError(f"{unknown(where, f'object of {module_name}', path, names)} {remedy}".rstrip()) from None
+    except Exception as error:
+        raise PluginError(f"{where}: {target} cannot be accessed: {one_line(error)}. {remedy}") from error
 
 
 @lru_cache(maxsize=1)
@@ -191,7 +202,10 @@ def _scan(path: tuple[str, ...]) -> dict[str, tuple[Plugin, ...]]:
 
 
 def _read(entry: EntryPoint) -> Plugin:
-    owner = (entry.dist.name if entry.dist else None) or "?"
+    try:
+        owner = (entry.dist.name if entry.dist else None) or "?"
+    except (AttributeError, KeyError, TypeError):  # its METADATA file is missing or damaged
+        owner = "?"
     return Plugin(entry.name, entry.value.partition("[")[0].replace(" ", ""), owner)
 
 

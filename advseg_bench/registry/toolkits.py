@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def read_support(toolkit: Plugin) -> Mapping[str, Row]:
         PluginError: If the file is damaged.
     """
     package, *inner = toolkit.target.partition(":")[0].split(".")[:-1] or [""]
-    spec = find_spec(package) if package else None
+    spec = _find_top(package) if package else None
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder, *inner, "support", f"{toolkit.name}.json")
         if path.is_file():
@@ -111,12 +112,20 @@ def read_support(toolkit: Plugin) -> Mapping[str, Row]:
 
 def is_installed(toolkit: Plugin) -> bool:
     """Return whether the toolkit itself is installed, without importing it."""
-    return find_spec(toolkit.name) is not None
+    return _find_top(toolkit.name) is not None
 
 
 def install(toolkit: Plugin) -> str:
     """Return the command that installs a toolkit."""
     return f'pip install "{toolkit.distribution}[{toolkit.name}]"'
+
+
+def _find_top(name: str) -> ModuleSpec | None:
+    """Find the top-level package of a name without an import; None if there is none."""
+    try:
+        return find_spec(name.partition(".")[0])
+    except (ImportError, ValueError):  # ValueError: it was put into sys.modules by hand
+        return None
 
 
 @lru_cache(maxsize=16)

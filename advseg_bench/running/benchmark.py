@@ -14,6 +14,7 @@ from advseg_bench.results.run import Run
 from advseg_bench.running.executors import Executor, call, keep_busy, open_executor
 from advseg_bench.running.missing import find_missing
 from advseg_bench.running.panels import draw_panels
+from advseg_bench.running.processes import end_in_script_import
 from advseg_bench.running.recording import Event, Recorder
 from advseg_bench.running.schedule import Schedule
 from advseg_bench.running.starting import Start
@@ -68,19 +69,21 @@ def run(
         ...     run.rows.height, run.failures
         (2, [])
     """
+    end_in_script_import()
     out = Path(out)
     cells = plan(suite)
     start = Start(Context(suite, device))
     with records.own(out), open_executor(workers, start, _report_training(progress)) as executor:
         progress(Event("load", "", 0, 1))
         here = call(executor, Describe())
+        code = here.binding["code"]
         call(executor, Check())
         records.describe(out, _describe(suite, cells, here))
         have = set(records.read_rows(out, ["cell", "image"], {cell.id for cell in cells}).iter_rows())
         units = find_missing(cells, here.images, have, shard)
         if have and not any(units.values()):
             progress(Event("complete", "", len(have), len(have)))
-        recorder = Recorder(out, sum(unit.rows for found in units.values() for unit in found), progress)
+        recorder = Recorder(out, sum(unit.rows for found in units.values() for unit in found), progress, code)
         try:
             _compute(units, executor, recorder)
         finally:

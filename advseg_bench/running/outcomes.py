@@ -50,7 +50,9 @@ def attempt(do: Do, job: Job[R]) -> Outcome[R]:
     """Run a job and return its outcome, which can be pickled if the job's value can."""
     try:
         return Outcome(do(job))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # user code may stop with SystemExit and its like
         return Outcome(error=reword(error))
 
 
@@ -58,7 +60,9 @@ def start(start_worker: StartWorker, emit: Emit) -> Do:
     """Create a worker. If that fails, every job submitted to it fails with the same error."""
     try:
         return start_worker(emit)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         reason = reword(error)
 
     def fail(job: Job[Any]) -> Any:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import util
 from multiprocessing.connection import Connection
@@ -26,6 +26,8 @@ from advseg_bench.running.work import Emit, Job
 
 LOST = (EOFError, OSError)
 """Exceptions of a pipe whose other end is closed, even in the middle of a message."""
+GRACE_S = 5.0
+"""Seconds to wait for the exit code of a process that has closed its pipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,19 @@ class _Answer:
     spent: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """First message of a worker process: it has imported the caller's script."""
+
+
 @dataclass(slots=True, eq=False)
 class _Process:
-    """A worker process in its parent: the parent's end of the pipe, and the current job."""
+    """A worker process in its parent: the parent's end of the pipe, the current job, and whether it sent `_Started`."""
 
     process: SpawnProcess
     pipe: Connection
     job: Job[Any] | None = None
+    started: bool = False
 
 
 class Processes:
@@ -72,8 +80,10 @@ class Processes:
         assert self._idle, "callers submit at most `capacity` jobs"
         worker = self._idle.pop()
         worker.job = job
-        with _deaths_reported():
+        try:
             worker.pipe.send(job)
+        except LOST:
+            raise _describe_death(worker) from None
 
     def wait(self) -> tuple[Job[Any], Outcome[Any]]:
         """Wait until a job has ended; return it with its outcome. Progress is passed to `emit` while waiting.
@@ -117,11 +127,15 @@ class Processes:
     def _listen(self) -> None:
         """Receive one message from each worker that has sent one; wait until there is at least one."""
         ready = wait_for([worker.pipe for worker in self._all])
-        with _deaths_reported():
-            messages = [(worker, worker.pipe.recv()) for worker in self._all if worker.pipe in ready]
-        for worker, message in messages:
+        for worker in [worker for worker in self._all if worker.pipe in ready]:
+            try:
+                message = worker.pipe.recv()
+            except LOST:
+                raise _describe_death(worker) from None
             if isinstance(message, _Answer):
                 self._ended.append((worker, message))
+            elif isinstance(message, _Started):
+                worker.started = True
             else:
                 self._emit(*message)
 
@@ -145,19 +159,41 @@ def open_processes(workers: int, start_worker: StartWorker, emit: Emit) -> Itera
             pool.close()
 
 
-@contextmanager
-def _deaths_reported() -> Iterator[None]:
-    try:
-        yield
-    except LOST:
-        raise WorkerError(
-            "A worker process was killed, probably because memory ran out. Finished rows are kept. "
-            "Run the same command again with fewer --workers."
-        ) from None
+def _describe_death(worker: _Process) -> WorkerError:
+    """The error for a worker process that has ended, with the cause that its exit code shows."""
+    worker.process.join(GRACE_S)
+    code = worker.process.exitcode
+    with suppress(*LOST):
+        while worker.pipe.poll():
+            worker.started |= isinstance(worker.pipe.recv(), _Started)
+    if code is not None and code >= 0 and not worker.started:
+        script = getattr(sys.modules["__main__"], "__file__", "the script")
+        return WorkerError(
+            f"{script}: expected a script that worker processes can import, got one that starts a run or fails when it "
+            'is imported. Put what it does under `if __name__ == "__main__":`, or use workers=1.'
+        )
+    kept = "Finished rows are kept. Run the same command again"
+    if code is None or code == -signal.SIGKILL:
+        return WorkerError(
+            f"A worker process was killed, probably because memory ran out. {kept} with fewer --workers."
+        )
+    cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return WorkerError(
+        f"A worker process was killed or ended by itself ({cause}): a library or the code of a model, an attack or a "
+        f"data set crashed or called exit. {kept} with one worker to find which."
+    )
+
+
+def end_in_script_import() -> None:
+    """End a worker process that starts a run while it imports the caller's script; its parent describes the cause."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)
 
 
 def _serve(pipe: Connection, start_worker: StartWorker) -> None:
     """Main function of a worker process: run the jobs from the pipe until it is closed."""
+    with suppress(*LOST):  # the parent may be gone
+        pipe.send(_Started())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     profiling.start_in_worker()
@@ -168,7 +204,10 @@ def _serve(pipe: Connection, start_worker: StartWorker) -> None:
             job = pipe.recv()
         except LOST:
             break
-        outcome, spent = attempt(do, job), profiling.take()
+        try:
+            outcome, spent = attempt(do, job), profiling.take()
+        except KeyboardInterrupt as error:  # raised by the code of the job, since SIGINT is ignored
+            outcome, spent = Outcome(error=reword(error)), profiling.take()
         try:
             pipe.send(_Answer(outcome, spent))
         except Exception as error:  # it cannot be pickled

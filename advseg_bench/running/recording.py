@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,13 +43,16 @@ class Recorder:
         out: The run directory.
         total: Number of missing rows.
         show: Called after each model and each unit.
+        code: The code of the user's objects as the run describes it, by name.
     """
 
-    def __init__(self, out: Path, total: int, show: Callable[[Event], None]) -> None:
+    def __init__(
+        self, out: Path, total: int, show: Callable[[Event], None], code: Mapping[str, str] | None = None
+    ) -> None:
         self.failures: list[Failure] = []
         self.train_seconds: dict[str, float] = {}
         self.attack_seconds: defaultdict[str, float] = defaultdict(float)
-        self._out, self._total, self._show = out, total, show
+        self._out, self._total, self._show, self._code = out, total, show, dict(code or {})
         self._done = 0
 
     def record_model(self, name: str, outcome: Outcome[dict[str, Any]]) -> bool:
@@ -80,6 +83,11 @@ class Recorder:
         except (UserError, JobError) as error:
             self._note(Failure(unit.model, "attack", None, str(error)), error)
             return
+        if changed := next((name for name in result.code if result.code[name] != self._code.get(name)), None):
+            raise RecordError(
+                f"{changed}: expected the code with which the run began, got code that was changed before a worker "
+                "imported it. These rows were not recorded. Run the suite again in a new --out."
+            )
         if result.rows:
             records.write_part(self._out, result.rows)
         for failure in result.failures:

@@ -7,7 +7,7 @@ writes to the run directory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from advseg_bench.suite.cells import Cell
@@ -111,11 +111,12 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class UnitResult:
-    """Result of a unit: rows, failures, and run time in seconds."""
+    """Result of a unit: rows, failures, run time in seconds, and the code of the user's objects as it was imported."""
 
     rows: list[Row]
     failures: list[Failure]
     seconds: float
+    code: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ class Worker:
         self.conditions = Conditions(seed=self.suite.seed, batch=self.suite.compute.batch, device=self.device)
         self._emit = emit
         self._loaded: _Loaded | None = None
+        self._session = environment.begin_code(_list_names(self.suite))
 
     def do(self, job: Job[Any]) -> Any:
         """Run a job with the suite's number of torch threads; the previous number is restored afterwards.
@@ -114,10 +115,14 @@ class Worker:
         compute = {"threads": suite.compute.threads, "compute_batch": suite.compute.batch}
         return Description(
             data=dataset.describe(),
-            binding=libraries | device | {"code": environment.describe_code(_list_names(suite))},
+            binding=libraries | device | {"code": self._describe_code()},
             environment=libraries | environment.describe_machine() | device | compute,
             images={dataset.cases[i].image: i for i in test},
         )
+
+    def _describe_code(self) -> dict[str, str]:
+        """The code of the suite's plug-ins and user objects, as it was imported."""
+        return environment.describe_code(_list_names(self.suite), self._session)
 
     @timed("models and training")
     def _check(self) -> None:
@@ -147,7 +152,7 @@ class Worker:
         if self._loaded is None or self._loaded.name != name:
             suite = self.suite
             spec = next(model for model in suite.models if model.name == name)
-            trained = obtain_model(spec, suite.training, self.dataset, suite.seed, progress, self.device)
+            trained = obtain_model(spec, suite.training, self.dataset, suite.seed, progress, self.device, self._session)
             info = trained.info | {"weights_sha256": digest_weights(trained.model)}
             choice = self._prepare(trained.model, () if spec.stochastic else read_steps(suite.compute.prepare))
             info["prepared"] = choice.as_record()
@@ -170,7 +175,7 @@ class Worker:
         started = time.perf_counter()
         conditions = replace(self.conditions, stochastic=loaded.stochastic)
         rows, failures = runner.run_unit(unit, loaded.model, self.dataset, conditions, loaded.attacked)
-        return UnitResult(rows, failures, time.perf_counter() - started)
+        return UnitResult(rows, failures, time.perf_counter() - started, self._describe_code())
 
     def _make_panels(self, name: str, panels: tuple[PanelSpec, ...]) -> Panels:
         loaded = self._load(name)

@@ -185,7 +185,7 @@ def _read_tables(source: str | Path, folder: Path) -> tuple[str, Tables]:
     if not path.is_file():
         raise SpecError(f"{unknown(source, 'suite', text, list_suites())} Or give the path of a TOML file.")
     try:
-        return str(path), _parse(path.read_text(), str(path))
+        return str(path), _parse(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read as text: {error}") from None
 

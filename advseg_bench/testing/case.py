@@ -16,7 +16,7 @@ from advseg_bench.attacks.objective import name_loss
 from advseg_bench.batches import Batch, copy_batch
 from advseg_bench.checks.results import name_of, traits_of
 from advseg_bench.environment import describe_device
-from advseg_bench.errors import SpecError, UserError, expected, one_line
+from advseg_bench.errors import PluginError, SpecError, UserError, expected, one_line
 from advseg_bench.protocols import Attack
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack, load_loss
@@ -104,7 +104,9 @@ class Case:
         generators = [make_generator(image, seed) for image in batch.images]
         try:
             return self.attacks[batch.task.kind](model, batch, budget=budget, generators=generators)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit and its like
             raise ContractViolation(f"raised {one_line(error)} [{where}, {show(budget)}]") from error
 
 
@@ -209,7 +211,13 @@ def _by_name(name: str, settings: dict[str, Any], loss: str | None) -> Builder:
     entry = catalogue.ATTACKS.get(name)
 
     def load(kind: TaskKind, used: str) -> tuple[Attack, str]:
-        return load_attack(name, settings, used, _task(kind)), used
+        try:
+            return load_attack(name, settings, used, _task(kind)), used
+        except UserError:
+            raise
+        except Exception as error:
+            remedy = "Correct its constructor."
+            raise PluginError(f"attack {name}: cannot be created: {one_line(error)}. {remedy}") from error
 
     def build(kind: TaskKind) -> tuple[Attack, str]:
         if loss or (entry and entry.needs_loss):

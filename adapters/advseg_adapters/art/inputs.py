@@ -155,7 +155,9 @@ def as_tensor(name: str, values: Any) -> Tensor:
         raise DataError(expected(name, "an array of real numbers", what))
     if array.dtype.kind == "u" and array.dtype != np.uint8:
         array = array.astype(np.int64)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    array = np.asarray(array, array.dtype.newbyteorder("="))
+    shared = array.flags.writeable and all(step >= 0 and step % array.itemsize == 0 for step in array.strides)
+    return torch.from_numpy(array if shared else array.copy())
 
 
 def check_logits(logits: Any, task: Task, images: Tensor) -> Tensor:

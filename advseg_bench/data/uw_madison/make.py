@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from advseg_bench.data.phantom.scanner import View, prepare_scan, render_slice
 from advseg_bench.data.uw_madison.files import COLUMNS, MARKER, OFFICIAL_FAULTS
 from advseg_bench.data.uw_madison.phantom import locate_phantom, slice_heights
 from advseg_bench.data.uw_madison.rle import encode_runs
-from advseg_bench.errors import DataError, expected
+from advseg_bench.errors import DataError, WorkerError, expected
 from advseg_bench.suite.specs import PhantomFolder
 
 VIEWS = (View(266, 266, 1.5), View(310, 360, 1.5), View(266, 266, 1.5))
@@ -136,6 +137,9 @@ def _write_all(scans: list[_Scan], workers: int) -> Iterator[list[str]]:
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
     try:
         yield from pool.map(_write_scan, scans)
+    except BrokenProcessPool:
+        remedy = 'Put what the script does under `if __name__ == "__main__":`, or use workers=1.'
+        raise WorkerError(f"make-data: a worker process ended before its scan was written. {remedy}") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

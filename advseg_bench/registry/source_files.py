@@ -1,0 +1,133 @@
+"""Lists the source files behind a module: its top-level package, and the modules beside it that it imports.
+
+Nothing is imported: imports are read from the syntax tree.
+"""
+
+from __future__ import annotations
+
+import ast
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+Files = dict[str, Path]
+"""Name of a file that does not depend on its folder -> the file."""
+
+NOT_FOLLOWED = {"advseg_bench", "advseg_adapters"}
+"""Packages of this project, whose version is part of every result."""
+MAIN = "__main__"
+
+
+def list_files(module: str) -> Files | None:
+    """List the files that the results of a module depend on.
+
+    These are the Python files of its top-level package, or its single file; and, unless it is installed, the modules
+    of the same folder that these files import, and those that they import in turn.
+
+    Args:
+        module: Dotted name; `__main__` is the script that was started.
+
+    Returns:
+        Name -> file; empty if there is no such module, None if it has no file.
+    """
+    top = module.partition(".")[0]
+    folder, files = _list_main() if top == MAIN else _list_top(top)
+    if folder is None or not files:
+        return files
+    return files if is_installed(folder) else _add_siblings(files, folder, top)
+
+
+def _list_main() -> tuple[Path | None, Files | None]:
+    """The file of the script, or the package of `python -m package.module`."""
+    main = sys.modules[MAIN]
+    if package := (namespace(main).get("__package__") or "").partition(".")[0]:
+        return _list_top(package)
+    file = namespace(main).get("__file__")
+    path = Path(file).absolute() if file else None
+    if path is None or not path.is_file():
+        return None, None
+    return path.parent, {MAIN: path}
+
+
+def _list_top(top: str) -> tuple[Path | None, Files | None]:
+    """The folder of a top-level package or module, and its files."""
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):  # ValueError: it was put into sys.modules by hand
+        spec = None
+    if spec is None:
+        return None, None if top in sys.modules else {}
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = {path.relative_to(folder).as_posix(): path for folder in folders for path in folder.rglob("*.py")}
+    if folders:
+        return folders[0].parent, files or None
+    origins = (spec.origin, getattr(spec.loader, "archive", None))  # a module in a zip file has its archive
+    path = next((Path(origin) for origin in origins if origin and Path(origin).is_file()), None)
+    return (path.parent, {top: path}) if path else (None, None)
+
+
+def is_installed(folder: Path) -> bool:
+    """Return whether a folder belongs to the standard library or holds installed distributions."""
+    return _is_installed(folder, tuple(sys.path))
+
+
+@lru_cache(maxsize=64)
+def _is_installed(folder: Path, path: tuple[str, ...]) -> bool:
+    places = {*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()}
+    return str(folder) in places or any(folder.glob("*.dist-info"))
+
+
+def _add_siblings(files: Files, folder: Path, top: str) -> Files:
+    """Add the modules of the same folder that these files import."""
+    found, known = dict(files), set(files.values())
+    waiting = list(files.values())
+    while waiting:
+        for path in _find_siblings(_read_imports(waiting.pop()), folder, {top, *NOT_FOLLOWED}):
+            if path not in known:
+                known.add(path)
+                waiting.append(path)
+                found[f"../{path.relative_to(folder).as_posix()}"] = path
+    return found
+
+
+def _find_siblings(names: Iterable[str], folder: Path, skipped: set[str]) -> Iterator[Path]:
+    """The files in a folder that imports of dotted names load; all files of a package."""
+    for name in names:
+        place = folder
+        for part in name.split(".") if name.partition(".")[0] not in skipped else ():
+            if (place / part / "__init__.py").is_file():
+                yield from (place / part).rglob("*.py")
+                break
+            if (file := place / f"{part}.py").is_file():
+                yield file
+                break
+            place = place / part
+
+
+def _read_imports(path: Path) -> tuple[str, ...]:
+    """Dotted names that a file imports absolutely, wherever in the file; none if it is not Python."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError, RecursionError):
+        return ()
+    names: dict[str, None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= dict.fromkeys(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= dict.fromkeys(f"{node.module}.{alias.name}" for alias in node.names)
+    return tuple(names)
+
+
+def namespace(module: ModuleType | None) -> dict[str, Any]:
+    """Return the attributes of a module without running its `__getattr__`; empty for an odd object."""
+    try:
+        return dict(object.__getattribute__(module, "__dict__"))
+    except (AttributeError, TypeError):
+        return {}
