@@ -56,6 +56,35 @@ def test_a_summary_that_is_there_is_printed_as_well(one):
     assert show(summarise(one)) == show(one)
 
 
+def test_a_given_model_that_does_not_segment_is_named_first(tmp_path):
+    out = write_run(tmp_path / "r")
+    run = Run(out)
+    clean = run.table("dice", by="model", where={"attack": "none"}).rows_by_key("model")
+    name = min(run.model_names, key=lambda name: clean[name][0][0])
+    assert not any("With `weights`" in line for line in show(run))
+    worse = pl.when(pl.col("model") == name).then([9999] * 3).otherwise("fp")
+    rewrite_rows(out, lambda rows: rows.with_columns(fp=worse))
+    assert not any("With `weights`" in line for line in show(Run(out)))
+
+    def give_weights(info):
+        for model in info["suite"]["models"]:
+            model["weights"] = "best.ckpt"
+        return info
+
+    edit_json(out / "run.json", give_weights)
+    lines = show(Run(out), width=120)
+    (warning,) = [line for line in lines if "With `weights`, check `scale`, `mean`, `std` and the classes." in line]
+    assert warning.startswith(f"{name}: clean Dice 0.")
+    assert lines.index(warning) < next(i for i, line in enumerate(lines) if line.startswith("- "))
+    write_report(Run(out), tmp_path / "page")
+    assert warning in (tmp_path / "page" / "report.md").read_text()
+
+
+def test_the_claims_page_is_named_with_its_folder(tmp_path):
+    lines = show(Run(write_run(tmp_path / "r", EIGHT)), paths=(PAGE.with_name("claims.html"), PAGE))
+    assert lines[-2:] == [f"Claims: {PAGE.with_name('claims.html')}", f"Report: {PAGE}"]
+
+
 def test_one_line_stands_for_claims_that_need_more_subjects(one):
     (line,) = [line for line in show(one) if "claim" in line.lower()]
     assert line.startswith("The study's claims need at least 6 subjects; this run has 1")

@@ -124,6 +124,8 @@ def test_a_name_is_shipped_then_a_plugins_then_a_path(install):
     assert load_object("loss", "dice") is losses.dice
     with pytest.raises(PluginError, match=r"loss gone:thing: module 'gone' cannot be imported: .* set PYTHONPATH"):
         load_object("loss", "gone:thing")
+    with pytest.raises(PluginError, match=r"unknown object of zap 'iner'. Did you mean 'inner'\? Known: inner\.$"):
+        load_object("loss", "zap:iner")
     with pytest.raises(PluginError, match="it: module 'gone' cannot"):
         load_object("loss", "gone:thing", "it")
 

@@ -214,6 +214,7 @@ def test_attacks_of_a_toolkit_are_listed_from_its_table_without_an_import():
     ("old", "new", "message"),
     [
         ("faketool.PGD", "faketool.PDG", r"unknown attack 'faketool.PDG'. Did you mean 'faketool.PGD'\?"),
+        ("faketool.PGD", "faketool.pgd", r"unknown attack 'faketool.pgd'. Did you mean 'faketool.PGD'\?"),
         ("faketool.PGD", "faketol.PGD", "unknown attack 'faketol.PGD'. Did you mean 'faketool.<Class>'"),
         ("faketool.PGD", "faketool.Text", "attack faketool.Text: cannot attack a segmenter: it attacks text"),
         ('["4/255"]', '["4/255"]\nnorm = "l2"', "attack 1 .faketool.PGD.: norm: attack .* supports linf, not l2"),

@@ -6,14 +6,20 @@ from importlib.resources import files
 
 import pytest
 
-from advseg_bench.data import count_images
-from advseg_bench.errors import SpecError
+from advseg_bench.data import count_images, load_dataset
+from advseg_bench.errors import DataError, SpecError
 from advseg_bench.suite.cells import estimate, plan, show_eps, show_radii
-from advseg_bench.suite.specs import PhantomData, PluginData
+from advseg_bench.suite.specs import FolderData, PhantomData, PluginData
 from advseg_bench.suite.suite import Suite, list_suites, parse_suite
 from advseg_bench.suite.timing import expect
 
 TEXT = files("advseg_bench.suite.shipped").joinpath("smoke.toml").read_text()
+
+
+def test_a_relative_path_to_nothing_is_named_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"^no/where: expected a folder, .* images/ and masks/.* {tmp_path}/no/where"):
+        load_dataset(FolderData(name="folder", path="no/where", classes=("a",)))
 
 
 @pytest.mark.parametrize("name", list_suites())

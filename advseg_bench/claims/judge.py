@@ -51,7 +51,8 @@ class Claim:
         >>> import torch
         >>> import advseg_bench as ab
         >>> x = torch.linspace(0, 1, 512).reshape(2, 1, 16, 16)
-        >>> run = ab.evaluate(torch.nn.SiLU(), [(x, x[:, 0] > 0.5)], ab.attacks.FGSM(loss="bce"), task="binary")
+        >>> batch = ab.Batch.of(x, x[:, 0] > 0.5, task="binary", subjects=["Anna", "Ben"])
+        >>> run = ab.evaluate(torch.nn.SiLU(), batch, ab.attacks.FGSM(loss="bce"))
         >>> ab.judge_claims(run)[0].answer
         'Not asked: the run has no noise of equal norm to compare with.'
     """

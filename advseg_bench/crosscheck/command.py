@@ -63,8 +63,8 @@ def run(options: Options, out: Path, console: Console) -> bool:
     networks = len(options.models or options.suite.models) + len(options.untrained)
     cases = len(plan.kinds) * len(plan.losses) * len(plan.eps)
     console.print(
-        f"{options.suite.name}: {networks} networks, trained first unless they are in the cache; each is compared for "
-        f"up to {cases} combinations of task, loss and eps",
+        f"{options.suite.name}: {networks} network{'s' * (networks != 1)} (trained unless cached), each with up to "
+        f"{cases} combinations of task, loss and eps",
         markup=False,
         highlight=False,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from advseg_bench.errors import DataError, expected
+from advseg_bench.errors import DataError
 from advseg_bench.registry import catalogue
 from advseg_bench.suite.specs import DataSpec, PhantomData, PluginData, UwMadisonData
 
@@ -48,19 +48,22 @@ def load_dataset(spec: DataSpec) -> Dataset:
         >>> tuple(batch.x.shape), tuple(batch.y.shape)
         ((2, 1, 64, 64), (2, 3, 64, 64))
     """
-    _check_path(spec)
     module = "plugin" if isinstance(spec, PluginData) else spec.name
-    dataset: Dataset = import_module(f"advseg_bench.data.{module}").load(spec)
+    try:
+        dataset: Dataset = import_module(f"advseg_bench.data.{module}").load(spec)
+    except DataError as error:
+        if not (place := _locate(spec)):
+            raise
+        raise DataError(f"{error}{place}") from None
     return dataset
 
 
-def _check_path(spec: DataSpec) -> None:
-    """Refuse a relative path to nothing, and name the absolute path."""
+def _locate(spec: DataSpec) -> str:
+    """Return a sentence with the absolute path of a relative path to nothing, else ""."""
     path = getattr(spec, "path", None)
     if path is None or path.is_absolute() or path.exists() or getattr(spec, "phantom", None):
-        return
-    remedy = "A relative `path` starts at the folder where the command runs. Correct it, or pass --data."
-    raise DataError(expected(f"data {path}", "the folder of the data set", f"nothing at {path.resolve()}", remedy))
+        return ""
+    return f" A relative `path` starts at the folder where the command runs: here it is {path.resolve()}."
 
 
 def count_images(spec: DataSpec) -> tuple[int, int, str] | None:

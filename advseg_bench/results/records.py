@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from advseg_bench.cache import content_hash, make_folder, write_bytes, write_json
+from advseg_bench.cache import content_hash, make_folder, remove_empty, write_bytes, write_json
 from advseg_bench.errors import RecordError, expected
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.results.numbering import find_distinct
@@ -77,8 +77,9 @@ def own(out: Path) -> Iterator[None]:
     _check_free(out)
     new = not out.exists()
     make_folder(out)
+    path = out / ".lock"
     try:
-        lock = (out / ".lock").open("a")
+        lock = path.open("a")
     except OSError as error:
         raise RecordError(f"{out}: cannot be written: {error.strerror}. Choose another --out.") from None
     with lock:
@@ -94,18 +95,7 @@ def own(out: Path) -> Iterator[None]:
             yield
         finally:
             if new and not (out / "run.json").exists():
-                _remove_empty(out)
-
-
-def _remove_empty(out: Path) -> None:
-    """Remove a run directory without any file but its lock; other files, and what cannot be removed, stay."""
-    if any(path.is_file() and path != out / ".lock" for path in out.rglob("*")):
-        return
-    with suppress(OSError):
-        for folder in ("models", "parts", "panels"):
-            (out / folder).rmdir()
-        (out / ".lock").unlink()
-        out.rmdir()
+                remove_empty(out, spare=path)
 
 
 def _check_free(out: Path) -> None:
