@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from advseg_bench.running.benchmark import run
     from advseg_bench.running.evaluate import evaluate
     from advseg_bench.suite.cells import Cell, plan
-    from advseg_bench.suite.suite import Suite, list_suites
+    from advseg_bench.suite.layers import list_suites
+    from advseg_bench.suite.suite import Suite
     from advseg_bench.types import Bounds, Budget, Task, Traits
 
     __version__: str
@@ -71,7 +72,7 @@ _HOMES = {
     "evaluate": "running.evaluate",
     "geometry": "",
     "judge_claims": "claims",
-    "list_suites": "suite.suite",
+    "list_suites": "suite.layers",
     "losses": "",
     "metrics": "",
     "plan": "suite.cells",

@@ -4,8 +4,8 @@
 take a loss: `FAULTS["wrong_sign"].attack(loss=losses.bce)`.
 
 Not here, because the closed form and the tiny network of the contract cannot tell them from sound ones: a gradient
-wrong on 1 % of the pixels, signs flipped in a thin band, one step too few, a step from the clean image's gradient
-repeated, another momentum normalisation, a start that is not uniform. They are for cross-validation.
+wrong on 1 % of the pixels, signs flipped in a thin band, one step too few, one gradient whose step is repeated,
+another momentum normalisation, a start that is not uniform. They are for cross-validation.
 """
 
 from __future__ import annotations
@@ -368,7 +368,7 @@ def has_a_smallest_step(loss, model, batch, budget, generators):
     return fgsm(loss, model, batch, Budget(budget.norm, budget.eps and max(budget.eps, 1 / 255)))
 
 
-@fault("budget", r"further than l2 eps 1, got .*Project last|further than l2 eps 1, got .*255", BOTH)
+@fault("budget", r"further than l2 eps 1, got .*Is it the step of an L_inf budget", BOTH)
 def takes_l2_for_linf(loss, model, batch, budget, generators):
     return fgsm(loss, model, batch, budget)
 
@@ -627,6 +627,87 @@ def needs_no_gradient_unawares(loss, model, batch, budget, generators):
     return searches_by_finite_differences(loss, model, batch, budget, generators)
 
 
+def span(x: Tensor, end: str) -> Tensor:
+    """The smallest or the largest value of each image."""
+    return per_image(getattr(x.flatten(1), end)(1), x)
+
+
+@fault("dim", r"Changes are 0\.3 times as large: eps is in the units")
+def scales_eps_by_the_largest_value(loss, model, batch, budget, generators):
+    step = budget.eps * span(batch.x, "amax") / batch.bounds.upper
+    return clip(batch.x + step * gradient(loss, model, batch.x, batch).sign(), batch)
+
+
+@fault("dim", r"Changes are 0\.3 times as large", Traits(norms=("l2",)))
+def scales_an_l2_eps_by_the_largest_value(loss, model, batch, budget, generators):
+    step = budget.eps * span(batch.x, "amax") / batch.bounds.upper
+    return clip(batch.x + step * geometry.steepest(gradient(loss, model, batch.x, batch), "l2"), batch)
+
+
+@fault("dim", r"Changes are 0\.05 times as large")
+def scales_eps_by_the_range_of_the_image(loss, model, batch, budget, generators):
+    step = budget.eps * (span(batch.x, "amax") - span(batch.x, "amin"))
+    return confine(batch.x + step * gradient(loss, model, batch.x, batch).sign(), batch, budget)
+
+
+@fault("dim", r"Images do not leave their own range: clip to `batch.bounds`")
+def clips_to_the_range_of_the_image(loss, model, batch, budget, generators):
+    x = batch.x + budget.eps * gradient(loss, model, batch.x, batch).sign()
+    return torch.minimum(torch.maximum(x, span(batch.x, "amin")), span(batch.x, "amax"))
+
+
+@fault("dim", r"Images do not leave their own range", BOTH)
+def clips_to_the_range_of_the_batch(loss, model, batch, budget, generators):
+    x = batch.x + budget.eps * geometry.steepest(gradient(loss, model, batch.x, batch), budget.norm)
+    return x.clamp(float(batch.x.min()), float(batch.x.max()))
+
+
+def ascend(
+    loss: Loss, model: nn.Module, batch: Batch, budget: Budget, look: Callable[[list[Tensor]], Tensor], steps: int = 10
+) -> Tensor:
+    """Steps of eps / 4 from a point chosen among the iterates so far."""
+    iterates = [batch.x]
+    for _ in range(steps):
+        step = budget.eps / 4 * geometry.steepest(gradient(loss, model, look(iterates), batch), budget.norm)
+        iterates.append(geometry.project(iterates[-1] + step, batch.x, budget, batch.bounds))
+    return iterates[-1]
+
+
+@fault("path", r"all 10 at the same images.*Every step follows the gradient at the current images", BOTH)
+def freezes_the_gradient(loss, model, batch, budget, generators):
+    return ascend(loss, model, batch, budget, lambda iterates: iterates[0])
+
+
+@fault("path", r"the first 2 of 10 at the same images", BOTH)
+def uses_the_gradient_of_the_step_before(loss, model, batch, budget, generators):
+    return ascend(loss, model, batch, budget, lambda iterates: iterates[max(0, len(iterates) - 2)])
+
+
+@fault("path", r"the first 3 of 10 at the same images")
+def renews_the_gradient_from_the_third_step(loss, model, batch, budget, generators):
+    return ascend(loss, model, batch, budget, lambda iterates: iterates[max(0, len(iterates) - 3)])
+
+
+@fault("path", r"all 4 at the same images", Traits(norms=("linf",), random=True))
+def freezes_the_gradient_of_a_random_start(loss, model, batch, budget, generators):
+    start = batch.x + budget.eps * geometry.random_uniform(batch.x, generators)
+    x = start = confine(start, batch, budget)
+    for _ in range(4):
+        x = confine(x + budget.eps / 2 * gradient(loss, model, start, batch).sign(), batch, budget)
+    return x
+
+
+@fault("path", r"the last 3 of 4 at the same images")
+def freezes_after_the_first_step(loss, model, batch, budget, generators):
+    return ascend(loss, model, batch, budget, lambda iterates: iterates[min(1, len(iterates) - 1)], steps=4)
+
+
+@fault("budget", r"got 0\.2, 2 times as far .*bounds \[-1, 1\].*eps multiplied by the range of the bounds")
+def multiplies_eps_by_the_range_of_the_bounds(loss, model, batch, budget, generators):
+    size = batch.bounds.upper - batch.bounds.lower
+    return fgsm(loss, model, batch, Budget(budget.norm, budget.eps * size))
+
+
 # Sound ones, written otherwise than the package's.
 
 
@@ -755,6 +836,51 @@ def seeks_the_smallest_radius(loss, model, batch, budget, generators):
 @sound(Traits(control=True, random=False))
 def brightens(loss, model, batch, budget, generators):
     return geometry.project(batch.x + budget.eps / 2, batch.x, budget, batch.bounds)
+
+
+@sound()
+def averages_gradients_at_each_image(loss, model, batch, budget, generators):
+    """Three gradients at every iterate, as of an expectation over transformations."""
+    x = batch.x
+    for _ in range(6):
+        g = sum(gradient(loss, model, x, batch) for _ in range(3))
+        x = geometry.project(x + budget.eps / 3 * geometry.steepest(g, budget.norm), batch.x, budget, batch.bounds)
+    return x
+
+
+@sound(Traits(norms=("linf",), random=True))
+def restarts_from_the_border_and_keeps_the_first(loss, model, batch, budget, generators):
+    """Two runs from random corners that end where no step moves them; the second is kept where its loss is larger."""
+    results, values = [], []
+    for _ in range(2):
+        x = confine(batch.x + budget.eps * geometry.random_sign(batch.x, generators), batch, budget)
+        for _ in range(8):
+            x = confine(x + budget.eps * gradient(loss, model, x, batch).sign(), batch, budget)
+        with torch.no_grad():
+            values.append(loss(model(x), batch.y, batch.valid, batch.task))
+        results.append(x)
+    return torch.where(per_image(values[1] > values[0], batch.x), *reversed(results))
+
+
+@sound(Traits(random=False, share=0.3))
+def looks_ahead(loss, model, batch, budget, generators):
+    """Gradients at a point ahead of the iterate, as of Nesterov, of which the first is the clean image."""
+    x, memory = batch.x, torch.zeros_like(batch.x)
+    for _ in range(5):
+        g = gradient(loss, model, x + budget.eps / 5 * memory, batch)
+        memory = 0.5 * memory + g / g.abs().flatten(1).mean(1).clamp(min=1e-12).view(-1, *[1] * (g.dim() - 1))
+        x = geometry.project(x + budget.eps / 3 * geometry.steepest(memory, budget.norm), batch.x, budget, batch.bounds)
+    return x
+
+
+@sound(Traits(random=False))
+def differentiates_each_class_of_one_forward(loss, model, batch, budget, generators):
+    """Two gradients of one forward pass, of the loss and of a part of it, are added."""
+    leaf = batch.x.clone().requires_grad_()
+    value = loss(model(leaf), batch.y, batch.valid, batch.task).sum()
+    g = sum(torch.autograd.grad(scale * value, leaf, retain_graph=True)[0] for scale in (1.0, 2.0))
+    x = batch.x + budget.eps * geometry.steepest(g, budget.norm)
+    return geometry.project(x, batch.x, budget, batch.bounds)
 
 
 @sound(Traits(norms=("l2",), random=False))

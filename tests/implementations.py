@@ -308,3 +308,100 @@ class Trains(Signed):
         result = super().__call__(model, batch, budget=budget, generators=generators)
         model.train()
         return result
+
+
+class HalfModel(Signed):
+    """Computes its gradients with the network and the images in bfloat16, as automatic mixed precision does."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        x = batch.x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x)
+        value = self.loss(logits.float(), batch.y, batch.valid, batch.task).sum()
+        (g,) = torch.autograd.grad(value, x)
+        return (batch.x + budget.eps * g.sign()).clamp(0, 1)
+
+
+class HalfLoop(Loop):
+    """Every gradient is rounded to float16."""
+
+    def change(self, t, g):
+        return g.half().float()
+
+
+class LastEvaluated(Loop):
+    """Returns the iterate at which the last gradient was computed."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        x = last = batch.x.clone()
+        for t in range(self.steps):
+            last = x
+            g = gradient(model, batch, self.loss, x)
+            delta = (x + self.step_of(t, budget.eps) * g.sign() - batch.x).clamp(-budget.eps, budget.eps)
+            x = (batch.x + delta).clamp(0, 1)
+        return last
+
+
+class ThreeSteps(Loop):
+    """Loses a step."""
+
+    steps = 3
+
+
+class Restarts(Loop):
+    """Two random starts; keeps for each image the result that `better` prefers."""
+
+    random, rounds = True, 2
+
+    def better(self, new, old):
+        return new > old
+
+    def __call__(self, model, batch, *, budget, generators):
+        best = value = None
+        for _ in range(self.rounds):
+            x = super().__call__(model, batch, budget=budget, generators=generators)
+            with torch.no_grad():
+                now = self.loss(model(x), batch.y, batch.valid, batch.task)
+            if best is None:
+                best, value = x, now
+            take = self.better(now, value)
+            best = torch.where(take.view(-1, 1, 1, 1), x, best)
+            value = torch.where(take, now, value)
+        return best
+
+
+class WorstRestart(Restarts):
+    def better(self, new, old):
+        return new < old
+
+
+class LateStale(Loop):
+    """Uses the gradient of the step before."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        x = before = batch.x.clone()
+        for t in range(self.steps):
+            g = gradient(model, batch, self.loss, before)
+            before = x
+            delta = (x + self.step_of(t, budget.eps) * g.sign() - batch.x).clamp(-budget.eps, budget.eps)
+            x = (batch.x + delta).clamp(0, 1)
+        return x
+
+
+class OneMore(LastEvaluated):
+    """Evaluates the result once more, with a gradient that it does not use."""
+
+    steps = 5
+
+
+class HalfClip(Loop):
+    """Confines the perturbation of the upper half of the image to half of the budget."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        x = batch.x.clone()
+        reach = torch.full_like(x, budget.eps)
+        reach[:, :, : x.shape[2] // 2] /= 2
+        for t in range(self.steps):
+            step = self.step_of(t, budget.eps) * gradient(model, batch, self.loss, x).sign()
+            x = (batch.x + (x + step - batch.x).clamp(-reach, reach)).clamp(0, 1)
+        return x

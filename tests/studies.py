@@ -54,6 +54,12 @@ def one_success(generator, shape):
     return np.repeat((generator.random(shape) < 0.8).astype(float)[..., None], SLICES, axis=-1)
 
 
+def outright_failures(generator, shape):
+    """Good Dice, but 15 % of the subjects fail outright: Dice is 0 in all of their slices."""
+    values = beta_around(generator, generator.beta(12, 2, size=shape), 20)
+    return np.where((generator.random(shape) < 0.15)[..., None], 0.0, values)
+
+
 SCORES: dict[str, tuple[Callable, float]] = {
     "normal": (normal, 0.8),
     "good Dice, skewed": (dice, 9 / 10.5),
@@ -61,8 +67,9 @@ SCORES: dict[str, tuple[Callable, float]] = {
     "success rate over slices": (success, 0.8),
     "lost Dice, near 0 in most": (lost_dice, 0.3 / 2.3),
     "one success or failure per subject": (one_success, 0.8),
+    "good Dice, 15 % fail outright": (outright_failures, 0.85 * 12 / 14),
 }
-HARD = ("lost Dice, near 0 in most", "one success or failure per subject")
+HARD = ("lost Dice, near 0 in most", "one success or failure per subject", "good Dice, 15 % fail outright")
 
 
 def clustered(draw: Callable, n: int, seed: int, studies: int = STUDIES, fewest: int = 2) -> np.ndarray:

@@ -12,6 +12,7 @@ from runs import Synthetic, edit_json, rewrite_rows, write_run
 from scipy.stats import pearsonr, permutation_test
 
 from advseg_bench.claims import Evidence, associate, average, compare_orders, cross, judge_claims, make_arm, name_arm
+from advseg_bench.claims.wording import show_p
 from advseg_bench.errors import RecordError
 from advseg_bench.report import write_claims, write_report
 from advseg_bench.report.claims import compose_claims
@@ -376,11 +377,12 @@ def test_noise_that_beats_the_gradient_is_no_robustness(tmp_path):
     assert "The claim is contradicted. A gradient attack that is weaker than noise" in answer
 
 
-def test_controls_are_plain_noise_at_the_reference_loss(tmp_path):
+def test_controls_are_all_noise_of_equal_norm(tmp_path):
     shuffled = {"name": "shuffled_sign", "losses": ["bce", "dice_focal"], "eps": ["4/255"]}
     far = {"name": "uniform_noise", "eps": [4 / 255], "norm": "l2"}
     evidence = Evidence(make(tmp_path, extra=(shuffled, far)))
-    assert [name_arm(arm) for arm in evidence.controls] == ["random_sign", "shuffled_sign dice_focal", "uniform_noise"]
+    shuffles = ["shuffled_sign bce", "shuffled_sign dice_focal"]
+    assert [name_arm(arm) for arm in evidence.controls] == ["random_sign", *shuffles, "uniform_noise"]
     rows = evidence.values("basicunet-s", make_arm("uniform_noise"))
     alone = Evidence(make(tmp_path / "alone")).values("basicunet-s", make_arm("uniform_noise"))
     assert rows["value"].to_list() == pytest.approx(alone["value"].to_list()), "no L2 result of the same eps among them"
@@ -443,3 +445,29 @@ def test_the_table_of_the_crossing_holds_the_drops_of_both_losses(tmp_path):
     for name, arm in (("drop_bce", BCE), ("drop_other", TRAINING)):
         assert data[name][0] == pytest.approx(evidence.compare(average(arm, evidence.models)).mean)
     assert data["drop_bce"][0] != pytest.approx(data["drop_other"][0])
+
+
+def test_the_most_harmful_noise_is_named_whatever_its_loss(tmp_path):
+    shuffled = {"name": "shuffled_sign", "losses": ["bce", "dice_focal"], "eps": ["4/255"]}
+    strength = ((("shuffled_sign", "bce"), 0.5), (("shuffled_sign", "dice_focal"), 0.01))
+    claim = judge_claims(make(tmp_path, extra=(shuffled,), strength=strength))[0]
+    assert "minus that under shuffled_sign bce, the most harmful noise" in claim.answer
+
+
+def test_a_contradicted_claim_prints_the_p_that_contradicts_it(tmp_path):
+    """One model loses a larger share than the best one, the others a smaller one: the largest p decides nothing."""
+    run = make(tmp_path, models=("basicunet-s", "attention-unet", "unet-mobilenet"))
+    claim = judge_claims(run)[3]
+    against = [f for f in claim.findings if f.verdict == "contradicted"]
+    assert claim.verdict == "contradicted"
+    assert claim.p == min(f.adjusted_p for f in against) <= 0.05
+    assert f"p = {show_p(claim.p)} after Holm's correction for 2 comparisons" in claim.answer
+    assert "largest p" not in claim.answer
+
+
+def test_one_comparison_has_no_largest_p_and_no_model_is_not_0_of_them(tmp_path):
+    answers = [claim.answer for claim in judge_claims(make(tmp_path, models=("basicunet-s", "attention-unet")))]
+    assert "1 comparison" not in " ".join(answers)
+    assert "; p = " in answers[3]
+    lost = judge_claims(make(tmp_path / "lost", strength=((("fgsm", "bce"), 0.6),)))[2]
+    assert "and above 0 on none of them" in lost.answer

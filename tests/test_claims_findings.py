@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from advseg_bench.claims import NO_CORRELATION
-from advseg_bench.claims.findings import find_largest_p, judge_all, sort_out
+from advseg_bench.claims.findings import find_deciding, judge_all, sort_out
 from advseg_bench.stats import compare_paired
 
 
@@ -50,10 +50,14 @@ def test_one_line_with_too_few_subjects_makes_the_whole_undecidable():
     assert judge_all(sort_out("ab", make_tests(1, -1, subjects=7), needs_all=True)) == "contradicted"
 
 
-def test_a_test_that_could_not_be_made_leaves_no_largest_p():
+def test_the_p_that_decides_is_the_largest_or_that_against_the_claim():
     tests = make_tests(1, 0)
-    assert find_largest_p(tests) == tests[1].p
-    assert find_largest_p([*tests, compare_paired([])]) is None
+    assert find_deciding(sort_out("ab", tests, needs_all=True))[1] == tests[1].p
+    assert find_deciding(sort_out("abc", [*tests, compare_paired([])], needs_all=True))[1] is None
+    findings = sort_out("abc", make_tests(1, -1, 0, subjects=8), needs_all=True)
+    decided, p, adjusted = find_deciding(findings)
+    assert (decided.what, p, adjusted) == ("b", findings[1].adjusted_p, True)
+    assert p == pytest.approx(3 * 2 / 2**8)
 
 
 def test_a_tenth_of_the_variance_is_no_correlation():

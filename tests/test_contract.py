@@ -154,7 +154,7 @@ def test_the_option_needs_no_file(tmp_path):
     assert "advseg-bench::fgsm::neighbours PASSED" in done.stdout
     assert "attack faults:FAULTY, rule budget: expected no image to move further" in done.stdout
     both = run_pytest(tmp_path, "-q", "--advseg-attack", "random_sign", "test_other.py")
-    assert "1 failed, 12 passed, 3 skipped" in both.stdout
+    assert "1 failed, 13 passed, 4 skipped" in both.stdout
 
 
 def test_a_mistake_in_the_option_is_a_usage_error(tmp_path):
@@ -193,11 +193,11 @@ def test_the_command_tells_one_line_per_rule(command):
     assert lines[0] == "fgsm: binary (bce), multilabel (bce); linf, l2; 2-D, 3-D"
     assert lines[1] == "left out        multiclass: loss bce is defined for binary and multilabel tasks"
     assert [line.split()[1] for line in lines[2:-1]] == STATED
-    assert lines[-1] == "15 rules: 15 ok."
+    assert lines[-1] == "17 rules: 17 ok."
     code, out, _ = command("random_sign")
     assert code == 0
     assert "not applicable  optimum      it declares `control=True`" in out
-    assert out.endswith("15 rules: 12 ok, 3 not applicable.\n")
+    assert out.endswith("17 rules: 13 ok, 4 not applicable.\n")
 
 
 def test_the_command_ends_with_one_where_a_rule_is_broken(command):

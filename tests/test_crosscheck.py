@@ -81,6 +81,7 @@ def test_sound_implementations_pass_on_every_task_loss_and_network(trained):
         ("Band", "weaker", r"wrong gradient on 6\.\d+% of the values, in one connected band \(pixels 10-11 x"),
         ("Reversed", "weaker", "wrong sign: moves against the gradient on 100% of the values"),
         ("GreyLevels", "weaker", r"wrong step size: 0\.0039\d* times"),
+        ("HalfModel", "stronger", r"wrong gradient on [1-9].* where it is small, as in lower precision"),
         ("Nothing", "weaker", "returned the clean image"),
         ("TooFar", "violates", r"exceeded eps by 0\.000157 \(1\.0%\)"),
         ("Outside", "violates", "left the bounds by 0.0157"),
@@ -110,6 +111,17 @@ FOUR = {"reference": "bim", "settings": {"steps": 4}}
         ("SmallSteps", "equal under a convention", r"step rule: steps of eps / 5 instead of 0\.25 \* eps"),
         ("LateSchedule", "weaker", r"wrong step size: 0\.\d+ times"),
         ("Stale", "weaker", "every gradient at the same point"),
+        ("LateStale", "weaker", "the first two gradients at the same point"),
+        (
+            "ThreeSteps",
+            "weaker",
+            r"a step is lost, .* 0\.00\d+ .* step rule: 3 steps instead of 4",
+        ),
+        ("LastEvaluated", "equal under a convention", "returned iterate: the last evaluated one, without its step"),
+        ("OneMore", "identical", ""),
+        ("Restarts", "weaker", "returns the best of 2 restarts for each image"),
+        ("WorstRestart", "weaker", "returns the worst of 2 restarts for each image"),
+        ("HalfClip", "weaker", "moves in the same direction, but not as far or farther"),
         ("RandomStart", "equal under a convention", "random start: inside the budget"),
     ],
 )
@@ -117,6 +129,40 @@ def test_many_steps_are_judged_one_by_one(trained, name, verdict, reason):
     pair, _ = check(trained, name, **FOUR)
     assert pair.finding.verdict == verdict, pair.finding.reason
     assert re.search(reason, pair.finding.reason), pair.finding.reason
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("Restarts", "stronger"), ("WorstRestart", "weaker")])
+def test_the_worst_of_several_restarts_is_weaker_whatever_the_random_start_of_the_reference(trained, name, verdict):
+    pair, _ = check(trained, name, reference="pgd", settings={"steps": 4, "step_size": 0.25})
+    assert pair.finding.theirs.gain > pair.finding.ours.gain, "its random numbers are luckier"
+    assert pair.finding.verdict == verdict, pair.finding.reason
+
+
+class Summed(nn.Module):
+    """The sum of the channels is the logit."""
+
+    def forward(self, x):
+        return x.sum(1, keepdim=True)
+
+
+def test_a_lost_step_that_costs_no_loss_is_a_convention():
+    """Steps of eps reach the border at once, where the others change nothing."""
+    from implementations import ThreeSteps
+
+    batch, _ = make_batch("binary", n=2, space=(8, 8))
+    reference = BIM(loss=losses.bce, steps=4, step_size=1.0)
+    model = Summed()
+    with torch.no_grad():
+        case = Case(reference, model, batch, CUBE, model(batch.x))
+    attack = ThreeSteps(losses.bce)
+    attack.size = 1.0
+    theirs = run_traced(attack, model, batch, CUBE, make_generators(2))
+    ours = reference(model, batch, budget=CUBE, generators=make_generators(2))
+    far = replace(theirs, x_adv=theirs.x_adv)
+    ours = torch.nextafter(ours, torch.ones_like(ours))  # not bit for bit, so that steps are compared
+    finding = judge(case, ours, far, measure_effect(case, ours))
+    assert finding.verdict == "equal under a convention", finding.reason
+    assert "step rule: 3 steps instead of 4" in finding.reason
 
 
 @pytest.mark.parametrize(

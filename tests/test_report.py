@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from advseg_bench.cache import write_json
 from advseg_bench.errors import RecordError, SpecError
 from advseg_bench.report import figures, scatter, summarise, write_report
 from advseg_bench.report.contents import compose
+from advseg_bench.report.contrasts import Contrast, show_ratio
 from advseg_bench.report.document import (
     Figure,
     Table,
@@ -39,6 +41,7 @@ from advseg_bench.report.series import choose_drawn, list_series
 from advseg_bench.report.terminal import print_document
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import choose_strongest, list_budgets, rank_attacks
+from advseg_bench.suite.cells import CLEAN, show_radii
 
 FOUR = 4 / 255
 
@@ -291,6 +294,71 @@ def test_no_ratio_to_a_noise_that_does_nothing(tmp_path):
     assert (contrast.ratio, contrast.beyond_noise) == (None, True)
     assert re.search(r"On unet-vgg13 the attack lowers Dice; the noise .*by less than 0\.0005\.", say(run))
     assert find_table(run, "noise").rows()[0][-2:] == ("-", "yes")
+
+
+MANY = {"losses": ("bce",), "models": ("unet-vgg13",), "subjects": 8}
+
+
+def test_more_than_noise_is_a_paired_test_over_subjects(tmp_path):
+    """Means that differ by less than subjects do are no evidence."""
+    strong = Run(write_run(tmp_path / "a", Synthetic(**MANY)))
+    (contrast,) = summarise(strong).contrasts
+    assert contrast.tested
+    assert contrast.beyond_noise
+    assert contrast.test.mean == pytest.approx(contrast.drop["mean"] - contrast.noise["mean"])
+    equal = tuple(((name, loss), 0.6) for name, loss in (("fgsm", "bce"), ("random_sign", "")))
+    alike = Run(write_run(tmp_path / "b", Synthetic(**MANY, strength=equal)))
+    (contrast,) = summarise(alike).contrasts
+    if contrast.beyond_noise:
+        assert contrast.test.p <= 0.05
+    else:
+        assert contrast.test.p > 0.05 or contrast.test.mean <= 0
+        assert "not significantly larger than that of the noise" in say(alike)
+
+
+def test_the_headline_is_over_the_images_that_both_changed(tmp_path):
+    """An attack that leaves half of the images as they are is compared with noise on the others."""
+    out = write_run(tmp_path / "r", Synthetic(**MANY))
+    whole = summarise(Run(out)).contrasts[0]
+    images = sorted(set(Run(out).rows["image"].cast(pl.String)))
+    kept = images[::2]
+    still = (pl.col("attack") == "fgsm") & ~pl.col("image").is_in(kept)
+    rewrite_rows(
+        out, lambda rows: rows.with_columns(flags=pl.when(still).then(pl.lit(["unchanged"])).otherwise("flags"))
+    )
+    run = Run(out)
+    (contrast,) = summarise(run).contrasts
+    scored = run.scores().filter(pl.col("image").cast(pl.String).is_in(kept))
+
+    def mean(attack: str, score: str) -> float:
+        rows = scored.filter(pl.col("attack") == attack).filter(pl.col("eps").is_in([FOUR, 0.0]))
+        by_image = rows.group_by("subject", "image").agg(pl.col(score).mean())
+        return by_image.group_by("subject").agg(pl.col(score).mean())[score].mean()
+
+    assert contrast.drop["mean"] == pytest.approx(mean("fgsm", "drop"))
+    assert contrast.noise["mean"] == pytest.approx(mean("random_sign", "drop"))
+    assert contrast.clean == pytest.approx(mean("none", "dice"))
+    assert contrast.noise["mean"] != pytest.approx(whole.noise["mean"])
+    assert contrast.left_out == len(images) - len(kept)
+    assert f"leave out up to {len(images) - len(kept)} images" in say(run)
+
+
+def test_a_ratio_to_noise_whose_interval_includes_0_is_a_lower_limit():
+    row = {"mean": 0.06, "lower": 0.05, "upper": 0.07}
+    noise = {"mean": 0.004, "lower": -0.002, "upper": 0.01}
+    contrast = Contrast("m", CLEAN, "fgsm", 0.9, row, noise)
+    assert (contrast.ratio, contrast.least_ratio) == (None, pytest.approx(6.0))
+    assert show_ratio(contrast) == ">= 6.0x"
+    known = replace(contrast, noise=noise | {"lower": 0.002})
+    assert (known.ratio, known.least_ratio, show_ratio(known)) == (pytest.approx(15.0), None, "15x")
+    wide = replace(contrast, noise=noise | {"upper": 0.07})
+    assert (wide.ratio, wide.least_ratio, show_ratio(wide)) == (None, None, "-")
+
+
+def test_l2_radii_are_plain_numbers():
+    assert [show_budget(1.0, norm) for norm in ("linf", "l2")] == ["255/255", "1"]
+    assert show_budget(4 / 255, "linf") == "4/255"
+    assert show_radii([2.0, 0.5, 1.0], "l2") == "0.5, 1, 2"
 
 
 def test_without_a_control_that_is_said(tmp_path):
@@ -650,3 +718,19 @@ def test_what_goes_beyond_eps_by_definition_is_told_apart(tmp_path):
     assert "Not included: 12 results of attacks that exceed eps by definition, with up to 1.90 times" in text
     strongest = choose_strongest(rank_attacks(Run(out), list_budgets(Run(out))[0]))
     assert {rival.arm.settings for rival in strongest.values()} == {"{}"}
+
+
+@pytest.mark.parametrize("width", [100, 120])
+def test_titles_of_columns_are_whole_on_a_terminal(tmp_path, width):
+    run = Run(write_run(tmp_path / "r", Synthetic(**MANY | {"models": ("basicunet-s", "unet-vgg13")})))
+    document = compose(summarise(run))
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_document(document, console)
+    lines = [line.strip() for line in console.export_text().splitlines()]
+    for section in document.sections:
+        for table in section.blocks:
+            if isinstance(table, Table) and not table.detail and section.anchor != "repeat":
+                start = lines.index(table.title)
+                head = " ".join(lines[start + 1 : start + 7]).split()
+                for column in table.columns:
+                    assert all(word in head for word in column.label.split()), (table.title, column.label)

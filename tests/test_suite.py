@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from importlib.resources import files
 
@@ -9,8 +10,9 @@ import pytest
 from advseg_bench.data import count_images, load_dataset
 from advseg_bench.errors import DataError, SpecError
 from advseg_bench.suite.cells import estimate, plan, show_eps, show_radii
+from advseg_bench.suite.layers import list_suites
 from advseg_bench.suite.specs import FolderData, PhantomData, PluginData
-from advseg_bench.suite.suite import Suite, list_suites, parse_suite
+from advseg_bench.suite.suite import Suite, parse_suite
 from advseg_bench.suite.timing import expect
 
 TEXT = files("advseg_bench.suite.shipped").joinpath("smoke.toml").read_text()
@@ -391,3 +393,19 @@ def test_images_are_counted_fixed_assumed_or_not_at_all(tmp_path):
     assert count_images(halves)[1] == 16_590 // 2
     assert count_images(PhantomData(name="phantom", subjects=4, slices=2, size=16))[2] == "drawn"
     assert count_images(PluginData(name="mypkg.data:load")) is None
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ('name = "fgsm"\nlosses = ["dise"]\neps = ["4/255"]', "unknown loss 'dise'"),
+        ('name = "fgsm"\nlosses = ["dice"]\neps = [-1]', "a finite eps >= 0, got -1"),
+        ('nam = "fgsm"\nlosses = ["dice"]\neps = ["4/255"]', "unknown key 'nam'. Did you mean 'name'"),
+    ],
+)
+def test_one_mistake_in_an_attack_is_one_problem(tmp_path, attack, message):
+    path = tmp_path / "suite.toml"
+    path.write_text(f'extends = "smoke"\nname = "mine"\n[[attacks]]\n{attack}\n')
+    with pytest.raises(SpecError, match=re.escape(message)) as raised:
+        Suite.load(path)
+    assert "more problem" not in str(raised.value)

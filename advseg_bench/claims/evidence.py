@@ -44,7 +44,7 @@ class Evidence:
         models: The models that have results, in the order of the suite.
         training_loss: The loss that the models were trained with.
         reference: The arm that represents FGSM: as defined, with the training loss if it was run, else with the first.
-        controls: Noise arms of equal norm, without any that exceeded eps; shuffled signs only of the reference's loss.
+        controls: All noise arms of equal norm, of any loss, without those that exceeded eps.
     """
 
     def __init__(self, run: Run) -> None:
@@ -67,8 +67,8 @@ class Evidence:
         self.reference = None if chosen is None else make_arm("fgsm", chosen)
         noise = [arm for arm in self.arms if arm.attack in run.controls]
         beyond = set(self._rows.filter(pl.col("flags").list.contains("beyond_eps"))["attack"]) - {"fgsm"}
-        usable = [arm for arm in noise if arm.loss in ("", chosen) and arm.attack not in beyond]
-        self.controls = tuple(sorted(usable, key=lambda arm: (arm.attack != "random_sign", arm.attack)))
+        usable = [arm for arm in noise if arm.attack not in beyond]
+        self.controls = tuple(sorted(usable, key=lambda arm: (arm.attack != "random_sign", arm.attack, arm.loss)))
 
     def values(self, model: str, arm: Arm, score: str = "drop") -> pl.DataFrame:
         """Return an arm's score on a model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,10 +86,22 @@ def judge_all(findings: Sequence[Finding]) -> Verdict:
     return "undecidable" if any(finding.test.smallest_p > ALPHA for finding in findings) else "undecided"
 
 
-def find_largest_p(tests: Sequence[PairedTest]) -> float | None:
-    """Return the largest p, or None if a test has no p."""
-    known = [test.p for test in tests if test.p is not None]
-    return max(known) if len(known) == len(tests) else None
+def find_deciding(findings: Sequence[Finding]) -> tuple[Finding, float | None, bool]:
+    """Return the finding that decides a claim which needs all of them, its p, and whether this p is adjusted.
+
+    A claim is contradicted by the finding below 0 with the smallest adjusted p. Else the finding with the largest p
+    decides, where a finding below 0 counts with its adjusted p, since it would contradict the claim by itself.
+    """
+    against = [finding for finding in findings if finding.verdict == "contradicted"]
+    if against:
+        chosen = min(against, key=lambda finding: (finding.adjusted_p or 0.0, finding.test.mean or 0.0))
+        return chosen, chosen.adjusted_p, len(findings) > 1
+
+    def p_of(finding: Finding) -> float | None:
+        return finding.adjusted_p if (finding.test.mean or 0.0) < 0 else finding.test.p
+
+    chosen = max(findings, key=lambda finding: math.inf if p_of(finding) is None else p_of(finding) or 0.0)
+    return chosen, p_of(chosen), len(findings) > 1 and (chosen.test.mean or 0.0) < 0
 
 
 def find_shortage(tests: Sequence[PairedTest]) -> Shortage | None:

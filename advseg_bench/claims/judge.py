@@ -8,16 +8,18 @@ from dataclasses import dataclass
 
 from advseg_bench.claims.associations import NO_CORRELATION, associate, count_models_needed
 from advseg_bench.claims.evidence import Evidence, average, make_arm, name_arm
-from advseg_bench.claims.findings import ALPHA, Finding, Shortage, find_largest_p, find_shortage, judge_all, sort_out
+from advseg_bench.claims.findings import ALPHA, Finding, Shortage, find_shortage, judge_all, sort_out
 from advseg_bench.claims.questions import BCE, BEST, SIZE, VULNERABLE, Question
 from advseg_bench.claims.wording import (
     conclude,
     describe_data,
     show_correlation,
     show_count,
+    show_deciding,
     show_difference,
     show_models,
     show_p,
+    show_wins,
 )
 from advseg_bench.results.run import Run
 from advseg_bench.stats import PairedTest, Verdict, decide
@@ -39,7 +41,8 @@ class Claim:
             names.
         answer: The result in sentences that can be quoted.
         estimate: The main estimate with its test, in the unit of `measure`; None for a claim about a correlation.
-        p: The p value of the verdict, two-sided; the largest p of a claim that needs every finding.
+        p: The p value that decides the verdict, two-sided; of a claim that needs every finding, the largest p, or the
+            adjusted p of the finding that contradicts it.
         findings: The tests that the verdict is based on.
         measure: The quantity that the estimate and the findings are differences of.
         shortage: The sample that is too small, if the verdict is "undecidable".
@@ -154,11 +157,11 @@ def _answer_vulnerable(evidence: Evidence, fgsm: Arm) -> _Answer | str:
     harm = {control: evidence.compare(average(control, evidence.models)).mean for control in evidence.controls}
     strongest = max(evidence.controls, key=lambda control: _or_lowest(harm[control]))
     overall = evidence.compare(average(fgsm, evidence.models) - average(strongest, evidence.models))
-    verdict, p = judge_all(findings), find_largest_p(tests)
+    verdict, (deciding, p) = judge_all(findings), show_deciding(findings)
     text = (
         f"{describe_data(evidence, overall)}, the drop of Dice under {name_arm(fgsm)} minus that under "
         f"{name_arm(strongest)}, the most harmful noise of equal L_inf norm, is {show_difference(overall)} on average "
-        f"over {show_models(evidence)}; the largest p of {show_count(len(findings), 'comparison')} is {show_p(p)}. "
+        f"over {show_models(evidence)}; {deciding}. "
         f"{conclude(verdict, overall.n, 'subject')}"
     )
     if verdict == "contradicted":
@@ -208,8 +211,8 @@ def _answer_bce(evidence: Evidence, _: Arm) -> _Answer | str:
     won = sum((test.mean or 0) > 0 for test in each)
     text = (
         f"{describe_data(evidence, overall)}, the drop of Dice under FGSM with BCE minus that with {other}, the "
-        f"training loss, is {show_difference(overall)} on average over {show_models(evidence)}, and above 0 on "
-        f"{won} of them; p = {show_p(overall.p)}. {conclude(verdict, overall.n, 'subject')}"
+        f"training loss, is {show_difference(overall)} on average over {show_models(evidence)}, and above 0 "
+        f"{show_wins(won, len(each))}; p = {show_p(overall.p)}. {conclude(verdict, overall.n, 'subject')}"
     )
     findings = sort_out(list(evidence.models), each)
     return _Answer(verdict, text, overall, overall.p, findings, find_shortage([overall]))
@@ -232,14 +235,14 @@ def _answer_best(evidence: Evidence, fgsm: Arm) -> _Answer | str:
     others = [model for model in evidence.models if model != best]
     tests = [evidence.compare(beyond[best] - beyond[model]) for model in others]
     findings = sort_out([f"{best} minus {model}" for model in others], tests, needs_all=True)
-    verdict, p = judge_all(findings), find_largest_p(tests)
+    verdict, (deciding, p) = judge_all(findings), show_deciding(findings)
     closest, rival = min(zip(tests, others, strict=True), key=lambda pair: _or_lowest(pair[0].mean))
     led = "significant" if lead.p is not None and lead.p <= ALPHA else "not significant"
     text = (
         f"{describe_data(evidence, closest)}, {best} has the best clean Dice ({clean[best]:.3f}; its lead over "
         f"{second} is {led}, p = {show_p(lead.p)}). The share of its clean Dice that it loses to {name_arm(fgsm)} "
         f"beyond {name_arm(noise)} minus that of {rival}, the largest among the others, is {show_difference(closest)}; "
-        f"the largest p of {show_count(len(findings), 'comparison')} is {show_p(p)}. "
+        f"{deciding}. "
         f"{conclude(verdict, closest.n, 'subject')}"
     )
     if verdict == "contradicted":

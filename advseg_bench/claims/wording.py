@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from advseg_bench.claims.evidence import Evidence
+from advseg_bench.claims.findings import Finding, find_deciding
 from advseg_bench.stats import PairedTest, Verdict
 from advseg_bench.suite.cells import show_eps
 
@@ -23,7 +26,7 @@ def describe_data(evidence: Evidence, test: PairedTest | None = None) -> str:
     """Return the data set, the number of subjects (of a test, or of the run) and the budget, as "On ... at eps ..."."""
     assert evidence.eps is not None, "there are results"
     subjects = test.n if test else evidence.run.rows["subject"].n_unique()
-    data = evidence.run.about.data.name
+    data = evidence.run.about.data.title
     return f"On {data} ({show_count(subjects, 'subject')}) at eps {show_eps(evidence.eps)}"
 
 
@@ -52,6 +55,24 @@ def show_correlation(value: float, lower: float | None, upper: float | None) -> 
 def show_p(p: float | None) -> str:
     """Return a p value."""
     return "unknown" if p is None else f"{p:.4f}" if p >= 0.0001 else f"{p:.1e}"
+
+
+def show_deciding(findings: Sequence[Finding]) -> tuple[str, float | None]:
+    """Return the p that decides a claim which needs all of its findings, in words and as a number."""
+    chosen, p, adjusted = find_deciding(findings)
+    if len(findings) == 1:
+        return f"p = {show_p(p)}", p
+    if chosen.verdict == "contradicted" or adjusted:
+        return (
+            f"the comparison that decides is {chosen.what}, {show_difference(chosen.test)}, p = {show_p(p)} after "
+            f"Holm's correction for {len(findings)} comparisons"
+        ), p
+    return f"the largest p of {len(findings)} comparisons is {show_p(p)}", p
+
+
+def show_wins(won: int, of: int) -> str:
+    """Return on how many of several models a difference is above 0."""
+    return "on none of them" if not won else "on all of them" if won == of else f"on {won} of them"
 
 
 def show_count(count: int, noun: str) -> str:

@@ -46,7 +46,8 @@ def _describe_shipped(what: str) -> dict[str, str]:
         return shipped | {"package.module:callable": "your network"}
     if what == "datasets":
         return catalogue.DATASETS
-    from advseg_bench.suite.suite import Suite, list_suites
+    from advseg_bench.suite.layers import list_suites
+    from advseg_bench.suite.suite import Suite
 
     return {name: Suite.load(name).title for name in list_suites()}
 

@@ -28,13 +28,14 @@ def plan_command(
 ) -> None:
     """Show the cells of a suite, which of them are skipped and why, and the expected cost."""
     from advseg_bench.data import count_images
-    from advseg_bench.suite.cells import plan
+    from advseg_bench.suite.cells import plan, radii_of, width_of
     from advseg_bench.suite.suite import Suite
 
     loaded = Suite.load(suite, profile=profile, data=data)
     planned = plan(loaded)
     _print_header(loaded)
-    _print_grid(loaded, planned)
+    with radii_of(width_of(loaded.data)):
+        _print_grid(loaded, planned)
     if cells:
         for cell in planned:
             print_line(f"{cell.id}  {cell.label}" + (f"  SKIPPED: {cell.skip}" if cell.skip else ""))
@@ -47,15 +48,31 @@ def plan_command(
 
 def _print_header(suite: Suite) -> None:
     """Name and title of the suite, its data and its models."""
+    from advseg_bench.suite.specs import FileData
+
     profile = f" ({suite.profile})" if suite.profile else ""
     console.print(f"{suite.name}{profile}: {suite.title}", markup=False, highlight=False)
     if suite.note:
         console.print(f"note: {suite.note}", markup=False, highlight=False)
     console.print(f"data: {suite.data.name}, {suite.data.task}, {_show_size(suite)}", highlight=False)
     print_phantom(suite.data)
+    if isinstance(suite.data, FileData) and (suite.data.bounds or suite.data.normalisation != "none"):
+        _print_intensities(suite)
     for model in suite.models:
         parts = (model.architecture, model.encoder or "", f"weights {model.weights}" if model.weights else "")
         console.print(f"model: {model.name} ({', '.join(p for p in parts if p)})", markup=False, highlight=False)
+
+
+def _print_intensities(suite: Suite) -> None:
+    """Print the units of the images, and the radii in 1/255 of their range; for z-scores only the data have it."""
+    from advseg_bench.data import load_dataset
+
+    loaded = load_dataset(suite.data)
+    lower, upper = loaded.bounds.lower, loaded.bounds.upper
+    print_line(f"intensities: {lower:.4g} to {upper:.4g}, {loaded.record['scaling']}; {loaded.record['attack_space']}")
+    radii = sorted({eps for attack in suite.attacks if attack.norm == "linf" for eps in attack.eps})
+    shown = ", ".join(f"{eps:.4g} = {255 * eps / (upper - lower):.3g}/255" for eps in radii)
+    print_line(f"eps: {shown} of the range")
 
 
 def _print_grid(suite: Suite, cells: Cells) -> None:
@@ -69,7 +86,7 @@ def _print_grid(suite: Suite, cells: Cells) -> None:
     for attack in suite.attacks:
         mine = [cell for cell in cells if is_of(cell, attack)]
         skipped = sum(cell.skip is not None for cell in mine)
-        eps = f"{attack.norm} {show_radii(attack.eps)}"
+        eps = f"{attack.norm} {show_radii(attack.eps, attack.norm)}"
         numbers = (str(attack.draws), str(len(mine)), str(skipped))
         table.add_row(attack.name, " ".join(attack.losses) or "-", eps, _show_settings(attack), *numbers)
     console.print(table)

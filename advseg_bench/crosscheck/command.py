@@ -19,6 +19,7 @@ from advseg_bench.crosscheck.subjects import load_subjects
 from advseg_bench.errors import SpecError, unknown
 from advseg_bench.registry.equivalents import find_equivalents
 from advseg_bench.suite.specs import AttackSpec
+from advseg_bench.suite.specs.radii import find_excess
 from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Norm, TaskKind
 
@@ -102,6 +103,8 @@ def _make_plan(options: Options) -> tuple[Plan, list[str]]:
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("eps: ")
         raise SpecError(f"crosscheck: eps: {message}.") from None
+    if problem := find_excess(norm, eps):
+        raise SpecError(f"crosscheck: eps: {problem}")
     plan = Plan(
         reference=options.reference,
         settings=settings,

@@ -12,9 +12,10 @@ from advseg_bench.attacks.ascent import ProjectedAscent
 from advseg_bench.attacks.gradient import FGSM, input_gradients
 from advseg_bench.batches import Batch, check_batch
 from advseg_bench.checks.logits import probe
+from advseg_bench.crosscheck.decision import judge
 from advseg_bench.crosscheck.plan import Place, Plan, Subject, list_rows, load_implementation, make_generators
 from advseg_bench.crosscheck.trace import run_traced
-from advseg_bench.crosscheck.verdict import Case, Effect, Finding, judge, measure_effect
+from advseg_bench.crosscheck.verdict import Case, Effect, Finding, measure_effect
 from advseg_bench.errors import SpecError, expected, one_line
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.models.recast import RecastModel, recast_batch

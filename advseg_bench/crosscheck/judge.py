@@ -64,6 +64,9 @@ class StepVerdict:
         real: (N, C, *S) bool: the remaining values; all belong to the last step judged.
         opposite: Share of the changed values in the last step judged that moved against the reference's direction.
         size: Median ratio of actual to expected change in that step, where the directions agree; NaN if there is none.
+        turned: Share of the values of `real` that moved in another direction than the reference's.
+        weight: Median gradient (with its momentum) of the values of `real` divided by that of all values; NaN if `real`
+            is empty.
     """
 
     values: int
@@ -72,6 +75,8 @@ class StepVerdict:
     real: Tensor
     opposite: float
     size: float
+    turned: float = 0.0
+    weight: float = float("nan")
 
     @property
     def agrees(self) -> bool:
@@ -139,6 +144,7 @@ def judge_steps(
         real = off & ~excused
         if real.any():
             break
+    assert memory is not None, "a path has a step"
     moves = (moved != 0) & (wanted != 0)
     same = moves & (moved.sign() == wanted.sign())
     return StepVerdict(
@@ -148,6 +154,8 @@ def judge_steps(
         real,
         opposite=float((moves & ~same).sum() / moves.sum().clamp(min=1)),
         size=float((moved / wanted)[same].median()) if same.any() else float("nan"),
+        turned=float(((moved != 0) & (moved.sign() != wanted.sign()))[real].double().mean()) if real.any() else 0.0,
+        weight=float(memory.abs()[real].median() / memory.abs().median()) if real.any() else float("nan"),
     )
 
 

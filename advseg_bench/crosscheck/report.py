@@ -13,7 +13,7 @@ from advseg_bench.crosscheck.example import save_example
 from advseg_bench.crosscheck.grid import Pair
 from advseg_bench.crosscheck.plan import Plan, Subject
 from advseg_bench.crosscheck.verdict import SOUND
-from advseg_bench.suite.cells import show_eps
+from advseg_bench.suite.cells import show_radii
 
 EXAMPLES = 5
 """Maximum number of scripts: one per implementation and network, the first ones."""
@@ -46,7 +46,7 @@ def print_findings(pairs: Sequence[Pair], console: Console) -> None:
     )
     for pair, count in _distinct(pairs):
         place, finding = pair.place, pair.finding
-        where = f"{place.subject}, {place.kind}, {place.loss}, {place.norm} {show_eps(place.eps)}"
+        where = f"{place.subject}, {place.kind}, {place.loss}, {place.norm} {show_radii((place.eps,), place.norm)}"
         more = f" (and {count - 1} more points)" if count > 1 else ""
         line = f"{pair.implementation}: {finding.verdict}: {finding.reason}. First at {where}{more}"
         console.print(line, style=None if finding.verdict in SOUND else "red", markup=False, soft_wrap=True)

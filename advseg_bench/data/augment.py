@@ -57,14 +57,17 @@ class Augmentation:
         multiclass = batch.y.dim() < batch.x.dim()
         labels = batch.y.unsqueeze(1) if multiclass else batch.y
         new: dict[str, list[torch.Tensor]] = {key: [] for key in KEYS}
-        for x, y, valid in zip(batch.x, labels, batch.valid, strict=True):
+        lower, width = batch.bounds.lower, batch.bounds.upper - batch.bounds.lower
+        unit = (lower, width) == (0, 1)  # brightness and the zeros around a shifted image are those of [0, 1]
+        images = batch.x if unit else (batch.x - lower) / width
+        for x, y, valid in zip(images, labels, batch.valid, strict=True):
             out = self.transform({"x": x, "y": y.float(), "valid": valid[None].float()})
             for key in KEYS:
                 new[key].append(torch.as_tensor(out[key]))
-        y = torch.stack(new["y"])
+        x, y = torch.stack(new["x"]), torch.stack(new["y"])
         return replace(
             batch,
-            x=torch.stack(new["x"]).clamp(batch.bounds.lower, batch.bounds.upper),
+            x=(x if unit else x * width + lower).clamp(batch.bounds.lower, batch.bounds.upper),
             y=y[:, 0].round().long() if multiclass else y > 0.5,
             valid=torch.stack(new["valid"])[:, 0] > 0.5,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
@@ -16,6 +16,9 @@ from advseg_bench.types import Bounds, Task
 
 KEPT_BYTES = 2**30
 UNIT = Bounds(0.0, 1.0)
+PREPROCESSED, STORED = "preprocessed tensor", "stored image"
+"""The attack space: what an attack changes, scaled intensities or those of the files."""
+
 Split = Literal["train", "validation", "test"]
 
 
@@ -43,7 +46,7 @@ class Sample(NamedTuple):
     """One image in memory.
 
     Attributes:
-        image: float32 (C, *S) in [0, 1]; S is (H, W), or (D, H, W) for a volume.
+        image: float32 (C, *S) within the bounds of its data set; S is (H, W), or (D, H, W) for a volume.
         label: bool (K, *S) for binary and multilabel, int64 (*S) for multiclass.
         valid: bool (*S).
     """
@@ -64,6 +67,8 @@ class Dataset:
         fingerprint: Changes whenever any image, label, split or preparation changes.
         note: What a reader of the report must know about the data, or "".
         bounds: Smallest and largest intensity of an image.
+        channels: Names of the channels of an image; empty if unknown.
+        record: How intensities and axes of the files became those of the images, as JSON values.
     """
 
     def __init__(
@@ -76,6 +81,8 @@ class Dataset:
         fingerprint: str,
         note: str = "",
         bounds: Bounds = UNIT,
+        channels: Sequence[str] = (),
+        record: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.task = task
@@ -83,6 +90,8 @@ class Dataset:
         self.fingerprint = fingerprint
         self.note = note
         self.bounds = bounds
+        self.channels = tuple(channels)
+        self.record = {"bounds": [bounds.lower, bounds.upper], "attack_space": PREPROCESSED} | dict(record or {})
         kept = KEPT_BYTES // max(1, sum(array.nbytes for array in read(0)))
         self.read = lru_cache(maxsize=kept)(read)
 
@@ -107,6 +116,8 @@ class Dataset:
             "classes": list(self.task.classes),
             "splits": {name: len(self.split(name)) for name in get_args(Split)},
             "subjects": {"test": len({self.cases[i].subject for i in self.split("test")})},
+            "channels": list(self.channels),
+            **self.record,
         }
 
     @timed("data")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from advseg_bench.errors import DataError, expected
+from advseg_bench.suite.text import read_text
 
 Format = Literal["nnunet", "decathlon"]
 _NAMES: dict[Format, str] = {"nnunet": "nnU-Net v2", "decathlon": "the Medical Segmentation Decathlon"}
@@ -48,7 +49,7 @@ def read_json(path: Path) -> Any:
         DataError: If it is not valid JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise DataError(expected(path, "a readable JSON file", str(error), "Replace or correct the file.")) from None
 

@@ -6,22 +6,46 @@ fingerprint needs every byte as well. Pixels are not kept: images are read again
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from advseg_bench.data.alignment import check_alignment, describe_headers
 from advseg_bench.data.dataset import Case, Dataset, Sample
-from advseg_bench.data.formats import Header, hash_files, list_files, read_header, read_slices
-from advseg_bench.data.pixels import Array, Floats, check_labels, check_window, find_window, to_channels, to_planes
+from advseg_bench.data.files import find_folder, list_entries, list_files, list_masks
+from advseg_bench.data.formats import hash_files, read_header, read_slices
+from advseg_bench.data.header import Array, Header
+from advseg_bench.data.intensities import (
+    Intensities,
+    Window,
+    check_inside,
+    check_values,
+    check_window,
+    choose_intensities,
+    describe_blank,
+)
+from advseg_bench.data.nifti import is_nifti
+from advseg_bench.data.pixels import check_labels, read_mask_slices, to_channels, to_planes
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
 from advseg_bench.data.splits import check_pattern, find_subject, split_subjects
-from advseg_bench.data.whole import check_volume, describe_whole, find_space, gather, is_whole
+from advseg_bench.data.values import Values, measure
+from advseg_bench.data.whole import (
+    apply_windows,
+    check_volume,
+    describe_layout,
+    describe_whole,
+    find_layout,
+    find_space,
+    gather,
+    is_whole,
+)
 from advseg_bench.errors import DataError, expected, unknown
 from advseg_bench.suite.specs import FolderData
 
 NOTE = "Each file counts as a separate subject, because `subject` was not set."
+COLOURS = ("red", "green", "blue")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +57,18 @@ class _Entry:
         image: Image file.
         masks: One file, or one for each class if the task is multilabel.
         header: Header of the image file.
-        lower: Intensity that becomes 0.
-        upper: Intensity that becomes 1.
-        tops: For each mask, the value of probability 1 if masks contain probabilities.
+        values: Its values, for each channel or for all together.
+        mask_headers: Headers of the masks.
+        moved: Number of masks whose header differs from that of the image in its place in space only.
     """
 
     stem: str
     image: Path
     masks: tuple[Path, ...]
     header: Header
-    lower: float
-    upper: float
-    tops: tuple[float, ...]
+    values: tuple[Values, ...]
+    mask_headers: tuple[Header, ...]
+    moved: int
 
 
 def load(spec: FolderData) -> Dataset:
@@ -70,26 +94,68 @@ def load(spec: FolderData) -> Dataset:
     entries = [_inspect(stem, image, masks, spec) for stem, image, masks in _pair(spec)]
     subjects = [find_subject(entry.stem, spec.subject, entry.image) for entry in entries]
     splits = split_subjects(subjects, spec)
+    values, headers = [entry.values for entry in entries], [entry.header for entry in entries]
+    check_inside([entry.image for entry in entries], values, headers, spec)
+    intensities = choose_intensities(
+        [entry.stem for entry in entries],
+        values,
+        headers,
+        [splits[subject] for subject in subjects],
+        spec,
+    )
     cases: list[Case] = []
-    places: list[tuple[_Entry, int]] = []
-    for entry, subject in zip(entries, subjects, strict=True):
+    places: list[tuple[int, int]] = []
+    for number, (entry, subject) in enumerate(zip(entries, subjects, strict=True)):
         volume = entry.header.slices is not None
         spacing = scaled_spacing(*find_space(entry.header, spec, spec.spacing), spec)
         for z in range(1 if is_whole(spec) else entry.header.slices or 1):
             image = f"{entry.stem}/z{z:03d}" if volume and not is_whole(spec) else entry.stem
             cases.append(Case(image, subject, entry.stem if volume else subject, spacing, splits[subject]))
-            places.append((entry, z))
+            places.append((number, z))
     background, classes = _split_background(spec)
-    headers = [entry.header for entry in entries]
     files = [path for entry in entries for path in (entry.image, *entry.masks)]
+
+    def read(index: int) -> Sample:
+        number, z = places[index]
+        return _read(entries[number], intensities.windows[number], z, intensities, spec)
+
     return Dataset(
         name=spec.name,
         task=task_for(spec.task, classes, background),
         cases=cases,
-        read=lambda index: _read(*places[index], spec),
+        read=read,
         fingerprint=fingerprint(spec, hash_files(files, spec.path)),
-        note=" ".join(filter(None, ("" if spec.subject else NOTE, describe_whole(cases, headers, spec)))),
+        note=_note(entries, cases, places, spec),
+        bounds=intensities.bounds,
+        channels=_name_channels(entries, spec),
+        record={**intensities.record, **describe_layout(headers, spec)},
     )
+
+
+def _note(entries: Sequence[_Entry], cases: Sequence[Case], places: Sequence[tuple[int, int]], spec: FolderData) -> str:
+    """Describe what a reader of the report must know."""
+    turned = sum(entry.header.turned for entry in entries)
+    parts = (
+        "" if spec.subject else NOTE,
+        describe_whole(cases, [entry.header for entry in entries], spec),
+        describe_blank([_is_blank(entries[number], z, spec) for number, z in places]),
+        describe_headers(sum(entry.moved for entry in entries), sum(len(entry.masks) for entry in entries)),
+        f"Images that ask viewers to rotate them (EXIF): {turned}; they are read as stored." if turned else "",
+    )
+    return " ".join(part for part in parts if part)
+
+
+def _is_blank(entry: _Entry, z: int, spec: FolderData) -> bool:
+    """Whether an image shows one value only."""
+    if is_whole(spec):
+        return all(values.low == values.high for values in entry.values)
+    return all(values.blank[z] for values in entry.values)
+
+
+def _name_channels(entries: Sequence[_Entry], spec: FolderData) -> tuple[str, ...]:
+    """Name the channels of an image, if their names are known."""
+    colour = spec.channels == 3 and any(not is_nifti(e.image) and e.header.channels in (3, 4) for e in entries)
+    return spec.channel_names or (COLOURS if colour else ())
 
 
 def _check(spec: FolderData) -> None:
@@ -109,15 +175,16 @@ def _split_background(spec: FolderData) -> tuple[str, tuple[str, ...]]:
 
 def _pair(spec: FolderData) -> Iterator[tuple[str, Path, tuple[Path, ...]]]:
     """Match images with masks by stem; yield stem, image and masks."""
-    for folder in (spec.path, spec.path / "images", spec.path / "masks"):
+    folders = [find_folder(spec.path, name) for name in ("images", "masks")]
+    for folder in (spec.path, *folders):
         if not folder.is_dir():
             remedy = "Set `path` to the folder that contains images/ and masks/."
             raise DataError(expected(folder, "a folder", "nothing of that name", remedy))
-    images = list_files(spec.path / "images")
+    images = list_files(folders[0])
     if not images:
         remedy = "Put the image files there, or correct `path`."
-        raise DataError(expected(spec.path / "images", "images", "an empty folder", remedy))
-    tables = {folder: list_files(folder) for folder in _mask_folders(spec)}
+        raise DataError(expected(folders[0], "images", "an empty folder", remedy))
+    tables = {folder: list_masks(folder, images) for folder in _mask_folders(folders[1], spec)}
     for folder, masks in tables.items():
         for stem in sorted(images.keys() - masks.keys()):
             remedy = "Add the mask, all background if nothing is shown, or remove the image."
@@ -129,10 +196,9 @@ def _pair(spec: FolderData) -> Iterator[tuple[str, Path, tuple[Path, ...]]]:
         yield stem, image, tuple(masks[stem] for masks in tables.values())
 
 
-def _mask_folders(spec: FolderData) -> list[Path]:
+def _mask_folders(masks: Path, spec: FolderData) -> list[Path]:
     """Return the folders with masks: one, or one for each class."""
-    masks = spec.path / "masks"
-    entries = [entry for entry in sorted(masks.iterdir()) if not entry.name.startswith(".")]
+    entries = list(list_entries(masks))
     folders = [entry.name for entry in entries if entry.is_dir()]
     if spec.task != "multilabel":
         if folders:
@@ -155,40 +221,38 @@ def _mask_folders(spec: FolderData) -> list[Path]:
 
 def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) -> _Entry:
     """Read an image and its masks completely and check everything that can be wrong with them."""
-    header = read_header(image)
+    layout = find_layout(spec)
+    header = read_header(image, stacked=spec.channels > 1, layout=layout)
     check_volume(image, header, spec)
-    values = (to_channels(pixels, spec.channels) for pixels in read_slices(image))
-    lower, upper = find_window(image, header, spec.scale, values)
-    tops = []
+    joint = not is_nifti(image) and spec.normalisation == "none"
+    values = measure(image, _read_image(image, spec), spec, joint=joint)
+    check_values(image, header, values, spec)
+    headers, moved = [], 0
     for mask in masks:
-        found = read_header(mask)
-        if (found.shape, found.slices or 1) != (header.shape, header.slices or 1):
-            size, other = _size(header), _size(found)
-            remedy = "Replace one of the two files."
-            raise DataError(expected(mask, f"the size of its image {image.name}, {size}", other, remedy))
-        if found.axes and header.axes and found.axes != header.axes:
-            remedy = "Save both files in one orientation."
-            raise DataError(expected(mask, f"the orientation of its image, {header.axes}", found.axes, remedy))
-        check_labels(mask, found, spec)
-        tops.append(float(found.largest or 1))
-    return _Entry(stem, image, masks, header, lower, upper, tuple(tops))
+        found = read_header(mask, layout=find_layout(spec))
+        moved += check_alignment(f"its image {image.name}", header, mask, found)
+        check_labels(mask, found, spec, find_layout(spec))
+        headers.append(found)
+    return _Entry(stem, image, masks, header, values, tuple(headers), moved)
 
 
-def _size(header: Header) -> str:
-    """Format a size for a message."""
-    return " x ".join(str(n) for n in (*header.shape, *([header.slices] if header.slices else [])))
+def _read_image(path: Path, spec: FolderData, first: int = 0) -> Iterator[Array]:
+    """Yield the slices of an image, with one channel or as many as the data set has."""
+    layout = find_layout(spec)
+    for pixels in read_slices(path, first=first, channels=spec.channels, layout=layout):
+        values = to_channels(pixels, spec.channels)
+        found = 1 if values.ndim == 2 else len(values)
+        if found != spec.channels and (found > 1 or spec.channels != 3):
+            remedy = f"Set channels = {found}, or replace the file."
+            raise DataError(expected(path, f"{spec.channels} channels", found, remedy))
+        yield values
 
 
-def _read(entry: _Entry, z: int, spec: FolderData) -> Sample:
+def _read(entry: _Entry, windows: Sequence[Window], z: int, intensities: Intensities, spec: FolderData) -> Sample:
     """Read one image with its masks."""
-    scaled = gather((_scale(pixels, entry, spec) for pixels in read_slices(entry.image, first=z)), spec, np.float32)
-    masks = [gather(read_slices(mask, first=z, labels=True), spec) for mask in entry.masks]
-    planes, valid = to_planes(masks, entry.tops, spec)
-    return prepare(scaled, planes, valid, spec)
-
-
-def _scale(pixels: Array, entry: _Entry, spec: FolderData) -> Floats:
-    """Scale intensities to [0, 1]."""
-    values = to_channels(pixels, spec.channels)
-    scaled: Floats = np.clip((values - entry.lower) / (entry.upper - entry.lower), 0.0, 1.0)
-    return scaled
+    scaled = gather((apply_windows(p, windows) for p in _read_image(entry.image, spec, z)), spec, np.float32)
+    pairs = zip(entry.masks, entry.mask_headers, strict=True)
+    masks = [gather(read_mask_slices(m, header, spec, find_layout(spec), z), spec) for m, header in pairs]
+    planes, valid = to_planes(masks, tuple(float(header.largest or 1) for header in entry.mask_headers), spec)
+    fill = [window.ends[0] for window in windows]
+    return prepare(scaled, planes, valid, spec, intensities.bounds, fill)

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from advseg_bench.data.dataset import Dataset
+from advseg_bench.data.files import is_ignored, list_entries
+from advseg_bench.data.sources import Channel, Labels, Source, choose_inputs
 from advseg_bench.data.splits import split_subjects
-from advseg_bench.data.volumes import Channel, Labels, Source, choose_inputs, load_sources
+from advseg_bench.data.volumes import load_sources
 from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.specs import LggData
 
@@ -47,7 +49,7 @@ def load(spec: LggData) -> Dataset:
             channels = tuple(Channel(image, number) for number in inputs)
             sources.append(Source(image.stem, folder.name, folder.name, channels, mask))
     splits = split_subjects((source.subject for source in sources), spec)
-    return load_sources(sources, labels, splits, spec, NOTE)
+    return load_sources(sources, labels, splits, spec, [CHANNELS[n] for n in inputs], NOTE)
 
 
 def _list_patients(root: Path) -> Iterator[Path]:
@@ -55,8 +57,8 @@ def _list_patients(root: Path) -> Iterator[Path]:
     if not root.is_dir():
         raise DataError(expected(root, "a folder", "nothing of that name", "Set `path` to kaggle_3m."))
     found = False
-    for path in sorted(root.iterdir()):
-        if path.name.startswith(".") or path.name in _TOP_FILES:
+    for path in list_entries(root):
+        if path.name in _TOP_FILES:
             continue
         if not path.is_dir() or not path.name.startswith("TCGA_"):
             remedy = "Set `path` to kaggle_3m." if (root / "kaggle_3m").is_dir() else "Move it elsewhere."
@@ -69,7 +71,7 @@ def _list_patients(root: Path) -> Iterator[Path]:
 
 def _pair(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Match the images of a patient with their masks, in the order of their numbers."""
-    files = {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
+    files = {_lower_ending(path.name): path for path in folder.iterdir() if not is_ignored(path.name)}
     masks = {name: files.pop(name) for name in sorted(files) if name.endswith("_mask.tif")}
     numbers = {}
     for name in sorted(files):
@@ -87,3 +89,9 @@ def _pair(folder: Path) -> Iterator[tuple[Path, Path]]:
     for name, path in masks.items():
         remedy = "Add the image, or remove the mask."
         raise DataError(expected(path, f"an image {name.replace('_mask', '')}", "none", remedy))
+
+
+def _lower_ending(name: str) -> str:
+    """Write the ending of a name in lower case."""
+    stem, dot, ending = name.rpartition(".")
+    return f"{stem}{dot}{ending.lower()}"

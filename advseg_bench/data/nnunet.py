@@ -8,9 +8,12 @@ from typing import Any
 
 from advseg_bench.data.dataset import Dataset, Split
 from advseg_bench.data.description import check_number, read_description, read_json, read_numbered, refuse
+from advseg_bench.data.files import list_entries
 from advseg_bench.data.formats import SUFFIXES
+from advseg_bench.data.nifti import is_nifti
+from advseg_bench.data.sources import SUBJECT_NOTE, Channel, Labels, Source, choose_inputs
 from advseg_bench.data.splits import check_pattern, find_subject, split_rest, split_subjects
-from advseg_bench.data.volumes import SUBJECT_NOTE, Channel, Labels, Source, choose_inputs, load_sources
+from advseg_bench.data.volumes import load_sources
 from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.specs import NnunetData
 
@@ -18,6 +21,9 @@ IGNORE = "ignore"
 """The label that nnU-Net gives to pixels that are ignored."""
 
 VOLUMES = (".nii", ".nii.gz")
+
+Cases = dict[str, tuple[list[Path], Path]]
+"""Case -> its image files, one for each channel or one colour image, and its label file."""
 
 
 def load(spec: NnunetData) -> Dataset:
@@ -41,22 +47,24 @@ def load(spec: NnunetData) -> Dataset:
     names = read_numbered(path, content, "channel_names")
     labels = _read_labels(path, content["labels"])
     ending = content.get("file_ending")
-    if ending not in SUFFIXES:
+    if not isinstance(ending, str) or ending.lower() not in SUFFIXES:
         refuse(path, f"`file_ending`, one of {', '.join(SUFFIXES)}", ending)
-    cases = _list_cases(spec.path, ending, len(names))
+    cases = _read_table(path, content["dataset"], len(names)) if "dataset" in content else None
+    if cases is None:
+        cases = _list_cases(spec.path, ending, len(names))
     check_number(path, content, list(cases))
     inputs = choose_inputs(names, spec, path)
     sources = []
-    for case, files in cases.items():
+    for case, (files, label) in cases.items():
         subject = find_subject(case, spec.subject, files[0])
         one = len(files) < len(names)
         channels = tuple(Channel(files[0], n) if one else Channel(files[n], None) for n in inputs)
-        block = case if ending in VOLUMES else subject
-        sources.append(Source(case, subject, block, channels, spec.path / "labelsTr" / f"{case}{ending}"))
+        block = case if is_nifti(files[0]) else subject
+        sources.append(Source(case, subject, block, channels, label))
     subjects = {source.name: source.subject for source in sources}
     splits = split_subjects(subjects.values(), spec) if spec.fold is None else _read_fold(subjects, spec)
     sources = [source for source in sources if source.subject in splits]
-    return load_sources(sources, labels, splits, spec, "" if spec.subject else SUBJECT_NOTE)
+    return load_sources(sources, labels, splits, spec, [names[n] for n in inputs], "" if spec.subject else SUBJECT_NOTE)
 
 
 def _read_labels(path: Path, table: Mapping[str, Any]) -> Labels:
@@ -78,8 +86,32 @@ def _read_labels(path: Path, table: Mapping[str, Any]) -> Labels:
     return Labels(path.name, values, ignore=ignore[0] if ignore else None)
 
 
-def _list_cases(root: Path, ending: str, channels: int) -> dict[str, list[Path]]:
-    """Match images with labels; return case -> its image files, one for each channel, or one colour image."""
+def _read_table(path: Path, table: Any, channels: int) -> Cases:
+    """Read the table `dataset` of dataset.json: case -> {"images": [file ...], "label": file}."""
+    if not isinstance(table, dict) or not table:
+        refuse(path, 'a table `dataset` such as {"case": {"images": [file ...], "label": file}}', table)
+    found: Cases = {}
+    for case, row in sorted(table.items()):
+        images = row.get("images") if isinstance(row, dict) else None
+        label = row.get("label") if isinstance(row, dict) else None
+        if not isinstance(images, list) or not all(isinstance(name, str) for name in [*images, label]):
+            refuse(path, f'{{"images": [file ...], "label": file}} for case {case!r} of `dataset`', row)
+        files = [path.parent / name for name in (*images, label)]
+        for file in files:
+            if not file.is_file():
+                remedy = "Add the file, or correct the table `dataset`."
+                raise DataError(expected(file, f"a file, as {path.name} lists it", "nothing of that name", remedy))
+            if not file.name.lower().endswith(SUFFIXES):
+                raise DataError(expected(file, f"a file ending in {', '.join(SUFFIXES)}", file.name, "Convert it."))
+        colour = channels == 3 and len(images) == 1 and not is_nifti(files[0])
+        if len(images) != channels and not colour:
+            refuse(path, f"{channels} images for case {case!r} of `dataset`, one for each channel", len(images))
+        found[str(case)] = (files[:-1], files[-1])
+    return found
+
+
+def _list_cases(root: Path, ending: str, channels: int) -> Cases:
+    """Match images with labels by their names in imagesTr/ and labelsTr/."""
     for folder in (root / "imagesTr", root / "labelsTr"):
         if not folder.is_dir():
             remedy = "Set `path` to the folder that contains imagesTr/ and labelsTr/."
@@ -89,16 +121,16 @@ def _list_cases(root: Path, ending: str, channels: int) -> dict[str, list[Path]]
     if not labels:
         remedy = "Add the labels, or correct `path`."
         raise DataError(expected(root / "labelsTr", f"labels CASE{ending}", "an empty folder", remedy))
-    colour = channels == 3 and ending not in VOLUMES and not any(stem.endswith("_0001") for stem in images)
-    found = {}
-    for case in labels:
+    colour = channels == 3 and ending.lower() not in VOLUMES and not any(stem.endswith("_0001") for stem in images)
+    found: Cases = {}
+    for case, label in labels.items():
         stems = [f"{case}_{number:04d}" for number in range(1 if colour else channels)]
         for stem in stems:
             if stem not in images:
                 what = f"an image {stem}{ending} for label {case}{ending}"
                 remedy = "Add the image, or remove the label."
                 raise DataError(expected(root / "imagesTr" / f"{stem}{ending}", what, "none", remedy))
-        found[case] = [images.pop(stem) for stem in stems]
+        found[case] = ([images.pop(stem) for stem in stems], label)
     for stem, path in images.items():
         what = f"a label {stem[:-5]}{ending} in labelsTr/, and a channel of dataset.json"
         raise DataError(expected(path, what, "none", "Add it, or remove the image."))
@@ -106,12 +138,10 @@ def _list_cases(root: Path, ending: str, channels: int) -> dict[str, list[Path]]
 
 
 def _list_files(folder: Path, ending: str) -> dict[str, Path]:
-    """Return stem -> file, sorted; a file with another ending is refused, hidden files are skipped."""
+    """Return stem -> file, sorted; a file with another ending is refused, see `is_ignored` for what does not count."""
     found = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if not path.is_file() or not path.name.endswith(ending):
+    for path in list_entries(folder):
+        if not path.is_file() or not path.name.lower().endswith(ending.lower()):
             wanted = f"a file ending in {ending}, the `file_ending` of dataset.json"
             raise DataError(expected(path, wanted, path.name, "Move it elsewhere, or correct `file_ending`."))
         found[path.name[: -len(ending)]] = path

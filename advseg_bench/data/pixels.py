@@ -1,94 +1,61 @@
-"""Pixel values of a user's files: intensities are scaled to [0, 1], mask values become classes."""
+"""Pixel values of the data set `folder`: colour becomes grey where it must, mask values become classes."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from advseg_bench.data.formats import Header, read_slices
+from advseg_bench.data.formats import read_slices
+from advseg_bench.data.header import Array, Header, Layout
 from advseg_bench.errors import DataError, expected
-from advseg_bench.suite.specs import FolderData, Scale
-
-PERCENTILE = 99.5
-"""The percentile that scale = "percentile" divides by."""
+from advseg_bench.suite.specs import FolderData
 
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue for models with one channel (ITU-R BT.601)."""
 
-Array = NDArray[np.generic]
+HALF = 128
+"""Value from which a pixel of a lossy mask belongs to the class."""
+
 Floats = NDArray[np.float64]
 
 
-def check_window(scale: Scale, where: str) -> None:
-    """Refuse an intensity window that is empty or reversed."""
-    if not isinstance(scale, str) and not scale[0] < scale[1]:
-        remedy = "Correct `scale`."
-        raise DataError(expected(where, "scale = [lower, upper] with lower < upper", list(scale), remedy))
-
-
-def find_window(path: Path, header: Header, scale: Scale, slices: Iterable[Array]) -> tuple[float, float]:
-    """Find the intensities of an image that become 0 and 1.
+def read_mask_slices(path: Path, header: Header, spec: FolderData, layout: Layout, first: int = 0) -> Iterator[Array]:
+    """Read a mask; one that was compressed with losses is thresholded at half, unless it is soft.
 
     Args:
-        path: Image file, for messages.
+        path: Mask file.
         header: Its header.
-        scale: How the two are chosen, see `FolderData`.
-        slices: All values of the image; "percentile" keeps them in memory as float32, the others one slice at a time.
+        spec: `task`, `classes`, `soft` and `ignore` are used.
+        layout: How the axes of a NIfTI file are read.
+        first: Slice to begin with.
 
-    Returns:
-        Lower and upper end, with lower < upper.
+    Yields:
+        Slices (H, W), each value as stored.
 
     Raises:
-        DataError: If a value is not finite, if all values are equal, or if they do not fit `scale`.
+        DataError: If values of a lossy mask cannot be recovered.
     """
-    low, high, kept = math.inf, -math.inf, []
-    for values in slices:
-        if not np.isfinite(values).all():
-            found = float(values[~np.isfinite(values)][0])
-            raise DataError(expected(path, "finite values", found, "Replace such values in the file."))
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
-        if scale == "percentile":
-            kept.append(values.astype(np.float32).reshape(-1))
-    if low == high:
-        remedy = "Remove the image, or replace the file."
-        raise DataError(expected(path, "at least two different values", f"the value {low:g} everywhere", remedy))
-    if not isinstance(scale, str):
-        lower, upper = scale
-        if high <= lower or low >= upper:
-            wanted, remedy = f"values inside scale = [{lower:g}, {upper:g}]", "Correct the window."
-            raise DataError(expected(path, wanted, f"{low:g} to {high:g}", remedy))
-        return lower, upper
-    remedy = "Set an intensity window, scale = [lower, upper]."
-    if low < 0:
-        raise DataError(expected(path, f"values >= 0 for scale = {scale!r}", low, remedy))
-    if scale == "percentile":
-        high = float(np.percentile(np.concatenate(kept), PERCENTILE))
-        if high == 0:
-            raise DataError(expected(path, f"a {PERCENTILE}th percentile above 0", high, 'Set scale = "max".'))
-    if scale != "dtype":
-        return 0.0, high
-    if header.largest is None:
-        raise DataError(expected(path, "unscaled integer pixels for scale = 'dtype'", "other pixels", remedy))
-    return 0.0, float(header.largest)
+    for pixels in read_slices(path, first=first, labels=True, known=_known_values(spec), layout=layout):
+        yield _threshold(path, pixels, spec) if header.lossy and not spec.soft else pixels
 
 
-def check_labels(path: Path, header: Header, spec: FolderData) -> None:
+def check_labels(path: Path, header: Header, spec: FolderData, layout: Layout) -> None:
     """Read a whole mask file and check that each value has a meaning.
 
     Args:
         path: Mask file.
         header: Its header.
         spec: `task`, `classes`, `soft` and `ignore` are used.
+        layout: How the axes of a NIfTI file are read.
 
     Raises:
         DataError: If a value has no meaning; the message lists up to five.
     """
     seen: set[float] = set()
-    for pixels in read_slices(path, labels=True):
+    for pixels in read_mask_slices(path, header, spec, layout):
         seen |= set(np.unique(pixels).tolist()) - {spec.ignore}
         allowed, wrong = _without_meaning(seen, header, spec)
         if wrong:
@@ -124,6 +91,27 @@ def to_planes(masks: list[Array], tops: tuple[float, ...], spec: FolderData) -> 
     if spec.soft:
         return stack / np.array(tops).reshape(-1, *space), valid
     return stack != 0, valid
+
+
+def _known_values(spec: FolderData) -> frozenset[int] | None:
+    """Return the mask values with a meaning, by which a palette is read; None if all have one."""
+    if spec.soft:
+        return None
+    values = range(len(spec.classes)) if spec.task == "multiclass" else (0, 1, 255)
+    return frozenset(values) | (frozenset() if spec.ignore is None else {spec.ignore})
+
+
+def _threshold(path: Path, pixels: Array, spec: FolderData) -> Array:
+    """Restore 0 and 255 from a mask whose compression changed its values."""
+    values = pixels.astype(np.int64)
+    top = int(values.max())
+    remedy = "Save the mask as PNG."
+    if spec.task == "multiclass" or spec.ignore is not None:
+        what = "a mask without loss, since class numbers and ignored pixels do not survive compression"
+        raise DataError(expected(path, what, "a lossy format", remedy))
+    if 0 < top < HALF:
+        raise DataError(expected(path, "0 and about 255 in a mask of a lossy format", f"a maximum of {top}", remedy))
+    return np.where(values >= HALF, 255, 0).astype(np.uint8)
 
 
 def _without_meaning(seen: set[float], header: Header, spec: FolderData) -> tuple[str, set[float]]:

@@ -56,6 +56,7 @@ def load(spec: PluginData) -> Dataset:
         read=lambda index: _read_sample(where, index, dataset, spec),
         fingerprint=content_hash([spec.model_dump(mode="json"), code, dataset.fingerprint], length=64),
         note=dataset.note,
+        channels=dataset.channels,
     )
 
 

@@ -26,9 +26,9 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from advseg_bench.data.dataset import Sample
+from advseg_bench.data.dataset import UNIT, Sample
 from advseg_bench.suite.specs import DataSpec, Fit
-from advseg_bench.types import Task, TaskKind
+from advseg_bench.types import Bounds, Task, TaskKind
 
 PREPARATION: dict[Fit, int] = {"pad": 1, "stretch": 2}
 """Version of this module's arithmetic, part of every fingerprint: increase it when any output pixel changes."""
@@ -116,18 +116,19 @@ def pad_to_square(array: Array, fill: float = 0) -> Array:
     return pad_to_frame(array, (max(array.shape[-2:]),) * 2, fill)
 
 
-def resize_image(image: Array, edges: Sequence[int], fit: Fit = "pad") -> Floats:
+def resize_image(image: Array, edges: Sequence[int], fit: Fit = "pad", bounds: Bounds = UNIT) -> Floats:
     """Resize images by area.
 
     Args:
-        image: Shape (..., *S), values in [0, 1], with two or three space axes.
+        image: Shape (..., *S), values in `bounds`, with two or three space axes.
         edges: Edge lengths of the result in pixels.
         fit: How pixels on the border of two windows are counted.
+        bounds: Smallest and largest intensity of an image.
 
     Returns:
-        float32 (..., *edges), clipped to [0, 1] against rounding errors.
+        float32 (..., *edges), clipped to the bounds against rounding errors.
     """
-    resized: Floats = np.clip(_AREA[fit](image, edges), 0.0, 1.0).astype(np.float32)
+    resized: Floats = np.clip(_AREA[fit](image, edges), bounds.lower, bounds.upper).astype(np.float32)
     return resized
 
 
@@ -162,16 +163,25 @@ def resize_masks(
     return (covered >= 0.5 * share) & still_valid, still_valid
 
 
-def prepare(image: Array, masks: Array, valid: Bools | None, spec: DataSpec) -> Sample:
+def prepare(
+    image: Array,
+    masks: Array,
+    valid: Bools | None,
+    spec: DataSpec,
+    bounds: Bounds = UNIT,
+    fill: float | Sequence[float] = 0.0,
+) -> Sample:
     """Turn one image and its class planes into a sample for a model.
 
     Args:
-        image: Grey, shape S, or of several channels, shape (3, *S) with `spec.channels == 3`; finite, in [0, 1]. S has
-            as many axes as `spec.edges`: (H, W) for a slice, (D, H, W) for a volume.
+        image: Grey, shape S, or of several channels, shape (C, *S) with `spec.channels == C`; finite, in `bounds`. S
+            has as many axes as `spec.edges`: (H, W) for a slice, (D, H, W) for a volume.
         masks: bool, or fractions in [0, 1]; shape (K, *S), one plane for each class without the background;
             K = 1 for binary. Planes may overlap for multilabel; for multiclass their sum must not exceed 1.
         valid: Shape S, False where a pixel is to be ignored; None if all count.
         spec: Any data specification; `task`, `size`, `channels` and `fit` are used.
+        bounds: Smallest and largest intensity of an image.
+        fill: Intensity of the pixels that padding adds, one or one for each channel.
 
     Returns:
         The sample, with the edges of `spec`. Pixels that padding adds are not valid; a data set whose surroundings are
@@ -186,12 +196,20 @@ def prepare(image: Array, masks: Array, valid: Bools | None, spec: DataSpec) -> 
     assert len(channels) in (1, spec.channels), f"{len(channels)} channels for {spec.channels}"
     seen = np.ones(image.shape[-space:], bool) if valid is None else valid.astype(bool)
     frame = find_frame(seen.shape, spec)
-    channels, masks, seen = (pad_to_frame(array, frame) for array in (channels, masks, seen))
+    channels = _pad_channels(channels, frame, fill)
+    masks, seen = (pad_to_frame(array, frame) for array in (masks, seen))
     label, still_valid = resize_masks(masks, seen.astype(bool), spec.edges, spec.task, spec.fit)
-    pixels = resize_image(channels, spec.edges, spec.fit)
+    pixels = resize_image(channels, spec.edges, spec.fit, bounds)
     if len(pixels) < spec.channels:
         pixels = np.repeat(pixels, spec.channels, axis=0)
     return Sample(pixels, label, still_valid)
+
+
+def _pad_channels(channels: Array, frame: Sequence[int], fill: float | Sequence[float]) -> Array:
+    """Pad an image (C, *S), each channel with its own value if there are several."""
+    if isinstance(fill, float) or len(set(fill)) == 1:
+        return pad_to_frame(channels, frame, fill if isinstance(fill, float) else fill[0])
+    return np.stack([pad_to_frame(plane, frame, value) for plane, value in zip(channels, fill, strict=True)])
 
 
 def fingerprint(spec: DataSpec, content: str) -> str:

@@ -10,121 +10,64 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from advseg_bench.data.alignment import check_alignment, describe_headers
 from advseg_bench.data.dataset import Case, Dataset, Sample, Split
-from advseg_bench.data.formats import Header, hash_files, read_header, read_slices
-from advseg_bench.data.pixels import check_window, find_window
+from advseg_bench.data.formats import hash_files, read_header, read_slices
+from advseg_bench.data.header import Header
+from advseg_bench.data.intensities import (
+    Intensities,
+    Window,
+    check_inside,
+    check_values,
+    check_window,
+    choose_intensities,
+    describe_blank,
+)
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
-from advseg_bench.data.whole import check_volume, describe_whole, find_space, gather, is_whole
-from advseg_bench.errors import DataError, expected, unknown
-from advseg_bench.suite.specs import DecathlonData, LggData, NnunetData
-
-VolumeData = NnunetData | DecathlonData | LggData
-
-BINARY_CLASS = "foreground"
-"""The class of a binary task on data with several classes: the union of all."""
-
-SUBJECT_NOTE = "Each case counts as a separate subject, because `subject` was not set."
-
-
-class Channel(NamedTuple):
-    """Location of one channel of an image: the file, and the index of the channel in it (None if it has only one)."""
-
-    path: Path
-    number: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A volume or a 2-D image with its labels."""
-
-    name: str
-    """Of the volume or the image."""
-
-    subject: str
-    """The patient that it shows."""
-
-    block: str
-    """The scan that it is part of."""
-
-    channels: tuple[Channel, ...]
-    """The channels that make up the image, in order."""
-
-    label: Path
-    """The file with the label values."""
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """The meaning of label values.
-
-    Attributes:
-        where: Where the meaning is defined, for messages.
-        values: Class -> its values, without the background; regions may share values.
-        background: Name of value 0.
-        ignore: Value of pixels that are ignored.
-    """
-
-    where: str
-    values: Mapping[str, tuple[int, ...]]
-    background: str = "background"
-    ignore: int | None = None
-
-    def planes(self, label: NDArray[np.generic], task: str) -> NDArray[np.bool_]:
-        """Return one plane for each class, or for a binary task one plane for their union."""
-        planes = np.stack([np.isin(label, values) for values in self.values.values()])
-        return np.logical_or.reduce(planes)[None] if task == "binary" else planes
-
-    @property
-    def known(self) -> set[float]:
-        """Every value that has a meaning."""
-        return {0, *(value for values in self.values.values() for value in values)} | (
-            set() if self.ignore is None else {self.ignore}
-        )
+from advseg_bench.data.sources import BINARY_CLASS, Channel, Labels, Source, VolumeData
+from advseg_bench.data.values import Values, measure
+from advseg_bench.data.whole import (
+    check_volume,
+    describe_layout,
+    describe_whole,
+    find_layout,
+    find_space,
+    gather,
+    is_whole,
+)
+from advseg_bench.errors import DataError, expected
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A source as checked at load time: an intensity window for each channel, and whether each slice shows a class."""
+    """A source as checked at load time.
+
+    Attributes:
+        source: The source.
+        header: Header of its first channel.
+        values: The values of each channel.
+        shown: Whether each slice shows a class.
+        moved: Number of its files whose header differs from that of the first channel in its place in space only.
+    """
 
     source: Source
     header: Header
-    windows: tuple[tuple[float, float], ...]
+    values: tuple[Values, ...]
     shown: tuple[bool, ...]
-
-
-def choose_inputs(names: Sequence[str], spec: VolumeData, where: Path) -> list[int]:
-    """Choose the channels of the data that become those of the image.
-
-    Args:
-        names: Names of the channels of the data.
-        spec: `inputs` and `channels` are used.
-        where: The file that names the channels, for messages.
-
-    Returns:
-        Indices into `names`.
-
-    Raises:
-        DataError: If `inputs` contains an unknown name, or is missing although it is needed.
-    """
-    if spec.inputs is None:
-        if len(names) in (1, spec.channels):
-            return list(range(len(names)))
-        wanted = "one" if spec.channels == 1 else "one or three"
-        remedy = f"Set `inputs` to {wanted} of {list(names)}."
-        raise DataError(expected(where, f"{wanted} channel{'s' * (spec.channels > 1)}", len(names), remedy))
-    for name in spec.inputs:
-        if name not in names:
-            raise DataError(unknown(f"{where}: inputs", "channel", name, names))
-    return [names.index(name) for name in spec.inputs]
+    moved: int
 
 
 def load_sources(
-    sources: Sequence[Source], labels: Labels, splits: Mapping[str, Split], spec: VolumeData, note: str = ""
+    sources: Sequence[Source],
+    labels: Labels,
+    splits: Mapping[str, Split],
+    spec: VolumeData,
+    channels: Sequence[str],
+    note: str = "",
 ) -> Dataset:
     """Check every file and list the images.
 
@@ -135,6 +78,7 @@ def load_sources(
         labels: Meaning of the label values.
         splits: Subject -> split.
         spec: How to scale intensities, which images to use, and how images and labels are prepared.
+        channels: Names of the channels of a source.
         note: Sentences that the reader adds to the note of the data set.
 
     Returns:
@@ -149,16 +93,25 @@ def load_sources(
     check_window(spec.scale, f"data {spec.path}")
     _check_regions(labels, spec)
     entries = [_inspect(source, labels, spec) for source in sources]
+    values, headers = [entry.values for entry in entries], [entry.header for entry in entries]
+    check_inside([entry.source.channels[0].path for entry in entries], values, headers, spec)
+    intensities = choose_intensities(
+        [entry.source.name for entry in entries],
+        values,
+        headers,
+        [splits[entry.source.subject] for entry in entries],
+        spec,
+    )
     cases: list[Case] = []
-    places: list[tuple[_Entry, int]] = []
-    for entry in entries:
+    places: list[tuple[int, int]] = []
+    for number, entry in enumerate(entries):
         source, split = entry.source, splits[entry.source.subject]
         spacing = scaled_spacing(*find_space(entry.header, spec), spec)
         for z in _choose(entry, split, spec):
             one = is_whole(spec) or entry.header.slices is None
             name = source.name if one else f"{source.name}/z{z:03d}"
             cases.append(Case(name, source.subject, source.block, spacing, split))
-            places.append((entry, z))
+            places.append((number, z))
     if not any(case.split == "test" for case in cases):
         what = "a volume" if is_whole(spec) else "a slice"
         remedy = "Set labelled_only = false, every = 1, or another seed."
@@ -167,14 +120,42 @@ def load_sources(
     classes = list(labels.values)
     if spec.task == "binary" and len(classes) > 1:
         classes = [BINARY_CLASS]
+
+    def read(index: int) -> Sample:
+        number, z = places[index]
+        return _read(entries[number], intensities.windows[number], z, labels, intensities, spec)
+
+    blank = describe_blank([_is_blank(entries[number], z, spec) for number, z in places])
+    others = sum(len(source.channels) for source in sources)
     return Dataset(
         name=spec.name,
         task=task_for(spec.task, classes, labels.background),
         cases=cases,
-        read=lambda index: _read(*places[index], labels, spec),
+        read=read,
         fingerprint=fingerprint(spec, hash_files(files, spec.path)),
-        note=" ".join(filter(None, (note, _scored(spec), describe_whole(cases, [e.header for e in entries], spec)))),
+        note=" ".join(
+            filter(
+                None,
+                (
+                    note,
+                    _scored(spec),
+                    describe_whole(cases, headers, spec),
+                    blank,
+                    describe_headers(sum(entry.moved for entry in entries), others),
+                ),
+            )
+        ),
+        bounds=intensities.bounds,
+        channels=channels,
+        record={**intensities.record, **describe_layout(headers, spec)},
     )
+
+
+def _is_blank(entry: _Entry, z: int, spec: VolumeData) -> bool:
+    """Whether an image shows one value only."""
+    if is_whole(spec):
+        return all(values.low == values.high for values in entry.values)
+    return all(values.blank[z] for values in entry.values)
 
 
 def _choose(entry: _Entry, split: Split, spec: VolumeData) -> list[int]:
@@ -201,48 +182,46 @@ def _check_regions(labels: Labels, spec: VolumeData) -> None:
 
 def _inspect(source: Source, labels: Labels, spec: VolumeData) -> _Entry:
     """Read a source completely and check everything that can be wrong with it."""
-    headers = [read_header(channel.path, stacked=channel.number is not None) for channel in source.channels]
+    layout = find_layout(spec)
     paths = [channel.path for channel in source.channels]
+    headers = [
+        read_header(channel.path, stacked=channel.number is not None, layout=layout) for channel in source.channels
+    ]
     check_volume(paths[0], headers[0], spec)
-    _check_same(paths[0], headers[0], [*zip(paths[1:], headers[1:], strict=True)])
-    _check_same(paths[0], headers[0], [(source.label, read_header(source.label))])
-    windows = tuple(
-        find_window(channel.path, header, spec.scale, _stream(channel))
-        for channel, header in zip(source.channels, headers, strict=True)
-    )
-    return _Entry(source, headers[0], windows, tuple(_find_shown(source.label, labels)))
+    label = read_header(source.label, layout=layout)
+    if label.lossy:
+        what = "labels without loss, since numbers do not survive compression"
+        raise DataError(expected(source.label, what, "a lossy format", "Save the labels as PNG or NIfTI."))
+    others = [*zip(paths[1:], headers[1:], strict=True), (source.label, label)]
+    moved = sum(check_alignment(paths[0].name, headers[0], path, header) for path, header in others)
+    values: list[Values] = []
+    for channel, header in zip(source.channels, headers, strict=True):
+        found = measure(channel.path, _stream(channel, spec), spec)
+        check_values(channel.path, header, found, spec)
+        values += found
+    return _Entry(source, headers[0], tuple(values), tuple(_find_shown(source.label, labels, spec)), moved)
 
 
-def _check_same(path: Path, header: Header, others: Sequence[tuple[Path, Header]]) -> None:
-    """Refuse files of one source that differ in size or orientation."""
-    for other, found in others:
-        if (found.shape, found.slices or 1) != (header.shape, header.slices or 1):
-            remedy = "Replace one of the two files."
-            raise DataError(expected(other, f"the size of {path.name}, {_size(header)}", _size(found), remedy))
-        if found.axes and header.axes and found.axes != header.axes:
-            remedy = "Save both files in one orientation."
-            raise DataError(expected(other, f"the orientation of {path.name}, {header.axes}", found.axes, remedy))
-
-
-def _size(header: Header) -> str:
-    """Format a size for a message."""
-    return " x ".join(str(n) for n in (*header.shape, *([header.slices] if header.slices else [])))
-
-
-def _stream(channel: Channel, first: int = 0) -> Iterator[NDArray[np.generic]]:
+def _stream(channel: Channel, spec: VolumeData, first: int = 0) -> Iterator[NDArray[np.generic]]:
     """Yield the slices of a channel, each (H, W)."""
-    for pixels in read_slices(channel.path, first=first, channel=channel.number):
+    for pixels in read_slices(channel.path, first=first, channel=channel.number, layout=find_layout(spec)):
         if pixels.ndim != 2:
             what, remedy = "one channel", "Save each channel as a separate file."
             raise DataError(expected(channel.path, what, f"{len(pixels)} channels in one image", remedy))
         yield pixels
 
 
-def _find_shown(path: Path, labels: Labels) -> Iterator[bool]:
+def _read_labels(path: Path, labels: Labels, spec: VolumeData, first: int = 0) -> Iterator[NDArray[np.generic]]:
+    """Yield the slices of a label file; label numbers do not survive a lossy format."""
+    known = {int(value) for value in labels.known}
+    return read_slices(path, first=first, labels=True, known=known, layout=find_layout(spec))
+
+
+def _find_shown(path: Path, labels: Labels, spec: VolumeData) -> Iterator[bool]:
     """Read label values, refuse unknown ones, and yield for each slice whether it shows a class."""
     known = labels.known
     empty = {0, labels.ignore}
-    for pixels in read_slices(path, labels=True):
+    for pixels in _read_labels(path, labels, spec):
         seen = set(np.unique(pixels).tolist())
         if wrong := sorted(seen - known):
             values = [int(v) if float(v).is_integer() else v for v in wrong[:5]]
@@ -252,19 +231,15 @@ def _find_shown(path: Path, labels: Labels) -> Iterator[bool]:
         yield bool(seen - empty)
 
 
-def _read(entry: _Entry, z: int, labels: Labels, spec: VolumeData) -> Sample:
+def _read(
+    entry: _Entry, windows: Sequence[Window], z: int, labels: Labels, intensities: Intensities, spec: VolumeData
+) -> Sample:
     """Read one slice with its labels, or a whole volume."""
     channels = []
-    for channel, window in zip(entry.source.channels, entry.windows, strict=True):
-        scaled = (_scale(pixels, window) for pixels in _stream(channel, z))
+    for channel, window in zip(entry.source.channels, windows, strict=True):
+        scaled = (window.apply(pixels) for pixels in _stream(channel, spec, z))
         channels.append(gather(scaled, spec, np.float32))
-    label = gather(read_slices(entry.source.label, first=z, labels=True), spec)
+    label = gather(_read_labels(entry.source.label, labels, spec, z), spec)
     valid = np.ones(label.shape, bool) if labels.ignore is None else label != labels.ignore
-    return prepare(np.stack(channels), labels.planes(label, spec.task), valid, spec)
-
-
-def _scale(pixels: NDArray[np.generic], window: tuple[float, float]) -> NDArray[np.float64]:
-    """Scale intensities to [0, 1]."""
-    lower, upper = window
-    scaled: NDArray[np.float64] = np.clip((pixels.astype(np.float64) - lower) / (upper - lower), 0.0, 1.0)
-    return scaled
+    fill = [window.ends[0] for window in windows]
+    return prepare(np.stack(channels), labels.planes(label, spec.task), valid, spec, intensities.bounds, fill)

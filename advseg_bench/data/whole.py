@@ -1,7 +1,8 @@
 """Whole volumes as 3-D images: what the readers of NIfTI files do if `size` has three edges.
 
-A file's last axis, which counts its slices, becomes the first one, depth. Nothing is rotated, flipped or resampled to
-equal spacing; the note of the data set gives the size of a voxel.
+A file's last axis, which counts its slices, becomes the first one, depth, unless a suite sets `axes`. Nothing is
+resampled to equal spacing, and nothing is rotated or flipped unless a suite sets `orientation`; the note of the data
+set gives the size of a voxel.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from advseg_bench.data.dataset import Case
-from advseg_bench.data.formats import Header
+from advseg_bench.data.header import Array, Header, Layout
+from advseg_bench.data.intensities import Floats, Window
 from advseg_bench.errors import DataError, expected
-from advseg_bench.suite.specs import ImageData
+from advseg_bench.suite.specs import FileData, ImageData
 
 
 def is_whole(spec: ImageData) -> bool:
@@ -50,8 +52,38 @@ def find_space(
 
 
 def gather(slices: Iterator[NDArray[Any]], spec: ImageData, dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """Return the next slice, or for a volume all that follow as (D, H, W), converted to `dtype` to save memory."""
-    return np.stack([np.asarray(pixels, dtype) for pixels in slices]) if is_whole(spec) else next(slices)
+    """Return the next slice, or for a volume all that follow, converted to `dtype` to save memory.
+
+    Args:
+        slices: Each (H, W), or (C, H, W) for several channels.
+        spec: Whether the image is a slice or the whole volume.
+        dtype: Type of the result; by default that of the slices.
+
+    Returns:
+        Shape (H, W) or (C, H, W); of a volume (D, H, W) or (C, D, H, W).
+    """
+    if not is_whole(spec):
+        return next(slices)
+    volume = np.stack([np.asarray(pixels, dtype) for pixels in slices])
+    return volume if volume.ndim == 3 else np.moveaxis(volume, 1, 0)
+
+
+def apply_windows(pixels: Array, windows: Sequence[Window]) -> Floats:
+    """Convert the intensities of a slice (H, W) or (C, H, W), by one window for all channels or one for each."""
+    if pixels.ndim == 2 or len(windows) == 1:
+        return windows[0].apply(pixels)
+    return np.stack([window.apply(plane) for plane, window in zip(pixels, windows, strict=True)])
+
+
+def find_layout(spec: FileData) -> Layout:
+    """Return how the axes of a file are read."""
+    return Layout(spec.orientation, spec.axes)
+
+
+def describe_layout(headers: Sequence[Header], spec: FileData) -> dict[str, Any]:
+    """Return what a run records about the axes of its volumes; nothing for pictures."""
+    found = sorted({header.axes for header in headers} - {""})
+    return {"orientation": ", ".join(found), "axes": spec.axes} if found else {}
 
 
 def describe_whole(cases: Sequence[Case], headers: Sequence[Header], spec: ImageData) -> str:
@@ -76,7 +108,11 @@ def describe_whole(cases: Sequence[Case], headers: Sequence[Header], spec: Image
 def _describe_orientations(headers: Sequence[Header]) -> str:
     """List the orientations if there are several: one axis then has different directions in different volumes."""
     found = sorted({header.axes for header in headers})
-    return f" Files differ in orientation ({', '.join(found)}); none was reoriented." if len(found) > 1 else ""
+    return (
+        f" Files differ in orientation ({', '.join(found)}); none was reoriented (set `orientation`)."
+        if len(found) > 1
+        else ""
+    )
 
 
 def _range(values: Sequence[float]) -> str:

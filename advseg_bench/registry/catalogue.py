@@ -197,12 +197,21 @@ LOSSES: dict[str, LossEntry] = {
 DATASETS: dict[str, str] = {
     "mni152": "155 axial slices of the MNI152 T1 average head (grey matter, white matter, CSF), shipped in the package",
     "phantom": "procedural abdominal MRI phantom: large bowel, small bowel, stomach; subjects and days",
-    "folder": "images and masks on disk: PNG, TIFF, NIfTI",
+    "folder": "images and masks on disk: PNG, TIFF, JPEG, BMP, GIF, WebP, NIfTI",
     "nnunet": "a raw data set of nnU-Net v2: slices of NIfTI volumes, whole volumes, or PNG and TIFF images",
     "decathlon": "a task of the Medical Segmentation Decathlon: slices or whole volumes",
     "lgg": "low-grade glioma MRI (kaggle_3m): pre-contrast, FLAIR, post-contrast",
     "uw_madison": "UW-Madison GI Tract as downloaded: large bowel, small bowel, stomach; make-data writes a phantom",
 }
+
+DATASET_TITLES: dict[str, str] = {
+    "folder": "this folder of images",
+    "nnunet": "this nnU-Net data set",
+    "decathlon": "this task of the Decathlon",
+    "lgg": "the LGG data set",
+    "uw_madison": "UW-Madison GI Tract",
+}
+"""What a sentence calls a data set whose name is that of its format."""
 
 SMP_ARCHITECTURES: tuple[str, ...] = (
     "Unet",

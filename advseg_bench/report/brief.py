@@ -14,15 +14,15 @@ from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
 from advseg_bench.report.behaviour import describe_models, list_non_finite, list_weak
-from advseg_bench.report.contrasts import Contrast
-from advseg_bench.report.document import show_budget, show_number, show_plural, show_times
+from advseg_bench.report.contrasts import Contrast, show_ratio
+from advseg_bench.report.document import show_budget, show_number, show_plural
 from advseg_bench.report.findings import shorten_list, write_findings
 from advseg_bench.report.means import Row, write_mean
 from advseg_bench.report.series import NORMS
 from advseg_bench.report.summary import Summary, summarise
 from advseg_bench.report.verdicts import Judged, describe_shortage
 from advseg_bench.results.run import Run
-from advseg_bench.suite.cells import show_radii
+from advseg_bench.suite.cells import radii_of, show_radii
 
 MOST_LINES = 40
 """Largest number of lines of a summary."""
@@ -86,6 +86,12 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
         console: The console to print on.
     """
     summary = summarise(run)
+    with radii_of(summary.run.about.data.width):
+        _print_summary(summary, paths, console)
+
+
+def _print_summary(summary: Summary, paths: Sequence[Path], console: Console) -> None:
+    """Print the parts of the summary."""
     contrasts = summary.contrasts
     grid = _lay_out(contrasts, console.width)
     sentences = write_findings(summary, MOST_NAMES, intervals=grid.intervals)
@@ -144,19 +150,21 @@ def _describe_run(summary: Summary) -> list[str]:
     images = show_plural(about.data.images, "test volume" if about.suite.of_volumes else "test image")
     known = None if about.data.by_image else about.data.subjects
     subjects = f" of {show_plural(known, 'subject')}" if known else ""
-    text = [f"{about.suite.name} on {about.data.name} ({about.task.kind}: {classes}), {images}{subjects}."]
+    text = [f"{about.suite.name} on {about.data.title} ({about.task.kind}: {classes}), {images}{subjects}."]
     attacks, controls = ([s.label for s in series if s.control == control] for control in (False, True))
     if attacks:
         beside = f" beside {shorten_list(controls, MOST_NAMES)}" if controls else ""
-        eps = "; ".join(f"{_show_budgets(b.eps)} ({NORMS.get(b.norm, b.norm)})" for b in summary.budgets)
+        eps = "; ".join(f"{_show_budgets(b.eps, b.norm)} ({NORMS.get(b.norm, b.norm)})" for b in summary.budgets)
         models = show_plural(len(about.models), "model")
         text.append(f"{models}: {shorten_list(attacks, MOST_NAMES)}{beside}, eps {eps}.")
     return text
 
 
-def _show_budgets(eps: Sequence[float]) -> str:
+def _show_budgets(eps: Sequence[float], norm: str) -> str:
     """Write a few budgets one by one, and more of them as a range."""
-    return ", ".join(map(show_budget, eps)) if len(eps) <= MOST_NAMES else show_radii(eps)
+    if len(eps) <= MOST_NAMES:
+        return ", ".join(show_budget(each, norm) for each in eps)
+    return show_radii(eps, norm)
 
 
 def _list_warnings(run: Run) -> list[str]:
@@ -169,7 +177,8 @@ def _list_warnings(run: Run) -> list[str]:
 
 def _title(summary: Summary) -> str:
     """Return the title of the table."""
-    return f"Attack against noise at eps {show_budget(summary.budgets[0].reference)}: drop of mean Dice"
+    first = summary.budgets[0]
+    return f"Attack against noise at eps {show_budget(first.reference, first.norm)}: drop of mean Dice"
 
 
 def _lay_out(contrasts: Sequence[Contrast], width: int) -> Grid:
@@ -181,7 +190,7 @@ def _lay_out(contrasts: Sequence[Contrast], width: int) -> Grid:
     }
     drops = {"Drop": [write_mean(c.drop) for c in contrasts], "Noise": [write_mean(c.noise) for c in contrasts]}
     short = {"Drop": [_write_alone(c.drop) for c in contrasts], "Noise": [_write_alone(c.noise) for c in contrasts]}
-    ratios = {"Ratio": [show_times(c.ratio) for c in contrasts]}
+    ratios = {"Ratio": [show_ratio(c) for c in contrasts]}
     full = Grid(names, scores | drops | ratios, intervals=True)
     plain = Grid(names, scores | short | ratios, intervals=drops == short)
     fewest = Grid(names, short | ratios, intervals=drops == short)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import polars as pl
+
+from advseg_bench.claims import ALPHA
+from advseg_bench.report.document import show_times
 from advseg_bench.report.means import Row
 from advseg_bench.report.series import Series, find_label
-from advseg_bench.results.arms import CURVE, read_arm
+from advseg_bench.results.arms import CURVE, is_arm, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import Budgets, Rival
+from advseg_bench.stats import PairedTest, compare_paired, subject_interval, subject_means
 from advseg_bench.suite.cells import Arm
 
 SMALLEST_NOISE = 0.0005
@@ -27,6 +32,9 @@ class Contrast:
         clean: Mean clean Dice of the attacked images.
         drop: Row of `Run.table("drop")` for the attack.
         noise: The same row for the noise baseline, or None if there is none.
+        test: Paired test of `drop` minus `noise` over subjects; None without a noise baseline, or if no subjects were given.
+        left_out: Number of images of the attack or of the noise without a score under the other, such as results that
+            equal the clean image; `clean`, `drop` and `noise` are over the other images.
     """
 
     model: str
@@ -35,18 +43,52 @@ class Contrast:
     clean: float
     drop: Row
     noise: Row | None
+    test: PairedTest | None = None
+    left_out: int = 0
+
+    @property
+    def tested(self) -> bool:
+        """Whether there are enough subjects for a significant difference between attack and noise."""
+        return self.test is not None and self.test.smallest_p <= ALPHA
 
     @property
     def beyond_noise(self) -> bool | None:
-        """Whether the attack lowers the mean Dice, and more than noise does; None without a noise baseline."""
-        return None if self.noise is None else self.drop["mean"] > max(self.noise["mean"], 0)
+        """Whether the attack lowers the mean Dice, and more than noise does; None without a noise baseline.
+
+        The difference must be significant, unless there are too few subjects for that; then it describes these images.
+        """
+        if self.noise is None:
+            return None
+        larger = bool(self.drop["mean"] > max(self.noise["mean"], 0))
+        if not self.tested or self.test is None or self.test.p is None:
+            return larger
+        return larger and self.test.p <= ALPHA
 
     @property
     def ratio(self) -> float | None:
-        """The ratio of the drop under the attack to that under noise; None where noise does not lower Dice."""
-        if self.noise is None or self.noise["mean"] < SMALLEST_NOISE:
+        """The ratio of the drop under the attack to that under noise; None where noise does not lower Dice.
+
+        That is, where its mean drop is negligible or its interval, if it has one, includes 0.
+        """
+        if self.noise is None or self.noise["mean"] < SMALLEST_NOISE or self.includes_zero:
             return None
         return float(self.drop["mean"] / self.noise["mean"])
+
+    @property
+    def includes_zero(self) -> bool:
+        """Whether the interval of the drop under noise includes 0."""
+        return self.noise is not None and self.noise["lower"] is not None and self.noise["lower"] <= 0
+
+    @property
+    def least_ratio(self) -> float | None:
+        """The ratio of the drop to the upper end of the noise's interval, where this interval includes 0.
+
+        None where it does not, and where the ratio is at most 1.
+        """
+        if self.noise is None or not self.includes_zero or self.noise["upper"] < SMALLEST_NOISE:
+            return None
+        least = float(self.drop["mean"] / self.noise["upper"])
+        return least if least > 1 else None
 
 
 def choose_control(run: Run) -> str | None:
@@ -76,10 +118,53 @@ def contrast_models(
         noise = {row["model"]: row for row in table.to_dicts() if row["mean"] is not None}
     table = run.table("dice_clean", by=CURVE, where=where)
     clean = {(row["model"], read_arm(row)): row["mean"] for row in table.iter_rows(named=True)}
+    scored = run.scores().filter(pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
     contrasts = []
     for model in run.model_names:
         if model in strongest:
             arm, drop = strongest[model].arm, dict(strongest[model].drop)
             label = find_label(series, arm)
-            contrasts.append(Contrast(model, arm, label, clean[model, arm], drop, noise.get(model)))
+            mine = scored.filter(pl.col("model") == model)
+            contrast = Contrast(model, arm, label, clean[model, arm], drop, noise.get(model))
+            paired = _pair(contrast, mine.filter(is_arm(arm)), mine.filter(pl.col("attack") == (control or "")))
+            contrasts.append(replace(paired, test=None) if run.about.data.by_image else paired)
     return tuple(contrasts)
+
+
+def _pair(contrast: Contrast, attacked: pl.DataFrame, noisy: pl.DataFrame) -> Contrast:
+    """Compare an attack with noise on the images that have a score under both."""
+    keys, drop = ("subject", "image"), pl.col("drop").mean()
+    ours = attacked.filter(pl.col("drop").is_not_null()).group_by(keys).agg(drop, pl.col("dice_clean").mean())
+    if contrast.noise is None:
+        there = attacked["image"].n_unique()
+        if there == len(ours):
+            return contrast
+        clean = _average(ours.sort(keys), "dice_clean")["mean"]
+        return replace(contrast, clean=clean, left_out=there - len(ours))
+    theirs = noisy.filter(pl.col("drop").is_not_null()).group_by(keys).agg(drop.alias("noise"))
+    both = ours.join(theirs, on=keys).sort(keys)
+    images = pl.concat([attacked.select(keys), noisy.select(keys)]).n_unique()
+    left_out = images - len(both)
+    if both.is_empty():
+        return replace(contrast, noise=None, left_out=left_out)
+    differences, _ = subject_means((both["drop"] - both["noise"]).to_list(), both["subject"].to_list())
+    contrast = replace(contrast, test=compare_paired(differences), left_out=left_out)
+    if not left_out:
+        return contrast
+    clean = _average(both, "dice_clean")["mean"]
+    return replace(contrast, clean=clean, drop=contrast.drop | _average(both, "drop"), noise=_average(both, "noise"))
+
+
+def _average(images: pl.DataFrame, score: str) -> Row:
+    """Return the mean of a score over the images of each subject and then over subjects, as a row of `Run.table`."""
+    values, subjects = images[score].to_list(), images["subject"].to_list()
+    means, _ = subject_means(values, subjects)
+    ends = subject_interval(values, subjects)
+    row: Row = {"mean": float(means.mean()), "lower": ends and ends.lower, "upper": ends and ends.upper}
+    return row | {"n_images": len(images), "n_subjects": len(means)}
+
+
+def show_ratio(contrast: Contrast) -> str:
+    """Write the ratio of a contrast, or its lower limit as ">= 3.1x"."""
+    least = contrast.least_ratio
+    return show_times(contrast.ratio) if contrast.ratio is not None or least is None else f">= {show_times(least)}"

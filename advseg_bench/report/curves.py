@@ -97,7 +97,8 @@ def make_class_figure(summary: Summary) -> Figure | None:
     sentences = (
         "Dice of each class under each model's strongest attack"
         + (f", {next(iter(labels.values()))}" if same else "")
-        + f" (at eps {show_budget(budgets.reference)}, among those with several eps; chosen on these images).",
+        + f" (at eps {show_budget(budgets.reference, budgets.norm)}, among those with several eps; chosen on these "
+        "images).",
         "Mean over the images with a score for the class, then over subjects; eps 0 is the clean image.",
         f"Bands: 95 % interval {what}, of classes in >= {FEWEST_SUBJECTS} {unit}." if bands else few,
     )
@@ -178,7 +179,7 @@ def _draw_multiples(panels: Sequence[Chart], budgets: Budgets, width: float) -> 
 def _draw_line(ax: Axes, line: Line, budgets: Budgets) -> None:
     """Plot one line with its band."""
     points = [p for p in line.points if p["mean"] is not None]
-    x = [p["eps"] * _scale(budgets.norm) for p in points]
+    x = [p["eps"] * _scale(budgets) for p in points]
     mark = line.mark
     ax.plot(
         x,
@@ -204,7 +205,7 @@ def _arrange(count: int, width: float) -> tuple[int, int]:
 
 def _label_budgets(axes: Sequence[Axes], budgets: Budgets, *, inches: float) -> None:
     """Set ticks at the budgets of the sweep if they are far enough apart on axes of this length."""
-    ticks = [0.0, *(eps * _scale(budgets.norm) for eps in budgets.eps)]
+    ticks = [0.0, *(eps * _scale(budgets) for eps in budgets.eps)]
     gaps = [b - a for a, b in pairwise(ticks)]
     widest = max(len(f"{tick:g}") for tick in ticks)
     few = inches * min(gaps) / ticks[-1] > 0.03 + 0.08 * widest
@@ -218,10 +219,11 @@ def _label_budgets(axes: Sequence[Axes], budgets: Budgets, *, inches: float) -> 
 
 def _budget_label(budgets: Budgets) -> str:
     """Return the axis label with norm and unit."""
-    unit = "1/255" if budgets.norm == "linf" else "image units"
+    whole = "" if budgets.width == 1 else " of the range of intensities"
+    unit = f"1/255{whole}" if budgets.norm == "linf" else "image units"
     return f"eps ({NORMS.get(budgets.norm, budgets.norm)}, in {unit})"
 
 
-def _scale(norm: str) -> float:
-    """Return the factor from eps to the axis: L_inf budgets are shown in units of 1/255."""
-    return 255.0 if norm == "linf" else 1.0
+def _scale(budgets: Budgets) -> float:
+    """Return the factor from eps to the axis: L_inf budgets are shown in units of 1/255 of the range of intensities."""
+    return 255.0 / budgets.width if budgets.norm == "linf" else 1.0

@@ -16,12 +16,14 @@ def make_curve_table(summary: Summary) -> Table:
     run, area = summary.run, summary.curves
     pairs = [(m, s) for m in run.model_names for s in summary.series if (m, s.arm) in area.rows]
     rows = [summary.broken.rows.get((m, s.arm), {}) for m, s in pairs]
+    norms = [s.arm.norm for _, s in pairs]
+    medians = [_show_median(row.get("median_smallest_eps"), norm) for row, norm in zip(rows, norms, strict=True)]
     columns = (
         Column("Model", thin([m for m, _ in pairs]), number=False),
         Column("Attack and loss", tuple(s.label for _, s in pairs), number=False),
         Column("Area under Dice", tuple(write_mean(area.rows[m, s.arm]) for m, s in pairs)),
         Column("Images below threshold", tuple(show_number(row.get("broken")) for row in rows)),
-        Column("Median smallest eps", tuple(_show_median(row.get("median_smallest_eps")) for row in rows)),
+        Column("Median smallest eps", tuple(medians)),
     )
     t = run.scoring.dice_threshold
     caption = (
@@ -42,7 +44,7 @@ def make_class_table(summary: Summary) -> Table:
     for c in summary.contrasts:
         mine = [(c.model, c.arm, budgets.reference, name) for name in summary.run.task.classes]
         keys += [(c, key) for key in mine if key in means["dice"].rows]
-    models = [c.model for c, _ in keys]
+    models, eps = [c.model for c, _ in keys], show_budget(budgets.reference, budgets.norm)
     columns = [
         Column("Model", thin(models), number=False),
         Column("Strongest attack", thin([c.label for c, _ in keys], models), number=False),
@@ -55,11 +57,11 @@ def make_class_table(summary: Summary) -> Table:
     for name in ("dice_clean", "diff"):
         data = join_right(data, means[name].frame.select(*by, pl.col("mean").alias(name)), *by)
     caption = (
-        f"eps = {show_budget(budgets.reference)}, each model's strongest attack (the CSV has all attacks). Images: "
+        f"eps = {eps}, each model's strongest attack (the CSV has all attacks). Images: "
         f"number of images with a score for the class; {_describe_empty_rule(summary.run.scoring)} Diff: share of the "
         "clean Dice that is lost."
     )
-    return Table("classes", f"By class at eps {show_budget(budgets.reference)}", caption, tuple(columns), data)
+    return Table("classes", f"By class at eps {eps}", caption, tuple(columns), data)
 
 
 def _describe_empty_rule(scoring: Scoring) -> str:
@@ -71,6 +73,6 @@ def _describe_empty_rule(scoring: Scoring) -> str:
     }[scoring.empty]
 
 
-def _show_median(eps: float | None) -> str:
+def _show_median(eps: float | None, norm: str) -> str:
     """Write a median budget; `NOTHING` if it is beyond the sweep."""
-    return NOTHING if eps is None or eps == float("inf") else show_budget(eps)
+    return NOTHING if eps is None or eps == float("inf") else show_budget(eps, norm)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
     from PIL.Image import Image
 
+    from advseg_bench.results.selection import Budgets
+
 Array = np.ndarray[Any, Any]
 
 NOTHING = "-"
@@ -204,9 +206,16 @@ def show_times(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.0f}x" if value >= 10 else f"{value:.1f}x"
 
 
-def show_budget(eps: float | None) -> str:
-    """Write a radius, as n/255 if it is a multiple of 1/255."""
-    return NOTHING if eps is None else show_eps(eps)
+def show_budget(eps: float | None, norm: str = "linf") -> str:
+    """Write a radius: of L_inf as n/255 if it is a multiple of 1/255, else as a plain number."""
+    return NOTHING if eps is None else show_eps(eps) if norm == "linf" else f"{eps:.4g}"
+
+
+def show_radius(eps: float, budgets: Budgets) -> str:
+    """Write a radius in the units of the images, with its equivalent in 1/255 of their range if that is not 1."""
+    if budgets.width == 1 or budgets.norm != "linf":
+        return show_budget(eps, budgets.norm)
+    return f"{eps:.4g} = {255 * eps / budgets.width:.3g}/255"
 
 
 def show_plural(count: int, noun: str) -> str:

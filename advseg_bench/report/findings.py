@@ -45,7 +45,7 @@ def shorten_list(names: Sequence[str], most: int | None) -> str:
 def _describe_drop(summary: Summary) -> str:
     """Describe the drop under the strongest attack and under noise."""
     contrasts, budgets = summary.contrasts, summary.budgets[0]
-    budget = f"{show_budget(budgets.reference)} ({NORMS.get(budgets.norm, budgets.norm)})"
+    budget = f"{show_budget(budgets.reference, budgets.norm)} ({NORMS.get(budgets.norm, budgets.norm)})"
     lowered = _span(c.drop for c in contrasts)
     text = f"At eps {budget} the strongest attack on each model lowers mean Dice by {lowered}"
     if any(c.noise for c in contrasts):
@@ -74,13 +74,37 @@ def _describe_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str
         span = low if low == high else f"{low} to {high}"
         which = "every model" if len(ratios) == len(known) else f"{len(ratios)} of {show_plural(len(known), 'model')}"
         sentences.append(f"On {which} the attack's drop is {span} times that of the noise.")
-    if len(ratios) < len(worse):
-        names = shorten_list([c.model for c in worse if c.ratio is None], most)
+    least = {c.model: c.least_ratio for c in worse if c.ratio is None and c.least_ratio is not None}
+    if least:
+        times = show_times(min(least.values())).removesuffix("x")
+        sentences.append(
+            f"On {shorten_list(list(least), most)} the attack's drop is at least {times} times that of the noise, "
+            "whose 95 % interval includes 0."
+        )
+    rest = [c for c in worse if c.ratio is None and c.model not in least]
+    silent = [c.model for c in rest if not c.includes_zero]
+    unclear = [c.model for c in rest if c.includes_zero]
+    if silent:
+        names = shorten_list(silent, most)
         sentences.append(f"On {names} the attack lowers Dice; the noise lowers it by less than {SMALLEST_NOISE:g}.")
-    if same:
+    if unclear:
+        names = shorten_list(unclear, most)
+        sentences.append(f"On {names} the attack lowers Dice more than the noise, whose 95 % interval includes 0.")
+    tested = [c.model for c in known if not c.beyond_noise and c.tested]
+    if tested:
+        sentences.append(
+            f"On {shorten_list(tested, most)} the attack's drop is not significantly larger than that of the noise: "
+            "no evidence of adversarial vulnerability at this budget."
+        )
+    if same := [model for model in same if model not in tested]:
         sentences.append(
             f"On {shorten_list(same, most)} the attack's drop does not exceed that of the noise: "
             "no evidence of adversarial vulnerability at this budget."
+        )
+    if left_out := max(c.left_out for c in contrasts):
+        sentences.append(
+            f"These means leave out up to {show_plural(left_out, 'image')} of a model without a score under attack or "
+            "noise, such as results that equal the clean image."
         )
     return sentences
 

@@ -95,7 +95,7 @@ def make_norm_table(summary: Summary) -> Table:
     scaled = [(row, row["eps"] or None) for _, row in rows]
     columns = (
         Column("Attack and loss", thin([s.label for s, _ in rows]), number=False),
-        Column("eps", tuple(show_budget(row["eps"]) for _, row in rows)),
+        Column("eps", tuple(show_budget(row["eps"], s.arm.norm) for s, row in rows)),
         Column("Results", tuple(show_count(row["results"]) for _, row in rows)),
         Column("Smallest L_inf / eps", tuple(show_number(eps and row["linf_min"] / eps) for row, eps in scaled)),
         Column("Largest L_inf / eps", tuple(show_number(eps and row["linf_max"] / eps) for row, eps in scaled)),
@@ -199,6 +199,7 @@ def make_convention_table(run: Run) -> Table:
         "Data": f"{data.name}, fingerprint {data.fingerprint}",
         "Task": f"{run.task.kind}: {', '.join(run.task.classes)}",
         "Images": splits,
+        **data.facts,
         "Seed": NOTHING if suite.seed is None else str(suite.seed),
         "Class absent from an image": run.scoring.empty,
         "Dice threshold": f"{run.scoring.dice_threshold:g}",

@@ -24,8 +24,9 @@ def list_class_colours(task: Task) -> tuple[tuple[str, str], ...]:
 
 
 def make_grey(x: Array) -> Array:
-    """Return an image (C, H, W) as RGB if it has three or more channels, else its first channel in grey."""
-    channels = x[:3] if len(x) >= 3 else np.repeat(x[:1], 3, axis=0)
+    """Return an image (C, H, W) as RGB if it has three channels, else its first channel in grey."""
+    x = _to_unit(x)
+    channels = x if len(x) == 3 else np.repeat(x[:1], 3, axis=0)
     return np.moveaxis(channels.astype(np.float64), 0, -1)
 
 
@@ -45,6 +46,12 @@ def paint_errors(grey: Array, truth: Array, found: Array) -> Array:
     """Overlay true positives, false positives and false negatives of one class, (H, W) each, on an image."""
     masks = (truth & found, ~truth & found, truth & ~found)
     return _paint(grey, list(zip(masks, ERROR_COLOURS.values(), strict=True)), alpha=0.85)
+
+
+def _to_unit(x: Array) -> Array:
+    """Scale an image of other units to [0, 1], which pictures have."""
+    low, high = float(x.min()), float(x.max())
+    return x if low >= 0 and high <= 1 else (x.astype(np.float64) - low) / max(high - low, 1e-12)
 
 
 def as_pictures(tiles: Sequence[Array]) -> tuple[Array, ...]:

@@ -95,7 +95,7 @@ def _make_panel(kept: Pictures, task: Task) -> Panel:
         paint_errors(grey, kept.truth[k], kept.attacked[place][k]),
     )
     caption = (
-        f"image {kept.where}, {_name_attack(case.arm)} at eps {show_budget(case.eps)}: Dice "
+        f"image {kept.where}, {_name_attack(case.arm)} at eps {show_budget(case.eps, case.arm.norm)}: Dice "
         f"{show_number(case.dice_clean)} clean, {show_number(case.dice_attacked)} attacked; perturbation "
         f"\u00b1{show_budget(scale)}; errors of {kept.worst}"
     )
@@ -107,7 +107,7 @@ def _make_sweep_panel(kept: Pictures, task: Task) -> Panel:
     case, scale = kept.case, kept.find_scale(range(len(kept.case.sweep)))
     strips = [_make_strip(kept, None, f"clean: Dice {show_number(case.dice_clean)}", scale, task)]
     for place, step in enumerate(case.sweep):
-        label = f"eps {show_budget(step.eps)}: Dice {show_number(step.dice)}"
+        label = f"eps {show_budget(step.eps, case.arm.norm)}: Dice {show_number(step.dice)}"
         strips.append(_make_strip(kept, place, label, scale, task))
     caption = (
         f"image {kept.where}, {_name_attack(case.arm)}; perturbation amplified {1 / (2 * scale):.3g} times, full "

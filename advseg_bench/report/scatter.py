@@ -33,9 +33,9 @@ def make_success_figure(summary: Summary, budgets: Budgets) -> Figure | None:
     if len(known) < 2:
         return None
     caption = (
-        f"Each model's attack success at eps {show_budget(budgets.reference)} against its number of parameters. "
-        "Left (on a phone: top): Diff, the share of the clean Dice that is lost. Right: share of the images with clean "
-        f"Dice >= {run.scoring.dice_threshold:g} whose Dice falls below it."
+        f"Each model's attack success at eps {show_budget(budgets.reference, budgets.norm)} against its number of "
+        "parameters. Left (on a phone: top): Diff, the share of the clean Dice that is lost. Right: share of the "
+        f"images with clean Dice >= {run.scoring.dice_threshold:g} whose Dice falls below it."
     )
     if len(known) < FEWEST_MODELS:
         caption += f" With {len(known)} models, a correlation cannot be distinguished from chance, so none is given."

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from advseg_bench.report.contrasts import choose_control
+from advseg_bench.report.contrasts import choose_control, show_ratio
 from advseg_bench.report.document import (
     NOTHING,
     Column,
@@ -14,7 +14,6 @@ from advseg_bench.report.document import (
     show_budget,
     show_count,
     show_number,
-    show_times,
     thin,
 )
 from advseg_bench.report.means import join_right, write_mean
@@ -64,7 +63,7 @@ def make_noise_table(summary: Summary) -> Table:
     """Make the table that compares each model's strongest attack with noise."""
     contrasts, budgets = summary.contrasts, summary.budgets[0]
     control = choose_control(summary.run) or "noise (none was run)"
-    eps = show_budget(budgets.reference)
+    eps = show_budget(budgets.reference, budgets.norm)
     verdicts = [{True: "yes", False: "no", None: NOTHING}[c.beyond_noise] for c in contrasts]
     columns = (
         Column("Model", tuple(c.model for c in contrasts), number=False),
@@ -73,7 +72,7 @@ def make_noise_table(summary: Summary) -> Table:
         Column("Attacked Dice", tuple(show_number(c.clean - c.drop["mean"]) for c in contrasts)),
         Column("Drop", tuple(write_mean(c.drop) for c in contrasts)),
         Column("Noise drop", tuple(write_mean(c.noise) for c in contrasts)),
-        Column("Ratio", tuple(show_times(c.ratio) for c in contrasts)),
+        Column("Ratio", tuple(show_ratio(c) for c in contrasts)),
         Column("More than noise", tuple(verdicts), number=False),
     )
     data = pl.DataFrame(
@@ -89,9 +88,11 @@ def make_noise_table(summary: Summary) -> Table:
     )
     caption = (
         f"eps = {eps}. Drop: mean clean Dice minus mean Dice under the attack and loss with the largest drop on that "
-        f"model. Noise: {control} at the same eps, averaged over repeats. Ratio: drop divided by noise drop; {NOTHING} "
-        "where the noise lowers Dice by less than 0.0005. The strongest attack is selected on the same images, so its "
-        "drop is slightly overestimated."
+        f"model. Noise: {control} at the same eps, averaged over repeats. All means are over the images with a score "
+        f"under both. Ratio: drop divided by noise drop; {NOTHING} where the noise lowers Dice by less than 0.0005; "
+        "where the noise's interval includes 0, >= drop divided by its upper end. More than noise: paired test over "
+        "subjects at 5 %; with fewer than six subjects, or unknown ones, which of the means is larger. The strongest "
+        "attack is selected on the same images, so its drop is slightly overestimated."
     )
     return Table("noise", f"Attack against noise at eps {eps}", caption, columns, data)
 
@@ -109,7 +110,7 @@ def make_sweep_table(summary: Summary, budgets: Budgets, score: str) -> Table:
         columns.append(Column("Clean", thin([write_mean(clean.get(model)) for model in models], models)))
     for eps in budgets.eps:
         cells = tuple(write_mean(means.rows.get((m, s.arm, eps))) for m, s in pairs)
-        columns.append(Column(show_budget(eps), cells))
+        columns.append(Column(show_budget(eps, budgets.norm), cells))
     titles = {"dice": "Mean Dice at each eps", "diff": "Diff: share of the clean Dice that is lost"}
     captions = {
         "dice": "Mean Dice over classes, images and subjects at each eps; random attacks: mean of their repeats.",
@@ -134,7 +135,7 @@ def make_success_tables(summary: Summary, budgets: Budgets) -> tuple[Table, ...]
     tables = []
     for eps in (budgets.reference, *(e for e in budgets.eps if e != budgets.reference)):
         first = eps == budgets.reference
-        title = f"Success at eps {show_budget(eps)}"
+        title = f"Success at eps {show_budget(eps, budgets.norm)}"
         caption = _caption_success(summary) if first else "Definitions as in the first table of this section."
         data = joined.filter(pl.col("attack") != CLEAN.attack) if first else None
         tables.append(Table(name, title, caption, _success_columns(summary, budgets, eps), data, detail=not first))

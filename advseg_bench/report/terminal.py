@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
@@ -51,29 +53,40 @@ def _print_table(table: Table, console: Console) -> None:
         return
     grid = _lay_out(table, rows)
     caption = table.caption
-    if console.measure(grid, options=console.options.update(width=WIDEST)).minimum > console.width:
+    if _measure(grid, console).maximum > console.width:
+        grid = _lay_out(table, rows, wrapped=True)
+    if _measure(grid, console).minimum > console.width:
         short = [tuple(INTERVAL.sub("", cell) for cell in row) for row in rows]
         if short != rows:
-            grid, caption = _lay_out(table, short), f"{caption} Intervals are in the report."
+            grid, caption = _lay_out(table, short, wrapped=True), f"{caption} Intervals are in the report."
     console.print(grid)
     _print_text(console, caption, "dim")
 
 
-def _lay_out(table: Table, rows: Sequence[tuple[str, ...]]) -> RichTable:
-    """Lay out the rows in columns."""
+def _measure(grid: RichTable, console: Console) -> Measurement:
+    """Return the smallest and the largest width of a table."""
+    return console.measure(grid, options=console.options.update(width=WIDEST))
+
+
+def _lay_out(table: Table, rows: Sequence[tuple[str, ...]], *, wrapped: bool = False) -> RichTable:
+    """Lay out the rows in columns; if `wrapped`, the titles are broken into lines where cells are shorter."""
     grid = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(table.columns):
         cells = [row[i] for row in rows]
         whole = any(map(INTERVAL.search, cells))  # an interval is not wrapped
         words = cells if whole else [word for cell in (column.label, *cells) for word in cell.split()]
         longest = max(map(len, words), default=1)
-        short = all(len(cell) <= LONGEST_NAME for cell in cells)
+        fixed = all(len(cell) <= LONGEST_NAME for cell in cells) and not column.number
+        label = column.label
+        if wrapped and label:  # a title that is not broken here may be cut
+            widest = max(map(len, (*cells, *label.split())))
+            label, longest = textwrap.fill(label, widest), widest if fixed else longest
         grid.add_column(
-            column.label,
+            label,
             justify="right" if column.number else "left",
             overflow="fold",
             min_width=min(longest, LONGEST_NAME),
-            no_wrap=short and not column.number,
+            no_wrap=fixed,
         )
     for row in rows:
         grid.add_row(*(RichText(cell) for cell in row))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from advseg_bench.errors import RecordError, one_line
+from advseg_bench.registry import catalogue
 from advseg_bench.results.arms import read_arm
 from advseg_bench.suite.cells import Cell
 from advseg_bench.suite.specs import Scoring
@@ -56,6 +57,9 @@ class DataInfo:
         images: Number of images of the test split.
         subjects: Number of subjects of the test split; None if unknown.
         by_image: Whether no subjects were given, so that each image counts by itself.
+        bounds: Smallest and largest intensity of an image.
+        facts: How intensities, channels and axes of the files became those of the images, for the report: what ->
+            value.
     """
 
     name: str
@@ -64,7 +68,19 @@ class DataInfo:
     splits: Mapping[str, int]
     images: int
     subjects: int | None
-    by_image: bool
+    bounds: tuple[float, float] = (0.0, 1.0)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    by_image: bool = False
+
+    @property
+    def title(self) -> str:
+        """What a sentence calls it."""
+        return catalogue.DATASET_TITLES.get(self.name, self.name)
+
+    @property
+    def width(self) -> float:
+        """Width of the range of intensities."""
+        return self.bounds[1] - self.bounds[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +168,27 @@ def _read_data(data: Mapping[str, Any]) -> DataInfo:
         images=splits["test"],
         subjects=data.get("subjects", {}).get("test"),
         by_image=bool(data.get("by_image", False)),
+        bounds=(float(data.get("bounds", (0, 1))[0]), float(data.get("bounds", (0, 1))[1])),
+        facts=_list_facts(data),
     )
+
+
+def _list_facts(data: Mapping[str, Any]) -> dict[str, str]:
+    """Describe intensities, channels and axes."""
+    facts = {}
+    if "attack_space" in data:
+        lower, upper = data["bounds"]
+        scaling = f": {data['scaling']}" if "scaling" in data else ""
+        facts["Attack space"] = f"{data['attack_space']}{scaling}"
+        facts["Intensities"] = f"{lower:.4g} to {upper:.4g}; 1/255 of the range is {(upper - lower) / 255:.4g}"
+    for name, statistics in data.get("statistics", {}).items():
+        if name in ("mean", "std"):
+            facts[f"Normalised by {name}"] = ", ".join(f"{value:.4g}" for value in statistics)
+    if data.get("channels"):
+        facts["Channels"] = ", ".join(data["channels"])
+    if "axes" in data:
+        facts["Axes of volumes"] = f"{data['orientation']}, read as {data['axes']} (depth, rows, columns)"
+    return facts
 
 
 def _read_cell(cell: Mapping[str, Any]) -> Cell:

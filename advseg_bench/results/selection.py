@@ -27,11 +27,13 @@ class Budgets:
         norm: "linf" or "l2".
         eps: Budgets above 0, ascending.
         reference: 4/255 where it was used, else the middle one (the lower of two).
+        width: Width of the range of intensities, which 1/255 refers to.
     """
 
     norm: str
     eps: tuple[float, ...]
     reference: float
+    width: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def list_budgets(run: Run) -> tuple[Budgets, ...]:
         eps = sorted(swept.filter(pl.col("norm") == norm)["eps"].unique().to_list())
         reference = choose_reference(eps)
         assert reference is not None, "only budgets above 0 were kept"
-        found.append(Budgets(norm, tuple(eps), reference))
+        found.append(Budgets(norm, tuple(eps), reference, run.about.data.width))
     return tuple(found)
 
 

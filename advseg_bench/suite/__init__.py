@@ -8,10 +8,11 @@ from advseg_bench.lazy import export_lazily
 
 if TYPE_CHECKING:
     from advseg_bench.suite.cells import Cell, plan
-    from advseg_bench.suite.suite import Suite, list_suites
+    from advseg_bench.suite.layers import list_suites
+    from advseg_bench.suite.suite import Suite
 
 __all__ = ["Cell", "Suite", "list_suites", "plan"]
 
 __getattr__, __dir__ = export_lazily(
-    __name__, {"Cell": "cells", "Suite": "suite", "list_suites": "suite", "plan": "cells"}
+    __name__, {"Cell": "cells", "Suite": "suite", "list_suites": "layers", "plan": "cells"}
 )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -118,11 +121,12 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
         ['unetplusplus-resnet10t none', 'unetplusplus-resnet10t fgsm bce linf 1/255']
     """
     cells: dict[str, Cell] = {}
-    for model in suite.models:
-        for cell in _cells_of(suite, model):
-            if cell.id in cells:
-                raise SpecError(f"suite {suite.name}: the attack {cell.label!r} is listed twice. Remove one.")
-            cells[cell.id] = cell
+    with radii_of(width_of(suite.data)):
+        planned = [cell for model in suite.models for cell in _cells_of(suite, model)]
+    for cell in planned:
+        if cell.id in cells:
+            raise SpecError(f"suite {suite.name}: the attack {cell.label!r} is listed twice. Remove one.")
+        cells[cell.id] = cell
     return tuple(cells.values())
 
 
@@ -211,6 +215,9 @@ def make_cell(identity: dict[str, object], model: str, arm: Arm, eps: float, dra
     return Cell(key, model, arm, eps, draw, _label(model, arm, eps, draw), skip)
 
 
+_GREY_LEVELS = ContextVar("grey levels", default=True)
+
+
 def _label(model: str, arm: Arm, eps: float, draw: int) -> str:
     """A readable description of a cell."""
     radius = show_eps(eps) if arm.norm == "linf" else f"{eps:.4g}"
@@ -220,14 +227,35 @@ def _label(model: str, arm: Arm, eps: float, draw: int) -> str:
     return " ".join(part for part in parts if part) + (f" draw {draw}" if draw else "")
 
 
+@contextmanager
+def radii_of(width: float) -> Iterator[None]:
+    """Format radii within this context as those of images whose intensities have a range of this width."""
+    token = _GREY_LEVELS.set(width == 1)
+    try:
+        yield
+    finally:
+        _GREY_LEVELS.reset(token)
+
+
+def width_of(data: DataSpec) -> float:
+    """Return the width of the range of intensities that a suite declares; infinite if only the data have it."""
+    lower, upper = data.declared_bounds or (0.0, math.inf)
+    return upper - lower
+
+
 def show_eps(eps: float) -> str:
-    """Format a radius as n/255 if it is a whole number of grey levels, otherwise as a decimal."""
+    """Format a radius as n/255 if it is a whole number of grey levels of images in [0, 1], otherwise as a decimal."""
     grey = eps * 255
-    return f"{grey:.0f}/255" if abs(grey - round(grey)) < 1e-9 else f"{eps:.4g}"
+    return f"{grey:.0f}/255" if eps < 1 and _GREY_LEVELS.get() and abs(grey - round(grey)) < 1e-9 else f"{eps:.4g}"
 
 
-def show_radii(values: Sequence[float]) -> str:
-    """Format several radii briefly: whole grey levels first, consecutive ones as a range, then decimals."""
+def show_radii(values: Sequence[float], norm: str = "linf") -> str:
+    """Format several radii briefly: whole grey levels first, consecutive ones as a range, then decimals.
+
+    Radii of another norm than L_inf are plain numbers.
+    """
+    if norm != "linf":
+        return ", ".join(f"{value:.4g}" for value in sorted(values))
     greys = sorted(round(value * 255) for value in values if show_eps(value).endswith("/255"))
     runs: list[list[int]] = []
     for grey in greys:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from advseg_bench.errors import SpecError, expected, unknown
+from advseg_bench.errors import SpecError, unknown
 from advseg_bench.registry import catalogue
+from advseg_bench.suite.causes import list_causes
+from advseg_bench.suite.layers import FILE_KEYS, Tables, overlay, parse_tables, read_tables, unfold
 from advseg_bench.suite.places import name_place, walk
 from advseg_bench.suite.specs import (
     AttackSpec,
     Compute,
     DataSpec,
-    ImageData,
     ModelSpec,
     Recipe,
     Scoring,
@@ -26,10 +24,7 @@ from advseg_bench.suite.specs import (
     check_split,
     use_all_subjects,
 )
-
-Tables = dict[str, Any]
-FILE_KEYS = ["extends", "profiles"]
-"""Keys of a file that are resolved before validation: the suite it extends, and its profiles."""
+from advseg_bench.suite.specs.radii import PLACED, check_radii
 
 
 class Suite(Spec):
@@ -87,8 +82,9 @@ class Suite(Spec):
 
     @model_validator(mode="after")
     def _data_fit(self) -> Suite:
-        """Check that models and training support the split and the shape of the images."""
+        """Check that models, training and radii support the split and the images."""
         check_split(self.data, self.models)
+        check_radii([(attack.norm, attack.eps) for attack in self.attacks], self.data.declared_bounds)
         *depth, rows, columns = self.data.edges
         for model in self.models if depth else ():
             if model.architecture.startswith("smp."):
@@ -125,10 +121,10 @@ class Suite(Spec):
             >>> suite.profile, len(suite.models), suite.data.size
             ('cpu', 4, 128)
         """
-        where, tables = _read_tables(source, Path())
-        tables = _unfold(tables, where, profile, Path(source).parent)
+        where, tables = read_tables(source, Path())
+        tables = unfold(tables, where, profile, Path(source).parent)
         if data is not None:
-            tables = _overlay(tables, {"data": {"path": str(data)}})
+            tables = overlay(tables, {"data": {"path": str(data)}})
         suite = _validate(tables, where)
         if isinstance(suite.data, UwMadisonData) and suite.data.path.exists():
             return suite.model_copy(update={"data": suite.data.model_copy(update={"phantom": None})})
@@ -146,22 +142,6 @@ class Suite(Spec):
         return values
 
 
-def list_suites() -> list[str]:
-    """Return the names of the shipped suites.
-
-    Returns:
-        Names for `Suite.load`, sorted.
-
-    Example:
-        >>> import advseg_bench as ab
-        >>> ab.list_suites()
-        ['quick', 'smoke', 'wang2024']
-    """
-    return sorted(
-        f.name.removesuffix(".toml") for f in files("advseg_bench.suite.shipped").iterdir() if f.name.endswith(".toml")
-    )
-
-
 def parse_suite(text: str, where: str, profile: str | None = None) -> Suite:
     """Parse and validate TOML text.
 
@@ -173,89 +153,7 @@ def parse_suite(text: str, where: str, profile: str | None = None) -> Suite:
     Raises:
         SpecError: If the text is invalid; one line.
     """
-    return _validate(_unfold(_parse(text, where), where, profile, Path()), where)
-
-
-def _read_tables(source: str | Path, folder: Path) -> tuple[str, Tables]:
-    """Read a shipped suite, or a file relative to a folder; return its name for error messages, and its tables."""
-    text = str(source)
-    if text in list_suites():
-        return text, _parse(files("advseg_bench.suite.shipped").joinpath(f"{text}.toml").read_text(), text)
-    path = folder / source
-    if not path.is_file():
-        raise SpecError(f"{unknown(source, 'suite', text, list_suites())} Or give the path of a TOML file.")
-    try:
-        return str(path), _parse(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read as text: {error}") from None
-
-
-def _parse(text: str, where: str) -> Tables:
-    """Read TOML."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{where}: is not valid TOML: {error}.") from None
-
-
-def _read_chain(tables: Tables, where: str, folder: Path) -> list[Tables]:
-    """Return the tables of a file, then those of the suite it extends, and so on."""
-    chain, seen = [tables], set[str]()
-    while True:
-        profiles, extends = tables.get("profiles", {}), tables.get("extends")
-        if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
-            raise SpecError(expected(where, "profiles to be tables [profiles.NAME]", profiles))
-        if not isinstance(tables.get("profile", ""), str):
-            raise SpecError(expected(where, "profile to be one of the names of its profiles", tables["profile"]))
-        if extends is None:
-            return chain
-        if not isinstance(extends, str) or extends in seen:
-            what = "extends to name another suite, or a TOML file beside this one"
-            raise SpecError(expected(where, what, extends))
-        seen.add(extends)
-        where, tables = _read_tables(extends, folder)
-        folder = (folder / extends).parent
-        chain.append(tables)
-
-
-def _unfold(tables: Tables, where: str, profile: str | None, folder: Path) -> Tables:
-    """Merge a file over the suite that it extends, applying the chosen profile at each step."""
-    chain = _read_chain(tables, where, folder)
-    known = {name for each in chain for name in each.get("profiles", {})}
-    named = [each["profile"] for each in chain if each.get("profile")] if profile is None else [profile]
-    if named and named[0] and named[0] not in known:
-        raise SpecError(unknown(where, "profile", str(named[0]), known) if known else f"{where}: has no profiles.")
-    return _lay_over(chain, profile)
-
-
-def _lay_over(chain: Sequence[Tables], profile: str | None) -> Tables:
-    """Merge the first of several files over the rest; if the rest lack the profile, they keep their default one."""
-    tables, rest = chain[0], chain[1:]
-    chosen = tables.get("profile", "") if profile is None else profile
-    passed_on = chosen if any(chosen in each.get("profiles", {}) for each in rest) else None
-    base = _lay_over(rest, passed_on) if rest else {}
-    own = {key: value for key, value in tables.items() if key not in FILE_KEYS}
-    named = {"profile": chosen or base.get("profile", "")}
-    return _overlay(_overlay(base, own | named), tables.get("profiles", {}).get(chosen, {}))
-
-
-def _overlay(base: Tables, over: Tables) -> Tables:
-    """Override the values of one table with those of another; tables are merged, lists are replaced.
-
-    If the data set changes, only the keys common to all data sets are kept: task, size, channels and fit. If its
-    path changes, `phantom` is dropped, since it stands in for the old path.
-    """
-    merged = dict(base)
-    for key, value in over.items():
-        old = base.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            if key == "data" and value.get("name", old.get("name")) != old.get("name"):
-                old = {name: old[name] for name in old if name in ImageData.model_fields}
-            if key == "data" and "path" in value:
-                old = {name: old[name] for name in old if name != "phantom"}
-            value = _overlay(old, value)
-        merged[key] = value
-    return merged
+    return _validate(unfold(parse_tables(text, where), where, profile, Path()), where)
 
 
 def _validate(tables: Tables, where: str) -> Suite:
@@ -263,13 +161,16 @@ def _validate(tables: Tables, where: str) -> Suite:
     try:
         return Suite.model_validate(tables)
     except ValidationError as error:
-        first, others = error.errors()[0], error.error_count() - 1
+        first, *rest = list_causes(error)
+        others = len(rest)
         more = f" ({others} more problem{'s' if others > 1 else ''} in this file)" if others else ""
         raise SpecError(f"{where}: {name_place(_explain(first), tables)}{more}") from None
 
 
 def _explain(error: Any) -> str:
     """Format one pydantic error: path of the key, expected value, value found, nearest known key."""
+    if error["type"] == PLACED:
+        return str(error["msg"])
     place, models = walk(error["loc"], Suite)
     if error["type"] == "extra_forbidden":
         return unknown(".".join(place[:-1]) or "top level", "key", place[-1], {n for m in models for n in _keys(m)})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from advseg_bench.errors import SpecError
-from advseg_bench.testing import independence, rules, strength
+from advseg_bench.testing import independence, path, rules, strength
 from advseg_bench.testing.case import Case, find_case
 from advseg_bench.testing.violations import ContractViolation, NotApplicable
 from advseg_bench.types import Traits
@@ -75,9 +75,11 @@ RULES: tuple[Rule, ...] = tuple(
         independence.check_repeatable,
         independence.check_neighbours,
         independence.check_void,
+        independence.check_dim,
         strength.check_noise,
         strength.check_optimum,
         strength.check_more_budget,
+        path.check_path,
         strength.check_cost,
     )
 )

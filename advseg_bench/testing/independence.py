@@ -7,17 +7,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from advseg_bench.batches import select_images
+from advseg_bench.batches import Batch, select_images
 from advseg_bench.testing.case import Case, show
 from advseg_bench.testing.rules import usual_budgets
-from advseg_bench.testing.scenes import Scene, make_batch, make_coupled, make_linear, relabel_void
-from advseg_bench.testing.violations import ContractViolation
+from advseg_bench.testing.scenes import Scene, dim, make_batch, make_coupled, make_linear, relabel_void
+from advseg_bench.testing.violations import ContractViolation, NotApplicable
 from advseg_bench.types import Budget
 
 SAME = 1e-6
 """Tolerance for rounding, in input units."""
 DIFFERENT_PIXELS = 1e-3
 """Fraction of pixels that may differ by more, since another order of summation can flip the sign of a gradient."""
+
+ALIKE = 0.2
+"""Largest difference between the perturbations of equal pixels in images of another range, as a share of their size."""
 
 
 def check_repeatable(case: Case) -> None:
@@ -99,6 +102,47 @@ def check_void(case: Case) -> None:
                 f"the pixels changed [{scene}, {show(budget)}]. "
                 "The sign of 0 is 0: use `torch.sign`, not a comparison."
             )
+
+
+def check_dim(case: Case) -> None:
+    """Dim images are attacked as far as others: eps and bounds do not depend on the range of an image."""
+    if case.traits.minimal_norm:
+        raise NotApplicable("it declares `minimal_norm=True`")
+    for scene, budget in usual_budgets(case):
+        whole = make_batch(scene, case.device)
+        model, changes = make_linear(whole), []
+        batches = dim(whole, ends=False), dim(whole, ends=True)
+        for batch in batches:
+            change = case.run(model, batch, budget, scene).double() - batch.x.double()
+            changes.append(change.movedim(1, -1)[batch.valid])
+        without, with_ends = changes
+        apart, size = float((without - with_ends).abs().mean()), float(with_ends.abs().mean())
+        cause = _why_dim(batches[0], without, with_ends)
+        searches = not case.traits.gradient and not case.traits.control  # may take another way by chance
+        if apart > ALIKE * size and (cause or not searches):
+            raise ContractViolation(
+                f"expected the same changes whether or not an image reaches its bounds at invalid pixels, got changes "
+                f"that differ by {apart / max(size, 1e-12):.0%} on average [{scene}, values from "
+                f"{float(batches[0].x.amin()):.3g} to {float(batches[0].x.amax()):.3g}, {show(budget)}]. "
+                f"{cause or 'Read the range from `batch.bounds`, not from the image.'}"
+            )
+
+
+def _why_dim(batch: Batch, without: Tensor, with_ends: Tensor) -> str:
+    """Return the cause of a dependence on the range of the images, or "" if the changes do not show it."""
+    shown = with_ends.abs() > SAME
+    scales = (without / with_ends)[shown]
+    if scales.numel() and float((scales - scales.median()).abs().quantile(0.9)) < 0.05 * float(scales.median().abs()):
+        return f"Changes are {float(scales.median()):.3g} times as large: eps is in the units of the images as it is."
+    per_image = batch.x.double().movedim(1, -1).flatten(1)
+    low, high = per_image.amin(1), per_image.amax(1)
+    owner = torch.arange(len(batch.x), device=batch.x.device).view(-1, *[1] * (batch.valid.dim() - 1))
+    owner = owner.expand_as(batch.valid)[batch.valid]
+    moved = batch.x.double().movedim(1, -1)[batch.valid] + without
+    ends = low[owner][:, None] - SAME, high[owner][:, None] + SAME
+    if bool(((moved >= ends[0]) & (moved <= ends[1])).all()):
+        return "Images do not leave their own range: clip to `batch.bounds`, not to the range of the image."
+    return ""
 
 
 def _pixels_apart(one: Tensor, other: Tensor) -> float:

@@ -164,13 +164,17 @@ def check_budget(case: Case) -> None:
                     if any("over_budget" in flags for flags in checked.flags):
                         raise ContractViolation(
                             f"expected no image to move further than {norm} eps {eps:.4g}, got {moved:.4g}, "
-                            f"{moved / eps:.3g} times as far [{scene}]. {_why_too_far(moved, eps, bounds, norm, kept)}"
+                            f"{moved / eps:.3g} times as far [{scene}]. "
+                            f"{_why_too_far(moved, Budget(norm, eps), bounds, kept, batch.x[0].numel())}"
                         )
                 kept.append(f"{norm} {bounds} {eps}")
 
 
-def _why_too_far(moved: float, eps: float, bounds: Bounds, norm: Norm, kept: list[str]) -> str:
+def _why_too_far(moved: float, budget: Budget, bounds: Bounds, kept: list[str], values: int) -> str:
     """Return the most likely cause of a violated budget, from its size and the budgets that were respected before."""
+    norm, times, size = budget.norm, moved / budget.eps, bounds.upper - bounds.lower
+    if bounds != UNIT and abs(times - size) < 0.01:
+        return "Is eps multiplied by the range of the bounds? It is in the units of the images."
     if bounds != UNIT:
         return "It respects the budget for bounds [0, 1]. Clamp to batch.bounds, not to [0, 1]."
     if any(entry.startswith(norm) for entry in kept):
@@ -178,7 +182,9 @@ def _why_too_far(moved: float, eps: float, bounds: Bounds, norm: Norm, kept: lis
             "It respects a larger eps. Is the step too large for a small eps, or are the images rounded (float16, "
             "integer grey levels)?"
         )
-    if moved > 0.8:
+    if norm == "l2" and 0.5 * values**0.5 < times < 1.01 * values**0.5:
+        return "Is it the step of an L_inf budget? Use `geometry.steepest(gradient, budget.norm)`."
+    if norm == "linf" and moved > 0.8:
         return "Is eps interpreted as grey levels out of 255? It is in the units of the images."
     return "Project last: `geometry.project(x_adv, batch.x, budget, batch.bounds)`."
 

@@ -21,6 +21,9 @@ UNIT = Bounds()
 WRONG = 0.1
 """Fraction of pixels that the segmenter predicts wrongly on the clean images."""
 
+DIM_STRIDE = 11
+"""Every so many pixels of a dim image, one is invalid."""
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -163,6 +166,26 @@ def _degrade(batch: Batch) -> Batch:
     y[1:2] = 0
     x[2:3] = (batch.bounds.lower + batch.bounds.upper) / 2
     return replace(batch, x=x, y=y, valid=valid)
+
+
+def dim(batch: Batch, *, ends: bool) -> Batch:
+    """Return a batch of dim images: all intensities lie between 0.25 and 0.3 of the range, far from both bounds.
+
+    Args:
+        batch: Images that reach both bounds.
+        ends: Whether the invalid pixels of each image are set to the bounds, in turn to the upper and the lower one.
+
+    Returns:
+        The batch with the same labels; each image has some invalid pixels.
+    """
+    low, size = batch.bounds.lower, batch.bounds.upper - batch.bounds.lower
+    x, valid = low + 0.25 * size + 0.05 * (batch.x - low), batch.valid.clone()
+    valid.flatten(1)[:, ::DIM_STRIDE] = False
+    if ends:
+        values = x.flatten(2)
+        values[..., :: 2 * DIM_STRIDE] = batch.bounds.upper
+        values[..., DIM_STRIDE :: 2 * DIM_STRIDE] = batch.bounds.lower
+    return replace(batch, x=x, valid=valid)
 
 
 def relabel_void(batch: Batch) -> Batch:

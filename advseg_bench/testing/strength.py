@@ -72,7 +72,8 @@ def check_optimum(case: Case) -> None:
             if reached < wanted:
                 raise ContractViolation(
                     f"expected at least {wanted:.0%} of the exact optimum, got {reached:.0%} [{scene}, "
-                    f"{show(budget)}]. {_why_too_weak(stage, x_adv, budget)}"
+                    f"{show(budget)}]. {_why_too_weak(stage, x_adv, budget)} An attack that is weaker by design "
+                    f"declares `Traits(share={max(int(100 * reached) / 100, 0.01):g})`."
                 )
 
 
@@ -182,7 +183,7 @@ def _why_too_weak(stage: _Stage, x_adv: Tensor, budget: Budget) -> str:
     moved = (x_adv.double() - stage.batch.x.double()).abs()
     used = float(moved.max() if budget.norm == "linf" else moved.flatten(1).norm(dim=1).max()) / budget.eps
     if used < 0.9:
-        return f"It uses {used:.2g} of the budget. Is eps or the step divided by something, such as 255?"
+        return f"It uses {used:.2g} of the budget. Is eps divided by something, or are the steps too short or too few?"
     falls = stage.fall(x_adv) / stage.model.largest_fall(stage.batch, budget, stage.slope)
     if float(falls.max()) > 0.4 and float(falls.min()) < 0.2:
         weak, strong = int(falls.argmin()), int(falls.argmax())

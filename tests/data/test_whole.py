@@ -136,6 +136,7 @@ def test_the_note_tells_what_became_of_the_spacing(nnunet):
     assert note.endswith("a resized voxel measures 8 x 1 x 1.5 mm.")
     for case in CASES[:2]:
         volume(nnunet / "imagesTr" / f"{case}_0000.nii.gz", voxels(case), (0.5, 0.75, 2.5))
+        volume(nnunet / "labelsTr" / f"{case}.nii.gz", labels(case), (0.5, 0.75, 2.5))
     note = load_dataset(spec(nnunet)).note
     assert "each edge by a separate factor" in note
     assert note.endswith("measures 5-8 x 1 x 1.12 mm.")

@@ -56,6 +56,15 @@ def test_one_outcome_per_subject_is_covered_badly_because_subjects_agree():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("n", [5, 8, 20, 40])
+def test_outright_failures_that_few_subjects_do_not_meet_are_covered_badly(n):
+    """At 15 %, 0.85**5 = 44 % of studies of five meet no failure."""
+    shares = [studies.covered(studies.HARD[2], n, seed)[0] for seed in SEEDS]
+    check_printed(shares, studies.HARD[2], "bootstrap", 2 + (5, 8, 20, 40).index(n))
+    assert (np.mean(shares) < 0.85) == (n < 20)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [8, 20, 40])
 @pytest.mark.parametrize("null", [null for null in studies.NULLS if null != "lopsided, mean 0"])
 def test_no_effect_is_rarely_called_one(null, n):

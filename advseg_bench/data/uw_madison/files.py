@@ -12,8 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from advseg_bench.data.files import is_ignored, list_entries
 from advseg_bench.data.uw_madison.rle import Runs, parse_runs
 from advseg_bench.errors import DataError, expected, unknown
+from advseg_bench.suite.text import read_text
 
 ORGANS = ("large_bowel", "small_bowel", "stomach")
 """The classes, in the order of the table."""
@@ -46,7 +48,7 @@ LAYOUT = "train/caseC/caseC_dayD/scans/slice_NNNN_WIDTH_HEIGHT_SW_SH.png"
 
 _CASE = re.compile(r"case(\d+)")
 _SCAN = re.compile(r"case(\d+)_day(\d+)")
-_SLICE = re.compile(r"slice_(\d{4,})_([1-9]\d*)_([1-9]\d*)_(\d+\.\d+)_(\d+\.\d+)\.png")
+_SLICE = re.compile(r"slice_(\d{4,})_([1-9]\d*)_([1-9]\d*)_(\d+\.\d+)_(\d+\.\d+)\.(?i:png)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,7 @@ def read_table(path: Path, slices: Sequence[SliceFile], excluded: Collection[str
 def _read_csv(path: Path) -> tuple[list[str], list[str], pl.Series]:
     """Read the three columns as text."""
     try:
-        table = pl.read_csv(path, infer_schema=False)
+        table = pl.read_csv(read_text(path).encode(), infer_schema=False)
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         cause = str(error).strip().splitlines()[0]
         raise DataError(expected(path, "a readable CSV file", cause, "Download it again.")) from None
@@ -197,9 +199,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[str], pl.Series]:
 
 def _folders(folder: Path, fits: Callable[[str], bool]) -> Iterator[Path]:
     """Yield the subfolders; hidden entries are skipped, and entries that are not part of the layout are refused."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+    for path in list_entries(folder):
         if not path.is_dir() or not fits(path.name):
             found = path.name if path.is_dir() else f"file {path.name}"
             raise DataError(expected(path, f"a folder of the layout {LAYOUT}", found, "Move it away."))
@@ -222,7 +222,7 @@ def _list_scan(folder: Path, scan: str) -> list[SliceFile]:
     with os.scandir(folder) as listing:
         entries = list(listing)
     for entry in entries:
-        if entry.name.startswith("."):
+        if is_ignored(entry.name):
             continue
         parts = _SLICE.fullmatch(entry.name)
         if parts is None or min(float(parts[4]), float(parts[5])) <= 0:

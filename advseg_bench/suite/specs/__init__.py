@@ -22,7 +22,7 @@ from advseg_bench.suite.specs.experiment import (
     Recipe,
     Scoring,
 )
-from advseg_bench.suite.specs.images import Fit, ImageData, Scale, SplitData
+from advseg_bench.suite.specs.images import FileData, Fit, ImageData, Normalisation, Scale, SplitData
 from advseg_bench.suite.specs.model import ModelSpec
 from advseg_bench.suite.specs.splits import check_split, use_all_subjects
 
@@ -33,6 +33,7 @@ __all__ = [
     "Compute",
     "DataSpec",
     "DecathlonData",
+    "FileData",
     "Fit",
     "FolderData",
     "ImageData",
@@ -40,6 +41,7 @@ __all__ = [
     "Mni152Data",
     "ModelSpec",
     "NnunetData",
+    "Normalisation",
     "PhantomData",
     "PhantomFolder",
     "PluginData",

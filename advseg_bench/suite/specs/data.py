@@ -14,7 +14,7 @@ from pydantic import (
 
 from advseg_bench.registry import catalogue
 from advseg_bench.suite.specs.base import Settings, Spec
-from advseg_bench.suite.specs.images import Fit, ImageData, Millimetres, Scale, ScanName, SplitData
+from advseg_bench.suite.specs.images import FileData, Fit, ImageData, Millimetres, Scale, ScanName
 
 
 class Mni152Data(ImageData):
@@ -40,34 +40,31 @@ class PhantomData(ImageData):
     seed: int = Field(default=0, ge=0)
 
 
-class FolderData(SplitData):
+class FolderData(FileData):
     """Images and masks on disk, matched by file stem.
 
-    `path/images/NAME.{png,tif,tiff,nii,nii.gz}` goes with `path/masks/NAME.*` (binary, multiclass), or with
-    `path/masks/CLASS/NAME.*` for each class (multilabel). A NIfTI volume gives one image per slice of its last axis, or
-    one 3-D image if `size` has three edges.
+    `path/images/NAME.*` goes with `path/masks/NAME.*` (binary, multiclass), or with `path/masks/CLASS/NAME.*` for each
+    class (multilabel); a mask may be called NAME_segmentation, NAME_mask, NAME_label or NAME_seg. Formats are PNG,
+    TIFF, JPEG, BMP, GIF, WebP and NIfTI. A NIfTI volume gives one image per slice of its last axis, or one 3-D image if
+    `size` has three edges; its fourth axis holds channels, as the pages of a TIFF do.
 
     Attributes:
+        channel_names: Names of the channels for the record, as many as `channels`.
         classes: Class names. For multiclass the first is the background and mask values start at 0.
         soft: Whether masks hold probabilities, scaled to the maximum of the data type and binarised at 0.5. Otherwise
             only 0 and 1, or 0 and 255 (0, 1, 2, ... for multiclass) are accepted.
         ignore: Mask value of pixels that are excluded from all losses and scores, such as 255.
-        scale: "max" divides an image (for NIfTI, a volume) by its maximum, "percentile" by its 99.5th percentile,
-            "dtype" by the largest value of its data type; a pair (lower, upper) is an intensity window. All are clipped
-            to [0, 1].
         subject: Regular expression with one group that matches the subject in a file's stem; by default the whole
             stem, so that each file is a separate subject.
         spacing: Pixel spacing in mm (rows, columns); by default read from NIfTI headers. The slice spacing of a
             volume is always read from the header.
     """
 
-    flat: ClassVar[bool] = False
-
     name: Literal["folder"]
     classes: tuple[str, ...] = Field(min_length=1)
+    channel_names: tuple[str, ...] | None = None
     soft: bool = False
     ignore: int | None = None
-    scale: Scale = "max"
     subject: str | None = None
     spacing: tuple[Millimetres, Millimetres] | None = None
 
@@ -83,6 +80,9 @@ class FolderData(SplitData):
             )
         if len(set(self.classes)) < given:
             raise ValueError("classes: a name is listed twice. Remove one")
+        names = self.channel_names
+        if names is not None and (len(names) != self.channels or len(set(names)) < len(names)):
+            raise ValueError(f"channel_names: expected {self.channels} names that differ, got {list(names)}")
         return self
 
 
@@ -146,21 +146,17 @@ class UwMadisonData(ImageData):
         return self
 
 
-class SliceData(SplitData):
+class SliceData(FileData):
     """Volumes or their slices: each slice is an image, or each volume if `size` has three edges.
 
     Attributes:
-        inputs: Names of the one or three channels of the data that become the channels of the image; by default all
-            of them, if the data have one or as many as `channels`.
-        scale: As for `folder`, applied to each channel of a volume separately.
+        inputs: Names of the channels of the data that become those of the image, one or as many as `channels`; by
+            default all of them, if the data have one or as many as `channels`.
         labelled_only: Whether the test split has only images with at least one class; training and validation have all.
         every: Keep only every n-th slice of a volume; not for whole volumes.
     """
 
-    flat: ClassVar[bool] = False
-
     inputs: tuple[str, ...] | None = Field(default=None, min_length=1)
-    scale: Scale = "max"
     labelled_only: bool = True
     every: int = Field(default=1, ge=1)
 
@@ -168,7 +164,7 @@ class SliceData(SplitData):
     def _inputs_fit(self) -> SliceData:
         """Check that there are as many inputs as channels, or one to copy."""
         if self.inputs is not None and len(self.inputs) not in (1, self.channels):
-            wanted = "one" if self.channels == 1 else "one or three"
+            wanted = "one" if self.channels == 1 else f"one or {self.channels}"
             raise ValueError(f"inputs: expected {wanted} for channels = {self.channels}, got {len(self.inputs)}")
         if self.every > 1 and len(self.edges) == 3:
             raise ValueError(
@@ -206,6 +202,7 @@ class LggData(SliceData):
     """Low-grade glioma MRI (kaggle_3m): one folder per patient with three-channel TIFFs and their masks."""
 
     flat: ClassVar[bool] = True
+    any_channels: ClassVar[bool] = False
 
     name: Literal["lgg"]
     scale: Scale = "dtype"
@@ -220,6 +217,7 @@ class PluginData(ImageData):
     """
 
     flat: ClassVar[bool] = False
+    any_channels: ClassVar[bool] = True
 
     name: str
     settings: Settings = Field(default_factory=dict)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
 from functools import partial
 from itertools import product
 from typing import Annotated, Any, Literal
@@ -19,21 +17,8 @@ from advseg_bench.errors import SpecError, unknown
 from advseg_bench.registry import catalogue, toolkits
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.suite.specs.base import Settings, Spec, check_known, plain
+from advseg_bench.suite.specs.radii import Eps
 from advseg_bench.types import EmptyRule, Norm
-
-
-def _eps(value: object) -> object:
-    """Parse a radius such as "4/255" or .0157."""
-    if isinstance(value, str):
-        try:
-            value = float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError, OverflowError):
-            raise ValueError('expected a number or a fraction such as "4/255"') from None
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ValueError('expected a number or a fraction such as "4/255"')
-    if not math.isfinite(value) or value < 0:
-        raise ValueError("expected a finite eps >= 0")
-    return float(value)
 
 
 def _prepare(value: str) -> str:
@@ -55,7 +40,6 @@ def _none(value: object) -> object:
 
 LossName = Annotated[str, AfterValidator(partial(check_known, "loss"))]
 AttackName = Annotated[str, AfterValidator(partial(check_known, "attack"))]
-Eps = Annotated[float, BeforeValidator(_eps)]
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -137,7 +121,8 @@ class AttackSpec(Spec):
     Attributes:
         name: Name in the catalogue or of a plug-in, "<toolkit>.<Class>", or "package.module:object".
         losses: Attack losses; empty for attacks without one, such as noise baselines.
-        eps: Radii in image units; "4/255" or a number, for "linf" below 1.
+        eps: Radii in image units; a number or a fraction such as "0.5/255", for "linf" below the width of the bounds,
+            which is 1 by default.
         norm: Norm of the budget.
         draws: Number of repeats of a random attack.
         settings: Constructor arguments of the attack.
@@ -169,12 +154,6 @@ class AttackSpec(Spec):
     @model_validator(mode="after")
     def _fits(self) -> AttackSpec:
         """Check that norm, losses and repeats suit the attack, and that no value is listed twice."""
-        for value in self.eps:
-            if self.norm == "linf" and value >= 1:
-                hint = f'For {value:g} of 255 grey levels, write "{value:g}/255"' if value < 255 else 'Write "n/255"'
-                raise ValueError(
-                    f"eps: expected L_inf radii below 1, in units of the image (0 to 1), got {value:g}. {hint}"
-                )
         for key in self.vary:
             if key in self.settings:
                 raise ValueError(f"vary: {key!r} of attack {self.name!r} is in settings too. Remove one")

@@ -1,0 +1,79 @@
+"""The decision on one implementation for one batch: equal, equal under a convention, or different, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advseg_bench.crosscheck.diagnosis import describe_rounding, describe_start, diagnose
+from advseg_bench.crosscheck.endings import find_gain_of_a_step, find_last_evaluated, find_restarts, loses_loss
+from advseg_bench.crosscheck.judge import StepVerdict, compare, judge_steps
+from advseg_bench.crosscheck.replay import Stepwise, as_stepwise, conventions
+from advseg_bench.crosscheck.trace import Trace
+from advseg_bench.crosscheck.verdict import Case, Effect, Finding, Verdict, find_violation, measure_effect
+
+
+def judge(case: Case, ours: Tensor, theirs: Trace, effect: Effect) -> Finding:
+    """Compare another implementation's result with the reference's.
+
+    Args:
+        case: Reference, model, images and budget.
+        ours: Result of the reference, (N, C, *S).
+        theirs: Trace of the other implementation.
+        effect: Effect of the reference.
+
+    Returns:
+        The finding.
+
+    Cost:
+        None if the results are identical; else 1 forward, the replay of each step, and one more replay for each
+        convention tried, most of them without new gradients. A disagreement that no convention explains costs at most
+        2 forwards and backwards per gradient more.
+    """
+    if broken := find_violation(theirs.x_adv, case.batch, case.budget):
+        return Finding("violates", broken)
+    if theirs.changed:
+        return Finding("violates", "changed the model it attacked")
+    difference = compare(ours, theirs.x_adv)
+    if torch.equal(ours, theirs.x_adv):
+        return Finding("identical", "", difference, None, effect, effect)
+    outcome = measure_effect(case, theirs.x_adv)
+    stepwise = as_stepwise(case.reference)
+    known: dict[object, Any] = {}
+    steps = _replay(stepwise, case, theirs, known)
+    started = describe_start(case, theirs)
+    if steps is not None and steps.agrees:
+        if started:
+            return Finding("equal under a convention", started, difference, steps, effect, outcome)
+        reason = describe_rounding(steps)
+        return Finding("equal up to rounding", reason, difference, steps, effect, outcome)
+    for name, variant, same in conventions(case.reference, finite=bool(ours.isfinite().all())):
+        found = _replay(variant, case, theirs, known if same else {})
+        if found is not None and found.agrees:
+            name = f"{name}; {started}" if started else name
+            if variant.steps < stepwise.steps and loses_loss(
+                added := find_gain_of_a_step(case, variant, theirs), outcome.gain
+            ):
+                reason = f"a step is lost, which would add {added:.2g} to the loss: {name}"
+                return Finding("weaker", reason, difference, steps, effect, outcome)
+            return Finding("equal under a convention", name, difference, steps, effect, outcome)
+    if last := find_last_evaluated(case, theirs):
+        name = f"{last[0]}; {started}" if started else last[0]
+        return Finding("equal under a convention", name, difference, last[1], effect, outcome)
+    if restarts := find_restarts(case, theirs):
+        kept, best = restarts
+        stronger = best and outcome.gain > effect.gain
+        return Finding("stronger" if stronger else "weaker", kept, difference, steps, effect, outcome)
+    verdict: Verdict = "stronger" if outcome.gain > effect.gain else "weaker"
+    reason = diagnose(case, theirs, steps)
+    return Finding(verdict, reason, difference, steps, effect, outcome, steps.real if steps else None)
+
+
+def _replay(stepwise: Stepwise, case: Case, theirs: Trace, known: dict[object, Any]) -> StepVerdict | None:
+    """Judge the steps of the other implementation; None if their number differs."""
+    if theirs.points is None or len(theirs.points) != stepwise.steps:
+        return None
+    path = [*theirs.points, theirs.x_adv]
+    return judge_steps(stepwise, case.model, case.batch, case.budget, path, alone=theirs.alone, known=known)
