@@ -32,7 +32,8 @@ class Contrast:
         clean: Mean clean Dice of the attacked images.
         drop: Row of `Run.table("drop")` for the attack.
         noise: The same row for the noise baseline, or None if there is none.
-        test: Paired test of `drop` minus `noise` over subjects; None without a noise baseline, or if no subjects were given.
+        test: Paired test of `drop` minus `noise` over subjects; None without a noise baseline, or if no
+            subjects were given.
         left_out: Number of images of the attack or of the noise without a score under the other, such as results that
             equal the clean image; `clean`, `drop` and `noise` are over the other images.
     """
