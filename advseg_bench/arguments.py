@@ -47,7 +47,9 @@ def make_task(where: str, task: Task | TaskKind, classes: int | Sequence[str] | 
     wanted = {"binary": "1", "multilabel": "1 or more", "multiclass": "2 or more (the background is one)"}[task]
     names = _name(classes) if classes is not None else ()
     if len(names) < (2 if task == "multiclass" else 1) or (task == "binary" and len(names) > 1):
-        raise SpecError(expected(where, f"{wanted} as `{called}` of a {task} task", classes))
+        first = ", background first" if task == "multiclass" else ""
+        remedy = f"Write `{called}=3`, or a list of names{first}." if classes is None else ""
+        raise SpecError(expected(where, f"{wanted} as `{called}` of a {task} task", classes, remedy))
     if len(set(names)) < len(names):
         raise SpecError(expected(where, f"distinct names as `{called}`", classes))
     return Task(task, names)

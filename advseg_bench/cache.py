@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,23 @@ def make_folder(folder: Path, remedy: str = "Choose another path.") -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecordError(f"{folder}: cannot create this folder: {error.strerror}. {remedy}") from None
+
+
+def remove_empty(folder: Path, spare: Path) -> None:
+    """Remove a folder with its empty subfolders, unless there is any file but one; what cannot be removed stays.
+
+    Args:
+        folder: The folder.
+        spare: The file inside it that is removed with it, such as a lock.
+    """
+    inside = list(folder.rglob("*"))
+    if any(path != spare and not path.is_dir() for path in inside):
+        return
+    with suppress(OSError):
+        for path in sorted((path for path in inside if path != spare), reverse=True):
+            path.rmdir()
+        spare.unlink()
+        folder.rmdir()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

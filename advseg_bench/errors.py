@@ -90,7 +90,7 @@ def expected(where: object, what: str, value: object, remedy: str = "") -> str:
 
 
 def unknown(where: object, kind: str, name: str, known: Iterable[str]) -> str:
-    """Format the message for an unknown name, with the known names and the closest match.
+    """Format the message for an unknown name, with the known names and the closest match, in which case is ignored.
 
     Args:
         where: What the user can change; "" if the caller prepends it.
@@ -102,8 +102,9 @@ def unknown(where: object, kind: str, name: str, known: Iterable[str]) -> str:
         One line.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    folded = {known_name.casefold(): known_name for known_name in reversed(names)}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     prefix = f"{where}: " if where else ""
     return f"{prefix}unknown {kind} {name!r}.{hint} Known: {shown}."

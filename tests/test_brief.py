@@ -56,6 +56,35 @@ def test_a_summary_that_is_there_is_printed_as_well(one):
     assert show(summarise(one)) == show(one)
 
 
+def test_a_given_model_that_does_not_segment_is_named_first(tmp_path):
+    out = write_run(tmp_path / "r")
+    run = Run(out)
+    clean = run.table("dice", by="model", where={"attack": "none"}).rows_by_key("model")
+    name = min(run.model_names, key=lambda name: clean[name][0][0])
+    assert not any("With `weights`" in line for line in show(run))
+    worse = pl.when(pl.col("model") == name).then([9999] * 3).otherwise("fp")
+    rewrite_rows(out, lambda rows: rows.with_columns(fp=worse))
+    assert not any("With `weights`" in line for line in show(Run(out)))
+
+    def give_weights(info):
+        for model in info["suite"]["models"]:
+            model["weights"] = "best.ckpt"
+        return info
+
+    edit_json(out / "run.json", give_weights)
+    lines = show(Run(out), width=120)
+    (warning,) = [line for line in lines if "With `weights`, check `scale`, `mean`, `std` and the classes." in line]
+    assert warning.startswith(f"{name}: clean Dice 0.")
+    assert lines.index(warning) < next(i for i, line in enumerate(lines) if line.startswith("- "))
+    write_report(Run(out), tmp_path / "page")
+    assert warning in (tmp_path / "page" / "report.md").read_text()
+
+
+def test_the_claims_page_is_named_with_its_folder(tmp_path):
+    lines = show(Run(write_run(tmp_path / "r", EIGHT)), paths=(PAGE.with_name("claims.html"), PAGE))
+    assert lines[-2:] == [f"Claims: {PAGE.with_name('claims.html')}", f"Report: {PAGE}"]
+
+
 def test_one_line_stands_for_claims_that_need_more_subjects(one):
     (line,) = [line for line in show(one) if "claim" in line.lower()]
     assert line.startswith("The study's claims need at least 6 subjects; this run has 1")
@@ -66,7 +95,7 @@ def test_the_claims_that_can_be_decided_have_a_line_each(tmp_path):
     assert "Claim 1, supported: Medical segmentation models are vulnerable to FGSM." in text
     assert "Claim 2, " not in text
     assert "Claim 3, supported: BCE as the attack loss succeeds more" in text
-    assert "Not decided: claim 2 needs at least 5 models (this run has 2). See claims.html." in text
+    assert "Not decided: claim 2 needs at least 5 models (this run has 2)." in text
 
 
 def test_with_too_few_subjects_a_correlation_that_is_settled_is_still_told(tmp_path):
@@ -79,13 +108,13 @@ def test_with_too_few_subjects_a_correlation_that_is_settled_is_still_told(tmp_p
         edit_json(out / "models" / f"{name}.json", lambda entry, i=i: entry | {"parameters": 10 ** (5 + i)})
     text = " ".join(show(Run(out)))
     assert "Claim 2, contradicted: The number of parameters" in text
-    assert "Not decided: claims 1, 3 and 4 need at least 6 subjects (this run has 1). See claims.html." in text
+    assert "Not decided: claims 1, 3 and 4 need at least 6 subjects (this run has 1)." in text
 
 
 def test_what_was_not_asked_has_its_reason(tmp_path):
     text = " ".join(show(Run(write_run(tmp_path / "r", replace(EIGHT, losses=("bce", "dice"))))))
     assert "Not decided: claim 2 needs at least 5 models (this run has 2); claim 3 was not asked (the run has" in text
-    assert "no result of fgsm dice_focal). See claims.html." in text
+    assert "no result of fgsm dice_focal)." in text
 
 
 def test_a_run_that_no_claim_can_be_asked_of_says_nothing_of_them(tmp_path):

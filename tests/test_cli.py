@@ -160,6 +160,7 @@ def test_run_report_and_resume(here, tmp_path):
     assert len(again.stdout.splitlines()) <= 40
     for command in (["run", suite, "--out", tmp_path / "run", "--workers", 1], ["report", tmp_path / "run"]):
         told = here(*command, "--verbose").stdout
+        assert ("nothing to do" in told) == (command[0] == "run")
         assert "Mean Dice at each eps" in told
         assert "report/report.html" in told
     other = write_suite(tmp_path, ("epochs = 3", "epochs = 4"))
@@ -376,6 +377,7 @@ def test_crosscheck_says_whether_all_is_sound(here, tmp_path, monkeypatch):
     sound = here("crosscheck", "fgsm", "--against", "implementations:Signed", *common)
     assert sound.returncode == 0, sound.stderr
     assert "identical" in sound.stdout
+    assert "smoke: 1 network (trained unless cached)" in sound.stdout
     trained = {*Path(os.environ["ADVSEG_BENCH_CACHE"], "models").iterdir()}
     torch.set_num_threads(3)  # as many as there are, where nothing says otherwise
     broken = here("crosscheck", "fgsm", "--against", "implementations:Band", *common, "--out", "bad")

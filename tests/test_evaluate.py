@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose, EnsureTyped
+from rich.console import Console
 from strategies import make_batch
 from test_front_door import make_convolution, make_network
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,7 +20,7 @@ from advseg_bench.batches import select_images
 from advseg_bench.data.memory import make_dataset
 from advseg_bench.errors import DataError, IncompatibleError, PluginError, SpecError, UserError
 from advseg_bench.registry.loading import load_attack
-from advseg_bench.report import write_report
+from advseg_bench.report import print_summary, summarise, write_report
 from advseg_bench.running.runner import Conditions, run_unit
 from advseg_bench.running.work import Unit
 from advseg_bench.suite.cells import CLEAN, Arm, Cell
@@ -118,6 +120,39 @@ def test_subjects_are_said(batch):
     assert own.info["data"]["note"].endswith("because no subjects were given.")
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_without_subjects_no_population_is_described_and_no_claim_is_judged(known, tmp_path):
+    x = torch.rand(8, 1, 12, 10, generator=torch.Generator().manual_seed(0))
+    subjects = [f"patient{i}" for i in range(8)] if known else None
+    given = ab.Batch.of(x, x[:, 0] > 0.5, task="binary", subjects=subjects)
+    attacks = [ab.attacks.FGSM(loss="bce"), ab.attacks.RandomSign()]
+    run = evaluate(lambda x: 20 * (x - 0.5), [given], attacks, eps=[0.01, 0.05])
+    summary, console = summarise(run), Console(file=io.StringIO(), width=120)
+    print_summary(summary, [], console)
+    write_report(summary, tmp_path)
+    for text in (console.file.getvalue(), (tmp_path / "report.md").read_text()):
+        assert ("population" in text) == known
+        assert ("Claim 1, " in text or "The claim is " in text) == known
+        assert ("8 subjects" in text) == known
+        assert ("each image counts by itself" in text) != known
+    claim = ab.judge_claims(run)[0]
+    assert (claim.verdict is not None) == known
+    assert claim.answer.startswith("Not asked: no subjects were given") != known
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_a_function_that_returns_probabilities_is_refused(task):
+    network = make_network(task)
+
+    def probabilities(x):
+        logits = network(x)
+        return logits.sigmoid() if task == "binary" else logits.softmax(1)
+
+    given, _ = make_batch(task, n=2, space=(12, 10))
+    with pytest.raises(IncompatibleError, match="model probabilities: expected raw logits, got values between 0 and 1"):
+        evaluate(probabilities, [given])
+
+
 def test_the_model_is_given_back_as_it_was(batch):
     model = make_network("multilabel").train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -202,6 +237,16 @@ MISTAKES = [
         lambda b: {"data": [{"img": b.x}], "task": "multilabel"},
         DataError,
         r"item 0: keys: expected the keys 'image', 'label', got",
+    ),
+    (
+        lambda b: {"data": [{"image": b.x[0], "label": b.y[0]}], "task": "multilabel", "classes": 3},
+        DataError,
+        r"item 0: x: expected a batch of images .*, got \(2, 12, 10\)\. .* monai.data.Dataset\(items\)",
+    ),
+    (
+        lambda b: {"data": [(b.x, b.y)], "task": "multiclass"},
+        SpecError,
+        "`classes` of a multiclass task, got None. Write `classes=3`, or a list of names, background first",
     ),
     (lambda b: {"attacks": [ab.attacks.FGSM]}, SpecError, "expected attack objects, such as"),
     (lambda b: {"attacks": {}}, SpecError, "expected at least one attack"),

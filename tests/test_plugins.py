@@ -124,6 +124,8 @@ def test_a_name_is_shipped_then_a_plugins_then_a_path(install):
     assert load_object("loss", "dice") is losses.dice
     with pytest.raises(PluginError, match=r"loss gone:thing: module 'gone' cannot be imported: .* set PYTHONPATH"):
         load_object("loss", "gone:thing")
+    with pytest.raises(PluginError, match=r"unknown object of zap 'iner'. Did you mean 'inner'\? Known: inner\.$"):
+        load_object("loss", "zap:iner")
     with pytest.raises(PluginError, match="it: module 'gone' cannot"):
         load_object("loss", "gone:thing", "it")
 
@@ -143,9 +145,17 @@ def test_a_suite_may_use_plugins_and_a_wrong_name_in_it_is_one_line(install):
     for old, new, message in (
         ("my_datasets", "my_dataset", "data.name: unknown data set 'my_dataset'. Did you mean 'my_datasets'?"),
         ("settings = { depth", "setings = { depth", "data: unknown key 'setings'. Did you mean 'settings'?"),
-        ("my_models", "my_model", "models.1.architecture: unknown architecture 'my_model'. Did you mean 'my_models'?"),
-        ("my_losses", "my_loss", "attacks.0.losses.0: unknown loss 'my_loss'. Did you mean 'my_losses'?"),
-        ("my_attacks", "my_attack", "attacks.0.name: unknown attack 'my_attack'. Did you mean 'my_attacks'?"),
+        (
+            "my_models",
+            "my_model",
+            "model 2 .*, architecture: unknown architecture 'my_model'. Did you mean 'my_models'?",
+        ),
+        ("my_losses", "my_loss", "attack 1 .my_attacks., losses.0: unknown loss 'my_loss'. Did you mean 'my_losses'?"),
+        (
+            "my_attacks",
+            "my_attack",
+            "attack 1 .*, name: unknown attack 'my_attack'. Did you mean 'my_attacks'?",
+        ),
     ):
         with pytest.raises(SpecError, match=f"^s: {message}".replace("?", r"\?")):
             parse_suite(text.replace(old, new), "s")

@@ -27,10 +27,11 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def scope() -> dict[str, Any]:
-    """The namespace of the first two examples, which belong together."""
-    namespace: dict[str, Any] = {}
-    with torch.random.fork_rng():
+def scope(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The namespace of the first two examples, which belong together, and the folder in which they are run."""
+    namespace: dict[str, Any] = {"folder": tmp_path_factory.mktemp("readme")}
+    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(namespace["folder"])
         for block in blocks("python")[:2]:
             exec(compile(block, "README.md", "exec"), namespace)
     return namespace
@@ -47,6 +48,7 @@ def test_a_model_and_a_loader_are_evaluated_in_memory(scope):
     assert run.rows["image"].n_unique() == 12
     assert run.rows.height == 12 * (1 + 3 * 2)
     assert run.table("dice", by="attack")["attack"].to_list() == ["none", "fgsm", "pgd", "random_sign"]
+    assert (scope["folder"] / "runs" / "evaluate" / "report.html").is_file()
 
 
 def test_the_example_attack_is_one(tmp_path, monkeypatch):

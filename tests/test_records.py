@@ -49,6 +49,19 @@ def test_rows_come_back_as_they_were_written_in_a_fixed_order(tmp_path):
     assert second.parent.name == "parts"
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_refused_run_leaves_a_folder_as_it_was(tmp_path, there):
+    out = tmp_path / "run"
+    if there:
+        out.mkdir()
+    with pytest.raises(RecordError, match="refused"), records.own(out):
+        raise RecordError("refused")
+    assert out.exists() == there
+    with records.own(out):
+        records.write_part(out, [row()])
+    assert len(records.read_rows(out)) == 1, "rows are never removed"
+
+
 def test_pandas_and_duckdb_read_the_parts(tmp_path):
     with records.own(tmp_path):
         path = records.write_part(tmp_path, [row()])

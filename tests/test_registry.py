@@ -214,12 +214,13 @@ def test_attacks_of_a_toolkit_are_listed_from_its_table_without_an_import():
     ("old", "new", "message"),
     [
         ("faketool.PGD", "faketool.PDG", r"unknown attack 'faketool.PDG'. Did you mean 'faketool.PGD'\?"),
+        ("faketool.PGD", "faketool.pgd", r"unknown attack 'faketool.pgd'. Did you mean 'faketool.PGD'\?"),
         ("faketool.PGD", "faketol.PGD", "unknown attack 'faketol.PGD'. Did you mean 'faketool.<Class>'"),
         ("faketool.PGD", "faketool.Text", "attack faketool.Text: cannot attack a segmenter: it attacks text"),
-        ('["4/255"]', '["4/255"]\nnorm = "l2"', "attacks.0: norm: attack 'faketool.PGD' supports linf, not l2"),
-        ('losses = ["dice"]', "", "attacks.0: losses: attack 'faketool.PGD' needs a loss"),
-        ('["4/255"]', '["4/255"]\ndraws = 2', "attacks.0: draws: attack 'faketool.PGD' is not random"),
-        ("faketool.PGD", "faketool.Noise", "attacks.0: losses: attack 'faketool.Noise' takes no loss"),
+        ('["4/255"]', '["4/255"]\nnorm = "l2"', "attack 1 .faketool.PGD.: norm: attack .* supports linf, not l2"),
+        ('losses = ["dice"]', "", "attack 1 .faketool.PGD.: losses: attack 'faketool.PGD' needs a loss"),
+        ('["4/255"]', '["4/255"]\ndraws = 2', "attack 1 .faketool.PGD.: draws: attack 'faketool.PGD' is not random"),
+        ("faketool.PGD", "faketool.Noise", "attack 1 .faketool.Noise.: losses: attack 'faketool.Noise' takes no loss"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("adapter")

@@ -7,15 +7,21 @@ from importlib.resources import files
 
 import pytest
 
-from advseg_bench.data import count_images
-from advseg_bench.errors import SpecError
+from advseg_bench.data import count_images, load_dataset
+from advseg_bench.errors import DataError, SpecError
 from advseg_bench.suite.cells import estimate, plan, show_eps, show_radii
 from advseg_bench.suite.layers import list_suites
-from advseg_bench.suite.specs import PhantomData, PluginData
+from advseg_bench.suite.specs import FolderData, PhantomData, PluginData
 from advseg_bench.suite.suite import Suite, parse_suite
 from advseg_bench.suite.timing import expect
 
 TEXT = files("advseg_bench.suite.shipped").joinpath("smoke.toml").read_text()
+
+
+def test_a_relative_path_to_nothing_is_named_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"^no/where: expected a folder, .* images/ and masks/.* {tmp_path}/no/where"):
+        load_dataset(FolderData(name="folder", path="no/where", classes=("a",)))
 
 
 @pytest.mark.parametrize("name", list_suites())
@@ -41,25 +47,33 @@ def test_shipped_suites_load_and_survive_json(name):
         ("epochs = 10", "epoch = 10", "training: unknown key 'epoch'. Did you mean 'epochs'?"),
         ("monai.UNet", "monai.Unet", "architecture: unknown architecture 'monai.Unet'. Did you mean"),
         ('"unet-xs"', '"basicunet-xs"', "models: two models are named 'basicunet-xs'. Rename one"),
-        ('"unet-xs"', '"../x"', "models.1.name: String should match"),
-        ('"fgsm"', '"fgms"', "attacks.0.name: unknown attack 'fgms'. Did you mean 'fgsm'?"),
-        ('["bce", "dice"]', '["bce", "dicce"]', "attacks.0.losses.1: unknown loss 'dicce'. Did you mean 'dice'?"),
-        ('["bce", "dice"]', "[]", "attacks.0: losses: attack 'fgsm' needs a loss"),
-        ("draws = 2", 'losses = ["bce"]', "attacks.1: losses: attack 'random_sign' takes no loss"),
-        ('losses = ["bce"', 'draws = 2\nlosses = ["bce"', "attacks.0: draws: attack 'fgsm' is not random"),
-        ('"8/255"', "8", 'attacks.0: eps: expected L_inf radii below 1.* got 8.* write "8/255"'),
-        ('"8/255"', "1.0", "attacks.0: eps: expected L_inf radii below 1"),
-        ('"8/255"', "-0.1", "attacks.0.eps.1: expected a finite eps >= 0, got -0.1"),
-        ('"8/255"', "nan", "attacks.0.eps.1: expected a finite eps >= 0, got nan"),
-        ('"8/255"', "true", 'attacks.0.eps.1: expected a number or a fraction such as "4/255"'),
-        ('"8/255"', '"8/0"', "attacks.0.eps.1: expected a number or a fraction"),
-        ('"8/255"', '"2/255"', "attacks.0: eps: a value of attack 'fgsm' is listed twice"),
+        ('"unet-xs"', '"../x"', "model 2 .../x., name: String should match"),
+        ('"fgsm"', '"fgms"', "attack 1 .fgms., name: unknown attack 'fgms'. Did you mean 'fgsm'?"),
+        (
+            '["bce", "dice"]',
+            '["bce", "dicce"]',
+            "attack 1 .fgsm., losses.1: unknown loss 'dicce'.* 'dice'?",
+        ),
+        ('["bce", "dice"]', "[]", "attack 1 .fgsm.: losses: attack 'fgsm' needs a loss"),
+        ("draws = 2", 'losses = ["bce"]', "attack 2 .random_sign.: losses: attack 'random_sign' takes no loss"),
+        ('losses = ["bce"', 'draws = 2\nlosses = ["bce"', "attack 1 .fgsm.: draws: attack 'fgsm' is not random"),
+        ('"8/255"', "8", 'attack 1 .fgsm.: eps: expected L_inf radii below 1.* got 8.* write "8/255"'),
+        ('"8/255"', "1.0", "attack 1 .fgsm.: eps: expected L_inf radii below 1"),
+        ('"8/255"', "-0.1", "attack 1 .fgsm., eps.1: expected a finite eps >= 0, got -0.1"),
+        ('"8/255"', "nan", "attack 1 .fgsm., eps.1: expected a finite eps >= 0, got nan"),
+        ('"8/255"', "true", 'attack 1 .fgsm., eps.1: expected a number or a fraction such as "4/255"'),
+        ('"8/255"', '"8/0"', "attack 1 .fgsm., eps.1: expected a number or a fraction"),
+        ('"8/255"', '"2/255"', "attack 1 .fgsm.: eps: a value of attack 'fgsm' is listed twice"),
         ("epochs = 10", "lr = inf", "training.lr: Input should be a finite number"),
-        ("mean = 0.5", "mean = nan", "models.0.mean: expected finite numbers, got nan"),
+        ("mean = 0.5", "mean = nan", "model 1 .basicunet-xs., mean: expected finite numbers, got nan"),
         ("epochs = 10", "head_bias = false", 'training.head_bias: expected a number or "none"'),
-        ("draws = 2", "settings = { day = 2020-01-01 }", "attacks.1.settings: expected numbers, strings, booleans"),
+        (
+            "draws = 2",
+            "settings = { day = 2020-01-01 }",
+            "attack 2 .random_sign., settings: expected numbers, strings",
+        ),
         ('recipe = "quick"', 'recipe = ["quick"]', "training: unknown recipe"),
-        ('"8/255"', '"1e999"', "attacks.0.eps.1: expected a"),
+        ('"8/255"', '"1e999"', "attack 1 .fgsm., eps.1: expected a"),
         ("schema = 1", "schema = 2", "schema: Input should be 1, got 2"),
         ("seed = 0", "seed = -1", "seed: Input should be greater than or equal to 0, got -1"),
         ("[data]", "[data", "^s.toml: is not valid TOML"),
@@ -219,7 +233,7 @@ def test_a_limit_of_forwards_is_told_to_each_cell_and_changes_no_identity():
     assert [cell.id for cell in cells] == [cell.id for cell in without]
     assert {(cell.arm.attack, cell.max_forwards) for cell in cells} >= {("none", None), ("fgsm", 20)}
     assert {cell.max_forwards for cell in without} == {None}
-    message = r"attacks\.0\.max_forwards: Input should be greater than or equal to 1, got 0"
+    message = r"attack 1 \(fgsm\), max_forwards: Input should be greater than or equal to 1, got 0"
     with pytest.raises(SpecError, match=message):
         parse_suite(limited.replace("= 20", "= 0"), "s")
 

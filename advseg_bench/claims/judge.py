@@ -54,7 +54,8 @@ class Claim:
         >>> import torch
         >>> import advseg_bench as ab
         >>> x = torch.linspace(0, 1, 512).reshape(2, 1, 16, 16)
-        >>> run = ab.evaluate(torch.nn.SiLU(), [(x, x[:, 0] > 0.5)], ab.attacks.FGSM(loss="bce"), task="binary")
+        >>> batch = ab.Batch.of(x, x[:, 0] > 0.5, task="binary", subjects=["Anna", "Ben"])
+        >>> run = ab.evaluate(torch.nn.SiLU(), batch, ab.attacks.FGSM(loss="bce"))
         >>> ab.judge_claims(run)[0].answer
         'Not asked: the run has no noise of equal norm to compare with.'
     """
@@ -107,7 +108,8 @@ def judge_claims(run: Run) -> tuple[Claim, ...]:
         >>> import advseg_bench as ab
         >>> x, model = torch.linspace(0, 1, 512).reshape(2, 1, 16, 16), torch.nn.SiLU()
         >>> attacks = [ab.attacks.FGSM(loss="bce"), ab.attacks.RandomSign()]
-        >>> run = ab.evaluate(model, [(x, x[:, 0] > 0.5)], attacks, task="binary")
+        >>> batch = ab.Batch.of(x, x[:, 0] > 0.5, task="binary", subjects=["Anna", "Ben"])
+        >>> run = ab.evaluate(model, batch, attacks)
         >>> claim = ab.judge_claims(run)[0]
         >>> claim.name, claim.verdict, claim.shortage.needed
         ('vulnerable', 'undecidable', 6)
@@ -123,7 +125,9 @@ def judge(evidence: Evidence) -> tuple[Claim, ...]:
 def _ask(question: Question, find_answer: Callable[[Evidence, Arm], _Answer | str], evidence: Evidence) -> Claim:
     """Answer one question, or report what the run lacks for it."""
     found: _Answer | str = "the run has no result of FGSM as defined under an L_inf budget"
-    if evidence.reference is not None:
+    if evidence.run.about.data.by_image:
+        found = "no subjects were given, and the claims are about subjects"
+    elif evidence.reference is not None:
         found = find_answer(evidence, evidence.reference)
     asked = (question.name, question.statement, question.text)
     if isinstance(found, str):

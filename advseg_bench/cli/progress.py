@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from advseg_bench.running.benchmark import Event
 
 TEXT = {"load": "loading", "train": "training", "ready": "training", "attack": "attacking", "panels": "panels"}
+COMPLETE = "nothing to do: the run is complete"
 
 
 @contextmanager
@@ -24,6 +25,9 @@ def show_progress(console: Console) -> Iterator[Callable[[Event], None]]:
         tasks: dict[str, TaskID] = {}
 
         def show(event: Event) -> None:
+            if event.stage == "complete":
+                bars.console.print(COMPLETE)
+                return
             name = event.what if event.stage in ("train", "ready") else ""
             text = f"{TEXT[event.stage]} {name}".strip()
             if text not in tasks:
@@ -34,9 +38,11 @@ def show_progress(console: Console) -> Iterator[Callable[[Event], None]]:
 
 
 def _print_line(console: Console, event: Event) -> None:
-    """One line when loading starts, when a model is ready, and when all rows are written."""
+    """One line when loading starts, when a model is ready, when all rows are written, and if none was missing."""
     if event.stage == "load":
         console.print("loading data and libraries")
+    elif event.stage == "complete":
+        console.print(COMPLETE)
     elif event.stage == "ready":
         console.print(f"model {event.what} is ready", highlight=False)
     elif event.stage == "attack" and event.done == event.total:

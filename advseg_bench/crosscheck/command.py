@@ -61,6 +61,14 @@ def run(options: Options, out: Path, console: Console) -> bool:
     plan, missing = _make_plan(options)
     for toolkit in missing:
         console.print(f"{toolkit} has no {options.norm} {options.reference}: skipped", markup=False)
+    networks = len(options.models or options.suite.models) + len(options.untrained)
+    cases = len(plan.kinds) * len(plan.losses) * len(plan.eps)
+    console.print(
+        f"{options.suite.name}: {networks} network{'s' * (networks != 1)} (trained unless cached), each with up to "
+        f"{cases} combinations of task, loss and eps",
+        markup=False,
+        highlight=False,
+    )
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("models")
         subjects = load_subjects(

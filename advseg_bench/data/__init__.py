@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from advseg_bench.errors import DataError
 from advseg_bench.registry import catalogue
 from advseg_bench.suite.specs import DataSpec, PhantomData, PluginData, UwMadisonData
 
@@ -48,8 +49,21 @@ def load_dataset(spec: DataSpec) -> Dataset:
         ((2, 1, 64, 64), (2, 3, 64, 64))
     """
     module = "plugin" if isinstance(spec, PluginData) else spec.name
-    dataset: Dataset = import_module(f"advseg_bench.data.{module}").load(spec)
+    try:
+        dataset: Dataset = import_module(f"advseg_bench.data.{module}").load(spec)
+    except DataError as error:
+        if not (place := _locate(spec)):
+            raise
+        raise DataError(f"{error}{place}") from None
     return dataset
+
+
+def _locate(spec: DataSpec) -> str:
+    """Return a sentence with the absolute path of a relative path to nothing, else ""."""
+    path = getattr(spec, "path", None)
+    if path is None or path.is_absolute() or path.exists() or getattr(spec, "phantom", None):
+        return ""
+    return f" A relative `path` starts at the folder where the command runs: here it is {path.resolve()}."
 
 
 def count_images(spec: DataSpec) -> tuple[int, int, str] | None:
@@ -95,8 +109,9 @@ def _assume_images(spec: UwMadisonData) -> tuple[int, int, str] | None:
     from advseg_bench.data.uw_madison.phantom import expect_images, locate_phantom
 
     if spec.phantom:
-        expected = *expect_images(spec, spec.phantom), "expected of phantom data, which are not drawn yet"
-        return None if locate_phantom(spec.phantom).is_dir() else expected
+        if locate_phantom(spec.phantom).is_dir():
+            return None
+        return *expect_images(spec, spec.phantom), "expected of phantom data, which are not drawn yet"
     if spec.path.exists():
         return None
     train = UW_SLICES * (1 - 1 / spec.folds) * (1 - spec.validation) / spec.every

@@ -73,6 +73,9 @@ def read_images(
         known: Task | TaskKind = task if classes is None else make_task("evaluate", task, classes)
         try:
             x, y, subjects = _take_apart(item, keys, subject_key, single)
+            if isinstance(data, (list, tuple)) and x.dim() in (2, 3):
+                remedy = "A list holds batches. For single images pass a data set, such as monai.data.Dataset(items)."
+                raise DataError(expected("x", "a batch of images (N, C, *S)", tuple(x.shape), remedy))
             start = sum(len(batch.x) for batch in found)
             found.append(
                 Batch.of(

@@ -20,6 +20,9 @@ from advseg_bench.errors import PluginError, one_line, unknown
 from advseg_bench.registry import catalogue, sources
 from advseg_bench.registry.source_files import MAIN, namespace
 
+INSTALL = "Install its package, or set PYTHONPATH to the folder that contains it."
+"""The remedy if the module of `package.module:object` cannot be imported."""
+
 Kind = Literal["attack", "architecture", "loss", "data set"]
 
 GROUPS: dict[Kind, str] = {
@@ -154,7 +157,7 @@ def load_object(kind: Kind, name: str, where: str = "") -> object:
         return _import(
             where,
             _SHIPPED_TARGETS.get((kind, name), name),
-            "Install its package, or set PYTHONPATH to the folder that contains it.",
+            INSTALL,
         )
     return _import(
         f"{where}: plug-in {plugin.name!r} of distribution {plugin.distribution}", plugin.target, remedy(plugin)
@@ -182,9 +185,10 @@ def _import(where: str, target: str, remedy: str) -> object:
     except AttributeError:
         known = namespace(module).items()
         names = [key for key, value in known if callable(value) and not key.startswith("_")]
+        remedy = "" if remedy == INSTALL else remedy  # the module was found
         if module_name == MAIN:
             remedy = "Move it to the top level of the script or to a module, or use workers=1."
-        raise PluginError(f"{unknown(where, f'object of {module_name}', path, names)} {remedy}") from None
+        raise PluginError(f"{unknown(where, f'object of {module_name}', path, names)} {remedy}".rstrip()) from None
     except Exception as error:
         raise PluginError(f"{where}: {target} cannot be accessed: {one_line(error)}. {remedy}") from error
 

@@ -10,6 +10,30 @@ from advseg_bench.results.arms import POINT, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import CLEAN
 
+WEAK = 0.5
+"""Clean Dice below which a network with given weights probably gets other intensities or classes than it expects."""
+
+
+def list_weak(run: Run) -> list[str]:
+    """Name the models with given weights whose clean Dice is so low that their input or classes may be wrong."""
+    listed = run.about.suite.source.get("models", ())
+    remedies = {
+        model["name"]: "With `weights`, check `scale`, `mean`, `std` and the classes."
+        if "weights" in model
+        else "Check the intensities that it expects and the order of its classes."
+        for model in listed
+        if model.get("weights") or "architecture" not in model  # given, or a network in memory
+    }
+    if not remedies:
+        return []
+    clean = run.table("dice", by="model", where={"attack": CLEAN.attack})
+    found = {row["model"]: row["mean"] for row in clean.iter_rows(named=True)}
+    return [
+        f"{name}: clean Dice {found[name]:.3f}. {remedy}"
+        for name, remedy in remedies.items()
+        if found.get(name) is not None and found[name] < WEAK
+    ]
+
 
 def list_non_finite(run: Run) -> list[str]:
     """Name the models that yield NaN or infinity: first those that do so on clean images, then under attack only."""

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from advseg_bench.report.behaviour import describe_models, list_non_finite
+from advseg_bench.report.behaviour import describe_models, list_non_finite, list_weak
 from advseg_bench.report.contrasts import Contrast, show_ratio
 from advseg_bench.report.document import show_budget, show_number, show_plural
 from advseg_bench.report.findings import shorten_list, write_findings
@@ -78,7 +78,7 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
     """Print the summary of a run on at most 40 lines of the console's width.
 
     It has the title, the models, attacks and data, the findings, attack against noise for each model, the verdicts on
-    the study's claims, skips, failures and flags if there are any, and the path of the report.
+    the study's claims, skips, failures and flags if there are any, and the paths of the claims page and the report.
 
     Args:
         run: The run, or its summary if it is computed already.
@@ -95,7 +95,8 @@ def _print_summary(summary: Summary, paths: Sequence[Path], console: Console) ->
     contrasts = summary.contrasts
     grid = _lay_out(contrasts, console.width)
     sentences = write_findings(summary, MOST_NAMES, intervals=grid.intervals)
-    page = [f"Report: {path}" for path in paths if path.name == "report.html"]
+    titles = {"claims.html": "Claims", "report.html": "Report"}
+    page = [f"{title}: {path}" for name, title in titles.items() for path in paths if path.name == name]
     head = [
         *_fit([summary.run.about.suite.title], 1, console, "bold"),
         *_fit(_describe_run(summary), 4, console),
@@ -147,7 +148,8 @@ def _describe_run(summary: Summary) -> list[str]:
     about, series = summary.run.about, summary.series
     classes = shorten_list(about.task.classes, MOST_NAMES)
     images = show_plural(about.data.images, "test volume" if about.suite.of_volumes else "test image")
-    subjects = f" of {show_plural(about.data.subjects, 'subject')}" if about.data.subjects else ""
+    known = None if about.data.by_image else about.data.subjects
+    subjects = f" of {show_plural(known, 'subject')}" if known else ""
     text = [f"{about.suite.name} on {about.data.title} ({about.task.kind}: {classes}), {images}{subjects}."]
     attacks, controls = ([s.label for s in series if s.control == control] for control in (False, True))
     if attacks:
@@ -167,7 +169,7 @@ def _show_budgets(eps: Sequence[float], norm: str) -> str:
 
 def _list_warnings(run: Run) -> list[str]:
     """Return the cautions to show before any number, in short."""
-    warnings = [*list_non_finite(run), *([run.about.suite.note] if run.about.suite.note else [])]
+    warnings = [*list_weak(run), *list_non_finite(run), *([run.about.suite.note] if run.about.suite.note else [])]
     if run.missing:
         warnings.append(f"Incomplete: {run.missing:,} of {run.planned:,} results are missing.")
     return warnings

@@ -34,7 +34,8 @@ def compose_claims(judged: Sequence[Judged]) -> Document:
     for each in judged:
         about = each.evidence.run.about
         parts = [show_plural(about.data.images, "image")]
-        parts += [show_plural(about.data.subjects, "subject")] if about.data.subjects else []
+        if about.data.subjects and not about.data.by_image:
+            parts.append(show_plural(about.data.subjects, "subject"))
         parts += [show_plural(len(each.evidence.models), "model")]
         eps = f"eps {show_eps(each.evidence.eps)}" if each.evidence.eps is not None else "no L_inf attack"
         facts.append((f"Data {each.label}", f"{', '.join(parts)}, {eps}; suite {about.suite.name}"))

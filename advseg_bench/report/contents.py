@@ -51,7 +51,7 @@ def _list_facts(summary: Summary) -> dict[str, str]:
     about, series = summary.run.about, summary.series
     images = show_plural(about.data.images, "test volume" if about.suite.of_volumes else "test image")
     voxels = "; pixels are voxels" if about.suite.of_volumes else ""
-    subjects = about.data.subjects
+    subjects = None if about.data.by_image else about.data.subjects
     swept = [(", ".join(show_radius(eps, b) for eps in b.eps), NORMS.get(b.norm, b.norm)) for b in summary.budgets]
     return {
         "Suite": about.suite.name,
@@ -68,7 +68,11 @@ def _list_facts(summary: Summary) -> dict[str, str]:
 
 def list_warnings(run: Run) -> tuple[str, ...]:
     """Return the cautions to show before any number."""
-    warnings = [*behaviour.list_non_finite(run), *([run.about.suite.note] if run.about.suite.note else [])]
+    warnings = [
+        *behaviour.list_weak(run),
+        *behaviour.list_non_finite(run),
+        *([run.about.suite.note] if run.about.suite.note else []),
+    ]
     if run.missing:
         share = run.missing / run.planned
         share_text = f"{share:.0%}" if share >= 0.01 else "under 1 %"

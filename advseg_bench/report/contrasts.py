@@ -32,7 +32,8 @@ class Contrast:
         clean: Mean clean Dice of the attacked images.
         drop: Row of `Run.table("drop")` for the attack.
         noise: The same row for the noise baseline, or None if there is none.
-        test: Paired test of `drop` minus `noise` over subjects, or None without a noise baseline.
+        test: Paired test of `drop` minus `noise` over subjects; None without a noise baseline, or if no
+            subjects were given.
         left_out: Number of images of the attack or of the noise without a score under the other, such as results that
             equal the clean image; `clean`, `drop` and `noise` are over the other images.
     """
@@ -126,9 +127,8 @@ def contrast_models(
             label = find_label(series, arm)
             mine = scored.filter(pl.col("model") == model)
             contrast = Contrast(model, arm, label, clean[model, arm], drop, noise.get(model))
-            contrasts.append(
-                _pair(contrast, mine.filter(is_arm(arm)), mine.filter(pl.col("attack") == (control or "")))
-            )
+            paired = _pair(contrast, mine.filter(is_arm(arm)), mine.filter(pl.col("attack") == (control or "")))
+            contrasts.append(replace(paired, test=None) if run.about.data.by_image else paired)
     return tuple(contrasts)
 
 

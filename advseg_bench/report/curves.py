@@ -53,7 +53,11 @@ def make_sweep_figure(summary: Summary, budgets: Budgets) -> Figure | None:
         return None
     subjects, blocks = summary.subjects, summary.blocks
     spread = ""
-    if subjects >= FEWEST_SUBJECTS:
+    if subjects >= FEWEST_SUBJECTS and summary.run.about.data.by_image:
+        spread = f"Bands: 95 % interval over {subjects} images, each of which counts by itself."
+    elif summary.run.about.data.by_image:
+        spread = ""
+    elif subjects >= FEWEST_SUBJECTS:
         spread = f"Bands: 95 % interval for the population mean ({subjects} subjects)."
     elif blocks > 1:
         inside = "volumes" if summary.run.about.suite.of_volumes else "neighbouring slices"
@@ -87,14 +91,16 @@ def make_class_figure(summary: Summary) -> Figure | None:
         return None
     same = len({*labels.values()}) == 1
     bands = any(point["lower"] is not None for _, lines in panels for line in lines for point in line.points)
-    few = f"No class has {FEWEST_SUBJECTS} subjects, so there is no interval."
+    by_image = summary.run.about.data.by_image
+    unit, what = ("images", "over images") if by_image else ("subjects", "for the population mean")
+    few = f"No class has {FEWEST_SUBJECTS} {unit}, so there is no interval."
     sentences = (
         "Dice of each class under each model's strongest attack"
         + (f", {next(iter(labels.values()))}" if same else "")
         + f" (at eps {show_budget(budgets.reference, budgets.norm)}, among those with several eps; chosen on these "
         "images).",
         "Mean over the images with a score for the class, then over subjects; eps 0 is the clean image.",
-        f"Bands: 95 % interval for the population mean, of classes in >= {FEWEST_SUBJECTS} subjects." if bands else few,
+        f"Bands: 95 % interval {what}, of classes in >= {FEWEST_SUBJECTS} {unit}." if bands else few,
     )
     draw = partial(_draw_multiples, panels, budgets)
     return Figure("classes_eps", "Dice of each class against eps", _join(sentences), draw)

@@ -137,6 +137,8 @@ def _describe_best_model(contrasts: Sequence[Contrast]) -> list[str]:
 def _describe_scope(summary: Summary, intervals: bool) -> list[str]:
     """Describe the population that the numbers apply to."""
     subjects = summary.subjects
+    if summary.run.about.data.by_image:
+        return [_describe_images(subjects, intervals)] if subjects else []
     if subjects >= FEWEST_SUBJECTS and not intervals:
         return [f"Means are over {subjects} subjects; their 95 % intervals are in the report."]
     if subjects >= FEWEST_SUBJECTS:
@@ -151,3 +153,12 @@ def _describe_scope(summary: Summary, intervals: bool) -> list[str]:
         f"{count}: no population interval. The numbers describe these images and "
         f"{'this subject' if subjects == 1 else 'these subjects'}, not a population."
     ]
+
+
+def _describe_images(images: int, intervals: bool) -> str:
+    """Describe what the numbers apply to if no subjects are known."""
+    text = f"Means are over {show_plural(images, 'image')}. No subjects were given, so each image counts by itself"
+    if images < FEWEST_SUBJECTS:
+        return f"{text}; there is no interval."
+    where = "in brackets" if intervals else "in the report"
+    return f"{text}; the 95 % intervals {where} are too narrow if images show the same patient."

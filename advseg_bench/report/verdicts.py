@@ -73,7 +73,10 @@ def summarise_claims(judged: Judged) -> tuple[Block, ...]:
     lines = [(i, claim, judged) for i, claim in judged.shown]
     answers = Text(tuple(claim.answer for _, claim, _ in lines), bullets=True)
     rest = describe_shortage(judged)
-    return (*((_make_table(lines, (judged,)), answers) if lines else ()), *((Text((rest,)),) if rest else ()))
+    return (
+        *((_make_table(lines, (judged,)), answers) if lines else ()),
+        *((Text((f"{rest} See claims.html.",)),) if rest else ()),
+    )
 
 
 def describe_shortage(judged: Judged) -> str:
@@ -85,7 +88,7 @@ def describe_shortage(judged: Judged) -> str:
     if lacking and not judged.shown:
         first = min(lacking, key=lambda shortage: shortage.noun != "subject")
         needed = show_plural(first.needed, first.noun)
-        return f"The study's claims need at least {needed}; this run has {first.there:,}. See claims.html."
+        return f"The study's claims need at least {needed}; this run has {first.there:,}."
     parts = [
         f"{_number(claims)} at least {show_plural(shortage.needed, shortage.noun)} (this run has {shortage.there:,})"
         for shortage, claims in lacking.items()
@@ -94,7 +97,7 @@ def describe_shortage(judged: Judged) -> str:
         if claim.verdict is None:
             reason = claim.answer.removeprefix("Not asked: ").removesuffix(".")
             parts.append(f"claim {i} was not asked ({reason})")
-    return f"Not decided: {'; '.join(parts)}. See claims.html." if parts else ""
+    return f"Not decided: {'; '.join(parts)}." if parts else ""
 
 
 def _number(claims: Sequence[int]) -> str:

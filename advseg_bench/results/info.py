@@ -56,6 +56,7 @@ class DataInfo:
         splits: Name of each split -> its number of images.
         images: Number of images of the test split.
         subjects: Number of subjects of the test split; None if unknown.
+        by_image: Whether no subjects were given, so that each image counts by itself.
         bounds: Smallest and largest intensity of an image.
         facts: How intensities, channels and axes of the files became those of the images, for the report: what ->
             value.
@@ -69,6 +70,7 @@ class DataInfo:
     subjects: int | None
     bounds: tuple[float, float] = (0.0, 1.0)
     facts: Mapping[str, str] = field(default_factory=dict)
+    by_image: bool = False
 
     @property
     def title(self) -> str:
@@ -165,6 +167,7 @@ def _read_data(data: Mapping[str, Any]) -> DataInfo:
         splits=splits,
         images=splits["test"],
         subjects=data.get("subjects", {}).get("test"),
+        by_image=bool(data.get("by_image", False)),
         bounds=(float(data.get("bounds", (0, 1))[0]), float(data.get("bounds", (0, 1))[1])),
         facts=_list_facts(data),
     )

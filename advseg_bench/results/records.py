@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from advseg_bench.cache import content_hash, make_folder, write_bytes, write_json
+from advseg_bench.cache import content_hash, make_folder, remove_empty, write_bytes, write_json
 from advseg_bench.errors import RecordError, expected
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.results.numbering import find_distinct
@@ -69,13 +69,17 @@ NULLABLE = ("forwards", "backwards")
 def own(out: Path) -> Iterator[None]:
     """Lock a run directory for this process; the lock is released when the process ends, for whatever reason.
 
+    A new directory that holds no run in the end, since the run was refused, is removed.
+
     Raises:
         RecordError: If the directory cannot be created, contains other files, or is locked by another run.
     """
     _check_free(out)
+    new = not out.exists()
     make_folder(out)
+    path = out / ".lock"
     try:
-        lock = (out / ".lock").open("a")
+        lock = path.open("a")
     except OSError as error:
         raise RecordError(f"{out}: cannot be written: {error.strerror}. Choose another --out.") from None
     with lock:
@@ -87,7 +91,11 @@ def own(out: Path) -> Iterator[None]:
             make_folder(out / folder)
             for leftover in (out / folder).glob(".*.tmp"):
                 leftover.unlink()
-        yield
+        try:
+            yield
+        finally:
+            if new and not (out / "run.json").exists():
+                remove_empty(out, spare=path)
 
 
 def _check_free(out: Path) -> None:

@@ -81,6 +81,8 @@ def run(
         records.describe(out, _describe(suite, cells, here))
         have = set(records.read_rows(out, ["cell", "image"], {cell.id for cell in cells}).iter_rows())
         units = find_missing(cells, here.images, have, shard)
+        if have and not any(units.values()):
+            progress(Event("complete", "", len(have), len(have)))
         recorder = Recorder(out, sum(unit.rows for found in units.values() for unit in found), progress, code)
         try:
             _compute(units, executor, recorder)

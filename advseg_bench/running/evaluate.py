@@ -76,8 +76,9 @@ def evaluate(
         ignore: Label value of pixels that are excluded from losses and scores, such as 255.
         bounds: Smallest and largest intensity of an image; by default (0, 1).
         keys: Keys of images and labels in dictionaries.
-        subject_key: Key of the subject of each image in dictionaries; by default each image is a separate subject, so
-            that confidence intervals are over images.
+        subject_key: Key of the subject (patient) of each image in dictionaries, such as "patient". Without it each
+            image counts as a subject: intervals are over images, and no claim is judged. Slices of one patient are
+            correlated, so give their patient.
         seed: Random seed of all attacks.
         batch: Images per forward pass; a short batch is padded, so that an image gives the same bits in any batch.
         device: Device to compute on; by default that of the model's parameters.
@@ -274,7 +275,7 @@ def _describe_run(
             "compute": {"batch": work.batch, "threads": threads, "prepare": Compute().prepare},
             "scoring": scoring.model_dump(mode="json"),
         },
-        "data": dataset.describe(),
+        "data": dataset.describe() | ({"by_image": True} if images.subjects == images.images else {}),
         "binding": libraries,
         "environment": libraries | environment.describe_machine() | {"threads": threads, "compute_batch": work.batch},
         "command": "advseg_bench.evaluate(...)",

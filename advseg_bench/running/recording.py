@@ -21,13 +21,13 @@ class Event:
     """Progress of a run.
 
     Attributes:
-        stage: Current stage; "ready" is the end of a model's training.
+        stage: Current stage; "ready" is the end of a model's training; "complete" means that no row is missing.
         what: Name of the model, or "".
         done: Number of epochs, rows or panels done.
         total: Total number of them.
     """
 
-    stage: Literal["load", "train", "ready", "attack", "panels"]
+    stage: Literal["load", "train", "ready", "attack", "panels", "complete"]
     what: str
     done: int
     total: int

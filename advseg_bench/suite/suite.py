@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -11,13 +11,12 @@ from advseg_bench.errors import SpecError, unknown
 from advseg_bench.registry import catalogue
 from advseg_bench.suite.causes import list_causes
 from advseg_bench.suite.layers import FILE_KEYS, Tables, overlay, parse_tables, read_tables, unfold
+from advseg_bench.suite.places import name_place, walk
 from advseg_bench.suite.specs import (
-    PLUGIN_TAG,
     AttackSpec,
     Compute,
     DataSpec,
     ModelSpec,
-    PluginData,
     Recipe,
     Scoring,
     Spec,
@@ -165,14 +164,14 @@ def _validate(tables: Tables, where: str) -> Suite:
         first, *rest = list_causes(error)
         others = len(rest)
         more = f" ({others} more problem{'s' if others > 1 else ''} in this file)" if others else ""
-        raise SpecError(f"{where}: {_explain(first)}{more}") from None
+        raise SpecError(f"{where}: {name_place(_explain(first), tables)}{more}") from None
 
 
 def _explain(error: Any) -> str:
     """Format one pydantic error: path of the key, expected value, value found, nearest known key."""
     if error["type"] == PLACED:
         return str(error["msg"])
-    place, models = _walk(error["loc"])
+    place, models = walk(error["loc"], Suite)
     if error["type"] == "extra_forbidden":
         return unknown(".".join(place[:-1]) or "top level", "key", place[-1], {n for m in models for n in _keys(m)})
     where = ".".join(place) or "suite"
@@ -189,33 +188,3 @@ def _explain(error: Any) -> str:
 def _keys(model: type[BaseModel]) -> list[str]:
     """The keys that a TOML table of this model accepts."""
     return [field.alias or name for name, field in model.model_fields.items()] + (FILE_KEYS if model is Suite else [])
-
-
-def _walk(loc: tuple[str | int, ...]) -> tuple[list[str], list[type[BaseModel]]]:
-    """Resolve an error's location: its readable path, and the models whose table contains the last key."""
-    place: list[str] = []
-    models: list[type[BaseModel]] = [Suite]
-    for i, part in enumerate(loc):
-        tagged = [m for m in models if part in _tags(m)]
-        if tagged and len(models) > 1:
-            models = tagged
-            continue
-        place.append(str(part))
-        if isinstance(part, str) and i + 1 < len(loc):
-            fields = {f.alias or n: f for m in models for n, f in m.model_fields.items()}
-            if part in fields:
-                models = _models_in(fields[part].annotation)
-    return place, models
-
-
-def _tags(model: type[BaseModel]) -> tuple[object, ...]:
-    """The tags that pydantic uses for a model of a union in error locations."""
-    names = get_args(getattr(model.model_fields.get("name"), "annotation", None))
-    return (PLUGIN_TAG,) if model is PluginData else names
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """All models in a type annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]

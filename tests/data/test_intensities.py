@@ -306,7 +306,7 @@ def test_radii_in_the_units_of_the_bounds(keys, eps, shown):
 
 def test_a_radius_beyond_the_bounds_is_refused():
     with pytest.raises(
-        SpecError, match=r"ct: attacks\.0: eps: expected L_inf radii below 400, .*\[-160, 240\], got 400"
+        SpecError, match=r"ct: attack 1 \(fgsm\): eps: expected L_inf radii below 400, .*\[-160, 240\], got 400"
     ):
         parse_suite(SUITE.format(keys="bounds = [-160, 240]", eps=400), "ct")
 

@@ -84,15 +84,13 @@ SHORT = {name: title.strip("[]") for name, title in TITLES.items()} | {"PluginDa
 def _table(name: str, title: str, definition: Json, others: Json) -> Iterator[str]:
     fixed = definition.get("properties", {}).get("name", {}).get("const")
     title = f'[data] name = "{fixed}"' if fixed else title
-    text, meanings = split_attributes(definition.get("description", ""))
     yield f"## `{title}` {{ #{name} }}"
-    yield text
+    yield definition["description"]
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     required = definition.get("required", [])
     for key, value in definition.get("properties", {}).items():
         default = "required" if key in required else _default(value)
-        meaning = meanings.get(key) or meanings.get("schema_version" if key == "schema" else key, "")
-        rows.append(f"| `{key}` | {_type(value, others)} | {default} | {_cell(meaning)} |")
+        rows.append(f"| `{key}` | {_type(value, others)} | {default} | {_cell(value.get('description', ''))} |")
     yield "\n".join(rows)
 
 
@@ -101,20 +99,6 @@ def _default(value: Json) -> str:
     if default in (None, "", []) or isinstance(default, dict):
         return ""
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
-
-
-def split_attributes(description: str) -> tuple[str, dict[str, str]]:
-    """Split a Google docstring: the text before "Attributes:", and what each attribute means."""
-    text, _, listed = description.partition("\nAttributes:\n")
-    meanings: dict[str, str] = {}
-    key = ""
-    for line in listed.splitlines():
-        if match := re.match(r" {4}(\w+): (.*)", line):
-            key = match[1]
-            meanings[key] = match[2]
-        elif key and line.strip():
-            meanings[key] += f" {line.strip()}"
-    return text.strip(), meanings
 
 
 def _type(value: Json, others: Json) -> str:
