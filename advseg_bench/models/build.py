@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advseg_bench.checks.logits import probe
+from advseg_bench.checks.logits import check_output, probe
 from advseg_bench.checks.model import watch
 from advseg_bench.checks.outputs import Outputs
+from advseg_bench.checks.sample import choose_sample
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, expected
 from advseg_bench.models.build_defined import build_defined
 from advseg_bench.models.build_monai import build_monai
@@ -41,7 +42,8 @@ def build_model(
     exception is TorchScript, whose file holds both.
 
     The check runs the network in eval mode on two random images; it changes neither batch norm buffers nor training
-    flags nor random state. A network whose logits depend on more than the image is refused, unless `spec.stochastic`.
+    flags nor random state. For volumes the images are crops, if the network runs on them, and one whole volume follows.
+    A network whose logits depend on more than the image is refused, unless `spec.stochastic`.
 
     Args:
         spec: Architecture, encoder, settings, normalisation and stride. Without `spec.stride` the stride follows from
@@ -57,7 +59,7 @@ def build_model(
         The network, images (N, C, *S) in [0, 1] -> logits (N, K, *S), in the mode that its constructor sets.
 
     Cost:
-        Three forwards of two images; two without `check_function`.
+        Three forwards of two images; two without `check_function`. One more of one image for volumes.
 
     Raises:
         SpecError: If the encoder or a setting is unknown, or the constructor refuses its arguments.
@@ -91,8 +93,11 @@ def build_model(
     _check_normalisation(where, spec, channels)
     _check_depth(where, model.stride, edges)
     x = torch.rand((2, channels, *edges), generator=torch.Generator().manual_seed(seed))
+    sample = choose_sample(model, x)
     with _alike(model) if spec.stochastic else nullcontext(), watch(model.net) as notes:
-        model.head = probe(where, model, x, task, model.net, function=check_function and not spec.stochastic)
+        model.head = probe(where, model, sample, task, model.net, function=check_function and not spec.stochastic)
+        if sample is not x:
+            check_output(where, model, x[:1], task)
     model.notes = tuple(notes)
     return model
 

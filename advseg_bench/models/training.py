@@ -21,6 +21,7 @@ from torch import Tensor
 from advseg_bench import environment
 from advseg_bench.cache import cache_dir, content_hash, write_bytes, write_json
 from advseg_bench.checks.model import check_calls
+from advseg_bench.checks.sample import choose_sample
 from advseg_bench.data.dataset import Dataset, Split
 from advseg_bench.errors import DataError, TrainingError, UserError, expected
 from advseg_bench.models.build import build_model, set_head_bias
@@ -58,6 +59,7 @@ def obtain_model(
     seed: int,
     progress: Progress = lambda done, total: None,
     device: str = "cpu",
+    batch: int | None = None,
 ) -> TrainedModel:
     """Return a model in eval mode: from its `weights`, from the cache, or trained and then cached.
 
@@ -67,6 +69,7 @@ def obtain_model(
         dataset: Its training split for the weights, its validation split for the choice of the checkpoint.
         seed: Seed of initialisation and training.
         progress: Called after every epoch.
+        batch: Images per pass when the model is scored and described; that of the training by default.
         device: Where it is trained. On a CPU the result is bit-identical for equal arguments; not on an accelerator.
 
     Returns:
@@ -86,9 +89,11 @@ def obtain_model(
         "parameters": count_parameters(model),
         "source": str(spec.weights) if spec.weights else "trained",
     }
+    most = DESCRIBED_IMAGES if batch is None else batch
     if spec.weights:
-        given = {"key": None, "validation_dice": _score(model.eval(), dataset, recipe.batch), "train_seconds": None}
-        return TrainedModel(model, info | loaded | given | _describe(spec, model, dataset, recipe.batch))
+        at_once = recipe.batch if batch is None else min(batch, recipe.batch)
+        given = {"key": None, "validation_dice": _score(model.eval(), dataset, at_once), "train_seconds": None}
+        return TrainedModel(model, info | loaded | given | _describe(spec, model, dataset, recipe.batch, most))
     key = content_hash(_dependencies(spec, recipe, dataset, seed, torch.device(device).type))
     with _locked(cache_dir("models", key)) as folder:
         weights, sidecar = folder / "model.safetensors", folder / "model.json"
@@ -109,7 +114,7 @@ def obtain_model(
             f"{outcome['validation_dice']:.3f} after {recipe.epochs} epochs. "
             "Train longer, change `training.lr`, or lower `training.floor`."
         )
-    described = _describe(spec, model.eval(), dataset, recipe.batch)
+    described = _describe(spec, model.eval(), dataset, recipe.batch, most)
     return TrainedModel(model.eval(), info | outcome | {"key": key} | described)
 
 
@@ -119,24 +124,34 @@ class _Listener:
     def __init__(self, model: SegmentationModule) -> None:
         self.model = model
         self.logits: list[Tensor] = []
+        """Of the first two calls."""
 
     def __call__(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x)
-        self.logits.append(logits.detach())
+        if len(self.logits) < 2:
+            self.logits.append(logits.detach())
         return logits
 
 
-def _describe(spec: ModelSpec, model: SegmentationModule, dataset: Dataset, batch: int) -> dict[str, Any]:
+def _describe(
+    spec: ModelSpec, model: SegmentationModule, dataset: Dataset, batch: int, at_once: int
+) -> dict[str, Any]:
     """Properties of the network, measured on a few images not used for training, at most one training batch.
 
-    Its forwards of one image and of all also show whether logits depend on the image alone.
+    Its forwards of one image and of all also show whether logits depend on the image alone. If not all fit in one
+    pass, two crops of volumes or two other images show it.
     """
     images = dataset.split("validation") or dataset.split("test")
     x = dataset.batch(images[: min(DESCRIBED_IMAGES, batch)]).x
     calls = _Listener(model)
-    described = {"flops": count_flops(calls, x), "receptive_field_px": measure_receptive_field(calls, x)}
+    described = {"flops": count_flops(calls, x), "receptive_field_px": measure_receptive_field(calls, x, at_once)}
     if not spec.stochastic:
-        check_calls(f"model {spec.name!r}", model, x, *calls.logits)
+        alone, company = calls.logits[:2]
+        if at_once < len(x):
+            x = choose_sample(model, x[:2])
+            with torch.no_grad():
+                alone, company = model(x[:1]), model(x)
+        check_calls(f"model {spec.name!r}", model, x, alone, company)
     return described | model.describe_outputs()
 
 

@@ -22,6 +22,7 @@ from advseg_bench.checks.logits import probe
 from advseg_bench.checks.model import describe_behaviour, watch
 from advseg_bench.checks.outputs import Segmenter, read_model
 from advseg_bench.checks.results import traits_of
+from advseg_bench.checks.sample import choose_sample
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.data.memory import make_dataset, read_images
 from advseg_bench.errors import SpecError, expected
@@ -173,6 +174,7 @@ def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done
         try:
             network.to(device)
             sample = select_images(work.images, range(min(CHECKED_ON, len(work.images.x)))).x.to(device)
+            sample = choose_sample(network, sample)
             stochastic = name in work.random
             reader = read_model(f"model {name}", network)
             with watch(network) as notes:
@@ -182,7 +184,7 @@ def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done
             entry |= describe_behaviour(notes, work.count_repeats(name))
             cells = _make_cells(name, entry, work)
             attacked = cast(nn.Module, reader.simplest())
-            choice = _prepare(attacked, sample, stochastic)
+            choice = _prepare(attacked, sample[: work.batch], stochastic)
             unit = Unit(name, tuple(range(len(work.images.x))), tuple(cells))
             built = {cell.id: work.arms[cell.arm] for cell in cells if cell.arm != CLEAN}
             conditions = Conditions(work.seed, work.batch, device, stochastic)
