@@ -30,7 +30,7 @@ from advseg_bench.models.properties import count_flops, measure_receptive_field
 from advseg_bench.models.training_loop import Training, evaluate
 from advseg_bench.models.weights import count_parameters, load_weights, save_weights
 from advseg_bench.registry import catalogue
-from advseg_bench.suite.specs import ModelSpec, Recipe
+from advseg_bench.suite.specs import Inference, ModelSpec, Recipe, describe_inference
 
 TRAINING_VERSION = 2
 SAVE_EVERY_S = 2.0
@@ -60,6 +60,7 @@ def obtain_model(
     progress: Progress = lambda done, total: None,
     device: str = "cpu",
     batch: int | None = None,
+    inference: Inference | None = None,
 ) -> TrainedModel:
     """Return a model in eval mode: from its `weights`, from the cache, or trained and then cached.
 
@@ -70,6 +71,7 @@ def obtain_model(
         seed: Seed of initialisation and training.
         progress: Called after every epoch.
         batch: Images per pass when the model is scored and described; that of the training by default.
+        inference: Sliding windows through which the model sees images.
         device: Where it is trained. On a CPU the result is bit-identical for equal arguments; not on an accelerator.
 
     Returns:
@@ -81,7 +83,9 @@ def obtain_model(
         SpecError: See `build_model` and `load_weights`.
         IncompatibleError: See `build_model`; and if logits depend on more than the image once the weights are there.
     """
-    model, loaded = _build(spec, dataset, seed, check_function=False)  # `_describe` checks it with its weights
+    model, loaded = _build(
+        spec, dataset, seed, inference, check_function=False
+    )  # `_describe` checks it with its weights
     info = {
         "name": spec.name,
         "architecture": spec.architecture,
@@ -94,7 +98,8 @@ def obtain_model(
         at_once = recipe.batch if batch is None else min(batch, recipe.batch)
         given = {"key": None, "validation_dice": _score(model.eval(), dataset, at_once), "train_seconds": None}
         return TrainedModel(model, info | loaded | given | _describe(spec, model, dataset, recipe.batch, most))
-    key = content_hash(_dependencies(spec, recipe, dataset, seed, torch.device(device).type))
+    depends = _dependencies(spec, recipe, dataset, seed, torch.device(device).type)
+    key = content_hash(depends | describe_inference(inference))
     with _locked(cache_dir("models", key)) as folder:
         weights, sidecar = folder / "model.safetensors", folder / "model.json"
         if not _is_whole(weights, sidecar, model):
@@ -133,9 +138,7 @@ class _Listener:
         return logits
 
 
-def _describe(
-    spec: ModelSpec, model: SegmentationModule, dataset: Dataset, batch: int, at_once: int
-) -> dict[str, Any]:
+def _describe(spec: ModelSpec, model: SegmentationModule, dataset: Dataset, batch: int, at_once: int) -> dict[str, Any]:
     """Properties of the network, measured on a few images not used for training, at most one training batch.
 
     Its forwards of one image and of all also show whether logits depend on the image alone. If not all fit in one
@@ -163,7 +166,7 @@ def _score(model: SegmentationModule, dataset: Dataset, batch: int) -> float | N
         return None
 
 
-def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationModule:
+def build_given(spec: ModelSpec, dataset: Dataset, seed: int, inference: Inference | None = None) -> SegmentationModule:
     """Build a model for the images of a data set, and load its `weights` if the specification has any.
 
     Raises:
@@ -173,11 +176,11 @@ def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationMod
         DataError: See `build_model` and `load_weights`; and if a model is to be trained on data without training or
             validation images.
     """
-    return _build(spec, dataset, seed)[0]
+    return _build(spec, dataset, seed, inference)[0]
 
 
 def _build(
-    spec: ModelSpec, dataset: Dataset, seed: int, *, check_function: bool = True
+    spec: ModelSpec, dataset: Dataset, seed: int, inference: Inference | None, *, check_function: bool = True
 ) -> tuple[SegmentationModule, dict[str, Any]]:
     """Do what `build_given` does; return what the record describes of the weights, too."""
     _, channels, *edges = dataset.batch([0]).x.shape
@@ -187,7 +190,13 @@ def _build(
         what, remedy = "images in each split", f"Give model {spec.name} `weights`, or the data such images."
         raise DataError(expected(f"data {dataset.name}", what, f"none in {' and '.join(empty)}", remedy))
     model = build_model(
-        spec, channels=channels, task=dataset.task, size=edges, seed=seed, check_function=check_function
+        spec,
+        channels=channels,
+        task=dataset.task,
+        size=edges,
+        seed=seed,
+        check_function=check_function,
+        inference=inference,
     )
     if not spec.weights or spec.architecture == catalogue.TORCHSCRIPT:
         return model, {}

@@ -27,6 +27,7 @@ from advseg_bench.data.dataset import Dataset
 from advseg_bench.data.memory import make_dataset, read_images
 from advseg_bench.errors import SpecError, expected
 from advseg_bench.instruments.guard import lent
+from advseg_bench.models.inference import Windows
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.weights import count_parameters, digest_weights
 from advseg_bench.protocols import Attack
@@ -235,6 +236,7 @@ def _read_budgets(eps: object, norm: Norm, bounds: Bounds) -> list[Budget]:
 def _make_cells(name: str, entry: Mapping[str, Any], work: _Work) -> list[Cell]:
     """The clean cell of a model, and every arm at every radius."""
     identity = {"model": name, "weights": entry["weights_sha256"], "data": work.dataset.fingerprint}
+    identity |= {"inference": entry["inference"]} if "inference" in entry else {}
     least = work.count_repeats(name)
     cells = [make_cell(identity, name, CLEAN, 0.0, draw, None) for draw in range(least)]
     for (arm, attack), budget in product(work.arms.items(), work.budgets):
@@ -245,7 +247,9 @@ def _make_cells(name: str, entry: Mapping[str, Any], work: _Work) -> list[Cell]:
 
 def _describe_model(name: str, model: nn.Module) -> dict[str, Any]:
     """A model's entry in the record."""
-    return {
+    windows = getattr(model, "windows", None)
+    inference = {"inference": windows.as_record()} if isinstance(windows, Windows) else {}
+    return inference | {
         "name": name,
         "architecture": f"{type(model).__module__}.{type(model).__qualname__}",
         "parameters": count_parameters(model),

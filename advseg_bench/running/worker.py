@@ -129,7 +129,7 @@ class Worker:
         """
         dataset, suite = self.dataset, self.suite
         for spec in suite.models:
-            build_given(spec, dataset, suite.seed)
+            build_given(spec, dataset, suite.seed, suite.inference)
         load_loss(suite.training.loss, dataset.task)
         for arm in dict.fromkeys(cell.arm for cell in plan(suite) if cell.arm != CLEAN and cell.skip is None):
             try:
@@ -149,7 +149,14 @@ class Worker:
             suite = self.suite
             spec = next(model for model in suite.models if model.name == name)
             trained = obtain_model(
-                spec, suite.training, self.dataset, suite.seed, progress, self.device, suite.compute.batch
+                spec,
+                suite.training,
+                self.dataset,
+                suite.seed,
+                progress,
+                self.device,
+                suite.compute.batch,
+                suite.inference,
             )
             info = trained.info | {"weights_sha256": digest_weights(trained.model)}
             choice = self._prepare(trained.model, () if spec.stochastic else read_steps(suite.compute.prepare))

@@ -18,12 +18,14 @@ from advseg_bench.suite.specs import (
     Compute,
     DataSpec,
     ImageData,
+    Inference,
     ModelSpec,
     PluginData,
     Recipe,
     Scoring,
     Spec,
     UwMadisonData,
+    check_shapes,
     check_split,
     use_all_subjects,
 )
@@ -48,6 +50,7 @@ class Suite(Spec):
         training: How models without `weights` are trained.
         attacks: The attacks with their losses and budgets.
         compute: Batch size, threads and model preparation, on which the exact bits of a result depend.
+        inference: Sliding windows through which models see images; by default they see whole images.
         scoring: How pixel counts become scores.
 
     Example:
@@ -70,6 +73,7 @@ class Suite(Spec):
     training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
     attacks: tuple[AttackSpec, ...] = Field(min_length=1)
     compute: Compute = Compute()
+    inference: Inference | None = None
     scoring: Scoring = Scoring()
 
     @field_validator("models")
@@ -90,18 +94,7 @@ class Suite(Spec):
     def _data_fit(self) -> Suite:
         """Check that models and training support the split and the shape of the images."""
         check_split(self.data, self.models)
-        *depth, rows, columns = self.data.edges
-        for model in self.models if depth else ():
-            if model.architecture.startswith("smp."):
-                raise ValueError(
-                    f"model {model.name!r}: {model.architecture} is for 2-D images, and size = "
-                    f"{list(self.data.edges)} gives 3-D images. Use a network of MONAI, such as monai.UNet"
-                )
-        if rows != columns and "rot90" in self.training.augment:
-            raise ValueError(
-                f'training.augment: "rot90" needs square images, and size = {list(self.data.edges)} has {rows} and '
-                f'{columns}. Remove "rot90"'
-            )
+        check_shapes(self.data, self.models, self.training, self.inference)
         return self
 
     @classmethod
@@ -141,7 +134,7 @@ class Suite(Spec):
         Returns:
             A dictionary with the keys of a suite file; `Suite.model_validate` of it returns an equal suite.
         """
-        values = self.model_dump(mode="json", by_alias=True)
+        values = self.model_dump(mode="json", by_alias=True, exclude=None if self.inference else {"inference"})
         if isinstance(self.data, UwMadisonData) and self.data.phantom:
             values["data"]["phantom"] = self.data.phantom.model_dump(mode="json")
         return values

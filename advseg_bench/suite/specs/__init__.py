@@ -19,11 +19,14 @@ from advseg_bench.suite.specs.experiment import (
     RECIPES,
     AttackSpec,
     Compute,
+    Inference,
     Recipe,
     Scoring,
+    describe_inference,
 )
 from advseg_bench.suite.specs.images import Fit, ImageData, Scale, SplitData
 from advseg_bench.suite.specs.model import ModelSpec
+from advseg_bench.suite.specs.shapes import check_shapes
 from advseg_bench.suite.specs.splits import check_split, use_all_subjects
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "Fit",
     "FolderData",
     "ImageData",
+    "Inference",
     "LggData",
     "Mni152Data",
     "ModelSpec",
@@ -50,6 +54,8 @@ __all__ = [
     "Spec",
     "SplitData",
     "UwMadisonData",
+    "check_shapes",
     "check_split",
+    "describe_inference",
     "use_all_subjects",
 ]

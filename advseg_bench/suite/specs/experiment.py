@@ -214,6 +214,32 @@ class Compute(Spec):
     prepare: Annotated[str, AfterValidator(_prepare)] = "lean"
 
 
+class Inference(Spec):
+    """Sliding windows through which models are trained, scored and attacked, as MONAI's `SlidingWindowInferer`.
+
+    Attributes:
+        roi: Edges of a window in pixels, one for each space axis of `data.size`; or one number for all.
+        overlap: Share of an edge that neighbouring windows have in common.
+        mode: Weight of a window's logits where windows overlap: "constant", or "gaussian", which favours its centre.
+    """
+
+    roi: tuple[Annotated[int, Field(ge=1)], ...] | Annotated[int, Field(ge=1)]
+    overlap: float = Field(default=0.25, ge=0, lt=1)
+    mode: Literal["constant", "gaussian"] = "constant"
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """The edges of a window, or the one for all axes."""
+        return (self.roi,) if isinstance(self.roi, int) else self.roi
+
+
+def describe_inference(inference: Inference | None) -> dict[str, Any]:
+    """Return what the identity of a model states about sliding windows: nothing without them."""
+    if inference is None:
+        return {}
+    return {"inference": inference.model_dump(mode="json") | {"roi": list(inference.edges)}}
+
+
 class Scoring(Spec):
     """Conventions by which pixel counts become scores; a report can be written again with others.
 
