@@ -124,9 +124,9 @@ class SlidingWindow(nn.Module):
     Example:
         >>> import torch
         >>> import advseg_bench as ab
-        >>> model = ab.SlidingWindow(torch.nn.Conv2d(1, 2, 1), roi=16, overlap=0.5, mode="gaussian")
+        >>> model = ab.SlidingWindow(lambda x: 4 * x - 2, roi=16, overlap=0.5, mode="gaussian")
         >>> tuple(model(torch.zeros(1, 1, 40, 24)).shape)
-        (1, 2, 40, 24)
+        (1, 1, 40, 24)
     """
 
     def __init__(
