@@ -99,3 +99,27 @@ def test_a_suite_on_a_volume_needs_at_most_twice_the_memory_of_a_plain_loop() ->
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "64^3: plain loop" in done.stdout
+
+
+def test_volumes_have_a_compute_batch_of_1_unless_the_suite_has_one() -> None:
+    tables = {
+        "name": "volumes",
+        "data": {"name": "nnunet", "path": "nowhere", "size": [8, 16, 16]},
+        "models": [{"name": "xs", "architecture": "monai.UNet"}],
+        "attacks": [{"name": "fgsm", "losses": ["bce"], "eps": [0.01]}],
+        "training": {"augment": []},
+    }
+    assert ab.Suite.model_validate(tables).compute.batch == 1
+    assert ab.Suite.model_validate(tables | {"compute": {"threads": 2}}).compute.batch == 1
+    assert ab.Suite.model_validate(tables | {"compute": {"batch": 2}}).compute.batch == 2
+    assert ab.Suite.model_validate(tables | {"data": tables["data"] | {"size": 16}}).compute.batch == 8
+    suite = ab.Suite.model_validate(tables)
+    assert ab.Suite.model_validate(suite.as_json()) == suite
+
+
+@pytest.mark.parametrize(("axes", "batch"), [(2, 8), (3, 1)])
+def test_evaluate_runs_volumes_one_at_a_time_by_default(axes, batch) -> None:
+    x = torch.rand(2, 1, *[16] * axes)
+    run = ab.evaluate(Listening(axes=axes), [(x, x > 0.5)], ab.attacks.FGSM(loss="bce"), task="binary")
+    assert not run.failures
+    assert run.info["suite"]["compute"]["batch"] == batch

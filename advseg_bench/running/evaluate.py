@@ -57,7 +57,7 @@ def evaluate(
     keys: Sequence[str] = ("image", "label"),
     subject_key: str | None = None,
     seed: int = 0,
-    batch: int = 8,
+    batch: int | None = None,
     device: str | None = None,
     scoring: Scoring | None = None,
     stochastic: bool | Collection[str] = False,
@@ -81,7 +81,8 @@ def evaluate(
         subject_key: Key of the subject of each image in dictionaries; by default each image is a separate subject, so
             that confidence intervals are over images.
         seed: Random seed of all attacks.
-        batch: Images per forward pass; a short batch is padded, so that an image gives the same bits in any batch.
+        batch: Images per forward pass, by default 8, and 1 for volumes; a short batch is padded, so that an image gives
+            the same bits in any batch.
         device: Device to compute on; by default that of the model's parameters.
         scoring: Scoring conventions; by default those of `Scoring()`.
         stochastic: Whether the models are random in eval mode, or the names of those that are. Every cell of such a
@@ -115,6 +116,8 @@ def evaluate(
     images = read_images(
         data, task=task, classes=classes, ignore=ignore, bounds=bounds, keys=keys, subject_key=subject_key
     )
+    if batch is None:
+        batch = 1 if images.x.dim() == 5 else Compute().batch
     budgets = _read_budgets(eps, norm, images.bounds)
     for what, number in (("draws", draws), ("batch", batch)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:

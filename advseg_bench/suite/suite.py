@@ -28,6 +28,7 @@ from advseg_bench.suite.specs import (
     check_shapes,
     check_split,
     use_all_subjects,
+    use_single_volumes,
 )
 
 Tables = dict[str, Any]
@@ -87,8 +88,8 @@ class Suite(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _use_all_subjects(cls, tables: Any) -> Any:
-        return use_all_subjects(tables)
+    def _fill_by_data(cls, tables: Any) -> Any:
+        return use_single_volumes(use_all_subjects(tables))
 
     @model_validator(mode="after")
     def _data_fit(self) -> Suite:

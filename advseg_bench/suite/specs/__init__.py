@@ -26,7 +26,7 @@ from advseg_bench.suite.specs.experiment import (
 )
 from advseg_bench.suite.specs.images import Fit, ImageData, Scale, SplitData
 from advseg_bench.suite.specs.model import ModelSpec
-from advseg_bench.suite.specs.shapes import check_shapes
+from advseg_bench.suite.specs.shapes import check_shapes, use_single_volumes
 from advseg_bench.suite.specs.splits import check_split, use_all_subjects
 
 __all__ = [
@@ -58,4 +58,5 @@ __all__ = [
     "check_split",
     "describe_inference",
     "use_all_subjects",
+    "use_single_volumes",
 ]

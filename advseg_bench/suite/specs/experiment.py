@@ -201,7 +201,8 @@ class Compute(Spec):
     """Compute settings on which the exact bits of a result depend.
 
     Attributes:
-        batch: Images per forward pass; a short batch is padded, so that the same image always gives the same bits.
+        batch: Images per forward pass, by default 8, and 1 for volumes; a short batch is padded, so that the same image
+            always gives the same bits.
         threads: Threads per worker.
         prepare: Preparation of the copy of each model that is attacked, see `models.prepare`: steps such as
             "fold+lean", or "raw" for none. "lean" changes no bit of a result, and does nothing on batches of up to

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from advseg_bench.suite.specs.data import DataSpec
-from advseg_bench.suite.specs.experiment import Inference, Recipe
+from advseg_bench.suite.specs.experiment import Compute, Inference, Recipe
 from advseg_bench.suite.specs.model import ModelSpec
+
+
+def use_single_volumes(tables: Any) -> Any:
+    """Return the tables of a suite with a compute batch of 1 for volumes, if it has none; slices have the default.
+
+    Args:
+        tables: Values that a suite is made of, as tables or as specifications; anything else is returned as it is.
+    """
+    data = tables.get("data") if isinstance(tables, dict) else None
+    size = data.get("size") if isinstance(data, dict) else getattr(data, "size", None)
+    compute = tables.get("compute", {}) if isinstance(tables, dict) else None
+    if not isinstance(size, (list, tuple)) or len(size) != 3:
+        return tables
+    if isinstance(compute, Compute) and "batch" not in compute.model_fields_set:
+        return tables | {"compute": compute.model_copy(update={"batch": 1})}
+    if isinstance(compute, dict) and "batch" not in compute:
+        return tables | {"compute": {**compute, "batch": 1}}
+    return tables
 
 
 def check_shapes(data: DataSpec, models: Sequence[ModelSpec], training: Recipe, inference: Inference | None) -> None:
