@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from advseg_bench.batches import Batch
     from advseg_bench.checks.outputs import as_segmenter
     from advseg_bench.claims import Claim, judge_claims
+    from advseg_bench.models.inference import SlidingWindow
     from advseg_bench.protocols import Attack
     from advseg_bench.registry import catalogue
     from advseg_bench.results.run import Run
@@ -35,6 +36,7 @@ __all__ = [
     "Cell",
     "Claim",
     "Run",
+    "SlidingWindow",
     "Suite",
     "Task",
     "Traits",
@@ -62,6 +64,7 @@ _HOMES = {
     "Cell": "suite.cells",
     "Claim": "claims",
     "Run": "results.run",
+    "SlidingWindow": "models.inference",
     "Suite": "suite.suite",
     "Task": "types",
     "Traits": "types",

@@ -113,3 +113,11 @@ def test_an_error_inside_leaves_the_search_as_before(before):
     with pytest.raises(KeyError), without_collector():
         raise KeyError
     assert is_garbage_found() == before
+
+
+@on_linux
+def test_large_blocks_of_volumes_return_to_the_system() -> None:
+    keep = "said = allocator.keep_freed_memory(volumes=True)"
+    said, held, after = free_a_block(keep, 200)
+    assert (said, held > 180, after < 20) == ("True", True, True)
+    assert free_a_block(keep, 24)[2] > 15

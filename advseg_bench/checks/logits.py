@@ -93,6 +93,25 @@ def probe(
     return last if wide and torch.allclose(shifted, logits + step, rtol=0, atol=tolerance) else None
 
 
+def check_output(where: str, model: nn.Module, x: Tensor, task: Task) -> None:
+    """Check that a network runs on images in eval mode and returns finite logits of their size.
+
+    Args:
+        where: Prefix of every message.
+        model: Images -> logits, on the device of `x`.
+        x: Images, float32 (N, C, *S).
+        task: The task; each class needs one logit channel.
+
+    Raises:
+        IncompatibleError: The network fails, or its output is not one finite float32 tensor of the right shape.
+
+    Cost:
+        1 forward.
+    """
+    with _undisturbed(model, x.device):
+        _check_logits(where, _run(where, model, x), x, task)
+
+
 @contextmanager
 def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Run in eval mode without gradients; put back each training flag and the state of the random numbers."""

@@ -50,11 +50,15 @@ def load_subjects(
     batch = _spread(dataset, images)
     subjects = []
     for spec in [known[name] for name in models or known]:
-        trained = obtain_model(spec, suite.training, dataset, suite.seed, partial(progress, spec.name))
+        trained = obtain_model(
+            spec, suite.training, dataset, suite.seed, partial(progress, spec.name), inference=suite.inference
+        )
         subjects.append(Subject(spec.name, trained.model, batch, True, spec))
     for spec in extra:
         channels, *size = batch.x.shape[1:]
-        model = build_model(spec, channels=channels, task=dataset.task, size=size, seed=suite.seed)
+        model = build_model(
+            spec, channels=channels, task=dataset.task, size=size, seed=suite.seed, inference=suite.inference
+        )
         subjects.append(Subject(f"{spec.name} (untrained)", model, batch, False, spec))
     return subjects
 

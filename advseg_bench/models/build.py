@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advseg_bench.checks.logits import probe
+from advseg_bench.checks.logits import check_output, probe
 from advseg_bench.checks.model import watch
 from advseg_bench.checks.outputs import Outputs
+from advseg_bench.checks.sample import choose_sample
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, expected
 from advseg_bench.models.build_defined import build_defined
 from advseg_bench.models.build_monai import build_monai
 from advseg_bench.models.build_smp import build_smp
 from advseg_bench.models.build_torchscript import load_torchscript
 from advseg_bench.models.construct import FROM_DATA, check_settings, construct
+from advseg_bench.models.inference import Windows
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.registry import catalogue, plugins
-from advseg_bench.suite.specs import ModelSpec
+from advseg_bench.suite.specs import Inference, ModelSpec
 from advseg_bench.types import Task
 
 _DOWNLOADS = ("weights", "weights_backbone")
@@ -30,7 +32,14 @@ _DOWNLOADS = ("weights", "weights_backbone")
 
 
 def build_model(
-    spec: ModelSpec, *, channels: int, task: Task, size: int | Sequence[int], seed: int = 0, check_function: bool = True
+    spec: ModelSpec,
+    *,
+    channels: int,
+    task: Task,
+    size: int | Sequence[int],
+    seed: int = 0,
+    check_function: bool = True,
+    inference: Inference | None = None,
 ) -> SegmentationModule:
     """Build a randomly initialised network on the CPU and check that it yields logits for the task.
 
@@ -41,7 +50,8 @@ def build_model(
     exception is TorchScript, whose file holds both.
 
     The check runs the network in eval mode on two random images; it changes neither batch norm buffers nor training
-    flags nor random state. A network whose logits depend on more than the image is refused, unless `spec.stochastic`.
+    flags nor random state. For volumes the images are crops, if the network runs on them, and one whole volume follows.
+    A network whose logits depend on more than the image is refused, unless `spec.stochastic`.
 
     Args:
         spec: Architecture, encoder, settings, normalisation and stride. Without `spec.stride` the stride follows from
@@ -51,13 +61,14 @@ def build_model(
         size: Edge length in pixels of the square images of the check, or their two or three edges. With three, the
             network is for 3-D images, which MONAI has and segmentation-models-pytorch has not.
         seed: Seed of the initial weights.
+        inference: Sliding windows through which the network sees images; it is then built for images of their size.
         check_function: Whether to check that logits depend on the image alone; False if that was checked before.
 
     Returns:
         The network, images (N, C, *S) in [0, 1] -> logits (N, K, *S), in the mode that its constructor sets.
 
     Cost:
-        Three forwards of two images; two without `check_function`.
+        Three forwards of two images; two without `check_function`. One more of one image for volumes.
 
     Raises:
         SpecError: If the encoder or a setting is unknown, or the constructor refuses its arguments.
@@ -76,23 +87,30 @@ def build_model(
     """
     where = f"model {spec.name!r}"
     edges = (size, size) if isinstance(size, int) else tuple(size)
+    windows = None if inference is None else Windows(inference.edges, inference.overlap, inference.mode)
+    seen = edges if windows is None else windows.find_edges(len(edges))
     with _seeded(seed):
         if spec.architecture == catalogue.TORCHSCRIPT:
             net, stride = load_torchscript(where, spec), 1
         elif spec.architecture in catalogue.DEFINED_ARCHITECTURES:
-            net, stride = build_defined(where, spec, channels, len(task.classes), edges)
+            net, stride = build_defined(where, spec, channels, len(task.classes), seen)
         elif spec.architecture in catalogue.ARCHITECTURES:
             build = {"smp": build_smp, "monai": build_monai}[spec.architecture.partition(".")[0]]
-            net, stride = build(where, spec, channels, len(task.classes), edges)
+            net, stride = build(where, spec, channels, len(task.classes), seen)
         else:
             net, stride = _build_user(where, spec, channels, len(task.classes)), 1
     outputs = Outputs(where, spec.output, spec.resize_logits)
-    model = SegmentationModule(net, mean=spec.mean, std=spec.std, stride=spec.stride or stride, outputs=outputs)
+    model = SegmentationModule(
+        net, mean=spec.mean, std=spec.std, stride=spec.stride or stride, outputs=outputs, windows=windows
+    )
     _check_normalisation(where, spec, channels)
-    _check_depth(where, model.stride, edges)
+    _check_depth(where, model.stride, seen)
     x = torch.rand((2, channels, *edges), generator=torch.Generator().manual_seed(seed))
+    sample = choose_sample(model, x)
     with _alike(model) if spec.stochastic else nullcontext(), watch(model.net) as notes:
-        model.head = probe(where, model, x, task, model.net, function=check_function and not spec.stochastic)
+        model.head = probe(where, model, sample, task, model.net, function=check_function and not spec.stochastic)
+        if sample is not x:
+            check_output(where, model, x[:1], task)
     model.notes = tuple(notes)
     return model
 

@@ -15,6 +15,10 @@ SMALL = 1 << 18
 """Calls on fewer values are left to PyTorch: in float32 they would save at most a megabyte."""
 
 
+_ACTIVE: list[Lean] = []
+"""Contexts that are entered, the innermost last."""
+
+
 class Lean(TorchFunctionMode):
     """Context in which frozen layers save less for the backward pass; outputs and gradients are bit-identical.
 
@@ -32,6 +36,21 @@ class Lean(TorchFunctionMode):
     def __init__(self, small: int | None = None) -> None:
         super().__init__()
         self.small = SMALL if small is None else small
+
+    @staticmethod
+    def innermost() -> Lean | None:
+        """Return the context that is active, or None."""
+        return _ACTIVE[-1] if _ACTIVE else None
+
+    def __enter__(self) -> Any:
+        """Enter the context."""
+        _ACTIVE.append(self)
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave the context."""
+        _ACTIVE.remove(self)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,

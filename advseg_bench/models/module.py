@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from advseg_bench.checks.outputs import Outputs
 from advseg_bench.errors import SpecError, expected
 from advseg_bench.instruments.modes import set_mode
+from advseg_bench.models.inference import Windows, slide
 
 
 class SegmentationModule(nn.Module):
@@ -32,6 +33,8 @@ class SegmentationModule(nn.Module):
         stride: The network needs a multiple of this number of pixels along every space axis.
         head: Dotted name, inside `net`, of the layer whose output is the logits (up to resizing); None if unknown.
         outputs: How logits are read from what `net` returns; by default as `checks.outputs.Outputs` does.
+        windows: Windows through which images are seen, see `models.inference`; by default the network gets whole
+            images.
 
     Attributes:
         net: The bare network; checkpoints contain its state dict.
@@ -40,6 +43,7 @@ class SegmentationModule(nn.Module):
         stride: As given.
         head: As given.
         outputs: As given; `outputs.seen` is what was read last.
+        windows: As given.
         notes: What the network's own forward changes in it, one clause each; set by `build_model`.
 
     Raises:
@@ -59,9 +63,11 @@ class SegmentationModule(nn.Module):
         stride: int = 1,
         head: str | None = None,
         outputs: Outputs | None = None,
+        windows: Windows | None = None,
     ) -> None:
         super().__init__()
         self.net = net
+        self.windows = windows
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(-1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(-1), persistent=False)
         if not bool((self.std > 0).all()):
@@ -82,8 +88,12 @@ class SegmentationModule(nn.Module):
             Logits, float32, shape (N, K, *S).
 
         Cost:
-            One forward.
+            One forward; with `windows` one for each window.
         """
+        return self._run(x) if self.windows is None else slide(self._run, self, x, self.windows)
+
+    def _run(self, x: Tensor) -> Tensor:
+        """Normalise and pad, run the network, and crop."""
         space = (1,) * (x.dim() - 2)
         z = (x - self.mean.view(-1, *space)) / self.std.view(-1, *space)
         z = _pad(z, self.stride)
@@ -96,8 +106,9 @@ class SegmentationModule(nn.Module):
         return self
 
     def describe_outputs(self) -> dict[str, Any]:
-        """Return what a record stores about the network's outputs: nothing if it returns plain logits."""
-        return self.outputs.describe()
+        """Return what a record stores about the network's outputs: nothing if it returns plain logits of images."""
+        windows = {} if self.windows is None else {"inference": self.windows.as_record()}
+        return self.outputs.describe() | windows
 
 
 def _pad(x: Tensor, stride: int) -> Tensor:

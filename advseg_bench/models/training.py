@@ -24,6 +24,7 @@ from torch import Tensor
 from advseg_bench import environment
 from advseg_bench.cache import cache_dir, content_hash, write_bytes, write_json
 from advseg_bench.checks.model import check_calls
+from advseg_bench.checks.sample import choose_sample
 from advseg_bench.data.dataset import Dataset, Split
 from advseg_bench.errors import DataError, TrainingError, UserError, expected
 from advseg_bench.models.build import build_model, set_head_bias
@@ -34,7 +35,7 @@ from advseg_bench.models.weights import count_parameters, load_weights, save_wei
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.plugins import Kind
 from advseg_bench.registry.sources import Session
-from advseg_bench.suite.specs import ModelSpec, Recipe
+from advseg_bench.suite.specs import Inference, ModelSpec, Recipe, describe_inference
 
 TRAINING_VERSION = 2
 SAVE_EVERY_S = 2.0
@@ -65,6 +66,8 @@ def obtain_model(
     seed: int,
     progress: Progress = lambda done, total: None,
     device: str = "cpu",
+    batch: int | None = None,
+    inference: Inference | None = None,
     session: Session | None = None,
 ) -> TrainedModel:
     """Return a model in eval mode: from its `weights`, from the cache, or trained and then cached.
@@ -75,6 +78,8 @@ def obtain_model(
         dataset: Its training split for the weights, its validation split for the choice of the checkpoint.
         seed: Seed of initialisation and training.
         progress: Called after every epoch.
+        batch: Images per pass when the model is scored and described; that of the training by default.
+        inference: Sliding windows through which the model sees images.
         device: Where it is trained. On a CPU the result is bit-identical for equal arguments; not on an accelerator.
         session: As for `environment.describe_code`. Weights of a network or loss that is in no file are kept under it
             until the process ends, and never in the cache.
@@ -88,7 +93,9 @@ def obtain_model(
         SpecError: See `build_model` and `load_weights`.
         IncompatibleError: See `build_model`; and if logits depend on more than the image once the weights are there.
     """
-    model, loaded = _build(spec, dataset, seed, check_function=False)  # `_describe` checks it with its weights
+    model, loaded = _build(
+        spec, dataset, seed, inference, check_function=False
+    )  # `_describe` checks it with its weights
     info = {
         "name": spec.name,
         "architecture": spec.architecture,
@@ -96,13 +103,16 @@ def obtain_model(
         "parameters": count_parameters(model),
         "source": str(spec.weights) if spec.weights else "trained",
     }
+    most = DESCRIBED_IMAGES if batch is None else batch
     if spec.weights:
-        given = {"key": None, "validation_dice": _score(model.eval(), dataset, recipe.batch), "train_seconds": None}
-        return TrainedModel(model, info | loaded | given | _describe(spec, model, dataset, recipe.batch))
+        at_once = recipe.batch if batch is None else min(batch, recipe.batch)
+        given = {"key": None, "validation_dice": _score(model.eval(), dataset, at_once), "train_seconds": None}
+        return TrainedModel(model, info | loaded | given | _describe(spec, model, dataset, recipe.batch, most))
     session = session or Session()
     names: list[tuple[Kind, str]] = [("architecture", spec.architecture), ("loss", recipe.loss)]
     code = environment.describe_code(names, session)
-    key = content_hash(_dependencies(spec, recipe, dataset, seed, torch.device(device).type) | {"code": code})
+    depends = _dependencies(spec, recipe, dataset, seed, torch.device(device).type) | {"code": code}
+    key = content_hash(depends | describe_inference(inference))
     with _locked(_session_folder(key) if environment.in_no_file(code) else cache_dir("models", key)) as folder:
         weights, sidecar = folder / "model.safetensors", folder / "model.json"
         if not _is_whole(weights, sidecar, model):
@@ -123,7 +133,7 @@ def obtain_model(
             f"{outcome['validation_dice']:.3f} after {recipe.epochs} epochs. "
             "Train longer, change `training.lr`, or lower `training.floor`."
         )
-    described = _describe(spec, model.eval(), dataset, recipe.batch)
+    described = _describe(spec, model.eval(), dataset, recipe.batch, most)
     return TrainedModel(model.eval(), info | outcome | {"key": key} | described)
 
 
@@ -133,24 +143,32 @@ class _Listener:
     def __init__(self, model: SegmentationModule) -> None:
         self.model = model
         self.logits: list[Tensor] = []
+        """Of the first two calls."""
 
     def __call__(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x)
-        self.logits.append(logits.detach())
+        if len(self.logits) < 2:
+            self.logits.append(logits.detach())
         return logits
 
 
-def _describe(spec: ModelSpec, model: SegmentationModule, dataset: Dataset, batch: int) -> dict[str, Any]:
+def _describe(spec: ModelSpec, model: SegmentationModule, dataset: Dataset, batch: int, at_once: int) -> dict[str, Any]:
     """Properties of the network, measured on a few images not used for training, at most one training batch.
 
-    Its forwards of one image and of all also show whether logits depend on the image alone.
+    Its forwards of one image and of all also show whether logits depend on the image alone. If not all fit in one
+    pass, two crops of volumes or two other images show it.
     """
     images = dataset.split("validation") or dataset.split("test")
     x = dataset.batch(images[: min(DESCRIBED_IMAGES, batch)]).x
     calls = _Listener(model)
-    described = {"flops": count_flops(calls, x), "receptive_field_px": measure_receptive_field(calls, x)}
+    described = {"flops": count_flops(calls, x), "receptive_field_px": measure_receptive_field(calls, x, at_once)}
     if not spec.stochastic:
-        check_calls(f"model {spec.name!r}", model, x, *calls.logits)
+        alone, company = calls.logits[:2]
+        if at_once < len(x):
+            x = choose_sample(model, x[:2])
+            with torch.no_grad():
+                alone, company = model(x[:1]), model(x)
+        check_calls(f"model {spec.name!r}", model, x, alone, company)
     return described | model.describe_outputs()
 
 
@@ -162,7 +180,7 @@ def _score(model: SegmentationModule, dataset: Dataset, batch: int) -> float | N
         return None
 
 
-def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationModule:
+def build_given(spec: ModelSpec, dataset: Dataset, seed: int, inference: Inference | None = None) -> SegmentationModule:
     """Build a model for the images of a data set, and load its `weights` if the specification has any.
 
     Raises:
@@ -172,11 +190,11 @@ def build_given(spec: ModelSpec, dataset: Dataset, seed: int) -> SegmentationMod
         DataError: See `build_model` and `load_weights`; and if a model is to be trained on data without training or
             validation images.
     """
-    return _build(spec, dataset, seed)[0]
+    return _build(spec, dataset, seed, inference)[0]
 
 
 def _build(
-    spec: ModelSpec, dataset: Dataset, seed: int, *, check_function: bool = True
+    spec: ModelSpec, dataset: Dataset, seed: int, inference: Inference | None, *, check_function: bool = True
 ) -> tuple[SegmentationModule, dict[str, Any]]:
     """Do what `build_given` does; return what the record describes of the weights, too."""
     _, channels, *edges = dataset.batch([0]).x.shape
@@ -186,7 +204,13 @@ def _build(
         what, remedy = "images in each split", f"Give model {spec.name} `weights`, or the data such images."
         raise DataError(expected(f"data {dataset.name}", what, f"none in {' and '.join(empty)}", remedy))
     model = build_model(
-        spec, channels=channels, task=dataset.task, size=edges, seed=seed, check_function=check_function
+        spec,
+        channels=channels,
+        task=dataset.task,
+        size=edges,
+        seed=seed,
+        check_function=check_function,
+        inference=inference,
     )
     if not spec.weights or spec.architecture == catalogue.TORCHSCRIPT:
         return model, {}

@@ -22,10 +22,12 @@ from advseg_bench.checks.logits import probe
 from advseg_bench.checks.model import describe_behaviour, watch
 from advseg_bench.checks.outputs import Segmenter, read_model
 from advseg_bench.checks.results import traits_of
+from advseg_bench.checks.sample import choose_sample
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.data.memory import make_dataset, read_images
 from advseg_bench.errors import SpecError, expected
 from advseg_bench.instruments.guard import lent
+from advseg_bench.models.inference import Windows
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.weights import count_parameters, digest_weights
 from advseg_bench.protocols import Attack
@@ -55,7 +57,7 @@ def evaluate(
     keys: Sequence[str] = ("image", "label"),
     subject_key: str | None = None,
     seed: int = 0,
-    batch: int = 8,
+    batch: int | None = None,
     device: str | None = None,
     scoring: Scoring | None = None,
     stochastic: bool | Collection[str] = False,
@@ -80,7 +82,8 @@ def evaluate(
             image counts as a subject: intervals are over images, and no claim is judged. Slices of one patient are
             correlated, so give their patient.
         seed: Random seed of all attacks.
-        batch: Images per forward pass; a short batch is padded, so that an image gives the same bits in any batch.
+        batch: Images per forward pass, by default 8, and 1 for volumes; a short batch is padded, so that an image gives
+            the same bits in any batch.
         device: Device to compute on; by default that of the model's parameters.
         scoring: Scoring conventions; by default those of `Scoring()`.
         stochastic: Whether the models are random in eval mode, or the names of those that are. Every cell of such a
@@ -114,6 +117,8 @@ def evaluate(
     images = read_images(
         data, task=task, classes=classes, ignore=ignore, bounds=bounds, keys=keys, subject_key=subject_key
     )
+    if batch is None:
+        batch = 1 if images.x.dim() == 5 else Compute().batch
     budgets = _read_budgets(eps, norm, images.bounds)
     for what, number in (("draws", draws), ("batch", batch)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
@@ -174,6 +179,7 @@ def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done
         try:
             network.to(device)
             sample = select_images(work.images, range(min(CHECKED_ON, len(work.images.x)))).x.to(device)
+            sample = choose_sample(network, sample)
             stochastic = name in work.random
             reader = read_model(f"model {name}", network)
             with watch(network) as notes:
@@ -183,7 +189,7 @@ def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done
             entry |= describe_behaviour(notes, work.count_repeats(name))
             cells = _make_cells(name, entry, work)
             attacked = cast(nn.Module, reader.simplest())
-            choice = _prepare(attacked, sample, stochastic)
+            choice = _prepare(attacked, sample[: work.batch], stochastic)
             unit = Unit(name, tuple(range(len(work.images.x))), tuple(cells))
             built = {cell.id: work.arms[cell.arm] for cell in cells if cell.arm != CLEAN}
             conditions = Conditions(work.seed, work.batch, device, stochastic)
@@ -234,6 +240,7 @@ def _read_budgets(eps: object, norm: Norm, bounds: Bounds) -> list[Budget]:
 def _make_cells(name: str, entry: Mapping[str, Any], work: _Work) -> list[Cell]:
     """The clean cell of a model, and every arm at every radius."""
     identity = {"model": name, "weights": entry["weights_sha256"], "data": work.dataset.fingerprint}
+    identity |= {"inference": entry["inference"]} if "inference" in entry else {}
     least = work.count_repeats(name)
     cells = [make_cell(identity, name, CLEAN, 0.0, draw, None) for draw in range(least)]
     for (arm, attack), budget in product(work.arms.items(), work.budgets):
@@ -244,7 +251,9 @@ def _make_cells(name: str, entry: Mapping[str, Any], work: _Work) -> list[Cell]:
 
 def _describe_model(name: str, model: nn.Module) -> dict[str, Any]:
     """A model's entry in the record."""
-    return {
+    windows = getattr(model, "windows", None)
+    inference = {"inference": windows.as_record()} if isinstance(windows, Windows) else {}
+    return inference | {
         "name": name,
         "architecture": f"{type(model).__module__}.{type(model).__qualname__}",
         "parameters": count_parameters(model),

@@ -34,7 +34,7 @@ class Start:
             `Worker.do`.
         """
         profiling.import_ahead(WORKER, *(NETWORKS if profiling.is_on() else ()))
-        keep_freed_memory()
+        keep_freed_memory(volumes=len(self.context.suite.data.edges) == 3)
         from advseg_bench.running.worker import Worker
 
         return Worker(self.context, emit).do

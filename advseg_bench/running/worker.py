@@ -22,6 +22,7 @@ from advseg_bench import environment
 from advseg_bench.batches import move_batch
 from advseg_bench.checks.model import describe_behaviour
 from advseg_bench.checks.results import traits_of
+from advseg_bench.checks.sample import choose_sample
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import IncompatibleError, UserError
@@ -133,7 +134,7 @@ class Worker:
         """
         dataset, suite = self.dataset, self.suite
         for spec in suite.models:
-            build_given(spec, dataset, suite.seed)
+            build_given(spec, dataset, suite.seed, suite.inference)
         load_loss(suite.training.loss, dataset.task)
         for arm in dict.fromkeys(cell.arm for cell in plan(suite) if cell.arm != CLEAN and cell.skip is None):
             try:
@@ -152,7 +153,17 @@ class Worker:
         if self._loaded is None or self._loaded.name != name:
             suite = self.suite
             spec = next(model for model in suite.models if model.name == name)
-            trained = obtain_model(spec, suite.training, self.dataset, suite.seed, progress, self.device, self._session)
+            trained = obtain_model(
+                spec,
+                suite.training,
+                self.dataset,
+                suite.seed,
+                progress,
+                self.device,
+                suite.compute.batch,
+                suite.inference,
+                self._session,
+            )
             info = trained.info | {"weights_sha256": digest_weights(trained.model)}
             choice = self._prepare(trained.model, () if spec.stochastic else read_steps(suite.compute.prepare))
             info["prepared"] = choice.as_record()
@@ -161,14 +172,17 @@ class Worker:
         return self._loaded
 
     def _prepare(self, model: nn.Module, steps: Sequence[str]) -> Choice:
-        """Prepare a model, if the copy agrees with it on the first test images; without steps the model is returned."""
+        """Prepare a model, if the copy agrees with it on the first test images; without steps the model is returned.
+
+        At most `compute.batch` images are used, and crops of volumes.
+        """
         if not steps:
             model.to(self.device).eval().requires_grad_(False)
             return Choice(model, (), math.nan, math.nan)
-        images = self.dataset.split("test")[:CHECKED_ON]
+        images = self.dataset.split("test")[: min(CHECKED_ON, self.suite.compute.batch)]
         x = move_batch(self.dataset.batch(images), self.device).x
         model.to(self.device).eval().requires_grad_(False)
-        return prepare_checked(model, x, steps)
+        return prepare_checked(model, choose_sample(model, x), steps)
 
     def _run_unit(self, unit: Unit) -> UnitResult:
         loaded = self._load(unit.model)

@@ -15,7 +15,7 @@ from advseg_bench.cache import content_hash
 from advseg_bench.errors import SpecError
 from advseg_bench.registry import catalogue, toolkits
 from advseg_bench.registry.fitting import Images, why_loss_not, why_not
-from advseg_bench.suite.specs import AttackSpec, DataSpec, ModelSpec
+from advseg_bench.suite.specs import AttackSpec, DataSpec, ModelSpec, describe_inference
 from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Norm
 
@@ -134,7 +134,8 @@ def model_identity(suite: Suite, model: ModelSpec) -> dict[str, object]:
     """Return everything that a model's predictions depend on, as JSON; `floor` only decides whether it is used."""
     spec = model.model_dump(mode="json", exclude={"repeats"})
     recipe = None if model.weights else suite.training.model_dump(mode="json", exclude={"recipe", "floor"})
-    return {"model": spec, "data": suite.data.model_dump(mode="json"), "recipe": recipe, "seed": suite.seed}
+    known = {"model": spec, "data": suite.data.model_dump(mode="json"), "recipe": recipe, "seed": suite.seed}
+    return known | describe_inference(suite.inference)
 
 
 def is_of(cell: Cell, attack: AttackSpec) -> bool:

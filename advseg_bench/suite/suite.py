@@ -16,13 +16,16 @@ from advseg_bench.suite.specs import (
     AttackSpec,
     Compute,
     DataSpec,
+    Inference,
     ModelSpec,
     Recipe,
     Scoring,
     Spec,
     UwMadisonData,
+    check_shapes,
     check_split,
     use_all_subjects,
+    use_single_volumes,
 )
 from advseg_bench.suite.specs.radii import PLACED, check_radii
 
@@ -42,6 +45,7 @@ class Suite(Spec):
         training: How models without `weights` are trained.
         attacks: The attacks with their losses and budgets.
         compute: Batch size, threads and model preparation, on which the exact bits of a result depend.
+        inference: Sliding windows through which models see images; by default they see whole images.
         scoring: How pixel counts become scores.
 
     Example:
@@ -64,6 +68,7 @@ class Suite(Spec):
     training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
     attacks: tuple[AttackSpec, ...] = Field(min_length=1)
     compute: Compute = Compute()
+    inference: Inference | None = None
     scoring: Scoring = Scoring()
 
     @field_validator("models")
@@ -77,26 +82,15 @@ class Suite(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _use_all_subjects(cls, tables: Any) -> Any:
-        return use_all_subjects(tables)
+    def _fill_by_data(cls, tables: Any) -> Any:
+        return use_single_volumes(use_all_subjects(tables))
 
     @model_validator(mode="after")
     def _data_fit(self) -> Suite:
         """Check that models, training and radii support the split and the images."""
         check_split(self.data, self.models)
         check_radii([(attack.norm, attack.eps) for attack in self.attacks], self.data.declared_bounds)
-        *depth, rows, columns = self.data.edges
-        for model in self.models if depth else ():
-            if model.architecture.startswith("smp."):
-                raise ValueError(
-                    f"model {model.name!r}: {model.architecture} is for 2-D images, and size = "
-                    f"{list(self.data.edges)} gives 3-D images. Use a network of MONAI, such as monai.UNet"
-                )
-        if rows != columns and "rot90" in self.training.augment:
-            raise ValueError(
-                f'training.augment: "rot90" needs square images, and size = {list(self.data.edges)} has {rows} and '
-                f'{columns}. Remove "rot90"'
-            )
+        check_shapes(self.data, self.models, self.training, self.inference)
         return self
 
     @classmethod
@@ -136,7 +130,7 @@ class Suite(Spec):
         Returns:
             A dictionary with the keys of a suite file; `Suite.model_validate` of it returns an equal suite.
         """
-        values = self.model_dump(mode="json", by_alias=True)
+        values = self.model_dump(mode="json", by_alias=True, exclude=None if self.inference else {"inference"})
         if isinstance(self.data, UwMadisonData) and self.data.phantom:
             values["data"]["phantom"] = self.data.phantom.model_dump(mode="json")
         return values

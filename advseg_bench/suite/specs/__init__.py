@@ -19,11 +19,14 @@ from advseg_bench.suite.specs.experiment import (
     RECIPES,
     AttackSpec,
     Compute,
+    Inference,
     Recipe,
     Scoring,
+    describe_inference,
 )
 from advseg_bench.suite.specs.images import FileData, Fit, ImageData, Normalisation, Scale, SplitData
 from advseg_bench.suite.specs.model import ModelSpec
+from advseg_bench.suite.specs.shapes import check_shapes, use_single_volumes
 from advseg_bench.suite.specs.splits import check_split, use_all_subjects
 
 __all__ = [
@@ -37,6 +40,7 @@ __all__ = [
     "Fit",
     "FolderData",
     "ImageData",
+    "Inference",
     "LggData",
     "Mni152Data",
     "ModelSpec",
@@ -52,6 +56,9 @@ __all__ = [
     "Spec",
     "SplitData",
     "UwMadisonData",
+    "check_shapes",
     "check_split",
+    "describe_inference",
     "use_all_subjects",
+    "use_single_volumes",
 ]

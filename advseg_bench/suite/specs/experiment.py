@@ -180,7 +180,8 @@ class Compute(Spec):
     """Compute settings on which the exact bits of a result depend.
 
     Attributes:
-        batch: Images per forward pass; a short batch is padded, so that the same image always gives the same bits.
+        batch: Images per forward pass, by default 8, and 1 for volumes; a short batch is padded, so that the same image
+            always gives the same bits.
         threads: Threads per worker.
         prepare: Preparation of the copy of each model that is attacked, see `models.prepare`: steps such as
             "fold+lean", or "raw" for none. "lean" changes no bit of a result, and does nothing on batches of up to
@@ -191,6 +192,32 @@ class Compute(Spec):
     batch: int = Field(default=8, ge=1)
     threads: int = Field(default=1, ge=1, le=256)
     prepare: Annotated[str, AfterValidator(_prepare)] = "lean"
+
+
+class Inference(Spec):
+    """Sliding windows through which models are trained, scored and attacked, as MONAI's `SlidingWindowInferer`.
+
+    Attributes:
+        roi: Edges of a window in pixels, one for each space axis of `data.size`; or one number for all.
+        overlap: Share of an edge that neighbouring windows have in common.
+        mode: Weight of a window's logits where windows overlap: "constant", or "gaussian", which favours its centre.
+    """
+
+    roi: tuple[Annotated[int, Field(ge=1)], ...] | Annotated[int, Field(ge=1)]
+    overlap: float = Field(default=0.25, ge=0, lt=1)
+    mode: Literal["constant", "gaussian"] = "constant"
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """The edges of a window, or the one for all axes."""
+        return (self.roi,) if isinstance(self.roi, int) else self.roi
+
+
+def describe_inference(inference: Inference | None) -> dict[str, Any]:
+    """Return what the identity of a model states about sliding windows: nothing without them."""
+    if inference is None:
+        return {}
+    return {"inference": inference.model_dump(mode="json") | {"roi": list(inference.edges)}}
 
 
 class Scoring(Spec):
