@@ -127,6 +127,7 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=folder, env=environment)
 
 
+@pytest.mark.slow
 def test_a_subclass_is_a_whole_test_file(tmp_path):
     (tmp_path / "test_mine.py").write_text(
         "import advseg_bench as ab\nfrom faults import FAULTS\n\n"
@@ -157,6 +158,7 @@ def test_the_option_needs_no_file(tmp_path):
     assert "1 failed, 13 passed, 4 skipped" in both.stdout
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_option_is_a_usage_error(tmp_path):
     done = run_pytest(tmp_path, "--advseg-attack", "bim", "--advseg-settings", "step=3")
     assert done.returncode == 4

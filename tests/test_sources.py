@@ -196,6 +196,7 @@ def test_the_script_is_hashed_by_its_file_and_standard_input_not_at_all(folder):
     assert run(folder, OLD + SHOW) != stdin
 
 
+@pytest.mark.slow
 def test_a_script_edited_while_it_runs_is_refused(folder):
     edit = (
         "import pathlib\npathlib.Path(__file__).write_text(pathlib.Path(__file__).read_text().replace('mean', 'sum'))\n"
