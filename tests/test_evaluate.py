@@ -290,3 +290,15 @@ def test_mistakes_are_one_line(batch, given, error, message):
     with pytest.raises(error, match=message) as found:
         ab.evaluate(options.pop("model"), options.pop("data"), options.pop("attacks"), **options)
     assert "\n" not in str(found.value)
+
+
+def test_rounding_of_large_intensities_is_no_violation():
+    """In HU a float32 has steps of 1e-5, so that results at the border of the budget pass it by more than 1e-6."""
+    x = -160 + 400 * torch.rand((4, 1, 24, 24), generator=torch.Generator().manual_seed(0))
+    batch = ab.Batch.of(x, x > 40, task="binary", bounds=(-160, 240))
+    with torch.random.fork_rng():
+        model = torch.nn.Conv2d(1, 1, 3, padding=1)
+    attacks = [ab.attacks.FGSM(loss="bce"), ab.attacks.PGD(loss="bce"), ab.attacks.RandomSign()]
+    rows = ab.evaluate(model, [batch], attacks, eps=4).rows
+    assert not [flag for flags in rows["flags"].to_list() for flag in flags]
+    assert 3.9 < rows.filter(rows["attack"] == "fgsm")["linf"].max() < 4.1

@@ -274,7 +274,7 @@ def test_an_attack_no_better_than_noise_is_called_that(tmp_path):
 def test_no_ratio_to_a_noise_that_does_nothing(tmp_path):
     silent = ((("random_sign", ""), 0.0),)
     run = Run(write_run(tmp_path / "r", Synthetic(strength=silent, models=("unet-vgg13",))))
-    same = pl.col("attack") == "random_sign"
+    same = pl.col("attack").is_in(["random_sign", "uniform_noise"])
     clean = (
         run.rows.cast({pl.Categorical(): pl.String})
         .filter(attack="none")
@@ -341,6 +341,17 @@ def test_the_headline_is_over_the_images_that_both_changed(tmp_path):
     assert contrast.noise["mean"] != pytest.approx(whole.noise["mean"])
     assert contrast.left_out == len(images) - len(kept)
     assert f"leave out up to {len(images) - len(kept)} images" in say(run)
+
+
+def test_the_headline_compares_with_the_most_harmful_noise(tmp_path):
+    stronger = ((("uniform_noise", ""), 0.3),)
+    run = Run(write_run(tmp_path / "r", Synthetic(**MANY, strength=stronger)))
+    assert "uniform_noise of the same budget" in say(run)
+    drops = {
+        name: run.table("drop", by="model", where={"attack": name, "eps": FOUR})["mean"][0] for name in run.controls
+    }
+    assert drops["uniform_noise"] > drops["random_sign"]
+    assert summarise(run).contrasts[0].noise["mean"] == pytest.approx(drops["uniform_noise"])
 
 
 def test_images_without_any_class_are_not_counted_as_left_out(tmp_path):

@@ -12,10 +12,15 @@ from advseg_bench.batches import Batch
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.geometry import Moves
 from advseg_bench.protocols import Attack
-from advseg_bench.types import Budget, Traits
+from advseg_bench.types import Bounds, Budget, Traits
 
 BUDGET_TOLERANCE = 1e-6
 """Tolerance in input units for float32 rounding at the border of the budget; more is a violation."""
+
+
+def find_tolerance(bounds: Bounds) -> float:
+    """Return by how much rounding may move an image past its budget: more where intensities are large, as in HU."""
+    return max(BUDGET_TOLERANCE, 4 * torch.finfo(torch.float32).eps * max(abs(bounds.lower), abs(bounds.upper)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +106,12 @@ def inspect(x_adv: Tensor, batch: Batch, budget: Budget, traits: Traits) -> Chec
     moved = moves.linf if budget.norm == "linf" else moves.l2
     ratio = max(1.0, traits.max_budget_ratio)
     out = (lowest < bounds.lower) | (highest > bounds.upper)
-    over = moved > ratio * budget.eps + BUDGET_TOLERANCE
+    over = moved > ratio * budget.eps + find_tolerance(bounds)
     found = {
         "non_finite": ~is_finite.flatten(1).all(1),
         "out_of_bounds": out,
         "over_budget": over,
-        "beyond_eps": ~over & (moved > budget.eps + BUDGET_TOLERANCE),
+        "beyond_eps": ~over & (moved > budget.eps + find_tolerance(bounds)),
         "unchanged": (moves.linf == 0) & (budget.eps > 0),
     }
     columns = {name: mask.tolist() for name, mask in found.items()}

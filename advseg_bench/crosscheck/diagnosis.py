@@ -8,7 +8,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from advseg_bench import geometry
-from advseg_bench.checks.results import BUDGET_TOLERANCE
+from advseg_bench.checks.results import find_tolerance
 from advseg_bench.crosscheck.judge import StepVerdict, compare
 from advseg_bench.crosscheck.replay import as_stepwise
 from advseg_bench.crosscheck.trace import Trace
@@ -50,7 +50,7 @@ def describe_start(case: Case, theirs: Trace) -> str:
     if not theirs.points or compare(theirs.points[0], case.batch.x).max_ulp <= 1:
         return ""
     moved = geometry.distance(theirs.points[0], case.batch.x, case.budget.norm)
-    if float(moved.max()) > case.budget.eps + BUDGET_TOLERANCE:
+    if float(moved.max()) > case.budget.eps + find_tolerance(case.batch.bounds):
         return f"random start: {float(moved.max() / case.budget.eps):.3g} times eps away"
     return "random start: inside the budget, with other random numbers"
 

@@ -90,14 +90,14 @@ class SegmentationModule(nn.Module):
         Cost:
             One forward; with `windows` one for each window.
         """
-        return self._run(x) if self.windows is None else slide(self._run, self, x, self.windows)
-
-    def _run(self, x: Tensor) -> Tensor:
-        """Normalise and pad, run the network, and crop."""
         space = (1,) * (x.dim() - 2)
         z = (x - self.mean.view(-1, *space)) / self.std.view(-1, *space)
-        z = _pad(z, self.stride)
-        return _crop(self.outputs.read(self.net(z), z), x.shape[2:])
+        return self._run(z) if self.windows is None else slide(self._run, self, z, self.windows)
+
+    def _run(self, z: Tensor) -> Tensor:
+        """Pad normalised images to the stride, run the network, and crop."""
+        padded = _pad(z, self.stride)
+        return _crop(self.outputs.read(self.net(padded), padded), z.shape[2:])
 
     def train(self, mode: bool = True) -> SegmentationModule:
         """Set the mode of the network, if it has one: frozen TorchScript has none."""

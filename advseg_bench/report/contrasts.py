@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import polars as pl
 
@@ -36,6 +37,7 @@ class Contrast:
             subjects were given.
         left_out: Number of images of the attack or of the noise without a score under the other, such as results that
             equal the clean image; `clean`, `drop` and `noise` are over the other images.
+        control: Name of the noise baseline: the one that lowers mean Dice most, on average over models.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Contrast:
     noise: Row | None
     test: PairedTest | None = None
     left_out: int = 0
+    control: str | None = None
 
     @property
     def tested(self) -> bool:
@@ -92,11 +95,6 @@ class Contrast:
         return least if least > 1 else None
 
 
-def choose_control(run: Run) -> str | None:
-    """Return the noise baseline of the comparison: random signs if they were run, since they have FGSM's norm."""
-    return "random_sign" if "random_sign" in run.controls else min(run.controls, default=None)
-
-
 def contrast_models(
     run: Run, budgets: Budgets, series: Sequence[Series], strongest: Mapping[str, Rival]
 ) -> tuple[Contrast, ...]:
@@ -112,11 +110,16 @@ def contrast_models(
         One contrast for each model with an attack, in the order of the suite.
     """
     where = {"norm": budgets.norm, "eps": budgets.reference}
-    control = choose_control(run)
-    noise: dict[str, Row] = {}
-    if control is not None:
-        table = run.table("drop", by="model", where=where | {"attack": control})
-        noise = {row["model"]: row for row in table.to_dicts() if row["mean"] is not None}
+    noises = {
+        control: {
+            row["model"]: row
+            for row in run.table("drop", by="model", where=where | {"attack": control}).to_dicts()
+            if row["mean"] is not None
+        }
+        for control in sorted(run.controls)
+    }
+    control = _find_most_harmful(noises)
+    noise = noises[control] if control else {}
     table = run.table("dice_clean", by=CURVE, where=where)
     clean = {(row["model"], read_arm(row)): row["mean"] for row in table.iter_rows(named=True)}
     scored = run.scores().filter(pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
@@ -126,10 +129,16 @@ def contrast_models(
             arm, drop = strongest[model].arm, dict(strongest[model].drop)
             label = find_label(series, arm)
             mine = scored.filter(pl.col("model") == model)
-            contrast = Contrast(model, arm, label, clean[model, arm], drop, noise.get(model))
+            contrast = Contrast(model, arm, label, clean[model, arm], drop, noise.get(model), control=control)
             paired = _pair(contrast, mine.filter(is_arm(arm)), mine.filter(pl.col("attack") == (control or "")))
             contrasts.append(replace(paired, test=None) if run.about.data.by_image else paired)
     return tuple(contrasts)
+
+
+def _find_most_harmful(noises: Mapping[str, Mapping[str, Row]]) -> str | None:
+    """Return the noise baseline with the largest mean drop over models; of equal ones, random signs, as in FGSM."""
+    drops = {name: fmean(row["mean"] for row in rows.values()) for name, rows in noises.items() if rows}
+    return max(drops, key=lambda name: (drops[name], name == "random_sign"), default=None)
 
 
 def _pair(contrast: Contrast, attacked: pl.DataFrame, noisy: pl.DataFrame) -> Contrast:

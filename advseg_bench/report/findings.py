@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from advseg_bench.report.contrasts import SMALLEST_NOISE, Contrast, choose_control
+from advseg_bench.report.contrasts import SMALLEST_NOISE, Contrast
 from advseg_bench.report.document import show_budget, show_number, show_plural, show_times
 from advseg_bench.report.means import Row
 from advseg_bench.report.series import NORMS
@@ -49,7 +49,7 @@ def _describe_drop(summary: Summary) -> str:
     lowered = _span(c.drop for c in contrasts)
     text = f"At eps {budget} the strongest attack on each model lowers mean Dice by {lowered}"
     if any(c.noise for c in contrasts):
-        text += f"; {choose_control(summary.run)} of the same budget lowers it by {_span(c.noise for c in contrasts)}"
+        text += f"; {contrasts[0].control} of the same budget lowers it by {_span(c.noise for c in contrasts)}"
     return text + "."
 
 
@@ -124,6 +124,8 @@ def _describe_best_model(contrasts: Sequence[Contrast]) -> list[str]:
     if len(contrasts) < 2:
         return []
     best = max(contrasts, key=lambda c: c.clean)
+    if not any(c.drop["mean"] > 0 for c in contrasts):
+        return [f"The model with the best clean Dice is {best.model}; no attack lowers the mean Dice of a model."]
     most = max(contrasts, key=lambda c: c.drop["mean"] / c.clean if c.clean > 0 else 0.0)
     if best is most:
         return [

@@ -105,8 +105,8 @@ def make_norm_table(summary: Summary) -> Table:
         Column("Flagged", tuple(show_count(row["flagged"]) for _, row in rows)),
     )
     caption = (
-        "Over all models and images. L_inf and L_2: norms of the scored image minus the clean one, in units of the "
-        "image (0 to 1). Unchanged fraction: share of values that are exactly those of the clean image, because the "
+        "Over all models and images. L_inf and L_2: norms of the scored image minus the clean one, in the units of "
+        "eps. Unchanged fraction: share of values that are exactly those of the clean image, because the "
         "gradient is 0 or because of clipping at the ends of the intensity range. Passes: counted forward + backward "
         "passes of the model that the attack needs for an image by itself, averaged over images; "
         f"{NOTHING} if they cannot be attributed to single images."

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from advseg_bench.report.contrasts import choose_control, show_ratio
+from advseg_bench.report.contrasts import show_ratio
 from advseg_bench.report.document import (
     NOTHING,
     Column,
@@ -62,7 +62,7 @@ def make_clean_table(summary: Summary) -> Table:
 def make_noise_table(summary: Summary) -> Table:
     """Make the table that compares each model's strongest attack with noise."""
     contrasts, budgets = summary.contrasts, summary.budgets[0]
-    control = choose_control(summary.run) or "noise (none was run)"
+    control = next((c.control for c in contrasts if c.control), None) or "noise (none was run)"
     eps = show_budget(budgets.reference, budgets.norm)
     verdicts = [{True: "yes", False: "no", None: NOTHING}[c.beyond_noise] for c in contrasts]
     columns = (

@@ -69,6 +69,14 @@ def test_logits_and_gradients_equal_those_of_monai(shape, roi, overlap, mode) ->
     assert wanted.abs().min(dim=0).values.count_nonzero() > 0.9 * wanted[0].numel() * bool(overlap < 0.9)
 
 
+def test_small_images_are_padded_after_normalisation_as_monai_does() -> None:
+    net, x = network(2), images(2, 1, 20, 27)
+    windows = Windows((32, 32), 0.25, "gaussian")
+    model = SegmentationModule(net, mean=0.449, std=0.226, windows=windows)
+    wanted = sliding_window_inference((x - 0.449) / 0.226, (32, 32), 1, net, 0.25, "gaussian")
+    assert torch.allclose(model(x), wanted, atol=1e-5)
+
+
 def test_a_window_as_large_as_the_image_is_the_network_itself() -> None:
     net, x = network(2), images(2, 1, 24, 24)
     assert torch.equal(ab.SlidingWindow(net, 24)(x), net(x))
