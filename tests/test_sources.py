@@ -123,6 +123,23 @@ def test_the_hash_covers_modules_of_the_same_folder_that_are_imported_and_no_oth
     assert set(list_files("mine_f")) == {"mine_f", "../blocks_f/__init__.py", "../blocks_f/conv.py", "../deep_f.py"}
 
 
+def test_the_hash_covers_modules_of_other_folders_on_the_path_unless_they_are_installed(folder, monkeypatch):
+    for place, text in (("lab", "import deeper_k.part\n"), ("src/deeper_k", ""), ("site-packages", "x = 1\n")):
+        (folder / place).mkdir(parents=True)
+        name = {"lab": "labhelp_k.py", "src/deeper_k": "part.py"}.get(place, "installed_k.py")
+        (folder / place / name).write_text(text)
+        monkeypatch.syspath_prepend(folder / place.partition("/")[0])
+    (folder / "mine_k.py").write_text("def loss():\n    import installed_k\n    from labhelp_k import act\n")
+    assert set(list_files("mine_k")) == {"mine_k", "sys.path/labhelp_k.py", "sys.path/deeper_k/part.py"}
+    before = describe("mine_k:loss")
+    (folder / "site-packages" / "installed_k.py").write_text("x = 2\n")
+    assert describe("mine_k:loss") == before
+    for path in (folder / "lab" / "labhelp_k.py", folder / "src" / "deeper_k" / "part.py"):
+        path.write_text("import deeper_k.part\nx = 2\n")
+        before, old = describe("mine_k:loss"), before
+        assert before != old
+
+
 def test_within_a_session_unloaded_files_keep_their_hash_and_must_not_change_before_they_are_loaded(folder):
     (folder / "late_g.py").write_text("x = 1\n")
     (folder / "mine_g.py").write_text("def loss():\n    from late_g import x\n    return x\n")
