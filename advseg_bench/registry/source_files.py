@@ -22,6 +22,8 @@ Files = dict[str, Path]
 NOT_FOLLOWED = {"advseg_bench", "advseg_adapters"}
 """Packages of this project, whose version is part of every result."""
 MAIN = "__main__"
+_DYNAMIC = {"import_module", "__import__"}
+"""Functions that import a module by a string."""
 _INSTALLED = {"site-packages", "dist-packages"}
 """Names of folders that hold installed packages of another Python."""
 
@@ -136,7 +138,7 @@ def _find_siblings(names: Iterable[str], folder: Path, skipped: set[str]) -> Ite
 
 
 def _read_imports(path: Path) -> tuple[str, ...]:
-    """Dotted names that a file imports absolutely, wherever in the file; none if it is not Python."""
+    """Dotted names that a file imports absolutely or by `import_module`; none if it is not Python."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError, RecursionError):
@@ -147,7 +149,30 @@ def _read_imports(path: Path) -> tuple[str, ...]:
             names |= dict.fromkeys(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= dict.fromkeys(f"{node.module}.{alias.name}" for alias in node.names)
-    return tuple(names)
+    return tuple(names | dict.fromkeys(_read_dynamic(tree)))
+
+
+def _read_dynamic(tree: ast.Module) -> Iterator[str]:
+    """Names that `import_module` or `__import__` may import: its literals, or any string if it is used otherwise."""
+    nodes = list(ast.walk(tree))
+    used = [node for node in nodes if isinstance(node, (ast.Name, ast.Attribute)) and _last(node) in _DYNAMIC]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and any(node.func is each for each in used)]
+    given = [argument for call in calls for argument in (*call.args, *(each.value for each in call.keywords))]
+    first = [(*call.args, *(each.value for each in call.keywords if each.arg == "name"))[:1] for call in calls]
+    literal = len(calls) == len(used) and all(each and _is_text(each[0]) for each in first)
+    renamed = any(isinstance(node, ast.alias) and node.name in _DYNAMIC and node.asname for node in nodes)
+    for node in given if literal and not renamed else nodes:
+        text = str(node.value).rstrip(".") if isinstance(node, ast.Constant) and _is_text(node) else ""
+        if all(part.isidentifier() for part in text.split(".")):
+            yield text
+
+
+def _last(node: ast.Name | ast.Attribute) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def namespace(module: ModuleType | None) -> dict[str, Any]:
