@@ -38,8 +38,8 @@ def describe_code(names: Iterable[tuple[Kind, str]], session: Session | None = N
     """Return versions and source hashes of all objects that are not part of this package.
 
     They detect code that changed under the same name, so that results of old and new code are not mixed. The hash
-    covers, as they were imported, the Python files of the top-level package that defines the object and the modules of
-    the same folder that these import; other packages are covered by their version at most.
+    covers, as they were imported, the Python files of the top-level package that defines the object and the modules
+    that these import from folders that are not installed; other packages are covered by their version at most.
 
     Args:
         names: Pairs of a type, such as "attack", and a name: of a plug-in, of a toolkit's attack, or

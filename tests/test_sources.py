@@ -123,6 +123,44 @@ def test_the_hash_covers_modules_of_the_same_folder_that_are_imported_and_no_oth
     assert set(list_files("mine_f")) == {"mine_f", "../blocks_f/__init__.py", "../blocks_f/conv.py", "../deep_f.py"}
 
 
+def test_the_hash_covers_modules_of_other_folders_on_the_path_unless_they_are_installed(folder, monkeypatch):
+    for place, text in (("lab", "import deeper_k.part\n"), ("src/deeper_k", ""), ("site-packages", "x = 1\n")):
+        (folder / place).mkdir(parents=True)
+        name = {"lab": "labhelp_k.py", "src/deeper_k": "part.py"}.get(place, "installed_k.py")
+        (folder / place / name).write_text(text)
+        monkeypatch.syspath_prepend(folder / place.partition("/")[0])
+    (folder / "mine_k.py").write_text("def loss():\n    import installed_k\n    from labhelp_k import act\n")
+    assert set(list_files("mine_k")) == {"mine_k", "sys.path/labhelp_k.py", "sys.path/deeper_k/part.py"}
+    before = describe("mine_k:loss")
+    (folder / "site-packages" / "installed_k.py").write_text("x = 2\n")
+    assert describe("mine_k:loss") == before
+    for path in (folder / "lab" / "labhelp_k.py", folder / "src" / "deeper_k" / "part.py"):
+        path.write_text("import deeper_k.part\nx = 2\n")
+        before, old = describe("mine_k:loss"), before
+        assert before != old
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("import importlib\nname = 'other_l'\nimportlib.import_module('dynhelp_l')\n", ["dynhelp_l"]),
+        ("from importlib import import_module as load\nload('dynhelp_l')\n", ["dynhelp_l"]),
+        ("import importlib\nfor name in ['dynhelp_l', 'other_l']:\n    __import__(name)\n", ["dynhelp_l", "other_l"]),
+        ("x = 'dynhelp_l'\n", []),
+    ],
+)
+def test_the_hash_covers_modules_that_are_imported_by_a_string(folder, monkeypatch, text, found):
+    (folder / "lab").mkdir()
+    monkeypatch.syspath_prepend(folder / "lab")
+    for name in ("dynhelp_l", "other_l"):
+        (folder / "lab" / f"{name}.py").write_text("x = 1\n")
+    (folder / "mine_l.py").write_text(text + OLD)
+    before = describe("mine_l:loss")
+    assert set(list_files("mine_l")) == {"mine_l", *(f"sys.path/{name}.py" for name in found)}
+    (folder / "lab" / "dynhelp_l.py").write_text("x = 2\n")
+    assert (describe("mine_l:loss") != before) == bool(found)
+
+
 def test_within_a_session_unloaded_files_keep_their_hash_and_must_not_change_before_they_are_loaded(folder):
     (folder / "late_g.py").write_text("x = 1\n")
     (folder / "mine_g.py").write_text("def loss():\n    from late_g import x\n    return x\n")

@@ -1,4 +1,4 @@
-"""Lists the source files behind a module: its top-level package, and the modules beside it that it imports.
+"""Lists the source files behind a module: its top-level package, and the uninstalled modules that it imports.
 
 Nothing is imported: imports are read from the syntax tree.
 """
@@ -22,13 +22,17 @@ Files = dict[str, Path]
 NOT_FOLLOWED = {"advseg_bench", "advseg_adapters"}
 """Packages of this project, whose version is part of every result."""
 MAIN = "__main__"
+_DYNAMIC = {"import_module", "__import__"}
+"""Functions that import a module by a string."""
+_INSTALLED = {"site-packages", "dist-packages"}
+"""Names of folders that hold installed packages of another Python."""
 
 
 def list_files(module: str) -> Files | None:
     """List the files that the results of a module depend on.
 
     These are the Python files of its top-level package, or its single file; and, unless it is installed, the modules
-    of the same folder that these files import, and those that they import in turn.
+    that these files import from places that are not installed, and those that they import in turn.
 
     Args:
         module: Dotted name; `__main__` is the script that was started.
@@ -40,7 +44,7 @@ def list_files(module: str) -> Files | None:
     folder, files = _list_main() if top == MAIN else _list_top(top)
     if folder is None or not files:
         return files
-    return files if is_installed(folder) else _add_siblings(files, folder, top)
+    return files if is_installed(folder) else _add_imported(files, folder, top)
 
 
 def _list_main() -> tuple[Path | None, Files | None]:
@@ -83,17 +87,40 @@ def _is_installed(folder: Path, path: tuple[str, ...]) -> bool:
     return str(folder) in places or any(folder.glob("*.dist-info"))
 
 
-def _add_siblings(files: Files, folder: Path, top: str) -> Files:
-    """Add the modules of the same folder that these files import."""
-    found, known = dict(files), set(files.values())
+def _add_imported(files: Files, folder: Path, top: str) -> Files:
+    """Add the modules that these files import from the same folder, or from any folder that is not installed."""
+    found, known, skipped = dict(files), set(files.values()), {top, MAIN, *NOT_FOLLOWED}
     waiting = list(files.values())
     while waiting:
-        for path in _find_siblings(_read_imports(waiting.pop()), folder, {top, *NOT_FOLLOWED}):
+        names = _read_imports(waiting.pop())
+        beside = {f"../{path.relative_to(folder).as_posix()}": path for path in _find_siblings(names, folder, skipped)}
+        resolved = {path.resolve() for path in (*known, *beside.values())}
+        elsewhere = {name: path for name, path in _find_elsewhere(names, skipped) if path.resolve() not in resolved}
+        for name, path in (beside | elsewhere).items():
             if path not in known:
                 known.add(path)
                 waiting.append(path)
-                found[f"../{path.relative_to(folder).as_posix()}"] = path
+                found[name] = path
     return found
+
+
+def _find_elsewhere(names: Iterable[str], skipped: set[str]) -> Iterator[tuple[str, Path]]:
+    """The files that imports of dotted names load by `sys.path` or a finder, and their names, unless installed."""
+    for top in sorted({name.partition(".")[0] for name in names} - skipped):
+        try:
+            spec = find_spec(top)
+        except (ImportError, ValueError, AttributeError):  # it was put into sys.modules by hand
+            continue
+        if spec is None:
+            continue
+        folders = [Path(place).parent for place in spec.submodule_search_locations or ()]
+        if not folders and spec.origin and spec.origin.endswith(".py"):
+            folders = [Path(spec.origin).parent]
+        for folder in reversed(folders):  # of files of one name the first counts
+            if not is_installed(folder) and not _INSTALLED & {*folder.parts}:
+                mine = [name for name in names if name.partition(".")[0] == top]
+                for path in _find_siblings(mine, folder, skipped):
+                    yield f"sys.path/{path.relative_to(folder).as_posix()}", path
 
 
 def _find_siblings(names: Iterable[str], folder: Path, skipped: set[str]) -> Iterator[Path]:
@@ -111,7 +138,7 @@ def _find_siblings(names: Iterable[str], folder: Path, skipped: set[str]) -> Ite
 
 
 def _read_imports(path: Path) -> tuple[str, ...]:
-    """Dotted names that a file imports absolutely, wherever in the file; none if it is not Python."""
+    """Dotted names that a file imports absolutely or by `import_module`; none if it is not Python."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError, RecursionError):
@@ -122,7 +149,30 @@ def _read_imports(path: Path) -> tuple[str, ...]:
             names |= dict.fromkeys(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= dict.fromkeys(f"{node.module}.{alias.name}" for alias in node.names)
-    return tuple(names)
+    return tuple(names | dict.fromkeys(_read_dynamic(tree)))
+
+
+def _read_dynamic(tree: ast.Module) -> Iterator[str]:
+    """Names that `import_module` or `__import__` may import: its literals, or any string if it is used otherwise."""
+    nodes = list(ast.walk(tree))
+    used = [node for node in nodes if isinstance(node, (ast.Name, ast.Attribute)) and _last(node) in _DYNAMIC]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and any(node.func is each for each in used)]
+    given = [argument for call in calls for argument in (*call.args, *(each.value for each in call.keywords))]
+    first = [(*call.args, *(each.value for each in call.keywords if each.arg == "name"))[:1] for call in calls]
+    literal = len(calls) == len(used) and all(each and _is_text(each[0]) for each in first)
+    renamed = any(isinstance(node, ast.alias) and node.name in _DYNAMIC and node.asname for node in nodes)
+    for node in given if literal and not renamed else nodes:
+        text = str(node.value).rstrip(".") if isinstance(node, ast.Constant) and _is_text(node) else ""
+        if all(part.isidentifier() for part in text.split(".")):
+            yield text
+
+
+def _last(node: ast.Name | ast.Attribute) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def namespace(module: ModuleType | None) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def hash_source(module: str, session: Session) -> str:
     """Return a hash of the code of a module, as it was imported or, if it is not loaded, as it is on disk.
 
     Args:
-        module: Dotted name. The hash covers its top-level package, and modules beside it that it imports.
+        module: Dotted name. The hash covers its top-level package, and uninstalled modules that it imports.
         session: What was described before is hashed again as it was then.
 
     Returns:
