@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from advseg_bench.errors import SpecError, unknown
 from advseg_bench.models.checkpoints.advice import advise, name_first
 from advseg_bench.models.checkpoints.reading import CONVERT
-from advseg_bench.models.checkpoints.states import WRAPPERS, Match, find_states, match, select
+from advseg_bench.models.checkpoints.states import WRAPPERS, Match, equal_tensors, find_states, match, select
 
 TRAINING_ONLY = re.compile(
     r"aux\w*"  # auxiliary classifiers, of torchvision, mmsegmentation, segmentation-models-pytorch and others
@@ -106,7 +105,7 @@ def _distinct(matches: Sequence[Match]) -> list[Match]:
 
 
 def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(equal_tensors(a[name], b[name]) for name in a)
 
 
 def _is_training_only(name: str) -> bool:

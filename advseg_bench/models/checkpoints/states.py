@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
+import torch
 from torch import Tensor
 
 DEPTH = 4
@@ -18,7 +19,7 @@ WRAPPERS = {"module", "model", "net", "network", "_orig_mod"}
 _TRANSPARENT = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 """Attributes that compilers and parallel wrappers put between a module and its parameters, anywhere in a name."""
 
-_OPTIONAL = ".num_batches_tracked"
+OPTIONAL = ".num_batches_tracked"
 """A buffer that changes no logit and that old releases of PyTorch did not write."""
 
 
@@ -65,7 +66,7 @@ class Match:
     @property
     def is_complete(self) -> bool:
         """Whether the network gets every tensor that it needs, in its own shape."""
-        return bool(self.found) and not self.reshaped and all(name.endswith(_OPTIONAL) for name in self.missing)
+        return bool(self.found) and not self.reshaped and all(name.endswith(OPTIONAL) for name in self.missing)
 
     @property
     def agreement(self) -> tuple[int, int]:
@@ -129,7 +130,7 @@ def match(state: State, wanted: Mapping[str, Tensor]) -> list[Match]:
         ours = {clean(name.removeprefix(front)): name for name in wanted}
         theirs = {clean(name): name for name in state.tensors}
         counts = _count_prefixes(theirs, ours)
-        required = sum(not name.endswith(_OPTIONAL) for name in ours)
+        required = sum(not name.endswith(OPTIONAL) for name in ours)
         likely = [prefix for prefix, count in counts.items() if count >= required]
         likely = likely or [prefix for prefix, _ in counts.most_common(1)] or [""]
         matches = [_match(state, prefix, theirs, ours, wanted) for prefix in likely]
@@ -162,7 +163,7 @@ def _count_prefixes(theirs: Mapping[str, str], ours: Mapping[str, str]) -> Count
         parts = name.split(".")
         for i in range(len(parts)):
             rest = ".".join(parts[i:])
-            if rest in ours and not rest.endswith(_OPTIONAL):
+            if rest in ours and not rest.endswith(OPTIONAL):
                 counts["".join(f"{part}." for part in parts[:i])] += 1
     return counts
 
@@ -185,3 +186,15 @@ def _match(
     missing = tuple(name for name in wanted if name not in found)
     reshaped = tuple(name for name in wanted if name in found and found[name].shape != wanted[name].shape)
     return Match(state, prefix, found, missing, tuple(sorted(unexpected)), tuple(outside), reshaped)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, has values, and is not quantised."""
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+
+
+def equal_tensors(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, or plain and equal in type and values."""
+    if a is b:
+        return True
+    return is_plain(a) and is_plain(b) and a.dtype == b.dtype and torch.equal(a, b)
