@@ -88,7 +88,7 @@ def load_weights(path: Path, model: SegmentationModule, key: str | None = None) 
     try:
         fitted = fit(file, content, model.net, key)
     except SpecError:
-        if (renamed := load_renamed(file, model.net)) is None:
+        if (renamed := load_renamed(content, model.net)) is None:
             raise
         fitted = fit(file, renamed, model.net, key)
     check_casts(file, fitted.tensors, model.net.state_dict())
