@@ -383,6 +383,31 @@ def test_a_file_without_any_tensor_names_what_it_holds(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_tensors_of_one_name_are_refused_unless_equal(tmp_path: Path, first: int) -> None:
+    pairs = [("_orig_mod.head.weight", tensors(1)["head.weight"]), ("head.weight", tensors(2)["head.weight"])]
+    pairs = pairs[::-1] if first else pairs
+    rest = {name: tensor for name, tensor in tensors().items() if name != "head.weight"}
+    match = rf"got two that differ: '{pairs[0][0]}' and '{pairs[1][0]}'\. Save"
+    refuse_content(tmp_path / "a.pt", dict(pairs) | rest, match.replace("_orig_mod.", r"_orig_mod\."))
+    load(tmp_path / "b.pt", tensors() | {"_orig_mod.head.weight": tensors()["head.weight"]})
+
+
+@pytest.mark.parametrize("front", ["", "model."])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_tied_weight_may_have_one_of_its_names(tmp_path: Path, front: str, kept: int) -> None:
+    model = make(99)
+    model.net.decoder[1].weight = model.net.decoder[0].weight
+    state = tensors(front=front)
+    del state[f"{front}decoder.{1 - kept}.weight"]
+    (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save(state))
+    load_weights(tmp_path / "a.safetensors", model)
+    assert torch.equal(model.net.decoder[1].weight, tensors()[f"decoder.{kept}.weight"])
+    (tmp_path / "b.safetensors").write_bytes(safetensors.torch.save(tensors(front=front)))
+    with pytest.raises(SpecError, match=r"got two that differ: 'decoder\.0\.weight' and 'decoder\.1\.weight'"):
+        load_weights(tmp_path / "b.safetensors", model)
+
+
 # Folders
 
 

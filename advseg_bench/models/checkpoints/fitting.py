@@ -87,6 +87,12 @@ def fit(path: Path, content: object, net: nn.Module, key: str | None = None) -> 
         best = max(matches, key=lambda found: found.agreement)
         raise SpecError(_word(path, net, best, wanted, best.unexpected, "those of another network"))
     (chosen,) = complete
+    if chosen.clashes:
+        first, second = chosen.clashes[0]
+        raise SpecError(
+            f"{path}: expected one tensor for each name of this {type(net).__name__}, got two that differ: {first!r} "
+            f"and {second!r}. Save the state dict of the network alone."
+        )
     if alien := [name for name in chosen.unexpected if not _is_training_only(name)]:
         raise SpecError(_word(path, net, chosen, wanted, alien, "more than those"))
     _check_outside(path, net, chosen, key)
