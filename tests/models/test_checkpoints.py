@@ -254,13 +254,13 @@ def test_containers_may_be_nested(tmp_path: Path) -> None:
 
 
 def test_a_module_of_lightning_gives_its_network_alone(tmp_path: Path) -> None:
-    state = tensors(front="model.") | {"criterion.weight": torch.ones(2), "projector.weight": torch.ones(3, 3)}
+    state = tensors(front="model.") | {"criterion.weight": torch.ones(2)}
     optimizer = {"state": {0: {"exp_avg": torch.ones(3), "step": torch.tensor(1.0)}}, "param_groups": []}
     content = {"state_dict": state, "optimizer_states": [optimizer], "callbacks": {}, "epoch": 1}
     record = load(tmp_path / "a.ckpt", content)
     assert record == {
         "key": "state_dict.model",
-        "left_out": ["criterion.weight", "projector.weight"],
+        "left_out": ["criterion.weight"],
         "other_entries": ["callbacks", "epoch", "optimizer_states"],
     }
 
@@ -332,6 +332,15 @@ def test_batch_norms_of_old_releases_lack_a_counter(tmp_path: Path) -> None:
 def test_what_only_helped_training_is_left_out_and_recorded(tmp_path: Path, head: str, front: str) -> None:
     record = load(tmp_path / "a.pt", tensors(front=front) | {front + head: torch.ones(2, 4)})
     assert record["left_out"] == [head]
+
+
+@pytest.mark.parametrize("name", ["aux_encoder.weight", "metric_attention.weight", "final_conv.weight"])
+@pytest.mark.parametrize("front", ["", "net."])
+def test_what_may_change_logits_is_refused_inside_and_beside(tmp_path: Path, name: str, front: str) -> None:
+    state = tensors(front=front) | {name: torch.ones(2, 2)}
+    refuse_content(tmp_path / "a.pt", state, "weights_key" if front else f"1 unexpected .first '{name}'")
+    if front:
+        assert load(tmp_path / "a.pt", state, "net")["left_out"] == [name]
 
 
 # Advice

@@ -21,7 +21,7 @@ def check_casts(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, 
         wanted: State dict of the network.
 
     Raises:
-        SpecError: If a tensor is sparse, without values, or of another kind of numbers, such as integers for weights.
+        SpecError: If a tensor is sparse, without values, or of integers for a weight in floating point.
         DataError: If a weight is not finite, in the file or in the type of the network.
     """
     for name, tensor in tensors.items():

@@ -14,7 +14,7 @@ DEPTH = 4
 """Levels of containers that are searched."""
 
 WRAPPERS = {"module", "model", "net", "network", "_orig_mod"}
-"""Attributes under which training frameworks hold the network; what lies beside it is no part of the network."""
+"""Attributes under which training frameworks hold the network."""
 
 _TRANSPARENT = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 """Attributes that compilers and parallel wrappers put between a module and its parameters, anywhere in a name."""
@@ -30,10 +30,12 @@ class State:
     Attributes:
         key: Dotted path in the file, "" for the whole file.
         tensors: By name.
+        beside: Names of tensors that the same group has under other starts of names, where a start was selected.
     """
 
     key: str
     tensors: Mapping[str, Tensor]
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,8 @@ def select(states: list[State], key: str) -> list[State]:
             continue
         part = {name[len(front) :]: tensor for name, tensor in state.tensors.items() if name.startswith(front)}
         if part:
-            selected.append(State(key, part))
+            beside = tuple(name for name in state.tensors if not name.startswith(front))
+            selected.append(State(key, part, beside))
     return selected
 
 
