@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from advseg_bench.cli.run import _print_left_out
 from advseg_bench.data import load_dataset
 from advseg_bench.errors import DataError, SpecError
 from advseg_bench.models.build import build_model
@@ -131,3 +133,11 @@ def test_too_few_subjects_for_a_training_names_the_way_out(tmp_path: Path) -> No
     data = folder(root)
     with pytest.raises(DataError, match=r"got .2 subjects, .* set test = 1 if every model has weights"):
         load_dataset(data)
+
+
+def test_tensors_left_out_are_told_at_the_end_of_a_run(capsys):
+    left_out = ["postprocess.weight", "aux_head.weight", "postprocess.bias"]
+    known = {"source": "net.pt", "weights": {"left_out": left_out}}
+    silent = {"source": "net.pt", "weights": {"left_out": ["aux_head.weight"]}}
+    _print_left_out(SimpleNamespace(models={"ours": known, "other": silent, "trained": {"source": "trained"}}))
+    assert capsys.readouterr().out == "model ours: left out 2 tensors of net.pt (first 'postprocess.weight')\n"

@@ -67,6 +67,7 @@ def run_command(
     if profile_time:
         _print_profile(spent)
     _print_end(summary, paths, verbose)
+    _print_left_out(finished)
     if finished.failures:
         _print_failures(finished, loaded)
         raise typer.Exit(1)
@@ -110,6 +111,17 @@ def _print_end(summary: Summary, paths: Sequence[Path], verbose: bool) -> None:
         return
     for page in (path for path in paths if path.suffix == ".html"):
         print_line(f"\n{page.stem.capitalize()}: {page}")
+
+
+def _print_left_out(finished: Run) -> None:
+    """Print which tensors of files of weights were left out, unless they only helped training; one line per model."""
+    from advseg_bench.models.checkpoints.fitting import is_training_only
+
+    for name, known in finished.models.items():
+        names = [tensor for tensor in known.get("weights", {}).get("left_out", ()) if not is_training_only(tensor)]
+        if names:
+            what = f"{len(names)} tensor{'s' if len(names) > 1 else ''} of {known['source']}"
+            print_line(f"model {name}: left out {what} (first {names[0]!r})")
 
 
 def _print_failures(finished: Run, suite: Suite) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from advseg_bench.cache import write_bytes
-from advseg_bench.errors import DataError, SpecError
+from advseg_bench.errors import SpecError
+from advseg_bench.models.checkpoints.casting import check_casts
 from advseg_bench.models.checkpoints.fitting import Fitted, fit
 from advseg_bench.models.checkpoints.places import find_file
 from advseg_bench.models.checkpoints.reading import read_content
@@ -64,7 +65,7 @@ def load_weights(path: Path, model: SegmentationModule, key: str | None = None) 
 
     Raises:
         SpecError: If the file does not exist, could execute code, or contains the weights of another network.
-        DataError: If the file is empty, truncated or damaged, or a weight is not finite.
+        DataError: If the file is empty, truncated or damaged, or a weight is not finite, in the file or in the network.
 
     Example:
         >>> from pathlib import Path
@@ -87,13 +88,10 @@ def load_weights(path: Path, model: SegmentationModule, key: str | None = None) 
     try:
         fitted = fit(file, content, model.net, key)
     except SpecError:
-        if (renamed := load_renamed(file, model.net)) is None:
+        if (renamed := load_renamed(content, model.net)) is None:
             raise
         fitted = fit(file, renamed, model.net, key)
-    for name, tensor in fitted.tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            remedy = "Use another checkpoint, or train the model again."
-            raise DataError(f"{file}: expected finite weights, got NaN or infinity in {name!r}. {remedy}")
+    check_casts(file, fitted.tensors, model.net.state_dict())
     model.net.load_state_dict(dict(fitted.tensors), strict=True)
     return fitted
 

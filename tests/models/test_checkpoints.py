@@ -254,13 +254,13 @@ def test_containers_may_be_nested(tmp_path: Path) -> None:
 
 
 def test_a_module_of_lightning_gives_its_network_alone(tmp_path: Path) -> None:
-    state = tensors(front="model.") | {"criterion.weight": torch.ones(2), "projector.weight": torch.ones(3, 3)}
+    state = tensors(front="model.") | {"criterion.weight": torch.ones(2)}
     optimizer = {"state": {0: {"exp_avg": torch.ones(3), "step": torch.tensor(1.0)}}, "param_groups": []}
     content = {"state_dict": state, "optimizer_states": [optimizer], "callbacks": {}, "epoch": 1}
     record = load(tmp_path / "a.ckpt", content)
     assert record == {
         "key": "state_dict.model",
-        "left_out": ["criterion.weight", "projector.weight"],
+        "left_out": ["criterion.weight"],
         "other_entries": ["callbacks", "epoch", "optimizer_states"],
     }
 
@@ -334,6 +334,15 @@ def test_what_only_helped_training_is_left_out_and_recorded(tmp_path: Path, head
     assert record["left_out"] == [head]
 
 
+@pytest.mark.parametrize("name", ["aux_encoder.weight", "metric_attention.weight", "final_conv.weight"])
+@pytest.mark.parametrize("front", ["", "net."])
+def test_what_may_change_logits_is_refused_inside_and_beside(tmp_path: Path, name: str, front: str) -> None:
+    state = tensors(front=front) | {name: torch.ones(2, 2)}
+    refuse_content(tmp_path / "a.pt", state, "weights_key" if front else f"1 unexpected .first '{name}'")
+    if front:
+        assert load(tmp_path / "a.pt", state, "net")["left_out"] == [name]
+
+
 # Advice
 
 
@@ -381,6 +390,31 @@ def test_a_file_without_any_tensor_names_what_it_holds(tmp_path: Path) -> None:
     refuse_content(
         tmp_path / "a.pt", OrderedDict(epoch=1, lr=0.1), r"expected a state dict, got keys \['epoch', 'lr'\]"
     )
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_tensors_of_one_name_are_refused_unless_equal(tmp_path: Path, first: int) -> None:
+    pairs = [("_orig_mod.head.weight", tensors(1)["head.weight"]), ("head.weight", tensors(2)["head.weight"])]
+    pairs = pairs[::-1] if first else pairs
+    rest = {name: tensor for name, tensor in tensors().items() if name != "head.weight"}
+    match = rf"got two that differ: '{pairs[0][0]}' and '{pairs[1][0]}'\. Save"
+    refuse_content(tmp_path / "a.pt", dict(pairs) | rest, match.replace("_orig_mod.", r"_orig_mod\."))
+    load(tmp_path / "b.pt", tensors() | {"_orig_mod.head.weight": tensors()["head.weight"]})
+
+
+@pytest.mark.parametrize("front", ["", "model."])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_tied_weight_may_have_one_of_its_names(tmp_path: Path, front: str, kept: int) -> None:
+    model = make(99)
+    model.net.decoder[1].weight = model.net.decoder[0].weight
+    state = tensors(front=front)
+    del state[f"{front}decoder.{1 - kept}.weight"]
+    (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save(state))
+    load_weights(tmp_path / "a.safetensors", model)
+    assert torch.equal(model.net.decoder[1].weight, tensors()[f"decoder.{kept}.weight"])
+    (tmp_path / "b.safetensors").write_bytes(safetensors.torch.save(tensors(front=front)))
+    with pytest.raises(SpecError, match=r"got two that differ: 'decoder\.0\.weight' and 'decoder\.1\.weight'"):
+        load_weights(tmp_path / "b.safetensors", model)
 
 
 # Folders

@@ -55,7 +55,12 @@ def equal(a: SegmentationModule, b: SegmentationModule) -> bool:
     )
 
 
-def refuse(path: Path, error: type[Exception], match: str, module: SegmentationModule | None = None) -> None:
+def refuse(
+    path: Path,
+    error: type[Exception] | tuple[type[Exception], ...],
+    match: str,
+    module: SegmentationModule | None = None,
+) -> None:
     """Loading must fail with one line, and leave the network as it was."""
     target = module or wrap(seed=7)
     before = {key: tensor.clone() for key, tensor in target.net.state_dict().items()}
@@ -211,6 +216,31 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
     state["norm.running_var"][0] = value
     (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save(state))
     refuse(tmp_path / "a.safetensors", DataError, "expected finite weights, got NaN or infinity in 'norm.running_var'")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda w: w.double() * 0 + 1e300, "values of float64 beyond the range of float32 in 'model.0.weight'"),
+        (
+            lambda w: w.to(torch.int8),
+            "dense values of float32 for 'model.0.weight', got a dense tensor of int8",
+        ),
+        (lambda w: w > 0, "got a dense tensor of bool"),
+        (lambda w: w.to(torch.complex64), "got a dense tensor of complex64"),
+        (lambda w: w.to_sparse(), "got a sparse_coo tensor of float32"),
+        (lambda w: w.to("meta"), "got a tensor without values"),
+    ],
+    ids=["overflow", "quantised", "bool", "complex", "sparse", "meta"],
+)
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse")
+def test_weights_that_the_type_of_the_network_cannot_hold_are_refused(
+    tmp_path: Path, change: Callable[[Tensor], Tensor], match: str
+) -> None:
+    state = dict(wrap().net.state_dict())
+    state["model.0.weight"] = change(state["model.0.weight"])
+    torch.save(state, tmp_path / "a.pt")
+    refuse(tmp_path / "a.pt", (DataError, SpecError), match)
 
 
 def test_parameters_are_counted_without_buffers() -> None:

@@ -7,19 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from advseg_bench.errors import SpecError, unknown
 from advseg_bench.models.checkpoints.advice import advise, name_first
 from advseg_bench.models.checkpoints.reading import CONVERT
-from advseg_bench.models.checkpoints.states import WRAPPERS, Match, find_states, match, select
+from advseg_bench.models.checkpoints.states import Match, equal_tensors, find_states, match, select
 
 TRAINING_ONLY = re.compile(
-    r"aux\w*"  # auxiliary classifiers, of torchvision, mmsegmentation, segmentation-models-pytorch and others
+    r"aux(iliary)?(_?(heads?|classifiers?|decode_heads?|logits?|out(put)?s?|layers?|fc|seg|loss\w*))?_?\d*"
     r"|deep_?sup\w*|ds_?heads?|dsv\d*|super_heads?|seg_layers|seg_outputs"  # deep supervision
     r"|classification_head"
-    r"|\w*(loss|criterion|metric)\w*"
+    r"|\w*(loss(es)?|criterion|criteria|metrics?)(_?(fn|func|function)s?)?_?\d*|(loss|criterion)_\w+"
     r"|n_averaged|num_updates|decay|initted|step"  # bookkeeping of averaged models
     r"|total_ops|total_params"  # counters of profilers
     r"|relative_position_index|relative_coords_table|attn_mask|position_ids"  # constants that a network makes itself
@@ -52,7 +51,7 @@ def fit(path: Path, content: object, net: nn.Module, key: str | None = None) -> 
     """Find the tensors of a network in the content of a checkpoint.
 
     Wrappers such as "module." and "_orig_mod." are taken off the names, in any order. What only helped training is left
-    out by its name (`TRAINING_ONLY`), as is what lies beside the network (see `WRAPPERS`).
+    out by its name (`TRAINING_ONLY`); what else lies beside the network only if `key` is set.
 
     Args:
         path: The file, for messages.
@@ -88,12 +87,18 @@ def fit(path: Path, content: object, net: nn.Module, key: str | None = None) -> 
         best = max(matches, key=lambda found: found.agreement)
         raise SpecError(_word(path, net, best, wanted, best.unexpected, "those of another network"))
     (chosen,) = complete
-    if alien := [name for name in chosen.unexpected if not _is_training_only(name)]:
+    if chosen.clashes:
+        first, second = chosen.clashes[0]
+        raise SpecError(
+            f"{path}: expected one tensor for each name of this {type(net).__name__}, got two that differ: {first!r} "
+            f"and {second!r}. Save the state dict of the network alone."
+        )
+    if alien := [name for name in chosen.unexpected if not is_training_only(name)]:
         raise SpecError(_word(path, net, chosen, wanted, alien, "more than those"))
     _check_outside(path, net, chosen, key)
     tensors = dict(chosen.found) | {name: wanted[name] for name in chosen.missing}
     others = _list_others(content, chosen)
-    return Fitted(tensors, chosen.key, (*chosen.unexpected, *chosen.outside), others)
+    return Fitted(tensors, chosen.key, (*chosen.unexpected, *chosen.outside, *chosen.state.beside), others)
 
 
 def _distinct(matches: Sequence[Match]) -> list[Match]:
@@ -106,19 +111,18 @@ def _distinct(matches: Sequence[Match]) -> list[Match]:
 
 
 def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(equal_tensors(a[name], b[name]) for name in a)
 
 
-def _is_training_only(name: str) -> bool:
+def is_training_only(name: str) -> bool:
     """Whether some part of a name is of training alone."""
     return any(TRAINING_ONLY.fullmatch(part) for part in name.split("."))
 
 
 def _check_outside(path: Path, net: nn.Module, chosen: Match, key: str | None) -> None:
     """Refuse a network that would be taken from inside another one unless the user names the part."""
-    parts = set(chosen.prefix.rstrip(".").split("."))
-    beside = [name for name in chosen.outside if not _is_training_only(name)]
-    if beside and not parts <= WRAPPERS and key is None:
+    beside = [name for name in chosen.outside if not is_training_only(name)]
+    if beside and key is None:
         what = f"the tensors of a {type(net).__name__} by themselves"
         got = f"those and {len(beside)} others beside the prefix {chosen.prefix!r}{name_first(beside)}"
         raise SpecError(

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
+import torch
 from torch import Tensor
 
 DEPTH = 4
 """Levels of containers that are searched."""
 
 WRAPPERS = {"module", "model", "net", "network", "_orig_mod"}
-"""Attributes under which training frameworks hold the network; what lies beside it is no part of the network."""
+"""Attributes under which training frameworks hold the network."""
 
 _TRANSPARENT = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 """Attributes that compilers and parallel wrappers put between a module and its parameters, anywhere in a name."""
 
-_OPTIONAL = ".num_batches_tracked"
+OPTIONAL = ".num_batches_tracked"
 """A buffer that changes no logit and that old releases of PyTorch did not write."""
 
 
@@ -29,10 +30,12 @@ class State:
     Attributes:
         key: Dotted path in the file, "" for the whole file.
         tensors: By name.
+        beside: Names of tensors that the same group has under other starts of names, where a start was selected.
     """
 
     key: str
     tensors: Mapping[str, Tensor]
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Match:
         unexpected: Names behind the prefix that only the file has, without the prefix.
         outside: Names in the file that do not start with the prefix.
         reshaped: Names of both whose shapes differ.
+        clashes: Pairs of names in the file that mean one tensor of the network, with unequal values.
     """
 
     state: State
@@ -56,6 +60,7 @@ class Match:
     unexpected: tuple[str, ...]
     outside: tuple[str, ...]
     reshaped: tuple[str, ...] = field(default=())
+    clashes: tuple[tuple[str, str], ...] = field(default=())
 
     @property
     def key(self) -> str:
@@ -65,7 +70,7 @@ class Match:
     @property
     def is_complete(self) -> bool:
         """Whether the network gets every tensor that it needs, in its own shape."""
-        return bool(self.found) and not self.reshaped and all(name.endswith(_OPTIONAL) for name in self.missing)
+        return bool(self.found) and not self.reshaped and all(name.endswith(OPTIONAL) for name in self.missing)
 
     @property
     def agreement(self) -> tuple[int, int]:
@@ -110,7 +115,8 @@ def select(states: list[State], key: str) -> list[State]:
             continue
         part = {name[len(front) :]: tensor for name, tensor in state.tensors.items() if name.startswith(front)}
         if part:
-            selected.append(State(key, part))
+            beside = tuple(name for name in state.tensors if not name.startswith(front))
+            selected.append(State(key, part, beside))
     return selected
 
 
@@ -125,18 +131,57 @@ def match(state: State, wanted: Mapping[str, Tensor]) -> list[Match]:
         The complete matches; if there are none, the best one.
     """
     best: list[Match] = []
+    tied = find_tied(wanted)
+    doubled = sum(len(group) - 1 for group in tied)
     for clean, front in product((_clean, _clean_more), _fronts(wanted)):
         ours = {clean(name.removeprefix(front)): name for name in wanted}
-        theirs = {clean(name): name for name in state.tensors}
+        theirs: dict[str, str] = {}
+        clashes = []
+        for name, tensor in state.tensors.items():
+            other = theirs.setdefault(clean(name), name)
+            if not equal_tensors(state.tensors[other], tensor):
+                clashes.append((other, name))
         counts = _count_prefixes(theirs, ours)
-        required = sum(not name.endswith(_OPTIONAL) for name in ours)
+        required = sum(not name.endswith(OPTIONAL) for name in ours) - doubled
         likely = [prefix for prefix, count in counts.items() if count >= required]
         likely = likely or [prefix for prefix, _ in counts.most_common(1)] or [""]
         matches = [_match(state, prefix, theirs, ours, wanted) for prefix in likely]
+        for i, found in enumerate(matches):
+            ours_only = [pair for pair in clashes if _is_of(found, clean(pair[0]), ours)]
+            matches[i] = _complete(found, tied, ours_only, wanted)
         if complete := [found for found in matches if found.is_complete]:
             return complete
         best += matches
     return [max(best, key=lambda found: found.agreement)]
+
+
+def find_tied(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Groups of names of a state dict that share one tensor's memory."""
+    groups: dict[object, list[str]] = {}
+    for name, tensor in tensors.items():
+        if is_plain(tensor) and tensor.numel():
+            key = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+            groups.setdefault(key, []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _is_of(found: Match, name: str, ours: Mapping[str, str]) -> bool:
+    """Whether a cleaned name of the file is of a tensor that a network takes."""
+    return name.startswith(found.prefix) and name.removeprefix(found.prefix) in ours
+
+
+def _complete(
+    match: Match, tied: list[list[str]], clashes: list[tuple[str, str]], wanted: Mapping[str, Tensor]
+) -> Match:
+    """Give tied tensors that the file names once to all their names; note which names clash."""
+    found = dict(match.found)
+    for group in tied:
+        held = [name for name in group if name in found]
+        clashes += [(held[0], name) for name in held[1:] if not equal_tensors(found[held[0]], found[name])]
+        found |= {name: found[held[0]] for name in group if held and name not in found}
+    missing = tuple(name for name in match.missing if name not in found)
+    reshaped = tuple(name for name in wanted if name in found and found[name].shape != wanted[name].shape)
+    return replace(match, found=found, missing=missing, reshaped=reshaped, clashes=tuple(clashes))
 
 
 def _fronts(wanted: Mapping[str, Tensor]) -> list[str]:
@@ -162,7 +207,7 @@ def _count_prefixes(theirs: Mapping[str, str], ours: Mapping[str, str]) -> Count
         parts = name.split(".")
         for i in range(len(parts)):
             rest = ".".join(parts[i:])
-            if rest in ours and not rest.endswith(_OPTIONAL):
+            if rest in ours and not rest.endswith(OPTIONAL):
                 counts["".join(f"{part}." for part in parts[:i])] += 1
     return counts
 
@@ -185,3 +230,15 @@ def _match(
     missing = tuple(name for name in wanted if name not in found)
     reshaped = tuple(name for name in wanted if name in found and found[name].shape != wanted[name].shape)
     return Match(state, prefix, found, missing, tuple(sorted(unexpected)), tuple(outside), reshaped)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, has values, and is not quantised."""
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+
+
+def equal_tensors(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, or plain and equal in type and values."""
+    if a is b:
+        return True
+    return is_plain(a) and is_plain(b) and a.dtype == b.dtype and torch.equal(a, b)
