@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from advseg_bench.data.header import Array, Header
+from advseg_bench.data.tiff import check_tags
 from advseg_bench.errors import DataError, expected
 
 MOST_PIXELS = 2**30
@@ -34,6 +35,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
                 found = f"{picture.width} x {picture.height}"
                 remedy = "Save it at a lower resolution, or in tiles."
                 raise DataError(expected(path, f"a picture of at most {MOST_PIXELS:,} pixels", found, remedy))
+            check_tags(path, picture)
             yield picture
     finally:
         Image.MAX_IMAGE_PIXELS = usual
@@ -166,6 +168,7 @@ def _as_integers(pixels: Array) -> Array:
 def _decode_page(path: Path, picture: Image.Image, page: int) -> Array:
     """Read one page of a TIFF, which must be grey."""
     picture.seek(page)
+    check_tags(path, picture)
     if not _is_grey(picture.mode):
         remedy = "Save each channel as a grey page."
         raise DataError(expected(path, "grey pages", f"mode {picture.mode} on page {page}", remedy))
