@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from advseg_bench.data.header import Array, Header
-from advseg_bench.data.tiff import check_tags
+from advseg_bench.data.tiff import check_tags, read_type, restore_sign
 from advseg_bench.errors import DataError, expected
 
 MOST_PIXELS = 2**30
 """Largest picture that is read, in pixels; Pillow's own limit is below the size of a microscope slide."""
 
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
 _ROTATION = 274
 _MAY_BE_TURNED = ("JPEG", "MPO", "TIFF", "WEBP")
 _STRAY = 40
@@ -112,7 +111,7 @@ def read_mask(path: Path, known: Collection[float] | None) -> Array:
         if picture.mode == "P":
             return _read_palette(picture, known)
         if _is_grey(picture.mode):
-            return _as_integers(np.asarray(picture))
+            return _read_grey(picture)
         remedy = "Save the mask with one channel that contains class values."
         if picture.mode not in ("RGB", "RGBA", "RGBX", "LA"):
             raise DataError(expected(path, "a mask of one channel", f"mode {picture.mode}", remedy))
@@ -161,8 +160,9 @@ def _is_grey(mode: str) -> bool:
     return mode in ("1", "L", "I", "F") or mode.startswith("I;16")
 
 
-def _as_integers(pixels: Array) -> Array:
-    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+def _read_grey(picture: Image.Image) -> Array:
+    pixels = np.asarray(picture)
+    return pixels.astype(np.uint8) if pixels.dtype == bool else restore_sign(picture, pixels)
 
 
 def _decode_page(path: Path, picture: Image.Image, page: int) -> Array:
@@ -172,13 +172,13 @@ def _decode_page(path: Path, picture: Image.Image, page: int) -> Array:
     if not _is_grey(picture.mode):
         remedy = "Save each channel as a grey page."
         raise DataError(expected(path, "grey pages", f"mode {picture.mode} on page {page}", remedy))
-    return _as_integers(np.asarray(picture))
+    return _read_grey(picture)
 
 
 def _decode(picture: Image.Image) -> Array:
     """Read an image as (H, W), or (3, H, W) for colour."""
     if _is_grey(picture.mode):
-        return _as_integers(np.asarray(picture))
+        return _read_grey(picture)
     if picture.mode == "LA":
         return np.asarray(picture)[..., 0]
     if picture.mode == "P":
@@ -230,13 +230,12 @@ def _largest(picture: Image.Image) -> int | None:
         return 1
     if ";16" in _raw_mode(picture) and not picture.mode.startswith("I"):
         return 65535
+    tiff = picture.format == "TIFF"
     if not picture.mode.startswith("I"):
-        return 255
-    tags = getattr(picture, "tag_v2", None)
-    if tags is None:
+        return 127 if tiff and picture.mode == "L" and read_type(picture) == (8, True) else 255
+    if not tiff:
         return 65535
-    bits = int(tags[_BITS_PER_SAMPLE][0])
-    signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
+    bits, signed = read_type(picture)
     return int(2 ** (bits - 1) - 1 if signed else 2**bits - 1)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from advseg_bench.data.header import Array
 from advseg_bench.errors import DataError, expected
 
-_BITS_PER_SAMPLE, _PLANAR = 258, 284
+_BITS_PER_SAMPLE, _PLANAR, _SAMPLE_FORMAT = 258, 284, 339
+_SIGNED = 2
 
 
 def check_tags(path: Path, picture: Image.Image) -> None:
@@ -27,3 +30,19 @@ def check_tags(path: Path, picture: Image.Image) -> None:
         wanted, found = "interleaved channels in colour of more than 8 bits", "planar channels"
         remedy = "Save it with PlanarConfiguration = 1, or each channel as a grey page."
         raise DataError(expected(path, wanted, found, remedy))
+
+
+def restore_sign(picture: Image.Image, pixels: Array) -> Array:
+    """Return the values of a grey page; Pillow reads int8 as uint8 and uint32 as int32."""
+    if picture.format != "TIFF":
+        return pixels
+    bits, signed = read_type(picture)
+    if picture.mode == "L" and bits == 8 and signed:
+        return pixels.view(np.int8)
+    return pixels.view(np.uint32) if picture.mode == "I" and bits == 32 and not signed else pixels
+
+
+def read_type(picture: Image.Image) -> tuple[int, bool]:
+    """Return the bits per value of a page of a TIFF, and whether its values are signed."""
+    tags = picture.tag_v2  # type: ignore[attr-defined]
+    return int(tags.get(_BITS_PER_SAMPLE, (1,))[0]), tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED

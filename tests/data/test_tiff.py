@@ -55,3 +55,21 @@ def test_planar_colour_of_16_bits_is_refused(tmp_path, order):
     assert (next(read_slices(tmp_path / "a.tif", channels=3)) == pixels.transpose(2, 0, 1)).all()
     write_tiff(tmp_path / "b.tif", 200 * pixels.astype(np.uint16), order, planar=2)
     refuse(tmp_path / "b.tif", r"b\.tif: expected interleaved .*, got 'planar channels'\. Save it with Planar")
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "order", "values", "largest"),
+    [
+        ("i1", "<", (-33, 5), 127),
+        ("i1", ">", (-33, 5), 127),
+        ("u1", "<", (223, 5), 255),
+        ("u4", "<", (3_000_000_000, 5), 2**32 - 1),
+        ("i4", ">", (-3, 5), 2**31 - 1),
+        ("i2", ">", (-3, 5), 2**15 - 1),
+    ],
+)
+def test_signs_are_read_as_stored(tmp_path, kind, order, values, largest, labels):
+    write_tiff(tmp_path / "a.tif", np.array([values], kind), order)
+    assert next(read_slices(tmp_path / "a.tif", labels=labels)).tolist() == [list(values)]
+    assert read_header(tmp_path / "a.tif").largest == largest
