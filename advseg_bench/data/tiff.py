@@ -11,6 +11,7 @@ from advseg_bench.data.header import Array
 from advseg_bench.errors import DataError, expected
 
 _BITS_PER_SAMPLE, _PLANAR, _SAMPLE_FORMAT = 258, 284, 339
+_EXTRA_SAMPLES = 338
 _SIGNED = 2
 
 
@@ -22,7 +23,7 @@ def check_tags(path: Path, picture: Image.Image) -> None:
         picture: The picture, at that page; other formats pass.
 
     Raises:
-        DataError: If 16-bit colour is stored plane by plane.
+        DataError: If 16-bit colour is stored plane by plane, or colours are multiplied by alpha.
     """
     tags = getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {}
     bits = tuple(tags.get(_BITS_PER_SAMPLE, (1,)))
@@ -30,6 +31,9 @@ def check_tags(path: Path, picture: Image.Image) -> None:
         wanted, found = "interleaved channels in colour of more than 8 bits", "planar channels"
         remedy = "Save it with PlanarConfiguration = 1, or each channel as a grey page."
         raise DataError(expected(path, wanted, found, remedy))
+    if 1 in tags.get(_EXTRA_SAMPLES, ()):
+        wanted, found = "colours that are not multiplied by alpha", "associated alpha (ExtraSamples = 1)"
+        raise DataError(expected(path, wanted, found, "Save it without alpha, or with ExtraSamples = 2."))
 
 
 def restore_sign(picture: Image.Image, pixels: Array) -> Array:

@@ -73,3 +73,12 @@ def test_signs_are_read_as_stored(tmp_path, kind, order, values, largest, labels
     write_tiff(tmp_path / "a.tif", np.array([values], kind), order)
     assert next(read_slices(tmp_path / "a.tif", labels=labels)).tolist() == [list(values)]
     assert read_header(tmp_path / "a.tif").largest == largest
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+def test_colours_multiplied_by_alpha_are_refused(tmp_path, kind):
+    pixels = np.array([[(100, 50, 20, 128), (9, 8, 7, 255)]], kind)
+    write_tiff(tmp_path / "a.tif", pixels, extra=2)
+    assert (next(read_slices(tmp_path / "a.tif", channels=4)) == pixels.transpose(2, 0, 1)).all()
+    write_tiff(tmp_path / "b.tif", pixels, extra=1)
+    refuse(tmp_path / "b.tif", r"b\.tif: expected colours that are not .*, got 'associated .*'\. Save it without")
