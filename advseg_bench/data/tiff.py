@@ -11,7 +11,7 @@ from advseg_bench.data.header import Array
 from advseg_bench.errors import DataError, expected
 
 _BITS_PER_SAMPLE, _PLANAR, _SAMPLE_FORMAT = 258, 284, 339
-_EXTRA_SAMPLES = 338
+_PHOTOMETRIC, _EXTRA_SAMPLES = 262, 338
 _SIGNED = 2
 
 
@@ -23,7 +23,8 @@ def check_tags(path: Path, picture: Image.Image) -> None:
         picture: The picture, at that page; other formats pass.
 
     Raises:
-        DataError: If 16-bit colour is stored plane by plane, or colours are multiplied by alpha.
+        DataError: If 16-bit colour is stored plane by plane, colours are multiplied by alpha, or 0 is white in more
+            than 8 bits.
     """
     tags = getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {}
     bits = tuple(tags.get(_BITS_PER_SAMPLE, (1,)))
@@ -34,6 +35,9 @@ def check_tags(path: Path, picture: Image.Image) -> None:
     if 1 in tags.get(_EXTRA_SAMPLES, ()):
         wanted, found = "colours that are not multiplied by alpha", "associated alpha (ExtraSamples = 1)"
         raise DataError(expected(path, wanted, found, "Save it without alpha, or with ExtraSamples = 2."))
+    if tags.get(_PHOTOMETRIC) == 0 and max(bits) > 8:
+        wanted, found = "a TIFF of more than 8 bits in which 0 is black", "WhiteIsZero (PhotometricInterpretation = 0)"
+        raise DataError(expected(path, wanted, found, "Invert its values and save it with BlackIsZero."))
 
 
 def restore_sign(picture: Image.Image, pixels: Array) -> Array:

@@ -82,3 +82,11 @@ def test_colours_multiplied_by_alpha_are_refused(tmp_path, kind):
     assert (next(read_slices(tmp_path / "a.tif", channels=4)) == pixels.transpose(2, 0, 1)).all()
     write_tiff(tmp_path / "b.tif", pixels, extra=1)
     refuse(tmp_path / "b.tif", r"b\.tif: expected colours that are not .*, got 'associated .*'\. Save it without")
+
+
+@pytest.mark.parametrize("kind", ["u2", "f4"])
+def test_inverted_values_of_more_than_8_bits_are_refused(tmp_path, kind):
+    write_tiff(tmp_path / "a.tif", np.array([[10, 200]], np.uint8), photometric=0)
+    assert next(read_slices(tmp_path / "a.tif")).tolist() == [[245, 55]]
+    write_tiff(tmp_path / "b.tif", np.array([[10, 200]], kind), photometric=0)
+    refuse(tmp_path / "b.tif", r"b\.tif: expected a TIFF .* in which 0 is black, got 'WhiteIsZero .*'\. Invert")
