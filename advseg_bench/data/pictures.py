@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from advseg_bench.data.header import Array, Header
+from advseg_bench.data.palettes import read_palette
 from advseg_bench.data.tiff import check_tags, read_type, restore_sign
 from advseg_bench.errors import DataError, expected
 
@@ -92,7 +93,7 @@ def read_picture(path: Path, channels: int) -> Array:
 def read_mask(path: Path, known: Collection[float] | None) -> Array:
     """Decode a mask of one channel, of equal channels, or with a palette.
 
-    A palette is read by colour if its colours are grey levels with a meaning, otherwise by index.
+    A palette is read by colour if all colours of its table are grey levels with a meaning, otherwise by index.
 
     Args:
         path: The file.
@@ -102,14 +103,14 @@ def read_mask(path: Path, known: Collection[float] | None) -> Array:
         Shape (H, W).
 
     Raises:
-        DataError: If its channels differ, or its transparency contradicts its grey levels.
+        DataError: If its channels differ, or its transparency or palette contradicts its grey levels.
     """
     with open_picture(path) as picture:
         if _count_pages(path, picture) > 1:
             found = f"{_count_pages(path, picture)} pages"
             raise DataError(expected(path, "one image per file", found, "Save each page as a separate file."))
         if picture.mode == "P":
-            return _read_palette(picture, known)
+            return read_palette(path, picture, known)
         if _is_grey(picture.mode):
             return _read_grey(picture)
         remedy = "Save the mask with one channel that contains class values."
@@ -130,22 +131,6 @@ def _merge(path: Path, pixels: Array, lossy: bool, remedy: str) -> Array:
         found = "a transparency of another shape"
         raise DataError(expected(path, "a mask whose transparency agrees with its grey levels", found, remedy))
     return grey
-
-
-def _read_palette(picture: Image.Image, known: Collection[float] | None) -> Array:
-    """Return the grey levels of a mask with a palette, or its indices."""
-    indices = np.asarray(picture)
-    used = np.unique(indices)
-    table = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-    if not len(table) or used[-1] >= len(table):
-        return indices
-    colours = table[used]
-    levels = {int(level) for level in colours[:, 0]}
-    grey = (colours == colours[:, :1]).all()
-    if grey and len(levels) == len(used) and (known is None or levels <= {int(value) for value in known}):
-        levels_of: Array = table[:, 0][indices]
-        return levels_of
-    return indices
 
 
 def _count_pages(path: Path, picture: Image.Image) -> int:
