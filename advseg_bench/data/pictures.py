@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from advseg_bench.data.header import Array, Header
+from advseg_bench.data.palettes import read_palette
+from advseg_bench.data.tiff import check_tags, read_type, restore_sign
 from advseg_bench.errors import DataError, expected
 
 MOST_PIXELS = 2**30
 """Largest picture that is read, in pixels; Pillow's own limit is below the size of a microscope slide."""
 
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
 _ROTATION = 274
 _MAY_BE_TURNED = ("JPEG", "MPO", "TIFF", "WEBP")
 _STRAY = 40
@@ -34,6 +35,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
                 found = f"{picture.width} x {picture.height}"
                 remedy = "Save it at a lower resolution, or in tiles."
                 raise DataError(expected(path, f"a picture of at most {MOST_PIXELS:,} pixels", found, remedy))
+            check_tags(path, picture)
             yield picture
     finally:
         Image.MAX_IMAGE_PIXELS = usual
@@ -91,7 +93,7 @@ def read_picture(path: Path, channels: int) -> Array:
 def read_mask(path: Path, known: Collection[float] | None) -> Array:
     """Decode a mask of one channel, of equal channels, or with a palette.
 
-    A palette is read by colour if its colours are grey levels with a meaning, otherwise by index.
+    A palette is read by colour if all colours of its table are grey levels with a meaning, otherwise by index.
 
     Args:
         path: The file.
@@ -101,16 +103,16 @@ def read_mask(path: Path, known: Collection[float] | None) -> Array:
         Shape (H, W).
 
     Raises:
-        DataError: If its channels differ, or its transparency contradicts its grey levels.
+        DataError: If its channels differ, or its transparency or palette contradicts its grey levels.
     """
     with open_picture(path) as picture:
         if _count_pages(path, picture) > 1:
             found = f"{_count_pages(path, picture)} pages"
             raise DataError(expected(path, "one image per file", found, "Save each page as a separate file."))
         if picture.mode == "P":
-            return _read_palette(picture, known)
+            return read_palette(path, picture, known)
         if _is_grey(picture.mode):
-            return _as_integers(np.asarray(picture))
+            return _read_grey(picture)
         remedy = "Save the mask with one channel that contains class values."
         if picture.mode not in ("RGB", "RGBA", "RGBX", "LA"):
             raise DataError(expected(path, "a mask of one channel", f"mode {picture.mode}", remedy))
@@ -131,22 +133,6 @@ def _merge(path: Path, pixels: Array, lossy: bool, remedy: str) -> Array:
     return grey
 
 
-def _read_palette(picture: Image.Image, known: Collection[float] | None) -> Array:
-    """Return the grey levels of a mask with a palette, or its indices."""
-    indices = np.asarray(picture)
-    used = np.unique(indices)
-    table = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-    if not len(table) or used[-1] >= len(table):
-        return indices
-    colours = table[used]
-    levels = {int(level) for level in colours[:, 0]}
-    grey = (colours == colours[:, :1]).all()
-    if grey and len(levels) == len(used) and (known is None or levels <= {int(value) for value in known}):
-        levels_of: Array = table[:, 0][indices]
-        return levels_of
-    return indices
-
-
 def _count_pages(path: Path, picture: Image.Image) -> int:
     """Count the pages of a TIFF; other formats with several images are refused."""
     pages = int(getattr(picture, "n_frames", 1))
@@ -159,23 +145,25 @@ def _is_grey(mode: str) -> bool:
     return mode in ("1", "L", "I", "F") or mode.startswith("I;16")
 
 
-def _as_integers(pixels: Array) -> Array:
-    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+def _read_grey(picture: Image.Image) -> Array:
+    pixels = np.asarray(picture)
+    return pixels.astype(np.uint8) if pixels.dtype == bool else restore_sign(picture, pixels)
 
 
 def _decode_page(path: Path, picture: Image.Image, page: int) -> Array:
     """Read one page of a TIFF, which must be grey."""
     picture.seek(page)
+    check_tags(path, picture)
     if not _is_grey(picture.mode):
         remedy = "Save each channel as a grey page."
         raise DataError(expected(path, "grey pages", f"mode {picture.mode} on page {page}", remedy))
-    return _as_integers(np.asarray(picture))
+    return _read_grey(picture)
 
 
 def _decode(picture: Image.Image) -> Array:
     """Read an image as (H, W), or (3, H, W) for colour."""
     if _is_grey(picture.mode):
-        return _as_integers(np.asarray(picture))
+        return _read_grey(picture)
     if picture.mode == "LA":
         return np.asarray(picture)[..., 0]
     if picture.mode == "P":
@@ -227,13 +215,12 @@ def _largest(picture: Image.Image) -> int | None:
         return 1
     if ";16" in _raw_mode(picture) and not picture.mode.startswith("I"):
         return 65535
+    tiff = picture.format == "TIFF"
     if not picture.mode.startswith("I"):
-        return 255
-    tags = getattr(picture, "tag_v2", None)
-    if tags is None:
+        return 127 if tiff and picture.mode == "L" and read_type(picture) == (8, True) else 255
+    if not tiff:
         return 65535
-    bits = int(tags[_BITS_PER_SAMPLE][0])
-    signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
+    bits, signed = read_type(picture)
     return int(2 ** (bits - 1) - 1 if signed else 2**bits - 1)
 
 
