@@ -29,7 +29,7 @@ _SEED = 0
 
 _CAUSES = {
     "random": (
-        "logits of a model that draws random numbers in eval mode",
+        "logits of a model that uses random numbers in eval mode",
         "Pass `training=self.training` to functional dropout and switch noise off in eval mode",
     ),
     "batch": (
