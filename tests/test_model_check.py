@@ -80,6 +80,26 @@ class NoisyByPython(Base):
         return z * random.uniform(0.5, 1.5)
 
 
+class RarelyDropped(Base):
+    def between(self, z: Tensor) -> Tensor:
+        return F.dropout2d(z, 0.02)
+
+
+class FaintlyNoisy(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return Base.forward(self, x + 1e-4 * torch.randn_like(x))
+
+
+class DroppedWithGradients(Base):
+    def between(self, z: Tensor) -> Tensor:
+        return F.dropout(z, 0.3) if torch.is_grad_enabled() else z
+
+
+class OtherWithGradients(Base):
+    def between(self, z: Tensor) -> Tensor:
+        return 2 * z if torch.is_grad_enabled() else z
+
+
 class OwnGenerator(Base):
     def __init__(self, in_channels: int = 1, classes: int = 1) -> None:
         super().__init__(in_channels, classes)
@@ -136,6 +156,10 @@ FAULTY = {
     ShiftedAtRandom: "random numbers",
     NoisyByNumpy: "random numbers",
     NoisyByPython: "random numbers",
+    RarelyDropped: "random numbers",
+    FaintlyNoisy: "random numbers",
+    DroppedWithGradients: "random numbers",
+    OtherWithGradients: "while gradients are computed",
     OwnGenerator: "earlier calls",
     BatchStatistics: "other images of the batch",
     MinusBatchMean: "other images of the batch",
@@ -223,6 +247,14 @@ def _python_random():
 def test_a_model_that_is_no_function_of_its_image_is_refused_with_what_was_seen(net):
     with pytest.raises(IncompatibleError, match=f"^model .net.: .*image alone, got .*{FAULTY[net]}.*stochastic"):
         build(net)
+
+
+@pytest.mark.parametrize("x", [images(1), images(1).expand(2, -1, -1, -1), torch.full((2, 1, 16, 16), 0.5)])
+@pytest.mark.parametrize("net", [BatchStatistics, MinusBatchMean])
+def test_batch_statistics_are_found_with_one_image_and_with_equal_ones(net, x):
+    given = ab.Batch.of(x, x > 0.25, task="binary")
+    with pytest.raises(IncompatibleError, match="other images of the batch"):
+        ab.evaluate(make(net), [given], ab.attacks.FGSM(loss="bce"))
 
 
 @pytest.mark.usefixtures("_python_random")
@@ -347,7 +379,7 @@ def test_the_check_costs_one_forward_of_two_images():
         assert checked[:3] == [2, 2, 2]
         assert declared[:2] == [2, 2]
     assert tally(lambda: FRONT_DOORS["one line"](model)) == [2, 2, 2, 2]
-    assert tally(lambda: FRONT_DOORS["MONAI"](model)) == [1, 1, 1, 1]
+    assert tally(lambda: FRONT_DOORS["MONAI"](model)) == [1, 2, 1, 1]
     assert sum(tally(lambda: FRONT_DOORS["ART"](model))) == sum([1, 1, 1]) + 2
 
 
@@ -404,7 +436,7 @@ class RandomOnceTrained(Base):
         self.noise = nn.Parameter(torch.zeros(()))
 
     def between(self, z: Tensor) -> Tensor:
-        return z + self.noise * torch.randn_like(z)
+        return z + self.noise * torch.randn_like(z) if self.noise else z
 
 
 @pytest.mark.usefixtures("_python_random")

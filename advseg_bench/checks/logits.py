@@ -52,7 +52,7 @@ def probe(
             consists of probabilities, or depends on more than the image.
 
     Cost:
-        3 forwards; 2 without `function`.
+        3 forwards, the second of 2 images at least; 2 forwards without `function`.
     """
     net = model if net is None else net
     layers: list[str] = []

@@ -29,7 +29,7 @@ _SEED = 0
 
 _CAUSES = {
     "random": (
-        "other logits for the same image in each call, because it uses random numbers in eval mode",
+        "logits of a model that uses random numbers in eval mode",
         "Pass `training=self.training` to functional dropout and switch noise off in eval mode",
     ),
     "batch": (
@@ -39,6 +39,10 @@ _CAUSES = {
     "place": (
         "logits that depend on the place of the image in its batch",
         "Treat all images of a batch alike",
+    ),
+    "gradients": (
+        "other logits for the same image while gradients are computed",
+        "Let the forward not depend on `torch.is_grad_enabled()`",
     ),
     "state": (
         "logits that depend on earlier calls, because it changes its own state or random generator in eval mode",
@@ -51,24 +55,30 @@ _CAUSES = {
 def check_function(where: str, model: Callable[[Tensor], Tensor], x: Tensor, logits: Tensor) -> None:
     """Check that logits depend on the image alone, by one more call.
 
-    The last image fills a whole batch. Its logits there are compared with those in the batch `x`, which shows random
-    numbers, batch statistics, dependence on the place in the batch, and state from call to call.
+    The last image is the first of another batch, whose other images are noise, and gradients are enabled. Its logits
+    there are compared with those in the batch `x`, which shows batch statistics, dependence on the place in the batch,
+    and state from call to call. Random numbers, however small or rare their effect, show in the states of the global
+    generators.
 
     Args:
         where: Prefix of the message.
         model: Images -> logits, in eval mode; gradients should be off.
-        x: Images (N, C, *S). With one image only random numbers and state can be found.
+        x: Images (N, C, *S).
         logits: Logits of an earlier call on `x`, (N, K, *S).
 
     Raises:
-        IncompatibleError: The logits of an image differ. The message names the cause.
+        IncompatibleError: The logits of an image differ, or a global generator was used. The message names the cause.
 
     Cost:
-        1 forward of N images; up to 4 more to find the cause of a difference.
+        1 forward of N images, 2 if N is 1; up to 5 more to find the cause of a difference.
     """
-    repeated = x[-1:].expand_as(x).contiguous()
-    if not _are_same(logits[-1:].expand_as(logits), model(repeated)):
-        raise IncompatibleError(_describe(where, _find_cause(model, x, repeated, logits)))
+    company = torch.cat([x[-1:], _make_company(x)])
+    before = _read_generators(x.device)
+    again = _run_with_gradients(model, company)
+    if not _are_alike(before, _read_generators(x.device)):
+        raise IncompatibleError(_describe(where, "random"))
+    if not _are_same(logits[-1:], again[:1]):
+        raise IncompatibleError(_describe(where, _find_cause(model, x, company, logits, again)))
 
 
 def check_calls(where: str, model: Callable[[Tensor], Tensor], x: Tensor, alone: Tensor, company: Tensor) -> None:
@@ -85,12 +95,11 @@ def check_calls(where: str, model: Callable[[Tensor], Tensor], x: Tensor, alone:
         IncompatibleError: The logits of the first image differ.
 
     Cost:
-        None; up to 5 forwards to find the cause of a difference.
+        None; up to 6 forwards to find the cause of a difference.
     """
     if not _are_same(alone, company[:1]):
         with torch.no_grad():
-            backwards = x.flip(0)  # the image in question is the last
-            cause = _find_cause(model, backwards, backwards[-1:].expand_as(x).contiguous(), company.flip(0))
+            cause = _find_cause(model, x.flip(0), x, company.flip(0))  # the image in question is the last
         raise IncompatibleError(_describe(where, cause))
 
 
@@ -170,15 +179,56 @@ def _are_same(one: Tensor, other: Tensor) -> bool:
     return float((values - other[finite]).abs().max()) <= tolerance
 
 
-def _find_cause(model: Callable[[Tensor], Tensor], x: Tensor, repeated: Tensor, logits: Tensor) -> str:
-    """Name why the logits of the last image differ between a batch and a batch of copies."""
-    one, two = model(repeated), model(repeated)
+def _find_cause(
+    model: Callable[[Tensor], Tensor], x: Tensor, company: Tensor, logits: Tensor, again: Tensor | None = None
+) -> str:
+    """Name why the logits of the last image of `x` differ from those where it is the first of `company`.
+
+    `again` are logits of `company` with gradients.
+    """
+    one, two = model(company), model(company)
     if not _are_same(one, two):
-        seeded = [_run_seeded(model, repeated) for _ in range(2)]
+        seeded = [_run_seeded(model, company) for _ in range(2)]
         return "random" if _are_same(*seeded) else "state"
-    if not _are_same(one[:1], one[-1:]):
+    copies = model(x[-1:].expand_as(company).contiguous())
+    if not _are_same(copies[:1], copies[-1:]):
         return "place"
-    return "batch" if _are_same(model(x), logits) else "state"
+    if not _are_same(model(x), logits):
+        return "state"
+    return "batch" if again is None or _are_same(one, again) else "gradients"
+
+
+def _make_company(x: Tensor) -> Tensor:
+    """Noise for the other places of a batch, at least one, with a mean far from that of the last image.
+
+    The values lie between the extremes of the images, 0 and 1.
+    """
+    lower, upper = min(float(x.min()), 0.0), max(float(x.max()), 1.0)
+    shape = (max(len(x) - 1, 1), *x.shape[1:])
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(_SEED)).to(x) ** 3
+    if float(x[-1].mean()) < (lower + upper) / 2:
+        noise = 1 - noise
+    return lower + (upper - lower) * noise
+
+
+def _run_with_gradients(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run with gradients enabled, as attacks do; without them where a model fails, as if it calls NumPy."""
+    try:
+        with torch.enable_grad():
+            return model(x).detach()
+    except Exception:
+        return model(x)
+
+
+def _read_generators(device: torch.device) -> list[Any]:
+    """The states of the global generators of torch, of the device, of NumPy and of Python."""
+    of_device = [] if device.type == "cpu" else [getattr(torch, device.type).get_rng_state(device)]
+    _, *of_numpy = np.random.get_state()  # noqa: NPY002
+    return [torch.random.get_rng_state(), *of_device, *map(torch.as_tensor, of_numpy), random.getstate()]
+
+
+def _are_alike(before: Sequence[Any], after: Sequence[Any]) -> bool:
+    return all(_is_equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def _run_seeded(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -185,6 +185,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.model, self.outputs = model, outputs
         self.announced = False
+        self.checked = False  # whether the forwards of the check were run; input values are compared only in these
         self.writes = False  # whether the model was seen to write to its input
         self.training = getattr(model, "training", False)
 
@@ -203,7 +204,9 @@ class Segmenter(nn.Module):
         own = x.clone()
         returned = self.model(own)
         if not self.writes and not torch.compiler.is_compiling():
-            self.writes = own.is_inference() or own._version > 0
+            changed = own.is_inference() or own._version > 0
+            # Writes through `.data` or NumPy are not counted.
+            self.writes = changed or (not self.checked and not torch.equal(own.detach(), x.detach()))
         return self.outputs.read(returned, x)
 
     def train(self, mode: bool = True) -> Segmenter:
@@ -224,18 +227,27 @@ class Segmenter(nn.Module):
 
     def simplest(self) -> Callable[[Tensor], Any]:
         """Return the model itself where it does not need this wrapper, otherwise the wrapper."""
+        self.checked = True
         return self if self.is_needed else self.model
 
     def describe_outputs(self) -> dict[str, Any]:
         """Return what a record stores about the outputs: nothing if they are plain logits."""
-        return self.outputs.describe()
+        return self._find_outputs().describe()
 
     def announce(self) -> None:
         """Warn once about what is read from the outputs, if they are not plain logits and nobody declared it."""
-        if self.outputs.seen != PLAIN and not self.announced:
+        outputs = self._find_outputs()
+        if outputs.seen != PLAIN and outputs.output is None and not self.announced:
             self.announced = True
             remedy = "To choose otherwise, pass ab.as_segmenter(model, output=..., resize_logits=...)."
-            warnings.warn(f"{self.outputs.where}: {self.outputs.seen}. {remedy}", stacklevel=3)
+            warnings.warn(f"{self.outputs.where}: {outputs.seen}. {remedy}", stacklevel=3)
+
+    def _find_outputs(self) -> Outputs:
+        """Where outputs are read: here, or in a part of the model that reads them itself, such as a `SlidingWindow`."""
+        if self.outputs.seen != PLAIN or not isinstance(self.model, nn.Module):
+            return self.outputs
+        parts = [getattr(part, "outputs", None) for part in self.model.modules()]
+        return next((part for part in parts if isinstance(part, Outputs) and part.seen != PLAIN), self.outputs)
 
 
 def as_segmenter(

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 import advseg_bench as ab
 from advseg_bench.attacks.gradient import FGSM
-from advseg_bench.checks.outputs import Outputs, Segmenter
+from advseg_bench.checks.outputs import Outputs, Segmenter, read_model
 from advseg_bench.errors import DataError, IncompatibleError, SpecError
 from advseg_bench.models.build import build_model
+from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.prepare import prepare_checked
 from advseg_bench.suite.cells import model_identity
 from advseg_bench.suite.specs import ModelSpec
@@ -337,3 +338,41 @@ def test_keys_of_outputs_enter_the_identity_of_a_model_only_where_they_are_set()
     found = model_identity(suite, changed)["model"]
     assert (found["output"], found["resize_logits"]) == ("aux", False)  # type: ignore[index]
     assert ModelSpec.model_validate(spec.model_dump()) == spec
+
+
+class Overwrites(nn.Module):
+    """Halves its input where no counter sees it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = 4 * x - 2
+        if self.how == "data":
+            x.data.mul_(0.5)
+        else:
+            x.detach().numpy()[:] *= 0.5
+        return logits
+
+
+@pytest.mark.parametrize("how", ["data", "numpy"])
+def test_a_model_that_overwrites_its_input_unseen_gets_copies(how):
+    x = torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)
+    reader = read_model("model", Overwrites(how))
+    with torch.no_grad():
+        reader(x)
+    assert reader.simplest() is reader
+
+
+@pytest.mark.parametrize("wrap", [lambda net: ab.SlidingWindow(net, roi=8), SegmentationModule])
+def test_wrappers_announce_and_record_what_they_read(wrap):
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"out": 4 * x[..., ::2, ::2] - 2}
+
+    x = torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)
+    given = ab.Batch.of(x, x > 0.5, task="binary")
+    with pytest.warns(UserWarning, match="reads output 'out', enlarges logits 2 x 2 times"):
+        run = ab.evaluate({"net": wrap(Halved())}, [given], ab.attacks.FGSM(loss="bce"))
+    assert run.models["net"]["outputs"]["output"] == "out"
