@@ -44,7 +44,7 @@ def read_palette(path: Path, picture: Image.Image, known: Collection[float] | No
     else:
         agrees = not is_grey[0] or levels[0] <= levels[is_grey].min()
     if not agrees:
-        wanted = "a palette whose grey levels are mask values, or rise with their indices"
+        wanted = "a palette whose grey levels are mask values, or increase with their indices"
         listed = [int(level) for level in levels[is_grey][:5]]
         found = [*listed, "..."] if is_grey.sum() > 5 else listed
         remedy = "Save the mask with one channel that contains class values."

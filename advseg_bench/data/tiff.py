@@ -1,4 +1,4 @@
-"""What a TIFF says about its values in its tags, where Pillow would decode other values than those stored."""
+"""The tags of a TIFF that describe its values, where Pillow would decode other values than those stored."""
 
 from __future__ import annotations
 

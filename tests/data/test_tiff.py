@@ -1,4 +1,4 @@
-"""TIFF files whose tags say what Pillow does not read: planes, signs, premultiplied and inverted values."""
+"""TIFF files whose tags Pillow does not follow: planes, signs, alpha that multiplies colours, and inverted values."""
 
 import struct
 
