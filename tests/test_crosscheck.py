@@ -16,7 +16,7 @@ from strategies import make_batch, make_generators
 from torch import nn
 
 from advseg_bench import losses
-from advseg_bench.attacks.ascent import BIM, MIFGSM
+from advseg_bench.attacks import BIM, MIFGSM
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.crosscheck import (
     Case,

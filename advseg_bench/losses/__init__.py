@@ -11,6 +11,7 @@ real-valued labels. `catalogue.LossEntry.swappable` lists them.
 
 from advseg_bench.losses.base import SMOOTH, Loss, one_hot, probabilities
 from advseg_bench.losses.foreign import per_image
+from advseg_bench.losses.judges import entropy, hard_dice
 from advseg_bench.losses.pixel import bce, ce, focal, margin
 from advseg_bench.losses.probing import probe
 from advseg_bench.losses.region import (
@@ -32,9 +33,11 @@ __all__ = [
     "dice",
     "dice_ce",
     "dice_focal",
+    "entropy",
     "focal",
     "focal_tversky",
     "generalized_dice",
+    "hard_dice",
     "jaccard",
     "lovasz",
     "margin",

@@ -5,27 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from advseg_bench.registry.ascents import ascent_traits
 from advseg_bench.registry.fitting import Images, released_ratio, why_released_not
 from advseg_bench.types import Norm, TaskKind, Traits
 
 ALL_KINDS: tuple[TaskKind, ...] = ("binary", "multilabel", "multiclass")
-
-
-ASCENT_STEPS = 10
-"""Default of the setting `steps` of the iterative attacks."""
-
-
-def ascent_traits(settings: Mapping[str, object]) -> Traits:
-    """Return the traits of projected gradient ascent for given settings.
-
-    Args:
-        settings: Settings of `attacks.ascent.ProjectedAscent`. "steps" is the number of forwards; with "keep" = "best"
-            the last iterate is only evaluated, which saves one gradient; "random_start" makes the attack random.
-    """
-    given = settings.get("steps", ASCENT_STEPS)
-    steps = given if isinstance(given, int) else ASCENT_STEPS
-    backwards = steps - 1 if settings.get("keep") == "best" else steps
-    return Traits(random=bool(settings.get("random_start", False)), forwards=steps, backwards=backwards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +58,8 @@ class LossEntry:
         target: `module:object` to import.
         summary: One line for `list`.
         kinds: Task types that it is defined for.
+        objective: What step control judges while this loss is followed, a name of `LOSSES` or `OBJECTIVES`; "" is the
+            loss itself.
         swappable: Whether it is defined with mask and output swapped, as in the released code of arXiv 2401.11224, for
             binary and multilabel tasks.
     """
@@ -82,6 +68,7 @@ class LossEntry:
     summary: str
     kinds: tuple[TaskKind, ...]
     swappable: bool = False
+    objective: str = ""
 
 
 _ONE_STEP = Traits(random=False, forwards=1, backwards=1)
@@ -109,22 +96,61 @@ ATTACKS: dict[str, AttackEntry] = {
         ),
     ),
     "bim": AttackEntry(
-        "advseg_bench.attacks.ascent:BIM",
+        "advseg_bench.attacks.bim:BIM",
         "signed gradient steps of eps / steps (arXiv 1607.02533)",
         ascent_traits({}),
         with_settings=ascent_traits,
     ),
     "pgd": AttackEntry(
-        "advseg_bench.attacks.ascent:PGD",
-        "signed gradient steps of eps / 4 from a random start (arXiv 1706.06083)",
+        "advseg_bench.attacks.pgd:PGD",
+        "signed gradient steps of 2.5 eps / steps from a random start (arXiv 1706.06083)",
         ascent_traits({"random_start": True}),
         with_settings=lambda settings: ascent_traits({"random_start": True, **settings}),
     ),
     "mifgsm": AttackEntry(
-        "advseg_bench.attacks.ascent:MIFGSM",
+        "advseg_bench.attacks.mifgsm:MIFGSM",
         "signed steps along an accumulated gradient (arXiv 1710.06081)",
         ascent_traits({}),
         with_settings=ascent_traits,
+    ),
+    "nifgsm": AttackEntry(
+        "advseg_bench.attacks.nifgsm:NIFGSM",
+        "MI-FGSM with gradients one momentum step ahead (arXiv 1908.06281)",
+        ascent_traits({}),
+        with_settings=ascent_traits,
+    ),
+    "segpgd": AttackEntry(
+        "advseg_bench.attacks.segpgd:SegPGD",
+        "PGD on cross-entropy that turns from correct pixels to all (arXiv 2207.12391)",
+        ascent_traits({"random_start": True}),
+        needs_loss=False,
+        with_settings=lambda settings: ascent_traits({"random_start": True, **settings}),
+    ),
+    "cospgd": AttackEntry(
+        "advseg_bench.attacks.cospgd:CosPGD",
+        "PGD on cross-entropy weighted by the cosine of prediction and label (arXiv 2302.02213)",
+        ascent_traits({"random_start": True}),
+        needs_loss=False,
+        with_settings=lambda settings: ascent_traits({"random_start": True, **settings}),
+    ),
+    "tsallis_pgd": AttackEntry(
+        "advseg_bench.attacks.tsallis:TsallisPGD",
+        "PGD on Tsallis cross-entropy, q from -2 to 1 (arXiv 2605.03405)",
+        ascent_traits({"random_start": True}),
+        needs_loss=False,
+        with_settings=lambda settings: ascent_traits({"random_start": True, **settings}),
+    ),
+    "apgd": AttackEntry(
+        "advseg_bench.attacks.apgd:APGD",
+        "steps that are halved where an image makes no progress (arXiv 2003.01690)",
+        ascent_traits({"steps": 20, "keep": "best"}, evaluates=True),
+        with_settings=lambda settings: ascent_traits({"steps": 20, "keep": "best", **settings}, evaluates=True),
+    ),
+    "padam": AttackEntry(
+        "advseg_bench.attacks.padam:PAdam",
+        "projected AMSGrad ascent (arXiv 2407.09150)",
+        ascent_traits({"steps": 40}),
+        with_settings=lambda settings: ascent_traits({"steps": 40, **settings}),
     ),
     "random_sign": AttackEntry(
         "advseg_bench.attacks.noise:RandomSign",
@@ -193,6 +219,12 @@ LOSSES: dict[str, LossEntry] = {
         ALL_KINDS,
     ),
 }
+
+OBJECTIVES: dict[str, str] = {
+    "entropy": "advseg_bench.losses:entropy",
+    "hard_dice": "advseg_bench.losses:hard_dice",
+}
+"""Objectives that judge iterates beside the losses -> `module:object`."""
 
 DATASETS: dict[str, str] = {
     "mni152": "155 axial slices of the MNI152 T1 average head (grey matter, white matter, CSF), shipped in the package",

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advseg_bench import losses
-from advseg_bench.attacks.ascent import BIM, MIFGSM, PGD
+from advseg_bench.attacks import BIM, MIFGSM, PGD
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.attacks.released import ReleasedFGSM
 from advseg_bench.instruments.counter import Counter
