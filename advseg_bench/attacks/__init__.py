@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from advseg_bench.attacks.gradient import FGSM, OneGradientAttack
     from advseg_bench.attacks.noise import RandomSign, ShuffledSign, UniformNoise
     from advseg_bench.attacks.released import ReleasedFGSM
+    from advseg_bench.attacks.square import Square
+    from advseg_bench.attacks.stepping import Query, SteppedAttack
 
 __all__ = [
     "BIM",
@@ -26,9 +28,12 @@ __all__ = [
     "BaseAttack",
     "OneGradientAttack",
     "ProjectedAscent",
+    "Query",
     "RandomSign",
     "ReleasedFGSM",
     "ShuffledSign",
+    "Square",
+    "SteppedAttack",
     "UniformNoise",
     "image_generators",
 ]
@@ -43,9 +48,12 @@ __getattr__, __dir__ = export_lazily(
         "OneGradientAttack": "gradient",
         "PGD": "ascent",
         "ProjectedAscent": "ascent",
+        "Query": "stepping",
         "RandomSign": "noise",
         "ReleasedFGSM": "released",
         "ShuffledSign": "noise",
+        "Square": "square",
+        "SteppedAttack": "stepping",
         "UniformNoise": "noise",
         "image_generators": "base",
     },

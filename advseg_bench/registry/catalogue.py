@@ -28,6 +28,17 @@ def ascent_traits(settings: Mapping[str, object]) -> Traits:
     return Traits(random=bool(settings.get("random_start", False)), forwards=steps, backwards=backwards)
 
 
+SQUARE_QUERIES = 1000
+"""Default of the setting `queries` of `square`."""
+
+
+def square_traits(settings: Mapping[str, object]) -> Traits:
+    """Return the traits of `attacks.square.Square` for given settings: "queries" is its number of forwards."""
+    given = settings.get("queries", SQUARE_QUERIES)
+    queries = given if isinstance(given, int) else SQUARE_QUERIES
+    return Traits(norms=("linf",), gradient=False, random=True, forwards=queries, backwards=0)
+
+
 @dataclass(frozen=True, slots=True)
 class AttackEntry:
     """A shipped attack.
@@ -125,6 +136,13 @@ ATTACKS: dict[str, AttackEntry] = {
         "signed steps along an accumulated gradient (arXiv 1710.06081)",
         ascent_traits({}),
         with_settings=ascent_traits,
+    ),
+    "square": AttackEntry(
+        "advseg_bench.attacks.square:Square",
+        "gradient-free: random boxes of +eps or -eps, kept if margins fall (arXiv 1912.00049)",
+        square_traits({}),
+        needs_loss=False,
+        with_settings=square_traits,
     ),
     "random_sign": AttackEntry(
         "advseg_bench.attacks.noise:RandomSign",
