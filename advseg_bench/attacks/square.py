@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from advseg_bench.attacks.base import BaseAttack, without_cost
-from advseg_bench.attacks.boxes import box_share, box_sides, inside_boxes, place_boxes
+from advseg_bench.attacks.boxes import (
+    box_share,
+    box_sides,
+    bumps,
+    inside_boxes,
+    pixel_edges,
+    place_boxes,
+    tile_counts,
+    tiles,
+    unit,
+)
 from advseg_bench.attacks.objective import evaluate_objective, find_loss, why_loss_unfit
 from advseg_bench.attacks.stepping import Query, SteppedAttack, Steps
 from advseg_bench.batches import Batch
@@ -19,23 +29,27 @@ from advseg_bench.geometry import align, project
 from advseg_bench.losses import Loss
 from advseg_bench.metrics import predict
 from advseg_bench.registry.catalogue import SQUARE_QUERIES, square_traits
-from advseg_bench.types import Budget, Traits
+from advseg_bench.types import Budget, Norm, Traits
 
 
 class Moves(NamedTuple):
     """The random part of the attack on a batch, drawn before its first query.
 
     Attributes:
-        first: First pixel of each box, int64 (N, moves, D).
-        sides: Sides of each box in pixels, int64 (N, moves, D).
+        start: The first perturbation for a radius of 1, (N, C, *S).
+        first: First pixel of each box, int64 (N, moves, boxes, D): one box for L_inf, two for L2.
+        sides: Sides of the boxes in pixels, int64 (N, moves, D).
         signs: The sign of each move in each channel, (N, moves, C).
-        start: The signs of the first image, broadcastable to the images.
+        axes: The axis along which a box is halved for L2, int64 (N, moves).
+        scale: Pixel edges along each axis over the smallest of them, (N, D).
     """
 
+    start: Tensor
     first: Tensor
     sides: Tensor
     signs: Tensor
-    start: Tensor
+    axes: Tensor
+    scale: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,13 +126,11 @@ class Square(SteppedAttack):
         Returns:
             Images (N, C, *S) with the dtype of `batch.x`.
         """
-        moves = self.draw_moves(batch, generators)
+        moves, move = self.draw_moves(batch, budget, generators), _MOVES[budget.norm]
         best = project(batch.x + budget.eps * moves.start if start is None else start, batch.x, budget, batch.bounds)
         value, done = self.read((yield Query(best, judge=self.judge)).value)
         for t in range(self.queries - 1):
-            inside = inside_boxes(moves.first[:, t], moves.sides[:, t], batch.x)
-            signs = moves.signs[:, t].view(*batch.x.shape[:2], *[1] * (batch.x.dim() - 2))
-            x_adv = set_boxes(best, inside, signs, batch, budget)
+            x_adv = move(best, moves, t, batch, budget)
             now, won = self.read((yield Query(x_adv, judge=self.judge)).value)
             better = ((now > value) | value.isnan() | won) & ~done
             best = torch.where(align(better, best), x_adv, best)
@@ -135,17 +147,22 @@ class Square(SteppedAttack):
         """Return the reason why the attack does not support a batch and a budget, or None."""
         return why_loss_unfit(self.loss, batch) or BaseAttack.why_not(self, batch, budget)
 
-    def draw_moves(self, batch: Batch, generators: Sequence[torch.Generator]) -> Moves:
+    def draw_moves(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Moves:
         """Draw all boxes and signs, those of an image from its own generator alone."""
-        space, channels = tuple(batch.x.shape[2:]), batch.x.shape[1]
+        space, channels, least = tuple(batch.x.shape[2:]), batch.x.shape[1], 1 if budget.norm == "linf" else 3
+        dims, boxes = len(space), 1 if budget.norm == "linf" else 2
         shares = [box_share(move, self.queries, self.p_init) for move in range(self.queries - 1)]
         drawn = []
         for spacing, generator in zip(batch.spacing, generators, strict=True):
-            sides_of = {share: box_sides(space, spacing, share) for share in set(shares)}
-            sides = torch.tensor([sides_of[share] for share in shares], dtype=torch.int64).view(-1, len(space))
-            start = _draw((channels, 1, *space[1:]), generator)
-            places, signs = _draw((len(shares), len(space) + channels), generator).split((len(space), channels), 1)
-            drawn.append((place_boxes(sides, space, places), sides, _as_signs(signs), _as_signs(start)))
+            edges = pixel_edges(spacing)
+            sides_of = {share: box_sides(space, edges, share, least) for share in set(shares)}
+            sides = torch.tensor([sides_of[share] for share in shares], dtype=torch.int64).view(-1, dims)
+            start = _stripes(channels, space, generator) if boxes == 1 else _grid(channels, space, generator)
+            uniform = _draw((len(shares), boxes * dims + channels + 1), generator)
+            places, signs, axes = uniform.split((boxes * dims, channels, 1), 1)
+            first = place_boxes(sides.unsqueeze(1), space, places.view(-1, boxes, dims))
+            scale = torch.tensor(edges) / min(edges)
+            drawn.append((start, first, sides, _as_signs(signs), (axes[:, 0] * dims).long(), scale))
         return Moves(*(torch.stack(part).to(batch.x.device) for part in zip(*drawn, strict=True)))
 
     def judge(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -162,23 +179,70 @@ class Square(SteppedAttack):
         return judged[:, 0], judged[:, 1] > 0
 
 
-def set_boxes(best: Tensor, inside: Tensor, signs: Tensor, batch: Batch, budget: Budget) -> Tensor:
-    """Return images whose box is set to x + eps * signs, or to x - eps * signs where that changes nothing.
+def set_boxes(best: Tensor, moves: Moves, t: int, batch: Batch, budget: Budget) -> Tensor:
+    """Return the L_inf move: the box becomes x + eps * signs, or x - eps * signs where that changes nothing.
 
     Args:
         best: The images so far, (N, C, *S).
-        inside: Which pixels lie in the box, bool (N, 1, *S).
-        signs: +1 or -1 for each channel, (N, C, 1, ...).
+        moves: The random part.
+        t: Number of the move.
         batch: Clean images and bounds.
-        budget: Norm "linf" and radius.
+        budget: The radius.
 
     Returns:
         Images (N, C, *S) inside budget and bounds.
     """
-    moved = torch.where(inside, project(batch.x + budget.eps * signs, batch.x, budget, batch.bounds), best)
-    same = align((moved == best).flatten(1).all(1), best)
-    other = torch.where(inside, project(batch.x - budget.eps * signs, batch.x, budget, batch.bounds), best)
-    return torch.where(same, other, moved)
+    inside = inside_boxes(moves.first[:, t, 0], moves.sides[:, t], best)
+    offset = budget.eps * _per_channel(moves.signs[:, t], best)
+    moved = torch.where(inside, project(batch.x + offset, batch.x, budget, batch.bounds), best)
+    other = torch.where(inside, project(batch.x - offset, batch.x, budget, batch.bounds), best)
+    same = (moved == best).flatten(1).all(1)
+    return torch.where(align(same, best), other, moved)
+
+
+def move_energy(best: Tensor, moves: Moves, t: int, batch: Batch, budget: Budget) -> Tensor:
+    """Return the L2 move: the energy of two boxes goes into a pattern in the first one, the second becomes x.
+
+    The perturbation in the first box, over its norm, plus two bumps of a random sign gives the new direction; its norm
+    in each channel is that of both boxes together, with an equal share of the budget that the bounds left unused.
+
+    Args:
+        best: The images so far, (N, C, *S).
+        moves: The random part.
+        t: Number of the move.
+        batch: Clean images and bounds.
+        budget: The radius.
+
+    Returns:
+        Images (N, C, *S) inside budget and bounds.
+    """
+    delta, space = best - batch.x, range(2, best.dim())
+    into, out = (inside_boxes(moves.first[:, t, k], moves.sides[:, t], best) for k in (0, 1))
+    pattern = bumps(moves.first[:, t, 0], moves.sides[:, t], moves.axes[:, t], moves.scale, best)
+    direction = _per_channel(moves.signs[:, t], best) * pattern + unit(torch.where(into, delta, 0), space)
+    unused = (budget.eps**2 - delta.square().flatten(1).sum(1)).clamp(min=0) / best.shape[1]
+    held = torch.where(into | out, delta, 0).square().sum(tuple(space), keepdim=True)
+    filled = unit(direction, space) * (held + align(unused, best)).sqrt()
+    delta = torch.where(into, filled, torch.where(out, 0, delta))
+    return project(batch.x + budget.eps * unit(delta, range(1, best.dim())), batch.x, budget, batch.bounds)
+
+
+_MOVES: dict[Norm, Callable[[Tensor, Moves, int, Batch, Budget], Tensor]] = {"linf": set_boxes, "l2": move_energy}
+
+
+def _stripes(channels: int, space: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return stripes along the first axis, each +1 or -1, (C, *S)."""
+    return _as_signs(_draw((channels, 1, *space[1:]), generator)).expand(channels, *space)
+
+
+def _grid(channels: int, space: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return a grid of bumps of random signs, with L2 norm 1, (C, *S)."""
+    return tiles(_as_signs(_draw((channels, *tile_counts(space)), generator)), space)
+
+
+def _per_channel(signs: Tensor, like: Tensor) -> Tensor:
+    """Return (N, C) signs with as many axes as the images."""
+    return signs.view(*signs.shape, *[1] * (like.dim() - 2))
 
 
 def _draw(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -36,7 +36,7 @@ def square_traits(settings: Mapping[str, object]) -> Traits:
     """Return the traits of `attacks.square.Square` for given settings: "queries" is its number of forwards."""
     given = settings.get("queries", SQUARE_QUERIES)
     queries = given if isinstance(given, int) else SQUARE_QUERIES
-    return Traits(norms=("linf",), gradient=False, random=True, forwards=queries, backwards=0)
+    return Traits(gradient=False, random=True, forwards=queries, backwards=0)
 
 
 @dataclass(frozen=True, slots=True)
