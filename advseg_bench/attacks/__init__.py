@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from advseg_bench.attacks.pgd import PGD
     from advseg_bench.attacks.released import ReleasedFGSM
     from advseg_bench.attacks.segpgd import SegPGD
+    from advseg_bench.attacks.square import Square
     from advseg_bench.attacks.stepping import Query, SteppedAttack
     from advseg_bench.attacks.tsallis import TsallisPGD
 
@@ -45,6 +46,7 @@ __all__ = [
     "ReleasedFGSM",
     "SegPGD",
     "ShuffledSign",
+    "Square",
     "SteppedAttack",
     "TsallisPGD",
     "UniformNoise",
@@ -70,6 +72,7 @@ __getattr__, __dir__ = export_lazily(
         "ReleasedFGSM": "released",
         "SegPGD": "segpgd",
         "ShuffledSign": "noise",
+        "Square": "square",
         "SteppedAttack": "stepping",
         "TsallisPGD": "tsallis",
         "UniformNoise": "noise",

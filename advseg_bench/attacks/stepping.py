@@ -44,11 +44,13 @@ class Answer:
         logits: Detached logits of the images, (N, K, *S).
         gradient: Gradient of the summed objective, like the images; empty if it was not wanted.
         value: The result of `judge`, (N,) or (N, M); empty if it was not wanted.
+        height: The objective whose gradient was wanted, (N,); empty if none was.
     """
 
     logits: Tensor
     gradient: Tensor = field(default_factory=lambda: torch.empty(0))
     value: Tensor = field(default_factory=lambda: torch.empty(0))
+    height: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 Steps = Generator[Query, Answer, Tensor]
@@ -150,13 +152,19 @@ def answer_query(model: Model, query: Query, batch: Batch) -> Answer:
     Cost:
         1 forward; 1 backward with `climb`.
     """
-    climb, gradient = query.climb, torch.empty(0)
-    if climb is not None:
-        logits, (gradient,) = input_gradients(model, query.x, [lambda logits: climb(logits, batch)])
+    gradient = value = torch.empty(0)
+    heights: list[Tensor] = []
+    if query.climb is not None:
+
+        def climb(logits: Tensor, measure: Measure = query.climb) -> Tensor:
+            heights.append(measure(logits, batch))
+            return heights[0]
+
+        logits, (gradient,) = input_gradients(model, query.x, [climb])
     else:
         with torch.no_grad(), span("attack: forwards"):
             logits = model(query.x).detach()
-    if query.judge is None:
-        return Answer(logits, gradient)
-    with torch.no_grad():
-        return Answer(logits, gradient, query.judge(logits, batch))
+    if query.judge is not None:
+        with torch.no_grad():
+            value = query.judge(logits, batch)
+    return Answer(logits, gradient, value, heights[0].detach() if heights else torch.empty(0))

@@ -1,4 +1,4 @@
-"""Settings of projected gradient ascent, for planning: its cost and its balls. Does not import torch."""
+"""Settings of attacks of several steps, for planning: their costs and balls. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from advseg_bench.types import Traits
 
 ASCENT_STEPS = 10
 """Default of the setting `steps` of the iterative attacks."""
+
+SQUARE_QUERIES = 1000
+"""Default of the setting `queries` of `square`."""
 
 SHRINKING = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
 """The radius schedule "shrinking" (arXiv 2306.12941, section 3.5): multiples of eps and their shares of the steps."""
@@ -84,6 +87,13 @@ def ascent_traits(settings: Mapping[str, object], *, evaluates: bool = False) ->
     backwards = steps - (balls if best and not evaluates else 0)
     random = bool(settings.get("random_start", False)) or restarts > 1
     return Traits(random=random, forwards=restarts * forwards, backwards=restarts * backwards)
+
+
+def square_traits(settings: Mapping[str, object]) -> Traits:
+    """Return the traits of `attacks.square.Square` for given settings: "queries" is its number of forwards."""
+    given = settings.get("queries", SQUARE_QUERIES)
+    queries = given if isinstance(given, int) else SQUARE_QUERIES
+    return Traits(gradient=False, random=True, forwards=queries, backwards=0)
 
 
 def _count(settings: Mapping[str, object], name: str, default: int) -> int:

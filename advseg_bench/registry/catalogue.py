@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from advseg_bench.registry.ascents import ascent_traits
+from advseg_bench.registry.ascents import ascent_traits, square_traits
 from advseg_bench.registry.fitting import Images, released_ratio, why_released_not
 from advseg_bench.types import Norm, TaskKind, Traits
 
@@ -151,6 +151,13 @@ ATTACKS: dict[str, AttackEntry] = {
         "projected AMSGrad ascent (arXiv 2407.09150)",
         ascent_traits({"steps": 40}),
         with_settings=lambda settings: ascent_traits({"steps": 40, **settings}),
+    ),
+    "square": AttackEntry(
+        "advseg_bench.attacks.square:Square",
+        "gradient-free: random boxes of +eps or -eps, kept if margins fall (arXiv 1912.00049)",
+        square_traits({}),
+        needs_loss=False,
+        with_settings=square_traits,
     ),
     "random_sign": AttackEntry(
         "advseg_bench.attacks.noise:RandomSign",
