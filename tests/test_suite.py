@@ -9,7 +9,8 @@ import pytest
 
 from advseg_bench.data import count_images, load_dataset
 from advseg_bench.errors import DataError, SpecError
-from advseg_bench.suite.cells import estimate, plan, show_eps, show_radii
+from advseg_bench.suite.cells import plan, show_eps, show_radii
+from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.layers import list_suites
 from advseg_bench.suite.specs import FolderData, PhantomData, PluginData
 from advseg_bench.suite.suite import Suite, parse_suite
