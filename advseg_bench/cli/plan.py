@@ -74,8 +74,9 @@ def _print_intensities(suite: Suite) -> None:
     loaded = load_dataset(suite.data)
     lower, upper = loaded.bounds.lower, loaded.bounds.upper
     print_line(f"intensities: {lower:.4g} to {upper:.4g}, {loaded.record['scaling']}; {loaded.record['attack_space']}")
-    tables = (*suite.attacks, *([suite.battery] if suite.battery else []))
-    radii = sorted({eps for table in tables if table.norm == "linf" for eps in table.eps})
+    budgets = [(attack.norm, attack.eps) for attack in suite.attacks]
+    budgets += [(suite.battery.norm, suite.battery.eps)] if suite.battery else []
+    radii = sorted({eps for norm, of_norm in budgets if norm == "linf" for eps in of_norm})
     shown = ", ".join(f"{eps:.4g} = {255 * eps / (upper - lower):.3g}/255" for eps in radii)
     print_line(f"eps: {shown} of the range")
 
@@ -100,7 +101,10 @@ def _print_grid(suite: Suite, cells: Cells) -> None:
 
 
 def _print_battery(battery: BatterySpec, cells: Cells) -> None:
-    """One line per member of the battery, with the passes of one of its cells, and the cost of the whole."""
+    """One line per member of the battery, with the passes of one of its cells, and the cost of all.
+
+    Passes are those of the attack and of scoring its result.
+    """
     from rich.table import Column, Table
 
     from advseg_bench.suite.cells import show_radii
@@ -109,9 +113,11 @@ def _print_battery(battery: BatterySpec, cells: Cells) -> None:
     print_line(f"battery: {battery.name}, profile {battery.profile}, {_show_rules(battery)}")
     names = ("member", "loss", "settings", "eps", "forwards", "backwards", "cells", "skipped")
     table = Table(*(Column(name, overflow="fold") for name in names), box=None, pad_edge=False)
-    mine = [cell for cell in cells if cell.member is not None]
-    for position in sorted({cell.member for cell in mine}):
-        of_member = [cell for cell in mine if cell.member == position]
+    members: dict[int, list[Cell]] = {}
+    for cell in cells:
+        if cell.member is not None:
+            members.setdefault(cell.member, []).append(cell)
+    for _, of_member in sorted(members.items()):
         arm, skipped = of_member[0].arm, sum(cell.skip is not None for cell in of_member)
         cost = estimate((replace(of_member[0], skip=None),))
         passes = (str(cost.separate_forwards), str(cost.separate_backwards)) if cost else ("?", "?")
@@ -119,10 +125,11 @@ def _print_battery(battery: BatterySpec, cells: Cells) -> None:
         radii = f"{arm.norm} {show_radii(battery.eps, arm.norm)}"
         table.add_row(arm.attack, arm.loss or "-", shown, radii, *passes, str(len(of_member)), str(skipped))
     console.print(table)
+    mine = [cell for of_member in members.values() for cell in of_member]
     if (whole := estimate(tuple(mine))) is not None:
-        passes = f"{whole.shared_forwards} forwards + {whole.shared_backwards} backwards"
+        total = f"{whole.shared_forwards} forwards + {whole.shared_backwards} backwards"
         models = len({cell.model for cell in mine})
-        print_line(f"Cost of the battery per test image, over {_count(models, 'model')}: {_at_most(mine)}{passes}.")
+        print_line(f"Cost of the battery per test image, on {_count(models, 'model')}: {_at_most(mine)}{total}.")
 
 
 def _show_rules(battery: BatterySpec) -> str:
@@ -193,9 +200,8 @@ def _print_minutes(suite: Suite, cells: Cells, images: Images | None, workers: i
     expected = expect(suite, cells, images[:2], workers) if images else None
     if expected:
         days = f" ({expected.minutes / 1440:.1f} days)" if expected.minutes > 1440 else ""
-        console.print(
-            f"Expected: {_at_most(cells)}{expected.minutes:.1f} min{days} with {workers} workers ({expected.source}), training included."
-        )
+        minutes = f"{_at_most(cells)}{expected.minutes:.1f} min{days}"
+        console.print(f"Expected: {minutes} with {workers} workers ({expected.source}), training included.")
         return
     why = "until the suite has run once on this machine"
     if not images:
