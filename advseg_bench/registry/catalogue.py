@@ -71,6 +71,12 @@ class LossEntry:
     objective: str = ""
 
 
+def _query_traits(settings: Mapping[str, object]) -> Traits:
+    """The traits of an attack without gradients, whose setting "queries" is the number of forwards."""
+    queries = settings.get("queries", 1000)
+    return Traits(gradient=False, random=True, forwards=queries if isinstance(queries, int) else 1000, backwards=0)
+
+
 _ONE_STEP = Traits(random=False, forwards=1, backwards=1)
 _NOISE = Traits(control=True, gradient=False, random=True, forwards=0, backwards=0)
 _RELEASED = "advseg_bench.attacks.released:ReleasedFGSM"
@@ -177,7 +183,31 @@ ATTACKS: dict[str, AttackEntry] = {
         _NOISE,
         needs_loss=False,
     ),
+    "apgd": AttackEntry(
+        "advseg_bench.attacks.apgd:APGD",
+        "signed steps with momentum and a step size that adapts (arXiv 2003.01690)",
+        ascent_traits({}),
+        with_settings=ascent_traits,
+    ),
+    "square": AttackEntry(
+        "advseg_bench.attacks.square:Square",
+        "random search over boxes, without gradients (arXiv 1912.00049)",
+        _query_traits({}),
+        needs_loss=False,
+        with_settings=_query_traits,
+    ),
+    "transfer": AttackEntry(
+        "advseg_bench.attacks.transfer:Transfer",
+        "adversarial images of another model of the suite",
+        Traits(random=False, forwards=0, backwards=0),
+    ),
 }
+
+
+def drop_defaults(attack: str, settings: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings of an attack without those that equal the default of a shipped attack."""
+    defaults = ATTACKS[attack].defaults if attack in ATTACKS else {}
+    return {name: value for name, value in settings.items() if name not in defaults or defaults[name] != value}
 
 
 LOSSES: dict[str, LossEntry] = {
@@ -224,6 +254,19 @@ LOSSES: dict[str, LossEntry] = {
         "advseg_bench.losses:margin",
         "margin of the wrong decision in logits, mean over valid pixels, unbounded",
         ALL_KINDS,
+    ),
+    "present_dice": LossEntry(
+        "advseg_bench.losses:present_dice",
+        "1 - soft Dice, mean over the foreground classes that are present in the image",
+        ALL_KINDS,
+    ),
+    "balanced_ce": LossEntry(
+        "advseg_bench.losses:balanced_ce",
+        "masked cross-entropy, each pixel weighted by 1 / (pixels of its class in this image)",
+        ALL_KINDS,
+    ),
+    "js": LossEntry(
+        "advseg_bench.losses:js", "Jensen-Shannon divergence of prediction and label, mean over valid pixels", ALL_KINDS
     ),
 }
 
