@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from advseg_bench.registry.catalogue_losses import ALL_KINDS as ALL_KINDS
+from advseg_bench.registry.catalogue_losses import LOSSES as LOSSES
+from advseg_bench.registry.catalogue_losses import LossEntry as LossEntry
 from advseg_bench.registry.fitting import Images, released_ratio, why_released_not
-from advseg_bench.types import Norm, TaskKind, Traits
-
-ALL_KINDS: tuple[TaskKind, ...] = ("binary", "multilabel", "multiclass")
-
+from advseg_bench.types import Norm, Traits
 
 ASCENT_STEPS = 10
 """Default of the setting `steps` of the iterative attacks."""
@@ -64,24 +64,6 @@ class AttackEntry:
     def find_target(self, settings: Iterable[str]) -> str:
         """Return the `module:object` whose class takes settings with these names."""
         return next((self.variants[name] for name in settings if name in self.variants), self.target)
-
-
-@dataclass(frozen=True, slots=True)
-class LossEntry:
-    """A shipped loss.
-
-    Attributes:
-        target: `module:object` to import.
-        summary: One line for `list`.
-        kinds: Task types that it is defined for.
-        swappable: Whether it is defined with mask and output swapped, as in the released code of arXiv 2401.11224, for
-            binary and multilabel tasks.
-    """
-
-    target: str
-    summary: str
-    kinds: tuple[TaskKind, ...]
-    swappable: bool = False
 
 
 _ONE_STEP = Traits(random=False, forwards=1, backwards=1)
@@ -143,54 +125,6 @@ ATTACKS: dict[str, AttackEntry] = {
         "noise baseline: uniform noise in [-eps, eps]",
         _NOISE,
         needs_loss=False,
-    ),
-}
-
-
-LOSSES: dict[str, LossEntry] = {
-    "bce": LossEntry(
-        "advseg_bench.losses:bce",
-        "binary cross-entropy of each channel, mean over valid pixels and channels",
-        ("binary", "multilabel"),
-        swappable=True,
-    ),
-    "ce": LossEntry("advseg_bench.losses:ce", "softmax cross-entropy, mean over valid pixels", ("multiclass",)),
-    "dice": LossEntry("advseg_bench.losses:dice", "1 - soft Dice, mean over channels", ALL_KINDS, swappable=True),
-    "focal": LossEntry(
-        "advseg_bench.losses:focal", "focal loss, gamma 2 (arXiv 1708.02002)", ALL_KINDS, swappable=True
-    ),
-    "dice_focal": LossEntry(
-        "advseg_bench.losses:dice_focal", "Dice + focal, the study's training loss", ALL_KINDS, swappable=True
-    ),
-    "dice_ce": LossEntry("advseg_bench.losses:dice_ce", "Dice + cross-entropy", ALL_KINDS, swappable=True),
-    "tversky": LossEntry(
-        "advseg_bench.losses:tversky",
-        "1 - Tversky index, weights 0.3 FP and 0.7 FN, mean over channels (arXiv 1706.05721)",
-        ALL_KINDS,
-        swappable=True,
-    ),
-    "focal_tversky": LossEntry(
-        "advseg_bench.losses:focal_tversky",
-        "(1 - Tversky index)^(3/4), mean over channels (arXiv 1810.07842)",
-        ALL_KINDS,
-    ),
-    "generalized_dice": LossEntry(
-        "advseg_bench.losses:generalized_dice",
-        "1 - Dice of channels weighted by 1 / area^2 (arXiv 1707.03237)",
-        ALL_KINDS,
-    ),
-    "jaccard": LossEntry(
-        "advseg_bench.losses:jaccard", "1 - soft Jaccard index, mean over channels", ALL_KINDS, swappable=True
-    ),
-    "lovasz": LossEntry(
-        "advseg_bench.losses:lovasz",
-        "Lovasz hinge per channel, or Lovasz softmax (arXiv 1705.08790)",
-        ALL_KINDS,
-    ),
-    "margin": LossEntry(
-        "advseg_bench.losses:margin",
-        "margin of the wrong decision in logits, mean over valid pixels, unbounded",
-        ALL_KINDS,
     ),
 }
 

@@ -17,6 +17,7 @@ from advseg_bench.attacks.ascent import BIM, MIFGSM, PGD
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.attacks.released import ReleasedFGSM
 from advseg_bench.instruments.counter import Counter
+from advseg_bench.losses.counted import with_any_counts
 from advseg_bench.models.build import build_model
 from advseg_bench.registry import catalogue
 from advseg_bench.suite.specs import ModelSpec
@@ -160,7 +161,12 @@ CASES = [
     for norm in ("linf", "l2")
     if norm == "linf" or not isinstance(attack, FGSM)
 ] + [
-    pytest.param(replace(BIM(loss=getattr(losses, name)), steps=3), kind, "linf", id=f"{name}-{kind}")
+    pytest.param(
+        replace(BIM(loss=with_any_counts(getattr(losses, name), make_task(kind))), steps=3),
+        kind,
+        "linf",
+        id=f"{name}-{kind}",
+    )
     for name, entry in catalogue.LOSSES.items()
     for kind in entry.kinds
 ]
