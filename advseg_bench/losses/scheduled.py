@@ -17,8 +17,8 @@ from advseg_bench.types import Task
 class ScheduledLoss(ABC):
     """A loss that changes with the step; called as a loss, it is that of the first of one step.
 
-    Step control and the choice of the best iterate need a fixed objective beside it: values of two steps are values of
-    two functions.
+    A step-size rule and the choice of the best iterate need a fixed objective beside it: values of two steps are values
+    of two functions.
 
     Example:
         >>> import torch

@@ -19,8 +19,8 @@ class LossEntry:
         kinds: Task types that it is defined for.
         swappable: Whether it is defined with mask and output swapped, as in the released code of arXiv 2401.11224, for
             binary and multilabel tasks.
-        objective: Fixed objective by which step control judges an attack with this loss: "entropy" for masked, weighted
-            and scheduled losses; "" for the loss itself.
+        objective: Fixed objective by which step sizes and best iterates are chosen when an attack follows this loss:
+            "entropy" for masked, weighted and scheduled losses; "" for the loss itself.
     """
 
     target: str
