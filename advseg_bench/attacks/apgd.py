@@ -84,6 +84,10 @@ class APGD(ProjectedAscent):
         """The number of gradient steps of one run in one ball."""
         return self.steps
 
+    @property
+    def path(self) -> None:
+        """Unknown, since steps adapt."""
+
     def climb_ball(self, x_adv: Tensor, batch: Batch, budget: Budget) -> Climb:
         """Climb in one ball, see `ProjectedAscent.climb_ball`."""
         judge = Judges(self.aim(self.objective), self.aim(self.keep_by))

@@ -140,19 +140,22 @@ class ProjectedAscent(SteppedAttack):
         return self.travel / self.moves if self.step_size is None else self.step_size
 
     @property
+    def path(self) -> float | None:
+        """The length of all steps as a multiple of eps; None where step sizes adapt."""
+        return self.share * self.moves
+
+    @property
     def remembers(self) -> bool:
         """Whether a direction depends on earlier gradients."""
         return self.decay is not None
 
-    def begin(
-        self, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator], start: Tensor | None = None
-    ) -> Steps:
+    def begin(self, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Steps:
         """Start the attack: each restart searches each ball of the schedule in turn, see `SteppedAttack.begin`."""
         best: tuple[Tensor, Tensor] | None = None
-        x_adv = batch.x
+        x_adv = batch.x  # every restart replaces it
         for restart in range(self.restarts):
             first = self if restart == 0 else replace(self, random_start=True)
-            x_adv, value = first.start(batch, budget, generators) if start is None or restart else start, None
+            x_adv, value = first.start(batch, budget, generators), None
             for stage in self.stages:
                 ball = replace(budget, eps=budget.eps * stage.radius) if stage.radius != 1 else budget
                 inner = self if len(self.stages) == 1 else replace(self, steps=stage.count, radius_schedule=None)
@@ -231,7 +234,7 @@ class ProjectedAscent(SteppedAttack):
 
 
 def better(best: tuple[Tensor, Tensor] | None, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the better of the best image so far and the new one, with its value, for each image; the first in a tie."""
+    """Return, for each image, the better of the best so far and the new one, with its value; the first in a tie."""
     if best is None:
         return x_adv, value
     larger = (value > best[1]) | best[1].isnan()

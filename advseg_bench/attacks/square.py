@@ -104,21 +104,13 @@ class Square(SteppedAttack):
         if not 0 < self.p_init <= 1:
             raise SettingError(f"p_init: expected a share of the pixels between 0 and 1, got {self.p_init!r}.")
 
-    def begin(
-        self,
-        batch: Batch,
-        *,
-        budget: Budget,
-        generators: Sequence[torch.Generator],
-        start: Tensor | None = None,
-    ) -> Steps:
+    def begin(self, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Steps:
         """Start the attack on a batch.
 
         Args:
             batch: Images and labels.
             budget: Norm and radius.
             generators: One random generator per image.
-            start: Images (N, C, *S) that are evaluated instead of the stripes, such as the result at a smaller radius.
 
         Yields:
             `queries` queries without a gradient.
@@ -127,7 +119,7 @@ class Square(SteppedAttack):
             Images (N, C, *S) with the dtype of `batch.x`.
         """
         moves, move = self.draw_moves(batch, budget, generators), _MOVES[budget.norm]
-        best = project(batch.x + budget.eps * moves.start if start is None else start, batch.x, budget, batch.bounds)
+        best = project(batch.x + budget.eps * moves.start, batch.x, budget, batch.bounds)
         value, done = self.read((yield Query(best, judge=self.judge)).value)
         for t in range(self.queries - 1):
             x_adv = move(best, moves, t, batch, budget)
@@ -159,7 +151,7 @@ class Square(SteppedAttack):
             sides = torch.tensor([sides_of[share] for share in shares], dtype=torch.int64).view(-1, dims)
             start = _stripes(channels, space, generator) if boxes == 1 else _grid(channels, space, generator)
             uniform = _draw((len(shares), boxes * dims + channels + 1), generator)
-            places, signs, axes = uniform.split((boxes * dims, channels, 1), 1)
+            places, signs, axes = uniform.tensor_split((boxes * dims, boxes * dims + channels), 1)
             first = place_boxes(sides.unsqueeze(1), space, places.view(-1, boxes, dims))
             scale = torch.tensor(edges) / min(edges)
             drawn.append((start, first, sides, _as_signs(signs), (axes[:, 0] * dims).long(), scale))

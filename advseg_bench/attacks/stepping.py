@@ -67,7 +67,7 @@ class SteppedAttack(BaseAttack):
         >>> import torch
         >>> import advseg_bench as ab
         >>> class TwoSteps(ab.attacks.SteppedAttack):
-        ...     def begin(self, batch, *, budget, generators, start=None):
+        ...     def begin(self, batch, *, budget, generators):
         ...         x = batch.x
         ...         for _ in range(2):
         ...             answer = yield ab.attacks.Query(x, climb=lambda u, b: ab.losses.bce(u, b.y, b.valid, b.task))
@@ -81,22 +81,13 @@ class SteppedAttack(BaseAttack):
     __slots__ = ()
 
     @abstractmethod
-    def begin(
-        self,
-        batch: Batch,
-        *,
-        budget: Budget,
-        generators: Sequence[torch.Generator],
-        start: Tensor | None = None,
-    ) -> Steps:
+    def begin(self, batch: Batch, *, budget: Budget, generators: Sequence[torch.Generator]) -> Steps:
         """Start the attack on a batch.
 
         Args:
             batch: Images and labels; must not be modified.
             budget: Norm and radius.
             generators: One random generator per image.
-            start: Images (N, C, *S) inside the budget to begin from, such as the result at a smaller radius; None for
-                the attack's own start. An attack may ignore it.
 
         Yields:
             Queries, each with all N images.

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from advseg_bench.registry.ascents import ascent_traits, square_traits
+from advseg_bench.registry.catalogue_losses import ALL_KINDS as ALL_KINDS
+from advseg_bench.registry.catalogue_losses import LOSSES as LOSSES
+from advseg_bench.registry.catalogue_losses import LossEntry as LossEntry
 from advseg_bench.registry.fitting import Images, released_ratio, why_released_not
-from advseg_bench.types import Norm, TaskKind, Traits
-
-ALL_KINDS: tuple[TaskKind, ...] = ("binary", "multilabel", "multiclass")
+from advseg_bench.types import Norm, Traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,33 +49,6 @@ class AttackEntry:
     def find_target(self, settings: Iterable[str]) -> str:
         """Return the `module:object` whose class takes settings with these names."""
         return next((self.variants[name] for name in settings if name in self.variants), self.target)
-
-
-@dataclass(frozen=True, slots=True)
-class LossEntry:
-    """A shipped loss.
-
-    Attributes:
-        target: `module:object` to import.
-        summary: One line for `list`.
-        kinds: Task types that it is defined for.
-        objective: What step control judges while this loss is followed, a name of `LOSSES` or `OBJECTIVES`; "" is the
-            loss itself.
-        swappable: Whether it is defined with mask and output swapped, as in the released code of arXiv 2401.11224, for
-            binary and multilabel tasks.
-    """
-
-    target: str
-    summary: str
-    kinds: tuple[TaskKind, ...]
-    swappable: bool = False
-    objective: str = ""
-
-
-def _query_traits(settings: Mapping[str, object]) -> Traits:
-    """The traits of an attack without gradients, whose setting "queries" is the number of forwards."""
-    queries = settings.get("queries", 1000)
-    return Traits(gradient=False, random=True, forwards=queries if isinstance(queries, int) else 1000, backwards=0)
 
 
 _ONE_STEP = Traits(random=False, forwards=1, backwards=1)
@@ -183,19 +157,6 @@ ATTACKS: dict[str, AttackEntry] = {
         _NOISE,
         needs_loss=False,
     ),
-    "apgd": AttackEntry(
-        "advseg_bench.attacks.apgd:APGD",
-        "signed steps with momentum and a step size that adapts (arXiv 2003.01690)",
-        ascent_traits({}),
-        with_settings=ascent_traits,
-    ),
-    "square": AttackEntry(
-        "advseg_bench.attacks.square:Square",
-        "random search over boxes, without gradients (arXiv 1912.00049)",
-        _query_traits({}),
-        needs_loss=False,
-        with_settings=_query_traits,
-    ),
     "transfer": AttackEntry(
         "advseg_bench.attacks.transfer:Transfer",
         "adversarial images of another model of the suite",
@@ -209,66 +170,6 @@ def drop_defaults(attack: str, settings: Mapping[str, object]) -> dict[str, obje
     defaults = ATTACKS[attack].defaults if attack in ATTACKS else {}
     return {name: value for name, value in settings.items() if name not in defaults or defaults[name] != value}
 
-
-LOSSES: dict[str, LossEntry] = {
-    "bce": LossEntry(
-        "advseg_bench.losses:bce",
-        "binary cross-entropy of each channel, mean over valid pixels and channels",
-        ("binary", "multilabel"),
-        swappable=True,
-    ),
-    "ce": LossEntry("advseg_bench.losses:ce", "softmax cross-entropy, mean over valid pixels", ("multiclass",)),
-    "dice": LossEntry("advseg_bench.losses:dice", "1 - soft Dice, mean over channels", ALL_KINDS, swappable=True),
-    "focal": LossEntry(
-        "advseg_bench.losses:focal", "focal loss, gamma 2 (arXiv 1708.02002)", ALL_KINDS, swappable=True
-    ),
-    "dice_focal": LossEntry(
-        "advseg_bench.losses:dice_focal", "Dice + focal, the study's training loss", ALL_KINDS, swappable=True
-    ),
-    "dice_ce": LossEntry("advseg_bench.losses:dice_ce", "Dice + cross-entropy", ALL_KINDS, swappable=True),
-    "tversky": LossEntry(
-        "advseg_bench.losses:tversky",
-        "1 - Tversky index, weights 0.3 FP and 0.7 FN, mean over channels (arXiv 1706.05721)",
-        ALL_KINDS,
-        swappable=True,
-    ),
-    "focal_tversky": LossEntry(
-        "advseg_bench.losses:focal_tversky",
-        "(1 - Tversky index)^(3/4), mean over channels (arXiv 1810.07842)",
-        ALL_KINDS,
-    ),
-    "generalized_dice": LossEntry(
-        "advseg_bench.losses:generalized_dice",
-        "1 - Dice of channels weighted by 1 / area^2 (arXiv 1707.03237)",
-        ALL_KINDS,
-    ),
-    "jaccard": LossEntry(
-        "advseg_bench.losses:jaccard", "1 - soft Jaccard index, mean over channels", ALL_KINDS, swappable=True
-    ),
-    "lovasz": LossEntry(
-        "advseg_bench.losses:lovasz",
-        "Lovasz hinge per channel, or Lovasz softmax (arXiv 1705.08790)",
-        ALL_KINDS,
-    ),
-    "margin": LossEntry(
-        "advseg_bench.losses:margin",
-        "margin of the wrong decision in logits, mean over valid pixels, unbounded",
-        ALL_KINDS,
-    ),
-    "present_dice": LossEntry(
-        "advseg_bench.losses:present_dice",
-        "1 - soft Dice, mean over the foreground classes that are present in the image",
-        ALL_KINDS,
-    ),
-    "balanced_ce": LossEntry(
-        "advseg_bench.losses:balanced_ce",
-        "masked cross-entropy, each pixel weighted by 1 / (pixels of its class in this image)",
-        ALL_KINDS,
-    ),
-    "js": LossEntry(
-        "advseg_bench.losses:js", "Jensen-Shannon divergence of prediction and label, mean over valid pixels", ALL_KINDS
-    ),
-}
 
 OBJECTIVES: dict[str, str] = {
     "entropy": "advseg_bench.losses:entropy",

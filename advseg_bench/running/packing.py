@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +95,7 @@ class Packer:
             asked = _choose(active)
             for slot, answer in zip(asked, self._answer(asked), strict=True):
                 try:
-                    failed = isinstance(answer, BaseException)
-                    slot.ask = slot.job.throw(answer) if failed else slot.job.send(answer)
+                    slot.ask = slot.job.send(answer) if isinstance(answer, Answer) else slot.job.throw(answer)
                 except StopIteration:
                     active.remove(slot)
 
@@ -148,7 +148,7 @@ class _Asked:
                 self.logits = model(x).detach()
         with torch.no_grad():
             for judge, members in self.judges:
-                self._note(members, self.values, lambda judge=judge: judge(self.logits, self.batch))
+                self._note(members, self.values, partial(judge, self.logits, self.batch))
 
     def answer(self, i: int) -> Answer | BaseException:
         """Return the answer to the query of a row, or the error of its loss or judge."""
