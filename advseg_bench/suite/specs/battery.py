@@ -81,4 +81,10 @@ def _read_battery(value: Any) -> Any:
     raise ValueError('expected a name such as "standard", or a table [battery]')
 
 
-BatteryChoice = Annotated[BatterySpec | None, BeforeValidator(_read_battery)]
+def _accept_name(schema: dict[str, Any]) -> None:
+    """Add the name alone to the JSON schema of the key."""
+    schema["anyOf"] = [{"type": "string"}, *schema["anyOf"]]
+
+
+BatteryChoice = Annotated[BatterySpec | None, BeforeValidator(_read_battery), Field(json_schema_extra=_accept_name)]
+"""The key `battery` of a suite: a name, a table, or nothing."""
