@@ -73,7 +73,9 @@ class BatterySpec(Spec):
 
 
 def _read_battery(value: Any) -> Any:
-    """Read a name alone as a table."""
+    """Read a name alone as a table, and "none" as no battery, since TOML has no null."""
+    if value == "none":
+        return None
     if isinstance(value, str):
         return {"name": value}
     if value is None or isinstance(value, (dict, BatterySpec)):
