@@ -82,6 +82,24 @@ def test_a_name_is_a_table_with_defaults_and_is_recorded_in_full():
     assert plan(again) == plan(suite)
 
 
+def test_the_schema_of_suites_accepts_a_name_or_a_table():
+    schema = Suite.model_json_schema()
+    accepted = schema["properties"]["battery"]["anyOf"]
+    assert accepted == [{"type": "string"}, {"$ref": "#/$defs/BatterySpec"}, {"type": "null"}]
+    assert schema["$defs"]["BatterySpec"]["properties"]["profile"]["enum"] == list(BATTERIES["standard-1"])
+    assert "attacks" not in schema["required"]
+
+
+def test_a_suite_can_leave_out_the_battery_of_the_one_that_it_extends(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'extends = "standard"\nname = "mine"\nbattery = "none"\n{OWN}')
+    suite = Suite.load(path)
+    assert suite.battery is None
+    assert {cell.arm.attack for cell in plan(suite)} == {"none", "fgsm"}
+    path.write_text('extends = "standard"\nname = "mine"\n[battery]\nprofile = "fast"\n')
+    assert Suite.load(path).battery == BatterySpec(name="standard-1", profile="fast", eps=("2/255", "4/255"))
+
+
 def test_a_suite_without_a_battery_has_the_same_record_and_cells():
     suite = read("", OWN)
     assert "battery" not in suite.as_json()

@@ -46,7 +46,7 @@ class Suite(Spec):
         models: The models to attack.
         training: How models without `weights` are trained.
         attacks: The attacks with their losses and budgets; may be empty if there is a battery.
-        battery: The standard attacks to run beside them: a name such as "standard", or a table.
+        battery: The standard attacks to run beside them: a name such as "standard", a table, or "none".
         compute: Batch size, threads and model preparation, on which the exact bits of a result depend.
         inference: Sliding windows through which models see images; by default they see whole images.
         scoring: How pixel counts become scores.

@@ -73,7 +73,9 @@ class BatterySpec(Spec):
 
 
 def _read_battery(value: Any) -> Any:
-    """Read a name alone as a table."""
+    """Read a name alone as a table, and "none" as no battery, since TOML has no null."""
+    if value == "none":
+        return None
     if isinstance(value, str):
         return {"name": value}
     if value is None or isinstance(value, (dict, BatterySpec)):
@@ -81,4 +83,10 @@ def _read_battery(value: Any) -> Any:
     raise ValueError('expected a name such as "standard", or a table [battery]')
 
 
-BatteryChoice = Annotated[BatterySpec | None, BeforeValidator(_read_battery)]
+def _accept_name(schema: dict[str, Any]) -> None:
+    """Add the name alone to the JSON schema of the key."""
+    schema["anyOf"] = [{"type": "string"}, *schema["anyOf"]]
+
+
+BatteryChoice = Annotated[BatterySpec | None, BeforeValidator(_read_battery), Field(json_schema_extra=_accept_name)]
+"""The key `battery` of a suite: a name, a table, or nothing."""
