@@ -112,6 +112,7 @@ FOUR = {"reference": "bim", "settings": {"steps": 4}}
         ("SmallSteps", "equal under a convention", r"step rule: steps of eps / 5 instead of 0\.25 \* eps"),
         pytest.param("LateSchedule", "weaker", r"wrong step size: 0\.\d+ times", marks=pytest.mark.slow),
         ("Stale", "weaker", "every gradient at the same point"),
+        ("EverySecondStep", "weaker", "the first two gradients at the same point"),
         pytest.param("LateStale", "weaker", "the first two gradients at the same point", marks=pytest.mark.slow),
         (
             "ThreeSteps",
