@@ -255,7 +255,7 @@ class _Log:
         self.broken |= not bool(answer.gradient.isfinite().all())
         self.trace.zero.append(measure_zero(answer.gradient, self.batch))
         if self.known and (self.fixed or len(answer.value)):
-            self.trace.values.append(answer.value.flatten(1)[:, 0] if len(answer.value) else answer.height)
+            self.trace.values.append(answer.value.reshape(1, -1)[:, 0] if len(answer.value) else answer.height)
         if self.trace.keep == "last":
             self.trace.success.append(self._score(answer.logits))
 
