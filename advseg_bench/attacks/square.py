@@ -159,10 +159,10 @@ class Square(SteppedAttack):
             sides = torch.tensor([sides_of[share] for share in shares], dtype=torch.int64).view(-1, dims)
             start = _stripes(channels, space, generator) if boxes == 1 else _grid(channels, space, generator)
             uniform = _draw((len(shares), boxes * dims + channels + 1), generator)
-            places, signs, axes = uniform.split((boxes * dims, channels, 1), 1)
+            places, signs, axes = uniform[:, : boxes * dims], uniform[:, boxes * dims : -1], uniform[:, -1]
             first = place_boxes(sides.unsqueeze(1), space, places.view(-1, boxes, dims))
             scale = torch.tensor(edges) / min(edges)
-            drawn.append((start, first, sides, _as_signs(signs), (axes[:, 0] * dims).long(), scale))
+            drawn.append((start, first, sides, _as_signs(signs), (axes * dims).long(), scale))
         return Moves(*(torch.stack(part).to(batch.x.device) for part in zip(*drawn, strict=True)))
 
     def judge(self, logits: Tensor, batch: Batch) -> Tensor:
