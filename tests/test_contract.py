@@ -70,6 +70,7 @@ SHIPPED = [
     ("pgd", {"loss": "dice", "settings": {"steps": 6}}),
     ("mifgsm", {}),
     ("mifgsm", {"settings": {"decay": 0.5, "momentum_norm": "none", "random_start": True, "step_size": 0.25}}),
+    ("square", {"settings": {"queries": 50}}),
     ("random_sign", {}),
     ("uniform_noise", {}),
 ]

@@ -33,7 +33,7 @@ from advseg_bench.types import Budget, Norm, Traits
 
 
 class Moves(NamedTuple):
-    """The random part of the attack on a batch, drawn before its first query.
+    """The random part of the attack on a batch, sampled before its first query.
 
     Attributes:
         start: The first perturbation for a radius of 1, (N, C, *S).
@@ -57,7 +57,7 @@ class Square(SteppedAttack):
     """Square: a box is set to x + eps or x - eps, and kept if the loss of the image increases.
 
     The first image is striped: each line of pixels along the first spatial axis is x + eps or x - eps, with a random
-    sign per line and channel. Each further query draws one box per image and one sign per channel. A move of 2 eps
+    sign per line and channel. Each further query chooses one box per image and one sign per channel. A move of 2 eps
     followed by the projection ends at x + eps or x - eps, clipped to the bounds, whatever the value was. If that
     changes no value, the opposite signs are taken. An image keeps the result if its loss is larger.
 
@@ -140,7 +140,7 @@ class Square(SteppedAttack):
         return why_loss_unfit(self.loss, batch) or BaseAttack.why_not(self, batch, budget)
 
     def draw_moves(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Moves:
-        """Draw all boxes and signs, those of an image from its own generator alone."""
+        """Sample all boxes and signs, those of an image from its own generator alone."""
         space, channels, least = tuple(batch.x.shape[2:]), batch.x.shape[1], 1 if budget.norm == "linf" else 3
         dims, boxes = len(space), 1 if budget.norm == "linf" else 2
         shares = [box_share(move, self.queries, self.p_init) for move in range(self.queries - 1)]

@@ -29,6 +29,13 @@ class Query:
         x: Images (N, C, *S).
         climb: The objective whose gradient is wanted, one value per image; None for no gradient.
         judge: Values that are wanted without a gradient; None for none.
+
+    Example:
+        >>> import torch
+        >>> import advseg_bench as ab
+        >>> query = ab.attacks.Query(torch.zeros(2, 1, 8, 8))
+        >>> query.climb is None, query.judge is None  # logits are wanted, and nothing else
+        (True, True)
     """
 
     x: Tensor
