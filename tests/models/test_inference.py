@@ -170,6 +170,36 @@ def test_a_window_is_run_again_under_the_conditions_of_its_forward() -> None:
     assert seen == [(True, True)] * 4
 
 
+class Dropping(nn.Module):
+    """A network in eval mode whose random numbers are those of the global generator."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * nn.functional.dropout(x, 0.5, training=True).tanh()
+
+
+@pytest.mark.parametrize("roi", [16, 40])
+def test_the_gradient_of_a_stochastic_model_uses_the_random_numbers_of_its_logits(roi) -> None:
+    net, x = Dropping().eval(), images(1, 1, 40, 40)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        wanted = sliding_window_inference(theirs, (roi, roi), 1, net, overlap=0.5, mode="gaussian")
+        after = torch.rand(1)
+        torch.manual_seed(3)
+        logits = ab.SlidingWindow(net, roi, 0.5, "gaussian")(ours)
+        assert torch.allclose(logits, wanted, atol=1e-6)
+        torch.rand(7)
+        state = torch.get_rng_state()
+        (gradient,) = torch.autograd.grad(logits.square().sum(), ours)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(3)
+        ab.SlidingWindow(net, roi, 0.5)(x)
+        assert torch.equal(torch.rand(1), after)
+    (expected,) = torch.autograd.grad(wanted.square().sum(), theirs)
+    assert (expected == 0).any()
+    assert torch.allclose(gradient, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_evaluate_attacks_through_windows_and_counts_passes_of_the_model() -> None:
     net = network(2)
     batch = ab.Batch.of(images(2, 1, 40, 40), torch.zeros(2, 2, 40, 40), task="multilabel")
