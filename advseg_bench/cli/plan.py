@@ -58,6 +58,8 @@ def _print_header(suite: Suite) -> None:
     print_phantom(suite.data)
     if isinstance(suite.data, FileData) and (suite.data.bounds or suite.data.normalisation != "none"):
         _print_intensities(suite)
+    if suite.inference is not None:
+        print_line(f"sliding windows: {suite.inference.describe(suite.data.edges)}")
     for model in suite.models:
         parts = (model.architecture, model.encoder or "", f"weights {model.weights}" if model.weights else "")
         console.print(f"model: {model.name} ({', '.join(p for p in parts if p)})", markup=False, highlight=False)

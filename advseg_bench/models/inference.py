@@ -7,7 +7,6 @@ windows, weighted by `mode`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from advseg_bench.checks.outputs import Outputs
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.models.lean import Lean
 from advseg_bench.models.random_state import RandomState
+from advseg_bench.suite.specs import list_starts
 
 Mode = Literal["constant", "gaussian"]
 
@@ -72,7 +72,8 @@ class Windows:
     def list_places(self, size: Sequence[int]) -> list[_Place]:
         """Return where the windows lie in an image whose edges are at least those of a window."""
         starts = [
-            self._list_starts(edge, window) for edge, window in zip(size, self.find_edges(len(size)), strict=True)
+            list_starts(edge, window, self.overlap)
+            for edge, window in zip(size, self.find_edges(len(size)), strict=True)
         ]
         edges = self.find_edges(len(size))
         return [
@@ -93,12 +94,6 @@ class Windows:
     def as_record(self) -> dict[str, Any]:
         """Return what a run stores."""
         return {"roi": list(self.roi), "overlap": self.overlap, "mode": self.mode}
-
-    def _list_starts(self, size: int, window: int) -> list[int]:
-        """First pixels of the windows along one axis."""
-        step = window if window == size else max(int(window * (1 - self.overlap)), 1)
-        count = math.ceil((size - window) / step) + 1
-        return [min(i * step, size - window) for i in range(count)]
 
 
 class SlidingWindow(nn.Module):

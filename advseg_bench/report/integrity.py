@@ -23,6 +23,7 @@ from advseg_bench.results.arms import ARM, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.results.scores import UNMEASURED
 from advseg_bench.suite.cells import Arm
+from advseg_bench.suite.specs import Inference
 
 FLAGS = {
     "over_budget": "the result exceeded its budget; it was projected back, and only the projection is scored",
@@ -200,6 +201,7 @@ def make_convention_table(run: Run) -> Table:
         "Task": f"{run.task.kind}: {', '.join(run.task.classes)}",
         "Images": splits,
         **data.facts,
+        **describe_windows(run),
         "Seed": NOTHING if suite.seed is None else str(suite.seed),
         "Class absent from an image": run.scoring.empty,
         "Dice threshold": f"{run.scoring.dice_threshold:g}",
@@ -212,6 +214,20 @@ def make_convention_table(run: Run) -> Table:
     caption = "The complete suite is in run.json. A report can be recomputed with other scoring without a new run."
     table = pl.DataFrame({"what": list(entries), "value": list(entries.values())})
     return Table("conventions", "Conventions", caption, columns, table)
+
+
+def describe_windows(run: Run) -> dict[str, str]:
+    """Return the sliding windows through which models see images, as an entry of the settings; none without them."""
+    suite = run.about.suite.source
+    size = suite["data"].get("size")
+    edges = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    given = {name: suite.get("inference") or run.models.get(name, {}).get("inference") for name in run.about.models}
+    shown = {name: Inference.model_validate(each).describe(edges) for name, each in given.items() if each and size}
+    if not shown:
+        return {}
+    same = len(shown) == len(given) and len(set(shown.values())) == 1
+    named = next(iter(shown.values())) if same else "; ".join(f"{name}: {each}" for name, each in shown.items())
+    return {"Sliding windows": named}
 
 
 def _measured() -> pl.Expr:

@@ -7,10 +7,13 @@ import copy
 import pytest
 import torch
 from monai.inferers.utils import sliding_window_inference
+from runs import edit_json, write_run
 from torch import nn
+from typer.testing import CliRunner
 
 import advseg_bench as ab
 from advseg_bench.checks.sample import choose_sample, crop_volumes
+from advseg_bench.cli.app import app
 from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.models.build import build_model
 from advseg_bench.models.inference import Windows, slide
@@ -18,6 +21,9 @@ from advseg_bench.models.lean import Lean
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.prepare import prepare, prepare_checked
 from advseg_bench.models.properties import count_flops, measure_receptive_field
+from advseg_bench.report.contents import compose
+from advseg_bench.report.summary import summarise
+from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import model_identity, plan
 from advseg_bench.suite.specs import Inference, ModelSpec
 from advseg_bench.types import Task
@@ -273,6 +279,51 @@ def test_windows_that_do_not_fit_are_refused() -> None:
         ab.SlidingWindow(network(2), (8, 8, 8))(images(1, 1, 16, 16))
     with pytest.raises(IncompatibleError, match=r"window.*\(16, 16\).*\(15, 15\)"):
         slide(lambda z: z[:, :, 1:, 1:], nn.Identity().eval(), images(1, 1, 20, 20), Windows((16,)))
+
+
+def test_windows_too_small_for_the_network_are_named_with_what_it_accepts() -> None:
+    settings = {"channels": [4, 8, 8], "strides": [2, 2], "norm": "instance"}
+    spec = ModelSpec(name="net", architecture="monai.UNet", settings=settings)
+    task = Task("multilabel", ("a", "b"))
+    with pytest.raises(IncompatibleError, match=r"net.*inference\.roi: .*such as \[8, 8\], got \[4, 4\]"):
+        build_model(spec, channels=1, task=task, size=32, inference=Inference(roi=4))
+    build_model(spec, channels=1, task=task, size=32, inference=Inference(roi=8))
+    with pytest.raises(IncompatibleError, match=r"inference\.roi\) of 2 pixels.*got \[1, 1, 1\].*`inference\.roi`"):
+        build_model(spec, channels=1, task=task, size=(16, 16, 16), inference=Inference(roi=1))
+    deeper = nn.Sequential(nn.MaxPool2d(2), nn.ReflectionPad2d(2), nn.AvgPool2d(5, 1), nn.Upsample(scale_factor=2))
+    model = ab.SlidingWindow(deeper, 4)
+    batch = ab.Batch.of(images(1, 1, 32, 32), torch.zeros(1, 1, 32, 32), task="binary")
+    with pytest.raises(IncompatibleError, match=r"inference\.roi.*such as \[8, 8\], got \[4, 4\]"):
+        ab.evaluate(model, [batch], ab.attacks.FGSM(loss="bce"), batch=1)
+    assert model.windows.roi == (4,)
+
+
+def test_plan_and_report_show_the_sliding_windows(tmp_path):
+    windows = "[inference]\nroi = [16, 24]\noverlap = 0.5\nmode = 'gaussian'\n"
+    (tmp_path / "windows.toml").write_text(f'extends = "smoke"\nname = "windows"\n{windows}')
+    suite = ab.Suite.load(tmp_path / "windows.toml")
+    edges = suite.data.edges
+    count = len(Windows((16, 24), 0.5).list_places([max(pair) for pair in zip(edges, (16, 24), strict=True)]))
+    shown = f"16 x 24 px, overlap 0.5, gaussian; {count} per image"
+    done = CliRunner().invoke(app, ["plan", str(tmp_path / "windows.toml")])
+    assert f"sliding windows: {shown}" in done.output
+    assert "sliding" not in CliRunner().invoke(app, ["plan", "smoke"]).output
+    out = write_run(tmp_path / "run")
+    assert "Sliding windows" not in dict(compose(summarise(Run(out))).facts)
+    edit_json(out / "run.json", lambda info: info | {"suite": suite.as_json()})
+    document = compose(summarise(Run(out)))
+    assert dict(document.facts)["Sliding windows"] == shown
+    repeated = next(section for section in document.sections if section.anchor == "repeat")
+    tables = {getattr(block, "name", ""): block for block in repeated.blocks}
+    assert dict(tables["conventions"].data.iter_rows())["Sliding windows"] == shown
+
+
+def test_the_report_of_windows_in_memory_names_the_models_that_have_them():
+    batch = ab.Batch.of(images(1, 1, 40, 40), torch.ones(1, 1, 40, 40), task="binary")
+    attack = ab.attacks.FGSM(loss="bce")
+    models = {"whole": lambda x: 4 * x - 2, "parts": ab.SlidingWindow(lambda x: 4 * x - 2, 16, 0)}
+    facts = dict(compose(summarise(ab.evaluate(models, [batch], attack, batch=1))).facts)
+    assert facts["Sliding windows"] == "parts: 16 x 16 px, overlap 0, constant; 9 per image"
 
 
 def test_volumes_are_checked_on_crops_if_the_network_runs_on_them() -> None:
