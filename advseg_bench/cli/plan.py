@@ -28,14 +28,13 @@ def plan_command(
 ) -> None:
     """Show the cells of a suite, which of them are skipped and why, and the expected cost."""
     from advseg_bench.data import count_images
-    from advseg_bench.suite.cells import plan, radii_of, width_of
+    from advseg_bench.suite.cells import plan
     from advseg_bench.suite.suite import Suite
 
     loaded = Suite.load(suite, profile=profile, data=data)
     planned = plan(loaded)
     _print_header(loaded)
-    with radii_of(width_of(loaded.data)):
-        _print_grid(loaded, planned)
+    _print_grid(loaded, planned)
     if cells:
         for cell in planned:
             print_line(f"{cell.id}  {cell.label}" + (f"  SKIPPED: {cell.skip}" if cell.skip else ""))
@@ -68,12 +67,13 @@ def _print_header(suite: Suite) -> None:
 def _print_intensities(suite: Suite) -> None:
     """Print the units of the images, and the radii in 1/255 of their range; for z-scores only the data have it."""
     from advseg_bench.data import load_dataset
+    from advseg_bench.suite.cells import find_grey
 
     loaded = load_dataset(suite.data)
     lower, upper = loaded.bounds.lower, loaded.bounds.upper
     print_line(f"intensities: {lower:.4g} to {upper:.4g}, {loaded.record['scaling']}; {loaded.record['attack_space']}")
     radii = sorted({eps for attack in suite.attacks if attack.norm == "linf" for eps in attack.eps})
-    shown = ", ".join(f"{eps:.4g} = {255 * eps / (upper - lower):.3g}/255" for eps in radii)
+    shown = ", ".join(f"{eps:.4g} = {find_grey(eps, upper - lower):.3g}/255" for eps in radii)
     print_line(f"eps: {shown} of the range")
 
 
@@ -81,14 +81,14 @@ def _print_grid(suite: Suite, cells: Cells) -> None:
     """One line per attack table: its cells over all models."""
     from rich.table import Column, Table
 
-    from advseg_bench.suite.cells import is_of, show_radii
+    from advseg_bench.suite.cells import is_of, show_radii, width_of
 
     names = ("attack", "losses", "eps", "settings", "repeats", "cells", "skipped")
     table = Table(*(Column(name, overflow="fold") for name in names), box=None, pad_edge=False)
     for attack in suite.attacks:
         mine = [cell for cell in cells if is_of(cell, attack)]
         skipped = sum(cell.skip is not None for cell in mine)
-        eps = f"{attack.norm} {show_radii(attack.eps, attack.norm)}"
+        eps = f"{attack.norm} {show_radii(attack.eps, attack.norm, width_of(suite.data))}"
         numbers = (str(attack.draws), str(len(mine)), str(skipped))
         table.add_row(attack.name, " ".join(attack.losses) or "-", eps, _show_settings(attack), *numbers)
     console.print(table)

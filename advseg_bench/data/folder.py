@@ -14,6 +14,7 @@ import numpy as np
 
 from advseg_bench.data.alignment import check_alignment, describe_headers
 from advseg_bench.data.dataset import Case, Dataset, Sample
+from advseg_bench.data.description import find_title
 from advseg_bench.data.files import find_folder, list_entries, list_files, list_masks
 from advseg_bench.data.formats import hash_files, read_header, read_slices
 from advseg_bench.data.header import Array, Header
@@ -129,6 +130,7 @@ def load(spec: FolderData) -> Dataset:
         bounds=intensities.bounds,
         channels=_name_channels(entries, spec),
         record={**intensities.record, **describe_layout(headers, spec)},
+        title=find_title(spec.path),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from advseg_bench.data.dataset import Dataset, Split
-from advseg_bench.data.description import check_number, read_description, read_json, read_numbered, refuse
+from advseg_bench.data.description import check_number, find_title, read_description, read_json, read_numbered, refuse
 from advseg_bench.data.files import list_entries
 from advseg_bench.data.formats import SUFFIXES
 from advseg_bench.data.nifti import is_nifti
@@ -64,7 +64,8 @@ def load(spec: NnunetData) -> Dataset:
     subjects = {source.name: source.subject for source in sources}
     splits = split_subjects(subjects.values(), spec) if spec.fold is None else _read_fold(subjects, spec)
     sources = [source for source in sources if source.subject in splits]
-    return load_sources(sources, labels, splits, spec, [names[n] for n in inputs], "" if spec.subject else SUBJECT_NOTE)
+    note, title = "" if spec.subject else SUBJECT_NOTE, find_title(spec.path, content)
+    return load_sources(sources, labels, splits, spec, [names[n] for n in inputs], note, title)
 
 
 def _read_labels(path: Path, table: Mapping[str, Any]) -> Labels:

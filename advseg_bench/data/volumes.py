@@ -68,6 +68,7 @@ def load_sources(
     spec: VolumeData,
     channels: Sequence[str],
     note: str = "",
+    title: str = "",
 ) -> Dataset:
     """Check every file and list the images.
 
@@ -80,6 +81,7 @@ def load_sources(
         spec: How to scale intensities, which images to use, and how images and labels are prepared.
         channels: Names of the channels of a source.
         note: Sentences that the reader adds to the note of the data set.
+        title: What the data set is called.
 
     Returns:
         The data set.
@@ -148,6 +150,7 @@ def load_sources(
         bounds=intensities.bounds,
         channels=channels,
         record={**intensities.record, **describe_layout(headers, spec)},
+        title=title,
     )
 
 

@@ -96,7 +96,7 @@ def make_norm_table(summary: Summary) -> Table:
     scaled = [(row, row["eps"] or None) for _, row in rows]
     columns = (
         Column("Attack and loss", thin([s.label for s, _ in rows]), number=False),
-        Column("eps", tuple(show_budget(row["eps"], s.arm.norm) for s, row in rows)),
+        Column("eps", tuple(show_budget(row["eps"], s.arm.norm, summary.run.about.data.width) for s, row in rows)),
         Column("Results", tuple(show_count(row["results"]) for _, row in rows)),
         Column("Smallest L_inf / eps", tuple(show_number(eps and row["linf_min"] / eps) for row, eps in scaled)),
         Column("Largest L_inf / eps", tuple(show_number(eps and row["linf_max"] / eps) for row, eps in scaled)),
@@ -197,7 +197,7 @@ def make_convention_table(run: Run) -> Table:
         for name, value in suite.training.items()
     )
     entries = {
-        "Data": f"{data.name}, fingerprint {data.fingerprint}",
+        "Data": f"{data.title}, fingerprint {data.fingerprint}",
         "Task": f"{run.task.kind}: {', '.join(run.task.classes)}",
         "Images": splits,
         **data.facts,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -121,9 +119,7 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
         ['unetplusplus-resnet10t none', 'unetplusplus-resnet10t fgsm bce linf 1/255']
     """
     cells: dict[str, Cell] = {}
-    with radii_of(width_of(suite.data)):
-        planned = [cell for model in suite.models for cell in _cells_of(suite, model)]
-    for cell in planned:
+    for cell in (cell for model in suite.models for cell in _cells_of(suite, model)):
         if cell.id in cells:
             raise SpecError(f"suite {suite.name}: the attack {cell.label!r} is listed twice. Remove one.")
         cells[cell.id] = cell
@@ -188,7 +184,7 @@ def _gradient_of(cell: Cell) -> str:
 
 def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
     """The cells of one model."""
-    identity = model_identity(suite, model)
+    identity, width = model_identity(suite, model), width_of(suite.data)
     least = model.repeats if model.stochastic else 1
     for draw in range(least):
         yield make_cell(identity, model.name, CLEAN, 0.0, draw, None)
@@ -197,11 +193,13 @@ def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
             arm = Arm(attack.name, loss, json.dumps(each, sort_keys=True), attack.norm)
             skip = _why_skip(suite.data, attack, loss, each)
             for eps, draw in product(attack.eps, range(max(attack.draws, least))):
-                cell = make_cell(identity, model.name, arm, eps, draw, skip)
+                cell = make_cell(identity, model.name, arm, eps, draw, skip, width)
                 yield replace(cell, max_forwards=attack.max_forwards)
 
 
-def make_cell(identity: dict[str, object], model: str, arm: Arm, eps: float, draw: int, skip: str | None) -> Cell:
+def make_cell(
+    identity: dict[str, object], model: str, arm: Arm, eps: float, draw: int, skip: str | None, width: float = 1.0
+) -> Cell:
     """Return a cell whose id is a hash of `identity`, `arm`, `eps` and `draw`.
 
     Args:
@@ -211,31 +209,19 @@ def make_cell(identity: dict[str, object], model: str, arm: Arm, eps: float, dra
         eps: Radius in image units.
         draw: Index of the repeat, from 0.
         skip: Reason why the cell is not run, or None.
+        width: Width of the range of intensities, for the label.
     """
     key = content_hash([identity, arm.attack, arm.loss, arm.settings, arm.norm, eps, draw])
-    return Cell(key, model, arm, eps, draw, _label(model, arm, eps, draw), skip)
+    return Cell(key, model, arm, eps, draw, _label(model, arm, eps, draw, width), skip)
 
 
-_GREY_LEVELS = ContextVar("grey levels", default=True)
-
-
-def _label(model: str, arm: Arm, eps: float, draw: int) -> str:
+def _label(model: str, arm: Arm, eps: float, draw: int, width: float) -> str:
     """A readable description of a cell."""
-    radius = show_eps(eps) if arm.norm == "linf" else f"{eps:.4g}"
+    radius = show_eps(eps, width) if arm.norm == "linf" else f"{eps:.4g}"
     settings = "" if arm.settings == "{}" else arm.settings
     budget = "" if arm == CLEAN else f"{arm.norm} {radius}"
     parts = (model, arm.attack, arm.loss, settings, budget)
     return " ".join(part for part in parts if part) + (f" draw {draw}" if draw else "")
-
-
-@contextmanager
-def radii_of(width: float) -> Iterator[None]:
-    """Format radii within this context as those of images whose intensities have a range of this width."""
-    token = _GREY_LEVELS.set(width == 1)
-    try:
-        yield
-    finally:
-        _GREY_LEVELS.reset(token)
 
 
 def width_of(data: DataSpec) -> float:
@@ -244,20 +230,30 @@ def width_of(data: DataSpec) -> float:
     return upper - lower
 
 
-def show_eps(eps: float) -> str:
-    """Format a radius as n/255 if it is a whole number of grey levels of images in [0, 1], otherwise as a decimal."""
+def find_grey(value: float, width: float) -> float:
+    """Return a difference of intensities in units of 1/255 of their range, which has this width."""
+    return 255 * value / width
+
+
+def show_eps(eps: float, width: float = 1.0) -> str:
+    """Format a radius as n/255 if it is a whole number of grey levels of images in [0, 1], otherwise as a decimal.
+
+    Args:
+        eps: Radius in image units.
+        width: Width of the range of intensities; unless it is 1, the radius is a decimal.
+    """
     grey = eps * 255
-    return f"{grey:.0f}/255" if eps < 1 and _GREY_LEVELS.get() and abs(grey - round(grey)) < 1e-9 else f"{eps:.4g}"
+    return f"{grey:.0f}/255" if eps < 1 and width == 1 and abs(grey - round(grey)) < 1e-9 else f"{eps:.4g}"
 
 
-def show_radii(values: Sequence[float], norm: str = "linf") -> str:
+def show_radii(values: Sequence[float], norm: str = "linf", width: float = 1.0) -> str:
     """Format several radii briefly: whole grey levels first, consecutive ones as a range, then decimals.
 
     Radii of another norm than L_inf are plain numbers.
     """
     if norm != "linf":
         return ", ".join(f"{value:.4g}" for value in sorted(values))
-    greys = sorted(round(value * 255) for value in values if show_eps(value).endswith("/255"))
+    greys = sorted(round(value * 255) for value in values if show_eps(value, width).endswith("/255"))
     runs: list[list[int]] = []
     for grey in greys:
         if runs and grey == runs[-1][-1] + 1:
@@ -265,7 +261,7 @@ def show_radii(values: Sequence[float], norm: str = "linf") -> str:
         else:
             runs.append([grey])
     shown = " ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(map(str, run)) for run in runs)
-    others = [show_eps(value) for value in sorted(values) if not show_eps(value).endswith("/255")]
+    others = [show_eps(value, width) for value in sorted(values) if not show_eps(value, width).endswith("/255")]
     return ", ".join(([f"{shown} /255"] if runs else []) + others)
 
 

@@ -323,3 +323,15 @@ def test_rotations_that_a_viewer_would_apply_are_noted(good):
     data = load(spec(good))
     assert "rotate them (EXIF): 1;" in data.note
     assert data.read(0).image.shape == (1, 32, 32)
+
+
+def test_data_sets_are_called_as_they_call_themselves(tmp_path, good):
+    described = write_nnunet(tmp_path / "Dataset027_ACDC", 4)
+    data = nnunet(tmp_path / "Dataset027_ACDC")
+    assert (data.name, data.title) == ("nnunet", "Dataset027_ACDC")
+    fingerprint = data.fingerprint
+    (tmp_path / "Dataset027_ACDC" / "dataset.json").write_text(json.dumps(described | {"name": " Heart\n of ACDC"}))
+    data = nnunet(tmp_path / "Dataset027_ACDC")
+    assert (data.title, data.fingerprint) == ("Heart of ACDC", fingerprint)
+    assert data.describe()["title"] == "Heart of ACDC"
+    assert load(spec(good)).title == good.name
