@@ -17,6 +17,7 @@ from advseg_bench.errors import RecordError
 from advseg_bench.report import write_claims, write_report
 from advseg_bench.report.claims import compose_claims
 from advseg_bench.report.claims_tables import make_crossing_table, make_released_table
+from advseg_bench.report.document import Table
 from advseg_bench.report.verdicts import judge_runs
 from advseg_bench.results.run import Run
 
@@ -460,9 +461,7 @@ def test_the_page_shows_the_name_of_the_data_and_radii_in_their_units(tmp_path, 
         assert ("4/255" in text) == (width == 1), page
         assert ("eps 0.01569" in text) == (width == 400), page
     tables = (block for s in compose_claims(judge_runs([Run(folder)])).sections for block in s.blocks)
-    shown = next(
-        block for block in tables if getattr(block, "name", "") == "bce_crossing" and hasattr(block, "columns")
-    )
+    shown = next(each for each in tables if isinstance(each, Table) and each.name == "bce_crossing")
     cells = {column.label: column.cells for column in shown.columns}
     label = "L_inf x 255, bce" if width == 1 else "L_inf x 255 / 400, bce"
     assert cells[label][0] == ("4.00" if width == 1 else "0.01")

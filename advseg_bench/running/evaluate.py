@@ -284,7 +284,7 @@ def _describe_run(
             "compute": {"batch": work.batch, "threads": threads, "prepare": Compute().prepare},
             "scoring": scoring.model_dump(mode="json"),
         },
-        "data": dataset.describe() | ({"by_image": True} if images.subjects == images.images else {}),
+        "data": dataset.describe(),
         "binding": libraries,
         "environment": libraries | environment.describe_machine() | {"threads": threads, "compute_batch": work.batch},
         "command": "advseg_bench.evaluate(...)",
