@@ -15,7 +15,7 @@ import numpy as np
 from advseg_bench.data.alignment import check_alignment, describe_headers
 from advseg_bench.data.dataset import Case, Dataset, Sample
 from advseg_bench.data.description import find_title
-from advseg_bench.data.files import find_folder, list_entries, list_files, list_masks
+from advseg_bench.data.files import compose_name, find_folder, list_entries, list_files, list_masks
 from advseg_bench.data.formats import hash_files, read_header, read_slices
 from advseg_bench.data.header import Array, Header
 from advseg_bench.data.intensities import (
@@ -201,24 +201,25 @@ def _pair(spec: FolderData) -> Iterator[tuple[str, Path, tuple[Path, ...]]]:
 def _mask_folders(masks: Path, spec: FolderData) -> list[Path]:
     """Return the folders with masks: one, or one for each class."""
     entries = list(list_entries(masks))
-    folders = [entry.name for entry in entries if entry.is_dir()]
+    found = {compose_name(entry.name): entry for entry in entries if entry.is_dir()}
+    folders, known = list(found), {compose_name(name): name for name in spec.classes}
     if spec.task != "multilabel":
         if folders:
             remedy = 'Set task = "multilabel" for one folder per class, or move the masks up.'
             raise DataError(expected(masks, f"mask files for task {spec.task!r}", f"folder {folders[0]}", remedy))
         return [masks]
     for name in folders:
-        if name not in spec.classes:
+        if name not in known:
             raise DataError(unknown(masks, "class folder", name, spec.classes))
     for entry in entries:
         if not entry.is_dir():
             remedy = "Move it into masks/CLASS/."
             raise DataError(expected(entry, "a folder for each class (task 'multilabel')", "a file", remedy))
     for name in spec.classes:
-        if name not in folders:
+        if compose_name(name) not in found:
             remedy = "Add the folder, or remove the class from `classes`."
             raise DataError(expected(masks / name, f"a folder with the masks of class {name!r}", "none", remedy))
-    return [masks / name for name in spec.classes]
+    return [found[name] for name in known]
 
 
 def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) -> _Entry:

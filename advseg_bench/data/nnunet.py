@@ -182,7 +182,8 @@ def _is_folds(folds: object) -> bool:
 
 def _find_subjects(path: Path, cases: Sequence[object], subjects: Mapping[str, str]) -> set[str]:
     """Return the subjects of some cases."""
+    known = {compose_name(case): subject for case, subject in subjects.items()}
     for case in cases:
-        if not isinstance(case, str) or case not in subjects:
+        if not isinstance(case, str) or compose_name(case) not in known:
             raise DataError(expected(path, "cases that are in labelsTr/", case, "Correct the file."))
-    return {subjects[str(case)] for case in cases}
+    return {known[compose_name(str(case))] for case in cases}

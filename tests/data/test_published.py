@@ -405,6 +405,19 @@ def test_accented_letters_in_nnunet(tmp_path):
         name = unicodedata.normalize(form, "é")
         (tmp_path / folder / f"P0{end}").rename(tmp_path / folder / f"{name}{end}")
     assert len(nnunet(tmp_path).cases) == 12
+    folds = [{"train": ["P1", "P2", "P3"], "val": [unicodedata.normalize("NFD", "é")]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    data = load_dataset(NnunetData(name="nnunet", path=tmp_path, task="binary", size=32, fold=0))
+    assert {case.subject for case in data.cases if case.split == "test"} == {"é"}
+
+
+def test_accented_letters_in_classes(good):
+    for subject in SUBJECTS:
+        folder = good / "masks" / unicodedata.normalize("NFD", "Läsion")
+        picture(folder / f"{subject}.png", organ())
+        (good / "masks" / f"{subject}.png").unlink()
+    data = load(spec(good, task="multilabel", classes=(unicodedata.normalize("NFC", "Läsion"),)))
+    assert data.read(0).label.any()
 
 
 def test_images_without_subjects_count_by_themselves(good, volumes_without_subjects):
