@@ -18,7 +18,7 @@ from torch import nn
 
 import advseg_bench as ab
 from advseg_bench import losses, protocols
-from advseg_bench.attacks.ascent import BIM, PGD
+from advseg_bench.attacks import BIM, PGD
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.attacks.noise import RandomSign
 from advseg_bench.cli.app import main

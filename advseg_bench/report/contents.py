@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from advseg_bench.report import behaviour, curves, detail_tables, integrity, panels, scatter, tables
+from advseg_bench.report import behaviour, curves, detail_tables, doubts, integrity, panels, scatter, tables
 from advseg_bench.report.document import Block, Code, Document, Section, Table, Text, show_plural, show_radius
 from advseg_bench.report.findings import shorten_list, write_findings
 from advseg_bench.report.series import NORMS
@@ -145,17 +145,20 @@ def _show_details(summary: Summary) -> tuple[Section, ...]:
 
 
 def _check(summary: Summary) -> tuple[Block, ...]:
-    """Show norms, flags, skips and failures."""
+    """Show doubts, norms, flags, skips and failures."""
     run = summary.run
     optional: tuple[Table | None, ...] = (
+        doubts.make_doubt_table(summary.doubts, summary.run.about.data.width),
         integrity.make_flag_table(summary.flags),
         integrity.make_failure_table(run),
         integrity.make_skip_table(run),
     )
     sentences = integrity.describe_checks(run)
+    if summary.series and not summary.doubts:
+        sentences += ("No doubt about an attack was raised.",)
     if not run.failures:
         sentences += ("Nothing failed.",)
-    if optional[2] is None:
+    if optional[3] is None:
         sentences += ("Nothing was skipped.",)
     if not run.missing:
         sentences += (f"All {show_plural(run.planned, 'planned result')} are present.",)

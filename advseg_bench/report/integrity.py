@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from advseg_bench.checks.doubts import DOUBTS, TRACED
 from advseg_bench.report.document import (
     NOTHING,
     Column,
@@ -37,6 +38,7 @@ FLAGS = {
     "over_cost": "the attack used more forward or backward passes than it declares",
     "model_changed": "the attack changed the model's weights, mode or gradient flags",
     "input_changed": "the attack modified its input images in place",
+    **{name: f"doubt: {DOUBTS[name].cause}; this is a note, and all means contain the result" for name in TRACED},
 }
 """The meaning of each flag of a row."""
 
@@ -53,7 +55,7 @@ def describe_checks(run: Run) -> tuple[str, ...]:
     beyond = marked.filter(pl.col("flags").list.contains("beyond_eps"))
     within = attacked.filter(~pl.col("cell").is_in(beyond["cell"].unique().to_list()))
     used = within.select((_measured() / pl.col("eps")).max()).collect().item()
-    flagged = marked.filter(pl.col("flags").list.set_difference(["beyond_eps"]).list.len() > 0).height
+    flagged = marked.filter(pl.col("flags").list.set_difference(["beyond_eps", *TRACED]).list.len() > 0).height
     sentence = (
         f"Every attacked image was re-measured in float64: the largest perturbation is {show_number(used, 4)} times "
         f"its budget, and {show_count(flagged) if flagged else 'none'} of "

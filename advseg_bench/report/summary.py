@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from advseg_bench.checks.doubts import Finding
 from advseg_bench.instruments.allocator import without_collector
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.report.contrasts import Contrast, contrast_models
+from advseg_bench.report.doubts import find_run_doubts
 from advseg_bench.report.means import Means, Row, index_means
 from advseg_bench.report.series import Series, list_series
 from advseg_bench.report.spread import Band, spread_over_blocks
@@ -51,6 +53,7 @@ class Summary:
             of one class.
         spread: Model and arm -> the spread of Dice over scans.
         flags: Number of results with each flag: "flag", "model", "attack", "loss", "results".
+        doubts: The doubts about attacks and models.
     """
 
     run: Run
@@ -69,6 +72,7 @@ class Summary:
     class_curves: Means | None
     spread: Mapping[tuple[str, Arm], Band]
     flags: pl.DataFrame
+    doubts: tuple[Finding, ...]
 
     @property
     def has_clean(self) -> bool:
@@ -94,7 +98,7 @@ def summarise(run: Run | Summary) -> Summary:
         return run
     series, budgets = list_series(run), list_budgets(run)
     ranked = rank_attacks(run, budgets[0]) if budgets else {}
-    contrasts = contrast_models(run, budgets[0], series, choose_strongest(ranked)) if budgets else ()
+    contrasts = contrast_models(run, budgets[0], series, ranked) if budgets else ()
     swept = {model: rival.arm for model, rival in choose_strongest(ranked, swept=True).items()}
     by_class = bool(contrasts) and len(run.task.classes) > 1
     clean = run.tables(CLEAN_SCORES, "model", where={"attack": CLEAN.attack})
@@ -116,6 +120,7 @@ def summarise(run: Run | Summary) -> Summary:
         class_curves=_follow_classes(run, list(swept.values())) if by_class else None,
         spread=spread_over_blocks(run),
         flags=_count_flags(run),
+        doubts=find_run_doubts(run),
     )
 
 
