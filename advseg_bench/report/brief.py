@@ -22,7 +22,8 @@ from advseg_bench.report.series import NORMS
 from advseg_bench.report.summary import Summary, summarise
 from advseg_bench.report.verdicts import Judged, describe_shortage
 from advseg_bench.results.run import Run
-from advseg_bench.suite.cells import radii_of, show_radii
+from advseg_bench.results.selection import Budgets
+from advseg_bench.suite.cells import show_radii
 
 MOST_LINES = 40
 """Largest number of lines of a summary."""
@@ -86,12 +87,6 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
         console: The console to print on.
     """
     summary = summarise(run)
-    with radii_of(summary.run.about.data.width):
-        _print_summary(summary, paths, console)
-
-
-def _print_summary(summary: Summary, paths: Sequence[Path], console: Console) -> None:
-    """Print the parts of the summary."""
     contrasts = summary.contrasts
     grid = _lay_out(contrasts, console.width)
     sentences = write_findings(summary, MOST_NAMES, intervals=grid.intervals)
@@ -154,17 +149,17 @@ def _describe_run(summary: Summary) -> list[str]:
     attacks, controls = ([s.label for s in series if s.control == control] for control in (False, True))
     if attacks:
         beside = f" beside {shorten_list(controls, MOST_NAMES)}" if controls else ""
-        eps = "; ".join(f"{_show_budgets(b.eps, b.norm)} ({NORMS.get(b.norm, b.norm)})" for b in summary.budgets)
+        eps = "; ".join(f"{_show_budgets(b)} ({NORMS.get(b.norm, b.norm)})" for b in summary.budgets)
         models = show_plural(len(about.models), "model")
         text.append(f"{models}: {shorten_list(attacks, MOST_NAMES)}{beside}, eps {eps}.")
     return text
 
 
-def _show_budgets(eps: Sequence[float], norm: str) -> str:
+def _show_budgets(budgets: Budgets) -> str:
     """Write a few budgets one by one, and more of them as a range."""
-    if len(eps) <= MOST_NAMES:
-        return ", ".join(show_budget(each, norm) for each in eps)
-    return show_radii(eps, norm)
+    if len(budgets.eps) <= MOST_NAMES:
+        return ", ".join(show_budget(eps, budgets.norm, budgets.width) for eps in budgets.eps)
+    return show_radii(budgets.eps, budgets.norm, budgets.width)
 
 
 def _list_warnings(run: Run) -> list[str]:
@@ -178,7 +173,7 @@ def _list_warnings(run: Run) -> list[str]:
 def _title(summary: Summary) -> str:
     """Return the title of the table."""
     first = summary.budgets[0]
-    return f"Attack against noise at eps {show_budget(first.reference, first.norm)}: drop of mean Dice"
+    return f"Attack against noise at eps {show_budget(first.reference, first.norm, first.width)}: drop of mean Dice"
 
 
 def _lay_out(contrasts: Sequence[Contrast], width: int) -> Grid:

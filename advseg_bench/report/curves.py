@@ -20,7 +20,7 @@ from advseg_bench.report.spread import Band
 from advseg_bench.report.summary import Summary
 from advseg_bench.results.selection import Budgets
 from advseg_bench.stats import FEWEST_SUBJECTS
-from advseg_bench.suite.cells import CLEAN, Arm
+from advseg_bench.suite.cells import CLEAN, Arm, find_grey
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ def make_class_figure(summary: Summary) -> Figure | None:
     sentences = (
         "Dice of each class under each model's strongest attack"
         + (f", {next(iter(labels.values()))}" if same else "")
-        + f" (at eps {show_budget(budgets.reference, budgets.norm)}, among those with several eps; chosen on these "
-        "images).",
+        + f" (at eps {show_budget(budgets.reference, budgets.norm, budgets.width)}, among those with several eps; "
+        "chosen on these images).",
         "Mean over the images with a score for the class, then over subjects; eps 0 is the clean image.",
         f"Bands: 95 % interval {what}, of classes in >= {FEWEST_SUBJECTS} {unit}." if bands else few,
     )
@@ -226,4 +226,4 @@ def _budget_label(budgets: Budgets) -> str:
 
 def _scale(budgets: Budgets) -> float:
     """Return the factor from eps to the axis: L_inf budgets are shown in units of 1/255 of the range of intensities."""
-    return 255.0 / budgets.width if budgets.norm == "linf" else 1.0
+    return find_grey(1, budgets.width) if budgets.norm == "linf" else 1.0

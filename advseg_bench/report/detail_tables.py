@@ -13,11 +13,11 @@ from advseg_bench.suite.specs import Scoring
 
 def make_curve_table(summary: Summary) -> Table:
     """Make the table that summarises each sweep in two numbers."""
-    run, area = summary.run, summary.curves
+    run, area, width = summary.run, summary.curves, summary.run.about.data.width
     pairs = [(m, s) for m in run.model_names for s in summary.series if (m, s.arm) in area.rows]
     rows = [summary.broken.rows.get((m, s.arm), {}) for m, s in pairs]
     norms = [s.arm.norm for _, s in pairs]
-    medians = [_show_median(row.get("median_smallest_eps"), norm) for row, norm in zip(rows, norms, strict=True)]
+    medians = [_show_median(row.get("median_smallest_eps"), norm, width) for row, norm in zip(rows, norms, strict=True)]
     columns = (
         Column("Model", thin([m for m, _ in pairs]), number=False),
         Column("Attack and loss", tuple(s.label for _, s in pairs), number=False),
@@ -44,7 +44,7 @@ def make_class_table(summary: Summary) -> Table:
     for c in summary.contrasts:
         mine = [(c.model, c.arm, budgets.reference, name) for name in summary.run.task.classes]
         keys += [(c, key) for key in mine if key in means["dice"].rows]
-    models, eps = [c.model for c, _ in keys], show_budget(budgets.reference, budgets.norm)
+    models, eps = [c.model for c, _ in keys], show_budget(budgets.reference, budgets.norm, budgets.width)
     columns = [
         Column("Model", thin(models), number=False),
         Column("Strongest attack", thin([c.label for c, _ in keys], models), number=False),
@@ -73,6 +73,6 @@ def _describe_empty_rule(scoring: Scoring) -> str:
     }[scoring.empty]
 
 
-def _show_median(eps: float | None, norm: str) -> str:
+def _show_median(eps: float | None, norm: str, width: float) -> str:
     """Write a median budget; `NOTHING` if it is beyond the sweep."""
-    return NOTHING if eps is None or eps == float("inf") else show_budget(eps, norm)
+    return NOTHING if eps is None or eps == float("inf") else show_budget(eps, norm, width)

@@ -45,7 +45,7 @@ def shorten_list(names: Sequence[str], most: int | None) -> str:
 def _describe_drop(summary: Summary) -> str:
     """Describe the drop under the strongest attack and under noise."""
     contrasts, budgets = summary.contrasts, summary.budgets[0]
-    budget = f"{show_budget(budgets.reference, budgets.norm)} ({NORMS.get(budgets.norm, budgets.norm)})"
+    budget = f"{show_budget(budgets.reference, budgets.norm, budgets.width)} ({NORMS.get(budgets.norm, budgets.norm)})"
     change = _describe_change("mean Dice", (c.drop for c in contrasts))
     text = f"At eps {budget} the strongest attack on each model {change}"
     if any(c.noise for c in contrasts):

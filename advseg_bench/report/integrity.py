@@ -24,6 +24,7 @@ from advseg_bench.results.arms import ARM, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.results.scores import UNMEASURED
 from advseg_bench.suite.cells import Arm
+from advseg_bench.suite.specs import Inference
 
 FLAGS = {
     "over_budget": "the result exceeded its budget; it was projected back, and only the projection is scored",
@@ -97,7 +98,7 @@ def make_norm_table(summary: Summary) -> Table:
     scaled = [(row, row["eps"] or None) for _, row in rows]
     columns = (
         Column("Attack and loss", thin([s.label for s, _ in rows]), number=False),
-        Column("eps", tuple(show_budget(row["eps"], s.arm.norm) for s, row in rows)),
+        Column("eps", tuple(show_budget(row["eps"], s.arm.norm, summary.run.about.data.width) for s, row in rows)),
         Column("Results", tuple(show_count(row["results"]) for _, row in rows)),
         Column("Smallest L_inf / eps", tuple(show_number(eps and row["linf_min"] / eps) for row, eps in scaled)),
         Column("Largest L_inf / eps", tuple(show_number(eps and row["linf_max"] / eps) for row, eps in scaled)),
@@ -198,10 +199,11 @@ def make_convention_table(run: Run) -> Table:
         for name, value in suite.training.items()
     )
     entries = {
-        "Data": f"{data.name}, fingerprint {data.fingerprint}",
+        "Data": f"{data.title}, fingerprint {data.fingerprint}",
         "Task": f"{run.task.kind}: {', '.join(run.task.classes)}",
         "Images": splits,
         **data.facts,
+        **describe_windows(run),
         "Seed": NOTHING if suite.seed is None else str(suite.seed),
         "Class absent from an image": run.scoring.empty,
         "Dice threshold": f"{run.scoring.dice_threshold:g}",
@@ -214,6 +216,20 @@ def make_convention_table(run: Run) -> Table:
     caption = "The complete suite is in run.json. A report can be recomputed with other scoring without a new run."
     table = pl.DataFrame({"what": list(entries), "value": list(entries.values())})
     return Table("conventions", "Conventions", caption, columns, table)
+
+
+def describe_windows(run: Run) -> dict[str, str]:
+    """Return the sliding windows through which models see images, as an entry of the settings; none without them."""
+    suite = run.about.suite.source
+    size = suite["data"].get("size")
+    edges = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    given = {name: suite.get("inference") or run.models.get(name, {}).get("inference") for name in run.about.models}
+    shown = {name: Inference.model_validate(each).describe(edges) for name, each in given.items() if each and size}
+    if not shown:
+        return {}
+    same = len(shown) == len(given) and len(set(shown.values())) == 1
+    named = next(iter(shown.values())) if same else "; ".join(f"{name}: {each}" for name, each in shown.items())
+    return {"Sliding windows": named}
 
 
 def _measured() -> pl.Expr:

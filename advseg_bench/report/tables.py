@@ -63,7 +63,7 @@ def make_noise_table(summary: Summary) -> Table:
     """Make the table that compares each model's strongest attack with noise."""
     contrasts, budgets = summary.contrasts, summary.budgets[0]
     control = next((c.control for c in contrasts if c.control), None) or "noise (none was run)"
-    eps = show_budget(budgets.reference, budgets.norm)
+    eps = show_budget(budgets.reference, budgets.norm, budgets.width)
     verdicts = [{True: "yes", False: "no", None: NOTHING}[c.beyond_noise] for c in contrasts]
     columns = (
         Column("Model", tuple(c.model for c in contrasts), number=False),
@@ -111,7 +111,7 @@ def make_sweep_table(summary: Summary, budgets: Budgets, score: str) -> Table:
         columns.append(Column("Clean", thin([write_mean(clean.get(model)) for model in models], models)))
     for eps in budgets.eps:
         cells = tuple(write_mean(means.rows.get((m, s.arm, eps))) for m, s in pairs)
-        columns.append(Column(show_budget(eps, budgets.norm), cells))
+        columns.append(Column(show_budget(eps, budgets.norm, budgets.width), cells))
     titles = {"dice": "Mean Dice at each eps", "diff": "Diff: share of the clean Dice that is lost"}
     captions = {
         "dice": "Mean Dice over classes, images and subjects at each eps; random attacks: mean of their repeats.",
@@ -136,7 +136,7 @@ def make_success_tables(summary: Summary, budgets: Budgets) -> tuple[Table, ...]
     tables = []
     for eps in (budgets.reference, *(e for e in budgets.eps if e != budgets.reference)):
         first = eps == budgets.reference
-        title = f"Success at eps {show_budget(eps, budgets.norm)}"
+        title = f"Success at eps {show_budget(eps, budgets.norm, budgets.width)}"
         caption = _caption_success(summary) if first else "Definitions as in the first table of this section."
         data = joined.filter(pl.col("attack") != CLEAN.attack) if first else None
         tables.append(Table(name, title, caption, _success_columns(summary, budgets, eps), data, detail=not first))
