@@ -1,4 +1,4 @@
-"""Each model's strongest attack compared with noise of the same budget."""
+"""Each model's strongest single attack compared with noise of the same budget, beside the worst case."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advseg_bench.report.means import Row
 from advseg_bench.report.series import Series, find_label
 from advseg_bench.results.arms import CURVE, is_arm, read_arm
 from advseg_bench.results.run import Run
-from advseg_bench.results.selection import Budgets, Rival
+from advseg_bench.results.selection import Budgets, Rival, find_worst_cases
 from advseg_bench.stats import PairedTest, compare_paired, subject_interval, subject_means
 from advseg_bench.suite.cells import Arm
 
@@ -23,8 +23,26 @@ SMALLEST_NOISE = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
+class WorstCase:
+    """The worst case over the attacks on one model, image by image.
+
+    Attributes:
+        arm: Its arm, of the attack `arms.WORST`.
+        clean: Mean clean Dice of its images.
+        drop: Its row of `Run.table("drop")`.
+    """
+
+    arm: Arm
+    clean: float
+    drop: Row
+
+
+@dataclass(frozen=True, slots=True)
 class Contrast:
-    """One model's strongest attack compared with noise of the same budget.
+    """One model's strongest single attack compared with noise of the same budget, beside the worst case.
+
+    The worst case is chosen image by image, so its drop exceeds that of noise even if no attack is better than noise.
+    Ratio and test are therefore those of the strongest single attack.
 
     Attributes:
         model: The model's name.
@@ -38,6 +56,7 @@ class Contrast:
         left_out: Number of images of the attack or of the noise without a score under the other, such as results that
             equal the clean image; `clean`, `drop` and `noise` are over the other images.
         control: Name of the noise baseline: the one that lowers mean Dice most, on average over models.
+        worst: The worst case over the attacks; None if there are not two of them.
     """
 
     model: str
@@ -49,6 +68,22 @@ class Contrast:
     test: PairedTest | None = None
     left_out: int = 0
     control: str | None = None
+    worst: WorstCase | None = None
+
+    @property
+    def shown_arm(self) -> Arm:
+        """The arm of the worst case, else the strongest attack."""
+        return self.worst.arm if self.worst else self.arm
+
+    @property
+    def shown_clean(self) -> float:
+        """Mean clean Dice of the images of `shown_drop`."""
+        return self.worst.clean if self.worst else self.clean
+
+    @property
+    def shown_drop(self) -> Row:
+        """The drop of the worst case, else of the strongest attack."""
+        return self.worst.drop if self.worst else self.drop
 
     @property
     def tested(self) -> bool:
@@ -124,12 +159,14 @@ def contrast_models(
     clean = {(row["model"], read_arm(row)): row["mean"] for row in table.iter_rows(named=True)}
     scored = run.scores().filter(pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
     contrasts = []
+    cases = {m: WorstCase(r.arm, clean[m, r.arm], dict(r.drop)) for m, r in find_worst_cases(run, budgets).items()}
     for model in run.model_names:
         if model in strongest:
             arm, drop = strongest[model].arm, dict(strongest[model].drop)
             label = find_label(series, arm)
             mine = scored.filter(pl.col("model") == model)
-            contrast = Contrast(model, arm, label, clean[model, arm], drop, noise.get(model), control=control)
+            contrast = Contrast(model, arm, label, clean[model, arm], drop, noise.get(model), None, 0, control)
+            contrast = replace(contrast, worst=cases.get(model))
             paired = _pair(contrast, mine.filter(is_arm(arm)), mine.filter(pl.col("attack") == (control or "")))
             contrasts.append(replace(paired, test=None) if run.about.data.by_image else paired)
     return tuple(contrasts)

@@ -18,6 +18,7 @@ from advseg_bench.report.means import Means, Row
 from advseg_bench.report.series import NORMS, Series, choose_drawn, find_label, style_line
 from advseg_bench.report.spread import Band
 from advseg_bench.report.summary import Summary
+from advseg_bench.results.arms import WORST
 from advseg_bench.results.selection import Budgets
 from advseg_bench.stats import FEWEST_SUBJECTS
 from advseg_bench.suite.cells import CLEAN, Arm
@@ -67,6 +68,7 @@ def make_sweep_figure(summary: Summary, budgets: Budgets) -> Figure | None:
         )
     sentences = (
         "Mean Dice over classes, images and subjects. Coloured: attacks that use the model's gradients or outputs.",
+        "Black: the worst case over all results of an image." if any(s.arm.attack == WORST for s in drawn) else "",
         "Grey: noise of the same budget." if any(s.control for s in drawn) else "",
         spread,
         left_out,
@@ -95,7 +97,9 @@ def make_class_figure(summary: Summary) -> Figure | None:
     unit, what = ("images", "over images") if by_image else ("subjects", "for the population mean")
     few = f"No class has {FEWEST_SUBJECTS} {unit}, so there is no interval."
     sentences = (
-        "Dice of each class under each model's strongest attack"
+        "Dice of each class under the worst case over the attacks on each model (the lowest mean Dice of each image)."
+        if {arm.attack for arm in summary.swept.values()} == {WORST}
+        else "Dice of each class under each model's strongest attack"
         + (f", {next(iter(labels.values()))}" if same else "")
         + f" (at eps {show_budget(budgets.reference, budgets.norm)}, among those with several eps; chosen on these "
         "images).",

@@ -246,9 +246,12 @@ def _make_judge(task: Task, scoring: Scoring, score: str) -> Judge:
         present = tp + fn > 0
         if scoring.empty == "skip":
             known = present.sum(-1)
-            return np.divide((ratio * present).sum(-1), known, out=np.full(known.shape, np.nan), where=known > 0)
+            total: Floats = (ratio * present).sum(-1)
+            mean: Floats = np.divide(total, known, out=np.full(known.shape, np.nan), where=known > 0)
+            return mean
         absent = (fp == 0).astype(float) if scoring.empty == "one" else np.zeros(fp.shape)
-        return np.where(present, ratio, absent).mean(-1)
+        scores: Floats = np.where(present, ratio, absent).mean(-1)
+        return scores
 
     return judge
 
