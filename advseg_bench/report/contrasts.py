@@ -14,7 +14,7 @@ from advseg_bench.report.means import Row
 from advseg_bench.report.series import Series, find_label
 from advseg_bench.results.arms import CURVE, is_arm, read_arm
 from advseg_bench.results.run import Run
-from advseg_bench.results.selection import Budgets, Rival, find_worst_cases
+from advseg_bench.results.selection import Budgets, Rival
 from advseg_bench.stats import PairedTest, compare_paired, subject_interval, subject_means
 from advseg_bench.suite.cells import Arm
 
@@ -131,7 +131,11 @@ class Contrast:
 
 
 def contrast_models(
-    run: Run, budgets: Budgets, series: Sequence[Series], strongest: Mapping[str, Rival]
+    run: Run,
+    budgets: Budgets,
+    series: Sequence[Series],
+    strongest: Mapping[str, Rival],
+    worst: Mapping[str, Rival],
 ) -> tuple[Contrast, ...]:
     """Compare each model's strongest attack at the reference budget with noise of that budget.
 
@@ -140,6 +144,7 @@ def contrast_models(
         budgets: Norm and reference budget.
         series: The series of the run, for the labels.
         strongest: Model -> its strongest attack.
+        worst: Model -> the worst case over its attacks.
 
     Returns:
         One contrast for each model with an attack, in the order of the suite.
@@ -159,7 +164,7 @@ def contrast_models(
     clean = {(row["model"], read_arm(row)): row["mean"] for row in table.iter_rows(named=True)}
     scored = run.scores().filter(pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
     contrasts = []
-    cases = {m: WorstCase(r.arm, clean[m, r.arm], dict(r.drop)) for m, r in find_worst_cases(run, budgets).items()}
+    cases = {m: WorstCase(r.arm, clean[m, r.arm], dict(r.drop)) for m, r in worst.items()}
     for model in run.model_names:
         if model in strongest:
             arm, drop = strongest[model].arm, dict(strongest[model].drop)

@@ -124,11 +124,12 @@ def _follow(means: Means, model: str, arm: Arm, budgets: Budgets, *more: str) ->
 def _list_model_panels(summary: Summary, budgets: Budgets, series: Sequence[Series]) -> list[Chart]:
     """Return one panel per model, with its number of parameters."""
     panels = []
+    front = sorted(series, key=lambda s: s.arm.attack != WORST)  # the first line is drawn last
     for model in summary.run.model_names:
         if model not in summary.clean["dice"]:
             continue
         lines = []
-        for s in series:
+        for s in front:
             mark = Mark(s.label, s.colour, s.marker, s.dash, behind=s.control)
             points = _follow(summary.points["dice"], model, s.arm, budgets)
             lines.append(Line(mark, points, summary.spread.get((model, s.arm), {})))

@@ -53,7 +53,7 @@ class Series:
 
 
 def list_series(run: Run) -> tuple[Series, ...]:
-    """Return the series that have rows: the worst case, then attacks in the order of the suite, noise baselines last.
+    """Return the series that have rows: attacks in the order of the suite, the worst case, noise baselines.
 
     Lines in one figure differ in colour, marker or dash; variants get the styles that the others do not use.
     """
@@ -62,7 +62,7 @@ def list_series(run: Run) -> tuple[Series, ...]:
     plain = {(arm.attack, arm.norm) for arm in arms if arm.settings == "{}"}
     variants = {arm for arm in arms if arm.settings != "{}" and (arm.attack, arm.norm) in plain}
     worst = sorted((arm for arm in budgets if arm.attack == WORST), key=lambda arm: (arm.norm != "linf", arm.norm))
-    series = [Series(arm, _name(arm, worst), False, False, budgets[arm], *WORST_STYLE) for arm in worst]
+    series: list[Series] = []
     for control in (False, True):
         mine = [arm for arm in arms if (arm.attack in run.controls) == control]
         turns = {arm: i for i, arm in enumerate(sorted(mine, key=lambda arm: arm in variants))}
@@ -70,6 +70,8 @@ def list_series(run: Run) -> tuple[Series, ...]:
             colour, marker, dash = style_control(turns[arm]) if control else style_line(turns[arm])
             label = _name(arm, arms)
             series.append(Series(arm, label, control, arm in variants, budgets[arm], colour, marker, dash))
+        if not control:
+            series += [Series(arm, _name(arm, worst), False, False, budgets[arm], *WORST_STYLE) for arm in worst]
     return tuple(series)
 
 

@@ -16,7 +16,14 @@ from advseg_bench.report.spread import Band, spread_over_blocks
 from advseg_bench.report.verdicts import Judged, judge_run
 from advseg_bench.results.arms import ARM, CURVE, POINT, name_values
 from advseg_bench.results.run import Run
-from advseg_bench.results.selection import Budgets, choose_shown, choose_strongest, list_budgets, rank_attacks
+from advseg_bench.results.selection import (
+    Budgets,
+    choose_shown,
+    choose_strongest,
+    find_worst_cases,
+    list_budgets,
+    rank_attacks,
+)
 from advseg_bench.suite.cells import CLEAN, Arm
 
 SUCCESS = ("dice_below", "apsr_clean", "apsr", "flipped", "apsr99")
@@ -94,8 +101,9 @@ def summarise(run: Run | Summary) -> Summary:
         return run
     series, budgets = list_series(run), list_budgets(run)
     ranked = rank_attacks(run, budgets[0]) if budgets else {}
-    contrasts = contrast_models(run, budgets[0], series, choose_strongest(ranked)) if budgets else ()
-    swept = {model: rival.arm for model, rival in choose_shown(run, budgets[0], ranked).items()} if budgets else {}
+    worst = find_worst_cases(run, budgets[0]) if budgets else {}
+    contrasts = contrast_models(run, budgets[0], series, choose_strongest(ranked), worst) if budgets else ()
+    swept = {model: rival.arm for model, rival in choose_shown(ranked, worst).items()}
     by_class = bool(contrasts) and len(run.task.classes) > 1
     clean = run.tables(CLEAN_SCORES, "model", where={"attack": CLEAN.attack})
     points = run.tables(("dice", "diff", *SUCCESS), POINT)

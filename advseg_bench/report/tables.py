@@ -182,5 +182,6 @@ def _caption_success(summary: Summary) -> str:
         f"those with clean Dice >= {t}, whose Dice falls below {t}. Wrong (apsr): share of valid pixels with any class "
         "wrong against the ground truth, to be compared with its clean value. Flipped: share of valid pixels that "
         "differ from the clean prediction, including corrected ones. apsr99: share of images with at least 99 % of "
-        "their pixels wrong. Random attacks: mean of their repeats."
+        "their pixels wrong. Random attacks: mean of their repeats. Worst case: the result with the lowest Dice, so "
+        "another attack may have more wrong or flipped pixels."
     )

@@ -178,22 +178,20 @@ def find_worst_cases(run: Run, budgets: Budgets) -> dict[str, Rival]:
     return {row["model"]: Rival(read_arm(row), row, row["model"] in swept) for row in at_reference}
 
 
-def choose_shown(run: Run, budgets: Budgets, ranked: Mapping[str, Sequence[Rival]]) -> dict[str, Rival]:
+def choose_shown(ranked: Mapping[str, Sequence[Rival]], worst: Mapping[str, Rival]) -> dict[str, Rival]:
     """Return the attack on each model that is displayed over eps.
 
     It is the worst case over the attacks if that is known at several budgets or no attack is, else the strongest
     attack among those with several budgets.
 
     Args:
-        run: The run.
-        budgets: Norm and reference budget.
         ranked: The output of `rank_attacks`.
+        worst: The output of `find_worst_cases`.
 
     Returns:
         Model -> the worst case or its strongest attack.
     """
     single = choose_strongest(ranked, swept=True)
-    worst = find_worst_cases(run, budgets)
     return single | {m: each for m, each in worst.items() if each.swept or (m in single and not single[m].swept)}
 
 
@@ -207,7 +205,7 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
         The cases in the order of the models, the worst before the best.
     """
     budgets = list_budgets(run)[:1]
-    shown = choose_shown(run, budgets[0], rank_attacks(run, budgets[0])) if budgets else {}
+    shown = choose_shown(rank_attacks(run, budgets[0]), find_worst_cases(run, budgets[0])) if budgets else {}
     members = run.find_members() if any(rival.arm.attack == WORST for rival in shown.values()) else run.scores()
     cases: list[Extreme] = []
     for model in run.model_names:
