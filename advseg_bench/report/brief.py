@@ -190,14 +190,15 @@ def _lay_out(contrasts: Sequence[Contrast], width: int) -> Grid:
         "Clean": [show_number(c.shown_clean) for c in contrasts],
         "Attacked": [show_number(c.shown_clean - c.shown_drop["mean"]) for c in contrasts],
     }
-    rows: dict[str, list[Row | None]] = {"Worst case": [c.shown_drop for c in contrasts]} if worst else {}
+    rows: dict[str, list[Row | None]] = {"Worst": [c.shown_drop for c in contrasts]} if worst else {}
     rows |= {"Single" if worst else "Drop": [c.drop for c in contrasts], "Noise": [c.noise for c in contrasts]}
     drops = {title: [write_mean(row) for row in column] for title, column in rows.items()}
     short = {title: [_write_alone(row) for row in column] for title, column in rows.items()}
     ratios = {"Ratio": [show_ratio(c) for c in contrasts]}
     full = Grid(names, scores | drops | ratios, intervals=True)
     plain = Grid(names, scores | short | ratios, intervals=drops == short)
-    fewest = Grid(names, short | ratios, intervals=drops == short)
+    few = {title: column for title, column in short.items() if not (worst and title == "Noise")}
+    fewest = Grid(names, few | ratios, intervals=drops == short)
     return next((grid for grid in (full, plain) if grid.fits(width)), fewest)
 
 

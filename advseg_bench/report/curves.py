@@ -23,6 +23,9 @@ from advseg_bench.results.selection import Budgets
 from advseg_bench.stats import FEWEST_SUBJECTS
 from advseg_bench.suite.cells import CLEAN, Arm
 
+THIN = 0.8
+"""Width in points of the line of the worst case, below which that of the strongest attack stays visible."""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -130,7 +133,7 @@ def _list_model_panels(summary: Summary, budgets: Budgets, series: Sequence[Seri
             continue
         lines = []
         for s in front:
-            mark = Mark(s.label, s.colour, s.marker, s.dash, behind=s.control)
+            mark = Mark(s.label, s.colour, s.marker, s.dash, behind=s.control, thin=s.arm.attack == WORST)
             points = _follow(summary.points["dice"], model, s.arm, budgets)
             lines.append(Line(mark, points, summary.spread.get((model, s.arm), {})))
         parameters = summary.run.models.get(model, {}).get("parameters")
@@ -192,6 +195,7 @@ def _draw_line(ax: Axes, line: Line, budgets: Budgets) -> None:
         mark.dash,
         color=mark.colour,
         marker=mark.marker or None,
+        linewidth=THIN if mark.thin else None,
         clip_on=False,
         zorder=2 if mark.behind else 3,
     )

@@ -62,9 +62,9 @@ def _caption_cases(run: Run) -> str:
     return (
         "Worst: the image with the largest drop of mean Dice under the worst case over the attacks, or under the "
         "strongest attack if only one has several eps; best: the image with the smallest drop. Only images with clean "
-        f"Dice >= {run.scoring.dice_threshold:g}. Perturbation: attacked minus clean image, white is 0, red up to +eps, "
-        "blue down to -eps (amplified to the full colour scale; first channel). Errors: of the class whose Dice falls most, "
-        "which is named with each case." + _caption_slices(run)
+        f"Dice >= {run.scoring.dice_threshold:g}. Perturbation: attacked minus clean image, white is 0, red up to "
+        "+eps, blue down to -eps (amplified to the full colour scale; first channel). Errors: of the class whose Dice "
+        "falls most, which is named with each case." + _caption_slices(run)
     )
 
 

@@ -191,8 +191,8 @@ class Run:
         scoring = scoring or self.scoring
         if scoring not in self._curves:
             scored = self.scores(scoring)
-            worst_case = scored.lazy().filter(pl.col("attack") == WORST).select(*SWEEP, "eps").unique().collect()
-            planned = pl.concat([self._list_sweeps(), worst_case])
+            worst_cases = scored.lazy().filter(pl.col("attack") == WORST).select(*SWEEP, "eps").unique().collect()
+            planned = pl.concat([self._list_sweeps(), worst_cases]).unique()
             self._curves[scoring] = sweeps.score_curves(scored, scoring, planned)
         return self._curves[scoring]
 
@@ -282,10 +282,11 @@ class Run:
         return {cell.id: i for i, cell in enumerate(self.about.cells)}
 
     def _list_sweeps(self) -> pl.DataFrame:
-        """Return the columns of `SWEEP` and `eps` of every planned cell."""
+        """Return the columns of `SWEEP` and `eps` of every planned cell, and of worst cases that are not complete."""
         same = {"dataset": self.about.data.name}
-        cells = [cell for cell in self.about.cells if cell.skip is None]
+        planned = [(cell.model, cell.eps, cell.arm) for cell in self.about.cells if cell.skip is None]
+        planned += worst.find_incomplete(self.about.cells, self.controls, self.missing_by_cell)
         return pl.DataFrame(
-            [same | {"model": cell.model, "eps": cell.eps} | name_values(cell.arm) for cell in cells],
+            [same | {"model": model, "eps": eps} | name_values(arm) for model, eps, arm in planned],
             schema={name: records.READ_SCHEMA[name] for name in (*SWEEP, "eps")},
         )

@@ -14,7 +14,7 @@ Both are upper bounds of the score that the model keeps within the budget. Anoth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from advseg_bench.results.arms import ARM, WORST
 from advseg_bench.results.numbering import number_rows
 from advseg_bench.results.scores import MEASURED, find_scored_classes
+from advseg_bench.suite.cells import Arm, Cell
 from advseg_bench.suite.specs import Scoring
-from advseg_bench.types import Task
+from advseg_bench.types import Norm, Task
 
 PLACE = ("dataset", "model", "norm", "eps")
 """Columns that identify the point of a worst case."""
@@ -83,6 +84,30 @@ def find_candidates(rows: pl.DataFrame, controls: Collection[str], *, clean: boo
     image = number_rows(frame, ("point", "image"))[0]
     row, point = (frame[name].to_numpy().astype(np.int64) for name in ("row", "point"))
     return Candidates(points, row, point, image)
+
+
+def find_incomplete(
+    cells: Iterable[Cell], controls: Collection[str], missing: Collection[str]
+) -> list[tuple[str, float, Arm]]:
+    """Find the planned points with at least two attacks, some of whose images have no row yet.
+
+    Args:
+        cells: The cells of a run.
+        controls: Attacks that are noise baselines.
+        missing: Ids of the cells that lack rows.
+
+    Returns:
+        The model, the eps and the arm of the worst case of each of these points.
+    """
+    arms: dict[tuple[str, float, Norm], set[Arm]] = {}
+    incomplete = set()
+    for cell in cells:
+        if cell.skip is None and cell.eps > 0 and cell.arm.attack not in controls:
+            point = (cell.model, cell.eps, cell.arm.norm)
+            arms.setdefault(point, set()).add(cell.arm)
+            incomplete |= {point} if cell.id in missing else set()
+    found = [point for point, mine in arms.items() if len(mine) > 1 and point in incomplete]
+    return [(model, eps, Arm(WORST, "", "{}", norm)) for model, eps, norm in found]
 
 
 def choose_lowest(scored: pl.DataFrame, candidates: Candidates, plan: Mapping[str, int]) -> Numbers:
