@@ -187,7 +187,7 @@ def add_pooled_worst_case(
     """
     candidates = find_candidates(rows, controls)
     wanted = [condition for name, condition in (where or {}).items() if name in PLACE]
-    needed = candidates.points.select(pl.all_horizontal(pl.lit(True), *wanted)).to_series()
+    needed = candidates.points.with_row_index("point").filter(pl.lit(True), *wanted)["point"]
     judge = _make_judge(task, scoring, score)
     places = list(find_scored_classes(task).values())
     counts = np.stack([rows[name].list.gather(places).explode().to_numpy() for name in ("tp", "fp", "fn")], -1)
@@ -195,7 +195,7 @@ def add_pooled_worst_case(
     cells = rows["cell"].cast(pl.Categorical()).to_physical().to_numpy().astype(np.int64)
     clean = (rows["attack"] == "none").to_numpy()
     chosen = []
-    for point in np.flatnonzero(needed.to_numpy()):
+    for point in needed:
         mine = np.flatnonzero(candidates.point == point)
         table = _tabulate(candidates.image[mine], cells[candidates.row[mine]], clean[candidates.row[mine]])
         chosen.append(mine[search(counts[candidates.row[mine]], table, judge)])
