@@ -273,7 +273,7 @@ def test_headlines_name_it_with_the_strongest_attack_beside_it(eight):
 
 def test_pictures_name_the_attacks_behind_it(eight):
     alone, swept = (gallery for gallery in make_galleries(eight) if isinstance(gallery, Gallery))
-    assert all(", worst case (fgsm " in panel.caption for panel in (*alone.panels, *swept.panels))
+    assert all(", worst attack (fgsm " in panel.caption for panel in (*alone.panels, *swept.panels))
 
 
 def test_one_attack_has_none_and_the_report_remarks_it(tmp_path):

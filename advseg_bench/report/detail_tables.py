@@ -48,7 +48,7 @@ def make_class_table(summary: Summary) -> Table:
     models, eps = [c.model for c, _ in keys], show_budget(budgets.reference, budgets.norm)
     columns = [
         Column("Model", thin(models), number=False),
-        Column("Strongest attack", thin([find_label(summary.series, c.shown_arm) for c, _ in keys], models), False),
+        Column("Attack", thin([find_label(summary.series, c.shown_arm) for c, _ in keys], models), False),
         Column("Class", tuple(str(key[-1]) for _, key in keys), number=False),
         Column("Images", tuple(show_count(means["dice"].rows[key]["n_images"]) for _, key in keys)),
     ]

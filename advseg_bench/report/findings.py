@@ -112,6 +112,7 @@ def _describe_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str
         sentences.append(
             f"These means leave out up to {show_plural(left_out, 'image')} of a model without a score under attack or "
             "noise, such as results that equal the clean image."
+            + (" The worst case keeps them." if any(c.worst for c in contrasts) else "")
         )
     return sentences
 

@@ -137,7 +137,7 @@ def _name_attacks(case: Extreme, cells: Sequence[str], arms: Mapping[str, Arm]) 
     if case.arm.attack != WORST:
         return _name_attack(case.arm)
     found = dict.fromkeys(_name_attack(arms[cell]) for cell in cells if cell in arms)
-    return f"worst case ({', '.join(found)})" if found else "worst case"
+    return f"worst attack ({', '.join(found)})"
 
 
 def _name_attack(arm: Arm) -> str:
