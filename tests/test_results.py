@@ -348,7 +348,7 @@ def test_extremes_are_the_largest_and_smallest_drop(one):
     assert [(c.model, c.kind) for c in cases] == [(m, k) for m in one.model_names for k in ("worst", "best")]
     at_four = one.scores().filter((pl.col("eps") == FOUR) & (pl.col("model") == "basicunet-s"))
     rows = at_four.filter(pl.col("attack") == "worst_case")
-    assert (cases[0].arm.attack, cases[0].eps) == ("worst_case", FOUR)
+    assert (cases[0].arm.attack, cases[0].eps) == ("fgsm", FOUR)
     for case, pick in zip(cases, ("max", "min"), strict=False):
         assert case.dice_clean - case.dice_attacked == pytest.approx(getattr(rows["drop"], pick)())
         (member,) = at_four.filter(cell=case.cell, image=case.image).to_dicts()
@@ -377,7 +377,7 @@ def test_a_case_is_written_flat_and_read_back(one):
     record = worst.as_record()
     names = ["kind", "model", "image", "cell", "attack", "loss", "settings", "norm", "eps", "dice_clean"]
     assert list(record) == [*names, "dice_attacked", "sweep"]
-    assert (record["attack"], record["loss"], record["settings"], record["norm"]) == ("worst_case", "", "{}", "linf")
+    assert (record["attack"], record["loss"], record["settings"], record["norm"]) == ("fgsm", "bce", "{}", "linf")
     assert [list(step) for step in record["sweep"]] == [["cell", "eps", "dice"]] * 2
     assert Extreme.from_record(json.loads(json.dumps(record))) == worst
     del record["norm"]

@@ -13,7 +13,7 @@ from runs import Synthetic, rewrite_rows, write_run
 
 from advseg_bench.claims import judge_claims
 from advseg_bench.report.contents import compose
-from advseg_bench.report.document import Gallery, Table
+from advseg_bench.report.document import Table
 from advseg_bench.report.findings import write_findings
 from advseg_bench.report.panels import make_galleries
 from advseg_bench.report.series import list_series
@@ -22,7 +22,7 @@ from advseg_bench.results import records
 from advseg_bench.results.arms import find_controls
 from advseg_bench.results.run import Run
 from advseg_bench.results.scores import pool_counts, score_rows
-from advseg_bench.results.selection import list_budgets, rank_attacks
+from advseg_bench.results.selection import find_extremes, list_budgets, rank_attacks
 from advseg_bench.results.worst import _make_judge, add_pooled_worst_case, add_worst_case, find_members, search
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
@@ -271,9 +271,18 @@ def test_headlines_name_it_with_the_strongest_attack_beside_it(eight):
     assert "The worst case over the attacks, image by image, lowers Dice by 0." in answer
 
 
-def test_pictures_name_the_attacks_behind_it(eight):
-    alone, swept = (gallery for gallery in make_galleries(eight) if isinstance(gallery, Gallery))
-    assert all(", worst attack (fgsm " in panel.caption for panel in (*alone.panels, *swept.panels))
+def test_pictures_name_the_attack_behind_it(eight):
+    drops = eight.scores().filter(WORST & (pl.col("eps") == FOUR))
+    for case in find_extremes(eight):
+        mine = drops.filter(model=case.model)
+        assert case.dice_attacked == mine.filter(image=case.image)["dice"].item()
+        assert (
+            case.dice_clean - case.dice_attacked == getattr(mine["drop"], {"worst": "max", "best": "min"}[case.kind])()
+        )
+        cells = {cell.id: cell.arm for cell in eight.about.cells}
+        assert {cells[step.cell] for step in case.sweep} == {case.arm}
+    alone, swept = make_galleries(eight)
+    assert all(", fgsm " in panel.caption for panel in (*alone.panels, *swept.panels))
 
 
 def test_one_attack_has_none_and_the_report_remarks_it(tmp_path):

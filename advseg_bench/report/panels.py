@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 
 from advseg_bench.report.document import Gallery, Panel, Sheet, Strip, show_budget, show_number
@@ -17,10 +16,8 @@ from advseg_bench.report.painting import (
 )
 from advseg_bench.report.pictures import Pictures, load_pictures
 from advseg_bench.report.sheets import draw_sheet
-from advseg_bench.results.arms import WORST
 from advseg_bench.results.run import Run
 from advseg_bench.results.scores import find_scored_classes
-from advseg_bench.results.selection import Extreme
 from advseg_bench.suite.cells import Arm
 from advseg_bench.types import Task
 
@@ -38,10 +35,9 @@ def make_galleries(run: Run) -> tuple[Gallery, ...]:
         RecordError: If a file cannot be read; the message names it.
     """
     kept = load_pictures(run)
-    arms = {cell.id: cell.arm for cell in run.about.cells}
     keys = (("Classes:", list_class_colours(run.task)), ("Errors:", tuple(ERROR_COLOURS.items())))
-    alone = tuple(_make_panel(each, run.task, arms) for each in kept)
-    swept = {each.case.model: _make_sweep_panel(each, run.task, arms) for each in kept if len(each.case.sweep) > 1}
+    alone = tuple(_make_panel(each, run.task) for each in kept)
+    swept = {each.case.model: _make_sweep_panel(each, run.task) for each in kept if len(each.case.sweep) > 1}
     galleries = []
     if alone:
         title, caption = "Best and worst cases", _caption_cases(run)
@@ -60,11 +56,12 @@ def make_galleries(run: Run) -> tuple[Gallery, ...]:
 def _caption_cases(run: Run) -> str:
     """Describe the columns and the colours."""
     return (
-        "Worst: the image with the largest drop of mean Dice under the worst case over the attacks, or under the "
-        "strongest attack if only one has several eps; best: the image with the smallest drop. Only images with clean "
-        f"Dice >= {run.scoring.dice_threshold:g}. Perturbation: attacked minus clean image, white is 0, red up to "
-        "+eps, blue down to -eps (amplified to the full colour scale; first channel). Errors: of the class whose Dice "
-        "falls most, which is named with each case." + _caption_slices(run)
+        "Worst: the image with the largest drop of mean Dice under the worst case over the attacks, shown under the "
+        "attack that causes it (under the strongest attack with several eps, if the worst case is known at one only); "
+        "best: the image with the smallest drop. Only images with clean Dice >= "
+        f"{run.scoring.dice_threshold:g}. Perturbation: attacked minus clean image, white is 0, red up to +eps, blue "
+        "down to -eps (amplified to the full colour scale; first channel). Errors: of the class whose Dice falls most, "
+        "which is named with each case." + _caption_slices(run)
     )
 
 
@@ -88,7 +85,7 @@ def _caption_slices(run: Run) -> str:
     )
 
 
-def _make_panel(kept: Pictures, task: Task, arms: Mapping[str, Arm]) -> Panel:
+def _make_panel(kept: Pictures, task: Task) -> Panel:
     """Make the panel of a case at the budget at which it was chosen."""
     case, place, k = kept.case, kept.place, find_scored_classes(task)[kept.worst]
     grey, scale = make_grey(kept.x), kept.find_scale([place])
@@ -98,25 +95,23 @@ def _make_panel(kept: Pictures, task: Task, arms: Mapping[str, Arm]) -> Panel:
         *(paint_classes(grey, masks, task) for masks in (kept.truth, kept.clean, kept.attacked[place])),
         paint_errors(grey, kept.truth[k], kept.attacked[place][k]),
     )
-    attack = _name_attacks(case, [case.cell], arms)
     caption = (
-        f"image {kept.where}, {attack} at eps {show_budget(case.eps, case.arm.norm)}: Dice "
+        f"image {kept.where}, {_name_attack(case.arm)} at eps {show_budget(case.eps, case.arm.norm)}: Dice "
         f"{show_number(case.dice_clean)} clean, {show_number(case.dice_attacked)} attacked; perturbation "
         f"\u00b1{show_budget(scale)}; errors of {kept.worst}"
     )
     return Panel(f"{case.model}: {case.kind} case", caption, TITLES, (Strip("", as_pictures(tiles)),))
 
 
-def _make_sweep_panel(kept: Pictures, task: Task, arms: Mapping[str, Arm]) -> Panel:
+def _make_sweep_panel(kept: Pictures, task: Task) -> Panel:
     """Make the panel of a case at all budgets, one row each, the clean image first."""
     case, scale = kept.case, kept.find_scale(range(len(kept.case.sweep)))
     strips = [_make_strip(kept, None, f"clean: Dice {show_number(case.dice_clean)}", scale, task)]
     for place, step in enumerate(case.sweep):
         label = f"eps {show_budget(step.eps, case.arm.norm)}: Dice {show_number(step.dice)}"
         strips.append(_make_strip(kept, place, label, scale, task))
-    attacks = _name_attacks(case, [step.cell for step in case.sweep], arms)
     caption = (
-        f"image {kept.where}, {attacks}; perturbation amplified {1 / (2 * scale):.3g} times, full "
+        f"image {kept.where}, {_name_attack(case.arm)}; perturbation amplified {1 / (2 * scale):.3g} times, full "
         f"colour is a change of {show_budget(scale)}; errors of {kept.worst}"
     )
     return Panel(f"{case.model}: {case.kind} case over eps", caption, SWEEP_TITLES, tuple(strips))
@@ -130,14 +125,6 @@ def _make_strip(kept: Pictures, place: int | None, label: str, scale: float, tas
     change = paint_change(kept.find_change(place), scale)
     tiles = (grey, change, paint_classes(grey, found, task), paint_errors(grey, kept.truth[k], found[k]))
     return Strip(label, as_pictures(tiles))
-
-
-def _name_attacks(case: Extreme, cells: Sequence[str], arms: Mapping[str, Arm]) -> str:
-    """Return the attack of a case, or the attacks that are its worst case at some cells, as text."""
-    if case.arm.attack != WORST:
-        return _name_attack(case.arm)
-    found = dict.fromkeys(_name_attack(arms[cell]) for cell in cells if cell in arms)
-    return f"worst attack ({', '.join(found)})"
 
 
 def _name_attack(arm: Arm) -> str:

@@ -75,7 +75,7 @@ class Extreme:
         model: The model's name.
         image: The image's name.
         cell: Id of the cell at the reference budget.
-        arm: The attack, or the worst case over the attacks; `cell` and the sweep are then those of its members.
+        arm: The attack; of the worst case over the attacks, the one that is the worst of this image.
         eps: The reference budget.
         dice_clean: Dice of the clean image.
         dice_attacked: Dice at the reference budget.
@@ -199,30 +199,30 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
     """Find the images with the largest and the smallest drop of Dice under each model's attack of `choose_shown`.
 
     Only images with clean Dice at or above the threshold are eligible; if there are none, all are. Of the worst case
-    over the attacks, each step is the attack that is the worst of this image at this budget.
+    over the attacks, the attack is the one that is the worst of this image at the reference budget.
 
     Returns:
         The cases in the order of the models, the worst before the best.
     """
     budgets = list_budgets(run)[:1]
     shown = choose_shown(rank_attacks(run, budgets[0]), find_worst_cases(run, budgets[0])) if budgets else {}
-    members = run.find_members() if any(rival.arm.attack == WORST for rival in shown.values()) else run.scores()
+    members = run.find_members() if any(rival.arm.attack == WORST for rival in shown.values()) else run.rows.clear()
     cases: list[Extreme] = []
     for model in run.model_names:
         if model not in shown:
             continue
         arm = shown[model].arm
-        mine = (pl.col("eps") > 0, pl.col("model") == model, pl.col("norm") == arm.norm)
-        worst_of_all = arm.attack == WORST
-        sweep = members.filter(*mine) if worst_of_all else run.scores().filter(*mine, is_arm(arm))
-        rows = sweep.filter(pl.col("drop").is_not_null(), pl.col("eps") == budgets[0].reference)
+        chosen = members.filter(pl.col("norm") == arm.norm) if arm.attack == WORST else run.scores().filter(is_arm(arm))
+        rows = chosen.filter(
+            pl.col("model") == model, pl.col("drop").is_not_null(), pl.col("eps") == budgets[0].reference
+        )
         eligible = rows.filter(pl.col("dice_below").is_not_null())
         ranked = (eligible if len(eligible) else rows).sort("drop", "image", "draw").to_dicts()
         worst, best = ranked[-1], ranked[0]
-        same = ("image",) if worst_of_all else ("image", "draw")
-        same_image = [pl.col(name) == worst[name] for name in same]
-        steps = _thin_sweep(sweep.filter(*same_image).sort("eps").to_dicts(), worst["eps"])
-        cases += [_describe_case("worst", arm, worst, steps), _describe_case("best", arm, best, [best])]
+        same_image = [pl.col(name) == worst[name] for name in ("model", "image", "draw")]
+        sweep = run.scores().filter(pl.col("eps") > 0, is_arm(read_arm(worst)), *same_image)
+        steps = _thin_sweep(sweep.sort("eps").to_dicts(), worst["eps"])
+        cases += [_describe_case("worst", worst, steps), _describe_case("best", best, [best])]
     return tuple(cases)
 
 
@@ -239,16 +239,14 @@ def _thin_sweep(rows: Sequence[dict[str, Any]], reference: float) -> list[dict[s
     return [rows[i] for i in places]
 
 
-def _describe_case(
-    kind: Literal["worst", "best"], arm: Arm, row: dict[str, Any], steps: Sequence[dict[str, Any]]
-) -> Extreme:
+def _describe_case(kind: Literal["worst", "best"], row: dict[str, Any], steps: Sequence[dict[str, Any]]) -> Extreme:
     """Describe a case from its row and the rows of the same image at other budgets."""
     return Extreme(
         kind=kind,
         model=row["model"],
         image=row["image"],
         cell=row["cell"],
-        arm=arm,
+        arm=read_arm(row),
         eps=row["eps"],
         dice_clean=row["dice_clean"],
         dice_attacked=row["dice"],
