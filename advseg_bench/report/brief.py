@@ -146,7 +146,7 @@ def _describe_run(summary: Summary) -> list[str]:
     known = None if about.data.by_image else about.data.subjects
     subjects = f" of {show_plural(known, 'subject')}" if known else ""
     text = [f"{about.suite.name} on {about.data.title} ({about.task.kind}: {classes}), {images}{subjects}."]
-    attacks, controls = ([s.label for s in series if s.control == control] for control in (False, True))
+    attacks, controls = ([s.label for s in series if s.single], [s.label for s in series if s.control])
     if attacks:
         beside = f" beside {shorten_list(controls, MOST_NAMES)}" if controls else ""
         eps = "; ".join(f"{_show_budgets(b)} ({NORMS.get(b.norm, b.norm)})" for b in summary.budgets)
@@ -178,17 +178,22 @@ def _title(summary: Summary) -> str:
 
 def _lay_out(contrasts: Sequence[Contrast], width: int) -> Grid:
     """Choose the columns that fit: with intervals, without intervals, or fewer columns."""
-    names = {"Model": [c.model for c in contrasts], "Strongest attack": [c.label for c in contrasts]}
+    worst = any(c.worst for c in contrasts)
+    single = "Strongest single" if worst else "Strongest attack"
+    names = {"Model": [c.model for c in contrasts], single: [c.label for c in contrasts]}
     scores = {
-        "Clean": [show_number(c.clean) for c in contrasts],
-        "Attacked": [show_number(c.clean - c.drop["mean"]) for c in contrasts],
+        "Clean": [show_number(c.shown_clean) for c in contrasts],
+        "Attacked": [show_number(c.shown_clean - c.shown_drop["mean"]) for c in contrasts],
     }
-    drops = {"Drop": [write_mean(c.drop) for c in contrasts], "Noise": [write_mean(c.noise) for c in contrasts]}
-    short = {"Drop": [_write_alone(c.drop) for c in contrasts], "Noise": [_write_alone(c.noise) for c in contrasts]}
+    rows: dict[str, list[Row | None]] = {"Worst": [c.shown_drop for c in contrasts]} if worst else {}
+    rows |= {"Single" if worst else "Drop": [c.drop for c in contrasts], "Noise": [c.noise for c in contrasts]}
+    drops = {title: [write_mean(row) for row in column] for title, column in rows.items()}
+    short = {title: [_write_alone(row) for row in column] for title, column in rows.items()}
     ratios = {"Ratio": [show_ratio(c) for c in contrasts]}
     full = Grid(names, scores | drops | ratios, intervals=True)
     plain = Grid(names, scores | short | ratios, intervals=drops == short)
-    fewest = Grid(names, short | ratios, intervals=drops == short)
+    few = {title: column for title, column in short.items() if not (worst and title == "Noise")}
+    fewest = Grid(names, few | ratios, intervals=drops == short)
     return next((grid for grid in (full, plain) if grid.fits(width)), fewest)
 
 

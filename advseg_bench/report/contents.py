@@ -56,7 +56,7 @@ def _list_facts(summary: Summary) -> dict[str, str]:
         **{name: value for name, value in about.data.facts.items() if name in ("Attack space", "Channels")},
         "Models": ", ".join(about.models),
         **integrity.describe_windows(summary.run),
-        "Attacks": shorten_list([s.label for s in series if not s.control], MOST_NAMES) or "none yet",
+        "Attacks": shorten_list([s.label for s in series if s.single], MOST_NAMES) or "none yet",
         "Noise baselines": ", ".join(s.label for s in series if s.control) or "none",
         "eps": "; ".join(f"{eps} ({norm})" for eps, norm in swept) or "none yet",
         "Started": about.started.replace("T", " ").replace("+00:00", " UTC") or "unknown",

@@ -6,6 +6,7 @@ import polars as pl
 
 from advseg_bench.report.document import NOTHING, Column, Table, show_budget, show_count, show_number, thin
 from advseg_bench.report.means import join_right, write_mean
+from advseg_bench.report.series import find_label
 from advseg_bench.report.summary import Summary
 from advseg_bench.results.arms import CURVE, POINT
 from advseg_bench.suite.specs import Scoring
@@ -42,12 +43,12 @@ def make_class_table(summary: Summary) -> Table:
     budgets, means = summary.budgets[0], summary.classes
     keys = []
     for c in summary.contrasts:
-        mine = [(c.model, c.arm, budgets.reference, name) for name in summary.run.task.classes]
+        mine = [(c.model, c.shown_arm, budgets.reference, name) for name in summary.run.task.classes]
         keys += [(c, key) for key in mine if key in means["dice"].rows]
     models, eps = [c.model for c, _ in keys], show_budget(budgets.reference, budgets.norm, budgets.width)
     columns = [
         Column("Model", thin(models), number=False),
-        Column("Strongest attack", thin([c.label for c, _ in keys], models), number=False),
+        Column("Attack", thin([find_label(summary.series, c.shown_arm) for c, _ in keys], models), False),
         Column("Class", tuple(str(key[-1]) for _, key in keys), number=False),
         Column("Images", tuple(show_count(means["dice"].rows[key]["n_images"]) for _, key in keys)),
     ]
@@ -57,7 +58,7 @@ def make_class_table(summary: Summary) -> Table:
     for name in ("dice_clean", "diff"):
         data = join_right(data, means[name].frame.select(*by, pl.col("mean").alias(name)), *by)
     caption = (
-        f"eps = {eps}, each model's strongest attack (the CSV has all attacks). Images: "
+        f"eps = {eps}, each model's worst case over the attacks, or its only attack (the CSV has all attacks). Images: "
         f"number of images with a score for the class; {_describe_empty_rule(summary.run.scoring)} Diff: share of the "
         "clean Dice that is lost."
     )

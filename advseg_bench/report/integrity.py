@@ -75,7 +75,8 @@ def make_norm_table(summary: Summary) -> Table:
     """Make the table of measured perturbation norms and of the cost of the attacks."""
     keys = (*ARM, "eps")
     data = (
-        summary.run.rows.lazy()
+        summary.run.scores()
+        .lazy()
         .filter(pl.col("attack") != "none")
         .group_by(keys)
         .agg(

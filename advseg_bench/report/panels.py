@@ -56,8 +56,9 @@ def make_galleries(run: Run) -> tuple[Gallery, ...]:
 def _caption_cases(run: Run) -> str:
     """Describe the columns and the colours."""
     return (
-        "Worst: the image with the largest drop of mean Dice under the model's strongest attack (of those with several "
-        "eps, if there are any); best: the image with the smallest drop. Only images with clean Dice >= "
+        "Worst: the image with the largest drop of mean Dice under the worst case over the attacks, shown under the "
+        "attack that causes it (under the strongest attack with several eps, if the worst case is known at one only); "
+        "best: the image with the smallest drop. Only images with clean Dice >= "
         f"{run.scoring.dice_threshold:g}. Perturbation: attacked minus clean image, white is 0, red up to +eps, blue "
         "down to -eps (amplified to the full colour scale; first channel). Errors: of the class whose Dice falls most, "
         "which is named with each case." + _caption_slices(run)

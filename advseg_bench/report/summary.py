@@ -18,7 +18,13 @@ from advseg_bench.report.spread import Band, spread_over_blocks
 from advseg_bench.report.verdicts import Judged, judge_run
 from advseg_bench.results.arms import ARM, CURVE, POINT, name_values
 from advseg_bench.results.run import Run
-from advseg_bench.results.selection import Budgets, choose_strongest, list_budgets, rank_attacks
+from advseg_bench.results.selection import (
+    Budgets,
+    choose_shown,
+    find_worst_cases,
+    list_budgets,
+    rank_attacks,
+)
 from advseg_bench.suite.cells import CLEAN, Arm
 
 SUCCESS = ("dice_below", "apsr_clean", "apsr", "flipped", "apsr99")
@@ -38,8 +44,8 @@ class Summary:
         blocks: Number of scans (groups of images of one subject) with a row.
         series: The series that have rows.
         budgets: The budgets of each norm; summaries use the first norm.
-        contrasts: Each model's strongest attack at the reference budget, compared with noise.
-        swept: Model -> its strongest attack at the reference budget among those with several budgets.
+        contrasts: Each model's strongest attack at the reference budget, compared with noise, and its worst case.
+        swept: Model -> the worst case over its attacks, or its strongest attack, among those with several budgets.
         judged: The verdicts on the study's claims.
         clean: Score of `CLEAN_SCORES` -> model -> row without an attack.
         points: "dice", "diff" and each of `SUCCESS` -> means by model, arm and eps.
@@ -98,8 +104,9 @@ def summarise(run: Run | Summary) -> Summary:
         return run
     series, budgets = list_series(run), list_budgets(run)
     ranked = rank_attacks(run, budgets[0]) if budgets else {}
-    contrasts = contrast_models(run, budgets[0], series, ranked) if budgets else ()
-    swept = {model: rival.arm for model, rival in choose_strongest(ranked, swept=True).items()}
+    worst = find_worst_cases(run, budgets[0]) if budgets else {}
+    contrasts = contrast_models(run, budgets[0], series, ranked, worst) if budgets else ()
+    swept = {model: rival.arm for model, rival in choose_shown(ranked, worst).items()}
     by_class = bool(contrasts) and len(run.task.classes) > 1
     clean = run.tables(CLEAN_SCORES, "model", where={"attack": CLEAN.attack})
     points = run.tables(("dice", "diff", *SUCCESS), POINT)

@@ -203,7 +203,7 @@ class Courses:
 
 
 class _Log:
-    """Notes what an attack asks about one image, and what it is told.
+    """Notes what an attack asks about one image, and the answers to it.
 
     Args:
         attack: The attack.
