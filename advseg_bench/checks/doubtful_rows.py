@@ -144,7 +144,7 @@ def find_masking(point: Point, at_eps: Sequence[Point]) -> Reason | None:
     strongest = np.fmin.reduce(rivals, axis=0)
     known = ~np.isnan(point.dice) & ~np.isnan(strongest)
     lower = int((point.dice[known] < strongest[known] - WIDE_MARGIN).sum())
-    if lower <= SHARE * known.sum():
+    if lower <= max(1, SHARE * known.sum()):
         return None
     return f"Dice lower than under every attack with gradients on {lower} of {known.sum()} images", lower
 

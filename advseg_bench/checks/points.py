@@ -131,10 +131,10 @@ def read_points(scored: pl.DataFrame, controls: Collection[str] = ()) -> list[Po
 def _find_role(attack: str, steps: object, controls: Collection[str]) -> str:
     """Return how an attack finds its direction."""
     entry = catalogue.ATTACKS.get(attack)
-    if attack in controls or (entry is not None and entry.traits.control):
-        return "noise"
     if attack in _WITHOUT_GRADIENT:
         return "free"
+    if attack in controls or (entry is not None and entry.traits.control):
+        return "noise"
     if entry is not None:
         return "gradient" if entry.traits.gradient else "free"
     return "unknown" if steps is None else "gradient" if steps else "free"
