@@ -191,7 +191,9 @@ def test_a_model_without_a_gradient_is_named(defence, tmp_path):
     assert {"threshold", "source"} < set(table.columns)
 
 
-@pytest.mark.parametrize(("defence", "cause"), [(RandomInput, "uses random numbers"), (RandomOutput, "random generator")])
+@pytest.mark.parametrize(
+    ("defence", "cause"), [(RandomInput, "uses random numbers"), (RandomOutput, "random generator")]
+)
 def test_a_random_model_is_refused_before_anything_is_attacked(defence, cause):
     with pytest.raises(IncompatibleError, match=f"model net: expected logits that depend on the image alone.*{cause}"):
         attack(defence())
@@ -214,9 +216,7 @@ def test_mistakes_of_attacks_are_named():
         """A sign error."""
 
         def perturb(self, model, batch, *, budget, generators):
-            return ab.attacks.BIM(loss="bce", targeted=True).perturb(
-                model, batch, budget=budget, generators=generators
-            )
+            return ab.attacks.BIM(loss="bce", targeted=True).perturb(model, batch, budget=budget, generators=generators)
 
     attacks = {
         "fgsm": ab.attacks.FGSM(loss="bce"),
@@ -437,7 +437,9 @@ def test_flags_of_traces_are_notes_and_leave_every_mean_as_it_is(tmp_path):
 
 
 def test_the_page_lists_every_doubt_with_its_cause_threshold_source_and_remedy():
-    table = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \| (.*) \|$", (DOCS / "doubts.md").read_text(), re.MULTILINE)
+    table = re.findall(
+        r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \| (.*) \|$", (DOCS / "doubts.md").read_text(), re.MULTILINE
+    )
     listed = {name: tuple(re.sub(r"\[|\]\([^)]*\)", "", part) for part in parts) for name, *parts in table}
     assert listed == {
         name: (doubt.cause, doubt.threshold, doubt.source, doubt.remedy) for name, doubt in DOUBTS.items()
