@@ -347,6 +347,8 @@ CASES = {
         {"pgd__bce____4": [(0.5, ["incomplete"])] * 2 + near(0.5)[2:]},
         ["incomplete pgd"],
     ),
+    "not finished on one image of two": ({"pgd__bce____4": [(0.5, ["incomplete"]), 0.5]}, []),
+    "no gradient on one image of two": ({"pgd__bce____4": [(0.5, ["zero_gradient"]), 0.5]}, ["zero_gradient pgd"]),
     "not finished on one image": ({"pgd__bce____4": [(0.5, ["incomplete"]), *near(0.5)[1:]]}, []),
     "the minimum over attacks is none": (
         {"worst_case__bce____4": near(0.95), "fgsm__bce____4": near(0.5), "random_sign______4": near(0.8)},
@@ -405,6 +407,45 @@ def test_a_gradient_that_vanishes_is_flagged_unless_the_mask_is_lost():
     score = [torch.tensor([0.5, 0.5, 0.5, 0.5]), torch.tensor([0.5, 0.5, 0.0, 0.5])]
     assert flag_images(Trace(zero=zero, success=score))["zero_gradient"] == {1}
     assert flag_images(Trace()) == {name: set() for name in TRACED}
+
+
+def follow(model: nn.Module, steps: int = 20, size: float = 0.25, loss=ab.losses.bce) -> Trace:
+    """The course of PGD on the images."""
+    x, y = blobs()
+    batch, eps = ab.Batch.of(x, y, task="binary"), EPS[1]
+    found, x_adv = Trace(path=steps * size), x
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        logits = model(x_adv)
+        value = loss(logits, batch.y, batch.valid, batch.task)
+        (gradient,) = torch.autograd.grad(value.sum(), x_adv, allow_unused=True)
+        gradient = torch.zeros_like(x_adv) if gradient is None else gradient
+        wrong = ((logits > 0) & ~batch.y).flatten(1).sum(1), (~(logits > 0) & batch.y).flatten(1).sum(1)
+        hit = ((logits > 0) & batch.y).flatten(1).sum(1)
+        found.values.append(value.detach())
+        found.zero.append(measure_zero(gradient, batch))
+        found.success.append(2 * hit / (2 * hit + wrong[0] + wrong[1]))
+        x_adv = x + (x_adv.detach() + size * eps * gradient.sign() - x).clamp(-eps, eps)
+    return found
+
+
+@pytest.mark.parametrize("name", UNDEFENDED)
+def test_the_course_of_pgd_on_undefended_models_raises_no_flag(name):
+    flags = flag_images(follow(UNDEFENDED[name]()))
+    assert not flags["zero_gradient"]
+    assert all(len(images) <= 1 for images in flags.values())  # one image makes no doubt
+
+
+@pytest.mark.parametrize("defence", [Saturated, Quantised])
+def test_the_course_of_pgd_shows_a_vanishing_gradient(defence):
+    assert flag_images(follow(defence()))["zero_gradient"] == {*range(12)}
+
+
+def test_the_course_of_small_steps_is_incomplete():
+    assert flag_images(follow(Curved(), size=0.02))["incomplete"] == set()  # its path ends inside the ball
+    small = follow(Curved(), size=0.02)
+    small.path = None
+    assert flag_images(small)["incomplete"] == {*range(12)}
 
 
 def test_values_at_the_bounds_do_not_count_unless_all_are_zero():

@@ -64,13 +64,14 @@ DOUBTS: dict[str, Doubt] = {
     ),
     "incomplete": Doubt(
         "the attack was stopped while its objective still increased",
-        "the last tenth of at least 10 steps adds more than 5 % of the whole gain, on more than 5 % of the images",
+        "the last tenth of at least 10 steps adds more than 5 % of the whole gain, on more than 5 % of the images and two "
+        "at least",
         _INDICATORS,
         "Increase `steps`",
     ),
     "silent_success": Doubt(
         "an earlier iterate was more harmful than the one that was returned",
-        "by more than 0.05 Dice with `keep` = 'last', on more than 5 % of the images",
+        "by more than 0.05 Dice with `keep` = 'last', on more than 5 % of the images and two at least",
         _INDICATORS,
         "Set `keep` to 'best'",
     ),
@@ -111,7 +112,7 @@ DOUBTS: dict[str, Doubt] = {
     ),
     "gradient_masking": Doubt(
         "the model hides its gradient: an attack without it is stronger than every attack with it",
-        "Dice lower by more than 0.05 on more than 5 % of the images, and on two at least",
+        "Dice lower by more than 0.05 on more than 5 % of the images and two at least",
         f"{_INDICATORS}, {_CHECKLIST}",
         "Use the gradient-free result, and adapt the attacks to the model (BPDA, average over repeats)",
     ),
