@@ -19,7 +19,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from advseg_bench.attacks.ascent import PGD
+from advseg_bench.attacks import PGD
 from advseg_bench.attacks.base import image_generators
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.batches import Batch

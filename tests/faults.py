@@ -5,7 +5,8 @@ take a loss: `FAULTS["wrong_sign"].attack(loss=losses.bce)`.
 
 Not here, because the closed form and the tiny network of the contract cannot tell them from sound ones: a gradient
 wrong on 1 % of the pixels, signs flipped in a thin band, one step too few, one gradient whose step is repeated,
-another momentum normalisation, a start that is not uniform. They are for cross-validation.
+a gradient that is renewed only every second step, another momentum normalisation, a start that is not uniform. They
+are for cross-validation.
 """
 
 from __future__ import annotations
@@ -702,6 +703,25 @@ def freezes_after_the_first_step(loss, model, batch, budget, generators):
     return ascend(loss, model, batch, budget, lambda iterates: iterates[min(1, len(iterates) - 1)], steps=4)
 
 
+@fault("path", r"all 6 at the same images", BOTH)
+def freezes_the_gradient_of_a_momentum(loss, model, batch, budget, generators):
+    x, memory = batch.x, torch.zeros_like(batch.x)
+    for _ in range(6):
+        g = gradient(loss, model, batch.x, batch)
+        memory = memory + g / g.abs().flatten(1).mean(1).clamp(min=1e-12).view(-1, *[1] * (g.dim() - 1))
+        x = geometry.project(x + budget.eps / 3 * geometry.steepest(memory, budget.norm), batch.x, budget, batch.bounds)
+    return x
+
+
+@fault("path", r"all 10 at the same images", BOTH)
+def freezes_the_gradient_of_steps_that_add_up_to_eps(loss, model, batch, budget, generators):
+    x = batch.x
+    for _ in range(10):
+        step = budget.eps / 10 * geometry.steepest(gradient(loss, model, batch.x, batch), budget.norm)
+        x = geometry.project(x + step, batch.x, budget, batch.bounds)
+    return x
+
+
 @fault("budget", r"got 0\.2, 2 times as far .*bounds \[-1, 1\].*eps multiplied by the range of the bounds")
 def multiplies_eps_by_the_range_of_the_bounds(loss, model, batch, budget, generators):
     size = batch.bounds.upper - batch.bounds.lower
@@ -846,6 +866,115 @@ def averages_gradients_at_each_image(loss, model, batch, budget, generators):
         g = sum(gradient(loss, model, x, batch) for _ in range(3))
         x = geometry.project(x + budget.eps / 3 * geometry.steepest(g, budget.norm), batch.x, budget, batch.bounds)
     return x
+
+
+def ascend_on(loss, model, batch, budget, x, steps=6, share=1 / 3):
+    """Steps of a share of eps from an image, each along the gradient at the current one."""
+    for _ in range(steps):
+        step = share * budget.eps * geometry.steepest(gradient(loss, model, x, batch), budget.norm)
+        x = geometry.project(x + step, batch.x, budget, batch.bounds)
+    return x
+
+
+@sound()
+def averages_two_gradients_at_each_image(loss, model, batch, budget, generators):
+    x = batch.x
+    for _ in range(6):
+        g = gradient(loss, model, x, batch) + gradient(loss, model, x, batch)
+        x = geometry.project(x + budget.eps / 3 * geometry.steepest(g, budget.norm), batch.x, budget, batch.bounds)
+    return x
+
+
+@sound(Traits(random=False, backwards=10))
+def averages_the_gradients_of_a_single_step(loss, model, batch, budget, generators):
+    g = sum(gradient(loss, model, batch.x, batch) for _ in range(10))
+    return geometry.project(batch.x + budget.eps * geometry.steepest(g, budget.norm), batch.x, budget, batch.bounds)
+
+
+@sound(Traits(norms=("linf",), random=False))
+def averages_the_signs_of_the_first_gradients(loss, model, batch, budget, generators):
+    g = sum(gradient(loss, model, batch.x, batch).sign() for _ in range(3))
+    x = confine(batch.x + budget.eps / 3 * g.sign(), batch, budget)
+    return ascend_on(loss, model, batch, budget, x)
+
+
+@sound()
+def warms_up_with_a_gradient(loss, model, batch, budget, generators):
+    """One gradient at the start that is used for nothing, as for a map of saliency; then gradients as usual."""
+    gradient(loss, model, batch.x, batch)
+    return ascend_on(loss, model, batch, budget, batch.x)
+
+
+@sound()
+def warms_up_a_momentum(loss, model, batch, budget, generators):
+    """Two gradients at the start fill the memory before the first step."""
+    memory = gradient(loss, model, batch.x, batch) + gradient(loss, model, batch.x, batch)
+    x = batch.x
+    for _ in range(6):
+        memory = 0.5 * memory + gradient(loss, model, x, batch)
+        x = geometry.project(x + budget.eps / 3 * geometry.steepest(memory, budget.norm), batch.x, budget, batch.bounds)
+    return x
+
+
+@sound(Traits(norms=("linf",), random=False))
+def repeats_the_gradient_of_a_single_step(loss, model, batch, budget, generators):
+    gradient(loss, model, batch.x, batch)
+    return fgsm(loss, model, batch, budget)
+
+
+@sound(Traits(random=True))
+def restarts_from_the_clean_image_and_at_random(loss, model, batch, budget, generators):
+    """One step of full size, steps from the clean image, and steps from a random start; the best of the three."""
+    start = batch.x + budget.eps * geometry.random_in_ball(batch.x, budget.norm, generators)
+    start = geometry.project(start, batch.x, budget, batch.bounds)
+    results = [
+        ascend_on(loss, model, batch, budget, batch.x, steps=1, share=1),
+        ascend_on(loss, model, batch, budget, batch.x),
+        ascend_on(loss, model, batch, budget, start),
+    ]
+    with torch.no_grad():
+        values = torch.stack([loss(model(x), batch.y, batch.valid, batch.task) for x in results])
+    best = values.argmax(0)
+    return torch.stack([results[int(k)][i] for i, k in enumerate(best)])
+
+
+@sound(Traits(random=False))
+def returns_to_the_best_and_halves_its_step(loss, model, batch, budget, generators):
+    """Steps of twice eps; where three in a row reach no larger loss, from the best image with half the step."""
+    x = best = batch.x
+    share = torch.full((len(x),), 2.0)
+    with torch.no_grad():
+        top = loss(model(x), batch.y, batch.valid, batch.task)
+    waited = torch.zeros(len(x))
+    for _ in range(12):
+        step = budget.eps * geometry.steepest(gradient(loss, model, x, batch), budget.norm)
+        x = geometry.project(x + per_image(share, step) * step, batch.x, budget, batch.bounds)
+        with torch.no_grad():
+            value = loss(model(x), batch.y, batch.valid, batch.task)
+        better = value > top
+        best, top = torch.where(per_image(better, x), x, best), torch.where(better, value, top)
+        waited = torch.where(better, 0, waited + 1)
+        stuck = waited >= 3
+        x, share = torch.where(per_image(stuck, x), best, x), torch.where(stuck, share / 2, share)
+        waited = torch.where(stuck, 0, waited)
+    return best
+
+
+@sound(Traits(norms=("linf",), random=False))
+def follows_two_losses_in_turn(loss, model, batch, budget, generators):
+    """Two paths from the clean image, one step of each after the other; the result of larger loss."""
+    paths = [batch.x, batch.x]
+    for _ in range(5):
+        leaves = [x.clone().requires_grad_() for x in paths]
+        values = [
+            loss(model(leaves[0]), batch.y, batch.valid, batch.task).sum(),
+            pixel_loss(model(leaves[1]), batch).sum(),
+        ]
+        gradients = [torch.autograd.grad(value, leaf)[0] for value, leaf in zip(values, leaves, strict=True)]
+        paths = [confine(x + budget.eps / 3 * g.sign(), batch, budget) for x, g in zip(paths, gradients, strict=True)]
+    with torch.no_grad():
+        first, second = (loss(model(x), batch.y, batch.valid, batch.task) for x in paths)
+    return torch.where(per_image(first >= second, batch.x), *paths)
 
 
 @sound(Traits(norms=("linf",), random=True))

@@ -229,6 +229,19 @@ class Stale(Loop):
         return x
 
 
+class EverySecondStep(Loop):
+    """A new gradient is taken only at every second step, and once more at the same image for the step after it."""
+
+    def __call__(self, model, batch, *, budget, generators):
+        x = point = batch.x.clone()
+        for t in range(self.steps):
+            point = x if t % 2 == 0 else point
+            g = gradient(model, batch, self.loss, point)
+            delta = (x + self.step_of(t, budget.eps) * g.sign() - batch.x).clamp(-budget.eps, budget.eps)
+            x = (batch.x + delta).clamp(0, 1)
+        return x
+
+
 class RandomStart(Loop):
     random = True
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.stats
 
-from advseg_bench.stats import sign_flip_ps, subject_intervals
+from advseg_bench.stats import joint_sign_flip_ps, sign_flip_ps, subject_intervals
 
 SLICES = 24
 SEEDS = (1, 2, 3, 4, 5)
@@ -128,6 +128,31 @@ def slice_alarms(null: str, n: int, seed: int, studies: int = 200) -> float:
     return float((np.array(ps) <= 0.05).mean())
 
 
+ARMS = (1, 3, 6, 12)
+"""Numbers of attacks of which the strongest is compared with noise."""
+
+EQUALS: dict[str, Callable] = {
+    "normal": lambda generator, shape: generator.normal(size=shape),
+    "lost Dice, near 0 in most": lambda generator, shape: generator.beta(0.3, 2, size=shape),
+}
+"""Scores of subjects under attacks that are no stronger than noise."""
+
+
+def best_alarms(equal: str, arms: int, n: int, seed: int, studies: int = STUDIES) -> tuple[float, float]:
+    """Share of studies without an effect that call the strongest of several attacks stronger than noise, at 5 %.
+
+    The p is that of this attack alone, or that of the largest of all attacks.
+    """
+    scores = EQUALS[equal](np.random.default_rng((seed, arms, n)), (studies, arms + 1, n))
+    alone = jointly = 0
+    for differences in scores[:, 1:] - scores[:, :1]:
+        best = int(differences.mean(axis=1).argmax())
+        if differences[best].mean() > 0:
+            alone += bool(sign_flip_ps(differences[best : best + 1])[0] <= 0.05)
+            jointly += bool(joint_sign_flip_ps(differences)[best] <= 0.05)
+    return alone / studies, jointly / studies
+
+
 def show(shares: list[float]) -> str:
     """Mean over the seeds, and the lowest and highest of them, in per cent."""
     spread = f" ({100 * min(shares):.1f}-{100 * max(shares):.1f})" if len(shares) > 1 else ""
@@ -135,7 +160,7 @@ def show(shares: list[float]) -> str:
 
 
 def main() -> None:
-    """Print both tables as Markdown."""
+    """Print the tables as Markdown."""
     print("| score | interval | n = 5 | 8 | 20 | 40 |\n|---|---|---|---|---|---|")
     for score in SCORES:
         shares = [[covered(score, n, seed) for seed in SEEDS] for n in (5, 8, 20, 40)]
@@ -151,6 +176,11 @@ def main() -> None:
         for name, (measure, seeds) in tests.items():
             found = [show([measure(null, n, seed) for seed in seeds]) for n in (8, 20, 40)]
             print(f"| {null} | {name} |", " | ".join(found), "|")
+    print("\n| scores | p of | 1 attack | 3 | 6 | 12 |\n|---|---|---|---|---|---|")
+    for equal in EQUALS:
+        shares = [[best_alarms(equal, arms, 8, seed) for seed in SEEDS] for arms in ARMS]
+        for i, which in enumerate(("the strongest alone", "the largest of all")):
+            print(f"| {equal} | {which} |", " | ".join(show([s[i] for s in c]) for c in shares), "|")
 
 
 if __name__ == "__main__":

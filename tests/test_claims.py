@@ -291,6 +291,19 @@ def test_the_best_model_is_judged_by_the_share_that_it_loses(tmp_path, monkeypat
     assert claim.measure == "share of the clean Dice that is lost"
 
 
+def test_the_best_model_is_compared_beyond_the_most_harmful_noise(tmp_path):
+    run = make(tmp_path, strength=((("uniform_noise", ""), 0.3),))
+    evidence, claim = Evidence(run), judge_claims(run)[3]
+    clean = {m: evidence.compare(average(TRAINING, [m], "dice_clean")).mean for m in evidence.models}
+    lost = {
+        m: evidence.compare((average(TRAINING, [m]) - average(make_arm("uniform_noise"), [m])) / clean[m]).mean
+        for m in evidence.models
+    }
+    best = max(clean, key=clean.get)
+    assert "beyond uniform_noise, the most harmful noise" in claim.answer
+    assert claim.estimate.mean == pytest.approx(min(lost[best] - lost[m] for m in lost if m != best))
+
+
 def test_the_budget_is_one_of_fgsms(tmp_path):
     run = make(tmp_path, eps=(2, 8), extra=({"name": "pgd", "losses": ["bce"], "eps": ["4/255"]},))
     assert Evidence(run).eps == pytest.approx(2 / 255)

@@ -18,7 +18,7 @@ from torch import nn
 
 import advseg_bench as ab
 from advseg_bench import losses, protocols
-from advseg_bench.attacks.ascent import BIM, PGD
+from advseg_bench.attacks import BIM, PGD
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.attacks.noise import RandomSign
 from advseg_bench.cli.app import main
@@ -70,6 +70,7 @@ SHIPPED = [
     ("pgd", {"loss": "dice", "settings": {"steps": 6}}),
     ("mifgsm", {}),
     ("mifgsm", {"settings": {"decay": 0.5, "momentum_norm": "none", "random_start": True, "step_size": 0.25}}),
+    ("square", {"settings": {"queries": 50}}),
     ("random_sign", {}),
     ("uniform_noise", {}),
 ]

@@ -12,7 +12,7 @@ from strategies import make_batch, make_generators
 from torch import nn
 
 from advseg_bench import losses
-from advseg_bench.attacks.ascent import PGD
+from advseg_bench.attacks import PGD
 from advseg_bench.attacks.function import attack
 from advseg_bench.errors import QueryLimitError
 from advseg_bench.instruments.counter import Counter, rows_of

@@ -281,7 +281,7 @@ def rows(**arms: object) -> pl.DataFrame:
                     "fp": [lost],
                     "fn": [lost],
                     "unmoved": 0.0,
-                    "backwards": {"fgsm": 1.0, "random_sign": 0.0, "square": 0.0, "none": 0.0}.get(attack, 10.0),
+                    "backwards": {"fgsm": 1.0, "random_sign": 0.0, "square": 0.0, "none": 0.0}.get(attack, float(settings or 10)),
                     "dice": dice,
                     "dice_clean": 0.9,
                     "flags": flags,

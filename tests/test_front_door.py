@@ -60,6 +60,15 @@ losses = ["dice"]
 eps = ["4/255"]
 settings = { steps = 3 }
 [[attacks]]
+name = "square"
+eps = ["4/255"]
+settings = { queries = 20 }
+[[attacks]]
+name = "square"
+norm = "l2"
+eps = [0.5]
+settings = { queries = 20 }
+[[attacks]]
 name = "shuffled_sign"
 losses = ["dice"]
 eps = ["4/255"]
@@ -121,7 +130,17 @@ def test_one_line_equals_the_rows_of_a_suite_bit_for_bit(suite_rows):
             assert row["flipped_pixels"] == int(counts.flipped[i])
             assert (row["linf"], row["l2"], row["unmoved"]) == tuple(float(m[i]) for m in moves), cell.label
         seen.add(type(attack).__name__)
-    assert seen == {"FGSM", "ReleasedFGSM", "BIM", "PGD", "MIFGSM", "ShuffledSign", "RandomSign", "UniformNoise"}
+    assert seen == {
+        "FGSM",
+        "ReleasedFGSM",
+        "BIM",
+        "PGD",
+        "MIFGSM",
+        "ShuffledSign",
+        "RandomSign",
+        "UniformNoise",
+        "Square",
+    }
 
 
 def make_network(kind: str, axes: int = 2) -> nn.Module:

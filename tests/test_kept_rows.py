@@ -25,7 +25,7 @@ def run(tmp_path_factory):
 
 def test_cells_are_the_kept_ones(run):
     assert run.info["cells"] == INFO["cells"]
-    assert {cell["attack"] for cell in INFO["cells"]} == {"none", *catalogue.ATTACKS}
+    assert {cell["attack"] for cell in INFO["cells"]} == {"none", *catalogue.ATTACKS} - {"transfer"}
 
 
 def test_rows_are_the_kept_ones(run):

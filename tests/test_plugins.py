@@ -22,7 +22,8 @@ from advseg_bench.cli.listing import list_lines
 from advseg_bench.errors import PluginError, SpecError
 from advseg_bench.registry import plugins
 from advseg_bench.registry.plugins import GROUPS, check_name, find_plugin, load_object
-from advseg_bench.suite.cells import estimate, plan
+from advseg_bench.suite.cells import plan
+from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.suite import parse_suite
 
 SMOKE = files("advseg_bench.suite.shipped").joinpath("smoke.toml").read_text()

@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import matplotlib
+import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
@@ -35,12 +36,14 @@ from advseg_bench.report.document import (
     show_times,
     thin,
 )
+from advseg_bench.report.findings import write_findings
 from advseg_bench.report.page import render_html, render_markdown
 from advseg_bench.report.panels import make_galleries
 from advseg_bench.report.series import choose_drawn, list_series
 from advseg_bench.report.terminal import print_document
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import choose_strongest, list_budgets, rank_attacks
+from advseg_bench.stats import compare_paired, joint_sign_flip_ps, sign_flip_ps
 from advseg_bench.suite.cells import CLEAN, show_radii
 
 FOUR = 4 / 255
@@ -314,6 +317,62 @@ def test_more_than_noise_is_a_paired_test_over_subjects(tmp_path):
     else:
         assert contrast.test.p > 0.05 or contrast.test.mean <= 0
         assert "not significantly larger than that of the noise" in say(alike)
+
+
+def test_more_than_noise_is_adjusted_for_the_choice_of_the_attack(tmp_path):
+    """Three losses: p is that of the largest of the three, from their differences to the noise in each subject."""
+    losses = ("bce", "dice", "dice_focal")
+    near = tuple(((name, loss), 0.3) for name, loss in (*(("fgsm", loss) for loss in losses), ("random_sign", "")))
+    run = Run(write_run(tmp_path / "r", Synthetic(**MANY | {"losses": losses}, strength=near)))
+    (contrast,) = summarise(run).contrasts
+    rows = run.scores().filter(eps=FOUR)
+    rows = rows.group_by("attack", "loss", "subject", "image").agg(pl.col("drop").mean())
+    rows = rows.group_by("attack", "loss", "subject").agg(pl.col("drop").mean()).sort("subject")
+    noise = rows.filter(attack="random_sign")["drop"].to_numpy()
+    differences = np.array([rows.filter(attack="fgsm", loss=loss)["drop"].to_numpy() - noise for loss in losses])
+    best = differences.mean(axis=1).argmax()
+    assert contrast.arm.loss == losses[best]
+    assert contrast.p == joint_sign_flip_ps(differences)[best]
+    assert contrast.test.p == sign_flip_ps(differences)[best]
+    assert contrast.p > contrast.test.p
+
+
+def test_a_difference_that_only_its_own_p_calls_significant_is_not_more_than_noise():
+    row, noise = ({"mean": mean, "lower": None, "upper": None} for mean in (0.06, 0.05))
+    test = compare_paired([0.03, 0.01, 0.02, 0.01, 0.01, 0.02, 0.01, -0.01])
+    assert test.p <= 0.05
+    contrast = Contrast("m", CLEAN, "fgsm", 0.9, row, noise, test)
+    assert replace(contrast, p=test.p).beyond_noise
+    assert not replace(contrast, p=0.06).beyond_noise
+
+
+@pytest.mark.parametrize(
+    ("drops", "words"),
+    [
+        ((0.25, 0.5), "lowers it by 0.250 to 0.500"),
+        ((0.25, 0.2501), "lowers it by 0.250"),
+        ((-0.002, -0.0007), "raises it by 0.001 to 0.002"),
+        ((-0.002, -0.0001), "raises it by 0.000 to 0.002"),
+        ((0.0001, -0.0001), "lowers it by 0.000"),
+        ((-0.0121, 0.003), "changes it by -0.003 to +0.012"),
+    ],
+)
+def test_a_negative_drop_is_an_increase_of_dice(tmp_path, drops, words):
+    """In the sentence on noise, for any signs."""
+    summary = summarise(Run(write_run(tmp_path / "r")))
+    pairs = zip(summary.contrasts, drops, strict=True)
+    contrasts = tuple(replace(c, noise=c.noise | {"mean": drop}) for c, drop in pairs)
+    (sentence, *_) = write_findings(replace(summary, contrasts=contrasts))
+    assert sentence.endswith(f"random_sign of the same budget {words}.")
+
+
+def test_the_repeats_of_a_stochastic_model_have_l2_radii_as_plain_numbers(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(extra=({"name": "fgsm", "losses": ["bce"], "norm": "l2", "eps": [0.2]},)))
+    model = Run(out).model_names[0]
+    edit_json(out / "models" / f"{model}.json", lambda known: known | {"stochastic": {"repeats": 2}})
+    radii = {column.label: column.cells for column in find_table(Run(out), "repeats").columns}["eps"]
+    assert {"0.2", "4/255"} <= set(radii)
+    assert "51/255" not in radii
 
 
 def test_the_headline_is_over_the_images_that_both_changed(tmp_path):

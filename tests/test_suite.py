@@ -9,7 +9,8 @@ import pytest
 
 from advseg_bench.data import count_images, load_dataset
 from advseg_bench.errors import DataError, SpecError
-from advseg_bench.suite.cells import estimate, plan, show_eps, show_radii
+from advseg_bench.suite.cells import plan, show_eps, show_radii
+from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.layers import list_suites
 from advseg_bench.suite.specs import FolderData, PhantomData, PluginData
 from advseg_bench.suite.suite import Suite, parse_suite
@@ -177,6 +178,7 @@ def test_many_radii_are_shown_in_short():
     [
         ("quick", None, (91, 36), (1, 8)),
         ("smoke", None, (91, 36), (0.1, 1)),
+        ("standard", None, (91, 36), (5, 60)),
         ("wang2024", "smoke", (60, 56), (0.1, 3)),
         ("wang2024", "cpu", (60, 56), (5, 20)),
         ("wang2024", "full", (29_449, 1_659), (10_000, 1_000_000)),
@@ -199,7 +201,7 @@ def test_the_minutes_of_a_shipped_suite_are_known_before_it_has_run(
 def test_every_profile_of_a_shipped_suite_is_timed():
     profiles = tomllib.loads(files("advseg_bench.suite.shipped").joinpath("wang2024.toml").read_text())["profiles"]
     assert set(profiles) == {"full", "cpu", "smoke"}
-    assert set(list_suites()) == {"quick", "smoke", "wang2024"}
+    assert set(list_suites()) == {"quick", "smoke", "standard", "wang2024"}
 
 
 CROSSED = """

@@ -12,23 +12,43 @@ from typing import TYPE_CHECKING
 from advseg_bench.lazy import export_lazily
 
 if TYPE_CHECKING:
-    from advseg_bench.attacks.ascent import BIM, MIFGSM, PGD, ProjectedAscent
+    from advseg_bench.attacks.apgd import APGD
+    from advseg_bench.attacks.ascent import ProjectedAscent
     from advseg_bench.attacks.base import BaseAttack, image_generators
+    from advseg_bench.attacks.bim import BIM
+    from advseg_bench.attacks.cospgd import CosPGD
     from advseg_bench.attacks.gradient import FGSM, OneGradientAttack
+    from advseg_bench.attacks.mifgsm import MIFGSM
+    from advseg_bench.attacks.nifgsm import NIFGSM
     from advseg_bench.attacks.noise import RandomSign, ShuffledSign, UniformNoise
+    from advseg_bench.attacks.padam import PAdam
+    from advseg_bench.attacks.pgd import PGD
     from advseg_bench.attacks.released import ReleasedFGSM
+    from advseg_bench.attacks.segpgd import SegPGD
+    from advseg_bench.attacks.square import Square
+    from advseg_bench.attacks.stepping import Query, SteppedAttack
+    from advseg_bench.attacks.tsallis import TsallisPGD
 
 __all__ = [
+    "APGD",
     "BIM",
     "FGSM",
     "MIFGSM",
+    "NIFGSM",
     "PGD",
     "BaseAttack",
+    "CosPGD",
     "OneGradientAttack",
+    "PAdam",
     "ProjectedAscent",
+    "Query",
     "RandomSign",
     "ReleasedFGSM",
+    "SegPGD",
     "ShuffledSign",
+    "Square",
+    "SteppedAttack",
+    "TsallisPGD",
     "UniformNoise",
     "image_generators",
 ]
@@ -36,16 +56,25 @@ __all__ = [
 __getattr__, __dir__ = export_lazily(
     __name__,
     {
-        "BIM": "ascent",
+        "APGD": "apgd",
+        "BIM": "bim",
         "BaseAttack": "base",
+        "CosPGD": "cospgd",
         "FGSM": "gradient",
-        "MIFGSM": "ascent",
+        "MIFGSM": "mifgsm",
+        "NIFGSM": "nifgsm",
         "OneGradientAttack": "gradient",
-        "PGD": "ascent",
+        "PAdam": "padam",
+        "PGD": "pgd",
         "ProjectedAscent": "ascent",
+        "Query": "stepping",
         "RandomSign": "noise",
         "ReleasedFGSM": "released",
+        "SegPGD": "segpgd",
         "ShuffledSign": "noise",
+        "Square": "square",
+        "SteppedAttack": "stepping",
+        "TsallisPGD": "tsallis",
         "UniformNoise": "noise",
         "image_generators": "base",
     },

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Literal, cast
 
 import torch
@@ -32,6 +34,51 @@ def find_loss(loss: Loss | str) -> Loss:
         what = "a loss by name, or a function (logits, y, valid, task) -> one value per image"
         raise PluginError(expected("loss", what, loss))
     return cast(Loss, found)
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What an attack makes of logits: a loss with the labels and the direction of the attack.
+
+    Attributes:
+        loss: The loss.
+        label: The labels.
+        targeted: Whether the loss is to be decreased.
+    """
+
+    loss: Loss
+    label: Label = "true"
+    targeted: bool = False
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return one value per image, (N,), larger for a better attack."""
+        return evaluate_objective(self.loss, logits, batch, label=self.label, targeted=self.targeted)
+
+
+def settle_objective(loss: Loss | str | None, objective: Loss | str | None) -> Loss:
+    """Return the fixed objective that judges the iterates of an attack.
+
+    Args:
+        loss: The loss that the attack follows.
+        objective: The setting: a loss by name or as a function, a name of `catalogue.OBJECTIVES`, or None for the one
+            that suits the loss: itself, or "entropy" if it changes with the steps or masks pixels.
+
+    Raises:
+        PluginError: The name is unknown, or the objective is not a function.
+        SettingError: The objective changes with the steps.
+    """
+    followed = find_loss("" if loss is None else loss)
+    if objective is None:
+        entry = catalogue.LOSSES.get(name_loss(followed))
+        objective = (entry.objective if entry else "entropy" if hasattr(followed, "at") else "") or followed
+    if isinstance(objective, str) and objective in catalogue.OBJECTIVES:
+        module, _, name = catalogue.OBJECTIVES[objective].partition(":")
+        objective = cast(Loss, getattr(import_module(module), name))
+    found = find_loss(objective)
+    if hasattr(found, "at"):
+        remedy = 'Use "entropy".'
+        raise SettingError(expected("objective", "a loss that is the same at every step", name_loss(found), remedy))
+    return found
 
 
 def evaluate_objective(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from advseg_bench.checks.doubts import DOUBTS, TRACED, ZERO_SHARE, Finding, Reason
 from advseg_bench.checks.points import IMAGE, Floats, Point, read_points
-from advseg_bench.registry import catalogue
+from advseg_bench.registry import ascents, catalogue
 
 MARGIN = 0.01
 """Smallest difference of mean Dice that counts."""
@@ -171,7 +171,7 @@ def measure_path(point: Point) -> Reason | None:
     if entry is None or entry.shared or not isinstance(size, (int, float)):
         return None
     given = {name: value for name, value in options.items() if name in ("steps", "keep")}
-    moves = catalogue.ascent_traits(given).backwards or 0
+    moves = ascents.ascent_traits(given).backwards or 0
     needed = 2 if entry.traits_of(options).random else 1
     path = size * moves
     if path >= needed - 1e-6:
@@ -188,7 +188,7 @@ def _is_one_step_of(other: Point, point: Point) -> bool:
 def _is_prefix(other: Point, point: Point) -> bool:
     """Whether a point is the same attack with fewer steps."""
     ours, theirs = point.options, other.options
-    more, fewer = (each.pop("steps", catalogue.ASCENT_STEPS) for each in (ours, theirs))
+    more, fewer = (each.pop("steps", ascents.ASCENT_STEPS) for each in (ours, theirs))
     is_same = other.arm[:2] == point.arm[:2] and ours == theirs
     return is_same and isinstance(more, int) and isinstance(fewer, int) and fewer < more
 
@@ -200,7 +200,7 @@ def _find_worse(point: Point, others: Sequence[Point]) -> Reason | None:
 
 def _name(other: Point, point: Point) -> str:
     """Name a point, with its steps where only these differ."""
-    steps = other.options.get("steps", catalogue.ASCENT_STEPS)
+    steps = other.options.get("steps", ascents.ASCENT_STEPS)
     return f"{other.label} of {steps} steps" if other.arm[:2] == point.arm[:2] else other.label
 
 

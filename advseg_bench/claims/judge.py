@@ -154,8 +154,7 @@ def _answer_vulnerable(evidence: Evidence, fgsm: Arm) -> _Answer | str:
     tests = [evidence.compare(average(fgsm, [m]) - average(c, [m])) for m, c in pairs]
     names = [f"{model}: FGSM minus {name_arm(control)}" for model, control in pairs]
     findings = sort_out(names, tests, needs_all=True)
-    harm = {control: evidence.compare(average(control, evidence.models)).mean for control in evidence.controls}
-    strongest = max(evidence.controls, key=lambda control: _or_lowest(harm[control]))
+    strongest = _find_most_harmful(evidence)
     overall = evidence.compare(average(fgsm, evidence.models) - average(strongest, evidence.models))
     verdict, (deciding, p) = judge_all(findings), show_deciding(findings)
     text = (
@@ -223,7 +222,7 @@ def _answer_best(evidence: Evidence, fgsm: Arm) -> _Answer | str:
     if len(evidence.models) < 2 or not evidence.controls:
         lacks = "a second model" if len(evidence.models) < 2 else "noise of equal norm to compare with"
         return f"the run lacks {lacks}"
-    noise = evidence.controls[0]
+    noise = _find_most_harmful(evidence)
     if gaps := evidence.find_gaps((fgsm, noise)):
         return gaps
     clean = {m: evidence.compare(average(fgsm, [m], "dice_clean")).mean or 0.0 for m in evidence.models}
@@ -241,14 +240,20 @@ def _answer_best(evidence: Evidence, fgsm: Arm) -> _Answer | str:
     text = (
         f"{describe_data(evidence, closest)}, {best} has the best clean Dice ({clean[best]:.3f}; its lead over "
         f"{second} is {led}, p = {show_p(lead.p)}). The share of its clean Dice that it loses to {name_arm(fgsm)} "
-        f"beyond {name_arm(noise)} minus that of {rival}, the largest among the others, is {show_difference(closest)}; "
-        f"{deciding}. "
+        f"beyond {name_arm(noise)}, the most harmful noise of equal L_inf norm, minus that of {rival}, the largest "
+        f"among the others, is {show_difference(closest)}; {deciding}. "
         f"{conclude(verdict, closest.n, 'subject')}"
     )
     if verdict == "contradicted":
         text += " This holds for these data; one data set cannot rule the claim out elsewhere."
     measure = "share of the clean Dice that is lost"
     return _Answer(verdict, text, closest, p, findings, find_shortage(tests), measure)
+
+
+def _find_most_harmful(evidence: Evidence) -> Arm:
+    """Return the noise baseline with the largest drop averaged over models; of equal ones, the first."""
+    harm = {control: evidence.compare(average(control, evidence.models)).mean for control in evidence.controls}
+    return max(evidence.controls, key=lambda control: _or_lowest(harm[control]))
 
 
 def _or_lowest(value: float | None) -> float:

@@ -48,8 +48,8 @@ BCE = Question(
 BEST = Question(
     "best",
     "The model with the best clean score can be the most vulnerable.",
-    "Does the model with the best clean Dice lose a larger share of its Dice, beyond random noise of equal norm, than "
-    "every other model? Shares are compared because a higher clean Dice leaves more to lose. Supported if every "
-    "difference is significant, so that p is the largest of them; contradicted on these data if another model loses a "
-    "significantly larger share (Holm).",
+    "Does the model with the best clean Dice lose a larger share of its Dice, beyond the most harmful noise of equal "
+    "norm, than every other model? Shares are compared because a higher clean Dice leaves more to lose. Supported if "
+    "every difference is significant, so that p is the largest of them; contradicted on these data if another model "
+    "loses a significantly larger share (Holm).",
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +13,7 @@ from advseg_bench.cli.data import print_phantom
 
 if TYPE_CHECKING:
     from advseg_bench.suite.cells import Cell
-    from advseg_bench.suite.specs import AttackSpec
+    from advseg_bench.suite.specs import AttackSpec, BatterySpec
     from advseg_bench.suite.suite import Suite
 
 Cells = tuple["Cell", ...]
@@ -36,6 +38,8 @@ def plan_command(
     _print_header(loaded)
     with radii_of(width_of(loaded.data)):
         _print_grid(loaded, planned)
+        if loaded.battery:
+            _print_battery(loaded.battery, planned)
     if cells:
         for cell in planned:
             print_line(f"{cell.id}  {cell.label}" + (f"  SKIPPED: {cell.skip}" if cell.skip else ""))
@@ -70,7 +74,9 @@ def _print_intensities(suite: Suite) -> None:
     loaded = load_dataset(suite.data)
     lower, upper = loaded.bounds.lower, loaded.bounds.upper
     print_line(f"intensities: {lower:.4g} to {upper:.4g}, {loaded.record['scaling']}; {loaded.record['attack_space']}")
-    radii = sorted({eps for attack in suite.attacks if attack.norm == "linf" for eps in attack.eps})
+    budgets = [(attack.norm, attack.eps) for attack in suite.attacks]
+    budgets += [(suite.battery.norm, suite.battery.eps)] if suite.battery else []
+    radii = sorted({eps for norm, of_norm in budgets if norm == "linf" for eps in of_norm})
     shown = ", ".join(f"{eps:.4g} = {255 * eps / (upper - lower):.3g}/255" for eps in radii)
     print_line(f"eps: {shown} of the range")
 
@@ -81,6 +87,8 @@ def _print_grid(suite: Suite, cells: Cells) -> None:
 
     from advseg_bench.suite.cells import is_of, show_radii
 
+    if not suite.attacks:
+        return
     names = ("attack", "losses", "eps", "settings", "repeats", "cells", "skipped")
     table = Table(*(Column(name, overflow="fold") for name in names), box=None, pad_edge=False)
     for attack in suite.attacks:
@@ -90,6 +98,64 @@ def _print_grid(suite: Suite, cells: Cells) -> None:
         numbers = (str(attack.draws), str(len(mine)), str(skipped))
         table.add_row(attack.name, " ".join(attack.losses) or "-", eps, _show_settings(attack), *numbers)
     console.print(table)
+
+
+def _print_battery(battery: BatterySpec, cells: Cells) -> None:
+    """One line per member of the battery, with the passes of one of its cells, and the cost of all.
+
+    Passes are those of the attack and of scoring its result.
+    """
+    from rich.table import Column, Table
+
+    from advseg_bench.suite.cells import show_radii
+    from advseg_bench.suite.cost import estimate
+
+    print_line(f"battery: {battery.name}, profile {battery.profile}, {_show_rules(battery)}")
+    names = ("member", "loss", "settings", "eps", "forwards", "backwards", "cells", "skipped")
+    table = Table(*(Column(name, overflow="fold") for name in names), box=None, pad_edge=False)
+    members: dict[int, list[Cell]] = {}
+    for cell in cells:
+        if cell.member is not None:
+            members.setdefault(cell.member, []).append(cell)
+    for _, of_member in sorted(members.items()):
+        arm, skipped = of_member[0].arm, sum(cell.skip is not None for cell in of_member)
+        cost = estimate((replace(of_member[0], skip=None),))
+        passes = (str(cost.separate_forwards), str(cost.separate_backwards)) if cost else ("?", "?")
+        shown = "; ".join(f"{name}: {value}" for name, value in _common_settings(of_member).items())
+        radii = f"{arm.norm} {show_radii(battery.eps, arm.norm)}"
+        table.add_row(arm.attack, arm.loss or "-", shown, radii, *passes, str(len(of_member)), str(skipped))
+    console.print(table)
+    mine = [cell for of_member in members.values() for cell in of_member]
+    if (whole := estimate(tuple(mine))) is not None:
+        total = f"{whole.shared_forwards} forwards + {whole.shared_backwards} backwards"
+        models = len({cell.model for cell in mine})
+        print_line(f"Cost of the battery per test image, on {_count(models, 'model')}: {_at_most(mine)}{total}.")
+
+
+def _show_rules(battery: BatterySpec) -> str:
+    """Whether finished images are skipped, and where attacks start."""
+    skip = "finished images are skipped" if battery.skip else "no image is skipped"
+    warm = "from the best result at a smaller radius" if battery.warm_start else "anew at each radius"
+    return f"{skip}, attacks start {warm}"
+
+
+def _common_settings(cells: Sequence[Cell]) -> dict[str, object]:
+    """The settings of the cells of a member; one that differs between them is "each other"."""
+    settings = [cell.arm.options for cell in cells]
+    return {
+        name: value if all(each[name] == value for each in settings) else "each other model"
+        for name, value in settings[0].items()
+    }
+
+
+def _at_most(cells: Iterable[Cell]) -> str:
+    """The words before a cost that skipped images lower."""
+    return "at most " if any(cell.skip_finished and cell.skip is None for cell in cells) else ""
+
+
+def _count(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _show_settings(attack: AttackSpec) -> str:
@@ -107,7 +173,7 @@ def _show_size(suite: Suite) -> str:
 
 def _print_cost(cells: Cells, images: Images | None) -> None:
     """Model passes as the harness shares them, and as a loop over the cells would need them."""
-    from advseg_bench.suite.cells import estimate
+    from advseg_bench.suite.cost import estimate
 
     active = [cell for cell in cells if cell.skip is None]
     cost = estimate(cells)
@@ -121,22 +187,21 @@ def _print_cost(cells: Cells, images: Images | None) -> None:
     unit = f"for {images[1]} test images" if images else "per test image"
     n = images[1] if images else 1
     console.print(
-        f"Cost {unit}: {n * cost.shared_forwards} forwards + {n * cost.shared_backwards} backwards "
+        f"Cost {unit}: {_at_most(cells)}{n * cost.shared_forwards} forwards + {n * cost.shared_backwards} backwards "
         f"(without sharing: {n * cost.separate_forwards} + {n * cost.separate_backwards})."
     )
 
 
 def _print_minutes(suite: Suite, cells: Cells, images: Images | None, workers: int) -> None:
     """Expected minutes of a run, or why they are unknown."""
-    from advseg_bench.suite.cells import estimate
+    from advseg_bench.suite.cost import estimate
     from advseg_bench.suite.timing import expect
 
     expected = expect(suite, cells, images[:2], workers) if images else None
     if expected:
         days = f" ({expected.minutes / 1440:.1f} days)" if expected.minutes > 1440 else ""
-        console.print(
-            f"Expected: {expected.minutes:.1f} min{days} with {workers} workers ({expected.source}), training included."
-        )
+        minutes = f"{_at_most(cells)}{expected.minutes:.1f} min{days}"
+        console.print(f"Expected: {minutes} with {workers} workers ({expected.source}), training included.")
         return
     why = "until the suite has run once on this machine"
     if not images:

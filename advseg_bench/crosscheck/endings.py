@@ -27,7 +27,7 @@ def find_last_evaluated(case: Case, theirs: Trace) -> tuple[str, StepVerdict] | 
     steps = len(points) - 1
     if steps not in (reference.steps - 1, reference.steps) or compare(theirs.x_adv, points[-1]).max_ulp > 1:
         return None
-    size = 1 / reference.steps if reference.step_size is None else reference.step_size
+    size = reference.share
     found = _replay(replace(reference, steps=steps, step_size=size), case, points, theirs.alone)
     without = "without its step" if steps < reference.steps else "with one gradient more than steps"
     return (f"returned iterate: the last evaluated one, {without}", found) if found.agrees else None
@@ -100,4 +100,4 @@ def _finish(stepwise: Stepwise, case: Case, path: Sequence[Tensor], alone: bool)
 def _objective(case: Case, x: Tensor) -> Tensor:
     """Return the objective of each image, (N,)."""
     with torch.no_grad():
-        return case.reference.objective(case.model(x), case.batch)
+        return as_stepwise(case.reference).climb(case.model(x), case.batch)

@@ -176,7 +176,7 @@ def gradient_at(reference: Stepwise, model: nn.Module, batch: Batch, x: Tensor, 
 
 
 def _differentiate(reference: Stepwise, model: nn.Module, batch: Batch, x: Tensor) -> Tensor:
-    return input_gradients(model, x, [lambda logits: reference.objective(logits, batch)])[1][0]
+    return input_gradients(model, x, [lambda logits: reference.climb(logits, batch)])[1][0]
 
 
 class _Envelope:

@@ -62,7 +62,7 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, Mapping[str, Any]]
     kinds: tuple[TaskKind, ...] = get_args(TaskKind)
-    losses: tuple[str, ...] = tuple(catalogue.LOSSES)
+    losses: tuple[str, ...] = tuple(name for name, entry in catalogue.LOSSES.items() if not entry.objective)
     norm: Norm = "linf"
     eps: tuple[float, ...] = (1 / 255, 4 / 255)
     seed: int = 0

@@ -38,7 +38,7 @@ class Stepwise(Protocol):
     def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         """Return the first iterate."""
 
-    def objective(self, logits: Tensor, batch: Batch) -> Tensor:
+    def climb(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the objective to increase, (N,)."""
 
     def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class OneStep:
         """Return the images."""
         return batch.x
 
-    def objective(self, logits: Tensor, batch: Batch) -> Tensor:
+    def climb(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return FGSM's objective."""
         return self.attack.objective(logits, batch)
 
@@ -102,7 +102,7 @@ def conventions(attack: FGSM | ProjectedAscent, *, finite: bool) -> Iterator[tup
             if norm != attack.momentum_norm:
                 yield f"momentum normalisation: {name}", replace(attack, momentum_norm=norm), True
         yield "momentum normalisation: none, and no momentum", replace(attack, decay=None), True
-    size = 1 / attack.steps if attack.step_size is None else attack.step_size
+    size = attack.share
     for steps in (attack.steps - 1, attack.steps + 1):
         if steps:
             yield (
@@ -112,8 +112,8 @@ def conventions(attack: FGSM | ProjectedAscent, *, finite: bool) -> Iterator[tup
             )
             other = f"step rule: steps of eps / {steps} instead of {size:.4g} * eps"
             yield other, replace(attack, step_size=1 / steps), True
-    if attack.step_size is not None:
-        yield "step rule: steps of eps / steps", replace(attack, step_size=None), True
+    if size != 1 / attack.moves:
+        yield "step rule: steps of eps / steps", replace(attack, step_size=1 / attack.moves), True
     yield "projection order: bounds first, budget second", _BoundsFirst(attack), True
 
 
@@ -126,8 +126,8 @@ class _Changed:
     def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
         return self.inner.start(batch, budget, generators)
 
-    def objective(self, logits: Tensor, batch: Batch) -> Tensor:
-        return self.inner.objective(logits, batch)
+    def climb(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self.inner.climb(logits, batch)
 
     def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
         return self.inner.accumulate(memory, gradient)

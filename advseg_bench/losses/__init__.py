@@ -10,8 +10,13 @@ real-valued labels. `catalogue.LossEntry.swappable` lists them.
 """
 
 from advseg_bench.losses.base import SMOOTH, Loss, one_hot, probabilities
+from advseg_bench.losses.confidence import cosine, cosine_sigmoid, dlr, js
+from advseg_bench.losses.counted import ClassBalancedCE, class_balanced_ce, count_classes
 from advseg_bench.losses.foreign import per_image
+from advseg_bench.losses.judges import entropy, hard_dice
+from advseg_bench.losses.masked import balanced_ce, masked_ce, masked_spherical
 from advseg_bench.losses.pixel import bce, ce, focal, margin
+from advseg_bench.losses.present import present_dice
 from advseg_bench.losses.probing import probe
 from advseg_bench.losses.region import (
     dice,
@@ -23,24 +28,55 @@ from advseg_bench.losses.region import (
     lovasz,
     tversky,
 )
+from advseg_bench.losses.scheduled import (
+    ScheduledLoss,
+    SegPGDSchedule,
+    TsallisCE,
+    TsallisSchedule,
+    TwoPartCE,
+    loss_at,
+    segpgd,
+    tsallis,
+)
 
 __all__ = [
     "SMOOTH",
+    "ClassBalancedCE",
     "Loss",
+    "ScheduledLoss",
+    "SegPGDSchedule",
+    "TsallisCE",
+    "TsallisSchedule",
+    "TwoPartCE",
+    "balanced_ce",
     "bce",
     "ce",
+    "class_balanced_ce",
+    "cosine",
+    "cosine_sigmoid",
+    "count_classes",
     "dice",
     "dice_ce",
     "dice_focal",
+    "dlr",
+    "entropy",
     "focal",
     "focal_tversky",
     "generalized_dice",
+    "hard_dice",
     "jaccard",
+    "js",
+    "loss_at",
     "lovasz",
     "margin",
+    "masked_ce",
+    "masked_spherical",
     "one_hot",
     "per_image",
+    "present_dice",
     "probabilities",
     "probe",
+    "segpgd",
+    "tsallis",
     "tversky",
 ]

@@ -5,27 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from advseg_bench.registry.ascents import ascent_traits, square_traits
+from advseg_bench.registry.catalogue_losses import ALL_KINDS as ALL_KINDS
+from advseg_bench.registry.catalogue_losses import LOSSES as LOSSES
+from advseg_bench.registry.catalogue_losses import LossEntry as LossEntry
 from advseg_bench.registry.fitting import Images, released_ratio, why_released_not
-from advseg_bench.types import Norm, TaskKind, Traits
-
-ALL_KINDS: tuple[TaskKind, ...] = ("binary", "multilabel", "multiclass")
-
-
-ASCENT_STEPS = 10
-"""Default of the setting `steps` of the iterative attacks."""
-
-
-def ascent_traits(settings: Mapping[str, object]) -> Traits:
-    """Return the traits of projected gradient ascent for given settings.
-
-    Args:
-        settings: Settings of `attacks.ascent.ProjectedAscent`. "steps" is the number of forwards; with "keep" = "best"
-            the last iterate is only evaluated, which saves one gradient; "random_start" makes the attack random.
-    """
-    given = settings.get("steps", ASCENT_STEPS)
-    steps = given if isinstance(given, int) else ASCENT_STEPS
-    backwards = steps - 1 if settings.get("keep") == "best" else steps
-    return Traits(random=bool(settings.get("random_start", False)), forwards=steps, backwards=backwards)
+from advseg_bench.types import Norm, Traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +51,6 @@ class AttackEntry:
         return next((self.variants[name] for name in settings if name in self.variants), self.target)
 
 
-@dataclass(frozen=True, slots=True)
-class LossEntry:
-    """A shipped loss.
-
-    Attributes:
-        target: `module:object` to import.
-        summary: One line for `list`.
-        kinds: Task types that it is defined for.
-        swappable: Whether it is defined with mask and output swapped, as in the released code of arXiv 2401.11224, for
-            binary and multilabel tasks.
-    """
-
-    target: str
-    summary: str
-    kinds: tuple[TaskKind, ...]
-    swappable: bool = False
-
-
 _ONE_STEP = Traits(random=False, forwards=1, backwards=1)
 _NOISE = Traits(control=True, gradient=False, random=True, forwards=0, backwards=0)
 _RELEASED = "advseg_bench.attacks.released:ReleasedFGSM"
@@ -109,22 +76,68 @@ ATTACKS: dict[str, AttackEntry] = {
         ),
     ),
     "bim": AttackEntry(
-        "advseg_bench.attacks.ascent:BIM",
+        "advseg_bench.attacks.bim:BIM",
         "signed gradient steps of eps / steps (arXiv 1607.02533)",
         ascent_traits({}),
         with_settings=ascent_traits,
     ),
     "pgd": AttackEntry(
-        "advseg_bench.attacks.ascent:PGD",
-        "signed gradient steps of eps / 4 from a random start (arXiv 1706.06083)",
+        "advseg_bench.attacks.pgd:PGD",
+        "signed gradient steps of 2.5 eps / steps from a random start (arXiv 1706.06083)",
         ascent_traits({"random_start": True}),
         with_settings=lambda settings: ascent_traits({"random_start": True, **settings}),
     ),
     "mifgsm": AttackEntry(
-        "advseg_bench.attacks.ascent:MIFGSM",
+        "advseg_bench.attacks.mifgsm:MIFGSM",
         "signed steps along an accumulated gradient (arXiv 1710.06081)",
         ascent_traits({}),
         with_settings=ascent_traits,
+    ),
+    "nifgsm": AttackEntry(
+        "advseg_bench.attacks.nifgsm:NIFGSM",
+        "MI-FGSM with gradients one momentum step ahead (arXiv 1908.06281)",
+        ascent_traits({}),
+        with_settings=ascent_traits,
+    ),
+    "segpgd": AttackEntry(
+        "advseg_bench.attacks.segpgd:SegPGD",
+        "PGD on cross-entropy that turns from correct pixels to all (arXiv 2207.12391)",
+        ascent_traits({"random_start": True}),
+        needs_loss=False,
+        with_settings=lambda settings: ascent_traits({"random_start": True, **settings}),
+    ),
+    "cospgd": AttackEntry(
+        "advseg_bench.attacks.cospgd:CosPGD",
+        "PGD on cross-entropy weighted by the cosine of prediction and label (arXiv 2302.02213)",
+        ascent_traits({"random_start": True}),
+        needs_loss=False,
+        with_settings=lambda settings: ascent_traits({"random_start": True, **settings}),
+    ),
+    "tsallis_pgd": AttackEntry(
+        "advseg_bench.attacks.tsallis:TsallisPGD",
+        "PGD on Tsallis cross-entropy, q from -2 to 1 (arXiv 2605.03405)",
+        ascent_traits({"random_start": True}),
+        needs_loss=False,
+        with_settings=lambda settings: ascent_traits({"random_start": True, **settings}),
+    ),
+    "apgd": AttackEntry(
+        "advseg_bench.attacks.apgd:APGD",
+        "steps that are halved where an image makes no progress (arXiv 2003.01690)",
+        ascent_traits({"steps": 20, "keep": "best"}, evaluates=True),
+        with_settings=lambda settings: ascent_traits({"steps": 20, "keep": "best", **settings}, evaluates=True),
+    ),
+    "padam": AttackEntry(
+        "advseg_bench.attacks.padam:PAdam",
+        "projected AMSGrad ascent (arXiv 2407.09150)",
+        ascent_traits({"steps": 40}),
+        with_settings=lambda settings: ascent_traits({"steps": 40, **settings}),
+    ),
+    "square": AttackEntry(
+        "advseg_bench.attacks.square:Square",
+        "gradient-free: random boxes of +eps or -eps, kept if margins fall (arXiv 1912.00049)",
+        square_traits({}),
+        needs_loss=False,
+        with_settings=square_traits,
     ),
     "random_sign": AttackEntry(
         "advseg_bench.attacks.noise:RandomSign",
@@ -144,55 +157,25 @@ ATTACKS: dict[str, AttackEntry] = {
         _NOISE,
         needs_loss=False,
     ),
+    "transfer": AttackEntry(
+        "advseg_bench.attacks.transfer:Transfer",
+        "adversarial images of another model of the suite",
+        Traits(random=False, forwards=0, backwards=0),
+    ),
 }
 
 
-LOSSES: dict[str, LossEntry] = {
-    "bce": LossEntry(
-        "advseg_bench.losses:bce",
-        "binary cross-entropy of each channel, mean over valid pixels and channels",
-        ("binary", "multilabel"),
-        swappable=True,
-    ),
-    "ce": LossEntry("advseg_bench.losses:ce", "softmax cross-entropy, mean over valid pixels", ("multiclass",)),
-    "dice": LossEntry("advseg_bench.losses:dice", "1 - soft Dice, mean over channels", ALL_KINDS, swappable=True),
-    "focal": LossEntry(
-        "advseg_bench.losses:focal", "focal loss, gamma 2 (arXiv 1708.02002)", ALL_KINDS, swappable=True
-    ),
-    "dice_focal": LossEntry(
-        "advseg_bench.losses:dice_focal", "Dice + focal, the study's training loss", ALL_KINDS, swappable=True
-    ),
-    "dice_ce": LossEntry("advseg_bench.losses:dice_ce", "Dice + cross-entropy", ALL_KINDS, swappable=True),
-    "tversky": LossEntry(
-        "advseg_bench.losses:tversky",
-        "1 - Tversky index, weights 0.3 FP and 0.7 FN, mean over channels (arXiv 1706.05721)",
-        ALL_KINDS,
-        swappable=True,
-    ),
-    "focal_tversky": LossEntry(
-        "advseg_bench.losses:focal_tversky",
-        "(1 - Tversky index)^(3/4), mean over channels (arXiv 1810.07842)",
-        ALL_KINDS,
-    ),
-    "generalized_dice": LossEntry(
-        "advseg_bench.losses:generalized_dice",
-        "1 - Dice of channels weighted by 1 / area^2 (arXiv 1707.03237)",
-        ALL_KINDS,
-    ),
-    "jaccard": LossEntry(
-        "advseg_bench.losses:jaccard", "1 - soft Jaccard index, mean over channels", ALL_KINDS, swappable=True
-    ),
-    "lovasz": LossEntry(
-        "advseg_bench.losses:lovasz",
-        "Lovasz hinge per channel, or Lovasz softmax (arXiv 1705.08790)",
-        ALL_KINDS,
-    ),
-    "margin": LossEntry(
-        "advseg_bench.losses:margin",
-        "margin of the wrong decision in logits, mean over valid pixels, unbounded",
-        ALL_KINDS,
-    ),
+def drop_defaults(attack: str, settings: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings of an attack without those that equal the default of a shipped attack."""
+    defaults = ATTACKS[attack].defaults if attack in ATTACKS else {}
+    return {name: value for name, value in settings.items() if name not in defaults or defaults[name] != value}
+
+
+OBJECTIVES: dict[str, str] = {
+    "entropy": "advseg_bench.losses:entropy",
+    "hard_dice": "advseg_bench.losses:hard_dice",
 }
+"""Objectives that judge iterates beside the losses -> `module:object`."""
 
 DATASETS: dict[str, str] = {
     "mni152": "155 axial slices of the MNI152 T1 average head (grey matter, white matter, CSF), shipped in the package",

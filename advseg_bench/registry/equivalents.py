@@ -83,4 +83,8 @@ def _fill(reference: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     filled |= settings
     steps = filled["steps"] or 1
     start = bool(filled["random_start"])
-    return filled | {"steps": steps, "step_size": filled["step_size"] or 1 / steps, "random_start": start}
+    return filled | {
+        "steps": steps,
+        "step_size": filled["step_size"] or getattr(attack, "travel", 1.0) / steps,
+        "random_start": start,
+    }

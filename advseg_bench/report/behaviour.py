@@ -94,7 +94,7 @@ def make_repeat_table(summary: Summary) -> Table | None:
     columns = (
         Column("Model", thin([row["model"] for row in rows]), number=False),
         Column("Attack and loss", tuple(labels.get(read_arm(row), row["attack"]) for row in rows), number=False),
-        Column("eps", tuple(show_budget(row["eps"]) for row in rows)),
+        Column("eps", tuple(show_budget(row["eps"], row["norm"]) for row in rows)),
         Column("Repeats", tuple(show_count(row["repeats"]) for row in rows)),
         Column("Mean Dice", tuple(show_number(row["mean"]) for row in rows)),
         Column("Lowest", tuple(show_number(row["lowest"]) for row in rows)),

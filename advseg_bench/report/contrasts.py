@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import numpy as np
 import polars as pl
 
 from advseg_bench.claims import ALPHA
 from advseg_bench.report.document import show_times
 from advseg_bench.report.means import Row
 from advseg_bench.report.series import Series, find_label
-from advseg_bench.results.arms import CURVE, is_arm, read_arm
+from advseg_bench.results.arms import ARM, CURVE, is_arm, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import Budgets, Rival
-from advseg_bench.stats import PairedTest, compare_paired, subject_interval, subject_means
+from advseg_bench.stats import PairedTest, compare_paired, joint_sign_flip_ps, subject_interval, subject_means
 from advseg_bench.suite.cells import Arm
 
 SMALLEST_NOISE = 0.0005
@@ -35,6 +36,7 @@ class Contrast:
         noise: The same row for the noise baseline, or None if there is none.
         test: Paired test of `drop` minus `noise` over subjects; None without a noise baseline, or if no
             subjects were given.
+        p: p of `test`, adjusted for the choice of the attack among all those on this model (`joint_sign_flip_ps`).
         left_out: Number of images of the attack or of the noise without a score under the other, such as results that
             equal the clean image; `clean`, `drop` and `noise` are over the other images.
         control: Name of the noise baseline: the one that lowers mean Dice most, on average over models.
@@ -47,6 +49,7 @@ class Contrast:
     drop: Row
     noise: Row | None
     test: PairedTest | None = None
+    p: float | None = None
     left_out: int = 0
     control: str | None = None
 
@@ -59,14 +62,13 @@ class Contrast:
     def beyond_noise(self) -> bool | None:
         """Whether the attack lowers the mean Dice, and more than noise does; None without a noise baseline.
 
-        The difference must be significant, unless there are too few subjects for that; then it describes these images.
+        The difference must be significant for the largest of all attacks on this model, unless there are too few
+        subjects for that; then it describes these images. Several models are not adjusted for.
         """
         if self.noise is None:
             return None
         larger = bool(self.drop["mean"] > max(self.noise["mean"], 0))
-        if not self.tested or self.test is None or self.test.p is None:
-            return larger
-        return larger and self.test.p <= ALPHA
+        return larger and (not self.tested or self.p is None or self.p <= ALPHA)
 
     @property
     def ratio(self) -> float | None:
@@ -96,7 +98,7 @@ class Contrast:
 
 
 def contrast_models(
-    run: Run, budgets: Budgets, series: Sequence[Series], strongest: Mapping[str, Rival]
+    run: Run, budgets: Budgets, series: Sequence[Series], ranked: Mapping[str, Sequence[Rival]]
 ) -> tuple[Contrast, ...]:
     """Compare each model's strongest attack at the reference budget with noise of that budget.
 
@@ -104,7 +106,7 @@ def contrast_models(
         run: The run.
         budgets: Norm and reference budget.
         series: The series of the run, for the labels.
-        strongest: Model -> its strongest attack.
+        ranked: Model -> its attacks, the strongest first.
 
     Returns:
         One contrast for each model with an attack, in the order of the suite.
@@ -125,13 +127,19 @@ def contrast_models(
     scored = run.scores().filter(pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
     contrasts = []
     for model in run.model_names:
-        if model in strongest:
-            arm, drop = strongest[model].arm, dict(strongest[model].drop)
+        if model in ranked:
+            arm, drop = ranked[model][0].arm, dict(ranked[model][0].drop)
             label = find_label(series, arm)
             mine = scored.filter(pl.col("model") == model)
+            noisy = mine.filter(pl.col("attack") == (control or ""))
             contrast = Contrast(model, arm, label, clean[model, arm], drop, noise.get(model), control=control)
-            paired = _pair(contrast, mine.filter(is_arm(arm)), mine.filter(pl.col("attack") == (control or "")))
-            contrasts.append(replace(paired, test=None) if run.about.data.by_image else paired)
+            contrast = _pair(contrast, mine.filter(is_arm(arm)), noisy)
+            if run.about.data.by_image:
+                contrast = replace(contrast, test=None)
+            elif contrast.tested:
+                rivals = [rival.arm for rival in ranked[model]]
+                contrast = replace(contrast, p=_adjust(mine, noisy, rivals))
+            contrasts.append(contrast)
     return tuple(contrasts)
 
 
@@ -139,6 +147,26 @@ def _find_most_harmful(noises: Mapping[str, Mapping[str, Row]]) -> str | None:
     """Return the noise baseline with the largest mean drop over models; of equal ones, random signs, as in FGSM."""
     drops = {name: fmean(row["mean"] for row in rows.values()) for name, rows in noises.items() if rows}
     return max(drops, key=lambda name: (drops[name], name == "random_sign"), default=None)
+
+
+def _adjust(attacked: pl.DataFrame, noisy: pl.DataFrame, arms: Sequence[Arm]) -> float:
+    """Return p of the first of some attacks minus noise, adjusted for the choice among them.
+
+    Each attack is compared over the images that have a score under it and the noise. A subject without such an image
+    adds nothing to the mean of this attack.
+    """
+    keys, drop = ("subject", "image"), pl.col("drop").mean()
+    attacked, noisy = (rows.filter(pl.col("drop").is_not_null()) for rows in (attacked, noisy))
+    noise = noisy.group_by(keys).agg(drop.alias("noise"))
+    images = attacked.group_by(*ARM, *keys).agg(drop).join(noise, on=keys)
+    means = images.group_by(*ARM, "subject").agg((pl.col("drop") - pl.col("noise")).mean().alias("difference"))
+    found: dict[Arm, dict[str, float]] = {arm: {} for arm in arms}
+    for row in means.iter_rows(named=True):
+        if (arm := read_arm(row)) in found:
+            found[arm][row["subject"]] = row["difference"]
+    subjects = sorted(set().union(*found.values()))
+    table = [[each.get(s, 0.0) / len(each) for s in subjects] for each in found.values() if each]
+    return float(joint_sign_flip_ps(np.array(table))[0])
 
 
 def _pair(contrast: Contrast, attacked: pl.DataFrame, noisy: pl.DataFrame) -> Contrast:

@@ -46,18 +46,22 @@ def _describe_drop(summary: Summary) -> str:
     """Describe the drop under the strongest attack and under noise."""
     contrasts, budgets = summary.contrasts, summary.budgets[0]
     budget = f"{show_budget(budgets.reference, budgets.norm)} ({NORMS.get(budgets.norm, budgets.norm)})"
-    lowered = _span(c.drop for c in contrasts)
-    text = f"At eps {budget} the strongest attack on each model lowers mean Dice by {lowered}"
+    change = _describe_change("mean Dice", (c.drop for c in contrasts))
+    text = f"At eps {budget} the strongest attack on each model {change}"
     if any(c.noise for c in contrasts):
-        text += f"; {contrasts[0].control} of the same budget lowers it by {_span(c.noise for c in contrasts)}"
+        text += f"; {contrasts[0].control} of the same budget {_describe_change('it', (c.noise for c in contrasts))}"
     return text + "."
 
 
-def _span(rows: Iterable[Row | None]) -> str:
-    """Write the smallest and the largest mean of some rows."""
-    means = [row["mean"] for row in rows if row]
-    low, high = show_number(min(means)), show_number(max(means))
-    return low if low == high else f"{low} to {high}"
+def _describe_change(what: str, rows: Iterable[Row | None]) -> str:
+    """Write by how much mean Dice is lowered or raised, over the mean drops of some rows."""
+    drops = [round(row["mean"], 3) for row in rows if row]
+    low, high = min(drops), max(drops)
+    if low < 0 < high:
+        return f"changes {what} by {show_number(-high)} to +{show_number(-low)}"
+    verb = "raises" if low < 0 else "lowers"
+    ends = sorted({show_number(abs(low)), show_number(abs(high))})
+    return f"{verb} {what} by {' to '.join(ends)}"
 
 
 def _describe_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str]:

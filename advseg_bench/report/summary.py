@@ -98,7 +98,7 @@ def summarise(run: Run | Summary) -> Summary:
         return run
     series, budgets = list_series(run), list_budgets(run)
     ranked = rank_attacks(run, budgets[0]) if budgets else {}
-    contrasts = contrast_models(run, budgets[0], series, choose_strongest(ranked)) if budgets else ()
+    contrasts = contrast_models(run, budgets[0], series, ranked) if budgets else ()
     swept = {model: rival.arm for model, rival in choose_strongest(ranked, swept=True).items()}
     by_class = bool(contrasts) and len(run.task.classes) > 1
     clean = run.tables(CLEAN_SCORES, "model", where={"attack": CLEAN.attack})

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from advseg_bench.errors import RecordError, one_line
 from advseg_bench.registry import catalogue
 from advseg_bench.results.arms import read_arm
-from advseg_bench.suite.cells import Cell
+from advseg_bench.suite.cells import OF_BATTERY, Cell
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
 
@@ -202,4 +202,5 @@ def _read_cell(cell: Mapping[str, Any]) -> Cell:
         label=cell["label"],
         skip=cell["skip"],
         max_forwards=cell.get("max_forwards"),
+        **{name: cell[name] for name in OF_BATTERY if name in cell},
     )

@@ -19,7 +19,8 @@ from advseg_bench.running.recording import Event, Recorder
 from advseg_bench.running.schedule import Schedule
 from advseg_bench.running.starting import Start
 from advseg_bench.running.work import Check, Context, Describe, Description, RunUnit, Train, Unit
-from advseg_bench.suite.cells import Cell, estimate, plan
+from advseg_bench.suite.cells import Cell, plan
+from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.suite import Suite
 from advseg_bench.suite.timing import Timing, remember
 

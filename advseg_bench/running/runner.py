@@ -19,6 +19,7 @@ from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.losses import one_hot
 from advseg_bench.protocols import Attack
 from advseg_bench.registry.loading import load_attack
+from advseg_bench.running.packing import Fill
 from advseg_bench.running.scene import Scene
 from advseg_bench.running.work import Failure, Row, Unit
 from advseg_bench.suite.cells import CLEAN, Arm, Cell
@@ -50,6 +51,7 @@ def run_unit(
     conditions: Conditions,
     attacked: nn.Module | None = None,
     attacks: Mapping[str, Attack] | None = None,
+    fill: Fill | None = None,
 ) -> tuple[list[Row], list[Failure]]:
     """Attack and score the images of a unit.
 
@@ -60,6 +62,7 @@ def run_unit(
         conditions: Compute batch, seed, device.
         attacked: The model that is attacked, such as a prepared copy; by default `model`, which computes all scores.
         attacks: Id of each attacked cell -> its attack; by default loaded by name.
+        fill: Counts the rows of forward passes of stepped attacks.
 
     Returns:
         Rows of `records.ROW_SCHEMA`, and failures.
@@ -74,12 +77,22 @@ def run_unit(
         attacks, failures = _load_attacks(unit, dataset)
     guard = ModelGuard(model if attacked is None else attacked)
     rows: list[Row] = []
+    fill = Fill() if fill is None else fill
     for start in range(0, len(unit.indices), conditions.batch):
         indices = unit.indices[start : start + conditions.batch]
         padded = [indices[i % len(indices)] for i in range(conditions.batch)]
         batch = move_batch(dataset.batch(padded), conditions.device)
         for repeat, cells in _split_repeats(unit.cells, conditions.stochastic):
-            scene = Scene(model, guard, batch, dataset=dataset.name, n=len(indices), seed=conditions.seed)
+            scene = Scene(
+                model,
+                guard,
+                batch,
+                dataset=dataset.name,
+                n=len(indices),
+                seed=conditions.seed,
+                pack=not conditions.stochastic,
+                fill=fill,
+            )
             with _drawing(conditions, repeat, batch):
                 new, failed = scene.attack_and_score([c for c in cells if c.arm == CLEAN or c.id in attacks], attacks)
             rows += new

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from advseg_bench import geometry, metrics
 from advseg_bench.attacks.base import image_generators
 from advseg_bench.attacks.gradient import is_shared
+from advseg_bench.attacks.stepping import SteppedAttack, is_stepped
 from advseg_bench.batches import Batch, copy_batch
 from advseg_bench.checks.results import Checked, check_form, inspect, traits_of
 from advseg_bench.errors import one_line
@@ -23,6 +24,8 @@ from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.models.prepare import Prepared
 from advseg_bench.protocols import Attack
+from advseg_bench.running.courses import Course, Courses
+from advseg_bench.running.packing import Fill
 from advseg_bench.running.rows import Passes, make_rows
 from advseg_bench.running.share import SharedGradients
 from advseg_bench.running.work import Failure, Row
@@ -40,10 +43,24 @@ class Scene:
         dataset: Name of the data set.
         n: Number of images without padding.
         seed: Seed of the suite.
+        pack: Whether to run stepped attacks together, image by image; not for a model that is random.
+        fill: Counts the rows of forward passes of stepped attacks.
     """
 
-    def __init__(self, model: nn.Module, guard: ModelGuard, batch: Batch, *, dataset: str, n: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        guard: ModelGuard,
+        batch: Batch,
+        *,
+        dataset: str,
+        n: int,
+        seed: int,
+        pack: bool = True,
+        fill: Fill | None = None,
+    ) -> None:
         self.model, self.batch, self.dataset, self.n, self.seed = model, batch, dataset, n, seed
+        self.pack, self.fill = pack, Fill() if fill is None else fill
         self.guard, self.attacked = guard, guard.model
         self.exact = not isinstance(self.attacked, Prepared) or self.attacked.exact
         self.guard.sample = batch.x[:1]
@@ -71,13 +88,18 @@ class Scene:
         return done
 
     def _run_cells(self, cells: Sequence[Cell], attacks: Mapping[str, Attack]) -> tuple[list[Row], list[Failure]]:
-        rows: list[Row] = []
-        failures = []
+        rows: dict[str, list[Row]] = {}
+        failures: list[Failure] = []
         logits, shared = self.look([attacks[cell.id] for cell in cells if cell.arm != CLEAN])
         clean = metrics.predict(logits, self.batch.task)
         target = metrics.Target(clean, self.batch)
         broken = _find_non_finite(logits)
-        for cell in cells:
+        packed = self._find_packed(cells, attacks)
+        scored: dict[str, tuple[Tensor, Tensor]] = {}
+        courses: dict[str, Course] = {}
+        for cell in [c for c in cells if c.id not in packed] + [c for c in cells if c.id in packed]:
+            if cell.id in packed and not courses:
+                courses = self._run_packed(cells, packed, scored)
             try:
                 if cell.arm == CLEAN:
                     moves = geometry.measure_moves(self.batch.x, self.batch.x)
@@ -85,18 +107,23 @@ class Scene:
                     passes: Passes | None = [(0, 0)] * len(flags)
                     prediction = clean
                 else:
-                    checked, passes = self.perturb(cell, attacks[cell.id], shared)
+                    if cell.id in courses:
+                        checked, passes, attacked = self.finish(cell, packed[cell.id], courses[cell.id])
+                    else:
+                        checked, passes = self.perturb(cell, attacks[cell.id], shared)
+                        attacked = self.forward(checked.x_adv)
                     moves, flags = checked.moves, checked.flags
-                    attacked = self.forward(checked.x_adv)
                     prediction = metrics.predict(attacked, self.batch.task)
                     _flag_misses(attacks[cell.id], attacked, logits, self.batch, flags)
                     _flag("non_finite_logits", _find_non_finite(attacked), flags)
+                    if cell.member is not None:
+                        scored[cell.id] = checked.x_adv, attacked
                 _flag("non_finite_logits", broken, flags)
             except (Exception, SystemExit) as error:
                 self.changed |= self.guard.restore()
                 failures.append(Failure(cell.model, "attack", cell.id, one_line(error)))
                 continue
-            rows += make_rows(
+            rows[cell.id] = make_rows(
                 cell,
                 self.batch,
                 self.n,
@@ -106,7 +133,46 @@ class Scene:
                 passes=passes,
                 counts=target.count(prediction),
             )
-        return rows, failures
+        return [row for cell in cells for row in rows.get(cell.id, ())], failures
+
+    def _find_packed(self, cells: Sequence[Cell], attacks: Mapping[str, Attack]) -> dict[str, SteppedAttack]:
+        """The attacks to run together: those of a battery, and others while no change of the model is looked for."""
+        found = {}
+        for cell in cells:
+            attack = attacks.get(cell.id)
+            if self.pack and attack and is_stepped(attack) and (cell.member is not None or not self.thorough):
+                found[cell.id] = attack
+        return found
+
+    @timed("attack: losses and steps")
+    def _run_packed(
+        self, cells: Sequence[Cell], packed: Mapping[str, SteppedAttack], scored: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> dict[str, Course]:
+        """Run stepped attacks together."""
+        courses = Courses(self.model, self.attacked, self.batch, self.n, self.seed)
+        found = courses.run(cells, packed, scored, self.fill)
+        if self.guard.restore(thorough=self.thorough):
+            self.changed = True
+            for course in found.values():
+                course.mark("model_changed")
+        return found
+
+    def finish(self, cell: Cell, attack: SteppedAttack, course: Course) -> tuple[Checked, Passes | None, Tensor]:
+        """Check the result of a stepped attack as `perturb` does.
+
+        Returns:
+            As `perturb`, and the logits of the images that were scored, (N, K, *S).
+        """
+        if course.error is not None:
+            raise course.error
+        rows = [i % self.n for i in range(len(self.batch.x))]
+        x_adv = check_form(torch.cat([course.x_adv[i] for i in rows]), self.batch, cell.arm.attack)
+        checked = _inspect(x_adv, self.batch, Budget(cell.arm.norm, cell.eps), traits_of(attack))
+        for i, flags in zip(rows, checked.flags, strict=True):
+            flags |= course.flags[i]
+        passes = [course.passes[i] for i in rows]
+        _flag_costs(traits_of(attack), passes, checked.flags)
+        return checked, passes, torch.cat([course.logits[i] for i in rows])
 
     @timed("scoring: forwards")
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +200,7 @@ class Scene:
         """
         budget, x, traits = Budget(cell.arm.norm, cell.eps), self.batch.x, traits_of(attack)
         lent = copy_batch(self.batch)
-        generators = image_generators(self.seed, cell.id, self.batch.images)
+        generators = image_generators(self.seed, cell.seed_id, self.batch.images)
         passes: Passes | None = [(1, 1)] * len(x)  # of a one-gradient attack, as if it ran alone
         if is_shared(attack):
             gradient = shared.of(attack)

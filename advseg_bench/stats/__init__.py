@@ -14,7 +14,7 @@ from advseg_bench.stats.intervals import (
     subject_intervals,
     subject_means,
 )
-from advseg_bench.stats.paired import PairedTest, compare_paired, sign_flip_ps
+from advseg_bench.stats.paired import PairedTest, compare_paired, joint_sign_flip_ps, sign_flip_ps
 
 __all__ = [
     "FEWEST_SUBJECTS",
@@ -32,6 +32,7 @@ __all__ = [
     "group_intervals",
     "holm",
     "holm_level",
+    "joint_sign_flip_ps",
     "sign_flip_ps",
     "subject_interval",
     "subject_intervals",

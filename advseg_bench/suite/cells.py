@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -12,10 +12,11 @@ from itertools import product
 from typing import Any
 
 from advseg_bench.cache import content_hash
-from advseg_bench.errors import SpecError
+from advseg_bench.errors import SpecError, unknown
 from advseg_bench.registry import catalogue, toolkits
 from advseg_bench.registry.fitting import Images, why_loss_not, why_not
-from advseg_bench.suite.specs import AttackSpec, DataSpec, ModelSpec, describe_inference
+from advseg_bench.suite.battery import list_members
+from advseg_bench.suite.specs import AttackSpec, BatterySpec, DataSpec, ModelSpec, describe_inference
 from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Norm
 
@@ -42,6 +43,9 @@ class Arm:
         return dict(json.loads(self.settings))
 
 
+OF_BATTERY = ("battery", "member", "skip_finished", "warm_start", "alone")
+"""Attributes of a cell that only a suite with a battery records."""
+
 CLEAN = Arm("none", "", "{}", "linf")
 """The clean prediction."""
 
@@ -59,6 +63,11 @@ class Cell:
         label: Readable description.
         skip: Reason why the cell is not run, or None.
         max_forwards: Largest number of forward passes per image before the attack is stopped, or None.
+        battery: Full name of the battery that the cell is part of, "" if none.
+        member: Position in the battery, or None. The cells of a battery are run by radius, then by position.
+        skip_finished: Whether images whose score an earlier cell of the battery left at 0 are left out.
+        warm_start: Whether it starts from the best result of the battery at a smaller radius.
+        alone: Id of the same cell outside a battery, "" if it is the cell's own.
 
     Example:
         >>> import advseg_bench as ab
@@ -77,31 +86,35 @@ class Cell:
     label: str
     skip: str | None
     max_forwards: int | None = None
+    battery: str = ""
+    member: int | None = None
+    skip_finished: bool = False
+    warm_start: bool = False
+    alone: str = ""
+
+    @property
+    def seed_id(self) -> str:
+        """The id that seeds random numbers: that outside a battery, so that an image gets the same noise."""
+        return self.alone or self.id
 
     def as_record(self) -> dict[str, Any]:
         """Return the cell as a flat dictionary of JSON values, as `run.json` stores it.
 
         Returns:
-            The attributes of the cell by name, with those of `arm` ("attack", "loss", "settings", "norm") in its place.
+            The attributes of the cell by name, with those of `arm` ("attack", "loss", "settings", "norm") in its place;
+            those about the battery only for cells of one.
         """
-        values = {name: getattr(self, name) for name in self.__slots__}
+        names = (name for name in self.__slots__ if self.battery or name not in OF_BATTERY)
+        values = {name: getattr(self, name) for name in names}
         arm = values.pop("arm")
         model, identity = values.pop("model"), values.pop("id")
         return {"id": identity, "model": model} | {name: getattr(arm, name) for name in arm.__slots__} | values
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Model passes per test image: `shared` as the harness runs them, `separate` if each cell ran alone."""
-
-    shared_forwards: int
-    shared_backwards: int
-    separate_forwards: int
-    separate_backwards: int
-
-
 def plan(suite: Suite) -> tuple[Cell, ...]:
-    """List the cells of a suite: for each model the clean cell, then its attacks in the order of the suite.
+    """List the cells of a suite: for each model the clean cell, its attacks in the order of the suite, its battery.
+
+    A cell that both the suite and its battery contain is the suite's; it has a position in the battery.
 
     Args:
         suite: The suite.
@@ -110,7 +123,7 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
         Cells with unique ids. A cell whose attack, loss and data are incompatible has the reason in `skip`.
 
     Raises:
-        SpecError: If two attack tables of the suite contain the same cell.
+        SpecError: If two attack tables of the suite contain the same cell, or a setting names an unknown model.
 
     Example:
         >>> import advseg_bench as ab
@@ -120,14 +133,16 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
         >>> [cell.label for cell in cells[:2]]
         ['unetplusplus-resnet10t none', 'unetplusplus-resnet10t fgsm bce linf 1/255']
     """
-    cells: dict[str, Cell] = {}
+    cells: list[Cell] = []
     with radii_of(width_of(suite.data)):
-        planned = [cell for model in suite.models for cell in _cells_of(suite, model)]
-    for cell in planned:
-        if cell.id in cells:
-            raise SpecError(f"suite {suite.name}: the attack {cell.label!r} is listed twice. Remove one.")
-        cells[cell.id] = cell
-    return tuple(cells.values())
+        for model in suite.models:
+            own = {}
+            for cell in _cells_of(suite, model):
+                if cell.id in own:
+                    raise SpecError(f"suite {suite.name}: the attack {cell.label!r} is listed twice. Remove one.")
+                own[cell.id] = cell
+            cells += _add_battery(suite, suite.battery, model, own.values()) if suite.battery else own.values()
+    return tuple(cells)
 
 
 def model_identity(suite: Suite, model: ModelSpec) -> dict[str, object]:
@@ -149,43 +164,6 @@ def is_of(cell: Cell, attack: AttackSpec) -> bool:
     )
 
 
-def estimate(cells: tuple[Cell, ...]) -> Cost | None:
-    """Count the model passes per test image of all cells that are not skipped.
-
-    Returns:
-        The passes, or None if the cost of a plug-in is unknown.
-    """
-    cost = [0, 0, 0, 0]
-    gradients = set()
-    stochastic = {cell.model for cell in cells if cell.arm == CLEAN and cell.draw}
-    for cell in cells:
-        if cell.skip:
-            continue
-        if cell.arm == CLEAN:
-            cost[0] += 1
-            cost[2] += 1
-            continue
-        entry = catalogue.ATTACKS.get(cell.arm.attack)
-        if entry is None:
-            return None
-        traits = entry.traits_of(cell.arm.options)
-        forwards, backwards = int(traits.forwards or 0), int(traits.backwards or 0)
-        key = (_gradient_of(cell) if entry.shared else cell.id, cell.draw if cell.model in stochastic else 0)
-        cost[0] += 1 if entry.shared else forwards + 1
-        cost[1] += backwards if not entry.shared or key not in gradients else 0
-        cost[2] += forwards + 1
-        cost[3] += backwards
-        gradients.add(key)
-    return Cost(*cost)
-
-
-def _gradient_of(cell: Cell) -> str:
-    """A key that is equal for cells of one-gradient attacks that use the same gradient."""
-    steps = catalogue.ATTACKS[cell.arm.attack].step_settings
-    settings = {name: value for name, value in cell.arm.options.items() if name not in steps}
-    return json.dumps([cell.model, cell.arm.loss, settings], sort_keys=True)
-
-
 def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
     """The cells of one model."""
     identity = model_identity(suite, model)
@@ -195,10 +173,54 @@ def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
     for attack in suite.attacks:
         for each, loss in product(attack.list_settings(), attack.losses or ("",)):
             arm = Arm(attack.name, loss, json.dumps(each, sort_keys=True), attack.norm)
-            skip = _why_skip(suite.data, attack, loss, each)
+            skip = _why_skip(suite.data, arm)
             for eps, draw in product(attack.eps, range(max(attack.draws, least))):
-                cell = make_cell(identity, model.name, arm, eps, draw, skip)
+                cell = make_cell(identity | _describe_source(suite, arm), model.name, arm, eps, draw, skip)
                 yield replace(cell, max_forwards=attack.max_forwards)
+
+
+def _add_battery(suite: Suite, battery: BatterySpec, model: ModelSpec, own: Iterable[Cell]) -> list[Cell]:
+    """The cells of one model with those of the battery, whose ids depend on the cells that they skip or start from."""
+    identity = model_identity(suite, model)
+    others = [each.name for each in suite.models if each.name != model.name]
+    members = list(list_members(battery.name, battery.profile, suite.data.task, others))
+    cells = {(cell.arm, cell.eps, cell.draw): cell for cell in own}
+    repeats = range(model.repeats if model.stochastic else 1)
+    earlier: list[Cell] = []
+    for eps, (position, member), draw in product(sorted(battery.eps), members, repeats):
+        settings = catalogue.drop_defaults(member.attack, member.settings)
+        arm = Arm(member.attack, member.loss, json.dumps(settings, sort_keys=True), battery.norm)
+        cell = cells.get((arm, eps, draw))
+        if cell is None:
+            known = identity | _describe_source(suite, arm)
+            cell = make_cell(known, model.name, arm, eps, draw, _why_skip(suite.data, arm))
+            skips = battery.skip and member.gated
+            warm = battery.warm_start and member.warm and eps > min(battery.eps)
+            before = [
+                each.id
+                for each in earlier
+                if each.draw == draw and ((skips and each.eps == eps) or (warm and each.eps < eps))
+            ]
+            if skips or warm:
+                inside = {"skip": skips, "warm_start": warm, "after": before}
+                own_id = content_hash([cell.id, inside])
+                cell = replace(cell, id=own_id, alone=cell.id, skip_finished=skips, warm_start=warm)
+            cell = replace(cell, label=f"{cell.label} {battery.name}")
+        cell = cells[arm, eps, draw] = replace(cell, battery=battery.name, member=position)
+        earlier += [] if cell.skip else [cell]
+    return list(cells.values())
+
+
+def _describe_source(suite: Suite, arm: Arm) -> dict[str, object]:
+    """What a result depends on beside its model: the model that a transfer attack takes the images from."""
+    if arm.attack != "transfer":
+        return {}
+    name = arm.options.get("source")
+    source = next((model for model in suite.models if model.name == name), None)
+    if source is None:
+        known = (model.name for model in suite.models)
+        raise SpecError(unknown(f"suite {suite.name}: attack transfer, source", "model", str(name), known))
+    return {"source": model_identity(suite, source)}
 
 
 def make_cell(identity: dict[str, object], model: str, arm: Arm, eps: float, draw: int, skip: str | None) -> Cell:
@@ -269,12 +291,14 @@ def show_radii(values: Sequence[float], norm: str = "linf") -> str:
     return ", ".join(([f"{shown} /255"] if runs else []) + others)
 
 
-def _why_skip(data: DataSpec, attack: AttackSpec, loss: str, settings: dict[str, Any]) -> str | None:
+def _why_skip(data: DataSpec, arm: Arm) -> str | None:
     """The reason why a combination of attack, loss and settings is undefined or redundant on a data set, or None."""
     images = Images(data.task, len(data.edges), data.channels, slices=getattr(data, "neighbours", False))
-    if (row := toolkits.find_row(attack.name)) and (reason := why_not(attack.name, row.traits, images)):
+    shipped = catalogue.ATTACKS.get(arm.attack)
+    if (found := shipped or toolkits.find_row(arm.attack)) and (reason := why_not(arm.attack, found.traits, images)):
         return reason
-    if (entry := catalogue.LOSSES.get(loss)) and (reason := why_loss_not(loss, entry.kinds, data.task)):
+    if found and arm.norm not in found.traits.norms:
+        return f"attack {arm.attack!r} supports {' and '.join(found.traits.norms)} budgets, not {arm.norm}"
+    if (entry := catalogue.LOSSES.get(arm.loss)) and (reason := why_loss_not(arm.loss, entry.kinds, data.task)):
         return reason
-    shipped = catalogue.ATTACKS.get(attack.name)
-    return shipped.why_not(settings, loss, attack.norm, images) if shipped and shipped.why_not else None
+    return shipped.why_not(arm.options, arm.loss, arm.norm, images) if shipped and shipped.why_not else None

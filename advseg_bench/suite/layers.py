@@ -26,7 +26,7 @@ def list_suites() -> list[str]:
     Example:
         >>> import advseg_bench as ab
         >>> ab.list_suites()
-        ['quick', 'smoke', 'wang2024']
+        ['quick', 'smoke', 'standard', 'wang2024']
     """
     return sorted(
         f.name.removesuffix(".toml") for f in files("advseg_bench.suite.shipped").iterdir() if f.name.endswith(".toml")

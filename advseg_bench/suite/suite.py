@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from advseg_bench.errors import SpecError, unknown
 from advseg_bench.registry import catalogue
@@ -14,6 +15,7 @@ from advseg_bench.suite.layers import FILE_KEYS, Tables, overlay, parse_tables, 
 from advseg_bench.suite.places import name_place, walk
 from advseg_bench.suite.specs import (
     AttackSpec,
+    BatteryChoice,
     Compute,
     DataSpec,
     Inference,
@@ -43,7 +45,8 @@ class Suite(Spec):
         data: The data set.
         models: The models to attack.
         training: How models without `weights` are trained.
-        attacks: The attacks with their losses and budgets.
+        attacks: The attacks with their losses and budgets; may be empty if there is a battery.
+        battery: The standard attacks to run beside them: a name such as "standard", a table, or "none".
         compute: Batch size, threads and model preparation, on which the exact bits of a result depend.
         inference: Sliding windows through which models see images; by default they see whole images.
         scoring: How pixel counts become scores.
@@ -66,7 +69,8 @@ class Suite(Spec):
     data: DataSpec
     models: tuple[ModelSpec, ...] = Field(min_length=1)
     training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
-    attacks: tuple[AttackSpec, ...] = Field(min_length=1)
+    attacks: tuple[AttackSpec, ...] = ()
+    battery: BatteryChoice = None
     compute: Compute = Compute()
     inference: Inference | None = None
     scoring: Scoring = Scoring()
@@ -87,9 +91,14 @@ class Suite(Spec):
 
     @model_validator(mode="after")
     def _data_fit(self) -> Suite:
-        """Check that models, training and radii support the split and the images."""
+        """Check that there are attacks, and that models, training and radii support the split and the images."""
+        if not self.attacks and self.battery is None:
+            message = 'attacks: missing. Add a table [[attacks]], or the key battery = "standard".'
+            raise PydanticCustomError(PLACED, "{message}", {"message": message})
         check_split(self.data, self.models)
         check_radii([(attack.norm, attack.eps) for attack in self.attacks], self.data.declared_bounds)
+        if self.battery is not None:
+            self.battery.check_bounds(self.data.declared_bounds)
         check_shapes(self.data, self.models, self.training, self.inference)
         return self
 
@@ -130,7 +139,8 @@ class Suite(Spec):
         Returns:
             A dictionary with the keys of a suite file; `Suite.model_validate` of it returns an equal suite.
         """
-        values = self.model_dump(mode="json", by_alias=True, exclude=None if self.inference else {"inference"})
+        absent = {name for name in ("inference", "battery") if getattr(self, name) is None}
+        values = self.model_dump(mode="json", by_alias=True, exclude=absent)
         if isinstance(self.data, UwMadisonData) and self.data.phantom:
             values["data"]["phantom"] = self.data.phantom.model_dump(mode="json")
         return values

@@ -9,7 +9,8 @@ from importlib.resources import files
 
 from advseg_bench.cache import cache_dir, cache_root, content_hash, write_json
 from advseg_bench.errors import RecordError
-from advseg_bench.suite.cells import Cell, estimate, model_identity
+from advseg_bench.suite.cells import Cell, model_identity
+from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.specs import ImageData, ModelSpec
 from advseg_bench.suite.suite import Suite
 

@@ -19,7 +19,7 @@ from advseg_adapters.art.routes import MANNERS
 from advseg_adapters.art.run import write_cosines
 from advseg_adapters.art.toolkit import EVASION
 from advseg_adapters.loading import SUPPORT
-from advseg_bench.attacks.ascent import PGD
+from advseg_bench.attacks import PGD
 from advseg_bench.batches import select_images
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError
 from advseg_bench.geometry import distance

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from advseg_adapters.monai import AdversarialAttackd, GridNetwork, RandAdversarialAttackd, as_network
 from advseg_bench import losses
-from advseg_bench.attacks.ascent import PGD
+from advseg_bench.attacks import PGD
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.batches import Batch
 from advseg_bench.errors import DataError, IncompatibleError, SpecError, UserError

@@ -14,7 +14,7 @@ from torch import nn
 
 from advseg_adapters import torchattacks as adapter
 from advseg_adapters.loading import SUPPORT
-from advseg_bench.attacks.ascent import BIM
+from advseg_bench.attacks import BIM
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError
 from advseg_bench.losses import bce, dice
 from advseg_bench.types import Budget

@@ -11,7 +11,7 @@ from strategies import kinds, make_batch, make_generators, norms, seeds
 from torch import nn
 
 from advseg_bench import losses
-from advseg_bench.attacks.ascent import BIM, MIFGSM, PGD
+from advseg_bench.attacks import BIM, MIFGSM, PGD
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.geometry import distance
 from advseg_bench.instruments.counter import Counter
@@ -145,11 +145,11 @@ def test_the_best_iterate_is_the_first_of_the_largest_loss_and_costs_no_forward(
     path, values, memory = [attack.start(batch, budget, make_generators(5))], [], None
     for _ in range(attack.steps - 1):
         leaf = path[-1].clone().requires_grad_()
-        values.append(attack.objective(net(leaf), batch))
+        values.append(attack.climb(net(leaf), batch))
         values[-1].sum().backward()
         memory = attack.accumulate(memory, leaf.grad)
         path.append(attack.move(path[-1], memory, batch, budget))
-    values.append(attack.objective(net(path[-1]), batch))
+    values.append(attack.climb(net(path[-1]), batch))
     best = torch.stack(values).argmax(0)
     with Counter(net).count(5) as tally:
         found = attack(net, batch, budget=budget, generators=make_generators(5))
@@ -165,7 +165,7 @@ def test_steps_that_are_too_long_overshoot_and_the_best_iterate_is_not_the_last(
     net, attack = Net(logits.shape[1]), PGD(loss=losses.dice, steps=6, step_size=2.0, keep="best")
     found = attack(net, batch, budget=Budget("linf", 0.3), generators=make_generators(5))
     last = replace(attack, keep="last", steps=5)(net, batch, budget=Budget("linf", 0.3), generators=make_generators(5))
-    gain = attack.objective(net(found), batch) - attack.objective(net(last), batch)
+    gain = attack.climb(net(found), batch) - attack.climb(net(last), batch)
     assert (gain >= 0).all()
     assert (gain > 1e-4).any()
 

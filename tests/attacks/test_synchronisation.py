@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from strategies import CHANNELS, make_batch, make_generators
+from strategies import CHANNELS, make_batch, make_generators, make_task
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advseg_bench import losses
-from advseg_bench.attacks.ascent import BIM, MIFGSM, PGD
+from advseg_bench.attacks import BIM, MIFGSM, PGD
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.attacks.released import ReleasedFGSM
 from advseg_bench.instruments.counter import Counter
+from advseg_bench.losses.counted import with_any_counts
 from advseg_bench.models.build import build_model
 from advseg_bench.registry import catalogue
 from advseg_bench.suite.specs import ModelSpec
@@ -145,6 +146,11 @@ class Net(nn.Module):
         return self.net(x)
 
 
+def load_ready(name: str, kind: str) -> losses.Loss:
+    """A loss that can be called: one that needs class counts gets equal ones."""
+    return with_any_counts(getattr(losses, name), make_task(kind))
+
+
 ATTACKS = [
     ReleasedFGSM(loss=losses.dice, form="blend", channels="tied"),
     BIM(loss=losses.dice, steps=4),
@@ -160,7 +166,7 @@ CASES = [
     for norm in ("linf", "l2")
     if norm == "linf" or not isinstance(attack, FGSM)
 ] + [
-    pytest.param(replace(BIM(loss=getattr(losses, name)), steps=3), kind, "linf", id=f"{name}-{kind}")
+    pytest.param(BIM(loss=load_ready(name, kind), steps=3), kind, "linf", id=f"{name}-{kind}")
     for name, entry in catalogue.LOSSES.items()
     for kind in entry.kinds
 ]

@@ -130,3 +130,16 @@ def test_a_difference_as_large_as_the_margin_is_rarely_called_none():
     at_zero = np.mean([equivalence(row, margin=0.05).equivalent for row in values])
     assert 0.03 <= at_margin <= 0.065
     assert at_zero > 0.85
+
+
+@pytest.mark.parametrize("equal", studies.EQUALS)
+def test_the_strongest_of_many_attacks_is_rarely_called_stronger_than_noise_of_equal_effect(equal):
+    """Its own p calls it that the more often the more attacks there are; the p of the largest of them does not."""
+    shares = {arms: [studies.best_alarms(equal, arms, 8, seed) for seed in SEEDS] for arms in studies.ARMS}
+    alone, jointly = ({arms: [s[i] for s in found] for arms, found in shares.items()} for i in (0, 1))
+    assert alone[1] == jointly[1]
+    assert min(alone[12]) > 0.07
+    for place, arms in enumerate(studies.ARMS):
+        assert max(jointly[arms]) <= 0.07
+        check_printed(alone[arms], equal, "the strongest alone", 2 + place)
+        check_printed(jointly[arms], equal, "the largest of all", 2 + place)

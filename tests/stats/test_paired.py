@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advseg_bench.stats import compare_paired, sign_flip_ps
+from advseg_bench.stats import compare_paired, joint_sign_flip_ps, sign_flip_ps
 from advseg_bench.stats.paired import FLIPS, MOST_EXACT
 
 DARWIN = [6.125, -8.375, 1, 2, 0.75, 2.875, 3.5, 5.125, 1.75, 3.625, 7, 3, 9.375, 7.5, -6]
@@ -115,6 +117,23 @@ def test_swapping_the_two_turns_the_sign_and_nothing_else(values):
 def test_many_rows_at_once_equal_one_by_one():
     rows = np.random.default_rng(3).normal(0.2, 1, size=(700, 9))
     assert sign_flip_ps(rows)[[0, 500, 699]].tolist() == [compare_paired(rows[i]).p for i in (0, 500, 699)]
+
+
+def test_the_joint_p_counts_flips_in_which_any_mean_is_as_large():
+    """From the definition, flip by flip."""
+    rows = np.random.default_rng(4).normal(0.3, 1, size=(3, 6))
+    flips = np.array(list(itertools.product((1, -1), repeat=6)))
+    largest = np.abs(flips @ rows.T).max(axis=1)
+    expected = [(largest >= abs(row.sum()) - 1e-9).mean() for row in rows]
+    assert joint_sign_flip_ps(rows).tolist() == expected
+
+
+@pytest.mark.parametrize("n", [7, 20])
+def test_the_joint_p_of_one_test_or_of_equal_ones_is_its_own(n):
+    row = np.random.default_rng(5).normal(0.4, 1, size=n)
+    own = compare_paired(row).p
+    assert joint_sign_flip_ps(row[None]).tolist() == [own]
+    assert joint_sign_flip_ps(np.stack([row, row, -row])).tolist() == [own] * 3
 
 
 def test_wrong_input_is_our_mistake():

@@ -70,6 +70,7 @@ def describe_suite() -> str:
 
 TITLES = {
     "AttackSpec": "[[attacks]]",
+    "BatterySpec": "[battery]",
     "Compute": "[compute]",
     "ModelSpec": "[[models]]",
     "Recipe": "[training]",

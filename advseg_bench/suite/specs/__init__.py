@@ -1,6 +1,7 @@
 """What does a suite contain? Frozen specifications of data, models, training, attacks and compute."""
 
 from advseg_bench.suite.specs.base import Spec
+from advseg_bench.suite.specs.battery import BatteryChoice, BatterySpec
 from advseg_bench.suite.specs.data import (
     PLUGIN_TAG,
     DataSpec,
@@ -33,6 +34,8 @@ __all__ = [
     "PLUGIN_TAG",
     "RECIPES",
     "AttackSpec",
+    "BatteryChoice",
+    "BatterySpec",
     "Compute",
     "DataSpec",
     "DecathlonData",

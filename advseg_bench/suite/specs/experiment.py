@@ -144,12 +144,10 @@ class AttackSpec(Spec):
 
     def list_settings(self) -> list[dict[str, Any]]:
         """Return every combination of settings; values that equal the default of a shipped attack are omitted."""
-        entry = catalogue.ATTACKS.get(self.name)
-        defaults = entry.defaults if entry else {}
         combined = (
             self.settings | dict(zip(self.vary, values, strict=True)) for values in product(*self.vary.values())
         )
-        return [{k: v for k, v in each.items() if k not in defaults or defaults[k] != v} for each in combined]
+        return [catalogue.drop_defaults(self.name, each) for each in combined]
 
     @model_validator(mode="after")
     def _fits(self) -> AttackSpec:
