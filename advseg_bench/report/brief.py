@@ -219,7 +219,7 @@ def _list_skips(run: Run) -> list[str]:
 
 
 def _list_trouble(summary: Summary) -> list[str]:
-    """Return failures and flags, in one line each."""
+    """Return failures, flags and doubts, in one line each."""
     failures, lines = summary.run.failures, []
     if failures:
         labels = {cell.id: cell.label for cell in summary.run.about.cells}
@@ -231,4 +231,7 @@ def _list_trouble(summary: Summary) -> list[str]:
     if len(counts):
         flags = [f"{flag} {count:,}" for flag, count in counts.iter_rows()]
         lines.append(f"Flagged results: {shorten_list(flags, MOST_NAMES)}; see Checks in the report.")
+    if summary.doubts:
+        names = list(dict.fromkeys(found.doubt for found in summary.doubts))
+        lines.append(f"Doubts about attacks: {shorten_list(names, MOST_NAMES)}; see Checks in the report.")
     return lines

@@ -57,9 +57,9 @@ def make_doubt_table(findings: tuple[Finding, ...], width: float = 1.0) -> Table
         Column("Remedy", tuple(doubt.remedy for doubt in known), number=False),
     )
     caption = (
-        "Signs that an attack failed, so that a low drop is no robustness. A doubt is no fault: all means "
-        "contain its results. Several eps: observed at the one with most images. "
-        "Thresholds and sources: docs/doubts.md and the CSV."
+        "Signs that an attack failed, so that a low drop is no robustness. A doubt is no fault: all means contain its "
+        "results. Several eps: observed at the one with most images. Thresholds and sources: docs/doubts.md and the "
+        "CSV."
     )
     return Table("doubts", "Doubts", caption, columns, data)
 
