@@ -127,7 +127,7 @@ def test_every_shipped_attack_is_a_class_of_ab_attacks():
 @pytest.fixture(scope="module")
 def suite_rows():
     suite = parse_suite(EVERY_ATTACK, "all")
-    assert {attack.name for attack in suite.attacks} == set(catalogue.ATTACKS) - {"transfer"}, (
+    assert {attack.name for attack in suite.attacks} == set(catalogue.ATTACKS) - {"transfer"}
         "an attack is missing here"
     )
     data = load_dataset(suite.data)
