@@ -137,8 +137,8 @@ def _print_battery(battery: BatterySpec, cells: Cells, width: float) -> None:
 def _show_rules(battery: BatterySpec) -> str:
     """Whether finished images are skipped, and where attacks start."""
     skip = "finished images are skipped" if battery.skip else "no image is skipped"
-    warm = "from the best result at a smaller radius" if battery.warm_start else "anew at each radius"
-    return f"{skip}, attacks start {warm}"
+    kept = "the best result at smaller radii is kept" if battery.warm_start else "each radius has its own results"
+    return f"{skip}, {kept}"
 
 
 def _common_settings(cells: Sequence[Cell]) -> dict[str, object]:

@@ -64,7 +64,7 @@ class Cell:
         battery: Full name of the battery that the cell is part of, "" if none.
         member: Position in the battery, or None. The cells of a battery are run by radius, then by position.
         skip_finished: Whether images whose score an earlier cell of the battery left at 0 are left out.
-        warm_start: Whether it starts from the best result of the battery at a smaller radius.
+        warm_start: Whether it keeps the best result of the battery at the smaller radii where its own is not better.
         alone: Id of the same cell outside a battery, "" if it is the cell's own.
 
     Example:
@@ -177,7 +177,7 @@ def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
 
 
 def _add_battery(suite: Suite, battery: BatterySpec, model: ModelSpec, own: Iterable[Cell]) -> list[Cell]:
-    """The cells of one model with those of the battery, whose ids depend on the cells that they skip or start from."""
+    """The cells of one model with those of the battery, whose ids depend on the cells whose results they take."""
     identity = model_identity(suite, model)
     others = [each.name for each in suite.models if each.name != model.name]
     members = list(list_members(battery.name, battery.profile, suite.data.task, others))
