@@ -23,6 +23,7 @@ from advseg_bench.report.summary import Summary
 from advseg_bench.results.arms import ARM, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.results.scores import UNMEASURED
+from advseg_bench.suite.battery import KEPT_SMALLER, SKIPPED
 from advseg_bench.suite.cells import Arm
 from advseg_bench.suite.specs import Inference
 
@@ -38,6 +39,8 @@ FLAGS = {
     "over_cost": "the attack used more forward or backward passes than it declares",
     "model_changed": "the attack changed the model's weights, mode or gradient flags",
     "input_changed": "the attack modified its input images in place",
+    SKIPPED: "not attacked, since an earlier member of the battery left the score at 0; its result is repeated",
+    KEPT_SMALLER: "the best result of the battery at a smaller radius was better, and is kept",
     **{name: f"doubt: {DOUBTS[name].cause}; this is a note, and all means contain the result" for name in TRACED},
 }
 """The meaning of each flag of a row."""
@@ -55,7 +58,9 @@ def describe_checks(run: Run) -> tuple[str, ...]:
     beyond = marked.filter(pl.col("flags").list.contains("beyond_eps"))
     within = attacked.filter(~pl.col("cell").is_in(beyond["cell"].unique().to_list()))
     used = within.select((_measured() / pl.col("eps")).max()).collect().item()
-    flagged = marked.filter(pl.col("flags").list.set_difference(["beyond_eps", *TRACED]).list.len() > 0).height
+    flagged = marked.filter(
+        pl.col("flags").list.set_difference(["beyond_eps", SKIPPED, KEPT_SMALLER, *TRACED]).list.len() > 0
+    ).height
     sentence = (
         f"Every attacked image was re-measured in float64: the largest perturbation is {show_number(used, 4)} times "
         f"its budget, and {show_count(flagged) if flagged else 'none'} of "
