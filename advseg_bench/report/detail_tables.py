@@ -45,26 +45,26 @@ def make_worst_table(summary: Summary) -> Table | None:
     budgets, means = summary.budgets[0], summary.pooled
     points = [(m, s, (m, s.arm, budgets.reference)) for m in summary.run.model_names for s in summary.series]
     points = [point for point in points if point[2] in means["pooled_dice"].rows]
-    worst = {
-        (m, s.arm): "" if s.arm.attack == WORST else f"{summary.worst_of.get((m, s.arm), 0):,}" for m, s, _ in points
-    }
+    counts = [None if s.arm.attack == WORST else summary.worst_of.get((m, s.arm), 0) for m, s, _ in points]
     columns = [
         Column("Model", thin([m for m, _, _ in points]), number=False),
         Column("Attack and loss", tuple(s.label for _, s, _ in points), number=False),
-        Column("Worst on images", tuple(worst[m, s.arm] for m, s, _ in points)),
+        Column("Worst on images", tuple(map(show_count, counts))),
     ]
     for name, label in (("pooled_dice", "Pooled Dice"), ("pooled_iou", "Pooled IoU")):
         columns.append(Column(label, tuple(write_mean(means[name].rows[key]) for _, _, key in points)))
     caption = (
         f"eps = {show_budget(budgets.reference, budgets.norm)}. Worst on images: number of images of which the attack "
-        "has the lowest Dice among all attacks and noise. Pooled: pixel counts summed over all images before the ratio; "
-        "random attacks: mean of their repeats. The pooled worst case is of the data set: the result of each image is "
-        "chosen so that the pooled score is low (greedy search of arXiv 2306.12941)."
+        "has the lowest Dice among all attacks and noise. Pooled: pixel counts summed over all images before the "
+        "ratio. Random attacks: mean of their repeats. The pooled worst case is of the data set: the result of each "
+        "image is chosen so that the pooled score is low (greedy search of arXiv 2306.12941)."
     )
     pooled = means["pooled_iou"].frame.select(*POINT, pl.col("mean").alias("pooled_iou"))
     data = join_right(means["pooled_dice"].frame.rename({"mean": "pooled_dice"}), pooled, *POINT)
     data = data.drop("lower", "upper")
-    return Table("worst_case", "Attacks behind the worst case, and pooled scores", caption, tuple(columns), data)
+    return Table(
+        "worst_case", f"Worst case at eps {show_budget(budgets.reference, budgets.norm)}", caption, tuple(columns), data
+    )
 
 
 def make_class_table(summary: Summary) -> Table:
