@@ -134,14 +134,16 @@ def _describe_norm(budgets: Budgets) -> str:
 
 
 def _show_details(summary: Summary) -> tuple[Section, ...]:
-    """Show the summary of each sweep, and the results by class."""
+    """Show the worst case, the summary of each sweep, and the results by class."""
     if not summary.budgets:
         return ()
-    section = Section("curves", "Summary of each sweep", (detail_tables.make_curve_table(summary),))
+    sections = [Section("curves", "Summary of each sweep", (detail_tables.make_curve_table(summary),))]
+    if worst := detail_tables.make_worst_table(summary):
+        sections.insert(0, Section("worst", "Worst case", (worst,)))
     if not summary.classes:
-        return (section,)
+        return tuple(sections)
     figure, table = curves.make_class_figure(summary), detail_tables.make_class_table(summary)
-    return (section, Section("classes", "Class by class", (figure, table) if figure else (table,)))
+    return (*sections, Section("classes", "Class by class", (figure, table) if figure else (table,)))
 
 
 def _check(summary: Summary) -> tuple[Block, ...]:

@@ -8,7 +8,7 @@ from advseg_bench.report.document import NOTHING, Column, Table, show_budget, sh
 from advseg_bench.report.means import join_right, write_mean
 from advseg_bench.report.series import find_label
 from advseg_bench.report.summary import Summary
-from advseg_bench.results.arms import CURVE, POINT
+from advseg_bench.results.arms import CURVE, POINT, WORST
 from advseg_bench.suite.specs import Scoring
 
 
@@ -36,6 +36,35 @@ def make_curve_table(summary: Summary) -> Table:
     )
     data = join_right(area.frame, summary.broken.frame, *CURVE)
     return Table("curves", "Summary of each sweep", caption, columns, data)
+
+
+def make_worst_table(summary: Summary) -> Table | None:
+    """Make the table of the attacks that are the worst case, and of pooled scores; None without a worst case."""
+    if not summary.pooled:
+        return None
+    budgets, means = summary.budgets[0], summary.pooled
+    points = [(m, s, (m, s.arm, budgets.reference)) for m in summary.run.model_names for s in summary.series]
+    points = [point for point in points if point[2] in means["pooled_dice"].rows]
+    counts = [None if s.arm.attack == WORST else summary.worst_of.get((m, s.arm), 0) for m, s, _ in points]
+    columns = [
+        Column("Model", thin([m for m, _, _ in points]), number=False),
+        Column("Attack and loss", tuple(s.label for _, s, _ in points), number=False),
+        Column("Worst on images", tuple(map(show_count, counts))),
+    ]
+    for name, label in (("pooled_dice", "Pooled Dice"), ("pooled_iou", "Pooled IoU")):
+        columns.append(Column(label, tuple(write_mean(means[name].rows[key]) for _, _, key in points)))
+    caption = (
+        f"eps = {show_budget(budgets.reference, budgets.norm)}. Worst on images: number of images of which the attack "
+        "has the lowest Dice among all attacks and noise. Pooled: pixel counts summed over all images before the "
+        "ratio. Random attacks: mean of their repeats. The pooled worst case is of the data set: the result of each "
+        "image is chosen so that the pooled score is low (greedy search of arXiv 2306.12941)."
+    )
+    pooled = means["pooled_iou"].frame.select(*POINT, pl.col("mean").alias("pooled_iou"))
+    data = join_right(means["pooled_dice"].frame.rename({"mean": "pooled_dice"}), pooled, *POINT)
+    data = data.drop("lower", "upper")
+    return Table(
+        "worst_case", f"Worst case at eps {show_budget(budgets.reference, budgets.norm)}", caption, tuple(columns), data
+    )
 
 
 def make_class_table(summary: Summary) -> Table:
