@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from advseg_bench.checks.doubts import DOUBTS, TRACED
+from advseg_bench.registry import catalogue
 from advseg_bench.report.document import (
     NOTHING,
     Column,
@@ -66,14 +67,39 @@ def describe_checks(run: Run) -> tuple[str, ...]:
         f"its budget, and {show_count(flagged) if flagged else 'none'} of "
         f"{show_plural(results, 'result')} {'are' if flagged > 1 else 'is'} flagged."
     )
+    sentences = (sentence, *_describe_battery(run))
     if beyond.is_empty():
-        return (sentence,)
+        return sentences
     times = show_number(beyond.select((_measured() / pl.col("eps")).max()).item(), 2)
     left_out = show_plural(beyond.height, "result")
     return (
-        sentence,
+        *sentences,
         f"Not included: {left_out} of attacks that exceed eps by definition, with up to {times} times eps.",
     )
+
+
+def _describe_battery(run: Run) -> tuple[str, ...]:
+    """Compare the passes of a battery with those of its members alone; nothing without a battery."""
+    cells = [cell["id"] for cell in run.info["cells"] if cell.get("battery")]
+    skipped = pl.col("flags").list.contains(SKIPPED).sum().alias("skipped")
+    of_battery = run.rows.lazy().filter(pl.col("cell").is_in(cells))
+    sums = of_battery.group_by("attack", "settings").agg(
+        pl.len().alias("rows"), pl.col("forwards").sum(), pl.col("backwards").sum(), skipped
+    )
+    used = [0, 0]
+    alone = [0.0, 0.0]
+    left_out = 0
+    for row in sums.collect().iter_rows(named=True):
+        traits = catalogue.ATTACKS[row["attack"]].traits_of(json.loads(row["settings"]))
+        for i, name in enumerate(("forwards", "backwards")):
+            used[i] += int(row[name])
+            alone[i] += row["rows"] * (getattr(traits, name) or 0)
+        left_out += row["skipped"]
+    if not cells or not sum(used):
+        return ()
+    passes = f"{show_count(used[0])} forwards and {show_count(used[1])} backwards"
+    each = f"{show_count(int(alone[0]))} and {show_count(int(alone[1]))} if each member attacked every image"
+    return (f"The battery took {passes}, of {each}; {show_plural(left_out, 'result')} needed no attack.",)
 
 
 def make_norm_table(summary: Summary) -> Table:
