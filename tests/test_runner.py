@@ -445,7 +445,8 @@ def test_only_an_attack_without_a_call_of_its_own_is_shared():
     )
     assert [row["flags"] for row in rows] == [["unchanged"], ["unchanged"]]
     for name, entry in catalogue.ATTACKS.items():
-        built = load_attack(name, {}, "bce" if entry.needs_loss else "", Task("binary", ("c",)))
+        settings = {"source": "m"} if name == "transfer" else {}
+        built = load_attack(name, settings, "bce" if entry.needs_loss else "", Task("binary", ("c",)))
         assert is_shared(built) == entry.shared, name
 
 
