@@ -62,9 +62,9 @@ class Schedule:
         del self._not_ready[model]
         dropped: dict[Cell, None] = {}
         for other, units in self._not_ready.items():
-            for unit in list(units):
-                lost = [cell for cell in unit.cells if model in list_sources([cell])]
-                dropped |= dict.fromkeys(lost)
+            if model not in self._waits[other]:
+                continue
+            dropped |= {cell: None for unit in units for cell in unit.cells if model in list_sources([cell])}
             kept = (replace(u, cells=tuple(c for c in u.cells if c not in dropped)) for u in units)
             self._not_ready[other] = deque(unit for unit in kept if unit.cells)
         self.ready(model)
