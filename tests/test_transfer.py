@@ -11,10 +11,18 @@ from strategies import make_batch
 from torch import nn
 
 import advseg_bench as ab
-from advseg_bench.errors import IncompatibleError, SettingError
+from advseg_bench.batches import select_images
+from advseg_bench.errors import IncompatibleError, SettingError, SpecError
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.registry import catalogue
-from advseg_bench.suite.cells import plan
+from advseg_bench.report import summarise
+from advseg_bench.report.transfer import make_transfer_table
+from advseg_bench.running.runner import Conditions, run_unit
+from advseg_bench.running.schedule import Schedule
+from advseg_bench.running.supply import Supply
+from advseg_bench.running.work import RunUnit, Train, Unit
+from advseg_bench.suite.battery import BATTERIES, ENTROPY, OTHERS, Member
+from advseg_bench.suite.cells import CLEAN, Arm, make_cell, plan
 from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.suite import Suite
 
@@ -193,3 +201,181 @@ class Broken(nn.Module):
         if self.training:
             raise RuntimeError("cannot be trained")
         return self.net(x)
+
+
+def make_cells(*settings):
+    """Cells that transfer from models by name, at one radius."""
+    arms = [Arm("transfer", "dice", json.dumps(each, sort_keys=True), "linf") for each in settings]
+    return [make_cell({}, "m", arm, EPS, 0, None) for arm in arms]
+
+
+class Sampled:
+    """A data set of the images above."""
+
+    def __init__(self, batch) -> None:
+        self.whole, self.task, self.name = batch, batch.task, "tiny"
+
+    def batch(self, indices):
+        return select_images(self.whole, indices)
+
+
+def attack_rows(cells, source, batch, model, **more):
+    supply = Supply({"a": source.eval().requires_grad_(False)})
+    conditions = Conditions(0, 2, **more)
+    return run_unit(Unit("m", (0, 1, 2), tuple(cells)), model, Sampled(batch), conditions, supply=supply)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_rows_are_the_same_whether_attacks_are_packed_or_not(keep):
+    batch, cells = make_data(), make_cells({"source": "a", "keep": keep, "steps": 3}, {"source": "a", "steps": 6})
+    packed, failed = attack_rows(cells, make_network(0), batch, make_network(1))
+    plain, _ = attack_rows(cells, make_network(0), batch, make_network(1), stochastic=True)
+    assert failed == []
+    order = [(row["cell"], row["image"]) for row in packed]
+    assert packed == sorted(plain, key=lambda row: order.index((row["cell"], row["image"])))
+    assert {(row["forwards"], row["backwards"]) for row in packed} == {(4, 3), (7, 6)}
+    assert all(row["flags"] in ([], ["unchanged"], ["incomplete"]) for row in packed)
+
+
+def test_a_limit_of_forwards_counts_those_of_the_source():
+    (cell,) = make_cells({"source": "a"})
+    limited = replace(cell, max_forwards=10)
+    for more in ({}, {"stochastic": True}):
+        rows, failures = attack_rows([limited], make_network(0), make_data(), make_network(1), **more)
+        assert rows == []
+        assert "at most 10 forwards per image" in failures[0].message
+
+
+def test_a_change_of_the_source_is_put_back_and_flagged():
+    class Fickle(nn.Module):
+        """Its forward leaves it alone, and a hook on its gradient does not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_network(0)
+
+        def forward(self, x):
+            out = self.net(x)
+            if out.requires_grad:
+                out.register_hook(lambda gradient: self.net[-1].bias.data.add_(0.5) and None)
+            return out
+
+    source = Fickle()
+    before = source.net[-1].bias.clone()
+    cells = [*make_cells({"source": "a"}), make_cell({}, "m", CLEAN, 0.0, 0, None)]
+    rows, failures = attack_rows(cells, source, make_data(), make_network(1))
+    assert failures == []
+    assert torch.equal(source.net[-1].bias, before)
+    assert [("model_changed" in row["flags"]) for row in rows] == [row["attack"] == "transfer" for row in rows]
+
+
+def test_a_missing_source_fails_its_cells_in_one_line():
+    batch, cells = make_data(), make_cells({"source": "a"}, {"source": "z"})
+    rows, failures = attack_rows(cells, make_network(0), batch, make_network(1))
+    assert {row["cell"] for row in rows} == {cells[0].id}
+    assert {f.cell for f in failures} == {cells[1].id}
+    assert failures[0].message.startswith("attack transfer: expected the model 'z' beside the attacked one")
+
+
+def units_of(names: str, needs: dict[str, str]) -> dict[str, list[Unit]]:
+    """Units of models, some of which need the images made for others."""
+    found = {}
+    for name in names:
+        arms = [Arm("transfer", "dice", json.dumps({"source": s}), "linf") for s in needs.get(name, "")]
+        cells = [make_cell({}, name, arm, EPS, 0, None) for arm in (CLEAN, *arms)]
+        found[name] = [Unit(name, (i,), tuple(cells)) for i in range(2)]
+    return found
+
+
+def test_units_wait_for_the_sources_of_their_cells():
+    schedule = Schedule(units_of("ab", {"a": "bc", "b": "b"}))
+    assert [schedule.next() for _ in range(4)] == [Train("a"), Train("b"), Train("c"), None]
+    schedule.ready("a")
+    assert schedule.next("a") is None
+    schedule.ready("b")
+    assert schedule.next("a") == RunUnit(units_of("b", {"b": "b"})["b"][0]), "a still waits for c"
+    schedule.ready("c")
+    assert schedule.next("a").model == "a"
+
+
+def test_a_failed_source_drops_the_cells_that_need_it_and_no_other():
+    units = units_of("ab", {"a": "bc"})
+    schedule = Schedule(units)
+    trained = [schedule.next() for _ in range(3)]
+    assert trained == [Train("a"), Train("b"), Train("c")]
+    dropped = schedule.failed("c")
+    assert [(cell.model, cell.arm.options) for cell in dropped] == [("a", {"source": "c"})]
+    assert schedule.failed("b") == (units["a"][0].cells[1],)
+    assert schedule.next() is None
+    schedule.ready("a")
+    jobs = [schedule.next("a") for _ in range(3)]
+    assert jobs == [RunUnit(replace(unit, cells=unit.cells[:1])) for unit in units["a"]] + [None]
+
+
+def test_a_random_source_is_skipped_with_the_reason():
+    nets = [{**NETS[0], "stochastic": True, "repeats": 2}, NETS[1]]
+    skipped = {cell.skip for cell in plan(make_suite(WHOLE, nets=nets)) if cell.arm.options.get("source") == "a"}
+    assert skipped == {"images made for 'a' would be others in each run, since it is random in eval mode"}
+
+
+def test_models_in_memory_are_sources_by_name():
+    batch = make_data()
+    nets = {"a": make_network(0).train(), "b": make_network(1)}
+    attacks = [ab.attacks.Transfer(source=name, loss="dice") for name in "ab"]
+    run = ab.evaluate(nets, [batch], attacks, eps=EPS)
+    assert run.failures == []
+    assert len(run.rows) == 2 * 3 * (1 + 2)
+    made = {name: ab.attacks.APGD(loss="dice", **LIKE)(nets[name], batch, eps=EPS) for name in "ab"}
+    for model in "ab":
+        for source in "ab":
+            l2 = ab.geometry.distance(made[source], batch.x, "l2").tolist()
+            assert pick(run, model, "transfer", source)["l2"].to_list() == l2
+    assert all(module.training for module in nets["a"].modules())
+    given = ab.evaluate({"b": nets["b"]}, [batch], ab.attacks.Transfer(source=nets["a"], loss="dice"), eps=EPS)
+    wanted = pick(run, "b", "transfer", "a").select("tp", "fp", "fn", "l2", "forwards", "backwards")
+    assert given.rows.filter(given.rows["attack"] == "transfer").sort("image").select(wanted.columns).equals(wanted)
+    with pytest.raises(SpecError, match=r"source: unknown model 'c'.*a, b"):
+        ab.evaluate(nets, [batch], ab.attacks.Transfer(source="c", loss="dice"), eps=EPS)
+
+
+def test_the_report_has_a_matrix_with_the_white_box_diagonal(run):
+    summary = summarise(run)
+    table = make_transfer_table(summary, summary.budgets[0])
+    assert [column.label for column in table.columns] == ["Made for", "On a", "On b"]
+    assert [row[0] for row in table.rows()] == ["a", "b"]
+    made = table.data["made_by"] == "transfer dice"
+    drops = run.table("drop", by=("model", "attack", "settings", "eps"), where={"attack": "transfer"})
+    wanted = {(json.loads(r["settings"])["source"], r["model"]): r["mean"] for r in drops.iter_rows(named=True)}
+    found = {(r["source"], r["model"]): r["mean"] for r in table.data.filter(made).iter_rows(named=True)}
+    assert found == {key: mean for key, mean in wanted.items() if mean is not None}, "no mean has unchanged images"
+    assert {("b", "a"), ("b", "b")} <= set(found)
+
+
+def test_the_diagonal_is_apgd_where_no_model_is_its_own_source(tmp_path):
+    plain = {**PLAIN, "name": "apgd", "settings": {"steps": 2}}
+    nets = [NETS[0], NETS[1]]
+    run = ab.run(make_suite({**WHOLE, "vary": {"source": ["b"]}}, plain, PLAIN, nets=nets), tmp_path / "run")
+    summary = summarise(run)
+    rows = make_transfer_table(summary, summary.budgets[0]).data.sort("source", "model").rows(named=True)
+    assert [(r["source"], r["model"]) for r in rows] == [("a", "a"), ("b", "a"), ("b", "b")]
+    assert rows[0]["made_by"] in ("apgd dice", "fgsm dice")
+    assert make_transfer_table(summarise(ab.run(make_suite(PLAIN), tmp_path / "other")), summary.budgets[0]) is None
+
+
+SHORT = {
+    "full": (
+        Member("fgsm", ENTROPY),
+        Member("apgd", "present_dice", {"steps": 3, "keep_by": "hard_dice"}, warm=True),
+        Member("transfer", "present_dice", {"source": OTHERS}),
+    )
+}
+
+
+def test_a_battery_runs_the_transfers_from_each_other_model(tmp_path, monkeypatch):
+    monkeypatch.setitem(BATTERIES, "short-1", SHORT)
+    suite = make_suite(battery={"name": "short-1", "eps": ["2/255", "8/255"]})
+    run = ab.run(suite, tmp_path / "run")
+    assert run.failures == []
+    assert set(run.rows["cell"]) == {cell.id for cell in plan(suite)}
+    moved = {json.loads(text).get("source") for text in run.rows["settings"].cast(str)}
+    assert moved == {None, "a", "b"}
