@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from strategies import make_batch
-from torch import nn
 
 import advseg_bench as ab
 from advseg_bench.attacks.objective import name_loss
@@ -72,7 +72,7 @@ def test_an_attack_follows_the_counted_weights():
 
 def test_without_a_training_split_one_line_names_the_remedy():
     batch, _ = make_batch("binary")
-    model = nn.Conv2d(batch.x.shape[1], 1, 1)
+    model = ab.testing.LinearSegmenter(torch.tensor([2.0, -3.0]), 0.4)
     with pytest.raises(IncompatibleError, match=r"class_balanced_ce: expected pixel counts.*Use balanced_ce"):
         ab.attacks.PGD(loss="class_balanced_ce")(model, batch, eps=0.1)
     with pytest.raises(IncompatibleError, match=r"class_balanced_ce: expected pixel counts.*Use balanced_ce"):

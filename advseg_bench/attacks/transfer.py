@@ -35,7 +35,7 @@ class Transfer(SteppedAttack):
         loss: The loss that is followed on the source: a name or a function, see `advseg_bench.losses`.
         steps: Number of gradient steps.
         keep: "best" returns the iterate of each image with the largest value of `keep_by`; "last" the last one.
-        objective: What controls the step size, as in `APGD`.
+        objective: What judges the steps, as in `APGD`.
         keep_by: What the kept iterate maximises, as in `APGD`.
 
     Cost:
