@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from advseg_bench.types import Budget
 
@@ -46,5 +46,26 @@ class Attack(Protocol):
 
         Returns:
             Images (N, C, *S) with the dtype and device of `batch.x`, inside bounds and budget.
+        """
+        ...
+
+
+@runtime_checkable
+class NeedsModel(Protocol):
+    """An attack that asks another model than the attacked one."""
+
+    @property
+    def source(self) -> Model | str:
+        """The other model, or its name until the harness calls `bind`."""
+        ...
+
+    def bind(self, source: Model) -> Attack:
+        """Return the attack with a model in place of its name.
+
+        Args:
+            source: Images (N, C, *S) -> logits (N, K, *S), frozen and in eval mode.
+
+        Returns:
+            The attack.
         """
         ...

@@ -22,7 +22,7 @@ from advseg_bench.models.build import build_model
 from advseg_bench.models.prepare import prepare
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.loading import load_attack
-from advseg_bench.running import runner
+from advseg_bench.running import runner, supply
 from advseg_bench.running.runner import Conditions, run_unit
 from advseg_bench.running.work import Unit
 from advseg_bench.suite.cells import Arm, Cell, plan
@@ -446,9 +446,8 @@ def test_only_an_attack_without_a_call_of_its_own_is_shared():
     )
     assert [row["flags"] for row in rows] == [["unchanged"], ["unchanged"]]
     for name, entry in catalogue.ATTACKS.items():
-        if name == "transfer":
-            continue  # needs a model
-        built = load_attack(name, {}, "bce" if entry.needs_loss else "", Task("binary", ("c",)))
+        settings = {"source": "m"} if name == "transfer" else {}
+        built = load_attack(name, settings, "bce" if entry.needs_loss else "", Task("binary", ("c",)))
         assert is_shared(built) == entry.shared, name
 
 
@@ -579,7 +578,7 @@ def test_what_an_attack_does_to_the_prepared_copy_is_seen_and_put_back(monkeypat
             next(attacked.parameters()).add_(1)
         return batch.x
 
-    monkeypatch.setattr(runner, "load_attack", lambda *arguments: vandal)
+    monkeypatch.setattr(supply, "load_attack", lambda *arguments: vandal)
     before = {name: tensor.clone() for name, tensor in lean.state_dict().items()}
     rows, _ = run_unit(Unit("m", (0, 1), (cell("vandal"),)), model, data, Conditions(seed=0, batch=2), lean)
     assert all("model_changed" in row["flags"] for row in rows)

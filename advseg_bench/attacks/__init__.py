@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from advseg_bench.attacks.segpgd import SegPGD
     from advseg_bench.attacks.square import Square
     from advseg_bench.attacks.stepping import Query, SteppedAttack
+    from advseg_bench.attacks.transfer import Transfer
     from advseg_bench.attacks.tsallis import TsallisPGD
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "ShuffledSign",
     "Square",
     "SteppedAttack",
+    "Transfer",
     "TsallisPGD",
     "UniformNoise",
     "image_generators",
@@ -74,6 +76,7 @@ __getattr__, __dir__ = export_lazily(
         "ShuffledSign": "noise",
         "Square": "square",
         "SteppedAttack": "stepping",
+        "Transfer": "transfer",
         "TsallisPGD": "tsallis",
         "UniformNoise": "noise",
         "image_generators": "base",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from advseg_bench.attacks.base import BaseAttack, without_cost
-from advseg_bench.attacks.objective import Aim, find_loss, settle_objective, why_loss_unfit
+from advseg_bench.attacks.objective import Aim, find_loss, refuse_target, settle_objective, why_loss_unfit
 from advseg_bench.attacks.stepping import Answer, Query, SteppedAttack, Steps
 from advseg_bench.batches import Batch
 from advseg_bench.errors import SettingError
@@ -92,6 +92,7 @@ class ProjectedAscent(SteppedAttack):
         object.__setattr__(self, "loss", find_loss(self.loss))
         object.__setattr__(self, "objective", settle_objective(self.loss, self.objective))
         object.__setattr__(self, "keep_by", settle_objective(self.objective, self.keep_by))
+        refuse_target(self.targeted, self.loss, self.objective, self.keep_by)
         for name in ("steps", "restarts"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -20,11 +20,11 @@ from advseg_bench.checks.results import check_form, inspect, name_of, traits_of
 from advseg_bench.errors import IncompatibleError, SpecError, UserError, expected, one_line
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.instruments.guard import ModelGuard, lent
-from advseg_bench.protocols import Attack, Model
+from advseg_bench.protocols import Attack, Model, NeedsModel
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.registry.loading import check_call, check_loss
-from advseg_bench.types import Budget, Norm, Traits
+from advseg_bench.types import Budget, Norm, Task, Traits
 
 _FAULTS = {
     "over_budget": "moved the image further than `eps` (projected back)",
@@ -223,6 +223,7 @@ def attack_batch(
             probe("model", reader, ours.x[:2], batch.task, function=not stochastic)
             reader.announce()
             model = reader.simplest()
+            attack = read_source(attack, ours.x[:2], batch.task, name)
         guard = ModelGuard(model, ours.x[:1]) if isinstance(model, nn.Module) else None
         counter = Counter(model)
         try:
@@ -244,6 +245,30 @@ def attack_batch(
     if faults:
         warnings.warn(f"attack {name}: {'; '.join(faults)}.", stacklevel=3)
     return checked.x_adv
+
+
+def read_source(attack: Attack, x: Tensor, task: Task, name: str) -> Attack:
+    """Check the model that a transfer attack asks as the attacked model is checked, and read its outputs.
+
+    Args:
+        attack: Any attack; one that asks no other model is returned unchanged.
+        x: Images, float32 (N, C, *S).
+        task: The task.
+        name: Name of the attack in messages.
+
+    Returns:
+        The attack.
+
+    Raises:
+        UserError: The source does not return logits for the task, or they depend on more than the image.
+    """
+    if not isinstance(attack, NeedsModel) or isinstance(attack.source, str):
+        return attack
+    reader = read_model(f"attack {name}, source", attack.source)
+    with lent(attack.source):
+        probe(f"attack {name}, source", reader, x, task)
+    reader.announce()
+    return attack.bind(reader.simplest())
 
 
 def check_fit(attack: Attack, batch: Batch, budget: Budget, name: str) -> None:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from advseg_bench.attacks.base import BaseAttack, without_cost
-from advseg_bench.attacks.objective import Label, check_choices, evaluate_objective, find_loss, why_loss_unfit
+from advseg_bench.attacks.objective import (
+    Label,
+    check_choices,
+    evaluate_objective,
+    find_loss,
+    refuse_target,
+    why_loss_unfit,
+)
 from advseg_bench.batches import Batch
 from advseg_bench.geometry import steepest
 from advseg_bench.instruments.profiling import span
@@ -172,6 +179,7 @@ class FGSM(OneGradientAttack):
         """Resolve the name of the loss and validate the settings."""
         object.__setattr__(self, "loss", find_loss(self.loss))
         check_choices("fgsm", [("label", self.label, get_args(Label))])
+        refuse_target(self.targeted, self.loss)
 
     @property
     def traits(self) -> Traits:

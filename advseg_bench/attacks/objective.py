@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advseg_bench.batches import Batch
 from advseg_bench.errors import PluginError, SettingError, expected
-from advseg_bench.losses import Loss
+from advseg_bench.losses import ClassBalancedCE, Loss
 from advseg_bench.metrics import predict
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.fitting import why_loss_not
@@ -96,15 +96,33 @@ def find_labels(logits: Tensor, batch: Batch, label: Label) -> Tensor:
     return batch.y if label == "true" else torch.zeros_like(batch.y)
 
 
+def refuse_target(targeted: bool, *losses: Loss | str | None) -> None:
+    """Refuse a target together with a loss that masks pixels by whether they are correct.
+
+    Raises:
+        SettingError: A loss is one of them, and the attack is targeted.
+    """
+    for loss in losses if targeted else ():
+        name = loss if isinstance(loss, str) else name_loss(loss) if loss is not None else ""
+        if name in catalogue.LOSSES and catalogue.LOSSES[name].masked:
+            remedy = f"{name} weighs pixels by whether they are correct, which suits attacks without a target."
+            raise SettingError(expected("targeted", f"false with the loss {name}", True, remedy))
+
+
 def why_loss_unfit(loss: Loss | str, batch: Batch) -> str | None:
     """Return the reason why a loss of this package does not support the task of a batch, or None."""
     name = loss if isinstance(loss, str) else name_loss(loss)
     entry = catalogue.LOSSES.get(name)
+    if isinstance(loss, ClassBalancedCE) and loss.weights is None:
+        remedy = f"Use balanced_ce, which counts each image, or {name}.counted(counts)"
+        return expected(f"loss {name}", "pixel counts of a training split", None, remedy)
     return why_loss_not(name, entry.kinds, batch.task.kind) if entry else None
 
 
 def name_loss(loss: Loss) -> str:
     """Return the name of a loss of this package, else `module:name` of the function, else the name of its class."""
+    if isinstance(loss, ClassBalancedCE):
+        return catalogue.COUNTED
     for name in catalogue.LOSSES:
         if loss is load_object("loss", name):
             return name

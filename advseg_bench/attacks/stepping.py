@@ -29,6 +29,7 @@ class Query:
         x: Images (N, C, *S).
         climb: The objective whose gradient is wanted, one value per image; None for no gradient.
         judge: Values that are wanted without a gradient; None for none.
+        model: The model that is asked; None for the one that is attacked.
 
     Example:
         >>> import torch
@@ -41,6 +42,7 @@ class Query:
     x: Tensor
     climb: Measure | None = None
     judge: Measure | None = None
+    model: Model | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ def answer_query(model: Model, query: Query, batch: Batch) -> Answer:
     """Answer the query of one attack on one batch.
 
     Args:
-        model: Images (N, C, *S) -> logits (N, K, *S).
+        model: Images (N, C, *S) -> logits (N, K, *S); it is not asked if the query names another one.
         query: The query.
         batch: The batch that is attacked.
 
@@ -152,6 +154,7 @@ def answer_query(model: Model, query: Query, batch: Batch) -> Answer:
     """
     gradient = value = torch.empty(0)
     heights: list[Tensor] = []
+    model = model if query.model is None else query.model
     if query.climb is not None:
 
         def climb(logits: Tensor, measure: Measure = query.climb) -> Tensor:

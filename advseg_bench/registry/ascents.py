@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from advseg_bench.errors import SettingError, expected
@@ -12,6 +12,9 @@ from advseg_bench.types import Traits
 
 ASCENT_STEPS = 10
 """Default of the setting `steps` of the iterative attacks."""
+
+TRANSFER_STEPS = 10
+"""Default of the setting `steps` of `transfer`."""
 
 SQUARE_QUERIES = 1000
 """Default of the setting `queries` of `square`."""
@@ -87,6 +90,12 @@ def ascent_traits(settings: Mapping[str, object], *, evaluates: bool = False) ->
     backwards = steps - (balls if best and not evaluates else 0)
     random = bool(settings.get("random_start", False)) or restarts > 1
     return Traits(random=random, forwards=restarts * forwards, backwards=restarts * backwards)
+
+
+def transfer_traits(settings: Mapping[str, object]) -> Traits:
+    """Return the traits of `attacks.transfer.Transfer`: all passes are those of the other model."""
+    known = {"steps": TRANSFER_STEPS, "keep": "best"} | {k: v for k, v in settings.items() if k in ("steps", "keep")}
+    return replace(ascent_traits(known, evaluates=True), gradient=False)
 
 
 def square_traits(settings: Mapping[str, object]) -> Traits:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from advseg_bench.registry.ascents import ascent_traits, square_traits
+from advseg_bench.registry.ascents import ascent_traits, square_traits, transfer_traits
 from advseg_bench.registry.catalogue_losses import ALL_KINDS as ALL_KINDS
+from advseg_bench.registry.catalogue_losses import COUNTED as COUNTED
 from advseg_bench.registry.catalogue_losses import LOSSES as LOSSES
 from advseg_bench.registry.catalogue_losses import LossEntry as LossEntry
 from advseg_bench.registry.fitting import Images, released_ratio, why_released_not
@@ -160,7 +161,8 @@ ATTACKS: dict[str, AttackEntry] = {
     "transfer": AttackEntry(
         "advseg_bench.attacks.transfer:Transfer",
         "adversarial images of another model of the suite",
-        Traits(random=False, forwards=0, backwards=0),
+        transfer_traits({}),
+        with_settings=transfer_traits,
     ),
 }
 

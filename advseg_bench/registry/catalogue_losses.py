@@ -21,6 +21,7 @@ class LossEntry:
             binary and multilabel tasks.
         objective: Fixed objective by which step sizes and best iterates are chosen when an attack follows this loss:
             "entropy" for masked, weighted and scheduled losses; "" for the loss itself.
+        masked: Whether only correct decisions contribute, or with weights of their own: for attacks without a target.
     """
 
     target: str
@@ -28,7 +29,11 @@ class LossEntry:
     kinds: tuple[TaskKind, ...]
     swappable: bool = False
     objective: str = ""
+    masked: bool = False
 
+
+COUNTED = "class_balanced_ce"
+"""The loss whose class weights are counted on the training split."""
 
 LOSSES: dict[str, LossEntry] = {
     "bce": LossEntry(
@@ -80,24 +85,28 @@ LOSSES: dict[str, LossEntry] = {
         "cross-entropy of the decisions that are correct (arXiv 2306.12941)",
         ALL_KINDS,
         objective="entropy",
+        masked=True,
     ),
     "balanced_ce": LossEntry(
         "advseg_bench.losses:balanced_ce",
         "masked cross-entropy, each class of the image with equal weight",
         ALL_KINDS,
         objective="entropy",
+        masked=True,
     ),
     "class_balanced_ce": LossEntry(
         "advseg_bench.losses:class_balanced_ce",
         "masked cross-entropy, weights 1 / pixels of the class in training (arXiv 2306.12941)",
         ALL_KINDS,
         objective="entropy",
+        masked=True,
     ),
     "masked_spherical": LossEntry(
         "advseg_bench.losses:masked_spherical",
         "cosine of logits and label where correct (arXiv 2306.12941, first version)",
         ALL_KINDS,
         objective="entropy",
+        masked=True,
     ),
     "js": LossEntry(
         "advseg_bench.losses:js",
@@ -121,6 +130,7 @@ LOSSES: dict[str, LossEntry] = {
         "cross-entropy of correct and wrong decisions, weights by step (arXiv 2207.12391)",
         ALL_KINDS,
         objective="entropy",
+        masked=True,
     ),
     "tsallis": LossEntry(
         "advseg_bench.losses:tsallis",

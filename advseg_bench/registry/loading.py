@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -28,7 +28,13 @@ class Configurable(Protocol):
         ...
 
 
-def load_attack(name: str, settings: Mapping[str, Any], loss: str, task: Task) -> Attack:
+def load_attack(
+    name: str,
+    settings: Mapping[str, Any],
+    loss: str,
+    task: Task,
+    counted: Callable[[], Loss] | None = None,
+) -> Attack:
     """Build an attack from its name, its settings and its loss.
 
     The name refers to a class, which is called with the settings and the loss as keywords; to a function decorated by
@@ -39,6 +45,8 @@ def load_attack(name: str, settings: Mapping[str, Any], loss: str, task: Task) -
         settings: Keyword arguments of the attack.
         loss: Name of the attack loss; "" for none.
         task: Task type and classes.
+        counted: Returns `class_balanced_ce` with the weights of the training split, for an attack with this loss or
+            this value of a setting; without it that loss raises an error when it is called.
 
     Returns:
         The attack.
@@ -50,6 +58,9 @@ def load_attack(name: str, settings: Mapping[str, Any], loss: str, task: Task) -
     """
     given = dict(settings)
     follows = load_loss(loss, task) if loss else None
+    if counted is not None:
+        given = {key: counted() if value == catalogue.COUNTED else value for key, value in given.items()}
+        follows = counted() if loss == catalogue.COUNTED else follows
     toolkit = toolkits.find_toolkit(name)
     if toolkit is not None:
         return _load_from_toolkit(toolkit, name, given, follows, task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from advseg_bench.report import behaviour, curves, detail_tables, doubts, integrity, panels, scatter, tables
+from advseg_bench.report import behaviour, curves, detail_tables, doubts, integrity, panels, scatter, tables, transfer
 from advseg_bench.report.document import Block, Code, Document, Section, Table, Text, show_plural, show_radius
 from advseg_bench.report.findings import shorten_list, write_findings
 from advseg_bench.report.series import NORMS
@@ -26,6 +26,7 @@ def compose(summary: Summary) -> Document:
         Section("models", "Models before the attack", _show_models(summary)),
         *(_show_sweep(summary, each) for each in summary.budgets),
         *(_show_success(summary, each) for each in summary.budgets),
+        Section("transfer", "Transfer between models", _show_transfer(summary)),
         *_show_details(summary),
         Section("cases", "Best and worst cases", panels.make_galleries(summary.run)),
         Section("integrity", "Checks, skips and failures", _check(summary)),
@@ -126,6 +127,12 @@ def _show_success(summary: Summary, budgets: Budgets) -> Section:
     shown = tables.make_success_tables(summary, budgets)
     title = f"Attack success{_describe_norm(budgets)}"
     return Section(f"success-{budgets.norm}", title, (*shown, figure) if figure else shown)
+
+
+def _show_transfer(summary: Summary) -> tuple[Block, ...]:
+    """Show the transfer matrix of each norm."""
+    found = (transfer.make_transfer_table(summary, each) for each in summary.budgets)
+    return tuple(table for table in found if table)
 
 
 def _describe_norm(budgets: Budgets) -> str:

@@ -122,8 +122,10 @@ def _compute(units: dict[str, list[Unit]], executor: Executor, recorder: Recorde
             case RunUnit(unit):
                 recorder.record_unit(unit, outcome)
             case Train(model):
-                trained = recorder.record_model(model, outcome)
-                (schedule.ready if trained else schedule.failed)(model)
+                if recorder.record_model(model, outcome):
+                    schedule.ready(model)
+                else:
+                    recorder.record_lost(model, schedule.failed(model))
 
 
 def _remember_timings(suite: Suite, cells: Sequence[Cell], here: Description, recorder: Recorder) -> None:

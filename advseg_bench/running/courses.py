@@ -225,7 +225,7 @@ class _Log:
                     what = f"at most {self.max_forwards} forwards per image"
                     remedy = "Reduce its steps, or increase `max_forwards`."
                     raise QueryLimitError(expected("attack", what, self.forwards + 1, remedy))
-                answer = yield Ask(model, query)
+                answer = yield Ask(query.model or model, query)
                 self._note(query, answer)
                 query = steps.send(answer)
         except StopIteration as end:
@@ -237,7 +237,7 @@ class _Log:
         flags = {"non_finite_gradient"} if self.broken else set()
         if self.backwards == 0:
             return flags
-        if self.trace.keep == "last":
+        if self.trace.keep == "last" and self.trace.success:
             self.trace.success.append(self._score(logits))
         doubts = flag_images(self.trace)
         return flags | {name for name in TRACED if doubts[name]}
@@ -251,7 +251,7 @@ class _Log:
         self.trace.zero.append(measure_zero(answer.gradient, self.batch))
         if self.known and (self.fixed or len(answer.value)):
             self.trace.values.append(answer.value.reshape(1, -1)[:, 0] if len(answer.value) else answer.height)
-        if self.trace.keep == "last":
+        if self.trace.keep == "last" and query.model is None:
             self.trace.success.append(self._score(answer.logits))
 
     def _score(self, logits: Tensor) -> Tensor:

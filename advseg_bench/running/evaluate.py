@@ -25,17 +25,18 @@ from advseg_bench.checks.results import traits_of
 from advseg_bench.checks.sample import choose_sample
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.data.memory import make_dataset, read_images
-from advseg_bench.errors import SpecError, expected
+from advseg_bench.errors import SpecError, expected, unknown
 from advseg_bench.instruments.guard import lent
 from advseg_bench.models.inference import Windows
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.weights import count_parameters, digest_weights
-from advseg_bench.protocols import Attack
+from advseg_bench.protocols import Attack, NeedsModel
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.results import records
 from advseg_bench.results.run import Run
 from advseg_bench.running.naming import name_arms
 from advseg_bench.running.runner import Conditions, run_unit
+from advseg_bench.running.supply import find_device, lend_sources
 from advseg_bench.running.work import CHECKED_ON, Failure, Unit
 from advseg_bench.suite.cells import CLEAN, Arm, Cell, make_cell
 from advseg_bench.suite.specs import Compute, ModelSpec, Scoring
@@ -128,11 +129,13 @@ def evaluate(
     arms = name_arms(attacks, norm)
     for arm, attack in arms.items():
         check_fit(attack, images, budgets[0], arm.attack)
+        if isinstance(attack, NeedsModel) and isinstance(attack.source, str) and attack.source not in models:
+            raise SpecError(unknown(f"evaluate: attack {arm.attack}, source", "model", attack.source, models))
     random = tuple(models) if stochastic is True else tuple(stochastic or ())
     if isinstance(stochastic, str) or not set(random) <= set(models):
         raise SpecError(expected("evaluate", f"True or names among {', '.join(models)} as `stochastic`", stochastic))
-    work = _Work(images, make_dataset(images), arms, budgets, draws, seed, batch, random)
-    devices = {name: device or _find_device(network) for name, network in models.items()}
+    work = _Work(images, make_dataset(images), models, arms, budgets, draws, seed, batch, random)
+    devices = {name: device or str(find_device(network)) for name, network in models.items()}
     described = [environment.describe_device(place) for place in devices.values()]
     done = [_run_model(name, network, devices[name], work) for name, network in models.items()]
     cells = [cell for each in done for cell in each.cells]
@@ -148,6 +151,7 @@ class _Work:
 
     images: Batch
     dataset: Dataset
+    models: Mapping[str, nn.Module]
     arms: Mapping[Arm, Attack]
     budgets: Sequence[Budget]
     draws: int
@@ -174,7 +178,7 @@ class _Done:
 
 def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done:
     """Attack one model; its state and device are restored afterwards."""
-    home = _find_device(network)
+    home = find_device(network)
     with lent(network), torch.inference_mode(False), torch.enable_grad():
         try:
             network.to(device)
@@ -191,9 +195,10 @@ def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done
             attacked = cast(nn.Module, reader.simplest())
             choice = _prepare(attacked, sample[: work.batch], stochastic)
             unit = Unit(name, tuple(range(len(work.images.x))), tuple(cells))
-            built = {cell.id: work.arms[cell.arm] for cell in cells if cell.arm != CLEAN}
             conditions = Conditions(work.seed, work.batch, device, stochastic)
-            rows, failures = run_unit(unit, attacked, work.dataset, conditions, choice.model, built)
+            with lend_sources(work.arms, work.models, network, sample, work.images.task) as arms:
+                built = {cell.id: arms[cell.arm] for cell in cells if cell.arm != CLEAN}
+                rows, failures = run_unit(unit, attacked, work.dataset, conditions, choice.model, built)
         finally:
             network.to(home)
     distinct = list(dict.fromkeys(failures))
@@ -205,11 +210,6 @@ def _prepare(network: nn.Module, sample: torch.Tensor, stochastic: bool) -> Choi
     if stochastic or isinstance(network.model if isinstance(network, Segmenter) else network, FunctionModel):
         return Choice(network, (), math.nan, math.nan)
     return prepare_checked(network, sample, read_steps(Compute().prepare))
-
-
-def _find_device(network: nn.Module) -> str:
-    """The device of a model's parameters."""
-    return str(next((parameter.device for parameter in network.parameters()), torch.device("cpu")))
 
 
 def _read_models(model: object) -> dict[str, nn.Module]:
@@ -245,7 +245,9 @@ def _make_cells(name: str, entry: Mapping[str, Any], work: _Work) -> list[Cell]:
     cells = [make_cell(identity, name, CLEAN, 0.0, draw, None, width) for draw in range(least)]
     for (arm, attack), budget in product(work.arms.items(), work.budgets):
         repeats = range(max(least, work.draws if traits_of(attack).random is not False else 1))
-        cells += [make_cell(identity, name, arm, budget.eps, draw, None, width) for draw in repeats]
+        source = attack.source if isinstance(attack, NeedsModel) else None
+        known = identity | ({"source": digest_weights(work.models[source])} if isinstance(source, str) else {})
+        cells += [make_cell(known, name, arm, budget.eps, draw, None, width) for draw in repeats]
     return cells
 
 

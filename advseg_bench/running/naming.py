@@ -8,10 +8,13 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from advseg_bench.attacks.objective import name_loss
 from advseg_bench.checks.results import name_of
 from advseg_bench.errors import SpecError, expected
+from advseg_bench.losses import ClassBalancedCE
+from advseg_bench.models.weights import digest_weights
 from advseg_bench.protocols import Attack
 from advseg_bench.registry import catalogue
 from advseg_bench.suite.cells import CLEAN, Arm
@@ -63,6 +66,10 @@ def _write_settings(name: str, attack: Attack) -> str:
 
 def _write_value(name: str, value: object) -> str:
     """Represent a setting that JSON cannot by a name that is the same in every process."""
+    if isinstance(value, nn.Module):
+        return f"{type(value).__name__} {digest_weights(value)[:16]}"
+    if isinstance(value, ClassBalancedCE):
+        return name_loss(value)
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}:{value.__qualname__}"
     what = "settings that are numbers, strings, booleans, lists of them, or functions"

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advseg_bench.attacks.stepping import Answer, Measure, Query
 from advseg_bench.batches import Batch, select_images
 from advseg_bench.instruments.profiling import span
+from advseg_bench.protocols import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Ask:
         query: The query, with one image.
     """
 
-    model: nn.Module
+    model: Model
     query: Query
 
 
@@ -131,7 +132,7 @@ class _Asked:
         self.heights: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
-    def pass_through(self, model: nn.Module, x: Tensor) -> None:
+    def pass_through(self, model: Model, x: Tensor) -> None:
         """Run the model on all rows, forwards, and backwards if a gradient is wanted."""
         if self.climbs:
             leaf = x.detach().clone().requires_grad_()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from advseg_bench.cache import write_json
-from advseg_bench.errors import RecordError, UserError
+from advseg_bench.errors import RecordError, UserError, expected
 from advseg_bench.results import records
 from advseg_bench.running.outcomes import JobError, Outcome
 from advseg_bench.running.work import Failure, Unit, UnitResult
+from advseg_bench.suite.cells import Cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,13 @@ class Recorder:
         self.train_seconds[name] = info["train_seconds"] or 0.0
         self._show(Event("ready", name, 1, 1))
         return True
+
+    def record_lost(self, source: str, cells: Iterable[Cell]) -> None:
+        """Note the failure of cells whose adversarial images would be those of a model that failed."""
+        for cell in cells:
+            what, remedy = f"adversarial images of model {source!r}", f"See the failure of {source!r}."
+            message = expected(f"attack {cell.arm.attack}", what, "a model that could not be trained", remedy)
+            self._note(Failure(cell.model, "attack", cell.id, message))
 
     def record_unit(self, unit: Unit, outcome: Outcome[UnitResult]) -> None:
         """Write the rows of a unit and note its failures."""

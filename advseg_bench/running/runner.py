@@ -17,10 +17,10 @@ from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import one_line
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.losses import one_hot
-from advseg_bench.protocols import Attack
-from advseg_bench.registry.loading import load_attack
+from advseg_bench.protocols import Attack, NeedsModel
 from advseg_bench.running.packing import Fill
 from advseg_bench.running.scene import Scene
+from advseg_bench.running.supply import Supply
 from advseg_bench.running.work import Failure, Row, Unit
 from advseg_bench.suite.cells import CLEAN, Arm, Cell
 
@@ -52,6 +52,7 @@ def run_unit(
     attacked: nn.Module | None = None,
     attacks: Mapping[str, Attack] | None = None,
     fill: Fill | None = None,
+    supply: Supply | None = None,
 ) -> tuple[list[Row], list[Failure]]:
     """Attack and score the images of a unit.
 
@@ -63,6 +64,7 @@ def run_unit(
         attacked: The model that is attacked, such as a prepared copy; by default `model`, which computes all scores.
         attacks: Id of each attacked cell -> its attack; by default loaded by name.
         fill: Counts the rows of forward passes of stepped attacks.
+        supply: Builds the attacks, with what they need beside the model.
 
     Returns:
         Rows of `records.ROW_SCHEMA`, and failures.
@@ -74,8 +76,10 @@ def run_unit(
     model.to(conditions.device).eval().requires_grad_(False)
     failures: list[Failure] = []
     if attacks is None:
-        attacks, failures = _load_attacks(unit, dataset)
+        attacks, failures = _load_attacks(unit, dataset, supply or Supply())
     guard = ModelGuard(model if attacked is None else attacked)
+    sources = {cell: attack.source for cell, attack in attacks.items() if isinstance(attack, NeedsModel)}
+    others = {id(source): ModelGuard(source) for source in sources.values() if isinstance(source, nn.Module)}
     rows: list[Row] = []
     fill = Fill() if fill is None else fill
     for start in range(0, len(unit.indices), conditions.batch):
@@ -97,6 +101,10 @@ def run_unit(
                 new, failed = scene.attack_and_score([c for c in cells if c.arm == CLEAN or c.id in attacks], attacks)
             rows += new
             failures += failed
+    changed = {place for place, other in others.items() if other.model is not guard.model and other.restore()}
+    for row in rows:
+        if id(sources.get(row["cell"])) in changed:
+            row["flags"] = sorted({*row["flags"], "model_changed"})
     if not unit.again:
         return rows, failures
     known = {cell.id for cell in unit.again}
@@ -131,6 +139,7 @@ def attack_one(
     dataset: Dataset,
     conditions: Conditions,
     attacked: nn.Module | None = None,
+    supply: Supply | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the arrays of one image for the report: clean and attacked images, ground truth and predictions.
 
@@ -141,6 +150,7 @@ def attack_one(
         dataset: The data set of the image.
         conditions: Compute batch, seed, device.
         attacked: As for `run_unit`.
+        supply: As for `run_unit`.
 
     Returns:
         Arrays `x` float32 (C, *S), `x_adv` float32 (E, C, *S), `truth` and `clean` bool (K, *S), `attacked` bool (E, K,
@@ -155,7 +165,7 @@ def attack_one(
     guard = ModelGuard(model if attacked is None else attacked)
     scene = Scene(model, guard, batch, dataset=dataset.name, n=1, seed=conditions.seed)
     arm = cells[0].arm
-    attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task)
+    attack = (supply or Supply()).build(arm, dataset.task)
     logits, shared = scene.look([attack])
     moved = [scene.perturb(cell, attack, shared)[0].x_adv for cell in cells]
 
@@ -172,7 +182,7 @@ def attack_one(
     return {name: array.cpu().numpy() for name, array in arrays.items()}
 
 
-def _load_attacks(unit: Unit, dataset: Dataset) -> tuple[dict[str, Attack], list[Failure]]:
+def _load_attacks(unit: Unit, dataset: Dataset, supply: Supply) -> tuple[dict[str, Attack], list[Failure]]:
     """Build the attack of every cell; cells of one arm share one object."""
     built: dict[Arm, Attack] = {}
     attacks: dict[str, Attack] = {}
@@ -183,7 +193,7 @@ def _load_attacks(unit: Unit, dataset: Dataset) -> tuple[dict[str, Attack], list
             continue
         try:
             if arm not in built:
-                built[arm] = load_attack(arm.attack, arm.options, arm.loss, dataset.task)
+                built[arm] = supply.build(arm, dataset.task)
             attacks[cell.id] = built[arm]
         except Exception as error:
             failures.append(Failure(unit.model, "attack", cell.id, one_line(error)))

@@ -23,7 +23,7 @@ from advseg_bench.instruments.counter import Counter
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.models.prepare import Prepared
-from advseg_bench.protocols import Attack
+from advseg_bench.protocols import Attack, NeedsModel
 from advseg_bench.running.courses import Course, Courses
 from advseg_bench.running.packing import Fill
 from advseg_bench.running.rows import Passes, make_rows
@@ -207,7 +207,9 @@ class Scene:
             broken = _find_non_finite(gradient)
             x_adv: object = attack.step(lent, gradient, budget, generators)
         else:
-            counted = Counter(self.attacked).count(len(x), cell.max_forwards)
+            source = attack.source if isinstance(attack, NeedsModel) else None
+            asked = source if isinstance(source, nn.Module) else self.attacked
+            counted = Counter(asked).count(len(x), cell.max_forwards)
             with counted as tally, torch.enable_grad():  # ends a grad mode that the attack may leave behind
                 x_adv = attack(self.attacked, lent, budget=budget, generators=generators)
             passes, broken = tally.per_image(), tally.find_non_finite()

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from advseg_bench.running.work import RunUnit, Train, Unit
+from advseg_bench.running.work import RunUnit, Train, Unit, list_sources
+from advseg_bench.suite.cells import Cell
 
 
 class Schedule:
     """The order of a run's jobs. It is independent of executors and results; callers report when trainings end.
 
     A worker keeps one model in memory. It continues with that model while units of it are left, then takes a model
-    that no worker has started, and then helps with the model that has most units left.
+    that no worker has started, and then helps with the model that has most units left. The units of a model with
+    transfer attacks also wait for the models that the images are made for, which are trained even if no unit of
+    theirs is left.
 
     Args:
         units: Model -> units of work, in the order in which they should run.
     """
 
     def __init__(self, units: Mapping[str, Sequence[Unit]]) -> None:
-        self._not_begun = deque(units)
-        self._not_ready = {model: deque(wanted) for model, wanted in units.items()}
+        needs = {model: list_sources(cell for unit in wanted for cell in unit.cells) for model, wanted in units.items()}
+        models = dict.fromkeys([*units, *(source for found in needs.values() for source in found)])
+        self._not_begun = deque(models)
+        self._waits = {model: {model, *needs.get(model, ())} for model in models}
+        self._not_ready = {model: deque(units.get(model, ())) for model in models}
         self._ready: dict[str, deque[Unit]] = {}
 
     def next(self, held: str = "") -> Train | RunUnit | None:
@@ -40,9 +47,25 @@ class Schedule:
         return RunUnit(left.popleft()) if left else None
 
     def ready(self, model: str) -> None:
-        """Release the units of a model that has been trained."""
-        self._ready[model] = self._not_ready.pop(model)
+        """Release the units that have waited for a model alone, now that it has been trained."""
+        for waiting in self._waits.values():
+            waiting.discard(model)
+        for each in [each for each in self._not_ready if not self._waits[each]]:
+            self._ready[each] = self._not_ready.pop(each)
 
-    def failed(self, model: str) -> None:
-        """Drop the units of a model that could not be trained."""
+    def failed(self, model: str) -> tuple[Cell, ...]:
+        """Drop the units of a model that could not be trained, and the cells of others that need it.
+
+        Returns:
+            The cells of other models that were dropped.
+        """
         del self._not_ready[model]
+        dropped: dict[Cell, None] = {}
+        for other, units in self._not_ready.items():
+            if model not in self._waits[other]:
+                continue
+            dropped |= {cell: None for unit in units for cell in unit.cells if model in list_sources([cell])}
+            kept = (replace(u, cells=tuple(c for c in u.cells if c not in dropped)) for u in units)
+            self._not_ready[other] = deque(unit for unit in kept if unit.cells)
+        self.ready(model)
+        return tuple(dropped)

@@ -6,11 +6,11 @@ writes to the run directory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from advseg_bench.suite.cells import Cell
+from advseg_bench.suite.cells import Cell, find_source
 
 if TYPE_CHECKING:
     from advseg_bench.suite.suite import Suite
@@ -65,6 +65,12 @@ class Unit:
     def rows(self) -> int:
         """Number of rows of the unit if nothing fails."""
         return len(self.indices) * len(self.cells)
+
+
+def list_sources(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """Return the names of the models that the adversarial images of cells are made for, where not the attacked one."""
+    found = ((cell.model, find_source(cell.arm)) for cell in cells if cell.skip is None)
+    return tuple(dict.fromkeys(source for model, source in found if source not in (None, model)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advseg_bench import environment
 from advseg_bench.batches import move_batch
@@ -27,6 +27,7 @@ from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import IncompatibleError, UserError
 from advseg_bench.instruments.profiling import span, timed
+from advseg_bench.losses import Loss, class_balanced_ce
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.training import build_given, obtain_model
 from advseg_bench.models.weights import digest_weights
@@ -36,6 +37,7 @@ from advseg_bench.registry.plugins import Kind
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.running import runner
 from advseg_bench.running.runner import Conditions
+from advseg_bench.running.supply import Supply, count_training, needs_counts
 from advseg_bench.running.work import (
     CHECKED_ON,
     Check,
@@ -51,8 +53,9 @@ from advseg_bench.running.work import (
     Train,
     Unit,
     UnitResult,
+    list_sources,
 )
-from advseg_bench.suite.cells import CLEAN, plan
+from advseg_bench.suite.cells import CLEAN, Cell, find_source, plan
 from advseg_bench.suite.suite import Suite
 
 
@@ -60,7 +63,6 @@ from advseg_bench.suite.suite import Suite
 class _Loaded:
     """A loaded model: the model, the copy that is attacked, and its entry in the record."""
 
-    name: str
     model: nn.Module
     attacked: nn.Module
     info: dict[str, Any]
@@ -79,7 +81,7 @@ class Worker:
         self.suite, self.device = context.suite, context.device
         self.conditions = Conditions(seed=self.suite.seed, batch=self.suite.compute.batch, device=self.device)
         self._emit = emit
-        self._loaded: _Loaded | None = None
+        self._loaded: dict[str, _Loaded] = {}
         self._session = environment.begin_code(_list_names(self.suite))
 
     def do(self, job: Job[Any]) -> Any:
@@ -108,14 +110,35 @@ class Worker:
         with span("data"):
             return load_dataset(self.suite.data)
 
+    @cached_property
+    def class_pixels(self) -> Tensor:
+        """The pixels of each class in the training split."""
+        return count_training(self.dataset)
+
+    @cached_property
+    def _counted_loss(self) -> Loss:
+        return class_balanced_ce.counted(self.class_pixels)
+
+    def _supply(self, cells: Iterable[Cell], keep: Collection[str] = ()) -> Supply:
+        """Load what attacks need beside their model; models in memory other than these and `keep` are dropped."""
+        names = dict.fromkeys(filter(None, (find_source(cell.arm) for cell in cells)))
+        sources: dict[str, nn.Module | Exception] = {}
+        for name in names:
+            try:
+                sources[name] = self._load(name, keep={*names, *keep}).attacked
+            except Exception as error:
+                sources[name] = error
+        return Supply(sources, lambda: self._counted_loss)
+
     def _describe(self) -> Description:
         dataset, suite = self.dataset, self.suite
         test = dataset.split("test")
         device = {"device": environment.describe_device(self.device)}
         libraries = environment.describe_libraries()
         compute = {"threads": suite.compute.threads, "compute_batch": suite.compute.batch}
+        counts = {"class_pixels": self.class_pixels.tolist()} if needs_counts(plan(suite)) else {}
         return Description(
-            data=dataset.describe(),
+            data=dataset.describe() | counts,
             binding=libraries | device | {"code": self._describe_code()},
             environment=libraries | environment.describe_machine() | device | compute,
             images={dataset.cases[i].image: i for i in test},
@@ -138,7 +161,7 @@ class Worker:
         load_loss(suite.training.loss, dataset.task)
         for arm in dict.fromkeys(cell.arm for cell in plan(suite) if cell.arm != CLEAN and cell.skip is None):
             try:
-                attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task)
+                attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task, lambda: self._counted_loss)
             except UserError:
                 raise
             except Exception:
@@ -148,9 +171,15 @@ class Worker:
                 raise IncompatibleError(f"{reason}. Remove it from the suite.")
 
     @timed("models and training")
-    def _load(self, name: str, progress: Callable[[int, int], None] = lambda done, total: None) -> _Loaded:
-        """Return the model in memory, or load it from weights or cache, or train it; it replaces the last one."""
-        if self._loaded is None or self._loaded.name != name:
+    def _load(
+        self,
+        name: str,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        keep: Collection[str] = (),
+    ) -> _Loaded:
+        """Return a model in memory, or load it from weights or cache, or train it; it replaces all but `keep`."""
+        self._loaded = {other: loaded for other, loaded in self._loaded.items() if other in {name, *keep}}
+        if name not in self._loaded:
             suite = self.suite
             spec = next(model for model in suite.models if model.name == name)
             trained = obtain_model(
@@ -168,8 +197,8 @@ class Worker:
             choice = self._prepare(trained.model, () if spec.stochastic else read_steps(suite.compute.prepare))
             info["prepared"] = choice.as_record()
             info |= describe_behaviour(trained.model.notes, spec.repeats if spec.stochastic else 1)
-            self._loaded = _Loaded(name, trained.model, choice.model, info, spec.stochastic)
-        return self._loaded
+            self._loaded[name] = _Loaded(trained.model, choice.model, info, spec.stochastic)
+        return self._loaded[name]
 
     def _prepare(self, model: nn.Module, steps: Sequence[str]) -> Choice:
         """Prepare a model, if the copy agrees with it on the first test images; without steps the model is returned.
@@ -185,18 +214,21 @@ class Worker:
         return prepare_checked(model, choose_sample(model, x), steps)
 
     def _run_unit(self, unit: Unit) -> UnitResult:
-        loaded = self._load(unit.model)
+        loaded = self._load(unit.model, keep=list_sources(unit.cells))
+        supply = self._supply(unit.cells, [unit.model])
         started = time.perf_counter()
         conditions = replace(self.conditions, stochastic=loaded.stochastic)
-        rows, failures = runner.run_unit(unit, loaded.model, self.dataset, conditions, loaded.attacked)
+        rows, failures = runner.run_unit(unit, loaded.model, self.dataset, conditions, loaded.attacked, supply=supply)
         return UnitResult(rows, failures, time.perf_counter() - started, self._describe_code())
 
     def _make_panels(self, name: str, panels: tuple[PanelSpec, ...]) -> Panels:
-        loaded = self._load(name)
+        cells = [cell for panel in panels for cell in panel.cells]
+        loaded = self._load(name, keep=list_sources(cells))
+        supply = self._supply(cells, [name])
         files = []
         for panel in panels:
             arrays = runner.attack_one(
-                panel.cells, panel.index, loaded.model, self.dataset, self.conditions, loaded.attacked
+                panel.cells, panel.index, loaded.model, self.dataset, self.conditions, loaded.attacked, supply
             )
             named: dict[str, Any] = arrays | {"meta": np.array(panel.meta)}
             buffer = io.BytesIO()

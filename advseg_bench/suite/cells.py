@@ -170,7 +170,7 @@ def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
     for attack in suite.attacks:
         for each, loss in product(attack.list_settings(), attack.losses or ("",)):
             arm = Arm(attack.name, loss, json.dumps(each, sort_keys=True), attack.norm)
-            skip = _why_skip(suite.data, arm)
+            skip = _why_skip(suite, arm)
             for eps, draw in product(attack.eps, range(max(attack.draws, least))):
                 cell = make_cell(identity | _describe_source(suite, arm), model.name, arm, eps, draw, skip, width)
                 yield replace(cell, max_forwards=attack.max_forwards)
@@ -190,7 +190,7 @@ def _add_battery(suite: Suite, battery: BatterySpec, model: ModelSpec, own: Iter
         cell = cells.get((arm, eps, draw))
         if cell is None:
             known = identity | _describe_source(suite, arm)
-            cell = make_cell(known, model.name, arm, eps, draw, _why_skip(suite.data, arm), width_of(suite.data))
+            cell = make_cell(known, model.name, arm, eps, draw, _why_skip(suite, arm), width_of(suite.data))
             skips = battery.skip and member.gated
             warm = battery.warm_start and member.warm and eps > min(battery.eps)
             before = [
@@ -212,12 +212,21 @@ def _describe_source(suite: Suite, arm: Arm) -> dict[str, object]:
     """What a result depends on beside its model: the model that a transfer attack takes the images from."""
     if arm.attack != "transfer":
         return {}
-    name = arm.options.get("source")
+    return {"source": model_identity(suite, _find_source_model(suite, str(arm.options.get("source"))))}
+
+
+def _find_source_model(suite: Suite, name: str) -> ModelSpec:
+    """The model that a transfer attack takes the images from."""
     source = next((model for model in suite.models if model.name == name), None)
     if source is None:
         known = (model.name for model in suite.models)
-        raise SpecError(unknown(f"suite {suite.name}: attack transfer, source", "model", str(name), known))
-    return {"source": model_identity(suite, source)}
+        raise SpecError(unknown(f"suite {suite.name}: attack transfer, source", "model", name, known))
+    return source
+
+
+def find_source(arm: Arm) -> str | None:
+    """Return the name of the model that an arm's adversarial images are made for, None if it is the attacked one."""
+    return arm.options.get("source") if arm.attack == "transfer" else None
 
 
 def make_cell(
@@ -288,8 +297,11 @@ def show_radii(values: Sequence[float], norm: str = "linf", width: float = 1.0) 
     return ", ".join(([f"{shown} /255"] if runs else []) + others)
 
 
-def _why_skip(data: DataSpec, arm: Arm) -> str | None:
-    """The reason why a combination of attack, loss and settings is undefined or redundant on a data set, or None."""
+def _why_skip(suite: Suite, arm: Arm) -> str | None:
+    """The reason why a combination of attack, loss and settings is undefined or redundant in a suite, or None."""
+    data, source = suite.data, find_source(arm)
+    if source is not None and _find_source_model(suite, source).stochastic:
+        return f"images made for {source!r} would be others in each run, since it is random in eval mode"
     images = Images(data.task, len(data.edges), data.channels, slices=getattr(data, "neighbours", False))
     shipped = catalogue.ATTACKS.get(arm.attack)
     if (found := shipped or toolkits.find_row(arm.attack)) and (reason := why_not(arm.attack, found.traits, images)):
