@@ -51,15 +51,15 @@ def make_transfer_table(summary: Summary, budgets: Budgets) -> Table | None:
     for name in names:
         cells = [entries.get((kind, budgets.reference, source, name)) for kind, source in keys]
         columns.append(Column(f"On {name}", tuple(map(write_mean, cells))))
-    eps = show_budget(budgets.reference, budgets.norm)
+    radius = show_budget(budgets.reference, budgets.norm)
     caption = (
-        f"eps = {eps}. Mean drop of Dice of the model of each column under the adversarial images made for the model "
+        f"eps = {radius}. Mean drop of Dice of the model of each column under the adversarial images made for the model "
         "of each row, over classes, images and subjects. Diagonal: the transfer attack on the model itself if it was "
         f"run; else APGD with the same loss, else the {WHITE} attack with the largest mean drop, chosen on these "
         f"images. A model on which an entry beside the diagonal is larger may hide its gradient. {NOTHING}: no result."
     )
     name = "transfer" if budgets.norm == "linf" else f"transfer_{budgets.norm}"
-    return Table(name, f"Transfer between models at eps {eps}", caption, tuple(columns), _list_all(entries))
+    return Table(name, f"Transfer between models at eps {radius}", caption, tuple(columns), _list_all(entries))
 
 
 def _read(row: Mapping[str, Any]) -> dict[str, Any]:
