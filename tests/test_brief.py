@@ -42,11 +42,11 @@ def test_it_says_what_was_run_and_found_and_where_the_page_is(one):
     assert lines[0] == "FGSM on small U-Nets, made-up numbers"
     assert "quick on mni152 (multilabel: grey matter, white matter, csf), 6 test images of 1 subject." in text
     assert "2 models: fgsm bce, fgsm dice beside random_sign, uniform_noise, eps 2/255, 4/255 (L_inf)." in text
-    assert "- The strongest attack on all 2 models is fgsm bce." in lines
+    assert "- The strongest single attack on all 2 models is fgsm bce." in lines
     for contrast in summarise(one).contrasts:
         (row,) = [line.split() for line in lines if line.startswith(f"{contrast.model} ")]
-        drop, noise = contrast.drop["mean"], contrast.noise["mean"]
-        numbers = (contrast.clean, contrast.clean - drop, drop, noise)
+        worst, drop, noise = (row["mean"] for row in (contrast.worst.drop, contrast.drop, contrast.noise))
+        numbers = (contrast.clean, contrast.clean - worst, worst, drop, noise)
         assert row[1:-1] == ["fgsm", "bce", *(f"{number:.3f}" for number in numbers)]
     assert lines[-1] == f"Report: {PAGE}"
     assert len(lines) <= 25

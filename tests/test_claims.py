@@ -17,6 +17,7 @@ from advseg_bench.errors import RecordError
 from advseg_bench.report import write_claims, write_report
 from advseg_bench.report.claims import compose_claims
 from advseg_bench.report.claims_tables import make_crossing_table, make_released_table
+from advseg_bench.report.document import Table
 from advseg_bench.report.verdicts import judge_runs
 from advseg_bench.results.run import Run
 
@@ -458,6 +459,26 @@ def test_the_table_of_the_crossing_holds_the_drops_of_both_losses(tmp_path):
     for name, arm in (("drop_bce", BCE), ("drop_other", TRAINING)):
         assert data[name][0] == pytest.approx(evidence.compare(average(arm, evidence.models)).mean)
     assert data["drop_bce"][0] != pytest.approx(data["drop_other"][0])
+
+
+@pytest.mark.parametrize("width", [1, 400])
+def test_the_page_shows_the_name_of_the_data_and_radii_in_their_units(tmp_path, width):
+    folder = make(tmp_path, extra=CROSSED).path
+    declared = {"name": "nnunet", "title": "Dataset027_ACDC", "bounds": [-160, width - 160], "attack_space": "stored"}
+    edit_json(folder / "run.json", lambda info: info | {"data": info["data"] | declared})
+    write_report(Run(folder))
+    for page in ("claims.md", "report.md"):
+        text = (folder / "report" / page).read_text().partition("complete suite, as JSON")[0]
+        assert "Dataset027_ACDC" in text
+        assert "nnunet" not in text
+        assert ("4/255" in text) == (width == 1), page
+        assert ("eps 0.01569" in text) == (width == 400), page
+    tables = (block for s in compose_claims(judge_runs([Run(folder)])).sections for block in s.blocks)
+    shown = next(each for each in tables if isinstance(each, Table) and each.name == "bce_crossing")
+    cells = {column.label: column.cells for column in shown.columns}
+    label = "L_inf x 255, bce" if width == 1 else "L_inf x 255 / 400, bce"
+    assert cells[label][0] == ("4.00" if width == 1 else "0.01")
+    assert shown.data["linf_bce"][0] == pytest.approx(4 / 255)
 
 
 def test_the_most_harmful_noise_is_named_whatever_its_loss(tmp_path):

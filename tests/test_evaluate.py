@@ -299,6 +299,8 @@ def test_rounding_of_large_intensities_is_no_violation():
     with torch.random.fork_rng():
         model = torch.nn.Conv2d(1, 1, 3, padding=1)
     attacks = [ab.attacks.FGSM(loss="bce"), ab.attacks.PGD(loss="bce"), ab.attacks.RandomSign()]
-    rows = ab.evaluate(model, [batch], attacks, eps=4).rows
+    run = ab.evaluate(model, [batch], attacks, eps=[0.8, 4])
+    assert {cell.label.split()[-1] for cell in run.about.cells if cell.eps} == {"0.8", "4"}
+    rows = run.rows
     assert not [flag for flags in rows["flags"].to_list() for flag in flags]
     assert 3.9 < rows.filter(rows["attack"] == "fgsm")["linf"].max() < 4.1

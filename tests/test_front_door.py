@@ -60,6 +60,33 @@ losses = ["dice"]
 eps = ["4/255"]
 settings = { steps = 3 }
 [[attacks]]
+name = "nifgsm"
+losses = ["dice"]
+eps = ["4/255"]
+settings = { steps = 3 }
+[[attacks]]
+name = "segpgd"
+eps = ["4/255"]
+settings = { steps = 3 }
+[[attacks]]
+name = "cospgd"
+eps = ["4/255"]
+settings = { steps = 3, restarts = 2 }
+[[attacks]]
+name = "tsallis_pgd"
+eps = ["4/255"]
+settings = { steps = 6, radius_schedule = "shrinking" }
+[[attacks]]
+name = "apgd"
+losses = ["present_dice", "balanced_ce"]
+eps = ["4/255"]
+settings = { steps = 6, keep_by = "hard_dice", objective = "present_dice" }
+[[attacks]]
+name = "padam"
+losses = ["dice"]
+eps = ["4/255"]
+settings = { steps = 3 }
+[[attacks]]
 name = "square"
 eps = ["4/255"]
 settings = { queries = 20 }
@@ -100,7 +127,7 @@ def test_every_shipped_attack_is_a_class_of_ab_attacks():
 @pytest.fixture(scope="module")
 def suite_rows():
     suite = parse_suite(EVERY_ATTACK, "all")
-    assert {attack.name for attack in suite.attacks} == set(catalogue.ATTACKS), "an attack is missing here"
+    assert {attack.name for attack in suite.attacks} == set(catalogue.ATTACKS) - {"transfer"}
     data = load_dataset(suite.data)
     model = build_model(suite.models[0], channels=1, task=data.task, size=32, seed=0).eval().requires_grad_(False)
     cells = [cell for cell in plan(suite) if cell.skip is None]
@@ -357,4 +384,4 @@ def test_a_wrong_call_is_one_line(make, given, error, message):
 def test_the_package_and_its_attacks_load_no_torch():
     code = "import sys, advseg_bench as ab; ab.attacks; print(dir(ab.attacks)[:1], 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "['BIM'] False\n"
+    assert done.stdout == "['APGD'] False\n"

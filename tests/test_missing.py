@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,3 +57,17 @@ def test_images_that_lack_the_same_cells_share_a_unit():
     found = find_missing(CELLS, IMAGES, have, 8)
     assert [(unit.indices, len(unit.cells)) for unit in found["a"]] == [((3, 23, 43, 53, 63), 2), ((13, 33), 1)]
     assert list(found) == ["a"]
+
+
+def test_cells_of_a_battery_that_are_missing_bring_the_others_of_it_along():
+    first, second = (replace(make_cell("a", name), battery="standard-1", member=i) for i, name in enumerate("xy"))
+    own = make_cell("a", "fgsm")
+    images = {"image0": 0, "image1": 1, "image2": 2}
+    have = {(first.id, "image1"), (own.id, "image1"), (first.id, "image2"), (second.id, "image2")}
+    units = find_missing([own, first, second], images, have, 8)["a"]
+    found = {unit.indices: ([c.label for c in unit.cells], [c.label for c in unit.again]) for unit in units}
+    assert found == {
+        (0,): (["fgsm", "x", "y"], []),
+        (1,): (["y"], ["x"]),  # what x left decides what y does
+        (2,): (["fgsm"], []),
+    }

@@ -47,7 +47,7 @@ def test_a_model_and_a_loader_are_evaluated_in_memory(scope):
     assert run.missing == 0
     assert run.rows["image"].n_unique() == 12
     assert run.rows.height == 12 * (1 + 3 * 2)
-    assert run.table("dice", by="attack")["attack"].to_list() == ["none", "fgsm", "pgd", "random_sign"]
+    assert run.table("dice", by="attack")["attack"].to_list() == ["none", "fgsm", "pgd", "random_sign", "worst_case"]
     assert (scope["folder"] / "runs" / "evaluate" / "report.html").is_file()
 
 

@@ -257,13 +257,16 @@ def test_success_table_has_every_definition_and_threshold(one):
 def test_findings_are_the_numbers(one):
     drops = [one.table("drop", where={"loss": "bce", "eps": FOUR, "model": m})["mean"].item() for m in one.model_names]
     text = say(one)
-    assert f"lowers mean Dice by {min(drops):.3f} to {max(drops):.3f}; random_sign" in text
+    assert f"strongest single attack lowers it by {min(drops):.3f} to {max(drops):.3f}; random_sign" in text
+    where = {"attack": "worst_case", "eps": FOUR}
+    worst = one.table("drop", by="model", where=where)["mean"]
+    assert f"the worst case over the attacks on each model lowers mean Dice by {worst.min():.3f} to" in text
     noise = one.table("drop", by="model", where={"attack": "random_sign", "eps": FOUR})["mean"]
     ratios = sorted(d / n for d, n in zip(drops, noise, strict=True))
     low, high = (show_times(r).removesuffix("x") for r in ratios)
     span = low if low == high else f"{low} to {high}"
     assert f"On every model the attack's drop is {span} times that of the noise." in text
-    assert "The strongest attack on all 2 models is fgsm bce." in text
+    assert "The strongest single attack on all 2 models is fgsm bce." in text
     assert "best clean Dice is basicunet-s; unet-mobilenet loses the largest share" in text
 
 
@@ -552,7 +555,7 @@ def test_other_norms_settings_and_foreign_attacks(tmp_path):
     run = Run(write_run(tmp_path / "r", Synthetic(extra=extra)))
     labels = [s.label for s in list_series(run)]
     assert labels == ["fgsm bce default", "fgsm dice", "fgsm bce targeted=True", "mypkg.attacks:Mine",
-                      "random_sign", "uniform_noise"]  # fmt: skip
+                      "worst case", "random_sign", "uniform_noise"]  # fmt: skip
     blocks = [block for section in compose(summarise(run)).sections for block in section.blocks]
     drawn = {block.name: block for block in blocks if isinstance(block, Figure)}
     assert set(drawn) == {"dice_eps", "dice_eps_l2", "parameters", "parameters_l2", "classes_eps"}
@@ -607,7 +610,14 @@ def test_a_figure_leaves_variants_and_single_budgets_to_the_tables(tmp_path):
         for setting in ("targeted=True", "label=empty", "label=predicted", "order=released")
         for loss in ("bce", "dice")
     ]
-    plain = ["fgsm bce default", "fgsm dice default", "mypkg.attacks:Mine", "random_sign", "uniform_noise"]
+    plain = [
+        "fgsm bce default",
+        "fgsm dice default",
+        "mypkg.attacks:Mine",
+        "worst case",
+        "random_sign",
+        "uniform_noise",
+    ]
     figure = find_figure(run, "dice_eps")
     for lines in draw_panels(figure).values():
         assert set(lines) == set(plain)
@@ -626,8 +636,8 @@ def test_up_to_twenty_four_lines_look_different(tmp_path):
     last = {"name": "fgsm", "losses": ["dice_focal"], "eps": ["2/255", "4/255"]}
     run = Run(write_run(tmp_path / "r", Synthetic(extra=(*CROSSED, last))))
     series = [s for s in list_series(run) if not s.control]
-    assert len(series) == 11
-    assert len({(s.colour, s.dash) for s in series}) == len({(s.marker, s.dash) for s in series}) == 11
+    assert len(series) == 12
+    assert len({(s.colour, s.dash) for s in series}) == len({(s.marker, s.dash) for s in series}) == 12
     drawn, _ = choose_drawn(series, "linf", curves=True)
     assert {s.dash for s in drawn} == {"-"}, "variants do not use up the plainest lines"
 
@@ -649,7 +659,7 @@ def test_a_series_without_a_plain_one_of_its_attack_is_no_variant(tmp_path):
 
 @pytest.mark.parametrize(("kind", "loss"), [("multilabel", "bce"), ("multiclass", "dice_focal")])
 def test_the_class_figure_holds_the_run_s_own_numbers(tmp_path, kind, loss):
-    run = Run(write_run(tmp_path / "r", Synthetic(kind=kind, subjects=5, losses=("bce", "dice_focal"))))
+    run = Run(write_run(tmp_path / "r", Synthetic(kind=kind, subjects=5, losses=(loss,))))
     figure = find_figure(run, "classes_eps")
     panels = draw_panels(figure)
     assert list(panels) == ["grey matter\n30 images", "white matter\n29 images", "csf\n30 images"]
@@ -685,7 +695,8 @@ def test_the_class_figure_leaves_out_what_is_not_there(tmp_path):
 
 def test_the_class_figure_shows_the_strongest_attack_with_several_eps(tmp_path):
     alone = {"name": "fgsm", "losses": ["dice_focal"], "eps": ["4/255"]}
-    run = Run(write_run(tmp_path / "r", Synthetic(extra=(alone,), strength=((("fgsm", "dice_focal"), 2.0),))))
+    plot = Synthetic(losses=("bce",), extra=(alone,), strength=((("fgsm", "dice_focal"), 2.0),))
+    run = Run(write_run(tmp_path / "r", plot))
     figure = find_figure(run, "classes_eps")
     assert "strongest attack, fgsm bce (at eps 4/255, among those with several eps" in figure.caption
     assert {len(points) for lines in draw_panels(figure).values() for points in lines.values()} == {3}
@@ -693,7 +704,7 @@ def test_the_class_figure_shows_the_strongest_attack_with_several_eps(tmp_path):
 
 def test_the_class_figure_names_attacks_where_they_differ(tmp_path):
     run = Run(write_run(tmp_path / "r"))
-    other = (pl.col("model") == "basicunet-s") & (pl.col("loss") == "bce")
+    other = pl.col("loss") == pl.when(pl.col("model") == "basicunet-s").then(pl.lit("bce")).otherwise(pl.lit("dice"))
     rewrite_rows(run.path, lambda rows: rows.filter(~other))
     lines = next(iter(draw_panels(find_figure(Run(run.path), "classes_eps")).values()))
     assert set(lines) == {"basicunet-s, fgsm dice", "unet-mobilenet, fgsm bce"}
@@ -778,7 +789,7 @@ def test_a_long_table_is_named_on_a_terminal(tmp_path, capsys):
     run = Run(write_run(tmp_path / "r", plot))
     print_document(compose(summarise(run)), Console(width=160, force_terminal=False))
     printed = capsys.readouterr().out
-    rows = len(plot.models) * (3 + 2 + 2)
+    rows = len(plot.models) * (3 + 2 + 1 + 2)
     assert rows <= 40
     assert f"{rows} rows, in the report" not in printed
     more = ({"name": "fgsm", "losses": ["bce", "dice"], "eps": ["4/255"], "vary": {"label": ["predicted", "empty"]}},)

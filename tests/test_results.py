@@ -248,7 +248,7 @@ def test_order_is_that_of_the_suite(one):
     table = one.table("dice", by=("model", "attack", "loss"))
     assert table["model"].unique(maintain_order=True).to_list() == list(one.model_names)
     first = table.filter(model="basicunet-s")
-    assert first["attack"].to_list() == ["none", "fgsm", "fgsm", "random_sign", "uniform_noise"]
+    assert first["attack"].to_list() == ["none", "fgsm", "fgsm", "random_sign", "uniform_noise", "worst_case"]
     classes = one.table("dice", by="class", where={"attack": "none"})
     assert classes["class"].to_list() == ["grey matter", "white matter", "csf"]
 
@@ -301,7 +301,8 @@ def test_conventions_can_be_changed_afterwards(one):
 
 
 def test_scores_are_those_of_the_module(one):
-    assert one.scores().equals(score_rows(one.rows, one.task, one.scoring))
+    assert one.scores().head(len(one.rows)).equals(score_rows(one.rows, one.task, one.scoring))
+    assert set(one.scores()[len(one.rows) :]["attack"]) == {"worst_case"}
     assert one.scores() is one.scores(Scoring()), "computed once"
 
 
@@ -345,15 +346,18 @@ def test_missing_counts_pairs_and_leaves_out_what_is_skipped(tmp_path):
 def test_extremes_are_the_largest_and_smallest_drop(one):
     cases = find_extremes(one)
     assert [(c.model, c.kind) for c in cases] == [(m, k) for m in one.model_names for k in ("worst", "best")]
-    rows = one.scores().filter((pl.col("loss") == "bce") & (pl.col("eps") == FOUR) & (pl.col("model") == "basicunet-s"))
-    assert (cases[0].arm.loss, cases[0].eps) == ("bce", FOUR)
+    at_four = one.scores().filter((pl.col("eps") == FOUR) & (pl.col("model") == "basicunet-s"))
+    rows = at_four.filter(pl.col("attack") == "worst_case")
+    assert (cases[0].arm.attack, cases[0].eps) == ("fgsm", FOUR)
     for case, pick in zip(cases, ("max", "min"), strict=False):
         assert case.dice_clean - case.dice_attacked == pytest.approx(getattr(rows["drop"], pick)())
-        assert rows.filter(cell=case.cell, image=case.image)["dice"].item() == case.dice_attacked
+        (member,) = at_four.filter(cell=case.cell, image=case.image).to_dicts()
+        assert (member["attack"], member["dice"]) == ("fgsm", case.dice_attacked)
 
 
 def test_the_worst_case_is_followed_over_eps(tmp_path):
-    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",), eps=(1, 2, 3, 4, 6, 8, 10, 12, 16)))
+    eps = (1, 2, 3, 4, 6, 8, 10, 12, 16)
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",), losses=("bce",), eps=eps))
     run = Run(out)
     worst, best = find_extremes(run)
     assert [round(255 * step.eps) for step in worst.sweep] == [1, 4, 6, 10, 16]
@@ -384,7 +388,7 @@ def test_a_case_is_written_flat_and_read_back(one):
 def test_what_is_shown_over_eps_is_the_strongest_attack_with_several(tmp_path):
     alone = {"name": "fgsm", "losses": ["dice_focal"], "eps": ["4/255"]}
     loud = ((("fgsm", "dice_focal"), 2.0),)
-    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",), extra=(alone,), strength=loud))
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",), losses=("bce",), extra=(alone,), strength=loud))
     run = Run(out)
     (budgets,) = list_budgets(run)
     ranked = rank_attacks(run, budgets)

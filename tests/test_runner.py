@@ -262,8 +262,9 @@ def test_an_attack_is_stopped_at_its_limit_and_costs_no_other_cell_its_result():
     assert len(rows) == 6 * (len(cells) + 1)
     assert [failure.cell for failure in failures] == ["stopped"] * 2, "in each batch"
     assert failures[0].message.startswith("attack: expected at most 4 forwards per image, got 5. ")
-    shared, pgd, part, stopped, scored = 1, 4, 1, 4, 3
-    assert model.forwards == 2 * (shared + pgd + part + stopped + scored), "the forward too many was not run"
+    shared, part, scored = 1, 1, 2
+    four_images, two_images = 4 + 5, 5  # "stopped" and "pgd" with its score: one after the other, and together
+    assert model.forwards == 2 * (shared + part + scored) + four_images + two_images, "the forward too many was not run"
 
 
 def writes_input(model, batch, *, budget, generators):
@@ -445,6 +446,8 @@ def test_only_an_attack_without_a_call_of_its_own_is_shared():
     )
     assert [row["flags"] for row in rows] == [["unchanged"], ["unchanged"]]
     for name, entry in catalogue.ATTACKS.items():
+        if name == "transfer":
+            continue  # needs a model
         built = load_attack(name, {}, "bce" if entry.needs_loss else "", Task("binary", ("c",)))
         assert is_shared(built) == entry.shared, name
 

@@ -165,6 +165,7 @@ def test_the_head_bias_can_be_switched_off():
 
 def test_eps_is_shown_in_grey_levels_where_it_is_one():
     assert [show_eps(4 / 255), show_eps(0.007), show_eps(0.0)] == ["4/255", "0.007", "0/255"]
+    assert [show_eps(0.8, 400), show_eps(0.8), show_eps(4 / 255, 1.0)] == ["0.8", "204/255", "4/255"]
 
 
 def test_many_radii_are_shown_in_short():

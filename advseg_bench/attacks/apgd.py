@@ -38,7 +38,7 @@ class APGD(ProjectedAscent):
     interval is shorter than the one before by max(0.03 N, 1), and at least max(0.06 N, 1) long (rounded down).
 
     Of the settings of `ProjectedAscent`, `step_size` and `decay` have no meaning here. The loss may mask pixels or
-    change with the steps; the objective that controls the step does not.
+    change with the steps; the objective that the step size depends on does not.
 
     Attributes:
         steps: Number N of gradient steps of one run.
@@ -158,7 +158,7 @@ class StepControl:
         """Start with the first iterate as the best one."""
         self.size = torch.full_like(self.value, self.first)
         self.best_gradient, self.best_value, self.value_at_check = self.gradient, self.value, self.value
-        self.halved = torch.ones_like(self.value, dtype=torch.bool)  # the first check is by the count of rises alone
+        self.halved = torch.ones_like(self.value, dtype=torch.bool)  # the first check counts increases alone
         self.rises = torch.zeros_like(self.value)
         self.interval = max(int(0.22 * self.steps), 1)
 

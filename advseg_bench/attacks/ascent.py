@@ -47,7 +47,7 @@ class ProjectedAscent(SteppedAttack):
         keep: "last" returns the last iterate. "best" returns the iterate of each image with the largest value of
             `keep_by`, the first one in a tie; the last forward pass then evaluates the last iterate, so there are
             `steps` - 1 gradient steps.
-        objective: What step control and the choice of an iterate judge, whatever the loss does over the steps: a loss,
+        objective: What step sizes and the choice of an iterate depend on, while the loss may change: a loss,
             "entropy" (mean cross-entropy, binary or softmax by the task) or "hard_dice". None means the loss itself, or
             "entropy" for a loss that masks pixels or changes with the steps.
         keep_by: What the kept iterate and the kept restart maximise; None means the objective.

@@ -27,6 +27,7 @@ class PAdam(ProjectedAscent):
     `ProjectedAscent`; `decay` has no meaning here.
 
     Attributes:
+        steps: Number of forward passes.
         step_size: Rate as a fraction of eps.
 
     Cost:

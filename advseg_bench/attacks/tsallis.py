@@ -10,7 +10,7 @@ from advseg_bench.losses import Loss
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TsallisPGD(PGD):
-    """Tsallis-PGD: PGD on L_q = (1 - p_y^(1 - q)) / (1 - q), where q rises from -2 to 1 over the steps.
+    """Tsallis-PGD: PGD on L_q = (1 - p_y^(1 - q)) / (1 - q), where q increases from -2 to 1 over the steps.
 
     The weight of a pixel's gradient, p^(1 - q) (1 - p), is largest at p = (1 - q) / (2 - q): at 3/4 first, and at 0,
     as in cross-entropy, in the end. Settings are those of `ProjectedAscent`; the objective is the mean cross-entropy.
@@ -23,7 +23,7 @@ class TsallisPGD(PGD):
         `steps` forwards, `steps` backwards.
 
     Source:
-        arXiv:2605.03405; differs in the step control, which is that of PGD.
+        arXiv:2605.03405; differs in the step size, which is that of PGD.
 
     Example:
         >>> import torch

@@ -47,25 +47,31 @@ def find_doubts(
     Returns:
         The findings by model, in the order of `doubts.DOUBTS`; those about several radii of an arm are one.
     """
-    points = read_points(scored, controls)
     found = list(compare_with_log(scored, validation or {}))
-    for _, group in groupby(points, key=lambda point: (point.model, point.arm[3])):
-        rivals = list(group)
-        found += find_ties(rivals)
-        found += find_rising_curves(rivals)
-        for point in rivals:
-            at_eps = [other for other in rivals if other.eps == point.eps and other is not point]
-            noises = [other for other in at_eps if other.role == "noise"]
-            reasons: dict[str, Reason | None] = dict(find_marked(point, noises))
-            if point.role != "noise" and point.lowers_dice:
-                reasons["weaker_than_noise"] = _find_worse(point, noises)
-                reasons["weaker_than_one_step"] = _find_worse(point, [o for o in at_eps if _is_one_step_of(o, point)])
-                reasons["weaker_than_prefix"] = _find_worse(point, [o for o in at_eps if _is_prefix(o, point)])
-                reasons["gradient_masking"] = find_masking(point, at_eps)
-                reasons["unbounded_attack_fails"] = judge_unbounded(point, width)
-            reasons["short_steps"] = measure_path(point)
-            found += [point.find(name, reason) for name, reason in reasons.items() if reason is not None]
+    for model in scored["model"].unique().to_list():  # one after the other, which takes less memory
+        points = read_points(scored, model, controls)
+        for _, group in groupby(points, key=lambda point: point.arm[3]):
+            rivals = list(group)
+            found += [*find_ties(rivals), *find_rising_curves(rivals)]
+            found += [finding for point in rivals for finding in judge_point(point, rivals, width)]
     return _merge(found)
+
+
+def judge_point(point: Point, rivals: Sequence[Point], width: float) -> Iterator[Finding]:
+    """Find the doubts about one arm at one radius, by itself and among the other points of its model and norm."""
+    at_eps = [other for other in rivals if other.eps == point.eps and other is not point]
+    noises = [other for other in at_eps if other.role == "noise"]
+    reasons: dict[str, Reason | None] = dict(find_marked(point, noises))
+    if point.role != "noise" and point.lowers_dice:
+        reasons["weaker_than_noise"] = _find_worse(point, noises)
+        reasons["weaker_than_one_step"] = _find_worse(point, [o for o in at_eps if _is_one_step_of(o, point)])
+        reasons["weaker_than_prefix"] = _find_worse(point, [o for o in at_eps if _is_prefix(o, point)])
+        reasons["gradient_masking"] = find_masking(point, at_eps)
+        reasons["unbounded_attack_fails"] = judge_unbounded(point, width)
+    reasons["short_steps"] = measure_path(point)
+    for name, reason in reasons.items():
+        if reason is not None:
+            yield point.find(name, reason)
 
 
 def compare_with_log(scored: pl.DataFrame, validation: Mapping[str, float | None]) -> Iterator[Finding]:
@@ -91,7 +97,7 @@ def find_marked(point: Point, noises: Sequence[Point]) -> Iterator[tuple[str, Re
         if name == "zero_gradient" and point.role == "gradient":
             marked = marked | (point.marks["unchanged"] > 0) | _find_unmoved(point, noises)
         images = int((marked & known).sum())
-        if images > SHARE * known.sum():
+        if images > max(0 if name == "zero_gradient" else 1, SHARE * known.sum()):
             yield name, (f"{images} of {known.sum()} images", images)
 
 
@@ -111,7 +117,7 @@ def find_ties(points: Sequence[Point]) -> Iterator[Finding]:
         point
         for point in points
         if point.role in ("gradient", "unknown")
-        and len(point.counts) > 1
+        and point.images > 1
         and _mean(point.clean - point.dice) >= MARGIN
         and _mean(point.dice) > MARGIN
     ]
@@ -119,7 +125,7 @@ def find_ties(points: Sequence[Point]) -> Iterator[Finding]:
         for other in eligible[:i]:
             if (point.eps, point.counts) == (other.eps, other.counts):
                 settings = f" {other.arm[2]}" if other.arm[2] != point.arm[2] else ""
-                reason = f"the same counts as {other.label}{settings} on all images", len(point.counts)
+                reason = f"the same counts as {other.label}{settings} on all images", point.images
                 yield point.find("tie", reason)
                 break
 
@@ -144,7 +150,7 @@ def find_masking(point: Point, at_eps: Sequence[Point]) -> Reason | None:
     strongest = np.fmin.reduce(rivals, axis=0)
     known = ~np.isnan(point.dice) & ~np.isnan(strongest)
     lower = int((point.dice[known] < strongest[known] - WIDE_MARGIN).sum())
-    if lower <= SHARE * known.sum():
+    if lower <= max(1, SHARE * known.sum()):
         return None
     return f"Dice lower than under every attack with gradients on {lower} of {known.sum()} images", lower
 
@@ -170,7 +176,7 @@ def measure_path(point: Point) -> Reason | None:
     path = size * moves
     if path >= needed - 1e-6:
         return None
-    return f"steps of {size:.3g} eps x {moves:g} = {path:.3g} eps of {needed} eps", len(point.counts)
+    return f"steps of {size:.3g} eps x {moves:g} = {path:.3g} eps of {needed} eps", point.images
 
 
 def _is_one_step_of(other: Point, point: Point) -> bool:

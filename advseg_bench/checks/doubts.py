@@ -64,18 +64,19 @@ DOUBTS: dict[str, Doubt] = {
     ),
     "incomplete": Doubt(
         "the attack was stopped while its objective still increased",
-        "the last tenth of at least 10 steps adds more than 5 % of the whole gain, on more than 5 % of the images",
+        "the last tenth of at least 10 steps adds more than 5 % of the whole gain, on more than 5 % of the images and "
+        "two at least",
         _INDICATORS,
         "Increase `steps`",
     ),
     "silent_success": Doubt(
         "an earlier iterate was more harmful than the one that was returned",
-        "by more than 0.05 Dice with `keep` = 'last', on more than 5 % of the images",
+        "by more than 0.05 Dice with `keep` = 'last', on more than 5 % of the images and two at least",
         _INDICATORS,
         "Set `keep` to 'best'",
     ),
     "tie": Doubt(
-        "two attacks are the same computation, or the loss or a setting of one has no effect",
+        "two attacks are the same computation, the loss or a setting of one has no effect, or the model is linear",
         "equal counts on all images at an eps where the mean Dice falls by at least 0.01",
         _OWN,
         "Compare their settings, and drop one of the two",
@@ -88,7 +89,8 @@ DOUBTS: dict[str, Doubt] = {
         "Check loss, labels and the scale of eps, and add `square`",
     ),
     "weaker_than_one_step": Doubt(
-        "the step size does not suit eps, or the gradient is misleading away from the image",
+        "the step size does not suit eps, the gradient is misleading away from the image, or the loss is far from the "
+        "score",
         "mean Dice of an iterative attack higher than under `fgsm` of the same loss by more than 0.01 and two standard "
         "errors, paired over images",
         _CHECKLIST,
@@ -110,7 +112,7 @@ DOUBTS: dict[str, Doubt] = {
     ),
     "gradient_masking": Doubt(
         "the model hides its gradient: an attack without it is stronger than every attack with it",
-        "Dice lower by more than 0.05 on more than 5 % of the images",
+        "Dice lower by more than 0.05 on more than 5 % of the images and two at least",
         f"{_INDICATORS}, {_CHECKLIST}",
         "Use the gradient-free result, and adapt the attacks to the model (BPDA, average over repeats)",
     ),

@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from advseg_bench.checks.model import check_function
-from advseg_bench.errors import IncompatibleError, UserError, expected, one_line
+from advseg_bench.checks.windows import explain_failure
+from advseg_bench.errors import IncompatibleError, UserError, expected
 from advseg_bench.instruments.modes import in_mode
 from advseg_bench.types import Task
 
@@ -128,10 +129,7 @@ def _run(where: str, model: nn.Module, x: Tensor) -> Tensor:
     except UserError:
         raise
     except Exception as error:
-        raise IncompatibleError(
-            f"{where}: the network fails on images of shape {tuple(x.shape[1:])}: {one_line(error)}. "
-            "Check the channels, dtype and size it supports; in a suite, check `settings` and `stride`."
-        ) from error
+        raise explain_failure(where, model, x, error) from error
     return logits
 
 

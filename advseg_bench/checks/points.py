@@ -52,12 +52,17 @@ class Point:
     clean: Floats
     unmoved: Floats
     marks: Mapping[str, Floats]
-    counts: tuple[int, ...]
+    counts: bytes
 
     @property
     def label(self) -> str:
         """Attack and loss."""
         return " ".join(filter(None, self.arm[:2]))
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return int((~np.isnan(self.clean)).sum())
 
     @property
     def options(self) -> dict[str, object]:
@@ -76,12 +81,17 @@ class Point:
         return Finding(doubt, self.model, observed, self.arm, (self.eps,), images)
 
 
-def read_points(scored: pl.DataFrame, controls: Collection[str] = ()) -> list[Point]:
-    """Return the points of scored rows, sorted; images without a clean Dice, and results that are NaN, are left out."""
+def read_points(scored: pl.DataFrame, model: str, controls: Collection[str] = ()) -> list[Point]:
+    """Return the points of one model, sorted by norm, arm and radius; images without a clean Dice are left out."""
     has = {name: pl.col("flags").list.contains(name) for name in ("unchanged", *TRACED)}
     rows = (
         scored.lazy()
-        .filter(~pl.col("attack").is_in(VIRTUAL), pl.col("eps") > 0, pl.col("dice_clean").is_not_null())
+        .filter(
+            pl.col("model") == model,
+            ~pl.col("attack").is_in(VIRTUAL),
+            pl.col("eps") > 0,
+            pl.col("dice_clean").is_not_null(),
+        )
         .select(
             *_POINT,
             *IMAGE,
@@ -93,24 +103,23 @@ def read_points(scored: pl.DataFrame, controls: Collection[str] = ()) -> list[Po
             pl.concat_list("tp", "fp", "fn", pl.col("draw").cast(pl.Int64)).hash(0).alias("counts"),
         )
         .collect()
-        .cast({pl.Categorical(): pl.String})
     )
     images = rows.select(IMAGE).unique().sort(IMAGE).with_row_index("place")
     values = ("dice", "dice_clean", "unmoved", *has)
     per_image = rows.group_by(*_POINT, *IMAGE).agg(
-        pl.col(*values).mean(), pl.max("backwards"), pl.col("counts").sort().cast(pl.String).str.join(" ")
+        pl.col(*values).mean(), pl.max("backwards"), pl.col("counts").bitwise_xor()
     )
-    numbered = per_image.join(images, on=IMAGE).sort("model", "norm", "attack", "loss", "settings", "eps", "place")
+    numbered = per_image.join(images, on=IMAGE).sort("place")
     points = []
     for key, part in numbered.group_by(_POINT, maintain_order=True):
-        model, attack, loss, settings, norm, eps = (str(value) for value in key)
+        _, attack, loss, settings, norm, eps = (str(value) for value in key)
         place = part["place"].to_numpy()
         full = {name: np.full(len(images), np.nan) for name in values}
         for name, column in full.items():
             column[place] = part[name].to_numpy()
         steps = part["backwards"].max()
         role = _find_role(attack, steps, controls)
-        counts = tuple(hash(pair) for pair in zip(place.tolist(), part["counts"], strict=True))
+        counts = place.tobytes() + part["counts"].to_numpy().tobytes()
         points.append(
             Point(
                 model,
@@ -125,16 +134,16 @@ def read_points(scored: pl.DataFrame, controls: Collection[str] = ()) -> list[Po
                 counts,
             )
         )
-    return points
+    return sorted(points, key=lambda point: (point.arm[3], point.arm, point.eps))
 
 
 def _find_role(attack: str, steps: object, controls: Collection[str]) -> str:
     """Return how an attack finds its direction."""
     entry = catalogue.ATTACKS.get(attack)
-    if attack in controls or (entry is not None and entry.traits.control):
-        return "noise"
     if attack in _WITHOUT_GRADIENT:
         return "free"
+    if attack in controls or (entry is not None and entry.traits.control):
+        return "noise"
     if entry is not None:
         return "gradient" if entry.traits.gradient else "free"
     return "unknown" if steps is None else "gradient" if steps else "free"

@@ -21,6 +21,7 @@ from advseg_bench.claims.wording import (
     show_p,
     show_wins,
 )
+from advseg_bench.results.arms import WORST
 from advseg_bench.results.run import Run
 from advseg_bench.stats import PairedTest, Verdict, decide
 from advseg_bench.suite.cells import Arm
@@ -165,7 +166,20 @@ def _answer_vulnerable(evidence: Evidence, fgsm: Arm) -> _Answer | str:
     )
     if verdict == "contradicted":
         text += " A gradient attack that is weaker than noise suggests gradient masking, not robustness."
+    text += _describe_worst_case(evidence)
     return _Answer(verdict, text, overall, p, findings, find_shortage(tests))
+
+
+def _describe_worst_case(evidence: Evidence) -> str:
+    """Return a sentence on the worst case over the attacks, beside that on FGSM; "" if it is not known on each model.
+
+    No claim rests on it, since it is chosen image by image.
+    """
+    worst = make_arm(WORST)
+    if worst not in evidence.arms or evidence.find_gaps((worst,)):
+        return ""
+    drop = evidence.compare(average(worst, evidence.models))
+    return f" The worst case over the attacks, image by image, lowers Dice by {show_difference(drop)}."
 
 
 def _answer_size(evidence: Evidence, _: Arm) -> _Answer | str:

@@ -30,16 +30,15 @@ def plan_command(
 ) -> None:
     """Show the cells of a suite, which of them are skipped and why, and the expected cost."""
     from advseg_bench.data import count_images
-    from advseg_bench.suite.cells import plan, radii_of, width_of
+    from advseg_bench.suite.cells import plan, width_of
     from advseg_bench.suite.suite import Suite
 
     loaded = Suite.load(suite, profile=profile, data=data)
     planned = plan(loaded)
     _print_header(loaded)
-    with radii_of(width_of(loaded.data)):
-        _print_grid(loaded, planned)
-        if loaded.battery:
-            _print_battery(loaded.battery, planned)
+    _print_grid(loaded, planned)
+    if loaded.battery:
+        _print_battery(loaded.battery, planned, width_of(loaded.data))
     if cells:
         for cell in planned:
             print_line(f"{cell.id}  {cell.label}" + (f"  SKIPPED: {cell.skip}" if cell.skip else ""))
@@ -62,6 +61,8 @@ def _print_header(suite: Suite) -> None:
     print_phantom(suite.data)
     if isinstance(suite.data, FileData) and (suite.data.bounds or suite.data.normalisation != "none"):
         _print_intensities(suite)
+    if suite.inference is not None:
+        print_line(f"sliding windows: {suite.inference.describe(suite.data.edges)}")
     for model in suite.models:
         parts = (model.architecture, model.encoder or "", f"weights {model.weights}" if model.weights else "")
         console.print(f"model: {model.name} ({', '.join(p for p in parts if p)})", markup=False, highlight=False)
@@ -70,6 +71,7 @@ def _print_header(suite: Suite) -> None:
 def _print_intensities(suite: Suite) -> None:
     """Print the units of the images, and the radii in 1/255 of their range; for z-scores only the data have it."""
     from advseg_bench.data import load_dataset
+    from advseg_bench.suite.cells import find_grey
 
     loaded = load_dataset(suite.data)
     lower, upper = loaded.bounds.lower, loaded.bounds.upper
@@ -77,7 +79,7 @@ def _print_intensities(suite: Suite) -> None:
     budgets = [(attack.norm, attack.eps) for attack in suite.attacks]
     budgets += [(suite.battery.norm, suite.battery.eps)] if suite.battery else []
     radii = sorted({eps for norm, of_norm in budgets if norm == "linf" for eps in of_norm})
-    shown = ", ".join(f"{eps:.4g} = {255 * eps / (upper - lower):.3g}/255" for eps in radii)
+    shown = ", ".join(f"{eps:.4g} = {find_grey(eps, upper - lower):.3g}/255" for eps in radii)
     print_line(f"eps: {shown} of the range")
 
 
@@ -85,7 +87,7 @@ def _print_grid(suite: Suite, cells: Cells) -> None:
     """One line per attack table: its cells over all models."""
     from rich.table import Column, Table
 
-    from advseg_bench.suite.cells import is_of, show_radii
+    from advseg_bench.suite.cells import is_of, show_radii, width_of
 
     if not suite.attacks:
         return
@@ -94,13 +96,13 @@ def _print_grid(suite: Suite, cells: Cells) -> None:
     for attack in suite.attacks:
         mine = [cell for cell in cells if is_of(cell, attack)]
         skipped = sum(cell.skip is not None for cell in mine)
-        eps = f"{attack.norm} {show_radii(attack.eps, attack.norm)}"
+        eps = f"{attack.norm} {show_radii(attack.eps, attack.norm, width_of(suite.data))}"
         numbers = (str(attack.draws), str(len(mine)), str(skipped))
         table.add_row(attack.name, " ".join(attack.losses) or "-", eps, _show_settings(attack), *numbers)
     console.print(table)
 
 
-def _print_battery(battery: BatterySpec, cells: Cells) -> None:
+def _print_battery(battery: BatterySpec, cells: Cells, width: float) -> None:
     """One line per member of the battery, with the passes of one of its cells, and the cost of all.
 
     Passes are those of the attack and of scoring its result.
@@ -122,7 +124,7 @@ def _print_battery(battery: BatterySpec, cells: Cells) -> None:
         cost = estimate((replace(of_member[0], skip=None),))
         passes = (str(cost.separate_forwards), str(cost.separate_backwards)) if cost else ("?", "?")
         shown = "; ".join(f"{name}: {value}" for name, value in _common_settings(of_member).items())
-        radii = f"{arm.norm} {show_radii(battery.eps, arm.norm)}"
+        radii = f"{arm.norm} {show_radii(battery.eps, arm.norm, width)}"
         table.add_row(arm.attack, arm.loss or "-", shown, radii, *passes, str(len(of_member)), str(skipped))
     console.print(table)
     mine = [cell for of_member in members.values() for cell in of_member]
@@ -135,8 +137,8 @@ def _print_battery(battery: BatterySpec, cells: Cells) -> None:
 def _show_rules(battery: BatterySpec) -> str:
     """Whether finished images are skipped, and where attacks start."""
     skip = "finished images are skipped" if battery.skip else "no image is skipped"
-    warm = "from the best result at a smaller radius" if battery.warm_start else "anew at each radius"
-    return f"{skip}, attacks start {warm}"
+    kept = "the best result at smaller radii is kept" if battery.warm_start else "each radius has its own results"
+    return f"{skip}, {kept}"
 
 
 def _common_settings(cells: Sequence[Cell]) -> dict[str, object]:

@@ -69,6 +69,8 @@ class Dataset:
         bounds: Smallest and largest intensity of an image.
         channels: Names of the channels of an image; empty if unknown.
         record: How intensities and axes of the files became those of the images, as JSON values.
+        title: What the data are called where `name` is that of a format: by their own description, or their folder.
+        by_image: Whether no subjects were given, so that each image counts by itself.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Dataset:
         bounds: Bounds = UNIT,
         channels: Sequence[str] = (),
         record: Mapping[str, Any] | None = None,
+        title: str = "",
+        by_image: bool = False,
     ) -> None:
         self.name = name
         self.task = task
@@ -91,6 +95,7 @@ class Dataset:
         self.note = note
         self.bounds = bounds
         self.channels = tuple(channels)
+        self.title, self.by_image = title, by_image
         self.record = {"bounds": [bounds.lower, bounds.upper], "attack_space": PREPROCESSED} | dict(record or {})
         kept = KEPT_BYTES // max(1, sum(array.nbytes for array in read(0)))
         self.read = lru_cache(maxsize=kept)(read)
@@ -117,6 +122,8 @@ class Dataset:
             "splits": {name: len(self.split(name)) for name in get_args(Split)},
             "subjects": {"test": len({self.cases[i].subject for i in self.split("test")})},
             "channels": list(self.channels),
+            **({"title": self.title} if self.title else {}),
+            **({"by_image": True} if self.by_image else {}),
             **self.record,
         }
 

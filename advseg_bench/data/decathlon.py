@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from advseg_bench.data.dataset import Dataset
-from advseg_bench.data.description import check_number, read_description, read_numbered, refuse
+from advseg_bench.data.description import check_number, find_title, read_description, read_numbered, refuse
 from advseg_bench.data.formats import read_header
-from advseg_bench.data.sources import SUBJECT_NOTE, Channel, Labels, Source, choose_inputs
+from advseg_bench.data.sources import Channel, Labels, Source, choose_inputs
 from advseg_bench.data.splits import check_pattern, find_subject, split_subjects
 from advseg_bench.data.volumes import load_sources
 from advseg_bench.errors import DataError, expected
@@ -51,7 +51,8 @@ def load(spec: DecathlonData) -> Dataset:
         channels = tuple(Channel(image, number if len(names) > 1 else None) for number in inputs)
         sources.append(Source(case, subject, case, channels, label))
     splits = split_subjects((source.subject for source in sources), spec)
-    return load_sources(sources, labels, splits, spec, [names[n] for n in inputs], "" if spec.subject else SUBJECT_NOTE)
+    title = find_title(spec.path, content)
+    return load_sources(sources, labels, splits, spec, [names[n] for n in inputs], title)
 
 
 def _list_pairs(path: Path, training: Any) -> dict[str, tuple[Path, Path]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -71,6 +71,12 @@ def check_number(path: Path, content: dict[str, Any], names: Sequence[str]) -> N
     stated = content.get("numTraining")
     if stated is not None and stated != len(names):
         refuse(path, f"numTraining = {len(names)}, the number of cases found", stated)
+
+
+def find_title(folder: Path, content: Mapping[str, Any] | None = None) -> str:
+    """Return what a data set is called: by the `name` of its description, or else by its folder."""
+    given = (content or {}).get("name")
+    return (" ".join(given.split()) if isinstance(given, str) else "") or folder.resolve().name
 
 
 def refuse(path: Path, what: str, found: object) -> NoReturn:

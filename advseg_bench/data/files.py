@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -45,6 +46,11 @@ def is_ignored(name: str) -> bool:
 def list_entries(folder: Path) -> Iterator[Path]:
     """Yield the entries of a folder that count, sorted by name."""
     yield from (path for path in sorted(folder.iterdir()) if not is_ignored(path.name))
+
+
+def compose_name(name: str) -> str:
+    """Return a name in which an accented letter is one character, as some file systems store it and others do not."""
+    return unicodedata.normalize("NFC", name)
 
 
 def find_folder(root: Path, name: str) -> Path:
@@ -97,9 +103,10 @@ def list_masks(folder: Path, images: Collection[str]) -> dict[str, Path]:
         DataError: As `list_files`, or if an image has two masks.
     """
     found: dict[str, Path] = {}
+    spelled = {compose_name(image): image for image in images}
     for stem, path in list_files(folder).items():
-        short = _MASK_ENDING.sub("", stem)
-        image = short if stem not in images and short in images else stem
+        names = (stem, spelled.get(compose_name(stem)), spelled.get(compose_name(_MASK_ENDING.sub("", stem))))
+        image = next((name for name in names if name is not None and name in images), stem)
         if image in found:
             both = [found[image].name, path.name]
             raise DataError(expected(path, f"one mask of image {image!r}", both, "Remove one of them."))

@@ -14,7 +14,8 @@ import numpy as np
 
 from advseg_bench.data.alignment import check_alignment, describe_headers
 from advseg_bench.data.dataset import Case, Dataset, Sample
-from advseg_bench.data.files import find_folder, list_entries, list_files, list_masks
+from advseg_bench.data.description import find_title
+from advseg_bench.data.files import compose_name, find_folder, list_entries, list_files, list_masks
 from advseg_bench.data.formats import hash_files, read_header, read_slices
 from advseg_bench.data.header import Array, Header
 from advseg_bench.data.intensities import (
@@ -27,10 +28,10 @@ from advseg_bench.data.intensities import (
     describe_blank,
 )
 from advseg_bench.data.nifti import is_nifti
-from advseg_bench.data.pixels import check_labels, read_mask_slices, to_channels, to_planes
+from advseg_bench.data.pixels import Shown, check_foreground, check_labels, read_mask_slices, to_channels, to_planes
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
-from advseg_bench.data.splits import check_pattern, find_subject, split_subjects
-from advseg_bench.data.values import Values, measure
+from advseg_bench.data.splits import check_pattern, counts_images, describe_unknown, find_subject, split_subjects
+from advseg_bench.data.values import Values, is_blank, measure
 from advseg_bench.data.whole import (
     apply_windows,
     check_volume,
@@ -44,7 +45,6 @@ from advseg_bench.data.whole import (
 from advseg_bench.errors import DataError, expected, unknown
 from advseg_bench.suite.specs import FolderData
 
-NOTE = "Each file counts as a separate subject, because `subject` was not set."
 COLOURS = ("red", "green", "blue")
 
 
@@ -59,6 +59,7 @@ class _Entry:
         header: Header of the image file.
         values: Its values, for each channel or for all together.
         mask_headers: Headers of the masks.
+        shown: What the masks show.
         moved: Number of masks whose header differs from that of the image in its place in space only.
     """
 
@@ -68,6 +69,7 @@ class _Entry:
     header: Header
     values: tuple[Values, ...]
     mask_headers: tuple[Header, ...]
+    shown: tuple[Shown, ...]
     moved: int
 
 
@@ -129,27 +131,27 @@ def load(spec: FolderData) -> Dataset:
         bounds=intensities.bounds,
         channels=_name_channels(entries, spec),
         record={**intensities.record, **describe_layout(headers, spec)},
+        title=find_title(spec.path),
+        by_image=counts_images(spec.subject, headers),
     )
 
 
 def _note(entries: Sequence[_Entry], cases: Sequence[Case], places: Sequence[tuple[int, int]], spec: FolderData) -> str:
     """Describe what a reader of the report must know."""
-    turned = sum(entry.header.turned for entry in entries)
+    headers = [entry.header for entry in entries]
+    turned = sum(header.turned for header in headers)
     parts = (
-        "" if spec.subject else NOTE,
-        describe_whole(cases, [entry.header for entry in entries], spec),
-        describe_blank([_is_blank(entries[number], z, spec) for number, z in places]),
+        describe_unknown(counts_images(spec.subject, headers), "file") if spec.subject is None else "",
+        describe_whole(cases, headers, spec),
+        describe_blank([is_blank(entries[number].values, None if is_whole(spec) else z) for number, z in places]),
         describe_headers(sum(entry.moved for entry in entries), sum(len(entry.masks) for entry in entries)),
+        *(
+            check_foreground(mask.parent, [entry.shown[i] for entry in entries], spec)
+            for i, mask in enumerate(entries[0].masks)
+        ),
         f"Images that ask viewers to rotate them (EXIF): {turned}; they are read as stored." if turned else "",
     )
     return " ".join(part for part in parts if part)
-
-
-def _is_blank(entry: _Entry, z: int, spec: FolderData) -> bool:
-    """Whether an image shows one value only."""
-    if is_whole(spec):
-        return all(values.low == values.high for values in entry.values)
-    return all(values.blank[z] for values in entry.values)
 
 
 def _name_channels(entries: Sequence[_Entry], spec: FolderData) -> tuple[str, ...]:
@@ -199,24 +201,25 @@ def _pair(spec: FolderData) -> Iterator[tuple[str, Path, tuple[Path, ...]]]:
 def _mask_folders(masks: Path, spec: FolderData) -> list[Path]:
     """Return the folders with masks: one, or one for each class."""
     entries = list(list_entries(masks))
-    folders = [entry.name for entry in entries if entry.is_dir()]
+    found = {compose_name(entry.name): entry for entry in entries if entry.is_dir()}
+    folders, known = list(found), {compose_name(name): name for name in spec.classes}
     if spec.task != "multilabel":
         if folders:
             remedy = 'Set task = "multilabel" for one folder per class, or move the masks up.'
             raise DataError(expected(masks, f"mask files for task {spec.task!r}", f"folder {folders[0]}", remedy))
         return [masks]
     for name in folders:
-        if name not in spec.classes:
+        if name not in known:
             raise DataError(unknown(masks, "class folder", name, spec.classes))
     for entry in entries:
         if not entry.is_dir():
             remedy = "Move it into masks/CLASS/."
             raise DataError(expected(entry, "a folder for each class (task 'multilabel')", "a file", remedy))
     for name in spec.classes:
-        if name not in folders:
+        if compose_name(name) not in found:
             remedy = "Add the folder, or remove the class from `classes`."
             raise DataError(expected(masks / name, f"a folder with the masks of class {name!r}", "none", remedy))
-    return [masks / name for name in spec.classes]
+    return [found[name] for name in known]
 
 
 def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) -> _Entry:
@@ -227,13 +230,13 @@ def _inspect(stem: str, image: Path, masks: tuple[Path, ...], spec: FolderData) 
     joint = not is_nifti(image) and spec.normalisation == "none"
     values = measure(image, _read_image(image, spec), spec, joint=joint)
     check_values(image, header, values, spec)
-    headers, moved = [], 0
+    headers, shown, moved = [], [], 0
     for mask in masks:
         found = read_header(mask, layout=find_layout(spec))
         moved += check_alignment(f"its image {image.name}", header, mask, found)
-        check_labels(mask, found, spec, find_layout(spec))
+        shown.append(check_labels(mask, found, spec, find_layout(spec)))
         headers.append(found)
-    return _Entry(stem, image, masks, header, values, tuple(headers), moved)
+    return _Entry(stem, image, masks, header, values, tuple(headers), tuple(shown), moved)
 
 
 def _read_image(path: Path, spec: FolderData, first: int = 0) -> Iterator[Array]:

@@ -49,7 +49,7 @@ def load(spec: LggData) -> Dataset:
             channels = tuple(Channel(image, number) for number in inputs)
             sources.append(Source(image.stem, folder.name, folder.name, channels, mask))
     splits = split_subjects((source.subject for source in sources), spec)
-    return load_sources(sources, labels, splits, spec, [CHANNELS[n] for n in inputs], NOTE)
+    return load_sources(sources, labels, splits, spec, [CHANNELS[n] for n in inputs], note=NOTE)
 
 
 def _list_patients(root: Path) -> Iterator[Path]:

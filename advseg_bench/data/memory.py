@@ -201,5 +201,6 @@ def make_dataset(images: Batch) -> Dataset:
         read=lambda i: Sample(x[i], y[i], valid[i]),
         fingerprint=digest.hexdigest(),
         note=NOTE if images.subjects == images.images else "",
+        by_image=images.subjects == images.images,
         bounds=images.bounds,
     )

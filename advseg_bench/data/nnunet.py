@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from advseg_bench.data.dataset import Dataset, Split
-from advseg_bench.data.description import check_number, read_description, read_json, read_numbered, refuse
-from advseg_bench.data.files import list_entries
+from advseg_bench.data.description import check_number, find_title, read_description, read_json, read_numbered, refuse
+from advseg_bench.data.files import compose_name, list_entries
 from advseg_bench.data.formats import SUFFIXES
 from advseg_bench.data.nifti import is_nifti
-from advseg_bench.data.sources import SUBJECT_NOTE, Channel, Labels, Source, choose_inputs
+from advseg_bench.data.sources import Channel, Labels, Source, choose_inputs
 from advseg_bench.data.splits import check_pattern, find_subject, split_rest, split_subjects
 from advseg_bench.data.volumes import load_sources
 from advseg_bench.errors import DataError, expected
@@ -64,7 +64,8 @@ def load(spec: NnunetData) -> Dataset:
     subjects = {source.name: source.subject for source in sources}
     splits = split_subjects(subjects.values(), spec) if spec.fold is None else _read_fold(subjects, spec)
     sources = [source for source in sources if source.subject in splits]
-    return load_sources(sources, labels, splits, spec, [names[n] for n in inputs], "" if spec.subject else SUBJECT_NOTE)
+    title = find_title(spec.path, content)
+    return load_sources(sources, labels, splits, spec, [names[n] for n in inputs], title)
 
 
 def _read_labels(path: Path, table: Mapping[str, Any]) -> Labels:
@@ -123,8 +124,9 @@ def _list_cases(root: Path, ending: str, channels: int) -> Cases:
         raise DataError(expected(root / "labelsTr", f"labels CASE{ending}", "an empty folder", remedy))
     colour = channels == 3 and ending.lower() not in VOLUMES and not any(stem.endswith("_0001") for stem in images)
     found: Cases = {}
+    images = {compose_name(stem): path for stem, path in images.items()}
     for case, label in labels.items():
-        stems = [f"{case}_{number:04d}" for number in range(1 if colour else channels)]
+        stems = [compose_name(f"{case}_{number:04d}") for number in range(1 if colour else channels)]
         for stem in stems:
             if stem not in images:
                 what = f"an image {stem}{ending} for label {case}{ending}"
@@ -180,7 +182,8 @@ def _is_folds(folds: object) -> bool:
 
 def _find_subjects(path: Path, cases: Sequence[object], subjects: Mapping[str, str]) -> set[str]:
     """Return the subjects of some cases."""
+    known = {compose_name(case): subject for case, subject in subjects.items()}
     for case in cases:
-        if not isinstance(case, str) or case not in subjects:
+        if not isinstance(case, str) or compose_name(case) not in known:
             raise DataError(expected(path, "cases that are in labelsTr/", case, "Correct the file."))
-    return {subjects[str(case)] for case in cases}
+    return {known[compose_name(str(case))] for case in cases}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,22 @@ def read_mask_slices(path: Path, header: Header, spec: FolderData, layout: Layou
         yield _threshold(path, pixels, spec) if header.lossy and not spec.soft else pixels
 
 
-def check_labels(path: Path, header: Header, spec: FolderData, layout: Layout) -> None:
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a mask file shows.
+
+    Attributes:
+        largest: Its largest value that is not ignored.
+        top: The value that means the class for certain: of a soft mask its largest possible value, otherwise 1.
+        ignored: Whether it has ignored pixels.
+    """
+
+    largest: float
+    top: float
+    ignored: bool
+
+
+def check_labels(path: Path, header: Header, spec: FolderData, layout: Layout) -> Shown:
     """Read a whole mask file and check that each value has a meaning.
 
     Args:
@@ -51,17 +67,53 @@ def check_labels(path: Path, header: Header, spec: FolderData, layout: Layout) -
         spec: `task`, `classes`, `soft` and `ignore` are used.
         layout: How the axes of a NIfTI file are read.
 
+    Returns:
+        What the mask shows.
+
     Raises:
         DataError: If a value has no meaning; the message lists up to five.
     """
     seen: set[float] = set()
+    ignored = False
     for pixels in read_mask_slices(path, header, spec, layout):
-        seen |= set(np.unique(pixels).tolist()) - {spec.ignore}
+        found = set(np.unique(pixels).tolist())
+        ignored |= spec.ignore in found
+        seen |= found - {spec.ignore}
         allowed, wrong = _without_meaning(seen, header, spec)
         if wrong:
             values = [int(v) if float(v).is_integer() else v for v in sorted(wrong)[:5]]
             remedy = "Convert the mask, or set `ignore` or `soft`."
             raise DataError(expected(path, allowed, [*values, "..."] if len(wrong) > 5 else values, remedy))
+    return Shown(max(seen, default=0), float(header.largest or 1) if spec.soft else 1, ignored)
+
+
+def check_foreground(folder: Path, masks: Sequence[Shown], spec: FolderData) -> str:
+    """Refuse masks that show no class because of `soft` or `ignore`.
+
+    Args:
+        folder: The folder of the masks.
+        masks: What each of its masks shows.
+        spec: `soft` and `ignore` are used.
+
+    Returns:
+        A sentence for the note of the data set if all masks are empty for another reason, else "".
+
+    Raises:
+        DataError: If no value reaches half of the largest, or all pixels above 0 are ignored.
+    """
+    if any(mask.largest >= 0.5 * mask.top for mask in masks):
+        return ""
+    if faint := [mask for mask in masks if mask.largest > 0]:
+        top, found = max(mask.top for mask in faint), max(mask.largest for mask in faint)
+        remedy = "Remove `soft` if the masks are of 0 and 1, or multiply their values."
+        what = f"soft masks with values from {top / 2:g}, a probability of 0.5, to {top:g}"
+        raise DataError(f"{folder}: expected {what}, got none above {found:g}. {remedy}")
+    if any(mask.ignored for mask in masks):
+        remedy = "Remove `ignore` if this value means the class."
+        raise DataError(
+            f"{folder}: expected a mask that shows a class, got only 0 and {spec.ignore}, which is ignored. {remedy}"
+        )
+    return f"No mask in {folder.name} shows a class."
 
 
 def to_channels(pixels: Array, channels: int) -> Floats:

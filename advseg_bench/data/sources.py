@@ -20,8 +20,6 @@ BINARY_CLASS = "foreground"
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 
-SUBJECT_NOTE = "Each case counts as a separate subject, because `subject` was not set."
-
 
 class Channel(NamedTuple):
     """Location of one channel of an image: the file, and the index of the channel in it (None if it has only one)."""

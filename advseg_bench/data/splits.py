@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from advseg_bench.data.dataset import Split
+from advseg_bench.data.header import Header
 from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.specs import SplitData
 
@@ -82,6 +83,18 @@ def check_pattern(pattern: str | None, where: str) -> None:
     if groups != 1:
         remedy = "Put parentheses around the part that names the subject, such as '(s[0-9]+)_'."
         raise DataError(expected(where, "one group in the regular expression `subject`", pattern, remedy))
+
+
+def counts_images(pattern: str | None, headers: Iterable[Header]) -> bool:
+    """Whether images count by themselves: they are 2-D files, and no pattern names their subjects."""
+    return pattern is None and all(header.slices is None for header in headers)
+
+
+def describe_unknown(by_image: bool, what: str) -> str:
+    """Describe what counts as a subject where no pattern names the subjects: a "file" or a "case"."""
+    if by_image:
+        return "Each image counts by itself, because `subject` was not set."
+    return f"Each {what} counts as a separate subject, because `subject` was not set."
 
 
 def find_subject(stem: str, pattern: str | None, path: Path) -> str:

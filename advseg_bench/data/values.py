@@ -106,6 +106,11 @@ def measure(path: Path, slices: Iterable[Array], spec: FileData, *, joint: bool 
     return tuple(each.finish() for each in sums)
 
 
+def is_blank(values: Sequence[Values], z: int | None) -> bool:
+    """Whether all values of each channel are equal: in slice `z` of an image, or for None in all of it."""
+    return all(each.low == each.high if z is None else each.blank[z] for each in values)
+
+
 def pool_statistics(values: Sequence[Values]) -> tuple[float, float]:
     """Return mean and standard deviation of the values of several images together."""
     total = (0, 0.0, 0.0)

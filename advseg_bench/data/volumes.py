@@ -29,7 +29,8 @@ from advseg_bench.data.intensities import (
 )
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
 from advseg_bench.data.sources import BINARY_CLASS, Channel, Labels, Source, VolumeData
-from advseg_bench.data.values import Values, measure
+from advseg_bench.data.splits import counts_images, describe_unknown
+from advseg_bench.data.values import Values, is_blank, measure
 from advseg_bench.data.whole import (
     check_volume,
     describe_layout,
@@ -40,6 +41,7 @@ from advseg_bench.data.whole import (
     is_whole,
 )
 from advseg_bench.errors import DataError, expected
+from advseg_bench.suite.specs import LggData
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ def load_sources(
     splits: Mapping[str, Split],
     spec: VolumeData,
     channels: Sequence[str],
+    title: str = "",
     note: str = "",
 ) -> Dataset:
     """Check every file and list the images.
@@ -79,7 +82,8 @@ def load_sources(
         splits: Subject -> split.
         spec: How to scale intensities, which images to use, and how images and labels are prepared.
         channels: Names of the channels of a source.
-        note: Sentences that the reader adds to the note of the data set.
+        title: What the data set is called.
+        note: Sentence that the reader adds to the note of the data set.
 
     Returns:
         The data set.
@@ -125,7 +129,9 @@ def load_sources(
         number, z = places[index]
         return _read(entries[number], intensities.windows[number], z, labels, intensities, spec)
 
-    blank = describe_blank([_is_blank(entries[number], z, spec) for number, z in places])
+    blank = describe_blank([is_blank(entries[number].values, None if is_whole(spec) else z) for number, z in places])
+    pattern = "" if isinstance(spec, LggData) else spec.subject
+    by_image = counts_images(pattern, headers)
     others = sum(len(source.channels) for source in sources)
     return Dataset(
         name=spec.name,
@@ -138,6 +144,7 @@ def load_sources(
                 None,
                 (
                     note,
+                    describe_unknown(by_image, "case") if pattern is None else "",
                     _scored(spec),
                     describe_whole(cases, headers, spec),
                     blank,
@@ -148,14 +155,9 @@ def load_sources(
         bounds=intensities.bounds,
         channels=channels,
         record={**intensities.record, **describe_layout(headers, spec)},
+        title=title,
+        by_image=by_image,
     )
-
-
-def _is_blank(entry: _Entry, z: int, spec: VolumeData) -> bool:
-    """Whether an image shows one value only."""
-    if is_whole(spec):
-        return all(values.low == values.high for values in entry.values)
-    return all(values.blank[z] for values in entry.values)
 
 
 def _choose(entry: _Entry, split: Split, spec: VolumeData) -> list[int]:

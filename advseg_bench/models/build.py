@@ -104,7 +104,7 @@ def build_model(
         net, mean=spec.mean, std=spec.std, stride=spec.stride or stride, outputs=outputs, windows=windows
     )
     _check_normalisation(where, spec, channels)
-    _check_depth(where, model.stride, seen)
+    _check_depth(where, model.stride, seen, "size" if windows is None else "inference.roi")
     x = torch.rand((2, channels, *edges), generator=torch.Generator().manual_seed(seed))
     sample = choose_sample(model, x)
     with _alike(model) if spec.stochastic else nullcontext(), watch(model.net) as notes:
@@ -123,11 +123,12 @@ def _check_normalisation(where: str, spec: ModelSpec, channels: int) -> None:
             raise SpecError(expected(where, what, list(value), f"Correct `{key}`."))
 
 
-def _check_depth(where: str, stride: int, edges: tuple[int, ...]) -> None:
+def _check_depth(where: str, stride: int, edges: tuple[int, ...], key: str) -> None:
     """Refuse a network whose stride is so large that most of a volume would be padding."""
     if len(edges) == 3 and stride > 2 * min(edges):
-        what = f"volumes of {stride // 2} pixels or more along each axis, half its stride"
-        remedy = "Use a network with fewer levels, or a larger `size`."
+        seen = "volumes" if key == "size" else f"windows ({key})"
+        what = f"{seen} of {stride // 2} pixels or more along each axis, half its stride"
+        remedy = f"Use a network with fewer levels, or a larger `{key}`."
         raise IncompatibleError(expected(where, what, list(edges), remedy))
 
 

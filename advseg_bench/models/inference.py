@@ -7,7 +7,6 @@ windows, weighted by `mode`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from torch.autograd import Function
 from advseg_bench.checks.outputs import Outputs
 from advseg_bench.errors import IncompatibleError, SpecError, expected
 from advseg_bench.models.lean import Lean
+from advseg_bench.models.random_state import RandomState
+from advseg_bench.suite.specs import list_starts
 
 Mode = Literal["constant", "gaussian"]
 
@@ -71,7 +72,8 @@ class Windows:
     def list_places(self, size: Sequence[int]) -> list[_Place]:
         """Return where the windows lie in an image whose edges are at least those of a window."""
         starts = [
-            self._list_starts(edge, window) for edge, window in zip(size, self.find_edges(len(size)), strict=True)
+            list_starts(edge, window, self.overlap)
+            for edge, window in zip(size, self.find_edges(len(size)), strict=True)
         ]
         edges = self.find_edges(len(size))
         return [
@@ -92,12 +94,6 @@ class Windows:
     def as_record(self) -> dict[str, Any]:
         """Return what a run stores."""
         return {"roi": list(self.roi), "overlap": self.overlap, "mode": self.mode}
-
-    def _list_starts(self, size: int, window: int) -> list[int]:
-        """First pixels of the windows along one axis."""
-        step = window if window == size else max(int(window * (1 - self.overlap)), 1)
-        count = math.ceil((size - window) / step) + 1
-        return [min(i * step, size - window) for i in range(count)]
 
 
 class SlidingWindow(nn.Module):
@@ -197,8 +193,9 @@ class _Sliding(Function):
     def forward(ctx: Any, x: Tensor, run: _Run, windows: Windows, *parameters: Tensor) -> Tensor:
         """Run all windows without a graph; keep the images, and how the windows were run."""
         ctx.run, ctx.windows, ctx.conditions = run, windows, _read_conditions(x.device.type)
+        ctx.states = []
         ctx.save_for_backward(x, *parameters)
-        return _merge(run, x, windows)
+        return _merge(run, x, windows, ctx.states)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -211,15 +208,16 @@ class _Sliding(Function):
 
     @staticmethod
     def _differentiate(ctx: Any, gradient: Tensor) -> list[Any]:
-        """Run each window again, and add its gradients to those of images and parameters."""
+        """Run each window again with the random numbers of its forward, and add its gradients to the sums."""
         x, *parameters = ctx.saved_tensors
         windows: Windows = ctx.windows
         weights = windows.weigh(x)
         share = gradient / _total(windows, weights, x.shape[2:])
         sums = [torch.zeros_like(each) for each in (x, *parameters)]
-        for place in windows.list_places(x.shape[2:]):
+        for place, state in zip(windows.list_places(x.shape[2:]), ctx.states, strict=True):
             leaf = _cut(x, place).clone().requires_grad_()
             with torch.enable_grad(), ExitStack() as stack:
+                stack.enter_context(state.restored())
                 for condition in ctx.conditions:
                     stack.enter_context(condition())
                 logits = ctx.run(leaf)
@@ -250,11 +248,13 @@ class _Once(Function):
         raise IncompatibleError(expected("inference", "to be differentiated once", "a second derivative", remedy))
 
 
-def _merge(run: _Run, x: Tensor, windows: Windows) -> Tensor:
-    """The weighted mean of the logits of all windows."""
+def _merge(run: _Run, x: Tensor, windows: Windows, states: list[RandomState] | None = None) -> Tensor:
+    """The weighted mean of the logits of all windows; `states` gets the random state before each window."""
     weights = windows.weigh(x)
     merged: Tensor | None = None
     for place in windows.list_places(x.shape[2:]):
+        if states is not None:
+            states.append(RandomState.read(x.device, states[-1] if states else None))
         logits = run(_cut(x, place).clone())
         if logits.shape[2:] != weights.shape:
             what = f"logits of a window's size, {tuple(weights.shape)}"

@@ -6,7 +6,7 @@ import polars as pl
 
 from advseg_bench.report.document import Column, Table, show_budget, show_count, show_number, show_plural, thin
 from advseg_bench.report.summary import Summary
-from advseg_bench.results.arms import POINT, read_arm
+from advseg_bench.results.arms import POINT, WORST, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import CLEAN
 
@@ -81,7 +81,9 @@ def make_repeat_table(summary: Summary) -> Table | None:
     if not names:
         return None
     dice = pl.col("mean")
-    repeats = run.table("dice", by=(*POINT, "draw"), where={"model": names}).filter(dice.is_not_null())
+    repeats = run.table("dice", by=(*POINT, "draw"), where={"model": names}).filter(
+        dice.is_not_null(), pl.col("attack") != WORST
+    )
     data = repeats.group_by(POINT, maintain_order=True).agg(
         pl.len().alias("repeats"),
         dice.mean(),
@@ -94,7 +96,7 @@ def make_repeat_table(summary: Summary) -> Table | None:
     columns = (
         Column("Model", thin([row["model"] for row in rows]), number=False),
         Column("Attack and loss", tuple(labels.get(read_arm(row), row["attack"]) for row in rows), number=False),
-        Column("eps", tuple(show_budget(row["eps"], row["norm"]) for row in rows)),
+        Column("eps", tuple(show_budget(row["eps"], row["norm"], run.about.data.width) for row in rows)),
         Column("Repeats", tuple(show_count(row["repeats"]) for row in rows)),
         Column("Mean Dice", tuple(show_number(row["mean"]) for row in rows)),
         Column("Lowest", tuple(show_number(row["lowest"]) for row in rows)),

@@ -22,7 +22,8 @@ from advseg_bench.report.series import NORMS
 from advseg_bench.report.summary import Summary, summarise
 from advseg_bench.report.verdicts import Judged, describe_shortage
 from advseg_bench.results.run import Run
-from advseg_bench.suite.cells import radii_of, show_radii
+from advseg_bench.results.selection import Budgets
+from advseg_bench.suite.cells import show_radii
 
 MOST_LINES = 40
 """Largest number of lines of a summary."""
@@ -86,12 +87,6 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
         console: The console to print on.
     """
     summary = summarise(run)
-    with radii_of(summary.run.about.data.width):
-        _print_summary(summary, paths, console)
-
-
-def _print_summary(summary: Summary, paths: Sequence[Path], console: Console) -> None:
-    """Print the parts of the summary."""
     contrasts = summary.contrasts
     grid = _lay_out(contrasts, console.width)
     sentences = write_findings(summary, MOST_NAMES, intervals=grid.intervals)
@@ -151,20 +146,20 @@ def _describe_run(summary: Summary) -> list[str]:
     known = None if about.data.by_image else about.data.subjects
     subjects = f" of {show_plural(known, 'subject')}" if known else ""
     text = [f"{about.suite.name} on {about.data.title} ({about.task.kind}: {classes}), {images}{subjects}."]
-    attacks, controls = ([s.label for s in series if s.control == control] for control in (False, True))
+    attacks, controls = ([s.label for s in series if s.single], [s.label for s in series if s.control])
     if attacks:
         beside = f" beside {shorten_list(controls, MOST_NAMES)}" if controls else ""
-        eps = "; ".join(f"{_show_budgets(b.eps, b.norm)} ({NORMS.get(b.norm, b.norm)})" for b in summary.budgets)
+        eps = "; ".join(f"{_show_budgets(b)} ({NORMS.get(b.norm, b.norm)})" for b in summary.budgets)
         models = show_plural(len(about.models), "model")
         text.append(f"{models}: {shorten_list(attacks, MOST_NAMES)}{beside}, eps {eps}.")
     return text
 
 
-def _show_budgets(eps: Sequence[float], norm: str) -> str:
+def _show_budgets(budgets: Budgets) -> str:
     """Write a few budgets one by one, and more of them as a range."""
-    if len(eps) <= MOST_NAMES:
-        return ", ".join(show_budget(each, norm) for each in eps)
-    return show_radii(eps, norm)
+    if len(budgets.eps) <= MOST_NAMES:
+        return ", ".join(show_budget(eps, budgets.norm, budgets.width) for eps in budgets.eps)
+    return show_radii(budgets.eps, budgets.norm, budgets.width)
 
 
 def _list_warnings(run: Run) -> list[str]:
@@ -178,22 +173,27 @@ def _list_warnings(run: Run) -> list[str]:
 def _title(summary: Summary) -> str:
     """Return the title of the table."""
     first = summary.budgets[0]
-    return f"Attack against noise at eps {show_budget(first.reference, first.norm)}: drop of mean Dice"
+    return f"Attack against noise at eps {show_budget(first.reference, first.norm, first.width)}: drop of mean Dice"
 
 
 def _lay_out(contrasts: Sequence[Contrast], width: int) -> Grid:
     """Choose the columns that fit: with intervals, without intervals, or fewer columns."""
-    names = {"Model": [c.model for c in contrasts], "Strongest attack": [c.label for c in contrasts]}
+    worst = any(c.worst for c in contrasts)
+    single = "Strongest single" if worst else "Strongest attack"
+    names = {"Model": [c.model for c in contrasts], single: [c.label for c in contrasts]}
     scores = {
-        "Clean": [show_number(c.clean) for c in contrasts],
-        "Attacked": [show_number(c.clean - c.drop["mean"]) for c in contrasts],
+        "Clean": [show_number(c.shown_clean) for c in contrasts],
+        "Attacked": [show_number(c.shown_clean - c.shown_drop["mean"]) for c in contrasts],
     }
-    drops = {"Drop": [write_mean(c.drop) for c in contrasts], "Noise": [write_mean(c.noise) for c in contrasts]}
-    short = {"Drop": [_write_alone(c.drop) for c in contrasts], "Noise": [_write_alone(c.noise) for c in contrasts]}
+    rows: dict[str, list[Row | None]] = {"Worst": [c.shown_drop for c in contrasts]} if worst else {}
+    rows |= {"Single" if worst else "Drop": [c.drop for c in contrasts], "Noise": [c.noise for c in contrasts]}
+    drops = {title: [write_mean(row) for row in column] for title, column in rows.items()}
+    short = {title: [_write_alone(row) for row in column] for title, column in rows.items()}
     ratios = {"Ratio": [show_ratio(c) for c in contrasts]}
     full = Grid(names, scores | drops | ratios, intervals=True)
     plain = Grid(names, scores | short | ratios, intervals=drops == short)
-    fewest = Grid(names, short | ratios, intervals=drops == short)
+    few = {title: column for title, column in short.items() if not (worst and title == "Noise")}
+    fewest = Grid(names, few | ratios, intervals=drops == short)
     return next((grid for grid in (full, plain) if grid.fits(width)), fewest)
 
 
@@ -219,7 +219,7 @@ def _list_skips(run: Run) -> list[str]:
 
 
 def _list_trouble(summary: Summary) -> list[str]:
-    """Return failures and flags, in one line each."""
+    """Return failures, flags and doubts, in one line each."""
     failures, lines = summary.run.failures, []
     if failures:
         labels = {cell.id: cell.label for cell in summary.run.about.cells}
@@ -231,4 +231,7 @@ def _list_trouble(summary: Summary) -> list[str]:
     if len(counts):
         flags = [f"{flag} {count:,}" for flag, count in counts.iter_rows()]
         lines.append(f"Flagged results: {shorten_list(flags, MOST_NAMES)}; see Checks in the report.")
+    if summary.doubts:
+        names = list(dict.fromkeys(found.doubt for found in summary.doubts))
+        lines.append(f"Doubts about attacks: {shorten_list(names, MOST_NAMES)}; see Checks in the report.")
     return lines

@@ -13,9 +13,8 @@ from advseg_bench.report.claims_tables import (
     make_finding_table,
     make_released_table,
 )
-from advseg_bench.report.document import Block, Document, Section, Text, show_plural
+from advseg_bench.report.document import Block, Document, Section, Text, show_plural, show_radius
 from advseg_bench.report.verdicts import Judged, make_verdicts
-from advseg_bench.suite.cells import show_eps
 
 METHOD = (
     "The unit is the subject: the score of an image is the mean of its repeats, the score of a subject is the mean of "
@@ -37,7 +36,8 @@ def compose_claims(judged: Sequence[Judged]) -> Document:
         if about.data.subjects and not about.data.by_image:
             parts.append(show_plural(about.data.subjects, "subject"))
         parts += [show_plural(len(each.evidence.models), "model")]
-        eps = f"eps {show_eps(each.evidence.eps)}" if each.evidence.eps is not None else "no L_inf attack"
+        known = each.evidence.eps
+        eps = "no L_inf attack" if known is None else f"eps {show_radius(known, width=about.data.width)}"
         facts.append((f"Data {each.label}", f"{', '.join(parts)}, {eps}; suite {about.suite.name}"))
     sections = [Section("verdicts", "Verdicts", (*make_verdicts(judged), Text(METHOD)))]
     for i in range(len(judged[0].claims)):
@@ -95,12 +95,12 @@ def _show_claim(each: Judged, claim: Claim) -> list[Block]:
 
 def _show_crossing(each: Judged, name: str) -> list[Block]:
     """Show the two losses under each argument order and step form."""
-    crossings = cross(each.evidence)
+    crossings, width = cross(each.evidence), each.evidence.run.about.data.width
     if len(crossings) < 2:
         return []
     blocks: list[Block] = [
-        make_crossing_figure(name, each.label, crossings, each.evidence.training_loss),
-        make_crossing_table(name, each.label, crossings, each.evidence.training_loss),
+        make_crossing_figure(name, each.label, crossings, each.evidence.training_loss, width),
+        make_crossing_table(name, each.label, crossings, each.evidence.training_loss, width),
     ]
     artefact = compare_orders(each.evidence)
     if artefact is not None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from advseg_bench.claims import Association, Claim, Crossing
-from advseg_bench.report.document import NARROW, Figure
+from advseg_bench.report.document import NARROW, Figure, show_grey
 from advseg_bench.report.figures import Mark, add_legend
 from advseg_bench.report.series import COLOURS
 from advseg_bench.stats import PairedTest
@@ -39,15 +39,16 @@ def make_association_figure(name: str, data: str, found: Sequence[Association]) 
     return Figure(name, title, caption, partial(_draw_models, found))
 
 
-def make_crossing_figure(name: str, data: str, crossings: Sequence[Crossing], loss: str) -> Figure:
+def make_crossing_figure(name: str, data: str, crossings: Sequence[Crossing], loss: str, scale: float = 1.0) -> Figure:
     """Make the figure of both losses under each argument order and step form."""
+    whole = "" if scale == 1 else " of the range of intensities"
     caption = (
         f"Top: drop of Dice under BCE and under {loss}, the training loss, mean over models. Bottom: their difference, "
         "above 0 where BCE succeeds more. Bars: 95 % intervals over subjects. Below the names: mean measured L_inf in "
-        "units of 1/255, for BCE / training loss."
+        f"units of 1/255{whole}, for BCE / training loss."
     )
     title = f"BCE against {loss} by argument order and step form: {data}"
-    return Figure(name, title, caption, partial(_draw_crossing, crossings, loss))
+    return Figure(name, title, caption, partial(_draw_crossing, crossings, loss, scale))
 
 
 def _draw_findings(claim: Claim, width: float) -> Drawing:
@@ -107,7 +108,7 @@ def _draw_models(found: Sequence[Association], width: float) -> Drawing:
     return drawing
 
 
-def _draw_crossing(crossings: Sequence[Crossing], loss: str, width: float) -> Drawing:
+def _draw_crossing(crossings: Sequence[Crossing], loss: str, scale: float, width: float) -> Drawing:
     """Plot the drops above and their difference below."""
     narrow = width <= NARROW
     drawing = Drawing(figsize=(width, 5.0), layout="constrained")
@@ -124,7 +125,7 @@ def _draw_crossing(crossings: Sequence[Crossing], loss: str, width: float) -> Dr
     break_line = "\n" if narrow else " "
     names = [
         f"{crossing.order},\n{FORMS[crossing.form].replace(', ', ',' + break_line)}\n"
-        f"{break_line.join((_grey(crossing.linf[0]), '/ ' + _grey(crossing.linf[1])))}"
+        f"{break_line.join((show_grey(crossing.linf[0], scale, 1), '/ ' + show_grey(crossing.linf[1], scale, 1)))}"
         for crossing in crossings
     ]
     bottom.set_xticks(range(len(crossings)), names, fontsize=6 if narrow else 8)
@@ -141,8 +142,3 @@ def _draw_amount(ax: Axes, place: float, test: PairedTest, mark: Mark) -> None:
     if ends is not None:
         ax.plot([place, place], [ends.lower, ends.upper], color=mark.colour, linewidth=1.5)
     ax.plot([place], [test.mean], mark.marker, color=mark.colour, markersize=5)
-
-
-def _grey(value: float | None) -> str:
-    """Write a norm in units of 1/255."""
-    return "-" if value is None else f"{255 * value:.1f}"

@@ -10,7 +10,7 @@ from advseg_bench.claims import Association, Claim, Crossing, Evidence, make_arm
 from advseg_bench.claims.evidence import NORM
 from advseg_bench.claims.wording import show_p
 from advseg_bench.report.claims_figures import FORMS
-from advseg_bench.report.document import NOTHING, Column, Table, show_number, thin
+from advseg_bench.report.document import NOTHING, Column, Table, show_grey, show_number, thin
 from advseg_bench.report.means import index_means
 from advseg_bench.results.arms import CURVE
 from advseg_bench.stats import Coefficient, Interval, PairedTest
@@ -81,21 +81,24 @@ def make_association_table(name: str, data: str, found: Sequence[Association]) -
     return Table(name, f"Properties of the models and attack success, {data}", caption, columns, frame)
 
 
-def make_crossing_table(name: str, data: str, crossings: Sequence[Crossing], loss: str) -> Table:
+def make_crossing_table(name: str, data: str, crossings: Sequence[Crossing], loss: str, width: float = 1.0) -> Table:
     """Make the table of BCE against the training loss under each argument order and step form."""
     tests = [crossing.finding.test for crossing in crossings]
+    unit = "" if width == 1 else f" / {width:g}"
     columns = (
         Column("Argument order", tuple(f"as {crossing.order}" for crossing in crossings), number=False),
         Column("Step", tuple(FORMS[crossing.form] for crossing in crossings), number=False),
-        Column("L_inf x 255, bce", tuple(_show_grey(crossing.linf[0]) for crossing in crossings)),
-        Column(f"L_inf x 255, {loss}", tuple(_show_grey(crossing.linf[1]) for crossing in crossings)),
+        Column(f"L_inf x 255{unit}, bce", tuple(show_grey(crossing.linf[0], width, 2) for crossing in crossings)),
+        Column(f"L_inf x 255{unit}, {loss}", tuple(show_grey(crossing.linf[1], width, 2) for crossing in crossings)),
         Column("Drop, bce", tuple(show_number(crossing.bce.mean) for crossing in crossings)),
         Column(f"Drop, {loss}", tuple(show_number(crossing.other.mean) for crossing in crossings)),
         *_show_tests(tests),
         Column("p (Holm)", tuple(show_p(crossing.finding.adjusted_p) for crossing in crossings)),
     )
     caption = (
-        "Mean over models. L_inf: mean of the measured L_inf norm of the perturbations. For each image, the scaled "
+        "Mean over models. L_inf: mean of the measured L_inf norm of the perturbations"
+        + ("" if width == 1 else ", in units of 1/255 of the range of intensities")
+        + ". For each image, the scaled "
         "blend has the same norm as the additive step; the blend as released has a larger one, so it is not "
         f"comparable. Difference: drop under BCE minus drop under {loss}."
     )
@@ -197,8 +200,3 @@ def _show_interval(interval: Interval | Coefficient | None, digits: int = 3) -> 
     if interval is None or interval.lower is None or interval.upper is None:
         return NOTHING
     return f"{show_number(interval.lower, digits)} to {show_number(interval.upper, digits)}"
-
-
-def _show_grey(value: float | None) -> str:
-    """Write a norm in units of 1/255."""
-    return show_number(None if value is None else 255 * value, 2)

@@ -13,7 +13,6 @@ from advseg_bench.report.summary import Summary
 from advseg_bench.report.verdicts import summarise_claims
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import Budgets
-from advseg_bench.suite.cells import radii_of
 
 MOST_NAMES = 8
 """Largest number of attacks that are named at the top of a report."""
@@ -21,12 +20,6 @@ MOST_NAMES = 8
 
 def compose(summary: Summary) -> Document:
     """Compose the report of a run, finished or not."""
-    with radii_of(summary.run.about.data.width):
-        return _compose(summary)
-
-
-def _compose(summary: Summary) -> Document:
-    """Compose the sections."""
     sections = (
         _show_findings(summary),
         Section("claims", "Claims of arXiv 2401.11224", summarise_claims(summary.judged)),
@@ -52,14 +45,18 @@ def _list_facts(summary: Summary) -> dict[str, str]:
     images = show_plural(about.data.images, "test volume" if about.suite.of_volumes else "test image")
     voxels = "; pixels are voxels" if about.suite.of_volumes else ""
     subjects = None if about.data.by_image else about.data.subjects
-    swept = [(", ".join(show_radius(eps, b) for eps in b.eps), NORMS.get(b.norm, b.norm)) for b in summary.budgets]
+    swept = [
+        (", ".join(show_radius(eps, b.norm, b.width) for eps in b.eps), NORMS.get(b.norm, b.norm))
+        for b in summary.budgets
+    ]
     return {
         "Suite": about.suite.name,
-        "Data": f"{about.data.name}, {about.task.kind}: {', '.join(about.task.classes)}",
+        "Data": f"{about.data.title}, {about.task.kind}: {', '.join(about.task.classes)}",
         "Tested on": images + (f" of {show_plural(subjects, 'subject')}" if subjects else "") + voxels,
         **{name: value for name, value in about.data.facts.items() if name in ("Attack space", "Channels")},
         "Models": ", ".join(about.models),
-        "Attacks": shorten_list([s.label for s in series if not s.control], MOST_NAMES) or "none yet",
+        **integrity.describe_windows(summary.run),
+        "Attacks": shorten_list([s.label for s in series if s.single], MOST_NAMES) or "none yet",
         "Noise baselines": ", ".join(s.label for s in series if s.control) or "none",
         "eps": "; ".join(f"{eps} ({norm})" for eps, norm in swept) or "none yet",
         "Started": about.started.replace("T", " ").replace("+00:00", " UTC") or "unknown",
@@ -137,21 +134,23 @@ def _describe_norm(budgets: Budgets) -> str:
 
 
 def _show_details(summary: Summary) -> tuple[Section, ...]:
-    """Show the summary of each sweep, and the results by class."""
+    """Show the worst case, the summary of each sweep, and the results by class."""
     if not summary.budgets:
         return ()
-    section = Section("curves", "Summary of each sweep", (detail_tables.make_curve_table(summary),))
+    sections = [Section("curves", "Summary of each sweep", (detail_tables.make_curve_table(summary),))]
+    if worst := detail_tables.make_worst_table(summary):
+        sections.insert(0, Section("worst", "Worst case", (worst,)))
     if not summary.classes:
-        return (section,)
+        return tuple(sections)
     figure, table = curves.make_class_figure(summary), detail_tables.make_class_table(summary)
-    return (section, Section("classes", "Class by class", (figure, table) if figure else (table,)))
+    return (*sections, Section("classes", "Class by class", (figure, table) if figure else (table,)))
 
 
 def _check(summary: Summary) -> tuple[Block, ...]:
     """Show doubts, norms, flags, skips and failures."""
     run = summary.run
     optional: tuple[Table | None, ...] = (
-        doubts.make_doubt_table(summary.doubts),
+        doubts.make_doubt_table(summary.doubts, summary.run.about.data.width),
         integrity.make_flag_table(summary.flags),
         integrity.make_failure_table(run),
         integrity.make_skip_table(run),

@@ -1,4 +1,4 @@
-"""Each model's strongest attack compared with noise of the same budget."""
+"""Each model's strongest single attack compared with noise of the same budget, beside the worst case."""
 
 from __future__ import annotations
 
@@ -24,8 +24,26 @@ SMALLEST_NOISE = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
+class WorstCase:
+    """The worst case over the attacks on one model, image by image.
+
+    Attributes:
+        arm: Its arm, of the attack `arms.WORST`.
+        clean: Mean clean Dice of its images.
+        drop: Its row of `Run.table("drop")`.
+    """
+
+    arm: Arm
+    clean: float
+    drop: Row
+
+
+@dataclass(frozen=True, slots=True)
 class Contrast:
-    """One model's strongest attack compared with noise of the same budget.
+    """One model's strongest single attack compared with noise of the same budget, beside the worst case.
+
+    The worst case is chosen image by image, so its drop exceeds that of noise even if no attack is better than noise.
+    Ratio and test are therefore those of the strongest single attack.
 
     Attributes:
         model: The model's name.
@@ -40,6 +58,7 @@ class Contrast:
         left_out: Number of images of the attack or of the noise without a score under the other, such as results that
             equal the clean image; `clean`, `drop` and `noise` are over the other images.
         control: Name of the noise baseline: the one that lowers mean Dice most, on average over models.
+        worst: The worst case over the attacks; None if there are not two of them.
     """
 
     model: str
@@ -52,6 +71,22 @@ class Contrast:
     p: float | None = None
     left_out: int = 0
     control: str | None = None
+    worst: WorstCase | None = None
+
+    @property
+    def shown_arm(self) -> Arm:
+        """The arm of the worst case, else the strongest attack."""
+        return self.worst.arm if self.worst else self.arm
+
+    @property
+    def shown_clean(self) -> float:
+        """Mean clean Dice of the images of `shown_drop`."""
+        return self.worst.clean if self.worst else self.clean
+
+    @property
+    def shown_drop(self) -> Row:
+        """The drop of the worst case, else of the strongest attack."""
+        return self.worst.drop if self.worst else self.drop
 
     @property
     def tested(self) -> bool:
@@ -98,7 +133,11 @@ class Contrast:
 
 
 def contrast_models(
-    run: Run, budgets: Budgets, series: Sequence[Series], ranked: Mapping[str, Sequence[Rival]]
+    run: Run,
+    budgets: Budgets,
+    series: Sequence[Series],
+    ranked: Mapping[str, Sequence[Rival]],
+    worst: Mapping[str, Rival],
 ) -> tuple[Contrast, ...]:
     """Compare each model's strongest attack at the reference budget with noise of that budget.
 
@@ -107,6 +146,7 @@ def contrast_models(
         budgets: Norm and reference budget.
         series: The series of the run, for the labels.
         ranked: Model -> its attacks, the strongest first.
+        worst: Model -> the worst case over its attacks.
 
     Returns:
         One contrast for each model with an attack, in the order of the suite.
@@ -126,6 +166,7 @@ def contrast_models(
     clean = {(row["model"], read_arm(row)): row["mean"] for row in table.iter_rows(named=True)}
     scored = run.scores().filter(pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
     contrasts = []
+    cases = {m: WorstCase(r.arm, clean[m, r.arm], dict(r.drop)) for m, r in worst.items()}
     for model in run.model_names:
         if model in ranked:
             arm, drop = ranked[model][0].arm, dict(ranked[model][0].drop)
@@ -133,7 +174,7 @@ def contrast_models(
             mine = scored.filter(pl.col("model") == model)
             noisy = mine.filter(pl.col("attack") == (control or ""))
             contrast = Contrast(model, arm, label, clean[model, arm], drop, noise.get(model), control=control)
-            contrast = _pair(contrast, mine.filter(is_arm(arm)), noisy)
+            contrast = _pair(replace(contrast, worst=cases.get(model)), mine.filter(is_arm(arm)), noisy)
             if run.about.data.by_image:
                 contrast = replace(contrast, test=None)
             elif contrast.tested:

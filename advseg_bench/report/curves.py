@@ -18,9 +18,13 @@ from advseg_bench.report.means import Means, Row
 from advseg_bench.report.series import NORMS, Series, choose_drawn, find_label, style_line
 from advseg_bench.report.spread import Band
 from advseg_bench.report.summary import Summary
+from advseg_bench.results.arms import WORST
 from advseg_bench.results.selection import Budgets
 from advseg_bench.stats import FEWEST_SUBJECTS
-from advseg_bench.suite.cells import CLEAN, Arm
+from advseg_bench.suite.cells import CLEAN, Arm, find_grey
+
+THIN = 0.8
+"""Width in points of the line of the worst case, below which that of the strongest attack stays visible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ def make_sweep_figure(summary: Summary, budgets: Budgets) -> Figure | None:
         )
     sentences = (
         "Mean Dice over classes, images and subjects. Coloured: attacks that use the model's gradients or outputs.",
+        "Black: the worst case over all results of an image." if any(s.arm.attack == WORST for s in drawn) else "",
         "Grey: noise of the same budget." if any(s.control for s in drawn) else "",
         spread,
         left_out,
@@ -95,10 +100,12 @@ def make_class_figure(summary: Summary) -> Figure | None:
     unit, what = ("images", "over images") if by_image else ("subjects", "for the population mean")
     few = f"No class has {FEWEST_SUBJECTS} {unit}, so there is no interval."
     sentences = (
-        "Dice of each class under each model's strongest attack"
+        "Dice of each class under the worst case over the attacks on each model (the lowest mean Dice of each image)."
+        if {arm.attack for arm in summary.swept.values()} == {WORST}
+        else "Dice of each class under each model's strongest attack"
         + (f", {next(iter(labels.values()))}" if same else "")
-        + f" (at eps {show_budget(budgets.reference, budgets.norm)}, among those with several eps; chosen on these "
-        "images).",
+        + f" (at eps {show_budget(budgets.reference, budgets.norm, budgets.width)}, among those with several eps; "
+        "chosen on these images).",
         "Mean over the images with a score for the class, then over subjects; eps 0 is the clean image.",
         f"Bands: 95 % interval {what}, of classes in >= {FEWEST_SUBJECTS} {unit}." if bands else few,
     )
@@ -120,12 +127,13 @@ def _follow(means: Means, model: str, arm: Arm, budgets: Budgets, *more: str) ->
 def _list_model_panels(summary: Summary, budgets: Budgets, series: Sequence[Series]) -> list[Chart]:
     """Return one panel per model, with its number of parameters."""
     panels = []
+    front = sorted(series, key=lambda s: s.arm.attack != WORST)  # the first line is drawn last
     for model in summary.run.model_names:
         if model not in summary.clean["dice"]:
             continue
         lines = []
-        for s in series:
-            mark = Mark(s.label, s.colour, s.marker, s.dash, behind=s.control)
+        for s in front:
+            mark = Mark(s.label, s.colour, s.marker, s.dash, behind=s.control, thin=s.arm.attack == WORST)
             points = _follow(summary.points["dice"], model, s.arm, budgets)
             lines.append(Line(mark, points, summary.spread.get((model, s.arm), {})))
         parameters = summary.run.models.get(model, {}).get("parameters")
@@ -187,6 +195,7 @@ def _draw_line(ax: Axes, line: Line, budgets: Budgets) -> None:
         mark.dash,
         color=mark.colour,
         marker=mark.marker or None,
+        linewidth=THIN if mark.thin else None,
         clip_on=False,
         zorder=2 if mark.behind else 3,
     )
@@ -226,4 +235,4 @@ def _budget_label(budgets: Budgets) -> str:
 
 def _scale(budgets: Budgets) -> float:
     """Return the factor from eps to the axis: L_inf budgets are shown in units of 1/255 of the range of intensities."""
-    return 255.0 / budgets.width if budgets.norm == "linf" else 1.0
+    return find_grey(1, budgets.width) if budgets.norm == "linf" else 1.0

@@ -6,18 +6,19 @@ import polars as pl
 
 from advseg_bench.report.document import NOTHING, Column, Table, show_budget, show_count, show_number, thin
 from advseg_bench.report.means import join_right, write_mean
+from advseg_bench.report.series import find_label
 from advseg_bench.report.summary import Summary
-from advseg_bench.results.arms import CURVE, POINT
+from advseg_bench.results.arms import CURVE, POINT, WORST
 from advseg_bench.suite.specs import Scoring
 
 
 def make_curve_table(summary: Summary) -> Table:
     """Make the table that summarises each sweep in two numbers."""
-    run, area = summary.run, summary.curves
+    run, area, width = summary.run, summary.curves, summary.run.about.data.width
     pairs = [(m, s) for m in run.model_names for s in summary.series if (m, s.arm) in area.rows]
     rows = [summary.broken.rows.get((m, s.arm), {}) for m, s in pairs]
     norms = [s.arm.norm for _, s in pairs]
-    medians = [_show_median(row.get("median_smallest_eps"), norm) for row, norm in zip(rows, norms, strict=True)]
+    medians = [_show_median(row.get("median_smallest_eps"), norm, width) for row, norm in zip(rows, norms, strict=True)]
     columns = (
         Column("Model", thin([m for m, _ in pairs]), number=False),
         Column("Attack and loss", tuple(s.label for _, s in pairs), number=False),
@@ -37,17 +38,46 @@ def make_curve_table(summary: Summary) -> Table:
     return Table("curves", "Summary of each sweep", caption, columns, data)
 
 
+def make_worst_table(summary: Summary) -> Table | None:
+    """Make the table of the attacks that are the worst case, and of pooled scores; None without a worst case."""
+    if not summary.pooled:
+        return None
+    budgets, means = summary.budgets[0], summary.pooled
+    points = [(m, s, (m, s.arm, budgets.reference)) for m in summary.run.model_names for s in summary.series]
+    points = [point for point in points if point[2] in means["pooled_dice"].rows]
+    counts = [None if s.arm.attack == WORST else summary.worst_of.get((m, s.arm), 0) for m, s, _ in points]
+    columns = [
+        Column("Model", thin([m for m, _, _ in points]), number=False),
+        Column("Attack and loss", tuple(s.label for _, s, _ in points), number=False),
+        Column("Worst on images", tuple(map(show_count, counts))),
+    ]
+    for name, label in (("pooled_dice", "Pooled Dice"), ("pooled_iou", "Pooled IoU")):
+        columns.append(Column(label, tuple(write_mean(means[name].rows[key]) for _, _, key in points)))
+    caption = (
+        f"eps = {show_budget(budgets.reference, budgets.norm)}. Worst on images: number of images of which the attack "
+        "has the lowest Dice among all attacks and noise. Pooled: pixel counts summed over all images before the "
+        "ratio. Random attacks: mean of their repeats. The pooled worst case is of the data set: the result of each "
+        "image is chosen so that the pooled score is low (greedy search of arXiv 2306.12941)."
+    )
+    pooled = means["pooled_iou"].frame.select(*POINT, pl.col("mean").alias("pooled_iou"))
+    data = join_right(means["pooled_dice"].frame.rename({"mean": "pooled_dice"}), pooled, *POINT)
+    data = data.drop("lower", "upper")
+    return Table(
+        "worst_case", f"Worst case at eps {show_budget(budgets.reference, budgets.norm)}", caption, tuple(columns), data
+    )
+
+
 def make_class_table(summary: Summary) -> Table:
     """Make the table that breaks the strongest attack on each model down by class."""
     budgets, means = summary.budgets[0], summary.classes
     keys = []
     for c in summary.contrasts:
-        mine = [(c.model, c.arm, budgets.reference, name) for name in summary.run.task.classes]
+        mine = [(c.model, c.shown_arm, budgets.reference, name) for name in summary.run.task.classes]
         keys += [(c, key) for key in mine if key in means["dice"].rows]
-    models, eps = [c.model for c, _ in keys], show_budget(budgets.reference, budgets.norm)
+    models, eps = [c.model for c, _ in keys], show_budget(budgets.reference, budgets.norm, budgets.width)
     columns = [
         Column("Model", thin(models), number=False),
-        Column("Strongest attack", thin([c.label for c, _ in keys], models), number=False),
+        Column("Attack", thin([find_label(summary.series, c.shown_arm) for c, _ in keys], models), False),
         Column("Class", tuple(str(key[-1]) for _, key in keys), number=False),
         Column("Images", tuple(show_count(means["dice"].rows[key]["n_images"]) for _, key in keys)),
     ]
@@ -57,7 +87,7 @@ def make_class_table(summary: Summary) -> Table:
     for name in ("dice_clean", "diff"):
         data = join_right(data, means[name].frame.select(*by, pl.col("mean").alias(name)), *by)
     caption = (
-        f"eps = {eps}, each model's strongest attack (the CSV has all attacks). Images: "
+        f"eps = {eps}, each model's worst case over the attacks, or its only attack (the CSV has all attacks). Images: "
         f"number of images with a score for the class; {_describe_empty_rule(summary.run.scoring)} Diff: share of the "
         "clean Dice that is lost."
     )
@@ -73,6 +103,6 @@ def _describe_empty_rule(scoring: Scoring) -> str:
     }[scoring.empty]
 
 
-def _show_median(eps: float | None, norm: str) -> str:
+def _show_median(eps: float | None, norm: str, width: float) -> str:
     """Write a median budget; `NOTHING` if it is beyond the sweep."""
-    return NOTHING if eps is None or eps == float("inf") else show_budget(eps, norm)
+    return NOTHING if eps is None or eps == float("inf") else show_budget(eps, norm, width)

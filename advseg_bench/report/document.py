@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from advseg_bench.suite.cells import show_eps
+from advseg_bench.suite.cells import find_grey, show_eps
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure as Drawing
     from PIL.Image import Image
-
-    from advseg_bench.results.selection import Budgets
 
 Array = np.ndarray[Any, Any]
 
@@ -206,16 +204,21 @@ def show_times(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.0f}x" if value >= 10 else f"{value:.1f}x"
 
 
-def show_budget(eps: float | None, norm: str = "linf") -> str:
-    """Write a radius: of L_inf as n/255 if it is a multiple of 1/255, else as a plain number."""
-    return NOTHING if eps is None else show_eps(eps) if norm == "linf" else f"{eps:.4g}"
+def show_budget(eps: float | None, norm: str = "linf", width: float = 1.0) -> str:
+    """Write a radius: of L_inf as n/255 if it is a multiple of 1/255 and the range has width 1, else as a number."""
+    return NOTHING if eps is None else show_eps(eps, width) if norm == "linf" else f"{eps:.4g}"
 
 
-def show_radius(eps: float, budgets: Budgets) -> str:
+def show_radius(eps: float | None, norm: str = "linf", width: float = 1.0) -> str:
     """Write a radius in the units of the images, with its equivalent in 1/255 of their range if that is not 1."""
-    if budgets.width == 1 or budgets.norm != "linf":
-        return show_budget(eps, budgets.norm)
-    return f"{eps:.4g} = {255 * eps / budgets.width:.3g}/255"
+    if eps is None or width == 1 or norm != "linf":
+        return show_budget(eps, norm, width)
+    return f"{eps:.4g} = {find_grey(eps, width):.3g}/255"
+
+
+def show_grey(value: float | None, width: float, digits: int) -> str:
+    """Write an L_inf norm in units of 1/255 of the range of intensities."""
+    return show_number(None if value is None else find_grey(value, width), digits)
 
 
 def show_plural(count: int, noun: str) -> str:

@@ -25,7 +25,7 @@ def find_run_doubts(run: Run) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: run.model_names.index(finding.model)))
 
 
-def make_doubt_table(findings: tuple[Finding, ...]) -> Table | None:
+def make_doubt_table(findings: tuple[Finding, ...], width: float = 1.0) -> Table | None:
     """Make the table of doubts, or None where there are none."""
     if not findings:
         return None
@@ -50,21 +50,21 @@ def make_doubt_table(findings: tuple[Finding, ...]) -> Table | None:
         Column("Model", thin([f.model for f in findings]), number=False),
         Column("Doubt", tuple(f.doubt for f in findings), number=False),
         Column("Attack and loss", tuple(" ".join(filter(None, f.arm[:2])) for f in findings), number=False),
-        Column("eps", tuple(_show_radii(f) for f in findings), number=False),
+        Column("eps", tuple(_show_radii(f, width) for f in findings), number=False),
         Column("Images", tuple(show_count(f.images) for f in findings)),
         Column("Observed", tuple(f.observed for f in findings), number=False),
         Column("Possible cause", tuple(doubt.cause for doubt in known), number=False),
         Column("Remedy", tuple(doubt.remedy for doubt in known), number=False),
     )
     caption = (
-        "Signs that an attack failed, so that a low drop is no robustness. A doubt is no fault: all means "
-        "contain its results. Several eps: observed at the one with most images. "
-        "Thresholds and sources: docs/doubts.md and the CSV."
+        "Signs that an attack failed, so that a low drop is no robustness. A doubt is no fault: all means contain its "
+        "results. Several eps: observed at the one with most images. Thresholds and sources: docs/doubts.md and the "
+        "CSV."
     )
     return Table("doubts", "Doubts", caption, columns, data)
 
 
-def _show_radii(finding: Finding) -> str:
+def _show_radii(finding: Finding, width: float) -> str:
     """Write the radii of a finding."""
     norm = finding.arm[3] if finding.arm else "linf"
-    return ", ".join(show_budget(eps, norm) for eps in finding.eps)
+    return ", ".join(show_budget(eps, norm, width) for eps in finding.eps)

@@ -49,6 +49,7 @@ class Mark:
         marker: Marker; "" for none.
         dash: Line style; "" for no line.
         behind: Whether the other lines are drawn on top of it.
+        thin: Whether its line is thin, so that a line below it stays visible.
     """
 
     label: str
@@ -56,6 +57,7 @@ class Mark:
     marker: str
     dash: str
     behind: bool = False
+    thin: bool = False
 
 
 @contextmanager

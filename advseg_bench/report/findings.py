@@ -12,6 +12,9 @@ from advseg_bench.report.series import NORMS
 from advseg_bench.report.summary import Summary
 from advseg_bench.stats import FEWEST_SUBJECTS
 
+ALONE = " A worst case needs at least two attacks at this eps."
+"""A remark on runs with one attack."""
+
 
 def write_findings(summary: Summary, most: int | None = None, *, intervals: bool = True) -> tuple[str, ...]:
     """Describe the findings at the reference budget, and the population that they apply to.
@@ -45,9 +48,13 @@ def shorten_list(names: Sequence[str], most: int | None) -> str:
 def _describe_drop(summary: Summary) -> str:
     """Describe the drop under the strongest attack and under noise."""
     contrasts, budgets = summary.contrasts, summary.budgets[0]
-    budget = f"{show_budget(budgets.reference, budgets.norm)} ({NORMS.get(budgets.norm, budgets.norm)})"
+    budget = f"{show_budget(budgets.reference, budgets.norm, budgets.width)} ({NORMS.get(budgets.norm, budgets.norm)})"
     change = _describe_change("mean Dice", (c.drop for c in contrasts))
     text = f"At eps {budget} the strongest attack on each model {change}"
+    if any(c.worst for c in contrasts):
+        shown = _describe_change("mean Dice", (c.shown_drop for c in contrasts))
+        text = f"At eps {budget} the worst case over the attacks on each model {shown}"
+        text += f"; the strongest single attack {_describe_change('it', (c.drop for c in contrasts))}"
     if any(c.noise for c in contrasts):
         text += f"; {contrasts[0].control} of the same budget {_describe_change('it', (c.noise for c in contrasts))}"
     return text + "."
@@ -109,6 +116,7 @@ def _describe_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str
         sentences.append(
             f"These means leave out up to {show_plural(left_out, 'image')} of a model without a score under attack or "
             "noise, such as results that equal the clean image."
+            + (" The worst case keeps them." if any(c.worst for c in contrasts) else "")
         )
     return sentences
 
@@ -116,21 +124,22 @@ def _describe_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str
 def _describe_strongest(contrasts: Sequence[Contrast], most: int | None) -> str:
     """Name the strongest attack and loss, and the number of models on which it is strongest."""
     votes = Counter(c.label for c in contrasts).most_common()
+    what, end = ("strongest single attack", "") if any(c.worst for c in contrasts) else ("strongest attack", ALONE)
     if len(votes) == 1:
         where = "" if len(contrasts) == 1 else f" on all {len(contrasts)} models"
-        return f"The strongest attack{where} is {votes[0][0]}."
+        return f"The {what}{where} is {votes[0][0]}.{end}"
     listed = [f"{label} on {show_plural(count, 'model')}" for label, count in votes]
-    return f"The strongest attack is {shorten_list(listed, most)}."
+    return f"The {what} is {shorten_list(listed, most)}.{end}"
 
 
 def _describe_best_model(contrasts: Sequence[Contrast]) -> list[str]:
     """Describe whether the model with the best clean Dice loses the largest share of it, as the study asks."""
     if len(contrasts) < 2:
         return []
-    best = max(contrasts, key=lambda c: c.clean)
-    if not any(c.drop["mean"] > 0 for c in contrasts):
+    best = max(contrasts, key=lambda c: c.shown_clean)
+    if not any(c.shown_drop["mean"] > 0 for c in contrasts):
         return [f"The model with the best clean Dice is {best.model}; no attack lowers the mean Dice of a model."]
-    most = max(contrasts, key=lambda c: c.drop["mean"] / c.clean if c.clean > 0 else 0.0)
+    most = max(contrasts, key=lambda c: c.shown_drop["mean"] / c.shown_clean if c.shown_clean > 0 else 0.0)
     if best is most:
         return [
             f"The model with the best clean Dice, {best.model}, is also the one that loses the largest share of it."

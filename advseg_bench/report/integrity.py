@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from advseg_bench.checks.doubts import DOUBTS, TRACED
+from advseg_bench.registry import catalogue
 from advseg_bench.report.document import (
     NOTHING,
     Column,
@@ -23,7 +24,9 @@ from advseg_bench.report.summary import Summary
 from advseg_bench.results.arms import ARM, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.results.scores import UNMEASURED
+from advseg_bench.suite.battery import KEPT_SMALLER, SKIPPED
 from advseg_bench.suite.cells import Arm
+from advseg_bench.suite.specs import Inference
 
 FLAGS = {
     "over_budget": "the result exceeded its budget; it was projected back, and only the projection is scored",
@@ -37,6 +40,8 @@ FLAGS = {
     "over_cost": "the attack used more forward or backward passes than it declares",
     "model_changed": "the attack changed the model's weights, mode or gradient flags",
     "input_changed": "the attack modified its input images in place",
+    SKIPPED: "not attacked, since an earlier member of the battery left the score at 0; its result is repeated",
+    KEPT_SMALLER: "the best result of the battery at a smaller radius was better, and is kept",
     **{name: f"doubt: {DOUBTS[name].cause}; this is a note, and all means contain the result" for name in TRACED},
 }
 """The meaning of each flag of a row."""
@@ -54,27 +59,55 @@ def describe_checks(run: Run) -> tuple[str, ...]:
     beyond = marked.filter(pl.col("flags").list.contains("beyond_eps"))
     within = attacked.filter(~pl.col("cell").is_in(beyond["cell"].unique().to_list()))
     used = within.select((_measured() / pl.col("eps")).max()).collect().item()
-    flagged = marked.filter(pl.col("flags").list.set_difference(["beyond_eps", *TRACED]).list.len() > 0).height
+    flagged = marked.filter(
+        pl.col("flags").list.set_difference(["beyond_eps", SKIPPED, KEPT_SMALLER, *TRACED]).list.len() > 0
+    ).height
     sentence = (
         f"Every attacked image was re-measured in float64: the largest perturbation is {show_number(used, 4)} times "
         f"its budget, and {show_count(flagged) if flagged else 'none'} of "
         f"{show_plural(results, 'result')} {'are' if flagged > 1 else 'is'} flagged."
     )
+    sentences = (sentence, *_describe_battery(run))
     if beyond.is_empty():
-        return (sentence,)
+        return sentences
     times = show_number(beyond.select((_measured() / pl.col("eps")).max()).item(), 2)
     left_out = show_plural(beyond.height, "result")
     return (
-        sentence,
+        *sentences,
         f"Not included: {left_out} of attacks that exceed eps by definition, with up to {times} times eps.",
     )
+
+
+def _describe_battery(run: Run) -> tuple[str, ...]:
+    """Compare the passes of a battery with those of its members alone; nothing without a battery."""
+    cells = [cell["id"] for cell in run.info["cells"] if cell.get("battery")]
+    skipped = pl.col("flags").list.contains(SKIPPED).sum().alias("skipped")
+    of_battery = run.rows.lazy().filter(pl.col("cell").is_in(cells))
+    sums = of_battery.group_by("attack", "settings").agg(
+        pl.len().alias("rows"), pl.col("forwards").sum(), pl.col("backwards").sum(), skipped
+    )
+    used = [0, 0]
+    alone = [0.0, 0.0]
+    left_out = 0
+    for row in sums.collect().iter_rows(named=True):
+        traits = catalogue.ATTACKS[row["attack"]].traits_of(json.loads(row["settings"]))
+        for i, name in enumerate(("forwards", "backwards")):
+            used[i] += int(row[name])
+            alone[i] += row["rows"] * (getattr(traits, name) or 0)
+        left_out += row["skipped"]
+    if not cells or not sum(used):
+        return ()
+    passes = f"{show_count(used[0])} forwards and {show_count(used[1])} backwards"
+    each = f"{show_count(int(alone[0]))} and {show_count(int(alone[1]))} if each member attacked every image"
+    return (f"The battery took {passes}, of {each}; {show_plural(left_out, 'result')} needed no attack.",)
 
 
 def make_norm_table(summary: Summary) -> Table:
     """Make the table of measured perturbation norms and of the cost of the attacks."""
     keys = (*ARM, "eps")
     data = (
-        summary.run.rows.lazy()
+        summary.run.scores()
+        .lazy()
         .filter(pl.col("attack") != "none")
         .group_by(keys)
         .agg(
@@ -97,7 +130,7 @@ def make_norm_table(summary: Summary) -> Table:
     scaled = [(row, row["eps"] or None) for _, row in rows]
     columns = (
         Column("Attack and loss", thin([s.label for s, _ in rows]), number=False),
-        Column("eps", tuple(show_budget(row["eps"], s.arm.norm) for s, row in rows)),
+        Column("eps", tuple(show_budget(row["eps"], s.arm.norm, summary.run.about.data.width) for s, row in rows)),
         Column("Results", tuple(show_count(row["results"]) for _, row in rows)),
         Column("Smallest L_inf / eps", tuple(show_number(eps and row["linf_min"] / eps) for row, eps in scaled)),
         Column("Largest L_inf / eps", tuple(show_number(eps and row["linf_max"] / eps) for row, eps in scaled)),
@@ -198,10 +231,11 @@ def make_convention_table(run: Run) -> Table:
         for name, value in suite.training.items()
     )
     entries = {
-        "Data": f"{data.name}, fingerprint {data.fingerprint}",
+        "Data": f"{data.title}, fingerprint {data.fingerprint}",
         "Task": f"{run.task.kind}: {', '.join(run.task.classes)}",
         "Images": splits,
         **data.facts,
+        **describe_windows(run),
         "Seed": NOTHING if suite.seed is None else str(suite.seed),
         "Class absent from an image": run.scoring.empty,
         "Dice threshold": f"{run.scoring.dice_threshold:g}",
@@ -214,6 +248,20 @@ def make_convention_table(run: Run) -> Table:
     caption = "The complete suite is in run.json. A report can be recomputed with other scoring without a new run."
     table = pl.DataFrame({"what": list(entries), "value": list(entries.values())})
     return Table("conventions", "Conventions", caption, columns, table)
+
+
+def describe_windows(run: Run) -> dict[str, str]:
+    """Return the sliding windows through which models see images, as an entry of the settings; none without them."""
+    suite = run.about.suite.source
+    size = suite["data"].get("size")
+    edges = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    given = {name: suite.get("inference") or run.models.get(name, {}).get("inference") for name in run.about.models}
+    shown = {name: Inference.model_validate(each).describe(edges) for name, each in given.items() if each and size}
+    if not shown:
+        return {}
+    same = len(shown) == len(given) and len(set(shown.values())) == 1
+    named = next(iter(shown.values())) if same else "; ".join(f"{name}: {each}" for name, each in shown.items())
+    return {"Sliding windows": named}
 
 
 def _measured() -> pl.Expr:

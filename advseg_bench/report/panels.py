@@ -36,8 +36,8 @@ def make_galleries(run: Run) -> tuple[Gallery, ...]:
     """
     kept = load_pictures(run)
     keys = (("Classes:", list_class_colours(run.task)), ("Errors:", tuple(ERROR_COLOURS.items())))
-    alone = tuple(_make_panel(each, run.task) for each in kept)
-    swept = {each.case.model: _make_sweep_panel(each, run.task) for each in kept if len(each.case.sweep) > 1}
+    alone = tuple(_make_panel(each, run) for each in kept)
+    swept = {each.case.model: _make_sweep_panel(each, run) for each in kept if len(each.case.sweep) > 1}
     galleries = []
     if alone:
         title, caption = "Best and worst cases", _caption_cases(run)
@@ -56,8 +56,9 @@ def make_galleries(run: Run) -> tuple[Gallery, ...]:
 def _caption_cases(run: Run) -> str:
     """Describe the columns and the colours."""
     return (
-        "Worst: the image with the largest drop of mean Dice under the model's strongest attack (of those with several "
-        "eps, if there are any); best: the image with the smallest drop. Only images with clean Dice >= "
+        "Worst: the image with the largest drop of mean Dice under the worst case over the attacks, shown under the "
+        "attack that causes it (under the strongest attack with several eps, if the worst case is known at one only); "
+        "best: the image with the smallest drop. Only images with clean Dice >= "
         f"{run.scoring.dice_threshold:g}. Perturbation: attacked minus clean image, white is 0, red up to +eps, blue "
         "down to -eps (amplified to the full colour scale; first channel). Errors: of the class whose Dice falls most, "
         "which is named with each case." + _caption_slices(run)
@@ -84,8 +85,9 @@ def _caption_slices(run: Run) -> str:
     )
 
 
-def _make_panel(kept: Pictures, task: Task) -> Panel:
+def _make_panel(kept: Pictures, run: Run) -> Panel:
     """Make the panel of a case at the budget at which it was chosen."""
+    task, width = run.task, run.about.data.width
     case, place, k = kept.case, kept.place, find_scored_classes(task)[kept.worst]
     grey, scale = make_grey(kept.x), kept.find_scale([place])
     tiles = (
@@ -95,23 +97,24 @@ def _make_panel(kept: Pictures, task: Task) -> Panel:
         paint_errors(grey, kept.truth[k], kept.attacked[place][k]),
     )
     caption = (
-        f"image {kept.where}, {_name_attack(case.arm)} at eps {show_budget(case.eps, case.arm.norm)}: Dice "
+        f"image {kept.where}, {_name_attack(case.arm)} at eps {show_budget(case.eps, case.arm.norm, width)}: Dice "
         f"{show_number(case.dice_clean)} clean, {show_number(case.dice_attacked)} attacked; perturbation "
-        f"\u00b1{show_budget(scale)}; errors of {kept.worst}"
+        f"\u00b1{show_budget(scale, width=width)}; errors of {kept.worst}"
     )
     return Panel(f"{case.model}: {case.kind} case", caption, TITLES, (Strip("", as_pictures(tiles)),))
 
 
-def _make_sweep_panel(kept: Pictures, task: Task) -> Panel:
+def _make_sweep_panel(kept: Pictures, run: Run) -> Panel:
     """Make the panel of a case at all budgets, one row each, the clean image first."""
+    task, width = run.task, run.about.data.width
     case, scale = kept.case, kept.find_scale(range(len(kept.case.sweep)))
     strips = [_make_strip(kept, None, f"clean: Dice {show_number(case.dice_clean)}", scale, task)]
     for place, step in enumerate(case.sweep):
-        label = f"eps {show_budget(step.eps, case.arm.norm)}: Dice {show_number(step.dice)}"
+        label = f"eps {show_budget(step.eps, case.arm.norm, width)}: Dice {show_number(step.dice)}"
         strips.append(_make_strip(kept, place, label, scale, task))
     caption = (
         f"image {kept.where}, {_name_attack(case.arm)}; perturbation amplified {1 / (2 * scale):.3g} times, full "
-        f"colour is a change of {show_budget(scale)}; errors of {kept.worst}"
+        f"colour is a change of {show_budget(scale, width=width)}; errors of {kept.worst}"
     )
     return Panel(f"{case.model}: {case.kind} case over eps", caption, SWEEP_TITLES, tuple(strips))
 

@@ -32,9 +32,10 @@ def make_success_figure(summary: Summary, budgets: Budgets) -> Figure | None:
     known = {model: count for model, count in parameters.items() if count}
     if len(known) < 2:
         return None
+    eps = show_budget(budgets.reference, budgets.norm, budgets.width)
     caption = (
-        f"Each model's attack success at eps {show_budget(budgets.reference, budgets.norm)} against its number of "
-        "parameters. Left (on a phone: top): Diff, the share of the clean Dice that is lost. Right: share of the "
+        f"Each model's attack success at eps {eps} against its number of parameters. "
+        "Left (on a phone: top): Diff, the share of the clean Dice that is lost. Right: share of the "
         f"images with clean Dice >= {run.scoring.dice_threshold:g} whose Dice falls below it."
     )
     if len(known) < FEWEST_MODELS:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from advseg_bench.report.document import show_plural
-from advseg_bench.results.arms import ARM, read_arm
+from advseg_bench.results.arms import ARM, WORST, read_arm
 from advseg_bench.results.numbering import number_rows
 from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import CLEAN, Arm
@@ -17,6 +17,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, which is safe for colour-blind readers; its yellow is too pale for lines."""
 GREYS = ("#6b6b6b", "#a3a3a3", "#8a8a8a")
 MARKERS = "os^DvP"
+WORST_STYLE = ("#000000", "*", "-")
+"""Colour, marker and dash of the worst case."""
 NORMS = {"linf": "L_inf", "l2": "L_2"}
 
 
@@ -44,9 +46,14 @@ class Series:
     marker: str
     dash: str
 
+    @property
+    def single(self) -> bool:
+        """Whether it is one attack: neither noise nor the worst case over the attacks."""
+        return not self.control and self.arm.attack != WORST
+
 
 def list_series(run: Run) -> tuple[Series, ...]:
-    """Return the series that have rows, in the order of the suite, noise baselines last.
+    """Return the series that have rows: attacks in the order of the suite, the worst case, noise baselines.
 
     Lines in one figure differ in colour, marker or dash; variants get the styles that the others do not use.
     """
@@ -54,6 +61,7 @@ def list_series(run: Run) -> tuple[Series, ...]:
     arms = [arm for arm in dict.fromkeys(cell.arm for cell in run.about.cells) if arm in budgets and arm != CLEAN]
     plain = {(arm.attack, arm.norm) for arm in arms if arm.settings == "{}"}
     variants = {arm for arm in arms if arm.settings != "{}" and (arm.attack, arm.norm) in plain}
+    worst = sorted((arm for arm in budgets if arm.attack == WORST), key=lambda arm: (arm.norm != "linf", arm.norm))
     series: list[Series] = []
     for control in (False, True):
         mine = [arm for arm in arms if (arm.attack in run.controls) == control]
@@ -62,12 +70,14 @@ def list_series(run: Run) -> tuple[Series, ...]:
             colour, marker, dash = style_control(turns[arm]) if control else style_line(turns[arm])
             label = _name(arm, arms)
             series.append(Series(arm, label, control, arm in variants, budgets[arm], colour, marker, dash))
+        if not control:
+            series += [Series(arm, _name(arm, worst), False, False, budgets[arm], *WORST_STYLE) for arm in worst]
     return tuple(series)
 
 
 def _count_budgets(run: Run) -> dict[Arm, int]:
     """Return the number of eps above 0 at which each arm has rows; 0 if it has rows only at eps 0."""
-    found = number_rows(run.rows, (*ARM, "eps"))[1].group_by(ARM).agg((pl.col("eps") > 0).sum().alias("budgets"))
+    found = number_rows(run.scores(), (*ARM, "eps"))[1].group_by(ARM).agg((pl.col("eps") > 0).sum().alias("budgets"))
     return {read_arm(row): row["budgets"] for row in found.iter_rows(named=True)}
 
 
@@ -118,7 +128,7 @@ def find_label(series: Sequence[Series], arm: Arm) -> str:
 
 def _name(arm: Arm, arms: Sequence[Arm]) -> str:
     """Return attack and loss; settings and norm are added only where needed to distinguish arms."""
-    parts = [arm.attack, arm.loss]
+    parts = ["worst case" if arm.attack == WORST else arm.attack, arm.loss]
     if sum(replace(other, settings=arm.settings) == arm for other in arms) > 1:
         parts += [f"{name}={value}" for name, value in arm.options.items()] or ["default"]
     if sum(replace(other, norm=arm.norm) == arm for other in arms) > 1:

@@ -16,9 +16,15 @@ from advseg_bench.report.means import Means, Row, index_means
 from advseg_bench.report.series import Series, list_series
 from advseg_bench.report.spread import Band, spread_over_blocks
 from advseg_bench.report.verdicts import Judged, judge_run
-from advseg_bench.results.arms import ARM, CURVE, POINT, name_values
+from advseg_bench.results.arms import ARM, CURVE, POINT, name_values, read_arm
 from advseg_bench.results.run import Run
-from advseg_bench.results.selection import Budgets, choose_strongest, list_budgets, rank_attacks
+from advseg_bench.results.selection import (
+    Budgets,
+    choose_shown,
+    find_worst_cases,
+    list_budgets,
+    rank_attacks,
+)
 from advseg_bench.suite.cells import CLEAN, Arm
 
 SUCCESS = ("dice_below", "apsr_clean", "apsr", "flipped", "apsr99")
@@ -38,8 +44,8 @@ class Summary:
         blocks: Number of scans (groups of images of one subject) with a row.
         series: The series that have rows.
         budgets: The budgets of each norm; summaries use the first norm.
-        contrasts: Each model's strongest attack at the reference budget, compared with noise.
-        swept: Model -> its strongest attack at the reference budget among those with several budgets.
+        contrasts: Each model's strongest attack at the reference budget, compared with noise, and its worst case.
+        swept: Model -> the worst case over its attacks, or its strongest attack, among those with several budgets.
         judged: The verdicts on the study's claims.
         clean: Score of `CLEAN_SCORES` -> model -> row without an attack.
         points: "dice", "diff" and each of `SUCCESS` -> means by model, arm and eps.
@@ -52,6 +58,9 @@ class Summary:
         class_curves: Dice by model, arm, eps and class, of clean images and of the attacks in `swept`; None for tasks
             of one class.
         spread: Model and arm -> the spread of Dice over scans.
+        pooled: "pooled_dice" and "pooled_iou" -> scores by model, arm and eps at the reference budget; empty without a
+            worst case.
+        worst_of: By model and arm: the number of images of which the attack is the worst at the reference budget.
         flags: Number of results with each flag: "flag", "model", "attack", "loss", "results".
         doubts: The doubts about attacks and models.
     """
@@ -71,6 +80,8 @@ class Summary:
     classes: Mapping[str, Means]
     class_curves: Means | None
     spread: Mapping[tuple[str, Arm], Band]
+    pooled: Mapping[str, Means]
+    worst_of: Mapping[tuple[str, Arm], int]
     flags: pl.DataFrame
     doubts: tuple[Finding, ...]
 
@@ -98,8 +109,9 @@ def summarise(run: Run | Summary) -> Summary:
         return run
     series, budgets = list_series(run), list_budgets(run)
     ranked = rank_attacks(run, budgets[0]) if budgets else {}
-    contrasts = contrast_models(run, budgets[0], series, ranked) if budgets else ()
-    swept = {model: rival.arm for model, rival in choose_strongest(ranked, swept=True).items()}
+    worst = find_worst_cases(run, budgets[0]) if budgets else {}
+    contrasts = contrast_models(run, budgets[0], series, ranked, worst) if budgets else ()
+    swept = {model: rival.arm for model, rival in choose_shown(ranked, worst).items()}
     by_class = bool(contrasts) and len(run.task.classes) > 1
     clean = run.tables(CLEAN_SCORES, "model", where={"attack": CLEAN.attack})
     points = run.tables(("dice", "diff", *SUCCESS), POINT)
@@ -119,6 +131,8 @@ def summarise(run: Run | Summary) -> Summary:
         classes=_list_classes(run, budgets[0]) if by_class else {},
         class_curves=_follow_classes(run, list(swept.values())) if by_class else None,
         spread=spread_over_blocks(run),
+        pooled=_pool(run, budgets[0]) if worst else {},
+        worst_of=_count_worst(run, budgets[0]) if worst else {},
         flags=_count_flags(run),
         doubts=find_run_doubts(run),
     )
@@ -145,6 +159,20 @@ def _count_broken(run: Run) -> pl.DataFrame:
     median = smallest.fill_null(float("inf")).quantile(0.5, "lower").alias("median_smallest_eps")
     counts = (pl.len().alias("n_eligible"), smallest.is_not_null().mean().alias("broken"), median)
     return eligible.group_by(CURVE).agg(*counts).cast({pl.Categorical(): pl.String})
+
+
+def _pool(run: Run, budgets: Budgets) -> dict[str, Means]:
+    """Return the pooled scores at the reference budget."""
+    where = {"norm": budgets.norm, "eps": budgets.reference}
+    tables = run.tables(("pooled_dice", "pooled_iou"), POINT, where=where)
+    return {name: index_means(table, "eps") for name, table in tables.items()}
+
+
+def _count_worst(run: Run, budgets: Budgets) -> dict[tuple[str, Arm], int]:
+    """Count the images of which each attack is the worst at the reference budget."""
+    members = run.find_members().filter(pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
+    counts = members.group_by(CURVE).len()
+    return {(row["model"], read_arm(row)): row["len"] for row in counts.iter_rows(named=True)}
 
 
 def _count_flags(run: Run) -> pl.DataFrame:

@@ -22,6 +22,12 @@ from advseg_bench.results.arms import POINT
 from advseg_bench.results.selection import Budgets
 from advseg_bench.suite.cells import CLEAN
 
+WORST_CASE = (
+    "Worst case: for each image, the result with the lowest Dice among all attacks, repeats and noise at this eps, or "
+    "the clean image. It is an upper bound of the Dice that the model keeps, and not a test against noise."
+)
+"""What the worst case is."""
+
 
 def make_clean_table(summary: Summary) -> Table:
     """Make the table of the models and their scores without an attack."""
@@ -63,14 +69,18 @@ def make_noise_table(summary: Summary) -> Table:
     """Make the table that compares each model's strongest attack with noise."""
     contrasts, budgets = summary.contrasts, summary.budgets[0]
     control = next((c.control for c in contrasts if c.control), None) or "noise (none was run)"
-    eps = show_budget(budgets.reference, budgets.norm)
+    eps = show_budget(budgets.reference, budgets.norm, budgets.width)
     verdicts = [{True: "yes", False: "no", None: NOTHING}[c.beyond_noise] for c in contrasts]
+    worst = any(c.worst for c in contrasts)
+    attacked = [c.shown_clean - c.shown_drop["mean"] for c in contrasts]
+    drops = [Column("Worst-case drop", tuple(write_mean(c.shown_drop) for c in contrasts))] if worst else []
     columns = (
         Column("Model", tuple(c.model for c in contrasts), number=False),
-        Column("Strongest attack", tuple(c.label for c in contrasts), number=False),
-        Column("Clean Dice", tuple(show_number(c.clean) for c in contrasts)),
-        Column("Attacked Dice", tuple(show_number(c.clean - c.drop["mean"]) for c in contrasts)),
-        Column("Drop", tuple(write_mean(c.drop) for c in contrasts)),
+        Column("Clean Dice", tuple(show_number(c.shown_clean) for c in contrasts)),
+        Column("Worst-case Dice" if worst else "Attacked Dice", tuple(map(show_number, attacked))),
+        *drops,
+        Column("Strongest single attack" if worst else "Strongest attack", tuple(c.label for c in contrasts), False),
+        Column("Its drop" if worst else "Drop", tuple(write_mean(c.drop) for c in contrasts)),
         Column("Noise drop", tuple(write_mean(c.noise) for c in contrasts)),
         Column("Ratio", tuple(show_ratio(c) for c in contrasts)),
         Column("More than noise", tuple(verdicts), number=False),
@@ -83,12 +93,15 @@ def make_noise_table(summary: Summary) -> Table:
             "dice_clean": [c.clean for c in contrasts],
             "drop": [c.drop["mean"] for c in contrasts],
             "noise_drop": [c.noise and c.noise["mean"] for c in contrasts],
+            "worst_case_clean": [c.worst and c.worst.clean for c in contrasts],
+            "worst_case_drop": [c.worst and c.worst.drop["mean"] for c in contrasts],
         },
-        schema_overrides={"noise_drop": pl.Float64},
+        schema_overrides=dict.fromkeys(("noise_drop", "worst_case_clean", "worst_case_drop"), pl.Float64),
     )
+    drop = f"{WORST_CASE} Its drop: that of the" if worst else "Drop: mean clean Dice minus mean Dice under the"
     caption = (
-        f"eps = {eps}. Drop: mean clean Dice minus mean Dice under the attack and loss with the largest drop on that "
-        f"model. Noise: {control} at the same eps, averaged over repeats. All means are over the images with a score "
+        f"eps = {eps}. {drop} attack and loss with the largest mean drop on that model. "
+        f"Noise: {control} at the same eps, averaged over repeats. Both are over the images with a score "
         f"under both. Ratio: drop divided by noise drop; {NOTHING} where the noise lowers Dice by less than 0.0005; "
         "where the noise's interval includes 0, >= drop divided by its upper end. More than noise: paired test over "
         "subjects at 5 % for each model, adjusted for the choice of the attack; with fewer than six subjects, or "
@@ -111,7 +124,7 @@ def make_sweep_table(summary: Summary, budgets: Budgets, score: str) -> Table:
         columns.append(Column("Clean", thin([write_mean(clean.get(model)) for model in models], models)))
     for eps in budgets.eps:
         cells = tuple(write_mean(means.rows.get((m, s.arm, eps))) for m, s in pairs)
-        columns.append(Column(show_budget(eps, budgets.norm), cells))
+        columns.append(Column(show_budget(eps, budgets.norm, budgets.width), cells))
     titles = {"dice": "Mean Dice at each eps", "diff": "Diff: share of the clean Dice that is lost"}
     captions = {
         "dice": "Mean Dice over classes, images and subjects at each eps; random attacks: mean of their repeats.",
@@ -136,7 +149,7 @@ def make_success_tables(summary: Summary, budgets: Budgets) -> tuple[Table, ...]
     tables = []
     for eps in (budgets.reference, *(e for e in budgets.eps if e != budgets.reference)):
         first = eps == budgets.reference
-        title = f"Success at eps {show_budget(eps, budgets.norm)}"
+        title = f"Success at eps {show_budget(eps, budgets.norm, budgets.width)}"
         caption = _caption_success(summary) if first else "Definitions as in the first table of this section."
         data = joined.filter(pl.col("attack") != CLEAN.attack) if first else None
         tables.append(Table(name, title, caption, _success_columns(summary, budgets, eps), data, detail=not first))
@@ -170,5 +183,6 @@ def _caption_success(summary: Summary) -> str:
         f"those with clean Dice >= {t}, whose Dice falls below {t}. Wrong (apsr): share of valid pixels with any class "
         "wrong against the ground truth, to be compared with its clean value. Flipped: share of valid pixels that "
         "differ from the clean prediction, including corrected ones. apsr99: share of images with at least 99 % of "
-        "their pixels wrong. Random attacks: mean of their repeats."
+        "their pixels wrong. Random attacks: mean of their repeats. Worst case: the result with the lowest Dice, so "
+        "another attack may have more wrong or flipped pixels."
     )

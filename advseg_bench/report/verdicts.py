@@ -144,8 +144,8 @@ def _frame(judged: Sequence[Judged]) -> pl.DataFrame:
 
 def _judge(run: Run, place: int, among: Sequence[Run]) -> Judged:
     """Judge a run; label and suffix distinguish it from other runs, even on the same data set."""
-    name = run.about.data.name
-    alike = [other for other in among if other.about.data.name == name]
+    name = run.about.data.title
+    alike = [other for other in among if other.about.data.title == name]
     label = name
     if len(alike) > 1:
         folders = {other.path.name for other in alike if other.path}

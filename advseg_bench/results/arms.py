@@ -23,6 +23,9 @@ POINT = (*CURVE, "eps")
 SWEEP = ("dataset", *CURVE)
 """Columns that identify one curve over eps."""
 
+WORST = "worst_case"
+"""Name of the worst case among the attacks; the module `worst` defines it."""
+
 
 def read_arm(row: Mapping[str, Any]) -> Arm:
     """Return the arm of a row or of a cell's record."""

@@ -57,6 +57,7 @@ class DataInfo:
         images: Number of images of the test split.
         subjects: Number of subjects of the test split; None if unknown.
         by_image: Whether no subjects were given, so that each image counts by itself.
+        given_title: What the data call themselves; "" if they do not.
         bounds: Smallest and largest intensity of an image.
         facts: How intensities, channels and axes of the files became those of the images, for the report: what ->
             value.
@@ -71,11 +72,12 @@ class DataInfo:
     bounds: tuple[float, float] = (0.0, 1.0)
     facts: Mapping[str, str] = field(default_factory=dict)
     by_image: bool = False
+    given_title: str = ""
 
     @property
     def title(self) -> str:
         """What a sentence calls it."""
-        return catalogue.DATASET_TITLES.get(self.name, self.name)
+        return self.given_title or catalogue.DATASET_TITLES.get(self.name, self.name)
 
     @property
     def width(self) -> float:
@@ -168,6 +170,7 @@ def _read_data(data: Mapping[str, Any]) -> DataInfo:
         images=splits["test"],
         subjects=data.get("subjects", {}).get("test"),
         by_image=bool(data.get("by_image", False)),
+        given_title=str(data.get("title", "")),
         bounds=(float(data.get("bounds", (0, 1))[0]), float(data.get("bounds", (0, 1))[1])),
         facts=_list_facts(data),
     )

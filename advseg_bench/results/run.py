@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 
 from advseg_bench.errors import RecordError, expected
-from advseg_bench.results import records, scores, sweeps
-from advseg_bench.results.arms import SWEEP, find_controls, name_values
+from advseg_bench.results import records, scores, sweeps, worst
+from advseg_bench.results.arms import SWEEP, WORST, find_controls, name_values
 from advseg_bench.results.averages import Grouping
 from advseg_bench.results.info import RunInfo, read_info
 from advseg_bench.results.tables import Query, Source
@@ -164,13 +164,19 @@ class Run:
             scoring: Scoring conventions; those of the suite if None.
 
         Returns:
-            `rows` with the float64 columns of `scores.ROW_SCORES`, null where a score is undefined. The result is
-            cached for each `scoring`.
+            `rows` with the float64 columns of `scores.ROW_SCORES`, null where a score is undefined; below them the
+            rows of the worst case over the attacks, as those of an attack "worst_case" (see the module `worst`). The
+            result is cached for each `scoring`.
         """
         scoring = scoring or self.scoring
         if scoring not in self._scored:
-            self._scored[scoring] = scores.score_rows(self.rows, self.task, scoring)
+            scored = scores.score_rows(self.rows, self.task, scoring)
+            self._scored[scoring] = worst.add_worst_case(scored, self.controls, self._order)
         return self._scored[scoring]
+
+    def find_members(self) -> pl.DataFrame:
+        """Return the row of the attack that is the worst of each image, see `worst.find_members`."""
+        return worst.find_members(self.scores(), self.controls, self._order)
 
     def curves(self, scoring: Scoring | None = None) -> pl.DataFrame:
         """Return the scores of each image over a sweep of eps.
@@ -184,7 +190,10 @@ class Run:
         """
         scoring = scoring or self.scoring
         if scoring not in self._curves:
-            self._curves[scoring] = sweeps.score_curves(self.scores(scoring), scoring, self._list_sweeps())
+            scored = self.scores(scoring)
+            worst_cases = scored.lazy().filter(pl.col("attack") == WORST).select(*SWEEP, "eps").unique().collect()
+            planned = pl.concat([self._list_sweeps(), worst_cases]).unique()
+            self._curves[scoring] = sweeps.score_curves(scored, scoring, planned)
         return self._curves[scoring]
 
     def table(
@@ -202,6 +211,9 @@ class Run:
         is the mean of its images; `mean` is the mean of the subjects. "diff" and "diff_released" are computed from such
         means of the clean and the attacked Dice of the same images. Pooled scores sum the counts of all images of a
         cell instead.
+
+        Where at least two attacks were run, the worst case over them, image by image, has rows as an attack
+        "worst_case"; that of a pooled score is of the data set.
 
         Different attacks are never averaged: if rows of two attacks, settings or norms would be in one group, these
         columns are added after `by`.
@@ -255,18 +267,26 @@ class Run:
             sources.setdefault(query.find_source(name), []).append(name)
         found: dict[str, pl.DataFrame] = {}
         for source, mine in sources.items():
-            if source == "curves":
-                frame = self.curves(query.scoring)
-            else:
-                frame = self.scores(query.scoring) if source == "scores" else self.rows
+            if source == "counts":
+                for name in mine:  # each has its own worst case
+                    frame = query.add_pooled_worst_case(name, self.rows, self.controls, self.task)
+                    found |= query.make_tables([name], source, frame, self.about, self._groupings)
+                continue
+            frame = self.curves(query.scoring) if source == "curves" else self.scores(query.scoring)
             found |= query.make_tables(mine, source, frame, self.about, self._groupings)
         return {name: found[name] for name in names}
 
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        """Id of each cell -> its place in the plan."""
+        return {cell.id: i for i, cell in enumerate(self.about.cells)}
+
     def _list_sweeps(self) -> pl.DataFrame:
-        """Return the columns of `SWEEP` and `eps` of every planned cell."""
+        """Return the columns of `SWEEP` and `eps` of every planned cell, and of worst cases that are not complete."""
         same = {"dataset": self.about.data.name}
-        cells = [cell for cell in self.about.cells if cell.skip is None]
+        planned = [(cell.model, cell.eps, cell.arm) for cell in self.about.cells if cell.skip is None]
+        planned += worst.find_incomplete(self.about.cells, self.controls, self.missing_by_cell)
         return pl.DataFrame(
-            [same | {"model": cell.model, "eps": cell.eps} | name_values(cell.arm) for cell in cells],
+            [same | {"model": model, "eps": eps} | name_values(arm) for model, eps, arm in planned],
             schema={name: records.READ_SCHEMA[name] for name in (*SWEEP, "eps")},
         )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from advseg_bench.results.arms import CURVE, is_arm, name_values, read_arm
+from advseg_bench.results.arms import CURVE, WORST, is_arm, name_values, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import Arm
 
@@ -68,14 +68,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Extreme:
-    """The image with the largest or the smallest drop of Dice under a model's strongest attack.
+    """The image with the largest or the smallest drop of Dice under the attacks on a model.
 
     Attributes:
         kind: "worst" for the largest drop, "best" for the smallest.
         model: The model's name.
         image: The image's name.
         cell: Id of the cell at the reference budget.
-        arm: The attack.
+        arm: The attack; of the worst case over the attacks, the one that is the worst of this image.
         eps: The reference budget.
         dice_clean: Dice of the clean image.
         dice_attacked: Dice at the reference budget.
@@ -129,7 +129,7 @@ def list_budgets(run: Run) -> tuple[Budgets, ...]:
 
 
 def rank_attacks(run: Run, budgets: Budgets) -> dict[str, tuple[Rival, ...]]:
-    """Rank the attacks on each model by their mean drop at the reference budget, the largest first.
+    """Rank the single attacks on each model by their mean drop at the reference budget, the largest first.
 
     Attacks that exceeded eps on any image are left out, since they are not comparable at equal eps. The ranking uses
     the same images as the reported values, so the largest drop is slightly overestimated.
@@ -142,7 +142,8 @@ def rank_attacks(run: Run, budgets: Budgets) -> dict[str, tuple[Rival, ...]]:
     wild = pl.col("flags").list.contains("beyond_eps") & (pl.col("eps") == budgets.reference)
     found = rows.group_by(CURVE).agg(pl.col("eps").n_unique(), wild.any().alias("beyond")).collect()
     known = {tuple(key): (eps > 1, beyond) for *key, eps, beyond in found.iter_rows()}
-    attacks = table.filter(~pl.col("attack").is_in(sorted(run.controls)) & pl.col("mean").is_not_null())
+    others = sorted({*run.controls, WORST})
+    attacks = table.filter(~pl.col("attack").is_in(others) & pl.col("mean").is_not_null())
     ranked: dict[str, list[Rival]] = {}
     for row in sorted(attacks.to_dicts(), key=lambda row: -row["mean"]):
         swept, beyond = known[tuple(row[name] for name in CURVE)]
@@ -164,27 +165,63 @@ def choose_strongest(ranked: Mapping[str, Sequence[Rival]], *, swept: bool = Fal
     return {model: max(rivals, key=lambda rival: swept and rival.swept) for model, rivals in ranked.items()}
 
 
-def find_extremes(run: Run) -> tuple[Extreme, ...]:
-    """Find the images with the largest and the smallest drop of Dice under each model's strongest swept attack.
+def find_worst_cases(run: Run, budgets: Budgets) -> dict[str, Rival]:
+    """Return the worst case over the attacks on each model at the reference budget, see the module `worst`.
 
-    Only images with clean Dice at or above the threshold are eligible; if there are none, all are.
+    Returns:
+        Model -> its worst case; models with fewer than two attacks are left out.
+    """
+    where = {"attack": WORST, "norm": budgets.norm}
+    points = run.table("drop", by=(*CURVE, "eps"), where=where).filter(pl.col("mean").is_not_null())
+    swept = {model for (model,), rows in points.group_by("model") if len(rows) > 1}
+    at_reference = points.filter(pl.col("eps") == budgets.reference).to_dicts()
+    return {row["model"]: Rival(read_arm(row), row, row["model"] in swept) for row in at_reference}
+
+
+def choose_shown(ranked: Mapping[str, Sequence[Rival]], worst: Mapping[str, Rival]) -> dict[str, Rival]:
+    """Return the attack on each model that is displayed over eps.
+
+    It is the worst case over the attacks if that is known at several budgets or no attack is, else the strongest
+    attack among those with several budgets.
+
+    Args:
+        ranked: The output of `rank_attacks`.
+        worst: The output of `find_worst_cases`.
+
+    Returns:
+        Model -> the worst case or its strongest attack.
+    """
+    single = choose_strongest(ranked, swept=True)
+    return single | {m: each for m, each in worst.items() if each.swept or (m in single and not single[m].swept)}
+
+
+def find_extremes(run: Run) -> tuple[Extreme, ...]:
+    """Find the images with the largest and the smallest drop of Dice under each model's attack of `choose_shown`.
+
+    Only images with clean Dice at or above the threshold are eligible; if there are none, all are. Of the worst case
+    over the attacks, the attack is the one that is the worst of this image at the reference budget.
 
     Returns:
         The cases in the order of the models, the worst before the best.
     """
     budgets = list_budgets(run)[:1]
-    strongest = choose_strongest(rank_attacks(run, budgets[0]), swept=True) if budgets else {}
+    shown = choose_shown(rank_attacks(run, budgets[0]), find_worst_cases(run, budgets[0])) if budgets else {}
+    members = run.find_members() if any(rival.arm.attack == WORST for rival in shown.values()) else run.rows.clear()
     cases: list[Extreme] = []
     for model in run.model_names:
-        if model not in strongest:
+        if model not in shown:
             continue
-        sweep = run.scores().filter(pl.col("eps") > 0, pl.col("model") == model, is_arm(strongest[model].arm))
-        rows = sweep.filter(pl.col("drop").is_not_null(), pl.col("eps") == budgets[0].reference)
+        arm = shown[model].arm
+        chosen = members.filter(pl.col("norm") == arm.norm) if arm.attack == WORST else run.scores().filter(is_arm(arm))
+        rows = chosen.filter(
+            pl.col("model") == model, pl.col("drop").is_not_null(), pl.col("eps") == budgets[0].reference
+        )
         eligible = rows.filter(pl.col("dice_below").is_not_null())
         ranked = (eligible if len(eligible) else rows).sort("drop", "image", "draw").to_dicts()
         worst, best = ranked[-1], ranked[0]
-        same_image = [pl.col(name) == worst[name] for name in ("image", "draw")]
-        steps = _thin_sweep(sweep.filter(*same_image).sort("eps").to_dicts(), worst["eps"])
+        same_image = [pl.col(name) == worst[name] for name in ("model", "image", "draw")]
+        sweep = run.scores().filter(pl.col("eps") > 0, is_arm(read_arm(worst)), *same_image)
+        steps = _thin_sweep(sweep.sort("eps").to_dicts(), worst["eps"])
         cases += [_describe_case("worst", worst, steps), _describe_case("best", best, [best])]
     return tuple(cases)
 

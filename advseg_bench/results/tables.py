@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,10 +10,11 @@ import polars as pl
 
 from advseg_bench.errors import SpecError, expected, unknown
 from advseg_bench.results import scores
-from advseg_bench.results.arms import ARM, SWEEP
+from advseg_bench.results.arms import ARM, SWEEP, WORST
 from advseg_bench.results.averages import Grouping, group_rows, make_table
 from advseg_bench.results.info import RunInfo
 from advseg_bench.results.sweeps import CURVE_SCORES
+from advseg_bench.results.worst import add_pooled_worst_case
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
 
@@ -97,6 +98,15 @@ class Query:
         ranks = [_rank(name, info) for name in by]
         return {name: table.cast({pl.Categorical(): pl.String}).sort(ranks) for name, table in tables.items()}
 
+    def add_pooled_worst_case(
+        self, name: str, rows: pl.DataFrame, controls: Collection[str], task: Task
+    ) -> pl.DataFrame:
+        """Append the rows of the worst case of a pooled score, unless the table leaves them out."""
+        kept = self._check(rows, "counts")
+        if "attack" in self.where and WORST not in _as_list(self.where["attack"]):
+            return rows
+        return add_pooled_worst_case(rows, controls, task, self.scoring, name, kept)
+
     def _group(self, values: pl.DataFrame, by: tuple[str, ...], known: dict[tuple[str, ...], Grouping]) -> Grouping:
         """Group rows; the grouping of all rows is cached for the next table."""
         if self.where:
@@ -115,8 +125,7 @@ class Query:
             for name in names:
                 if name not in known:
                     raise SpecError(unknown(argument, "column", name, known))
-        lists = {k: list(v) if isinstance(v, (list, tuple, set, frozenset)) else [v] for k, v in self.where.items()}
-        return {name: pl.col(name).is_in(values) for name, values in lists.items()}
+        return {name: pl.col(name).is_in(_as_list(value)) for name, value in self.where.items()}
 
     def _select(
         self, names: Sequence[str], source: Source, frame: pl.DataFrame, kept: Mapping[str, pl.Expr], task: Task
@@ -132,6 +141,11 @@ class Query:
             counted = frame.select(name for name in read if name in frame.columns).filter(early | clean)
             frame = scores.score_classes(counted, task, self.scoring, list(wanted))
         return frame.lazy().filter(pl.lit(True), *kept.values()).select(*needed).collect()
+
+
+def _as_list(value: object) -> list[object]:
+    """Return the values of a column that `where` keeps."""
+    return list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
 
 
 def _list_parts(names: Sequence[str]) -> tuple[str, ...]:

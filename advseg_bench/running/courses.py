@@ -25,14 +25,9 @@ from advseg_bench.checks.results import check_form, inspect, traits_of
 from advseg_bench.errors import QueryLimitError, expected
 from advseg_bench.losses import hard_dice
 from advseg_bench.running.packing import Ask, Fill, Job, Packer
+from advseg_bench.suite.battery import KEPT_SMALLER, SKIPPED
 from advseg_bench.suite.cells import Cell
 from advseg_bench.types import Budget
-
-SKIPPED = "skipped"
-"""Flag of an image that was not attacked, since an earlier cell of its battery left its score at 0."""
-
-KEPT = "kept_smaller"
-"""Flag of an image whose result at a smaller radius of its battery is kept, since it is better."""
 
 
 @dataclass(slots=True)
@@ -155,7 +150,7 @@ class Courses:
                         result = self._score(course.x_adv[i], course.logits[i], i)
                         if cell.warm_start and smaller is not None and smaller.dice < result.dice:
                             result = smaller
-                            course.take(i, smaller, KEPT)
+                            course.take(i, smaller, KEPT_SMALLER)
                     best = result if best is None or result.dice < best.dice else best
                     if done is None and self._is_finished(result.logits, i):
                         done = result
@@ -203,7 +198,7 @@ class Courses:
 
 
 class _Log:
-    """Notes what an attack asks about one image, and what it is told.
+    """Notes what an attack asks about one image, and the answers to it.
 
     Args:
         attack: The attack.

@@ -241,11 +241,11 @@ def _make_cells(name: str, entry: Mapping[str, Any], work: _Work) -> list[Cell]:
     """The clean cell of a model, and every arm at every radius."""
     identity = {"model": name, "weights": entry["weights_sha256"], "data": work.dataset.fingerprint}
     identity |= {"inference": entry["inference"]} if "inference" in entry else {}
-    least = work.count_repeats(name)
-    cells = [make_cell(identity, name, CLEAN, 0.0, draw, None) for draw in range(least)]
+    least, width = work.count_repeats(name), work.dataset.bounds.upper - work.dataset.bounds.lower
+    cells = [make_cell(identity, name, CLEAN, 0.0, draw, None, width) for draw in range(least)]
     for (arm, attack), budget in product(work.arms.items(), work.budgets):
         repeats = range(max(least, work.draws if traits_of(attack).random is not False else 1))
-        cells += [make_cell(identity, name, arm, budget.eps, draw, None) for draw in repeats]
+        cells += [make_cell(identity, name, arm, budget.eps, draw, None, width) for draw in repeats]
     return cells
 
 
@@ -284,7 +284,7 @@ def _describe_run(
             "compute": {"batch": work.batch, "threads": threads, "prepare": Compute().prepare},
             "scoring": scoring.model_dump(mode="json"),
         },
-        "data": dataset.describe() | ({"by_image": True} if images.subjects == images.images else {}),
+        "data": dataset.describe(),
         "binding": libraries,
         "environment": libraries | environment.describe_machine() | {"threads": threads, "compute_batch": work.batch},
         "command": "advseg_bench.evaluate(...)",

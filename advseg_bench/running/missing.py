@@ -41,4 +41,11 @@ def _split(
             groups.setdefault(lacking, []).append(position)
     for lacking, positions in groups.items():
         for start in range(0, len(positions), shard):
-            yield Unit(model, tuple(positions[start : start + shard]), lacking)
+            yield Unit(model, tuple(positions[start : start + shard]), lacking, _find_needed(cells, lacking))
+
+
+def _find_needed(cells: Sequence[Cell], lacking: Sequence[Cell]) -> tuple[Cell, ...]:
+    """The cells of a battery that have rows, if others of it lack them: their results decide what the others do."""
+    if all(cell.member is None for cell in lacking):
+        return ()
+    return tuple(cell for cell in cells if cell.member is not None and cell not in lacking)

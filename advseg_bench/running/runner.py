@@ -82,7 +82,7 @@ def run_unit(
         indices = unit.indices[start : start + conditions.batch]
         padded = [indices[i % len(indices)] for i in range(conditions.batch)]
         batch = move_batch(dataset.batch(padded), conditions.device)
-        for repeat, cells in _split_repeats(unit.cells, conditions.stochastic):
+        for repeat, cells in _split_repeats(unit.all_cells, conditions.stochastic):
             scene = Scene(
                 model,
                 guard,
@@ -97,7 +97,10 @@ def run_unit(
                 new, failed = scene.attack_and_score([c for c in cells if c.arm == CLEAN or c.id in attacks], attacks)
             rows += new
             failures += failed
-    return rows, failures
+    if not unit.again:
+        return rows, failures
+    known = {cell.id for cell in unit.again}
+    return [row for row in rows if row["cell"] not in known], [each for each in failures if each.cell not in known]
 
 
 def _split_repeats(cells: Sequence[Cell], stochastic: bool) -> list[tuple[int, Sequence[Cell]]]:
@@ -174,7 +177,7 @@ def _load_attacks(unit: Unit, dataset: Dataset) -> tuple[dict[str, Attack], list
     built: dict[Arm, Attack] = {}
     attacks: dict[str, Attack] = {}
     failures = []
-    for cell in unit.cells:
+    for cell in unit.all_cells:
         arm = cell.arm
         if arm == CLEAN:
             continue

@@ -136,7 +136,7 @@ class Scene:
         return [row for cell in cells for row in rows.get(cell.id, ())], failures
 
     def _find_packed(self, cells: Sequence[Cell], attacks: Mapping[str, Attack]) -> dict[str, SteppedAttack]:
-        """The attacks to run together: those of a battery, and others while no change of the model is looked for."""
+        """The attacks to run together: those of a battery, and others unless a change of the model is to be traced."""
         found = {}
         for cell in cells:
             attack = attacks.get(cell.id)

@@ -48,11 +48,18 @@ class Unit:
         model: Name of the model.
         indices: Positions of the images in the data set.
         cells: Cells to run on each of these images.
+        again: Cells that have rows already and are run once more, since the results of others depend on theirs.
     """
 
     model: str
     indices: tuple[int, ...]
     cells: tuple[Cell, ...]
+    again: tuple[Cell, ...] = ()
+
+    @property
+    def all_cells(self) -> tuple[Cell, ...]:
+        """The cells to run, those of which only the others' results are wanted included."""
+        return self.cells + self.again
 
     @property
     def rows(self) -> int:

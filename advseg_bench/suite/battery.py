@@ -18,6 +18,11 @@ PIXEL_LOSS = "js"
 """The pixel loss of `standard-1`."""
 
 
+SKIPPED, KEPT_SMALLER = "skipped", "kept_smaller"
+"""Flags of rows: an image that was left out, since an earlier member had finished it; a result of a smaller radius that
+was kept, since it is better."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """An attack of a battery.
@@ -27,8 +32,8 @@ class Member:
         loss: Name of the loss, `ENTROPY`, or "" for an attack without one.
         settings: Settings of the attack; the value `OTHERS` stands for the name of each other model.
         gated: Whether images that an earlier member has finished may be left out: false for noise baselines.
-        warm: Whether it may start from the best result at a smaller radius: true for attacks that climb from any start.
-            Square does not, so that it stays independent of gradients.
+        warm: Whether it may keep the best result at the smaller radii: true for attacks that climb. Square does
+            not, so that it needs no gradient.
     """
 
     attack: str

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -66,7 +64,7 @@ class Cell:
         battery: Full name of the battery that the cell is part of, "" if none.
         member: Position in the battery, or None. The cells of a battery are run by radius, then by position.
         skip_finished: Whether images whose score an earlier cell of the battery left at 0 are left out.
-        warm_start: Whether it starts from the best result of the battery at a smaller radius.
+        warm_start: Whether it keeps the best result of the battery at the smaller radii where its own is not better.
         alone: Id of the same cell outside a battery, "" if it is the cell's own.
 
     Example:
@@ -134,14 +132,13 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
         ['unetplusplus-resnet10t none', 'unetplusplus-resnet10t fgsm bce linf 1/255']
     """
     cells: list[Cell] = []
-    with radii_of(width_of(suite.data)):
-        for model in suite.models:
-            own = {}
-            for cell in _cells_of(suite, model):
-                if cell.id in own:
-                    raise SpecError(f"suite {suite.name}: the attack {cell.label!r} is listed twice. Remove one.")
-                own[cell.id] = cell
-            cells += _add_battery(suite, suite.battery, model, own.values()) if suite.battery else own.values()
+    for model in suite.models:
+        own = {}
+        for cell in _cells_of(suite, model):
+            if cell.id in own:
+                raise SpecError(f"suite {suite.name}: the attack {cell.label!r} is listed twice. Remove one.")
+            own[cell.id] = cell
+        cells += _add_battery(suite, suite.battery, model, own.values()) if suite.battery else own.values()
     return tuple(cells)
 
 
@@ -166,7 +163,7 @@ def is_of(cell: Cell, attack: AttackSpec) -> bool:
 
 def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
     """The cells of one model."""
-    identity = model_identity(suite, model)
+    identity, width = model_identity(suite, model), width_of(suite.data)
     least = model.repeats if model.stochastic else 1
     for draw in range(least):
         yield make_cell(identity, model.name, CLEAN, 0.0, draw, None)
@@ -175,12 +172,12 @@ def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
             arm = Arm(attack.name, loss, json.dumps(each, sort_keys=True), attack.norm)
             skip = _why_skip(suite.data, arm)
             for eps, draw in product(attack.eps, range(max(attack.draws, least))):
-                cell = make_cell(identity | _describe_source(suite, arm), model.name, arm, eps, draw, skip)
+                cell = make_cell(identity | _describe_source(suite, arm), model.name, arm, eps, draw, skip, width)
                 yield replace(cell, max_forwards=attack.max_forwards)
 
 
 def _add_battery(suite: Suite, battery: BatterySpec, model: ModelSpec, own: Iterable[Cell]) -> list[Cell]:
-    """The cells of one model with those of the battery, whose ids depend on the cells that they skip or start from."""
+    """The cells of one model with those of the battery, whose ids depend on the cells whose results they take."""
     identity = model_identity(suite, model)
     others = [each.name for each in suite.models if each.name != model.name]
     members = list(list_members(battery.name, battery.profile, suite.data.task, others))
@@ -193,7 +190,7 @@ def _add_battery(suite: Suite, battery: BatterySpec, model: ModelSpec, own: Iter
         cell = cells.get((arm, eps, draw))
         if cell is None:
             known = identity | _describe_source(suite, arm)
-            cell = make_cell(known, model.name, arm, eps, draw, _why_skip(suite.data, arm))
+            cell = make_cell(known, model.name, arm, eps, draw, _why_skip(suite.data, arm), width_of(suite.data))
             skips = battery.skip and member.gated
             warm = battery.warm_start and member.warm and eps > min(battery.eps)
             before = [
@@ -223,7 +220,9 @@ def _describe_source(suite: Suite, arm: Arm) -> dict[str, object]:
     return {"source": model_identity(suite, source)}
 
 
-def make_cell(identity: dict[str, object], model: str, arm: Arm, eps: float, draw: int, skip: str | None) -> Cell:
+def make_cell(
+    identity: dict[str, object], model: str, arm: Arm, eps: float, draw: int, skip: str | None, width: float = 1.0
+) -> Cell:
     """Return a cell whose id is a hash of `identity`, `arm`, `eps` and `draw`.
 
     Args:
@@ -233,31 +232,19 @@ def make_cell(identity: dict[str, object], model: str, arm: Arm, eps: float, dra
         eps: Radius in image units.
         draw: Index of the repeat, from 0.
         skip: Reason why the cell is not run, or None.
+        width: Width of the range of intensities, for the label.
     """
     key = content_hash([identity, arm.attack, arm.loss, arm.settings, arm.norm, eps, draw])
-    return Cell(key, model, arm, eps, draw, _label(model, arm, eps, draw), skip)
+    return Cell(key, model, arm, eps, draw, _label(model, arm, eps, draw, width), skip)
 
 
-_GREY_LEVELS = ContextVar("grey levels", default=True)
-
-
-def _label(model: str, arm: Arm, eps: float, draw: int) -> str:
+def _label(model: str, arm: Arm, eps: float, draw: int, width: float) -> str:
     """A readable description of a cell."""
-    radius = show_eps(eps) if arm.norm == "linf" else f"{eps:.4g}"
+    radius = show_eps(eps, width) if arm.norm == "linf" else f"{eps:.4g}"
     settings = "" if arm.settings == "{}" else arm.settings
     budget = "" if arm == CLEAN else f"{arm.norm} {radius}"
     parts = (model, arm.attack, arm.loss, settings, budget)
     return " ".join(part for part in parts if part) + (f" draw {draw}" if draw else "")
-
-
-@contextmanager
-def radii_of(width: float) -> Iterator[None]:
-    """Format radii within this context as those of images whose intensities have a range of this width."""
-    token = _GREY_LEVELS.set(width == 1)
-    try:
-        yield
-    finally:
-        _GREY_LEVELS.reset(token)
 
 
 def width_of(data: DataSpec) -> float:
@@ -266,20 +253,30 @@ def width_of(data: DataSpec) -> float:
     return upper - lower
 
 
-def show_eps(eps: float) -> str:
-    """Format a radius as n/255 if it is a whole number of grey levels of images in [0, 1], otherwise as a decimal."""
+def find_grey(value: float, width: float) -> float:
+    """Return a difference of intensities in units of 1/255 of their range, which has this width."""
+    return 255 * value / width
+
+
+def show_eps(eps: float, width: float = 1.0) -> str:
+    """Format a radius as n/255 if it is a whole number of grey levels of images in [0, 1], otherwise as a decimal.
+
+    Args:
+        eps: Radius in image units.
+        width: Width of the range of intensities; unless it is 1, the radius is a decimal.
+    """
     grey = eps * 255
-    return f"{grey:.0f}/255" if eps < 1 and _GREY_LEVELS.get() and abs(grey - round(grey)) < 1e-9 else f"{eps:.4g}"
+    return f"{grey:.0f}/255" if eps < 1 and width == 1 and abs(grey - round(grey)) < 1e-9 else f"{eps:.4g}"
 
 
-def show_radii(values: Sequence[float], norm: str = "linf") -> str:
+def show_radii(values: Sequence[float], norm: str = "linf", width: float = 1.0) -> str:
     """Format several radii briefly: whole grey levels first, consecutive ones as a range, then decimals.
 
     Radii of another norm than L_inf are plain numbers.
     """
     if norm != "linf":
         return ", ".join(f"{value:.4g}" for value in sorted(values))
-    greys = sorted(round(value * 255) for value in values if show_eps(value).endswith("/255"))
+    greys = sorted(round(value * 255) for value in values if show_eps(value, width).endswith("/255"))
     runs: list[list[int]] = []
     for grey in greys:
         if runs and grey == runs[-1][-1] + 1:
@@ -287,7 +284,7 @@ def show_radii(values: Sequence[float], norm: str = "linf") -> str:
         else:
             runs.append([grey])
     shown = " ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(map(str, run)) for run in runs)
-    others = [show_eps(value) for value in sorted(values) if not show_eps(value).endswith("/255")]
+    others = [show_eps(value, width) for value in sorted(values) if not show_eps(value, width).endswith("/255")]
     return ", ".join(([f"{shown} /255"] if runs else []) + others)
 
 

@@ -218,6 +218,7 @@ def test_ignored_pixels_are_not_valid(good):
     expected[10:12] = False
     assert (sample.valid == in_square(expected)).all()
     assert (sample.label[0] == in_square(organ())).all()
+    picture(good / "masks" / "s2.png", organ(200))
     soft = load(spec(good, ignore=255, soft=True)).read(0)
     assert (soft.valid == sample.valid).all()
     assert not soft.label.any()  # 1 of 255

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -9,13 +10,19 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image, features
+from runs import Synthetic, edit_json, write_run
 from test_folder import HEIGHT, SUBJECTS, WIDTH, in_square, organ, picture, scan, spec, volume
 
 from advseg_bench.data import load_dataset
 from advseg_bench.data.folder import load
 from advseg_bench.data.formats import read_header, read_slices
 from advseg_bench.data.uw_madison.make import write_uw_madison
+from advseg_bench.data.values import is_blank, measure
 from advseg_bench.errors import DataError
+from advseg_bench.report.contents import compose
+from advseg_bench.report.page import render_markdown
+from advseg_bench.report.summary import summarise
+from advseg_bench.results.run import Run
 from advseg_bench.suite.specs import NnunetData, UwMadisonData
 
 MARK = b"\xef\xbb\xbf"
@@ -323,3 +330,136 @@ def test_rotations_that_a_viewer_would_apply_are_noted(good):
     data = load(spec(good))
     assert "rotate them (EXIF): 1;" in data.note
     assert data.read(0).image.shape == (1, 32, 32)
+
+
+def test_data_sets_are_called_as_they_call_themselves(tmp_path, good):
+    described = write_nnunet(tmp_path / "Dataset027_ACDC", 4)
+    data = nnunet(tmp_path / "Dataset027_ACDC")
+    assert (data.name, data.title) == ("nnunet", "Dataset027_ACDC")
+    fingerprint = data.fingerprint
+    (tmp_path / "Dataset027_ACDC" / "dataset.json").write_text(json.dumps(described | {"name": " Heart\n of ACDC"}))
+    data = nnunet(tmp_path / "Dataset027_ACDC")
+    assert (data.title, data.fingerprint) == ("Heart of ACDC", fingerprint)
+    assert data.describe()["title"] == "Heart of ACDC"
+    assert load(spec(good)).title == good.name
+
+
+def fill(folder, value, dtype=np.uint8, only=()):
+    for name in only or SUBJECTS:
+        (folder / "masks" / f"{name}.png").unlink(missing_ok=True)
+        picture(folder / "masks" / f"{name}.png", organ(value, dtype))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "keys", "message"),
+    [
+        (1, np.uint8, {"soft": True}, r"masks: expected .* 127\.5.* to 255, got none above 1\. Remove `soft`"),
+        (255, np.uint16, {"soft": True}, r"masks: expected .* to 65535, got none above 255\. Remove `soft`"),
+        (255, np.uint8, {"ignore": 255}, r"masks: expected .*, got only 0 and 255, .*\. Remove `ignore`"),
+        (255, np.uint8, {"ignore": 255, "soft": True}, r"got only 0 and 255, .*\. Remove `ignore`"),
+        (
+            9,
+            np.uint8,
+            {"ignore": 9, "task": "multiclass", "classes": ("air", "organ")},
+            r"got only 0 and 9, .*\. Remove `ignore`",
+        ),
+    ],
+)
+def test_masks_without_a_class_because_of_a_key_are_refused(good, value, dtype, keys, message):
+    fill(good, value, dtype)
+    with pytest.raises(DataError, match=message):
+        load(spec(good, **keys))
+    fill(good, 65535 if dtype == np.uint16 else 200 if "soft" in keys else 1, dtype, ["s3"])
+    assert load(spec(good, **keys)).read(2).label.any()
+
+
+def test_a_class_folder_without_a_class_is_named(good):
+    for name in ("organ", "vessel"):
+        for subject in SUBJECTS:
+            picture(good / "masks" / name / f"{subject}.png", organ(255 if name == "vessel" else 1))
+    for subject in SUBJECTS:
+        (good / "masks" / f"{subject}.png").unlink()
+    keys = {"task": "multilabel", "classes": ("organ", "vessel")}
+    with pytest.raises(DataError, match=r"vessel: .* only 0 and 255"):
+        load(spec(good, ignore=255, **keys))
+    assert "shows a class" not in load(spec(good, **keys)).note
+    for subject in SUBJECTS:
+        picture(good / "masks" / "vessel" / f"{subject}.png", organ(0))
+    assert "No mask in vessel shows a class." in load(spec(good, **keys)).note
+
+
+@pytest.mark.parametrize("ending", ["", "_mask"])
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_accented_letters_may_be_stored_in_two_ways(good, forms, ending):
+    image, mask = (unicodedata.normalize(form, "Müller-é") for form in forms)
+    (good / "images" / "s1.png").rename(good / "images" / f"{image}.png")
+    (good / "masks" / "s1.png").rename(good / "masks" / f"{mask}{ending}.png")
+    data = load(spec(good))
+    assert data.cases[0].image == image
+    assert data.read(0).label.any()
+
+
+def test_accented_letters_in_nnunet(tmp_path):
+    write_nnunet(tmp_path, 4)
+    for folder, form, end in (("imagesTr", "NFD", "_0000.nii"), ("labelsTr", "NFC", ".nii")):
+        name = unicodedata.normalize(form, "é")
+        (tmp_path / folder / f"P0{end}").rename(tmp_path / folder / f"{name}{end}")
+    assert len(nnunet(tmp_path).cases) == 12
+    folds = [{"train": ["P1", "P2", "P3"], "val": [unicodedata.normalize("NFD", "é")]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    data = load_dataset(NnunetData(name="nnunet", path=tmp_path, task="binary", size=32, fold=0))
+    assert {case.subject for case in data.cases if case.split == "test"} == {"é"}
+
+
+def test_accented_letters_in_classes(good):
+    for subject in SUBJECTS:
+        folder = good / "masks" / unicodedata.normalize("NFD", "Läsion")
+        picture(folder / f"{subject}.png", organ())
+        (good / "masks" / f"{subject}.png").unlink()
+    data = load(spec(good, task="multilabel", classes=(unicodedata.normalize("NFC", "Läsion"),)))
+    assert data.read(0).label.any()
+
+
+def test_images_without_subjects_count_by_themselves(good, volumes_without_subjects):
+    data = load(spec(good))
+    assert data.describe()["by_image"] is True
+    assert "Each image counts by itself, because `subject` was not set." in data.note
+    named = load(spec(good, subject="(s[0-9])"))
+    assert "by_image" not in named.describe()
+    assert "`subject` was not set" not in named.note
+    assert "by_image" not in volumes_without_subjects.describe()
+    assert "Each case counts as a separate subject" in volumes_without_subjects.note
+
+
+@pytest.fixture
+def volumes_without_subjects(tmp_path):
+    write_nnunet(tmp_path / "volumes", 4)
+    return nnunet(tmp_path / "volumes")
+
+
+def test_pictures_of_nnunet_count_by_themselves(tmp_path):
+    for case in range(4):
+        picture(tmp_path / "imagesTr" / f"P{case}_0000.png", scan(seed=case))
+        picture(tmp_path / "labelsTr" / f"P{case}.png", organ())
+    described = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".png"}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    assert nnunet(tmp_path).describe()["by_image"] is True
+
+
+def test_the_report_of_images_without_subjects_has_intervals_over_images(tmp_path, good):
+    folder = write_run(tmp_path / "run", Synthetic(subjects=8, images=1))
+    described = load(spec(good)).describe()
+    kept = {key: described[key] for key in ("name", "title", "note", "by_image")}
+    edit_json(folder / "run.json", lambda info: info | {"data": info["data"] | kept})
+    text = render_markdown(compose(summarise(Run(folder))))
+    assert "95 % interval over 8 images" in text
+    assert "population" not in text
+    assert f"Data: {good.name}" in text
+
+
+def test_blank_images_are_found_in_slices_and_in_volumes(tmp_path):
+    voxels = np.zeros((8, 8, 2), np.int16)
+    voxels[2, 2, 1] = 5
+    volume(tmp_path / "a.nii", voxels)
+    values = measure(tmp_path / "a.nii", read_slices(tmp_path / "a.nii"), spec(tmp_path))
+    assert [is_blank(values, z) for z in (0, 1, None)] == [True, False, False]

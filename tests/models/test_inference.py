@@ -7,10 +7,13 @@ import copy
 import pytest
 import torch
 from monai.inferers.utils import sliding_window_inference
+from runs import edit_json, write_run
 from torch import nn
+from typer.testing import CliRunner
 
 import advseg_bench as ab
 from advseg_bench.checks.sample import choose_sample, crop_volumes
+from advseg_bench.cli.app import app
 from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.models.build import build_model
 from advseg_bench.models.inference import Windows, slide
@@ -18,6 +21,9 @@ from advseg_bench.models.lean import Lean
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.prepare import prepare, prepare_checked
 from advseg_bench.models.properties import count_flops, measure_receptive_field
+from advseg_bench.report.contents import compose
+from advseg_bench.report.summary import summarise
+from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import model_identity, plan
 from advseg_bench.suite.specs import Inference, ModelSpec
 from advseg_bench.types import Task
@@ -170,6 +176,36 @@ def test_a_window_is_run_again_under_the_conditions_of_its_forward() -> None:
     assert seen == [(True, True)] * 4
 
 
+class Dropping(nn.Module):
+    """A network in eval mode whose random numbers are those of the global generator."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * nn.functional.dropout(x, 0.5, training=True).tanh()
+
+
+@pytest.mark.parametrize("roi", [16, 40])
+def test_the_gradient_of_a_stochastic_model_uses_the_random_numbers_of_its_logits(roi) -> None:
+    net, x = Dropping().eval(), images(1, 1, 40, 40)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        wanted = sliding_window_inference(theirs, (roi, roi), 1, net, overlap=0.5, mode="gaussian")
+        after = torch.rand(1)
+        torch.manual_seed(3)
+        logits = ab.SlidingWindow(net, roi, 0.5, "gaussian")(ours)
+        assert torch.allclose(logits, wanted, atol=1e-6)
+        torch.rand(7)
+        state = torch.get_rng_state()
+        (gradient,) = torch.autograd.grad(logits.square().sum(), ours)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(3)
+        ab.SlidingWindow(net, roi, 0.5)(x)
+        assert torch.equal(torch.rand(1), after)
+    (expected,) = torch.autograd.grad(wanted.square().sum(), theirs)
+    assert (expected == 0).any()
+    assert torch.allclose(gradient, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_evaluate_attacks_through_windows_and_counts_passes_of_the_model() -> None:
     net = network(2)
     batch = ab.Batch.of(images(2, 1, 40, 40), torch.zeros(2, 2, 40, 40), task="multilabel")
@@ -243,6 +279,51 @@ def test_windows_that_do_not_fit_are_refused() -> None:
         ab.SlidingWindow(network(2), (8, 8, 8))(images(1, 1, 16, 16))
     with pytest.raises(IncompatibleError, match=r"window.*\(16, 16\).*\(15, 15\)"):
         slide(lambda z: z[:, :, 1:, 1:], nn.Identity().eval(), images(1, 1, 20, 20), Windows((16,)))
+
+
+def test_windows_too_small_for_the_network_are_named_with_what_it_accepts() -> None:
+    settings = {"channels": [4, 8, 8], "strides": [2, 2], "norm": "instance"}
+    spec = ModelSpec(name="net", architecture="monai.UNet", settings=settings)
+    task = Task("multilabel", ("a", "b"))
+    with pytest.raises(IncompatibleError, match=r"net.*inference\.roi: .*such as \[8, 8\], got \[4, 4\]"):
+        build_model(spec, channels=1, task=task, size=32, inference=Inference(roi=4))
+    build_model(spec, channels=1, task=task, size=32, inference=Inference(roi=8))
+    with pytest.raises(IncompatibleError, match=r"inference\.roi\) of 2 pixels.*got \[1, 1, 1\].*`inference\.roi`"):
+        build_model(spec, channels=1, task=task, size=(16, 16, 16), inference=Inference(roi=1))
+    deeper = nn.Sequential(nn.MaxPool2d(2), nn.ReflectionPad2d(2), nn.AvgPool2d(5, 1), nn.Upsample(scale_factor=2))
+    model = ab.SlidingWindow(deeper, 4)
+    batch = ab.Batch.of(images(1, 1, 32, 32), torch.zeros(1, 1, 32, 32), task="binary")
+    with pytest.raises(IncompatibleError, match=r"inference\.roi.*such as \[8, 8\], got \[4, 4\]"):
+        ab.evaluate(model, [batch], ab.attacks.FGSM(loss="bce"), batch=1)
+    assert model.windows.roi == (4,)
+
+
+def test_plan_and_report_show_the_sliding_windows(tmp_path):
+    windows = "[inference]\nroi = [16, 24]\noverlap = 0.5\nmode = 'gaussian'\n"
+    (tmp_path / "windows.toml").write_text(f'extends = "smoke"\nname = "windows"\n{windows}')
+    suite = ab.Suite.load(tmp_path / "windows.toml")
+    edges = suite.data.edges
+    count = len(Windows((16, 24), 0.5).list_places([max(pair) for pair in zip(edges, (16, 24), strict=True)]))
+    shown = f"16 x 24 px, overlap 0.5, gaussian; {count} per image"
+    done = CliRunner().invoke(app, ["plan", str(tmp_path / "windows.toml")])
+    assert f"sliding windows: {shown}" in done.output
+    assert "sliding" not in CliRunner().invoke(app, ["plan", "smoke"]).output
+    out = write_run(tmp_path / "run")
+    assert "Sliding windows" not in dict(compose(summarise(Run(out))).facts)
+    edit_json(out / "run.json", lambda info: info | {"suite": suite.as_json()})
+    document = compose(summarise(Run(out)))
+    assert dict(document.facts)["Sliding windows"] == shown
+    repeated = next(section for section in document.sections if section.anchor == "repeat")
+    tables = {getattr(block, "name", ""): block for block in repeated.blocks}
+    assert dict(tables["conventions"].data.iter_rows())["Sliding windows"] == shown
+
+
+def test_the_report_of_windows_in_memory_names_the_models_that_have_them():
+    batch = ab.Batch.of(images(1, 1, 40, 40), torch.ones(1, 1, 40, 40), task="binary")
+    attack = ab.attacks.FGSM(loss="bce")
+    models = {"whole": lambda x: 4 * x - 2, "parts": ab.SlidingWindow(lambda x: 4 * x - 2, 16, 0)}
+    facts = dict(compose(summarise(ab.evaluate(models, [batch], attack, batch=1))).facts)
+    assert facts["Sliding windows"] == "parts: 16 x 16 px, overlap 0, constant; 9 per image"
 
 
 def test_volumes_are_checked_on_crops_if_the_network_runs_on_them() -> None:

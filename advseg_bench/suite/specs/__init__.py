@@ -24,6 +24,7 @@ from advseg_bench.suite.specs.experiment import (
     Recipe,
     Scoring,
     describe_inference,
+    list_starts,
 )
 from advseg_bench.suite.specs.images import FileData, Fit, ImageData, Normalisation, Scale, SplitData
 from advseg_bench.suite.specs.model import ModelSpec
@@ -62,6 +63,7 @@ __all__ = [
     "check_shapes",
     "check_split",
     "describe_inference",
+    "list_starts",
     "use_all_subjects",
     "use_single_volumes",
 ]

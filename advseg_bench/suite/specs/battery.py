@@ -23,7 +23,7 @@ class BatterySpec(Spec):
         eps: Radii in image units; by default 2/255 and 4/255, for L_inf radii of images in [0, 1] only.
         norm: Norm of the budgets.
         skip: Whether an image whose score is 0 at a budget is left out by the members that follow at that budget.
-        warm_start: Whether attacks that climb start from the best result at a smaller radius.
+        warm_start: Whether the best result at the smaller radii is kept where a larger one finds no better.
     """
 
     name: str

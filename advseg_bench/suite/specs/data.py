@@ -55,7 +55,7 @@ class FolderData(FileData):
             only 0 and 1, or 0 and 255 (0, 1, 2, ... for multiclass) are accepted.
         ignore: Mask value of pixels that are excluded from all losses and scores, such as 255.
         subject: Regular expression with one group that matches the subject in a file's stem; by default the whole
-            stem, so that each file is a separate subject.
+            stem, so that each volume is a separate subject, and 2-D images count by themselves.
         spacing: Pixel spacing in mm (rows, columns); by default read from NIfTI headers. The slice spacing of a
             volume is always read from the header.
     """
@@ -177,7 +177,8 @@ class NnunetData(SliceData):
     """A raw data set of nnU-Net v2: dataset.json, imagesTr/CASE_0000.*, labelsTr/CASE.*.
 
     Attributes:
-        subject: Regular expression with one group that matches the subject in a case's name; by default the whole name.
+        subject: Regular expression with one group that matches the subject in a case's name; by default the whole name;
+            then 2-D images count by themselves.
         fold: Fold of splits_final.json whose `val` cases are used for test; those for validation are chosen from its
             `train`. By default `validation`, `test` and `seed` define the split.
     """
@@ -191,7 +192,8 @@ class DecathlonData(SliceData):
     """A task of the Medical Segmentation Decathlon: dataset.json, imagesTr/, labelsTr/.
 
     Attributes:
-        subject: Regular expression with one group that matches the subject in a case's name; by default the whole name.
+        subject: Regular expression with one group that matches the subject in a case's name; by default the whole name;
+            then 2-D images count by themselves.
     """
 
     name: Literal["decathlon"]

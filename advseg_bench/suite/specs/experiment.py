@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import Annotated, Any, Literal
@@ -209,6 +211,20 @@ class Inference(Spec):
     def edges(self) -> tuple[int, ...]:
         """The edges of a window, or the one for all axes."""
         return (self.roi,) if isinstance(self.roi, int) else self.roi
+
+    def describe(self, edges: Sequence[int]) -> str:
+        """Return the windows of an image with these edges, as "32 x 32 px, overlap 0.5, gaussian; 9 per image"."""
+        roi = self.edges * len(edges) if len(self.edges) == 1 else self.edges
+        starts = (list_starts(max(edge, window), window, self.overlap) for edge, window in zip(edges, roi, strict=True))
+        count = math.prod(map(len, starts))
+        return f"{' x '.join(map(str, roi))} px, overlap {self.overlap:g}, {self.mode}; {count:,} per image"
+
+
+def list_starts(size: int, window: int, overlap: float) -> list[int]:
+    """Return the first pixels of the windows along an axis, at equal distances; the last window ends at the border."""
+    step = window if window == size else max(int(window * (1 - overlap)), 1)
+    count = math.ceil((size - window) / step) + 1
+    return [min(i * step, size - window) for i in range(count)]
 
 
 def describe_inference(inference: Inference | None) -> dict[str, Any]:
