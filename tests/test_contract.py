@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from faults import FAULTS, SOUND
+from stepped_faults import FOR_CROSSCHECK
 from torch import nn
 
 import advseg_bench as ab
@@ -24,6 +26,7 @@ from advseg_bench.attacks.noise import RandomSign
 from advseg_bench.cli.app import main
 from advseg_bench.errors import PluginError, SpecError
 from advseg_bench.instruments.guard import ModelGuard
+from advseg_bench.registry import catalogue
 from advseg_bench.testing import RULES, AttackContract, Trial, check_attack, find_case
 from advseg_bench.testing.command import read_settings
 from advseg_bench.testing.process import isolated, read_globals
@@ -70,8 +73,20 @@ SHIPPED = [
     ("pgd", {"loss": "dice", "settings": {"steps": 6}}),
     ("mifgsm", {}),
     ("mifgsm", {"settings": {"decay": 0.5, "momentum_norm": "none", "random_start": True, "step_size": 0.25}}),
+    ("mifgsm", {"settings": {"step_size": 0.5, "steps": 4}}),
+    ("nifgsm", {"settings": {"steps": 4}}),
+    ("bim", {"settings": {"step_size": 1.5, "keep": "best", "steps": 5}}),
+    ("bim", {"settings": {"radius_schedule": "shrinking", "steps": 5, "step_size": 1.0}}),
+    ("pgd", {"settings": {"steps": 3, "step_size": 1.0, "restarts": 2, "keep_by": "hard_dice"}}),
+    ("segpgd", {"settings": {"steps": 4}}),
+    ("cospgd", {"settings": {"steps": 4}}),
+    ("tsallis_pgd", {"settings": {"steps": 4}}),
+    ("apgd", {"settings": {"steps": 5}}),
+    ("apgd", {"loss": "balanced_ce", "settings": {"steps": 5, "objective": "present_dice", "keep_by": "hard_dice"}}),
+    ("padam", {"settings": {"steps": 8}}),
     ("square", {"settings": {"queries": 50}}),
     ("random_sign", {}),
+    ("shuffled_sign", {}),
     ("uniform_noise", {}),
 ]
 
@@ -79,6 +94,31 @@ SHIPPED = [
 @pytest.mark.parametrize(("name", "options"), SHIPPED, ids=str)
 def test_no_shipped_attack_is_refused(name, options):
     assert first_broken(find_case(name, **options)) == ("", "")
+
+
+IN_CATALOGUE = [name for name in catalogue.ATTACKS if name != "transfer"]  # which needs a second model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", IN_CATALOGUE)
+def test_the_catalogue_keeps_the_contract_with_default_settings(name, dims):
+    case = find_case(name, settings={"queries": 100} if name == "square" else {})
+    assert case.kinds == ("binary", "multilabel", "multiclass")
+    assert set(case.traits.norms) == {"linf", "l2"}
+    assert set(case.traits.dims) == {2, 3}
+    assert first_broken(replace(case, traits=replace(case.traits, dims=(dims,)))) == ("", "")
+
+
+def test_every_attack_of_the_catalogue_is_among_those_that_are_checked():
+    assert {name for name, _ in SHIPPED} == set(IN_CATALOGUE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOR_CROSSCHECK)
+def test_faults_that_only_a_reference_can_show_are_sound_to_the_contract(name):
+    """If a rule learns to see one, the documentation of what is detected changes."""
+    assert first_broken(find_case(FOR_CROSSCHECK[name])) == ("", "")
 
 
 @pytest.mark.parametrize("name", SOUND)

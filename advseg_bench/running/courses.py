@@ -22,7 +22,7 @@ from advseg_bench.attacks.stepping import Answer, Query, SteppedAttack, Steps
 from advseg_bench.batches import Batch, copy_batch, select_images
 from advseg_bench.checks.doubts import TRACED, Trace, flag_images, measure_zero
 from advseg_bench.checks.results import check_form, inspect, traits_of
-from advseg_bench.errors import QueryLimitError, expected
+from advseg_bench.errors import PluginError, QueryLimitError, expected
 from advseg_bench.losses import hard_dice
 from advseg_bench.running.packing import Ask, Fill, Job, Packer
 from advseg_bench.suite.battery import KEPT_SMALLER, SKIPPED
@@ -225,6 +225,7 @@ class _Log:
                     what = f"at most {self.max_forwards} forwards per image"
                     remedy = "Reduce its steps, or increase `max_forwards`."
                     raise QueryLimitError(expected("attack", what, self.forwards + 1, remedy))
+                self._check(query)
                 answer = yield Ask(query.model or model, query)
                 self._note(query, answer)
                 query = steps.send(answer)
@@ -241,6 +242,17 @@ class _Log:
             self.trace.success.append(self._score(logits))
         doubts = flag_images(self.trace)
         return flags | {name for name in TRACED if doubts[name]}
+
+    def _check(self, query: object) -> None:
+        """Refuse a query that cannot share a forward pass with those of other attacks."""
+        x = self.batch.x
+        remedy = "Yield attacks.Query(x) with images like those of the batch."
+        if not isinstance(query, Query) or not isinstance(query.x, Tensor):
+            raise PluginError(expected("attack", "queries with images", type(query).__name__, remedy))
+        form = query.x.dtype, query.x.device, tuple(query.x.shape)
+        if form != (x.dtype, x.device, tuple(x.shape)):
+            what = f"queries with images {x.dtype} {tuple(x.shape)} on {x.device}"
+            raise PluginError(f"attack: expected {what}, got {form[0]} {form[2]} on {form[1]}. {remedy}")
 
     def _note(self, query: Query, answer: Answer) -> None:
         self.forwards += 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from advseg_bench.attacks.stepping import Answer, Measure, Query
-from advseg_bench.batches import Batch, select_images
+from advseg_bench.batches import Batch, copy_batch, select_images
 from advseg_bench.instruments.profiling import span
 from advseg_bench.protocols import Model
 
@@ -118,6 +118,8 @@ class Packer:
 class _Asked:
     """Queries on the first rows of a batch, which one forward answers.
 
+    Each measure gets logits and labels of its own, so that one that writes into them affects no other.
+
     Args:
         batch: The image of each row.
         queries: The query of each of the first rows.
@@ -139,7 +141,7 @@ class _Asked:
             with torch.enable_grad():
                 with span("attack: forwards"):
                     logits = model(leaf)
-                inner = self._differentiate(logits.detach().requires_grad_())
+                inner = self._differentiate(logits.detach())
                 if inner is not None:
                     with span("attack: backwards"):
                         (self.gradient,) = torch.autograd.grad(logits, leaf, inner, materialize_grads=True)
@@ -149,7 +151,7 @@ class _Asked:
                 self.logits = model(x).detach()
         with torch.no_grad():
             for judge, members in self.judges:
-                self._note(members, self.values, partial(judge, self.logits, self.batch))
+                self._note(members, self.values, partial(judge, self.logits.clone(), copy_batch(self.batch)))
 
     def answer(self, i: int) -> Answer | BaseException:
         """Return the answer to the query of a row, or the error of its loss or judge."""
@@ -171,8 +173,9 @@ class _Asked:
             found: list[Tensor] = []
 
             def differentiate(climb: Measure = climb, found: list[Tensor] = found) -> Tensor:
-                value = climb(logits, self.batch)
-                found.extend(torch.autograd.grad(value.sum(), logits, materialize_grads=True))
+                leaf = logits.clone().requires_grad_()
+                value = climb(leaf, copy_batch(self.batch))
+                found.extend(torch.autograd.grad(value.sum(), leaf, materialize_grads=True))
                 return value.detach()
 
             self._note(members, values, differentiate)

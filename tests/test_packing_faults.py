@@ -1,0 +1,189 @@
+"""Stepped attacks that fail, never end or ask for nonsense: their cell fails, and the others keep their rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from strategies import make_batch
+
+from advseg_bench import losses
+from advseg_bench.attacks import APGD, BIM, MIFGSM, PGD, Square
+from advseg_bench.attacks.stepping import Query, SteppedAttack
+from advseg_bench.data.dataset import Case, Dataset, Sample
+from advseg_bench.running.packing import Fill
+from advseg_bench.running.runner import Conditions, run_unit
+from advseg_bench.running.work import Unit
+from advseg_bench.suite.cells import Arm, Cell
+from advseg_bench.types import Task
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(1)
+        self.a = torch.nn.Parameter(torch.randn((5, 2, 3, 3), generator=g))
+        self.b = torch.nn.Parameter(torch.randn((3, 5, 1, 1), generator=g))
+
+    def forward(self, x):
+        return torch.nn.functional.conv2d(torch.nn.functional.conv2d(x, self.a, padding=1).tanh(), self.b)
+
+
+def make_data(n: int) -> Dataset:
+    batch, _ = make_batch("multilabel", n=n, space=(12, 12))
+    cases = [Case(f"i{i}", f"s{i}", "b", (1.0, 1.0), "test") for i in range(n)]
+
+    def read(i: int) -> Sample:
+        return Sample(batch.x[i].numpy(), batch.y[i].numpy(), batch.valid[i].numpy())
+
+    return Dataset(name="tiny", task=Task("multilabel", ("a", "b", "c")), cases=cases, read=read, fingerprint="f")
+
+
+def make_cell(name: str, eps: float = 4 / 255, max_forwards: int | None = None) -> Cell:
+    return Cell(name, "m", Arm(name, "", "{}", "linf"), eps, 0, "", None, max_forwards)
+
+
+SOUND = {
+    "bim": BIM(loss=losses.dice, steps=4),
+    "apgd": APGD(loss=losses.balanced_ce, steps=6, keep_by="hard_dice"),
+    "square": Square(queries=9),
+    "mifgsm": MIFGSM(loss=losses.bce, steps=3),
+}
+
+
+def run(attacks: dict[str, Any], *, n: int = 11, limit: int | None = None, fill: Fill | None = None):
+    cells = tuple(make_cell(name, max_forwards=None if name in SOUND else limit) for name in attacks)
+    unit = Unit("m", tuple(range(n)), cells)
+    rows, failures = run_unit(unit, Net(), make_data(n), Conditions(seed=0, batch=8), attacks=attacks, fill=fill)
+    return {(row["cell"], row["image"]): row for row in rows}, failures
+
+
+@pytest.fixture(scope="module")
+def alone():
+    rows, failures = run(SOUND)
+    assert failures == []
+    assert len(rows) == 11 * len(SOUND)
+    return rows
+
+
+class Misused:
+    """A loss that raises at one of its calls, or writes into what it is given."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault, self.calls = fault, 0
+
+    def __call__(self, logits, y, valid, task):
+        self.calls += 1
+        value = losses.bce(logits, y, valid, task)
+        if self.fault == "raises" and self.calls == 3:
+            raise ValueError("third\ncall")
+        if self.fault == "exits":
+            raise SystemExit(3)
+        if self.fault == "labels":
+            y.logical_not_()
+        if self.fault == "valid":
+            valid.zero_()
+        if self.fault == "logits":
+            logits.detach().zero_()
+        if self.fault == "graph":
+            return value.detach()
+        return value
+
+
+@dataclass(frozen=True)
+class Broken(SteppedAttack):
+    """An attack with a fault at a step."""
+
+    fault: str
+
+    def begin(self, batch, *, budget, generators):
+        if self.fault == "begin":
+            raise RuntimeError("no start")
+        return self.steps(batch)
+
+    def steps(self, batch):
+        x = batch.x
+        for step in range(10**6 if self.fault == "endless" else 4):
+            query = Query(x)
+            if step == 2 and self.fault in BAD_QUERIES:
+                query = BAD_QUERIES[self.fault](x)
+            if step == 2 and self.fault == "raises":
+                raise KeyError("step")
+            yield query
+        return x[..., :-1] if self.fault == "shape" else x
+
+
+BAD_QUERIES = {
+    "query shape": lambda x: Query(x[..., :-1]),
+    "query size": lambda x: Query(torch.cat([x, x])),
+    "query dtype": lambda x: Query(x.double()),
+    "query type": lambda x: x,
+    "query of nothing": lambda x: None,
+    "query without images": lambda x: Query(None),
+}
+
+
+def only_fails(attacks, alone, limit=None):
+    """The message of the one cell that is not sound, after a comparison of the others' rows."""
+    rows, failures = run(SOUND | attacks, limit=limit)
+    assert {failure.cell for failure in failures} == set(attacks)
+    assert {key: row for key, row in rows.items() if key[0] in SOUND} == alone
+    (message,) = {failure.message for failure in failures}
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(("fault", "message"), [("raises", "third"), ("exits", "3"), ("graph", "grad")])
+def test_a_loss_that_raises_fails_its_cell_alone(alone, fault, message):
+    loss = Misused(fault)
+    assert message in only_fails({"x": BIM(loss=loss, steps=4)}, alone)
+
+
+@pytest.mark.parametrize("fault", ["labels", "valid", "logits"])
+@pytest.mark.parametrize("role", ["loss", "keep_by"])
+def test_a_loss_that_writes_into_its_arguments_changes_no_other_cell(alone, fault, role):
+    given = {"loss": losses.dice} | {role: Misused(fault)}
+    rows, _ = run(SOUND | {"x": BIM(steps=4, keep="best", **given)})
+    assert {key: row for key, row in rows.items() if key[0] in SOUND} == alone
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("begin", "no start"), ("raises", "step"), ("shape", "(1, 2, 12, 11)"), *((name, "quer") for name in BAD_QUERIES)],
+)
+def test_an_attack_that_breaks_fails_its_cell_alone(alone, fault, message):
+    assert message in only_fails({"x": Broken(fault)}, alone)
+
+
+def test_an_attack_that_never_ends_is_stopped_at_its_limit(alone):
+    message = only_fails({"x": Broken("endless")}, alone, limit=30)
+    assert "at most 30 forwards per image" in message
+
+
+def test_a_limit_that_is_not_reached_changes_nothing(alone):
+    rows, failures = run({"bim": SOUND["bim"]}, limit=4)
+    assert failures == []
+    assert rows == {key: row for key, row in alone.items() if key[0] == "bim"}
+
+
+@pytest.mark.slow
+def test_batches_are_full_on_36_images_and_24_cells():
+    fill, attacks = Fill(), {}
+    for i in range(4):
+        attacks |= {
+            f"bim{i}": BIM(loss=losses.dice, steps=2 + i),
+            f"pgd{i}": PGD(loss=losses.bce, steps=3 + i),
+            f"best{i}": PGD(loss=losses.dice, steps=2 + i, keep="best"),
+            f"apgd{i}": APGD(loss=losses.balanced_ce, steps=4 + i, keep_by="hard_dice"),
+            f"mifgsm{i}": MIFGSM(loss=losses.dice, steps=5 + i),
+            f"square{i}": Square(queries=6 + i),
+        }
+    assert len(attacks) == 24
+    rows, failures = run(attacks, n=36, fill=fill)
+    assert failures == []
+    assert len(rows) == 36 * 24
+    assert fill.share >= 0.95, fill
+    queries = sum(row["forwards"] + 1 for row in rows.values())
+    assert fill.used == queries, "one more forward scores each result"
