@@ -31,7 +31,8 @@ def diagnose(case: Case, theirs: Trace, steps: StepVerdict | None) -> str:
     if len(theirs.points) > 1 and torch.equal(theirs.points[0], theirs.points[1]):
         return "computed the first two gradients at the same point"
     if steps is None:
-        wanted = as_stepwise(case.reference).steps
+        stepwise = as_stepwise(case.reference)
+        wanted = f"{stepwise.steps} or {stepwise.steps + 1}" if stepwise.keeps else str(stepwise.steps)
         return f"computed {len(theirs.points)} gradients, the reference {wanted}"
     if steps.opposite > 0.9:
         return f"wrong sign: moves against the gradient on {steps.opposite:.0%} of the values"

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from advseg_bench.attacks.apgd import APGD
 from advseg_bench.attacks.ascent import ProjectedAscent
 from advseg_bench.attacks.base import image_generators
 from advseg_bench.attacks.gradient import FGSM
@@ -21,7 +22,10 @@ from advseg_bench.registry.loading import load_attack
 from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Norm, Task, TaskKind
 
-REFERENCES = ("fgsm", "bim", "pgd", "mifgsm")
+REFERENCES = ("fgsm", "bim", "pgd", "mifgsm", "nifgsm", "segpgd", "cospgd", "apgd")
+
+OWN_LOSSES = {"segpgd": ("segpgd",), "cospgd": ("cosine", "cosine_sigmoid")}
+"""References that define their loss -> its names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,8 @@ def load_implementation(name: str, settings: Mapping[str, Any], loss: str, plan:
         raise IncompatibleError(
             expected("crosscheck", f"an attack that can be replayed step by step as {name}", type(attack).__name__)
         )
-    if name == plan.reference and isinstance(attack, ProjectedAscent) and attack.keep != "last":
+    if name == plan.reference and type(attack) is not APGD and getattr(attack, "keep", "last") != "last":
+        assert isinstance(attack, ProjectedAscent), "FGSM keeps nothing"
         remedy = "Steps are compared one by one, and no step shows which iterate is returned."
         raise IncompatibleError(expected(f"crosscheck: {name}", "keep 'last'", attack.keep, remedy))
     return attack
