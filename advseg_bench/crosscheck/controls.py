@@ -38,6 +38,16 @@ class RisesOverBest(StepControl):
 
 
 @dataclass(slots=True)
+class FirstRises(StepControl):
+    """Counts the first step as a rise, since it compares with 0 where there is no earlier value."""
+
+    def __post_init__(self) -> None:
+        """Forget the value at the start, which is then below any other."""
+        StepControl.__post_init__(self)
+        self.value = torch.full_like(self.value, -math.inf)
+
+
+@dataclass(slots=True)
 class FirstFromZero(StepControl):
     """Counts the steps of the first interval from 0, so that it is one step longer."""
 
@@ -73,6 +83,21 @@ class Early(StepControl):
 
 
 @dataclass(slots=True)
+class WithItself(StepControl):
+    """Compares the best value with itself, so that one of two checkpoints always halves; adv-lib's rule."""
+
+    def __post_init__(self) -> None:
+        """Let the first check look for a better value, too."""
+        StepControl.__post_init__(self)
+        self.halved = torch.zeros_like(self.halved)
+
+    def _check(self, x_adv: Tensor) -> Tensor:
+        found = StepControl._check(self, x_adv)
+        self.value_at_check = torch.full_like(self.best_value, math.inf)
+        return found
+
+
+@dataclass(slots=True)
 class Together(StepControl):
     """Halves all images of the batch where one of them makes no progress."""
 
@@ -89,6 +114,7 @@ class Together(StepControl):
 CONVENTIONS: dict[str, type[StepControl]] = {
     "halved below 75 % of rises, not at 75 % (the paper's text)": FewerThan,
     "progress is a rise above the best value, not above the last one": RisesOverBest,
+    "the first step counts as a rise whatever it reaches (the released code)": FirstRises,
     "the first interval is one step longer, since its steps are counted from 0": FirstFromZero,
 }
 """Rules of the paper's text or of toolkits."""
@@ -96,6 +122,7 @@ CONVENTIONS: dict[str, type[StepControl]] = {
 FAULTS: dict[str, type[StepControl]] = {
     "every checkpoint is one step late": Late,
     "every checkpoint is one step early": Early,
+    "the best value is compared with itself, so that at least every second checkpoint halves": WithItself,
     "the images of a batch are halved together": Together,
 }
 """Rules that no paper has."""

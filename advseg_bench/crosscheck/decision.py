@@ -88,9 +88,10 @@ def _join(*clauses: str) -> str:
 def _find_fault(case: Case, theirs: Trace, known: dict[object, Any]) -> str:
     """Return the known fault whose steps those of the other implementation are, or ""."""
     for name, variant, same in faults(case.reference):
-        found = _replay(variant, case, theirs, known if same else {})
+        seen = known if same else {}
+        found = _replay(variant, case, theirs, seen)
         if found is not None and found.agrees:
-            return name
+            return _join(name, find_kept(case, variant, theirs, seen))
     return ""
 
 

@@ -62,7 +62,7 @@ def find_restarts(case: Case, theirs: Trace) -> tuple[str, bool] | None:
     """
     stepwise, points = as_stepwise(case.reference), theirs.points or []
     rounds = len(points) // stepwise.steps
-    if rounds < 2 or len(points) != rounds * stepwise.steps:
+    if stepwise.keeps or rounds < 2 or len(points) != rounds * stepwise.steps:
         return None
     ends = []
     for start in range(0, len(points), stepwise.steps):
