@@ -68,6 +68,10 @@ class AdaptiveLast(Adaptive):
 
 
 class AdaptiveBelow(Adaptive):
+    """By the paper's text; the first interval of 20 steps has 4, so that 75 % are a whole number."""
+
+    steps = 20
+
     def is_few(self, rises, interval):
         return rises < 0.75 * interval
 
@@ -89,6 +93,13 @@ class AdaptiveTogether(Adaptive):
 
     def share(self, halved):
         return halved.any().expand_as(halved)
+
+
+class AdaptiveFaster(Adaptive):
+    """Checks after every second step."""
+
+    def is_check(self, since, interval):
+        return since == 2
 
 
 class AdaptiveNever(Adaptive):

@@ -65,6 +65,6 @@ def find_in_cospgd(reference: str, norm: Norm, settings: dict[str, Any]) -> Equi
     return (f"advseg_adapters.cospgd:{name}", taken) if name else None
 
 
-def find_in_advlib(reference: str, norm: Norm, settings: dict[str, Any]) -> Equivalent | None:
+def find_in_adv_lib(reference: str, norm: Norm, settings: dict[str, Any]) -> Equivalent | None:
     """Return the attack of adv-lib and its settings, or None if there is none."""
-    return ("advseg_adapters.advlib:APGD", {"steps": settings["steps"]}) if reference == "apgd" else None
+    return ("advseg_adapters.adv_lib:APGD", {"steps": settings["steps"]}) if reference == "apgd" else None

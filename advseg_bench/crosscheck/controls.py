@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advseg_bench.attacks.apgd import FRESH, RISES, StepControl
 from advseg_bench.batches import Batch
-from advseg_bench.crosscheck.replay import Adaptive, Seen, State, bring_back, take_control
+from advseg_bench.crosscheck.replay import Adaptive, Seen, State, bring_back, settle, slack_of, take_control
 from advseg_bench.geometry import align, steepest
 from advseg_bench.types import Budget
 
@@ -83,6 +83,16 @@ class Early(StepControl):
 
 
 @dataclass(slots=True)
+class Never(StepControl):
+    """Keeps the step size."""
+
+    def __post_init__(self) -> None:
+        """Put the first check after the last step."""
+        StepControl.__post_init__(self)
+        self.interval = self.steps + 1
+
+
+@dataclass(slots=True)
 class WithItself(StepControl):
     """Compares the best value with itself, so that one of two checkpoints always halves; adv-lib's rule."""
 
@@ -122,6 +132,7 @@ CONVENTIONS: dict[str, type[StepControl]] = {
 FAULTS: dict[str, type[StepControl]] = {
     "every checkpoint is one step late": Late,
     "every checkpoint is one step early": Early,
+    "the step size is never halved": Never,
     "the best value is compared with itself, so that at least every second checkpoint halves": WithItself,
     "the images of a batch are halved together": Together,
 }
@@ -145,14 +156,18 @@ class ArtControl(StepControl):
     best_before: Tensor = field(init=False)
     count: int = field(init=False, default=0)
 
-    def follow(self, x: Tensor, z: Tensor, value: Tensor, clean: Tensor) -> Tensor:
+    def follow(self, x: Tensor, z: Tensor, value: Tensor, clean: Tensor, slack: float) -> Tensor:
         """Note the iterate `z` that a step from `x` has reached; return where the next step starts."""
         if self.count == 0:
             self.best_before = clean
-        higher = value > self.best_value if self.count else value >= self.best_value
+        compared = value + slack_of(value, slack)
+        higher = compared > self.best_value if self.count else compared >= self.best_value
         wide = align(higher, z)
         self.rises = self.rises + higher
-        self.best, self.best_value = torch.where(wide, z, self.best), torch.where(higher, value, self.best_value)
+        self.best = torch.where(wide, z, self.best)
+        self.best_value = (
+            settle(higher, value, self.best_value) if slack else torch.where(higher, value, self.best_value)
+        )
         if self.count:
             self.best_before = torch.where(wide, x, self.best_before)
         self.before = x
@@ -193,7 +208,7 @@ class LikeArt(Adaptive):
         if state is None:
             return Adaptive.observe(self, None, point, seen, batch, budget)
         control, _ = self._follow(state, batch, budget)
-        return State(point, seen.gradient, control.before, control)
+        return State(point, seen.gradient, control.before, control, seen.slack)
 
     def move(self, state: State, batch: Batch, budget: Budget, *, last: bool) -> Tensor:
         """Return the point of the next gradient."""
@@ -204,7 +219,7 @@ class LikeArt(Adaptive):
         assert isinstance(control, ArtControl), "the first state has one"
         z = self._step(state, control.size, batch, budget)
         value = self.evaluate(z.to(batch.x)).to(control.value)
-        return control, control.follow(state.x, z, value, batch.x.to(z))
+        return control, control.follow(state.x, z, value, batch.x.to(z), state.slack)
 
     def _step(self, state: State, size: Tensor, batch: Batch, budget: Budget) -> Tensor:
         """Return the iterate that the step reaches, clipped to the bounds first and to the budget second."""
@@ -218,5 +233,3 @@ class LikeArt(Adaptive):
         if state.before is None:
             return ahead
         return confine(x + FRESH * (ahead - x) + (1 - FRESH) * (x - state.before))
-
-

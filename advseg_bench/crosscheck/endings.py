@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from advseg_bench.attacks.ascent import ProjectedAscent
-from advseg_bench.crosscheck.judge import StepVerdict, compare, judge_steps, list_path, look_at
-from advseg_bench.crosscheck.replay import Ascent, Seen, State, Stepwise, as_stepwise
+from advseg_bench.crosscheck.judge import VALUE_ULP, StepVerdict, compare, judge_steps, list_path, look_at
+from advseg_bench.crosscheck.replay import Ascent, Seen, State, Stepwise, as_stepwise, slack_of
 from advseg_bench.crosscheck.trace import Trace
 from advseg_bench.crosscheck.verdict import Case
 
@@ -108,7 +108,7 @@ def find_kept(case: Case, stepwise: Stepwise, theirs: Trace, known: dict[object,
     if not bool(near.any(0).all()):
         return "returned iterate: none of those at which it computed a loss"
     kept = torch.where(near, value, -torch.inf).amax(0)
-    slack = 4 * torch.finfo(value.dtype).eps * (1 + best.abs())  # a view computes values by another formula
+    slack = slack_of(best, VALUE_ULP)
     is_best, is_last = bool((kept >= best - slack).all()), bool(near[-1].all())
     if reference.keep == "last":
         return "" if is_last else "returned iterate: the best one, not the last one" if is_best else _OTHER

@@ -2,7 +2,8 @@
 
 Each step is judged from the iterate of the other implementation. A float32 gradient is one of several that rounding
 permits. To find the range, the reference is recomputed at the same point: image by image and in a full batch, with one
-thread and with two, with the input moved by one ulp up and down, and in float64. A value of the image *disagrees* if it
+thread and with two, with the input moved by one ulp up and down, and in float64; for an attack that compares values of
+its objective also with ties decided either way. A value of the image *disagrees* if it
 differs from the result of the reference's step. The disagreement is *explained by rounding* if it lies within the
 spread of the recomputations, or if the float64 gradient is smaller than the rounding noise of the image. Otherwise it
 is *real*.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -30,6 +31,8 @@ ROUNDING_ULP = 4
 """Equivalent expressions for x + step with clipping differ by no more than this many ulp."""
 NOISE_QUANTILE = 0.99
 """Quantile of the spread within an image that is its rounding noise; larger spreads are judged value by value."""
+VALUE_ULP = 4.0
+"""Values of an objective that differ by no more than this many ulp of 1 + |value| are equal up to rounding."""
 FULL_BATCH = 8
 """Images in the full batch of a recomputation."""
 
@@ -264,7 +267,8 @@ class _Envelope:
         for towards in (-torch.inf, torch.inf):
             moved = torch.nextafter(x, torch.full_like(x, towards))
             found.append(look_at(reference, model, batch, moved, step, size=n))
-        return [exact, *found]
+        ties = [replace(found[0], slack=slack) for slack in (-VALUE_ULP, VALUE_ULP)] if reference.keeps else []
+        return [exact, *found, *ties]
 
 
 def usual_noise(spread: Tensor) -> Tensor:

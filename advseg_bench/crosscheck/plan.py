@@ -56,7 +56,8 @@ class Plan:
         settings: Settings of the reference, such as {"steps": 10}.
         others: Name of each other implementation -> its settings.
         kinds: Task types that each network is recast to; see `models.recast`.
-        losses: Names of losses; each is used for the task types it is defined for.
+        losses: Names of losses; each is used for the task types it is defined for. None are those of the reference,
+            or, where it follows any loss, all that judge their own iterates.
         norm: Norm of the budgets.
         eps: Radii of the budgets, in input units.
         seed: Seed of random starts.
@@ -66,7 +67,7 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, Mapping[str, Any]]
     kinds: tuple[TaskKind, ...] = get_args(TaskKind)
-    losses: tuple[str, ...] = tuple(name for name, entry in catalogue.LOSSES.items() if not entry.objective)
+    losses: tuple[str, ...] = ()
     norm: Norm = "linf"
     eps: tuple[float, ...] = (1 / 255, 4 / 255)
     seed: int = 0
@@ -75,6 +76,13 @@ class Plan:
         """Validate the plan."""
         if self.reference not in REFERENCES:
             raise SpecError(unknown("crosscheck", "reference attack", self.reference, REFERENCES))
+        own = OWN_LOSSES.get(self.reference, ())
+        if not self.losses:
+            free = tuple(name for name, entry in catalogue.LOSSES.items() if not entry.objective)
+            object.__setattr__(self, "losses", own or free)
+        for loss in self.losses:
+            if own and loss not in own:
+                raise SpecError(expected(f"crosscheck: losses of {self.reference}", " or ".join(own), loss))
         if not self.others:
             raise SpecError(expected("crosscheck: others", "an implementation to compare with", "none", "Name one."))
         for loss in self.losses:

@@ -27,10 +27,13 @@ class Seen:
     Attributes:
         gradient: Gradient of the objective that the step follows, (N, C, *S).
         value: The fixed objective that judges iterates, (N,).
+        slack: What is added to a value where it is compared with an earlier one: 0, or the rounding of a value, to see
+            whether a decision depends on it.
     """
 
     gradient: Tensor
     value: Tensor
+    slack: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,14 @@ class State:
         memory: The accumulated gradient, which determines the direction, (N, C, *S).
         before: The iterate that the step before started from; None before the first step, and without such a rule.
         control: The step sizes; None where they are fixed.
+        slack: As in `Seen`.
     """
 
     x: Tensor
     memory: Tensor
     before: Tensor | None = None
     control: StepControl | None = None
+    slack: float = 0.0
 
 
 class Stepwise(Protocol):
@@ -206,7 +211,13 @@ class Adaptive:
             control = self.control(point, seen.gradient, seen.value, FIRST_STEP * budget.eps, self.steps)
             return State(point, seen.gradient, control=control)
         control = take_control(state)
-        x = control.update(point, seen.gradient, seen.value)
+        best = control.best_value
+        x = control.update(point, seen.gradient, seen.value + slack_of(seen.value, seen.slack))
+        if seen.slack:  # the next comparison is with the value itself
+            found = settle(control.best_value > best, seen.value, best)
+            at_check = control.value_at_check
+            control.value_at_check = torch.where(at_check == control.best_value, found, at_check)
+            control.value, control.best_value = seen.value, found
         return State(x, control.gradient, state.x, control)
 
     def move(self, state: State, batch: Batch, budget: Budget, *, last: bool) -> Tensor:
@@ -228,6 +239,16 @@ def take_control(state: State) -> StepControl:
     """Return a copy of the step sizes, which an update does not change in the state."""
     assert state.control is not None, "every state of an adaptive attack has one"
     return copy.copy(state.control)
+
+
+def slack_of(value: Tensor, slack: float) -> Tensor:
+    """Return the amount by which rounding may move values, a view's formula included, times `slack`, (N,)."""
+    return slack * torch.finfo(torch.float32).eps * (1 + value.abs())
+
+
+def settle(higher: Tensor, value: Tensor, best: Tensor) -> Tensor:
+    """Return the best values, where `higher` says which values exceed the best ones before; one in a tie does by 1 ulp."""
+    return torch.where(higher, torch.maximum(value, torch.nextafter(best, torch.full_like(best, torch.inf))), best)
 
 
 def nan_to_zero(gradient: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class APGD(ForeignAttack):
 
     unit: ClassVar[bool] = True
 
-    name: str = "advlib.APGD"
+    name: str = "adv_lib.APGD"
     route: Route = Route(norms=("linf", "l2"), random=True)
     steps: int = 100
     best_loss: bool = False
