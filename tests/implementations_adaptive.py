@@ -1,4 +1,4 @@
-"""Other implementations of APGD, NI-FGSM, SegPGD and CosPGD, sound and broken, written without the project's own parts."""
+"""Other implementations of APGD, NI-FGSM, SegPGD and CosPGD, sound and broken, without the project's own parts."""
 
 from __future__ import annotations
 

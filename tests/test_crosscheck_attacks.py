@@ -52,7 +52,7 @@ CASES = [
     ("apgd", "AdaptiveLate", ("weaker", "stronger"), "wrong step control: every checkpoint is one step late"),
     ("apgd", "AdaptiveTogether", ("weaker", "stronger"), "wrong step control: the images of a batch are halved"),
     ("apgd", "AdaptiveNever", ("weaker", "stronger"), "wrong step control: the step size is never halved"),
-    ("apgd", "AdaptiveFaster", ("weaker", "stronger"), "in 4 of 4 images: its length or the iterate"),
+    ("apgd", "AdaptiveFaster", ("weaker", "stronger"), "wrong step 5 in 1 of 4 images: its length or the iterate"),
     ("nifgsm", "Ahead", SOUND, ""),
     ("nifgsm", "AheadByMean", "equal under a convention", "momentum normalisation: gradients are divided by the mean"),
     ("nifgsm", "AheadOfBatch", ("weaker", "stronger"), ""),

@@ -19,6 +19,9 @@ from advseg_bench.types import Budget
 
 __all__ = ["APGD"]
 
+ROUTE = Route(norms=("linf", "l2"), random=True)
+"""It follows the loss of the view."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(ForeignAttack):
@@ -41,7 +44,7 @@ class APGD(ForeignAttack):
     unit: ClassVar[bool] = True
 
     name: str = "adv_lib.APGD"
-    route: Route = Route(norms=("linf", "l2"), random=True)
+    route: Route = ROUTE
     steps: int = 100
     best_loss: bool = False
 

@@ -57,7 +57,7 @@ class _Weighted(BaseAttack):
         if self.random_start:
             start = functions.init_linf if linf else functions.init_l2
             parts = []
-            for x, generator in zip(batch.x.split(1), generators, strict=True):
+            for x, generator in zip(torch.split(batch.x, 1), generators, strict=True):
                 with isolated_randomness(generator):
                     parts.append(start(x, budget.eps if linf else eps, **clip))
             x_adv = torch.cat(parts)

@@ -1,4 +1,4 @@
-"""How another implementation ends: a step early, at the last evaluated iterate, with one restart, or with one iterate."""
+"""How another implementation ends: a step early, at the last evaluated iterate, or with one of restarts or iterates."""
 
 from __future__ import annotations
 

@@ -247,7 +247,7 @@ def slack_of(value: Tensor, slack: float) -> Tensor:
 
 
 def settle(higher: Tensor, value: Tensor, best: Tensor) -> Tensor:
-    """Return the best values, where `higher` says which values exceed the best ones before; one in a tie does by 1 ulp."""
+    """Return the best values, where `higher` says which values exceed those before; in a tie they do by 1 ulp."""
     return torch.where(higher, torch.maximum(value, torch.nextafter(best, torch.full_like(best, torch.inf))), best)
 
 
