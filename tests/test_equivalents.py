@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from distributions import installing
 
+from advseg_adapters.equivalents import find_in_adv_lib, find_in_cospgd
 from advseg_bench.errors import PluginError, SpecError
 from advseg_bench.registry.equivalents import find_equivalents
 
@@ -40,6 +41,22 @@ def test_the_shipped_adapters_are_found():
     found, missing = find_equivalents(["art", "torchattacks", "foolbox"], "bim", "l2", {"steps": 3})
     assert set(found) == {"torchattacks.PGDL2", "foolbox.L2BasicIterativeAttack"}
     assert missing == ["art"]
+
+
+def test_each_toolkit_stands_for_the_attacks_that_it_has():
+    names = ["art", "torchattacks", "foolbox"]
+    assert set(find_equivalents(names, "apgd", "l2", {})[0]) == {
+        "art.AutoProjectedGradientDescent",
+        "torchattacks.APGD",
+    }
+    found, missing = find_equivalents(names, "nifgsm", "linf", {"steps": 4})
+    assert found == {"torchattacks.NIFGSM": {"alpha": "0.25*eps", "steps": 4, "decay": 1.0}}
+    assert missing == ["art", "foolbox"]
+    settings = {"steps": 5, "step_size": 0.5, "random_start": False}
+    assert find_in_cospgd("segpgd", "linf", settings | {"decay": None}) == ("advseg_adapters.cospgd:SegPGD", settings)
+    assert find_in_cospgd("apgd", "linf", settings) is None
+    assert find_in_adv_lib("apgd", "l2", settings) == ("advseg_adapters.adv_lib:APGD", {"steps": 5})
+    assert find_in_adv_lib("pgd", "l2", settings) is None
 
 
 def test_equivalents_that_cannot_be_imported_are_one_line(install):

@@ -22,6 +22,7 @@ def find_in_art(reference: str, norm: Norm, settings: dict[str, Any]) -> Equival
         "bim": ("art.BasicIterativeMethod", multi) if norm == "linf" else None,
         "pgd": ("art.ProjectedGradientDescentPyTorch", multi | {"num_random_init": int(settings["random_start"])}),
         "mifgsm": ("art.MomentumIterativeMethod", multi | {"decay": settings["decay"]}),
+        "apgd": ("art.AutoProjectedGradientDescent", {"max_iter": steps}),
     }.get(reference)
 
 
@@ -31,12 +32,15 @@ def find_in_torchattacks(reference: str, norm: Norm, settings: dict[str, Any]) -
     start = {"random_start": settings["random_start"]}
     if norm == "l2":
         multi = {"alpha": step, "steps": steps}
-        return ("torchattacks.PGDL2", multi | start) if reference in ("pgd", "bim") else None
+        pgd = ("torchattacks.PGDL2", multi | start)
+        return {"pgd": pgd, "bim": pgd, "apgd": ("torchattacks.APGD", {"steps": steps})}.get(reference)
     return {
         "fgsm": ("torchattacks.FGSM", {}),
         "bim": ("torchattacks.BIM", {"alpha": step, "steps": steps}),
         "pgd": ("torchattacks.PGD", {"alpha": step, "steps": steps} | start),
         "mifgsm": ("torchattacks.MIFGSM", {"alpha": step, "steps": steps, "decay": settings["decay"]}),
+        "nifgsm": ("torchattacks.NIFGSM", {"alpha": step, "steps": steps, "decay": settings["decay"]}),
+        "apgd": ("torchattacks.APGD", {"steps": steps}),
     }.get(reference)
 
 
@@ -52,3 +56,15 @@ def find_in_foolbox(reference: str, norm: Norm, settings: dict[str, Any]) -> Equ
         "pgd": (f"foolbox.{prefix}ProjectedGradientDescentAttack", multi | start),
         "mifgsm": (f"foolbox.{momentum}", {"momentum": settings["decay"]} | multi | start),
     }.get(reference)
+
+
+def find_in_cospgd(reference: str, norm: Norm, settings: dict[str, Any]) -> Equivalent | None:
+    """Return the attack of the package `cospgd` and its settings, or None if there is none."""
+    name = {"segpgd": "SegPGD", "cospgd": "CosPGD"}.get(reference)
+    taken = {name: settings[name] for name in ("steps", "step_size", "random_start")}
+    return (f"advseg_adapters.cospgd:{name}", taken) if name else None
+
+
+def find_in_adv_lib(reference: str, norm: Norm, settings: dict[str, Any]) -> Equivalent | None:
+    """Return the attack of adv-lib and its settings, or None if there is none."""
+    return ("advseg_adapters.adv_lib:APGD", {"steps": settings["steps"]}) if reference == "apgd" else None

@@ -11,10 +11,13 @@ import typer
 from advseg_bench.cli.common import console, split_names
 from advseg_bench.registry import catalogue
 
-Reference = Annotated[str, typer.Argument(metavar="ATTACK", help="Reference attack: fgsm, bim, pgd or mifgsm.")]
+Reference = Annotated[
+    str,
+    typer.Argument(metavar="ATTACK", help="Reference attack: fgsm, bim, pgd, mifgsm, nifgsm, segpgd, cospgd or apgd."),
+]
 SomeModels = Annotated[str, typer.Option(help="Models of the suite, comma-separated; by default all.")]
 Steps = Annotated[
-    int | None, typer.Option(min=1, help="Steps of an iterative attack (reference and toolkits); by default 10.")
+    int | None, typer.Option(min=1, help="Steps of reference and toolkits; by default those of the reference.")
 ]
 AGAINST = "Toolkits or attacks to compare with the reference, comma-separated."
 
@@ -32,7 +35,12 @@ def crosscheck_command(
     tasks: Annotated[str, typer.Option(help="Task types that each network is adapted to, comma-separated.")] = ",".join(
         catalogue.ALL_KINDS
     ),
-    losses: Annotated[str, typer.Option(help="Attack losses, comma-separated.")] = "bce,ce,dice,focal,dice_focal",
+    losses: Annotated[
+        str,
+        typer.Option(
+            help="Attack losses, comma-separated; by default that of the attack, or bce,ce,dice,focal,dice_focal."
+        ),
+    ] = "",
     norm: Annotated[str, typer.Option(help="Norm of the budget: linf or l2.")] = "linf",
     eps: Annotated[
         str, typer.Option(help="Radii in image units, comma-separated; by default 1/255,4/255, or 0.5 for l2.")

@@ -23,7 +23,7 @@ SCHEMA = 1
 def certify(plan: Plan, subjects: Sequence[Subject], pairs: Sequence[Pair]) -> dict[str, Any]:
     """Return the certificate as JSON: plan, library versions, seeds, networks and every finding."""
     libraries = environment.describe_libraries() | environment.describe_machine()
-    toolkits = environment.describe_packages(sorted({name.split(".")[0] for name in plan.others}))
+    toolkits = environment.describe_packages(sorted({_name_package(name) for name in plan.others}))
     return {
         "schema": SCHEMA,
         "plan": {name: getattr(plan, name) for name in plan.__slots__} | {"others": dict(plan.others)},
@@ -55,6 +55,11 @@ def count_verdicts(pairs: Sequence[Pair]) -> dict[str, dict[Verdict, int]]:
 def is_sound(pairs: Sequence[Pair]) -> bool:
     """Return whether every implementation agrees with the reference, up to rounding and conventions."""
     return all(pair.finding.verdict in SOUND for pair in pairs)
+
+
+def _name_package(implementation: str) -> str:
+    """Return the package that an implementation belongs to."""
+    return implementation.partition(":")[0].removeprefix("advseg_adapters.").split(".")[0]
 
 
 def _describe(pair: Pair) -> dict[str, Any]:

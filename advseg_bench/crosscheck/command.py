@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from advseg_bench.crosscheck.certificate import is_sound
 from advseg_bench.crosscheck.grid import crosscheck
-from advseg_bench.crosscheck.plan import REFERENCES, Plan
+from advseg_bench.crosscheck.plan import OWN_LOSSES, REFERENCES, Plan, list_rows
 from advseg_bench.crosscheck.report import print_findings, write_findings
 from advseg_bench.crosscheck.subjects import load_subjects
 from advseg_bench.errors import SpecError, unknown
@@ -24,6 +24,7 @@ from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Norm, TaskKind
 
 DEFAULT_EPS: dict[Norm, tuple[str, ...]] = {"linf": ("1/255", "4/255"), "l2": ("0.5",)}
+DEFAULT_LOSSES = ("bce", "ce", "dice", "focal", "dice_focal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ def run(options: Options, out: Path, console: Console) -> bool:
     for toolkit in missing:
         console.print(f"{toolkit} has no {options.norm} {options.reference}: skipped", markup=False)
     networks = len(options.models or options.suite.models) + len(options.untrained)
-    cases = len(plan.kinds) * len(plan.losses) * len(plan.eps)
+    cases = len(list_rows(plan)) * len(plan.eps)
     console.print(
         f"{options.suite.name}: {networks} network{'s' * (networks != 1)} (trained unless cached), each with up to "
         f"{cases} combinations of task, loss and eps",
@@ -110,7 +111,7 @@ def _make_plan(options: Options) -> tuple[Plan, list[str]]:
         settings=settings,
         others=others,
         kinds=kinds,
-        losses=options.losses,
+        losses=options.losses or (() if options.reference in OWN_LOSSES else DEFAULT_LOSSES),
         norm=norm,
         eps=eps,
         seed=options.suite.seed,

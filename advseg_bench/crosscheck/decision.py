@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from advseg_bench.crosscheck.diagnosis import describe_rounding, describe_start, diagnose
-from advseg_bench.crosscheck.endings import find_gain_of_a_step, find_last_evaluated, find_restarts, loses_loss
-from advseg_bench.crosscheck.judge import StepVerdict, compare, judge_steps
-from advseg_bench.crosscheck.replay import Stepwise, as_stepwise, conventions
+from advseg_bench.crosscheck.endings import (
+    evaluate,
+    find_gain_of_a_step,
+    find_kept,
+    find_last_evaluated,
+    find_restarts,
+    loses_loss,
+)
+from advseg_bench.crosscheck.judge import StepVerdict, compare, judge_steps, list_path
+from advseg_bench.crosscheck.replay import Stepwise, as_stepwise
 from advseg_bench.crosscheck.trace import Trace
+from advseg_bench.crosscheck.variants import conventions, faults
 from advseg_bench.crosscheck.verdict import Case, Effect, Finding, Verdict, find_violation, measure_effect
 
 
@@ -45,14 +54,16 @@ def judge(case: Case, ours: Tensor, theirs: Trace, effect: Effect) -> Finding:
     steps = _replay(stepwise, case, theirs, known)
     started = describe_start(case, theirs)
     if steps is not None and steps.agrees:
-        if started:
-            return Finding("equal under a convention", started, difference, steps, effect, outcome)
+        if name := _join(started, find_kept(case, stepwise, theirs, known)):
+            return Finding("equal under a convention", name, difference, steps, effect, outcome)
         reason = describe_rounding(steps)
         return Finding("equal up to rounding", reason, difference, steps, effect, outcome)
-    for name, variant, same in conventions(case.reference, finite=bool(ours.isfinite().all())):
-        found = _replay(variant, case, theirs, known if same else {})
+    finite = bool(ours.isfinite().all())
+    for name, variant, same in conventions(case.reference, partial(evaluate, case), finite=finite):
+        seen = known if same else {}
+        found = _replay(variant, case, theirs, seen)
         if found is not None and found.agrees:
-            name = f"{name}; {started}" if started else name
+            name = _join(name, started, find_kept(case, variant, theirs, seen))
             if variant.steps < stepwise.steps and loses_loss(
                 added := find_gain_of_a_step(case, variant, theirs), outcome.gain
             ):
@@ -60,20 +71,33 @@ def judge(case: Case, ours: Tensor, theirs: Trace, effect: Effect) -> Finding:
                 return Finding("weaker", reason, difference, steps, effect, outcome)
             return Finding("equal under a convention", name, difference, steps, effect, outcome)
     if last := find_last_evaluated(case, theirs):
-        name = f"{last[0]}; {started}" if started else last[0]
-        return Finding("equal under a convention", name, difference, last[1], effect, outcome)
+        return Finding("equal under a convention", _join(last[0], started), difference, last[1], effect, outcome)
     if restarts := find_restarts(case, theirs):
         kept, best = restarts
         stronger = best and outcome.gain > effect.gain
         return Finding("stronger" if stronger else "weaker", kept, difference, steps, effect, outcome)
     verdict: Verdict = "stronger" if outcome.gain > effect.gain else "weaker"
-    reason = diagnose(case, theirs, steps)
+    reason = _find_fault(case, theirs, known) or diagnose(case, theirs, steps)
     return Finding(verdict, reason, difference, steps, effect, outcome, steps.real if steps else None)
+
+
+def _join(*clauses: str) -> str:
+    return "; ".join(clause for clause in clauses if clause)
+
+
+def _find_fault(case: Case, theirs: Trace, known: dict[object, Any]) -> str:
+    """Return the known fault whose steps those of the other implementation are, or ""."""
+    for name, variant, same in faults(case.reference):
+        seen = known if same else {}
+        found = _replay(variant, case, theirs, seen)
+        if found is not None and found.agrees:
+            return _join(name, find_kept(case, variant, theirs, seen))
+    return ""
 
 
 def _replay(stepwise: Stepwise, case: Case, theirs: Trace, known: dict[object, Any]) -> StepVerdict | None:
     """Judge the steps of the other implementation; None if their number differs."""
-    if theirs.points is None or len(theirs.points) != stepwise.steps:
+    path = list_path(stepwise, theirs.points or [], theirs.x_adv)
+    if path is None:
         return None
-    path = [*theirs.points, theirs.x_adv]
     return judge_steps(stepwise, case.model, case.batch, case.budget, path, alone=theirs.alone, known=known)

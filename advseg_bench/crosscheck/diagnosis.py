@@ -31,8 +31,13 @@ def diagnose(case: Case, theirs: Trace, steps: StepVerdict | None) -> str:
     if len(theirs.points) > 1 and torch.equal(theirs.points[0], theirs.points[1]):
         return "computed the first two gradients at the same point"
     if steps is None:
-        wanted = as_stepwise(case.reference).steps
+        stepwise = as_stepwise(case.reference)
+        wanted = f"{stepwise.steps} or {stepwise.steps + 1}" if stepwise.keeps else str(stepwise.steps)
         return f"computed {len(theirs.points)} gradients, the reference {wanted}"
+    if steps.last and as_stepwise(case.reference).keeps:
+        images = int(steps.real.flatten(1).any(1).sum())
+        what = "its length or the iterate that it starts from is not that of the step control"
+        return f"wrong step {steps.last + 1} in {images} of {len(steps.real)} images: {what}"
     if steps.opposite > 0.9:
         return f"wrong sign: moves against the gradient on {steps.opposite:.0%} of the values"
     if abs(steps.size - 1) > 0.01:

@@ -2,7 +2,8 @@
 
 Each step is judged from the iterate of the other implementation. A float32 gradient is one of several that rounding
 permits. To find the range, the reference is recomputed at the same point: image by image and in a full batch, with one
-thread and with two, with the input moved by one ulp up and down, and in float64. A value of the image *disagrees* if it
+thread and with two, with the input moved by one ulp up and down, and in float64; for an attack that compares values of
+its objective also with ties decided either way. A value of the image *disagrees* if it
 differs from the result of the reference's step. The disagreement is *explained by rounding* if it lies within the
 spread of the recomputations, or if the float64 gradient is smaller than the rounding noise of the image. Otherwise it
 is *real*.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from advseg_bench.attacks.gradient import input_gradients
 from advseg_bench.batches import Batch, select_images
-from advseg_bench.crosscheck.replay import Stepwise
+from advseg_bench.crosscheck.replay import Seen, State, Stepwise, turn
 from advseg_bench.geometry import align
 from advseg_bench.types import Budget
 
@@ -30,6 +31,8 @@ ROUNDING_ULP = 4
 """Equivalent expressions for x + step with clipping differ by no more than this many ulp."""
 NOISE_QUANTILE = 0.99
 """Quantile of the spread within an image that is its rounding noise; larger spreads are judged value by value."""
+VALUE_ULP = 4.0
+"""Values of an objective that differ by no more than this many ulp of 1 + |value| are equal up to rounding."""
 FULL_BATCH = 8
 """Images in the full batch of a recomputation."""
 
@@ -67,6 +70,7 @@ class StepVerdict:
         turned: Share of the values of `real` that moved in another direction than the reference's.
         weight: Median gradient (with its momentum) of the values of `real` divided by that of all values; NaN if `real`
             is empty.
+        last: Number of the last step judged, from 0.
     """
 
     values: int
@@ -77,6 +81,7 @@ class StepVerdict:
     size: float
     turned: float = 0.0
     weight: float = float("nan")
+    last: int = 0
 
     @property
     def agrees(self) -> bool:
@@ -115,7 +120,8 @@ def judge_steps(
         model: Images -> logits.
         batch: Images and labels.
         budget: Norm and radius.
-        path: The iterates of the other implementation, then its result: `reference.steps` + 1 tensors (N, C, *S).
+        path: The points of the gradients of the other implementation, then its result, see `list_path`: up to
+            `reference.steps` + 1 tensors (N, C, *S).
         alone: Whether the other evaluated images one by one; the replay then does the same.
         known: Cache of gradients by step, filled here; it serves references with the same objective on the same path.
 
@@ -125,7 +131,7 @@ def judge_steps(
     Cost:
         1 forward and backward per step; 6 more per step from the first value that disagrees, one of them in float64.
     """
-    memory: Tensor | None = None
+    state: State | None = None
     known = {} if known is None else known
     envelope = _Envelope(reference, model, batch, budget, known)
     values = disagree = explained = 0
@@ -133,18 +139,18 @@ def judge_steps(
     moved = wanted = batch.x
     for t, (point, after) in enumerate(pairwise(path)):
         if t not in known:
-            known[t] = gradient_at(reference, model, batch, point, size=1 if alone else len(point))
-        gradient = known[t]
-        memory = reference.accumulate(memory, gradient)
-        expected = reference.move(point, memory, batch, budget)
-        moved, wanted = after - point, expected - point
+            known[t] = look_at(reference, model, batch, point, t, size=1 if alone else len(point))
+        state = reference.observe(state, point, known[t], batch, budget)
+        expected = reference.move(state, batch, budget, last=t + 1 == reference.steps)
+        moved, wanted = after - state.x, expected - state.x
         off = _is_off(after, expected, batch)
         excused = envelope.explain(path[: t + 1], after, off) if off.any() else off
         values, disagree, explained = values + off.numel(), disagree + int(off.sum()), explained + int(excused.sum())
         real = off & ~excused
         if real.any():
             break
-    assert memory is not None, "a path has a step"
+    assert state is not None, "a path has a step"
+    size = state.memory.abs()
     moves = (moved != 0) & (wanted != 0)
     same = moves & (moved.sign() == wanted.sign())
     return StepVerdict(
@@ -155,7 +161,8 @@ def judge_steps(
         opposite=float((moves & ~same).sum() / moves.sum().clamp(min=1)),
         size=float((moved / wanted)[same].median()) if same.any() else float("nan"),
         turned=float(((moved != 0) & (moved.sign() != wanted.sign()))[real].double().mean()) if real.any() else 0.0,
-        weight=float(memory.abs()[real].median() / memory.abs().median()) if real.any() else float("nan"),
+        weight=float(size[real].median() / size.median()) if real.any() else float("nan"),
+        last=t,
     )
 
 
@@ -166,17 +173,30 @@ def _is_off(after: Tensor, expected: Tensor, batch: Batch) -> Tensor:
     return far | after.isnan() | expected.isnan()
 
 
-def gradient_at(reference: Stepwise, model: nn.Module, batch: Batch, x: Tensor, *, size: int) -> Tensor:
-    """Return the gradient (N, C, *S) of the reference's objective at `x`, with `size` images per forward pass."""
-    parts = []
+def list_path(reference: Stepwise, points: Sequence[Tensor], result: Tensor) -> list[Tensor] | None:
+    """Return the points that the steps of a reference lead to, or None if their number differs.
+
+    A reference that returns one of its iterates has a gradient at each of them, or at all but the last one. The result
+    is then no step, see `endings.find_kept`.
+    """
+    if reference.keeps:
+        return list(points) if len(points) in (reference.steps, reference.steps + 1) and len(points) > 1 else None
+    return [*points, result] if len(points) == reference.steps else None
+
+
+def look_at(reference: Stepwise, model: nn.Module, batch: Batch, x: Tensor, step: int, *, size: int) -> Seen:
+    """Return gradient and value of the reference's objectives at a point, with `size` images per forward pass."""
+    gradients, values = [], []
     for start in range(0, len(x), size):
         part = select_images(batch, range(start, min(start + size, len(x))))
-        parts.append(_differentiate(reference, model, part, x[start : start + size]))
-    return torch.cat(parts)
 
+        def climb(logits: Tensor, part: Batch = part) -> Tensor:
+            return reference.climb(logits, part, step)
 
-def _differentiate(reference: Stepwise, model: nn.Module, batch: Batch, x: Tensor) -> Tensor:
-    return input_gradients(model, x, [lambda logits: reference.climb(logits, batch)])[1][0]
+        logits, (gradient,) = input_gradients(model, x[start : start + size], [climb])
+        gradients.append(gradient)
+        values.append(reference.judge(logits, part).detach())
+    return Seen(torch.cat(gradients), torch.cat(values))
 
 
 class _Envelope:
@@ -187,62 +207,68 @@ class _Envelope:
     ) -> None:
         self.reference, self.model, self.batch, self.budget, self.known = reference, model, batch, budget, known
         self.double: nn.Module | None = None
-        self.memories: list[Tensor | None] = []
+        self.states: list[State | None] = []
         self.done = 0
 
     def explain(self, points: Sequence[Tensor], after: Tensor, off: Tensor) -> Tensor:
         """Return where rounding explains that `after` differs from the reference's step from the last point."""
-        for t in range(self.done if self.reference.remembers else len(points) - 1, len(points)):
+        batch, budget, reference = self.batch, self.budget, self.reference
+        for t in range(self.done if reference.remembers else len(points) - 1, len(points)):
             if ("all ways", t) not in self.known:
-                self.known["all ways", t] = self._recompute(points[t])
-            gradients: list[Tensor] = self.known["all ways", t]
-            self.memories = self.memories or [None] * len(gradients)
-            self.memories = [self.reference.accumulate(m, g) for m, g in zip(self.memories, gradients, strict=True)]
+                self.known["all ways", t] = self._recompute(points[t], t)
+            ways: list[Seen] = self.known["all ways", t]
+            self.states = self.states if self.states and reference.remembers else [None] * len(ways)
+            self.states = [
+                reference.observe(state, points[t].to(seen.gradient), seen, batch, budget)
+                for state, seen in zip(self.states, ways, strict=True)
+            ]
         self.done = len(points)
-        exact, *others = [m for m in self.memories if m is not None]
-        x = points[-1]
-        batch, budget, move = self.batch, self.budget, self.reference.move
-        center = move(x.double(), exact, batch, budget)
-        spread = torch.stack([(move(x, m.to(x), batch, budget).double() - center).abs() for m in others]).amax(0)
+        states = [state for state in self.states if state is not None]
+        last = len(points) == reference.steps
+        center, *moved = [reference.move(state, batch, budget, last=last).double() for state in states]
+        exact, *others = [state.memory for state in states]
+        spread = torch.stack([(x - center).abs() for x in moved]).amax(0)
         ulp = _rounding(batch)
         near = (after.double() - center).abs() <= 2 * spread + ulp
         noise = torch.stack([(m.double() - exact).abs() for m in others]).amax(0)
-        floor = align(usual_noise(noise), x)
+        floor = align(usual_noise(noise), noise)
         dead = (exact == 0) & (noise == 0)  # a gradient of exactly 0 has no rounding noise
         small = (exact.abs() <= torch.maximum(noise, floor)) & ~dead
         if budget.norm == "l2":  # rounding of one value changes the norm, and so all others
             reach = usual_noise(spread).view(floor.shape)
             return off & ((after.double() - center).abs() <= 4 * reach + ulp)
-        return off & (near | (small & self._is_possible(after, x)))
+        return off & (near | (small & self._is_possible(after, states[1], last=last)))
 
-    def _is_possible(self, after: Tensor, x: Tensor) -> Tensor:
+    def _is_possible(self, after: Tensor, state: State, *, last: bool) -> Tensor:
         """Return where a value is the result of a step with a gradient of +1, -1 or 0."""
         batch, budget = self.batch, self.budget
-        ends = [self.reference.move(x, torch.full_like(x, sign), batch, budget) for sign in (-1.0, 0.0, 1.0)]
+        ends = [self.reference.move(turn(state, sign), batch, budget, last=last) for sign in (-1.0, 0.0, 1.0)]
         ulp = _rounding(batch)
         return torch.stack([(after - end).abs() <= ulp for end in ends]).any(0)
 
-    def _recompute(self, x: Tensor) -> list[Tensor]:
-        """Return the reference's gradient in float64, and in float32 in ways that are mathematically equivalent."""
+    def _recompute(self, x: Tensor, step: int) -> list[Seen]:
+        """Return what the model says in float64, and in float32 in ways that are mathematically equivalent."""
         if self.double is None:
             self.double = copy.deepcopy(self.model).double()
         reference, model, batch = self.reference, self.model, self.batch
-        exact = gradient_at(reference, self.double, batch, x.double(), size=len(x))
+        exact = look_at(reference, self.double, batch, x.double(), step, size=len(x))
         n = len(x)
         rows = [i % n for i in range(FULL_BATCH)] if n < FULL_BATCH else list(range(n))
         padded = select_images(batch, rows)
-        found = [gradient_at(reference, model, batch, x, size=1)]
+        found = [look_at(reference, model, batch, x, step, size=1)]
         threads = torch.get_num_threads()
         try:
             for count in (1, 2):
                 torch.set_num_threads(count)
-                found.append(gradient_at(reference, model, padded, x[rows], size=len(rows))[:n])
+                full = look_at(reference, model, padded, x[rows], step, size=len(rows))
+                found.append(Seen(full.gradient[:n], full.value[:n]))
         finally:
             torch.set_num_threads(threads)
         for towards in (-torch.inf, torch.inf):
             moved = torch.nextafter(x, torch.full_like(x, towards))
-            found.append(gradient_at(reference, model, batch, moved, size=n))
-        return [exact, *found]
+            found.append(look_at(reference, model, batch, moved, step, size=n))
+        ties = [replace(found[0], slack=slack) for slack in (-VALUE_ULP, VALUE_ULP)] if reference.keeps else []
+        return [exact, *found, *ties]
 
 
 def usual_noise(spread: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from advseg_bench.attacks.apgd import APGD
 from advseg_bench.attacks.ascent import ProjectedAscent
 from advseg_bench.attacks.base import image_generators
 from advseg_bench.attacks.gradient import FGSM
@@ -21,7 +22,10 @@ from advseg_bench.registry.loading import load_attack
 from advseg_bench.suite.specs import ModelSpec
 from advseg_bench.types import Norm, Task, TaskKind
 
-REFERENCES = ("fgsm", "bim", "pgd", "mifgsm")
+REFERENCES = ("fgsm", "bim", "pgd", "mifgsm", "nifgsm", "segpgd", "cospgd", "apgd")
+
+OWN_LOSSES = {"segpgd": ("segpgd",), "cospgd": ("cosine", "cosine_sigmoid")}
+"""References that define their loss -> its names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,8 @@ class Plan:
         settings: Settings of the reference, such as {"steps": 10}.
         others: Name of each other implementation -> its settings.
         kinds: Task types that each network is recast to; see `models.recast`.
-        losses: Names of losses; each is used for the task types it is defined for.
+        losses: Names of losses; each is used for the task types it is defined for. None are those of the reference,
+            or, where it follows any loss, all that judge their own iterates.
         norm: Norm of the budgets.
         eps: Radii of the budgets, in input units.
         seed: Seed of random starts.
@@ -62,7 +67,7 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, Mapping[str, Any]]
     kinds: tuple[TaskKind, ...] = get_args(TaskKind)
-    losses: tuple[str, ...] = tuple(name for name, entry in catalogue.LOSSES.items() if not entry.objective)
+    losses: tuple[str, ...] = ()
     norm: Norm = "linf"
     eps: tuple[float, ...] = (1 / 255, 4 / 255)
     seed: int = 0
@@ -71,6 +76,13 @@ class Plan:
         """Validate the plan."""
         if self.reference not in REFERENCES:
             raise SpecError(unknown("crosscheck", "reference attack", self.reference, REFERENCES))
+        own = OWN_LOSSES.get(self.reference, ())
+        if not self.losses:
+            free = tuple(name for name, entry in catalogue.LOSSES.items() if not entry.objective)
+            object.__setattr__(self, "losses", own or free)
+        for loss in self.losses:
+            if own and loss not in own:
+                raise SpecError(expected(f"crosscheck: losses of {self.reference}", " or ".join(own), loss))
         if not self.others:
             raise SpecError(expected("crosscheck: others", "an implementation to compare with", "none", "Name one."))
         for loss in self.losses:
@@ -120,7 +132,8 @@ def load_implementation(name: str, settings: Mapping[str, Any], loss: str, plan:
         raise IncompatibleError(
             expected("crosscheck", f"an attack that can be replayed step by step as {name}", type(attack).__name__)
         )
-    if name == plan.reference and isinstance(attack, ProjectedAscent) and attack.keep != "last":
+    if name == plan.reference and type(attack) is not APGD and getattr(attack, "keep", "last") != "last":
+        assert isinstance(attack, ProjectedAscent), "FGSM keeps nothing"
         remedy = "Steps are compared one by one, and no step shows which iterate is returned."
         raise IncompatibleError(expected(f"crosscheck: {name}", "keep 'last'", attack.keep, remedy))
     return attack

@@ -1,151 +1,266 @@
-"""Replay of the reference step by step, and with one convention changed."""
+"""Replay of the reference step by step, from the points at which another implementation asks for gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from advseg_bench.attacks.apgd import APGD, FIRST_STEP, StepControl
 from advseg_bench.attacks.ascent import ProjectedAscent
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.batches import Batch
 from advseg_bench.geometry import project
 from advseg_bench.types import Bounds, Budget
 
-MOMENTUM: dict[Literal["l1", "l2", "mean", "sign", "none"], str] = {
-    "l1": "gradients are divided by the L1 norm",
-    "mean": "gradients are divided by the mean absolute value",
-    "none": "gradients are not normalised",
-    "sign": "signs of gradients are accumulated",
-    "l2": "gradients are divided by the L2 norm",
-}
+Reference = FGSM | ProjectedAscent
+"""The attacks that can be replayed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a model says at a point.
+
+    Attributes:
+        gradient: Gradient of the objective that the step follows, (N, C, *S).
+        value: The fixed objective that judges iterates, (N,).
+        slack: What is added to a value where it is compared with an earlier one: 0, or the rounding of a value, to see
+            whether a decision depends on it.
+    """
+
+    gradient: Tensor
+    value: Tensor
+    slack: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where an attack stands after a gradient.
+
+    Attributes:
+        x: The iterate that the next step starts from, (N, C, *S).
+        memory: The accumulated gradient, which determines the direction, (N, C, *S).
+        before: The iterate that the step before started from; None before the first step, and without such a rule.
+        control: The step sizes; None where they are fixed.
+        slack: As in `Seen`.
+    """
+
+    x: Tensor
+    memory: Tensor
+    before: Tensor | None = None
+    control: StepControl | None = None
+    slack: float = 0.0
 
 
 class Stepwise(Protocol):
-    """An attack that can be replayed from any iterate: gradient -> memory -> next iterate."""
+    """An attack that can be replayed: point and gradient -> state -> next point."""
 
     @property
     def steps(self) -> int:
-        """Number of gradients."""
+        """Number of gradients that a step follows."""
 
     @property
     def remembers(self) -> bool:
-        """Whether a direction depends on earlier gradients."""
+        """Whether a step depends on earlier gradients."""
 
-    def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return the first iterate."""
+    @property
+    def keeps(self) -> bool:
+        """Whether it returns one of its iterates, which may be any, and not the point after the last step."""
 
-    def climb(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the objective to increase, (N,)."""
+    def climb(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
+        """Return the objective whose gradient a step follows, (N,)."""
 
-    def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
-        """Return the accumulated gradient, which determines the direction."""
+    def judge(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the fixed objective, (N,)."""
 
-    def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
-        """Return the next iterate."""
+    def observe(self, state: State | None, point: Tensor, seen: Seen, batch: Batch, budget: Budget) -> State:
+        """Return the state after a gradient at `point`; the state before is None at the first one."""
+
+    def move(self, state: State, batch: Batch, budget: Budget, *, last: bool) -> Tensor:
+        """Return the point of the next gradient, or the iterate after the last step."""
 
 
 @dataclass(frozen=True, slots=True)
 class OneStep:
-    """FGSM as a stepwise attack of one step."""
+    """FGSM as a stepwise attack of one step; `nan_to_zero` is as in `Ascent`."""
 
     attack: FGSM
+    nan_to_zero: bool = False
     steps: int = 1
     remembers: bool = False
+    keeps: bool = False
 
-    def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return the images."""
-        return batch.x
-
-    def climb(self, logits: Tensor, batch: Batch) -> Tensor:
+    def climb(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
         """Return FGSM's objective."""
         return self.attack.objective(logits, batch)
 
-    def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
+    def judge(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return FGSM's objective."""
+        return self.attack.objective(logits, batch)
+
+    def observe(self, state: State | None, point: Tensor, seen: Seen, batch: Batch, budget: Budget) -> State:
         """Return the gradient."""
-        return gradient
+        return State(point, nan_to_zero(seen.gradient) if self.nan_to_zero else seen.gradient)
 
-    def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
+    def move(self, state: State, batch: Batch, budget: Budget, *, last: bool) -> Tensor:
         """Return FGSM's result."""
-        return self.attack.step(batch, memory, budget)
+        return self.attack.step(batch, state.memory, budget)
 
 
-def as_stepwise(attack: FGSM | ProjectedAscent) -> Stepwise:
-    """Return a reference attack in a form that can be replayed step by step."""
-    return OneStep(attack) if isinstance(attack, FGSM) else attack
+@dataclass(frozen=True, slots=True)
+class Ascent:
+    """Steps of fixed size.
 
-
-def conventions(attack: FGSM | ProjectedAscent, *, finite: bool) -> Iterator[tuple[str, Stepwise, bool]]:
-    """Yield the conventions in which implementations legitimately differ.
-
-    Toolkits and papers are known to differ in these choices, and none of them is a fault. A wrong sign and a wrong
-    gradient are faults, so they are not among them.
-
-    Args:
-        attack: The reference.
-        finite: Whether its result is finite; if so, the treatment of NaN makes no difference.
-
-    Yields:
-        Name of the convention, the reference with it changed, and whether the objective is still the same.
+    Attributes:
+        attack: The attack.
+        nan_to_zero: Whether a gradient of NaN counts as 0.
+        bounds_first: Whether an iterate is clipped to the bounds before it is brought into the budget.
+        looks: Whether gradients are asked for where the attack says, or at the iterates.
     """
-    if not finite:
-        yield "NaN to 0: a gradient of NaN counts as 0", _NanToZero(as_stepwise(attack)), True
+
+    attack: ProjectedAscent
+    nan_to_zero: bool = False
+    bounds_first: bool = False
+    looks: bool = True
+
+    @property
+    def steps(self) -> int:
+        """Number of gradients that a step follows."""
+        return self.attack.moves
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a step depends on earlier gradients."""
+        return self.attack.remembers
+
+    @property
+    def keeps(self) -> bool:
+        """The last iterate is returned."""
+        return False
+
+    def climb(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
+        """Return the objective whose gradient a step follows, (N,)."""
+        return self.attack.climb(logits, batch, step)
+
+    def judge(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the fixed objective, (N,)."""
+        return self.attack.aim(self.attack.objective)(logits, batch)
+
+    def observe(self, state: State | None, point: Tensor, seen: Seen, batch: Batch, budget: Budget) -> State:
+        """Return the iterate behind the point, and the accumulated gradient."""
+        gradient = nan_to_zero(seen.gradient) if self.nan_to_zero else seen.gradient
+        if state is None:
+            return State(point, self.attack.accumulate(None, gradient))
+        ahead = self._look(point, state.memory, budget) - point  # a point is ahead of its iterate by a known distance
+        return State(point - ahead, self.attack.accumulate(state.memory, gradient))
+
+    def move(self, state: State, batch: Batch, budget: Budget, *, last: bool) -> Tensor:
+        """Return the point of the next gradient, or the iterate after the last step."""
+        if self.bounds_first:
+            free = self.attack.stride(state.x, state.memory, budget)
+            x = bring_back(free.clamp(batch.bounds.lower, batch.bounds.upper), batch, budget)
+        else:
+            x = self.attack.move(state.x, state.memory, batch, budget)
+        return x if last else self._look(x, state.memory, budget)
+
+    def _look(self, x: Tensor, memory: Tensor, budget: Budget) -> Tensor:
+        return self.attack.look_from(x, memory, budget) if self.looks else x
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptive:
+    """APGD: steps whose size follows the progress of each image, see `StepControl`.
+
+    Attributes:
+        attack: The attack.
+        control: The rule of the step sizes.
+    """
+
+    attack: APGD
+    control: type[StepControl] = StepControl
+
+    @property
+    def steps(self) -> int:
+        """Number of gradients that a step follows."""
+        return self.attack.moves
+
+    @property
+    def remembers(self) -> bool:
+        """A step depends on all earlier gradients."""
+        return True
+
+    @property
+    def keeps(self) -> bool:
+        """One of the iterates is returned."""
+        return True
+
+    def climb(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
+        """Return the objective whose gradient a step follows, (N,)."""
+        return self.attack.climb(logits, batch, min(step, self.steps - 1))
+
+    def judge(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the fixed objective, (N,)."""
+        return self.attack.aim(self.attack.objective)(logits, batch)
+
+    def observe(self, state: State | None, point: Tensor, seen: Seen, batch: Batch, budget: Budget) -> State:
+        """Return where the next step starts, and how long it is."""
+        if state is None:
+            control = self.control(point, seen.gradient, seen.value, FIRST_STEP * budget.eps, self.steps)
+            return State(point, seen.gradient, control=control)
+        control = take_control(state)
+        best = control.best_value
+        x = control.update(point, seen.gradient, seen.value + slack_of(seen.value, seen.slack))
+        if seen.slack:  # the next comparison is with the value itself
+            found = settle(control.best_value > best, seen.value, best)
+            at_check = control.value_at_check
+            control.value_at_check = torch.where(at_check == control.best_value, found, at_check)
+            control.value, control.best_value = seen.value, found
+        return State(x, control.gradient, state.x, control)
+
+    def move(self, state: State, batch: Batch, budget: Budget, *, last: bool) -> Tensor:
+        """Return the next iterate."""
+        control = take_control(state)
+        control.gradient = state.memory
+        before = state.x if state.before is None else state.before
+        return self.attack.advance(state.x, before, control, batch, budget, first=state.before is None)
+
+
+def as_stepwise(attack: Reference) -> Stepwise:
+    """Return a reference attack in a form that can be replayed step by step."""
     if isinstance(attack, FGSM):
-        if attack.label == "true":
-            yield "label: the model's own prediction", OneStep(replace(attack, label="predicted")), False
-        return
-    if attack.decay is not None:
-        for norm, name in MOMENTUM.items():
-            if norm != attack.momentum_norm:
-                yield f"momentum normalisation: {name}", replace(attack, momentum_norm=norm), True
-        yield "momentum normalisation: none, and no momentum", replace(attack, decay=None), True
-    size = attack.share
-    for steps in (attack.steps - 1, attack.steps + 1):
-        if steps:
-            yield (
-                f"step rule: {steps} steps instead of {attack.steps}",
-                replace(attack, steps=steps, step_size=size),
-                True,
-            )
-            other = f"step rule: steps of eps / {steps} instead of {size:.4g} * eps"
-            yield other, replace(attack, step_size=1 / steps), True
-    if size != 1 / attack.moves:
-        yield "step rule: steps of eps / steps", replace(attack, step_size=1 / attack.moves), True
-    yield "projection order: bounds first, budget second", _BoundsFirst(attack), True
+        return OneStep(attack)
+    return Adaptive(attack) if isinstance(attack, APGD) else Ascent(attack)
 
 
-class _Changed:
-    """A replay that delegates to another one, except where a subclass overrides it."""
-
-    def __init__(self, inner: Stepwise) -> None:
-        self.inner, self.steps, self.remembers = inner, inner.steps, inner.remembers
-
-    def start(self, batch: Batch, budget: Budget, generators: Sequence[torch.Generator]) -> Tensor:
-        return self.inner.start(batch, budget, generators)
-
-    def climb(self, logits: Tensor, batch: Batch) -> Tensor:
-        return self.inner.climb(logits, batch)
-
-    def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
-        return self.inner.accumulate(memory, gradient)
-
-    def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
-        return self.inner.move(x_adv, memory, batch, budget)
+def take_control(state: State) -> StepControl:
+    """Return a copy of the step sizes, which an update does not change in the state."""
+    assert state.control is not None, "every state of an adaptive attack has one"
+    return copy.copy(state.control)
 
 
-class _NanToZero(_Changed):
-    def accumulate(self, memory: Tensor | None, gradient: Tensor) -> Tensor:
-        return self.inner.accumulate(memory, torch.where(gradient.isnan(), 0, gradient))
+def slack_of(value: Tensor, slack: float) -> Tensor:
+    """Return the amount by which rounding may move values, a view's formula included, times `slack`, (N,)."""
+    return slack * torch.finfo(torch.float32).eps * (1 + value.abs())
 
 
-class _BoundsFirst(_Changed):
-    def __init__(self, attack: ProjectedAscent) -> None:
-        super().__init__(attack)
-        self.attack = attack
+def settle(higher: Tensor, value: Tensor, best: Tensor) -> Tensor:
+    """Return the best values, where `higher` says which values exceed those before; in a tie they do by 1 ulp."""
+    return torch.where(higher, torch.maximum(value, torch.nextafter(best, torch.full_like(best, torch.inf))), best)
 
-    def move(self, x_adv: Tensor, memory: Tensor, batch: Batch, budget: Budget) -> Tensor:
-        step = self.attack.stride(x_adv, memory, budget).clamp(batch.bounds.lower, batch.bounds.upper)
-        return project(step, batch.x, budget, Bounds(-torch.inf, torch.inf))
+
+def nan_to_zero(gradient: Tensor) -> Tensor:
+    """Return the gradient with 0 for NaN."""
+    return torch.where(gradient.isnan(), 0, gradient)
+
+
+def bring_back(x_adv: Tensor, batch: Batch, budget: Budget) -> Tensor:
+    """Project onto the budget and leave the bounds alone."""
+    return project(x_adv, batch.x, budget, Bounds(-torch.inf, torch.inf))
+
+
+def turn(state: State, sign: float) -> State:
+    """Return the state with the same gradient everywhere."""
+    return replace(state, memory=torch.full_like(state.memory, sign))

@@ -28,7 +28,8 @@ class Effect:
     """Effect of an attack on the model, as means over the images.
 
     Attributes:
-        gain: Loss of the adversarial image minus loss of the clean image.
+        gain: Objective of the adversarial image minus objective of the clean image: the loss, or what judges iterates
+            where the loss masks pixels or changes with the steps.
         dice: Mean Dice of the prediction with the labels; see `metrics.mean_dice`.
     """
 
@@ -92,7 +93,8 @@ def measure_effect(case: Case, x_adv: Tensor) -> Effect:
     Cost:
         1 forward.
     """
-    batch, loss = case.batch, find_loss(case.reference.loss)
+    batch, reference = case.batch, case.reference
+    loss = find_loss(reference.loss if isinstance(reference, FGSM) else reference.objective or reference.loss)
     with torch.no_grad():
         attacked = case.model(x_adv)
         before, after = (loss(out, batch.y, batch.valid, batch.task) for out in (case.clean, attacked))
