@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advseg_bench.attacks.ascent import Climb, ProjectedAscent, better, confine
+from advseg_bench.attacks.ascent import Climb, ProjectedAscent, better, confine, spare_clean
 from advseg_bench.attacks.objective import Aim
 from advseg_bench.attacks.stepping import Query
 from advseg_bench.batches import Batch
@@ -90,10 +90,10 @@ class APGD(ProjectedAscent):
 
     def climb_ball(self, x_adv: Tensor, batch: Batch, budget: Budget) -> Climb:
         """Climb in one ball, see `ProjectedAscent.climb_ball`."""
-        judge = Judges(self.aim(self.objective), self.aim(self.keep_by))
+        judge = Judges(self.aim(self.judged_by), self.aim(self.kept_by))
         answer = yield Query(x_adv, self.aim(self.loss, 0), judge)
         control = StepControl(x_adv, answer.gradient, answer.value[:, 0], FIRST_STEP * budget.eps, self.steps)
-        kept = better(None, x_adv, answer.value[:, 1])
+        kept = better(None, x_adv, spare_clean(answer.value[:, 1], x_adv, batch))
         before = x_adv
         for step in range(self.steps):
             x_adv, before = self.advance(x_adv, before, control, batch, budget, first=step == 0), x_adv

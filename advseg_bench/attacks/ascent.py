@@ -45,8 +45,8 @@ class ProjectedAscent(SteppedAttack):
         label: Labels of the loss: the "true" labels or the "empty" mask.
         targeted: Decrease the loss instead.
         keep: "last" returns the last iterate. "best" returns the iterate of each image with the largest value of
-            `keep_by`, the first one in a tie; the last forward pass then evaluates the last iterate, so there are
-            `steps` - 1 gradient steps.
+            `keep_by`, the first one in a tie, and not the clean image; the last forward pass then evaluates the last
+            iterate, so there are `steps` - 1 gradient steps.
         objective: What step sizes and the choice of an iterate depend on, while the loss may change: a loss,
             "entropy" (mean cross-entropy, binary or softmax by the task) or "hard_dice". None means the loss itself, or
             "entropy" for a loss that masks pixels or changes with the steps.
@@ -90,9 +90,7 @@ class ProjectedAscent(SteppedAttack):
     def __post_init__(self) -> None:
         """Resolve the names of losses and validate the settings."""
         object.__setattr__(self, "loss", find_loss(self.loss))
-        object.__setattr__(self, "objective", settle_objective(self.loss, self.objective))
-        object.__setattr__(self, "keep_by", settle_objective(self.objective, self.keep_by))
-        refuse_target(self.targeted, self.loss, self.objective, self.keep_by)
+        refuse_target(self.targeted, self.loss, self.judged_by, self.kept_by)
         for name in ("steps", "restarts"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -107,7 +105,8 @@ class ProjectedAscent(SteppedAttack):
             raise SettingError(f"keep: expected 'last' or 'best', got {self.keep!r}.")
         if self.keep == "best" and self.steps < 2:
             raise SettingError(f"steps: expected at least 2 for keep 'best', got {self.steps}. Use keep 'last'.")
-        object.__setattr__(self, "radius_schedule", read_stages(self.radius_schedule))
+        if not isinstance(self.radius_schedule, str):
+            object.__setattr__(self, "radius_schedule", read_stages(self.radius_schedule))
         least = 2 if self.keep == "best" else 1
         if any(stage.count < least for stage in self.stages):
             raise SettingError(f"steps: expected at least {least} in each ball of radius_schedule, got {self.steps}.")
@@ -124,6 +123,16 @@ class ProjectedAscent(SteppedAttack):
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
         """Return the reason why the attack does not support a batch and a budget, or None."""
         return why_loss_unfit(self.loss, batch) or BaseAttack.why_not(self, batch, budget)
+
+    @property
+    def judged_by(self) -> Loss:
+        """The fixed objective: that of the settings, or the one that suits the loss."""
+        return settle_objective(self.loss, self.objective)
+
+    @property
+    def kept_by(self) -> Loss:
+        """What decides which iterate is kept: that of the settings, or the objective."""
+        return self.judged_by if self.keep_by is None else settle_objective(self.loss, self.keep_by)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -165,7 +174,7 @@ class ProjectedAscent(SteppedAttack):
                 x_adv, value = yield from inner.climb_ball(x_adv, batch, ball)
             if self.restarts > 1:
                 if value is None:
-                    value = (yield Query(x_adv, judge=self.aim(self.keep_by))).value
+                    value = (yield Query(x_adv, judge=self.aim(self.kept_by))).value
                 best = better(best, x_adv, value)
         return x_adv if best is None else best[0]
 
@@ -180,11 +189,11 @@ class ProjectedAscent(SteppedAttack):
         Returns:
             The result, and the value of each image by which it was kept, None with `keep` "last".
         """
-        memory, best, judge = None, None, self.aim(self.keep_by) if self.keep == "best" else None
+        memory, best, judge = None, None, self.aim(self.kept_by) if self.keep == "best" else None
         for step in range(self.moves):
             answer = yield Query(self.look_from(x_adv, memory, budget), self.aim(self.loss, step), judge)
             if judge:
-                best = better(best, x_adv, answer.value)
+                best = better(best, x_adv, spare_clean(answer.value, x_adv, batch))
             memory = self.accumulate(memory, answer.gradient)
             x_adv = self.move(x_adv, memory, batch, budget)
         if judge:
@@ -232,6 +241,11 @@ class ProjectedAscent(SteppedAttack):
     def stride(self, x_adv: Tensor, memory: Tensor, budget: Budget) -> Tensor:
         """Return the next iterate before the projection."""
         return x_adv + budget.eps * self.share * steepest(memory, budget.norm)
+
+
+def spare_clean(value: Tensor, x_adv: Tensor, batch: Batch) -> Tensor:
+    """Return the values of iterates, -inf where the iterate is the clean image, which is no result of an attack."""
+    return torch.where((x_adv == batch.x).flatten(1).all(1), -torch.inf, value)
 
 
 def better(best: tuple[Tensor, Tensor] | None, x_adv: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advseg_bench.attacks.ascent import Climb, ProjectedAscent, better, confine
+from advseg_bench.attacks.ascent import Climb, ProjectedAscent, better, confine, spare_clean
 from advseg_bench.attacks.stepping import Query
 from advseg_bench.batches import Batch
 from advseg_bench.registry.ascents import ascent_traits
@@ -59,12 +59,12 @@ class PAdam(ProjectedAscent):
 
     def climb_ball(self, x_adv: Tensor, batch: Batch, budget: Budget) -> Climb:
         """Climb in one ball, see `ProjectedAscent.climb_ball`."""
-        best, judge = None, self.aim(self.keep_by) if self.keep == "best" else None
+        best, judge = None, self.aim(self.kept_by) if self.keep == "best" else None
         mean = square = largest = torch.zeros_like(x_adv)
         for step in range(self.moves):
             answer = yield Query(x_adv, self.aim(self.loss, step), judge)
             if judge:
-                best = better(best, x_adv, answer.value)
+                best = better(best, x_adv, spare_clean(answer.value, x_adv, batch))
             gradient = _scale(answer.gradient)
             mean = FIRST * mean + (1 - FIRST) * gradient
             square = SECOND * square + (1 - SECOND) * gradient**2

@@ -147,7 +147,7 @@ class Ascent:
 
     def judge(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the fixed objective, (N,)."""
-        return self.attack.aim(self.attack.objective)(logits, batch)
+        return self.attack.aim(self.attack.judged_by)(logits, batch)
 
     def observe(self, state: State | None, point: Tensor, seen: Seen, batch: Batch, budget: Budget) -> State:
         """Return the iterate behind the point, and the accumulated gradient."""
@@ -203,7 +203,7 @@ class Adaptive:
 
     def judge(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the fixed objective, (N,)."""
-        return self.attack.aim(self.attack.objective)(logits, batch)
+        return self.attack.aim(self.attack.judged_by)(logits, batch)
 
     def observe(self, state: State | None, point: Tensor, seen: Seen, batch: Batch, budget: Budget) -> State:
         """Return where the next step starts, and how long it is."""

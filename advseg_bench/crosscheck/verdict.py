@@ -94,7 +94,7 @@ def measure_effect(case: Case, x_adv: Tensor) -> Effect:
         1 forward.
     """
     batch, reference = case.batch, case.reference
-    loss = find_loss(reference.loss if isinstance(reference, FGSM) else reference.objective or reference.loss)
+    loss = find_loss(reference.loss) if isinstance(reference, FGSM) else reference.judged_by
     with torch.no_grad():
         attacked = case.model(x_adv)
         before, after = (loss(out, batch.y, batch.valid, batch.task) for out in (case.clean, attacked))

@@ -214,7 +214,7 @@ class _Log:
         self.trace = Trace(keep=getattr(attack, "keep", "last"))
         if isinstance(attack, ProjectedAscent):
             self.known = len(attack.stages) == attack.restarts == 1
-            self.fixed, self.trace.path = attack.objective is attack.loss, attack.path
+            self.fixed, self.trace.path = attack.judged_by is attack.loss, attack.path
 
     def follow(self, steps: Steps, model: nn.Module) -> Generator[Ask, Answer, Tensor]:
         """Pass the queries of an attack on, and return its result."""
