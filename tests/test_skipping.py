@@ -42,7 +42,7 @@ def _battery():
 
 def make_suite(*, skip: bool, warm: bool):
     head = (KEPT / "suite.toml").read_text().split("[[attacks]]")[0].replace("size = 48", "size = 32")
-    rule = f"[battery]\nname = "tiny-1"\neps = {list(RADII)}\nskip = {str(skip).lower()}\n".replace("'", '"')
+    rule = f"[battery]\nname = 'tiny-1'\neps = {list(RADII)}\nskip = {str(skip).lower()}\n".replace("'", '"')
     return parse_suite(head + rule + f"warm_start = {str(warm).lower()}\n", "skipping.toml")
 
 
