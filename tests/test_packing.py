@@ -193,7 +193,7 @@ def test_attacks_run_together_have_the_bits_of_the_plain_loop(setting):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_bits_are_equal_in_two_batches_and_with_two_threads(setting, packed, threads):
     torch.set_num_threads(threads)
-    found = compare(setting, range(12))
+    found = compare(setting, range(12) if threads == 1 else range(5))
     assert threads == 2 or found == packed
 
 
