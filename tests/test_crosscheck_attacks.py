@@ -46,12 +46,12 @@ def check(subject, reference, name, loss, settings, **changes):
 CASES = [
     ("apgd", "Adaptive", SOUND, ""),
     ("apgd", "AdaptiveLast", "equal under a convention", "returned iterate: the last one, not the best one"),
-    ("apgd", "AdaptiveBelow", "equal under a convention", "halved below 75 % of rises, not at 75 %"),
-    ("apgd", "AdaptiveOverBest", "equal under a convention", "a rise above the best value"),
+    ("apgd", "AdaptiveBelow", "equal under a convention", "halved below 75 % of increases, not at 75 %"),
+    ("apgd", "AdaptiveOverBest", "equal under a convention", "an increase above the best value"),
     ("apgd", "AdaptiveFirst", "equal under a convention", "neither the last one nor the one with the largest"),
-    ("apgd", "AdaptiveLate", ("weaker", "stronger"), "wrong step control: every checkpoint is one step late"),
-    ("apgd", "AdaptiveTogether", ("weaker", "stronger"), "wrong step control: the images of a batch are halved"),
-    ("apgd", "AdaptiveNever", ("weaker", "stronger"), "wrong step control: the step size is never halved"),
+    ("apgd", "AdaptiveLate", ("weaker", "stronger"), "wrong step-size rule: every checkpoint is one step late"),
+    ("apgd", "AdaptiveTogether", ("weaker", "stronger"), "wrong step-size rule: the images of a batch are halved"),
+    ("apgd", "AdaptiveNever", ("weaker", "stronger"), "wrong step-size rule: the step size is never halved"),
     ("apgd", "AdaptiveFaster", ("weaker", "stronger"), "wrong step 5 in 1 of 4 images: its length or the iterate"),
     ("nifgsm", "Ahead", SOUND, ""),
     ("nifgsm", "AheadByMean", "equal under a convention", "momentum normalisation: gradients are divided by the mean"),
@@ -79,11 +79,11 @@ def test_each_rule_is_called_by_its_right_name(subject, reference, name, verdict
 
 
 def test_a_look_ahead_that_is_missing_is_named(subject):
-    """By the mean, the look ahead is long enough to matter."""
+    """By the mean, the lookahead is long enough to matter."""
     settings = {"steps": 4, "momentum_norm": "mean"}
     finding = check(subject, "nifgsm", "implementations_adaptive:NotAhead", "ce", settings)
     assert finding.verdict in ("weaker", "stronger"), finding.reason
-    assert finding.reason == "no look ahead: gradients at the iterates, as in MI-FGSM"
+    assert finding.reason == "no lookahead: gradients at the iterates, as in MI-FGSM"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """SegPGD and CosPGD by the functions of the package `cospgd`, for cross-validation.
 
-The package has no attack classes: it weighs the loss of each pixel, draws the start and takes a step. The loop around
+The package has no attack classes: it weighs the loss of each pixel, samples the start and takes a step. The loop around
 these functions is the one that its documentation shows. For binary and multilabel tasks each channel is a picture of
 two classes, with a logit of 0 for the background.
 """

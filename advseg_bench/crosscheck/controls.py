@@ -1,4 +1,4 @@
-"""Step controls of APGD by other rules: those of papers and toolkits, and known faults."""
+"""Step-size rules of APGD by other rules: those of papers and toolkits, and known faults."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from advseg_bench.types import Budget
 
 @dataclass(slots=True)
 class FewerThan(StepControl):
-    """Halves at fewer than 75 % of rises, as the paper writes, instead of at most 75 %."""
+    """Halves at fewer than 75 % of increases, as the paper writes, instead of at most 75 %."""
 
     def update(self, x_adv: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
-        """Count the rises such that a share of exactly 75 % is above the threshold; see `StepControl.update`."""
+        """Count the increases such that a share of exactly 75 % is above the threshold; see `StepControl.update`."""
         if self.since + 1 == self.interval:
             self.rises = self.rises + 0.25  # 75 % of an interval is a whole number of quarters
         return StepControl.update(self, x_adv, gradient, value)
@@ -39,7 +39,7 @@ class RisesOverBest(StepControl):
 
 @dataclass(slots=True)
 class FirstRises(StepControl):
-    """Counts the first step as a rise, since it compares with 0 where there is no earlier value."""
+    """Counts the first step as an increase, since it compares with 0 where there is no earlier value."""
 
     def __post_init__(self) -> None:
         """Forget the value at the start, which is then below any other."""
@@ -97,7 +97,7 @@ class WithItself(StepControl):
     """Compares the best value with itself, so that one of two checkpoints always halves; adv-lib's rule."""
 
     def __post_init__(self) -> None:
-        """Let the first check look for a better value, too."""
+        """Compare the best value at the first check, too."""
         StepControl.__post_init__(self)
         self.halved = torch.zeros_like(self.halved)
 
@@ -122,9 +122,9 @@ class Together(StepControl):
 
 
 CONVENTIONS: dict[str, type[StepControl]] = {
-    "halved below 75 % of rises, not at 75 % (the paper's text)": FewerThan,
-    "progress is a rise above the best value, not above the last one": RisesOverBest,
-    "the first step counts as a rise whatever it reaches (the released code)": FirstRises,
+    "halved below 75 % of increases, not at 75 % (the paper's text)": FewerThan,
+    "progress is an increase above the best value, not above the last one": RisesOverBest,
+    "the first step counts as an increase whatever it reaches (the released code)": FirstRises,
     "the first interval is one step longer, since its steps are counted from 0": FirstFromZero,
 }
 """Rules of the paper's text or of toolkits."""
@@ -139,8 +139,8 @@ FAULTS: dict[str, type[StepControl]] = {
 """Rules that no paper has."""
 
 OF_ART = (
-    "checkpoints at the paper's shares of the steps, counted from 0; halved below 75 % of rises above the best value, "
-    "or without one, also after a halving; continued with the step that led to the best iterate"
+    "checkpoints at the paper's shares of the steps, counted from 0; halved below 75 % of increases above the best "
+    "value, or without one, also after a halving; continued with the step that led to the best iterate"
 )
 
 

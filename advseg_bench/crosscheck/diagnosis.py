@@ -36,7 +36,7 @@ def diagnose(case: Case, theirs: Trace, steps: StepVerdict | None) -> str:
         return f"computed {len(theirs.points)} gradients, the reference {wanted}"
     if steps.last and as_stepwise(case.reference).keeps:
         images = int(steps.real.flatten(1).any(1).sum())
-        what = "its length or the iterate that it starts from is not that of the step control"
+        what = "its length or the iterate that it starts from is not that of the step-size rule"
         return f"wrong step {steps.last + 1} in {images} of {len(steps.real)} images: {what}"
     if steps.opposite > 0.9:
         return f"wrong sign: moves against the gradient on {steps.opposite:.0%} of the values"

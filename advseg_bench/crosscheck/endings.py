@@ -89,7 +89,7 @@ def find_kept(case: Case, stepwise: Stepwise, theirs: Trace, known: dict[object,
         case: Reference, model, images and budget.
         stepwise: The attack whose steps those of the implementation are.
         theirs: Its trace.
-        known: What the model says at the points of its gradients.
+        known: Gradients and values at its points.
 
     Cost:
         1 forward; none if the implementation has a gradient at its last iterate.
@@ -119,7 +119,7 @@ _OTHER = "returned iterate: neither the last one nor the one with the largest ob
 
 
 def _see(stepwise: Stepwise, case: Case, path: Sequence[Tensor], t: int, alone: bool, known: dict[object, Any]) -> Seen:
-    """Return what the model says at a point, which is remembered."""
+    """Return gradient and value at a point, which are cached."""
     if t not in known:
         known[t] = look_at(stepwise, case.model, case.batch, path[t], t, size=1 if alone else len(path[t]))
     seen: Seen = known[t]

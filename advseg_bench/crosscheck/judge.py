@@ -247,7 +247,7 @@ class _Envelope:
         return torch.stack([(after - end).abs() <= ulp for end in ends]).any(0)
 
     def _recompute(self, x: Tensor, step: int) -> list[Seen]:
-        """Return what the model says in float64, and in float32 in ways that are mathematically equivalent."""
+        """Return gradient and value in float64, and in float32 in ways that are mathematically equivalent."""
         if self.double is None:
             self.double = copy.deepcopy(self.model).double()
         reference, model, batch = self.reference, self.model, self.batch

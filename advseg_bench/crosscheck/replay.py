@@ -22,7 +22,7 @@ Reference = FGSM | ProjectedAscent
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a model says at a point.
+    """Gradient and value of the objectives at a point.
 
     Attributes:
         gradient: Gradient of the objective that the step follows, (N, C, *S).
@@ -118,7 +118,7 @@ class Ascent:
         attack: The attack.
         nan_to_zero: Whether a gradient of NaN counts as 0.
         bounds_first: Whether an iterate is clipped to the bounds before it is brought into the budget.
-        looks: Whether gradients are asked for where the attack says, or at the iterates.
+        looks: Whether the point ahead of an iterate is used, if the attack has one; else gradients are at the iterates.
     """
 
     attack: ProjectedAscent
@@ -247,7 +247,7 @@ def slack_of(value: Tensor, slack: float) -> Tensor:
 
 
 def settle(higher: Tensor, value: Tensor, best: Tensor) -> Tensor:
-    """Return the best values, where `higher` says which values exceed those before; in a tie they do by 1 ulp."""
+    """Return the best values, where `higher` marks those that exceed the ones before; in a tie they do by 1 ulp."""
     return torch.where(higher, torch.maximum(value, torch.nextafter(best, torch.full_like(best, torch.inf))), best)
 
 

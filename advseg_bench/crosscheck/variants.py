@@ -70,9 +70,9 @@ def faults(attack: Reference) -> Iterator[tuple[str, Stepwise, bool]]:
             yield f"wrong schedule: {name}", _as_stepwise(replace(attack, loss=_Scheduled(share))), False
     if isinstance(attack, APGD):
         for name, control in controls.FAULTS.items():
-            yield f"wrong step control: {name}", Adaptive(attack, control), True
+            yield f"wrong step-size rule: {name}", Adaptive(attack, control), True
     if isinstance(attack, NIFGSM):
-        yield "no look ahead: gradients at the iterates, as in MI-FGSM", Ascent(attack, looks=False), True
+        yield "no lookahead: gradients at the iterates, as in MI-FGSM", Ascent(attack, looks=False), True
 
 
 def _as_stepwise(attack: ProjectedAscent) -> Stepwise:
@@ -106,8 +106,8 @@ def _of_steps(attack: ProjectedAscent) -> Iterator[tuple[str, Stepwise, bool]]:
 def _of_control(attack: APGD, evaluate: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Stepwise, bool]]:
     """Yield other rules of the step sizes."""
     for name, control in controls.CONVENTIONS.items():
-        yield f"step control: {name}", Adaptive(attack, control), True
-    yield f"step control: {controls.OF_ART}", controls.LikeArt(attack, evaluate=evaluate), True
+        yield f"step-size rule: {name}", Adaptive(attack, control), True
+    yield f"step-size rule: {controls.OF_ART}", controls.LikeArt(attack, evaluate=evaluate), True
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,14 +106,15 @@ class Courses:
             Id of each cell of `attacks` -> what became of it.
         """
         found = {cell.id: Course() for cell in cells if cell.id in attacks}
-        chain = sorted((c for c in cells if c.member is not None), key=lambda c: (c.draw, c.eps, c.member))
+        linked = any(cell.skip_finished or cell.warm_start for cell in cells)
+        chain = sorted((c for c in cells if linked and c.member is not None), key=lambda c: (c.draw, c.eps, c.member))
         jobs: list[tuple[float, int, Callable[[], Job]]] = []
         if any(cell.id in attacks for cell in chain):
             length = sum(_length(attacks[cell.id]) for cell in chain if cell.id in attacks)
             begin = partial(self._chain, chain, attacks, given, found)
             jobs += [(length, i, partial(begin, i)) for i in range(self.n)]
         for cell in cells:
-            if cell.member is None and cell.id in attacks:
+            if cell.id in attacks and (cell.member is None or not linked):
                 begin = partial(self._attack, cell, attacks[cell.id], found[cell.id])
                 jobs += [(_length(attacks[cell.id]), i, partial(begin, i)) for i in range(self.n)]
         jobs.sort(key=lambda job: -job[0])  # stable: the longest first, so that few rows are left over in the end

@@ -50,7 +50,7 @@ BATTERIES: dict[str, dict[str, tuple[Member, ...]]] = {
     "standard-1": {
         "full": (
             *_NOISE,
-            Member("fgsm", "present_dice"),
+            Member("fgsm", "dice"),
             Member("fgsm", ENTROPY),
             Member("apgd", "present_dice", {"steps": 50, **_JUDGED}, warm=True),
             Member("apgd", "balanced_ce", {"steps": 50, **_JUDGED}, warm=True),
@@ -61,7 +61,7 @@ BATTERIES: dict[str, dict[str, tuple[Member, ...]]] = {
         ),
         "fast": (
             *_NOISE,
-            Member("fgsm", "present_dice"),
+            Member("fgsm", "dice"),
             Member("apgd", "present_dice", {"steps": 10, **_JUDGED}, warm=True),
             Member("apgd", "balanced_ce", {"steps": 10, **_JUDGED}, warm=True),
             Member("square", settings={"queries": 50}),
