@@ -291,7 +291,7 @@ def test_every_task_type_and_volumes_have_all_members(task, size, tmp_path):
     cells = plan(read(data=data))
     assert [cell.skip for cell in cells] == [None] * len(cells)
     losses = {cell.arm.loss for cell in cells if cell.arm.attack == "fgsm"}
-    assert losses == {"present_dice", "ce" if task == "multiclass" else "bce"}
+    assert losses == {"dice", "ce" if task == "multiclass" else "bce"}
 
 
 def test_a_norm_that_a_member_lacks_leaves_it_out_with_the_reason(monkeypatch):

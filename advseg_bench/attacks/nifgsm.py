@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -20,13 +21,15 @@ class NIFGSM(ProjectedAscent):
 
     Attributes:
         decay: Weight of the accumulated gradient.
+        momentum_norm: Normalisation of a gradient before it is accumulated. "mean" is that of the released code; with
+            "l1", which is that of the paper, the points ahead are almost the iterates.
 
     Cost:
         `steps` forwards, `steps` backwards.
 
     Source:
         Lin et al., ICLR 2020, arXiv:1908.06281, Algorithm 1 without scale invariance; differs in the clip to the
-        bounds.
+        bounds and in the normalisation.
 
     Example:
         >>> import torch
@@ -40,6 +43,7 @@ class NIFGSM(ProjectedAscent):
     """
 
     decay: float | None = 1.0
+    momentum_norm: Literal["l1", "l2", "mean", "sign", "none"] = "mean"
 
     def __post_init__(self) -> None:
         """Validate the settings."""

@@ -53,8 +53,9 @@ def make_worst_table(summary: Summary) -> Table | None:
     ]
     for name, label in (("pooled_dice", "Pooled Dice"), ("pooled_iou", "Pooled IoU")):
         columns.append(Column(label, tuple(write_mean(means[name].rows[key]) for _, _, key in points)))
+    shown = show_budget(budgets.reference, budgets.norm, budgets.width)
     caption = (
-        f"eps = {show_budget(budgets.reference, budgets.norm, budgets.width)}. Worst on images: number of images of which the attack "
+        f"eps = {shown}. Worst on images: number of images of which the attack "
         "has the lowest Dice among all attacks and noise. Pooled: pixel counts summed over all images before the "
         "ratio. Random attacks: mean of their repeats. The pooled worst case is of the data set: the result of each "
         "image is chosen so that the pooled score is low (greedy search of arXiv 2306.12941)."
@@ -64,7 +65,7 @@ def make_worst_table(summary: Summary) -> Table | None:
     data = data.drop("lower", "upper")
     return Table(
         "worst_case",
-        f"Worst case at eps {show_budget(budgets.reference, budgets.norm, budgets.width)}",
+        f"Worst case at eps {shown}",
         caption,
         tuple(columns),
         data,
