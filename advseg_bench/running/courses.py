@@ -36,14 +36,14 @@ class Course:
 
     Attributes:
         x_adv: What the attack returned for each image.
-        logits: The logits of the scoring model on what is scored.
+        predictions: What the scoring model makes of the image that is scored, shaped like `Batch.y` of one image.
         passes: Forwards and backwards of each image.
         flags: Flags of each image that only the course of the attack shows.
         error: The first error of an image; it fails the cell.
     """
 
     x_adv: dict[int, Tensor] = field(default_factory=dict)
-    logits: dict[int, Tensor] = field(default_factory=dict)
+    predictions: dict[int, Tensor] = field(default_factory=dict)
     passes: dict[int, tuple[int, int]] = field(default_factory=dict)
     flags: dict[int, set[str]] = field(default_factory=dict)
     error: BaseException | None = None
@@ -55,18 +55,27 @@ class Course:
 
     def take(self, i: int, result: Result, flag: str) -> None:
         """Take the result of another cell on an image, and flag it."""
-        self.x_adv[i], self.logits[i] = result.x_adv, result.logits
+        self.x_adv[i], self.predictions[i] = result.x_adv, result.prediction
         self.passes.setdefault(i, (0, 0))
         self.flags.setdefault(i, set()).add(flag)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A scored result on one image: the image, its logits, and its Dice, the mean over the classes that are present."""
+    """A scored result on one image.
+
+    Attributes:
+        x_adv: The image.
+        prediction: The prediction, shaped like `Batch.y` of one image.
+        dice: Dice, the mean over the classes that are present.
+        final: Whether no attack can lower a score: no class is found where it is, and each absent one is found. So the
+            score is 0 under each rule for absent classes; the background of a multiclass task does not count.
+    """
 
     x_adv: Tensor
-    logits: Tensor
+    prediction: Tensor
     dice: float
+    final: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +108,7 @@ class Courses:
         Args:
             cells: The cells; those of a battery with cells that were run before, which are in `given`.
             attacks: Id of each cell to run -> its attack.
-            given: Id of each battery cell that was run before -> the images that were scored, and their logits.
+            given: Id of each battery cell that was run before -> the images that were scored, and their predictions.
             fill: Counts the rows of forward passes.
 
         Returns:
@@ -137,8 +146,8 @@ class Courses:
                 for cell in members:
                     course = found.get(cell.id)
                     if cell.id in given:
-                        x_adv, logits = given[cell.id]
-                        result = self._score(x_adv[i : i + 1], logits[i : i + 1], i)
+                        x_adv, prediction = given[cell.id]
+                        result = self._score(x_adv[i : i + 1], prediction[i : i + 1], i)
                     elif course is None:
                         continue
                     elif done is not None and cell.skip_finished:
@@ -146,14 +155,14 @@ class Courses:
                         continue
                     else:
                         yield from self._attack(cell, attacks[cell.id], course, i)
-                        if i not in course.logits:
+                        if i not in course.predictions:
                             continue
-                        result = self._score(course.x_adv[i], course.logits[i], i)
+                        result = self._score(course.x_adv[i], course.predictions[i], i)
                         if cell.warm_start and smaller is not None and smaller.dice < result.dice:
                             result = smaller
                             course.take(i, smaller, KEPT_SMALLER)
                     best = result if best is None or result.dice < best.dice else best
-                    if done is None and self._is_finished(result.logits, i):
+                    if done is None and result.final:
                         done = result
                 smaller = best
 
@@ -174,28 +183,26 @@ class Courses:
         except (Exception, SystemExit) as error:
             course.error = error
             return
-        course.x_adv[i], course.logits[i] = x_adv, logits
+        course.x_adv[i], course.predictions[i] = x_adv, metrics.predict(logits, batch.task)
         course.passes[i] = log.forwards, log.backwards
         course.flags[i] = log.find_flags(logits)
+        if not bool(logits.isfinite().all()):
+            course.flags[i].add("non_finite_logits")
         if not all(torch.equal(a, b) for a, b in ((lent.x, batch.x), (lent.y, batch.y), (lent.valid, batch.valid))):
             course.flags[i].add("input_changed")
 
-    def _score(self, x_adv: Tensor, logits: Tensor, i: int) -> Result:
+    def _score(self, x_adv: Tensor, prediction: Tensor, i: int) -> Result:
         """Score a result on an image."""
         batch = select_images(self.batch, [i])
-        return Result(x_adv, logits, 1 - float(hard_dice(logits, batch.y, batch.valid, batch.task)))
-
-    def _is_finished(self, logits: Tensor, i: int) -> bool:
-        """Return whether no attack can lower a score: no class is found where it is, and each absent one is found.
-
-        So the score is 0 under each rule for absent classes; the background of a multiclass task does not count.
-        """
-        batch = select_images(self.batch, [i])
-        prediction = metrics.predict(logits, batch.task)
         counts = metrics.count(prediction, prediction, batch)
         first = 1 if batch.task.kind == "multiclass" else 0
-        tp, fp, fn = (part[0, first:] for part in (counts.tp, counts.fp, counts.fn))
-        return bool(((tp == 0) & ((fn > 0) | (fp > 0))).all())
+        tp, fp, fn = (part[0, first:].double() for part in (counts.tp, counts.fp, counts.fn))
+        present = tp + fn > 0
+        of_classes = torch.where(present, 2 * tp / (2 * tp + fp + fn).clamp(min=1), 0)
+        dice = (
+            float(of_classes.sum()) / max(int(present.sum()), 1) if present.any() else float((fp == 0).double().mean())
+        )
+        return Result(x_adv, prediction, float(found), bool(((tp == 0) & ((fn > 0) | (fp > 0))).all()))
 
 
 class _Log:

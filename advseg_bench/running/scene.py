@@ -8,6 +8,7 @@ bounds and budget before it is scored.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -97,9 +98,10 @@ class Scene:
         packed = self._find_packed(cells, attacks)
         scored: dict[str, tuple[Tensor, Tensor]] = {}
         courses: dict[str, Course] = {}
+        ran = False
         for cell in [c for c in cells if c.id not in packed] + [c for c in cells if c.id in packed]:
-            if cell.id in packed and not courses:
-                courses = self._run_packed(cells, packed, scored)
+            if cell.id in packed and not ran:
+                courses, ran = self._run_packed(cells, packed, scored), True
             try:
                 if cell.arm == CLEAN:
                     moves = geometry.measure_moves(self.batch.x, self.batch.x)
@@ -108,16 +110,16 @@ class Scene:
                     prediction = clean
                 else:
                     if cell.id in courses:
-                        checked, passes, attacked = self.finish(cell, packed[cell.id], courses[cell.id])
+                        checked, passes, prediction = self.finish(cell, packed[cell.id], courses.pop(cell.id))
                     else:
                         checked, passes = self.perturb(cell, attacks[cell.id], shared)
                         attacked = self.forward(checked.x_adv)
+                        prediction = metrics.predict(attacked, self.batch.task)
+                        _flag_misses(attacks[cell.id], attacked, logits, self.batch, checked.flags)
+                        _flag("non_finite_logits", _find_non_finite(attacked), checked.flags)
+                        if cell.member is not None:
+                            scored[cell.id] = checked.x_adv, prediction
                     moves, flags = checked.moves, checked.flags
-                    prediction = metrics.predict(attacked, self.batch.task)
-                    _flag_misses(attacks[cell.id], attacked, logits, self.batch, flags)
-                    _flag("non_finite_logits", _find_non_finite(attacked), flags)
-                    if cell.member is not None:
-                        scored[cell.id] = checked.x_adv, attacked
                 _flag("non_finite_logits", broken, flags)
             except (Exception, SystemExit) as error:
                 self.changed |= self.guard.restore()
@@ -140,7 +142,7 @@ class Scene:
         found = {}
         for cell in cells:
             attack = attacks.get(cell.id)
-            if self.pack and attack and is_stepped(attack) and (cell.member is not None or not self.thorough):
+            if self.pack and attack and _is_packed(attack) and (cell.member is not None or not self.thorough):
                 found[cell.id] = attack
         return found
 
@@ -161,7 +163,7 @@ class Scene:
         """Check the result of a stepped attack as `perturb` does.
 
         Returns:
-            As `perturb`, and the logits of the images that were scored, (N, K, *S).
+            As `perturb`, and the predictions on the images that were scored.
         """
         if course.error is not None:
             raise course.error
@@ -172,7 +174,7 @@ class Scene:
             flags |= course.flags[i]
         passes = [course.passes[i] for i in rows]
         _flag_costs(traits_of(attack), passes, checked.flags)
-        return checked, passes, torch.cat([course.logits[i] for i in rows])
+        return checked, passes, torch.cat([course.predictions[i] for i in rows])
 
     @timed("scoring: forwards")
     def forward(self, x: Tensor) -> Tensor:
@@ -232,6 +234,11 @@ class Scene:
 @timed("check of results")
 def _inspect(x_adv: Tensor, batch: Batch, budget: Budget, traits: Traits) -> Checked:
     return inspect(x_adv, batch, budget, traits)
+
+
+def _is_packed(attack: Attack) -> TypeGuard[SteppedAttack]:
+    """Whether an attack is no more than its queries, and has no criterion of success of its own."""
+    return is_stepped(attack) and not hasattr(attack, "reached")
 
 
 def _find_non_finite(values: Tensor) -> set[int]:
