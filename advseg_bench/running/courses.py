@@ -199,9 +199,7 @@ class Courses:
         tp, fp, fn = (part[0, first:].double() for part in (counts.tp, counts.fp, counts.fn))
         present = tp + fn > 0
         of_classes = torch.where(present, 2 * tp / (2 * tp + fp + fn).clamp(min=1), 0)
-        dice = (
-            float(of_classes.sum()) / max(int(present.sum()), 1) if present.any() else float((fp == 0).double().mean())
-        )
+        found = of_classes.sum() / present.sum() if present.any() else (fp == 0).double().mean()
         return Result(x_adv, prediction, float(found), bool(((tp == 0) & ((fn > 0) | (fp > 0))).all()))
 
 
