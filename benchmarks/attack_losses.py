@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import combinations
 from operator import methodcaller
@@ -223,6 +223,7 @@ def main() -> None:
     parser.add_argument("suite", nargs="?", help="Name or file of a suite; without it, stored results are printed.")
     parser.add_argument("--data", help="Folder of the data set of the suite.")
     parser.add_argument("--models", nargs="*", default=(), help="Names of models; by default all of the suite.")
+    parser.add_argument("--title", default="", help="Name of the data set in the tables.")
     parser.add_argument("--organ", default="", help="Attack this class of a multilabel data set as a binary task.")
     parser.add_argument("--losses", nargs="*", default=LOSSES, help="Besides the two of the battery.")
     parser.add_argument("--images", type=int, default=36, help="Number of test images.")
@@ -236,6 +237,7 @@ def main() -> None:
         suite = Suite.load(given.suite, data=given.data)
         of_call = (given.models, given.organ, given.images, float(given.eps), given.steps, given.losses)
         for each in measure(suite, *of_call):
+            each = replace(each, data=f"{given.title}, {each.data.split(', ')[-1]}") if given.title else each
             measured = [old for old in measured if (old.data, old.model) != (each.data, each.model)] + [each]
             if given.store:
                 given.store.write_text(json.dumps([asdict(each) for each in measured]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,12 @@ STEPS = {"torchattacks": "steps", "foolbox": "steps", "art": "max_iter"}
 """The setting of a toolkit that is the number of steps."""
 
 
-def list_rivals(eps: str, steps: int | None, most: int) -> Iterator[dict[str, Any]]:
-    """Yield the classes that follow a loss with at most `most` forwards per image, as attacks of a suite."""
+def list_rivals(eps: str, steps: int | None, most: int, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yield the classes that follow a loss with at most `most` forwards per image, or those named, as attacks of a suite."""
     for toolkit in TOOLKITS:
         for row in json.loads((SUPPORT / f"{toolkit}.json").read_text())["rows"]:
             fits = "linf" in row["norms"] and "multilabel" in row["kinds"]
-            if row["objective"] != "follows loss" or not fits:
+            if row["objective"] != "follows loss" or not fits or (only and row["name"] not in only):
                 continue
             cost = next(e for e in row["evidence"] if (e["norm"], e["kind"]) == ("linf", "multilabel"))
             if cost["forwards"] > most or (steps is not None and not 10 <= cost["backwards"] < 20):
@@ -42,11 +42,11 @@ def list_rivals(eps: str, steps: int | None, most: int) -> Iterator[dict[str, An
             yield {"name": row["name"], "losses": [LOSS], "eps": [eps], "settings": settings}
 
 
-def make_suite(models: list[str], eps: str, steps: int | None, most: int) -> ab.Suite:
+def make_suite(models: list[str], eps: str, steps: int | None, most: int, only: Sequence[str] = ()) -> ab.Suite:
     """Return `quick` with some models, the fast battery and its rivals."""
     tables = ab.Suite.load("quick").as_json()
     tables["models"] = [model for model in tables["models"] if model["name"] in models]
-    tables["attacks"] = list(list_rivals(eps, steps, most))
+    tables["attacks"] = list(list_rivals(eps, steps, most, only))
     tables["battery"] = {"name": "standard-1", "profile": "fast", "eps": [eps], "skip": False, "warm_start": False}
     return ab.Suite.model_validate(tables)
 
@@ -95,10 +95,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["unetplusplus-resnet10t", "unet-resnet18"])
     parser.add_argument("--eps", default="4/255")
     parser.add_argument("--steps", type=int, help="Steps of each class; only classes of one pass a step run.")
+    parser.add_argument("--only", nargs="*", default=(), help="Names of classes; by default all.")
     parser.add_argument("--most", type=int, default=1000, help="Leave out classes with more forwards per image.")
     parser.add_argument("--out", type=Path, required=True, help="Folder of the run, which is resumed.")
     given = parser.parse_args()
-    suite = make_suite(given.models, given.eps, given.steps, given.most)
+    suite = make_suite(given.models, given.eps, given.steps, given.most, given.only)
     run = ab.run(suite, given.out)
     for failure in run.failures:
         print(failure)
