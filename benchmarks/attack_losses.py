@@ -6,8 +6,8 @@
 
 A suite gives data, models and training; its attacks are not run. Every attack has the same step control, which judges
 the soft Dice of the classes that are present, and keeps each image's iterate with the lowest hard Dice: only the loss
-whose gradient is followed differs. `--store` adds the result of each image to a file; without a suite, the tables of
-all stored models are printed.
+whose gradient is followed differs. `--store` adds the results of each image to a file; without a suite, the tables
+of all stored models are printed.
 """
 
 from __future__ import annotations
@@ -58,8 +58,13 @@ LOSSES = (
     "margin",
     "dlr",
     "dice",
+    "present_dice, random start",
+    "balanced_ce, random start",
 )
-"""What the gradient follows; "entropy" is `bce` or, in multiclass tasks, `ce`."""
+"""What the gradient follows; "entropy" is `bce` or, in multiclass tasks, `ce`. A second run of one of
+the battery's losses, from a random start, shows what any third attack gains by chance."""
+
+RANDOM = ", random start"
 
 Scores = NDArray[np.float64]
 
@@ -102,11 +107,16 @@ def measure(
             continue
         model = obtain_model(spec, suite.training, dataset, suite.seed).model.requires_grad_(False)
         dice = {}
-        for loss in dict.fromkeys((*FIXED, *losses)):
+        for loss in losses:
             if loss == "dlr" and dataset.task.kind != "multiclass":
                 continue  # it is the margin there
             attack = APGD(
-                loss=make_loss(loss, dataset), steps=steps, objective="present_dice", keep="best", keep_by="hard_dice"
+                loss=make_loss(loss.removesuffix(RANDOM), dataset),
+                steps=steps,
+                random_start=loss.endswith(RANDOM),
+                objective="present_dice",
+                keep="best",
+                keep_by="hard_dice",
             )
             dice[loss] = [score for part in split(batch) for score in score_images(model, part, attack, eps)]
             print(f"{spec.name} {loss}: Dice {np.mean(dice[loss]):.3f}", file=sys.stderr)
@@ -192,7 +202,7 @@ class Tables:
 
     def alone(self) -> list[str]:
         """Rows of each loss, and of the worst of several."""
-        rows = [self.row(f"`{name}`", methodcaller("lost", name), name) for name in self.names]
+        rows = [self.row(show(name), methodcaller("lost", name), name) for name in self.names]
         rows.sort(key=lambda row: -row[0])
         several = {"SEA's three": SEA, "the two of the battery": FIXED, "all": self.common}
         rows += [self.row(title, methodcaller("lost", *losses), *losses) for title, losses in several.items()]
@@ -203,7 +213,7 @@ class Tables:
         """Rows of what more losses add to the two of the battery, the largest gain first."""
         others = [name for name in (self.names if count == 1 else self.common) if name not in FIXED]
         rows = [
-            self.row(" + ".join(f"`{name}`" for name in more), methodcaller("gain", *more), *more)
+            self.row(" + ".join(map(show, more)), methodcaller("gain", *more), *more)
             for more in combinations(others, count)
         ]
         return [row for _, row in sorted(rows, key=lambda row: -row[0])]
@@ -217,6 +227,11 @@ class Tables:
         return "\n\n".join("\n".join([f"{title}:", "", self.top, *rows]) for title, rows in parts.items())
 
 
+def show(name: str) -> str:
+    """Return the name of a loss as Markdown."""
+    return f"`{name.removesuffix(RANDOM)}`" + RANDOM * name.endswith(RANDOM)
+
+
 def main() -> None:
     """Read the command line, measure, and print the tables."""
     parser = argparse.ArgumentParser(description="Measure how much Dice APGD takes with each loss.")
@@ -225,7 +240,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=(), help="Names of models; by default all of the suite.")
     parser.add_argument("--title", default="", help="Name of the data set in the tables.")
     parser.add_argument("--organ", default="", help="Attack this class of a multilabel data set as a binary task.")
-    parser.add_argument("--losses", nargs="*", default=LOSSES, help="Besides the two of the battery.")
+    parser.add_argument("--losses", nargs="*", default=LOSSES, help="Losses to follow.")
     parser.add_argument("--images", type=int, default=36, help="Number of test images.")
     parser.add_argument("--eps", type=Fraction, default=Fraction(4, 255))
     parser.add_argument("--steps", type=int, default=20)
@@ -238,7 +253,10 @@ def main() -> None:
         of_call = (given.models, given.organ, given.images, float(given.eps), given.steps, given.losses)
         for each in measure(suite, *of_call):
             each = replace(each, data=f"{given.title}, {each.data.split(', ')[-1]}") if given.title else each
-            measured = [old for old in measured if (old.data, old.model) != (each.data, each.model)] + [each]
+            known = {(old.data, old.model): old for old in measured}
+            old = known.get((each.data, each.model))
+            each = replace(each, dice=old.dice | each.dice) if old else each
+            measured = list((known | {(each.data, each.model): each}).values())
             if given.store:
                 given.store.write_text(json.dumps([asdict(each) for each in measured]))
     print(Tables(measured))

@@ -29,7 +29,7 @@ STEPS = {"torchattacks": "steps", "foolbox": "steps", "art": "max_iter"}
 
 
 def list_rivals(eps: str, steps: int | None, most: int, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Yield the classes that follow a loss with at most `most` forwards per image, or those named, as attacks of a suite."""
+    """Yield the classes that follow a loss with at most `most` forwards, or those named, as attacks of a suite."""
     for toolkit in TOOLKITS:
         for row in json.loads((SUPPORT / f"{toolkit}.json").read_text())["rows"]:
             fits = "linf" in row["norms"] and "multilabel" in row["kinds"]
