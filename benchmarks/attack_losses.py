@@ -188,7 +188,7 @@ class Tables:
         self.common = [loss for loss in self.names if all(loss in each.dice for each in measured)]
 
     def row(self, title: str, value: Callable[[Measured], float], *losses: str) -> tuple[float, str]:
-        """Return the mean over data sets, and a row; empty where a model was not attacked with one of the losses."""
+        """Return the mean over data sets, and a row; without a mean where a model has not met a loss."""
         values: dict[str, list[float]] = {}
         cells = []
         for each in self.measured:
@@ -197,8 +197,8 @@ class Tables:
                 cells.append(f"{value(each):.4f}")
             else:
                 cells.append("")
-        mean = float(np.mean([np.mean(of_data) for of_data in values.values()]))
-        return mean, f"| {title} | {' | '.join(cells)} | {mean:.4f} |"
+        mean = -1.0 if "" in cells else float(np.mean([np.mean(of_data) for of_data in values.values()]))
+        return mean, f"| {title} | {' | '.join(cells)} | {'' if '' in cells else f'{mean:.4f}'} |"
 
     def alone(self) -> list[str]:
         """Rows of each loss, and of the worst of several."""
