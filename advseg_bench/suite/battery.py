@@ -14,10 +14,6 @@ ENTROPY = "entropy"
 OTHERS = "each other model"
 """In place of a setting: the member has one cell for each other model of the suite."""
 
-PIXEL_LOSS = "js"
-"""The pixel loss of `standard-1`."""
-
-
 SKIPPED, KEPT_SMALLER = "skipped", "kept_smaller"
 """Flags of rows: an image that was left out, since an earlier member had finished it; a result of a smaller radius that
 was kept, since it is better."""
@@ -54,7 +50,8 @@ BATTERIES: dict[str, dict[str, tuple[Member, ...]]] = {
             Member("fgsm", ENTROPY),
             Member("apgd", "present_dice", {"steps": 50, **_JUDGED}, warm=True),
             Member("apgd", "balanced_ce", {"steps": 50, **_JUDGED}, warm=True),
-            Member("apgd", PIXEL_LOSS, {"steps": 50, **_JUDGED}, warm=True),
+            Member("apgd", "margin", {"steps": 50, **_JUDGED}, warm=True),
+            Member("apgd", "segpgd", {"steps": 50, **_JUDGED}, warm=True),
             Member("mifgsm", "present_dice", {"steps": 10}, warm=True),
             Member("square", settings={"queries": 1000}),
             Member("transfer", "present_dice", {"source": OTHERS}),
