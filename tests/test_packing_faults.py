@@ -53,10 +53,11 @@ SOUND = {
 }
 
 
-def run(attacks: dict[str, Any], *, n: int = 11, limit: int | None = None, fill: Fill | None = None):
+def run(attacks: dict[str, Any], *, n: int = 11, limit: int | None = None, fill: Fill | None = None, net=None):
     cells = tuple(make_cell(name, max_forwards=None if name in SOUND else limit) for name in attacks)
     unit = Unit("m", tuple(range(n)), cells)
-    rows, failures = run_unit(unit, Net(), make_data(n), Conditions(seed=0, batch=8), attacks=attacks, fill=fill)
+    net, conditions = net or Net(), Conditions(seed=0, batch=8)
+    rows, failures = run_unit(unit, net, make_data(n), conditions, attacks=attacks, fill=fill)
     return {(row["cell"], row["image"]): row for row in rows}, failures
 
 
@@ -115,6 +116,18 @@ class Broken(SteppedAttack):
         return x[..., :-1] if self.fault == "shape" else x
 
 
+@dataclass(frozen=True)
+class Asks(SteppedAttack):
+    """Asks about constant images at its third step."""
+
+    value: float
+
+    def begin(self, batch, *, budget, generators):
+        for step in range(4):
+            yield Query(torch.full_like(batch.x, self.value) if step == 2 else batch.x)
+        return batch.x
+
+
 BAD_QUERIES = {
     "query shape": lambda x: Query(x[..., :-1]),
     "query size": lambda x: Query(torch.cat([x, x])),
@@ -155,6 +168,21 @@ def test_a_loss_that_writes_into_its_arguments_changes_no_other_cell(alone, faul
 )
 def test_an_attack_that_breaks_fails_its_cell_alone(alone, fault, message):
     assert message in only_fails({"x": Broken(fault)}, alone)
+
+
+class Picky(Net):
+    """A network that refuses images far below 0."""
+
+    def forward(self, x):
+        if bool((x < -5).any()):
+            raise ValueError("negative image")
+        return Net.forward(self, x)
+
+
+def test_an_image_that_the_model_refuses_fails_its_cell_alone(alone):
+    rows, failures = run(SOUND | {"x": Asks(-9.0)}, net=Picky())
+    assert {(failure.cell, failure.message) for failure in failures} == {("x", "ValueError: negative image")}
+    assert rows == alone
 
 
 def test_an_attack_that_never_ends_is_stopped_at_its_limit(alone):

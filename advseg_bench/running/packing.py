@@ -111,7 +111,9 @@ class Packer:
         try:
             asked.pass_through(slots[0].ask.model, torch.cat([slot.ask.query.x for slot in rows]))
         except (Exception, SystemExit) as error:
-            return [error] * taken
+            if taken == 1:
+                return [error]
+            return [answer for slot in slots for answer in self._answer([slot])]  # only who causes it fails
         return [asked.answer(i) for i in range(taken)]
 
 
