@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -215,3 +215,63 @@ def test_batches_are_full_on_36_images_and_24_cells():
     assert fill.share >= 0.95, fill
     queries = sum(row["forwards"] + 1 for row in rows.values())
     assert fill.used == queries, "one more forward scores each result"
+
+
+def run_chain(attacks: dict[str, Any], net, *, eps: tuple[float, ...], n: int = 3):
+    """Rows and failures of a battery: each attack at its radius, with skipping and warm starts."""
+    cells = tuple(
+        replace(make_cell(name, radius), battery="b", member=i, skip_finished=True, warm_start=True)
+        for i, (name, radius) in enumerate(zip(attacks, eps, strict=True))
+    )
+    unit = Unit("m", tuple(range(n)), cells)
+    rows, failures = run_unit(unit, net, make_data(n), Conditions(seed=0, batch=8), attacks=attacks)
+    return {(row["cell"], row["image"]): row for row in rows}, failures
+
+
+@dataclass(frozen=True)
+class Shifts(SteppedAttack):
+    """Moves all values by a share of eps; raises on one image."""
+
+    share: float = 1.0
+    refuses: str = ""
+
+    def begin(self, batch, *, budget, generators):
+        for _ in range(2 if batch.images[0] == "i0" else 5):
+            yield Query(batch.x)
+        if batch.images[0] == self.refuses:
+            raise ValueError("refused")
+        return (batch.x + self.share * budget.eps).clamp(0, 1)
+
+
+class Nothing(Net):
+    """Finds no class, with a gradient."""
+
+    def forward(self, x):
+        return Net.forward(self, x) - 99
+
+
+class BreaksWhenShifted(Net):
+    """NaN for the images of `Shifts(0.9)` at 4/255, known by their first value."""
+
+    def forward(self, x):
+        first = torch.stack([make_data(3).batch([i]).x[0, 0, 0, 0] for i in range(3)])
+        shifted = (x[:, :1, 0, 0] == (first + 0.9 * 4 / 255).clamp(0, 1)).any(1)
+        return torch.where(shifted.view(-1, 1, 1, 1), torch.nan, Net.forward(self, x))
+
+
+def test_a_result_with_non_finite_logits_ends_no_search():
+    attacks = {"x": Shifts(0.9), "one": SOUND["apgd"], "two": SOUND["bim"]}
+    rows, failures = run_chain(attacks, BreaksWhenShifted(), eps=(4 / 255, 4 / 255, 5 / 255))
+    assert failures == []
+    for (cell, _), row in rows.items():
+        assert ("non_finite_logits" in row["flags"]) == (cell == "x")
+        assert not {"skipped", "kept_smaller"} & {*row["flags"]} or row["flags"] == ["kept_smaller"]
+        assert row["forwards"] > 0
+
+
+def test_the_clean_image_ends_no_search():
+    """Of images that are lost without an attack."""
+    rows, failures = run_chain({"x": Shifts(0.0), "one": SOUND["mifgsm"]}, Nothing(), eps=(4 / 255, 4 / 255))
+    assert failures == []
+    assert {cell: row["flags"] for (cell, _), row in rows.items()}["x"] == ["unchanged"]
+    assert all("skipped" not in row["flags"] for row in rows.values())

@@ -152,6 +152,8 @@ class Courses:
                         if cell.warm_start and smaller is not None and smaller.dice < result.dice:
                             result = smaller
                             course.take(i, smaller, KEPT_SMALLER)
+                    if not self._is_measured(result, i):
+                        continue
                     best = result if best is None or result.dice < best.dice else best
                     if done is None and self._is_finished(result.logits, i):
                         done = result
@@ -184,6 +186,10 @@ class Courses:
         """Score a result on an image."""
         batch = select_images(self.batch, [i])
         return Result(x_adv, logits, 1 - float(hard_dice(logits, batch.y, batch.valid, batch.task)))
+
+    def _is_measured(self, result: Result, i: int) -> bool:
+        """Return whether means contain a result; one of which they do not leaves the image to the other attacks."""
+        return bool(result.logits.isfinite().all()) and not torch.equal(result.x_adv, self.batch.x[i : i + 1])
 
     def _is_finished(self, logits: Tensor, i: int) -> bool:
         """Return whether no attack can lower a score: no class is found where it is, and each absent one is found.
