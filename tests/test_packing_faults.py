@@ -259,6 +259,24 @@ class BreaksWhenShifted(Net):
         return torch.where(shifted.view(-1, 1, 1, 1), torch.nan, Net.forward(self, x))
 
 
+class Scale(Net):
+    """Finds all classes where the first channel of an image is large."""
+
+    def forward(self, x):
+        return 9 * (x[:, :1] - 0.5).repeat(1, 3, *[1] * (x.dim() - 2))
+
+
+def test_what_is_kept_of_an_attack_beyond_its_budget_is_the_image_that_was_scored():
+    attacks = {"x": Shifts(-2.0), "one": Shifts(0.5)}
+    rows, failures = run_chain(attacks, Scale(), eps=(20 / 255, 40 / 255))
+    assert failures == []
+    assert all(rows["x", image]["flags"] == ["over_budget"] for _, image in rows)
+    kept = {image: row for (cell, image), row in rows.items() if cell == "one" and "kept_smaller" in row["flags"]}
+    assert kept
+    for image, row in kept.items():
+        assert (row["linf"], row["tp"]) == (rows["x", image]["linf"], rows["x", image]["tp"])
+
+
 def test_a_result_with_non_finite_logits_ends_no_search():
     attacks = {"x": Shifts(0.9), "one": SOUND["apgd"], "two": SOUND["bim"]}
     rows, failures = run_chain(attacks, BreaksWhenShifted(), eps=(4 / 255, 4 / 255, 5 / 255))

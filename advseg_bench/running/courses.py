@@ -145,10 +145,10 @@ class Courses:
                         course.take(i, done, SKIPPED)
                         continue
                     else:
-                        yield from self._attack(cell, attacks[cell.id], course, i)
-                        if i not in course.logits:
+                        scored = yield from self._attack(cell, attacks[cell.id], course, i)
+                        if scored is None:
                             continue
-                        result = self._score(course.x_adv[i], course.logits[i], i)
+                        result = self._score(scored, course.logits[i], i)
                         if cell.warm_start and smaller is not None and smaller.dice < result.dice:
                             result = smaller
                             course.take(i, smaller, KEPT_SMALLER)
@@ -159,10 +159,16 @@ class Courses:
                         done = result
                 smaller = best
 
-    def _attack(self, cell: Cell, attack: SteppedAttack, course: Course, i: int) -> Job:
-        """Run one cell on one image, and score the result; an error fails the cell."""
+    def _attack(
+        self, cell: Cell, attack: SteppedAttack, course: Course, i: int
+    ) -> Generator[Ask, Answer, Tensor | None]:
+        """Run one cell on one image; an error fails the cell.
+
+        Returns:
+            The image that was scored, inside bounds and budget; None after an error.
+        """
         if course.error is not None:
-            return
+            return None
         batch = select_images(self.batch, [i])
         log = _Log(attack, batch, cell.max_forwards)
         try:
@@ -175,12 +181,13 @@ class Courses:
             logits = (yield Ask(self.model, Query(scored))).logits
         except (Exception, SystemExit) as error:
             course.error = error
-            return
+            return None
         course.x_adv[i], course.logits[i] = x_adv, logits
         course.passes[i] = log.forwards, log.backwards
         course.flags[i] = log.find_flags(logits)
         if not all(torch.equal(a, b) for a, b in ((lent.x, batch.x), (lent.y, batch.y), (lent.valid, batch.valid))):
             course.flags[i].add("input_changed")
+        return scored
 
     def _score(self, x_adv: Tensor, logits: Tensor, i: int) -> Result:
         """Score a result on an image."""
