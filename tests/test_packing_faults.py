@@ -266,6 +266,19 @@ class Scale(Net):
         return 9 * (x[:, :1] - 0.5).repeat(1, 3, *[1] * (x.dim() - 2))
 
 
+@pytest.mark.parametrize("refuses", ["i0", "i2"])
+def test_an_image_that_an_attack_refuses_changes_no_other_image(refuses):
+    """The first image is ahead of the others, so the error comes before or after their attacks begin."""
+    lost = {"weak": Shifts(0.01), "x": Shifts(-1.0), "one": SOUND["bim"]}
+    sound, _ = run_chain(lost, Scale(), eps=(0.9,) * 3)
+    rows, failures = run_chain(lost | {"x": Shifts(-1.0, refuses)}, Scale(), eps=(0.9,) * 3)
+    assert [failure.message for failure in failures] == ["ValueError: refused"]
+    for image in {"i0", "i1", "i2"} - {refuses}:
+        assert rows["one", image] == sound["one", image]
+        assert rows["one", image]["flags"] == ["skipped"]
+    assert rows["one", refuses]["forwards"] == 4
+
+
 def test_what_is_kept_of_an_attack_beyond_its_budget_is_the_image_that_was_scored():
     attacks = {"x": Shifts(-2.0), "one": Shifts(0.5)}
     rows, failures = run_chain(attacks, Scale(), eps=(20 / 255, 40 / 255))

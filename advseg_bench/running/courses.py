@@ -164,10 +164,12 @@ class Courses:
     ) -> Generator[Ask, Answer, Tensor | None]:
         """Run one cell on one image; an error fails the cell.
 
+        The other images of a battery are still attacked, so that later members skip the same images in any batch.
+
         Returns:
             The image that was scored, inside bounds and budget; None after an error.
         """
-        if course.error is not None:
+        if course.error is not None and cell.member is None:
             return None
         batch = select_images(self.batch, [i])
         log = _Log(attack, batch, cell.max_forwards)
@@ -180,7 +182,7 @@ class Courses:
             scored = inspect(x_adv, batch, budget, traits_of(attack)).x_adv
             logits = (yield Ask(self.model, Query(scored))).logits
         except (Exception, SystemExit) as error:
-            course.error = error
+            course.error = course.error or error
             return None
         course.x_adv[i], course.logits[i] = x_adv, logits
         course.passes[i] = log.forwards, log.backwards
