@@ -31,12 +31,14 @@ class Net(torch.nn.Module):
         return torch.nn.functional.conv2d(torch.nn.functional.conv2d(x, self.a, padding=1).tanh(), self.b)
 
 
-def make_data(n: int) -> Dataset:
+def make_data(n: int, net: torch.nn.Module | None = None) -> Dataset:
+    """Random labels, or those that a network finds."""
     batch, _ = make_batch("multilabel", n=n, space=(12, 12))
     cases = [Case(f"i{i}", f"s{i}", "b", (1.0, 1.0), "test") for i in range(n)]
 
     def read(i: int) -> Sample:
-        return Sample(batch.x[i].numpy(), batch.y[i].numpy(), batch.valid[i].numpy())
+        y = batch.y[i] if net is None else net(batch.x[i : i + 1])[0] > 0
+        return Sample(batch.x[i].numpy(), y.numpy(), batch.valid[i].numpy())
 
     return Dataset(name="tiny", task=Task("multilabel", ("a", "b", "c")), cases=cases, read=read, fingerprint="f")
 
@@ -53,11 +55,21 @@ SOUND = {
 }
 
 
-def run(attacks: dict[str, Any], *, n: int = 11, limit: int | None = None, fill: Fill | None = None, net=None):
-    cells = tuple(make_cell(name, max_forwards=None if name in SOUND else limit) for name in attacks)
+def run(
+    attacks: dict[str, Any],
+    *,
+    n: int = 11,
+    limit: int | None = None,
+    fill: Fill | None = None,
+    net=None,
+    eps=4 / 255,
+    right=False,
+):
+    cells = tuple(make_cell(name, eps, None if name in SOUND else limit) for name in attacks)
     unit = Unit("m", tuple(range(n)), cells)
     net, conditions = net or Net(), Conditions(seed=0, batch=8)
-    rows, failures = run_unit(unit, net, make_data(n), conditions, attacks=attacks, fill=fill)
+    data = make_data(n, net if right else None)
+    rows, failures = run_unit(unit, net, data, conditions, attacks=attacks, fill=fill)
     return {(row["cell"], row["image"]): row for row in rows}, failures
 
 
@@ -194,6 +206,15 @@ def test_a_limit_that_is_not_reached_changes_nothing(alone):
     rows, failures = run({"bim": SOUND["bim"]}, limit=4)
     assert failures == []
     assert rows == {key: row for key, row in alone.items() if key[0] == "bim"}
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("name", ["pgd", "apgd"])
+def test_a_gradient_that_vanishes_once_all_is_wrong_raises_no_flag(name, keep):
+    attack = {"pgd": PGD, "apgd": APGD}[name](loss="balanced_ce", steps=6, keep=keep)
+    rows, failures = run({"x": attack}, n=3, net=Scale(), eps=0.9, right=True)
+    assert failures == []
+    assert {(*row["tp"], *row["flags"]) for row in rows.values()} == {(0, 0, 0)}
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from advseg_bench.attacks.ascent import ProjectedAscent
 from advseg_bench.attacks.base import image_generators
 from advseg_bench.attacks.stepping import Answer, Query, SteppedAttack, Steps
 from advseg_bench.batches import Batch, copy_batch, select_images
-from advseg_bench.checks.doubts import TRACED, Trace, flag_images, measure_zero
+from advseg_bench.checks.doubts import TRACED, ZERO_SHARE, Trace, flag_images, measure_zero
 from advseg_bench.checks.results import check_form, inspect, traits_of
 from advseg_bench.errors import PluginError, QueryLimitError, expected
 from advseg_bench.losses import hard_dice
@@ -276,11 +276,12 @@ class _Log:
             return
         self.backwards += 1
         self.broken |= not bool(answer.gradient.isfinite().all())
-        self.trace.zero.append(measure_zero(answer.gradient, self.batch))
+        zero, last = measure_zero(answer.gradient, self.batch), self.trace.keep == "last"
+        self.trace.zero.append(zero)
         if self.known and (self.fixed or len(answer.value)):
             self.trace.values.append(answer.value.reshape(1, -1)[:, 0] if len(answer.value) else answer.height)
-        if self.trace.keep == "last" and query.model is None:
-            self.trace.success.append(self._score(answer.logits))
+        scored = query.model is None if last else bool((zero > ZERO_SHARE).any())
+        self.trace.success.append(self._score(answer.logits) if scored else torch.full_like(zero, torch.nan))
 
     def _score(self, logits: Tensor) -> Tensor:
         return 1 - hard_dice(logits, self.batch.y, self.batch.valid, self.batch.task)
