@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from advseg_bench.attacks.ascent import Climb, ProjectedAscent, better, confine, spare_clean
+from advseg_bench.attacks.base import cost_if_same
 from advseg_bench.attacks.objective import Aim
 from advseg_bench.attacks.stepping import Query
 from advseg_bench.batches import Batch
@@ -75,9 +76,10 @@ class APGD(ProjectedAscent):
 
     @property
     def traits(self) -> Traits:
-        """The traits in the catalogue for these settings."""
+        """The traits in the catalogue for these settings; without a cost for a subclass with a loop of its own."""
         names = ("steps", "keep", "random_start", "restarts", "radius_schedule")
-        return ascent_traits({name: getattr(self, name) for name in names}, evaluates=True)
+        traits = ascent_traits({name: getattr(self, name) for name in names}, evaluates=True)
+        return cost_if_same(traits, self, APGD, "perturb", "begin", "climb_ball")
 
     @property
     def moves(self) -> int:
