@@ -238,12 +238,14 @@ def test_an_id_depends_on_what_a_member_skips_or_starts_from_and_on_nothing_late
     assert same == ["fgsm"] * 4, "the members before it at each radius"
 
 
-def test_a_random_model_repeats_each_member_and_skips_within_a_repeat():
+def test_a_random_model_repeats_each_member_and_skips_nothing():
+    """Its attacks are run one by one, since its random numbers would depend on what runs beside it."""
     text = NET.format("a") + "stochastic = true\nrepeats = 3\n"
     suite = parse_suite(HEAD + FAST + DATA + text, "s.toml")
     cells = members(suite)
     assert {sum(c.member == m and c.eps == 2 / 255 for c in cells) for m in range(6)} == {3}
     assert len({cell.id for cell in plan(suite)}) == len(plan(suite))
+    assert not any(cell.skip_finished or cell.warm_start or cell.alone for cell in cells)
 
 
 @pytest.mark.parametrize(
