@@ -104,7 +104,7 @@ class APGD(ProjectedAscent):
             kept = better(kept, x_adv, answer.value[:, 1])
             if more:
                 x_adv = control.update(x_adv, answer.gradient, answer.value[:, 0])
-        return kept if self.keep == "best" else (x_adv, None)
+        return kept if self.keep == "best" else (x_adv, answer.value[:, 1])
 
     def advance(
         self, x_adv: Tensor, before: Tensor, control: StepControl, batch: Batch, budget: Budget, *, first: bool
