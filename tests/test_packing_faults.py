@@ -166,6 +166,24 @@ def test_a_loss_that_raises_fails_its_cell_alone(alone, fault, message):
     assert message in only_fails({"x": BIM(loss=loss, steps=4)}, alone)
 
 
+@dataclass(frozen=True)
+class Weighted:
+    """A loss with a tensor, of which two cannot be compared."""
+
+    weights: torch.Tensor
+
+    def __call__(self, logits, y, valid, task):
+        return self.weights.sum() * losses.bce(logits, y, valid, task)
+
+
+def test_losses_that_cannot_be_compared_run_together():
+    attacks = {f"x{i}": BIM(loss=Weighted(torch.full((2,), i - 1.5)), steps=3) for i in range(3)}
+    found, failures = run(attacks, n=3)
+    assert failures == []
+    for name, attack in attacks.items():
+        assert run({name: attack}, n=3)[0] == {key: row for key, row in found.items() if key[0] == name}
+
+
 @pytest.mark.parametrize("fault", ["labels", "valid", "logits"])
 @pytest.mark.parametrize("role", ["loss", "keep_by"])
 def test_a_loss_that_writes_into_its_arguments_changes_no_other_cell(alone, fault, role):

@@ -213,9 +213,17 @@ def _group(measures: Sequence[Measure | None]) -> list[tuple[Measure, list[int]]
     for i, measure in enumerate(measures):
         if measure is None:
             continue
-        members = next((rows for known, rows in found if known == measure), None)
+        members = next((rows for known, rows in found if _is_same(known, measure)), None)
         if members is None:
             found.append((measure, [i]))
         else:
             members.append(i)
     return found
+
+
+def _is_same(one: Measure, other: Measure) -> bool:
+    """Return whether two measures are equal; those that cannot be compared, such as losses with tensors, are not."""
+    try:
+        return bool(one == other)
+    except Exception:
+        return False
