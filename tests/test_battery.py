@@ -239,12 +239,14 @@ def test_an_id_depends_on_what_a_member_skips_or_starts_from_and_on_nothing_late
     assert same == ["fgsm"] * 4, "the members before it at each radius"
 
 
-def test_a_random_model_repeats_each_member_and_skips_within_a_repeat():
+def test_a_random_model_repeats_each_member_and_skips_nothing():
+    """Its attacks are run one by one, since its random numbers would depend on what runs beside it."""
     text = NET.format("a") + "stochastic = true\nrepeats = 3\n"
     suite = parse_suite(HEAD + FAST + DATA + text, "s.toml")
     cells = members(suite)
     assert {sum(c.member == m and c.eps == 2 / 255 for c in cells) for m in range(6)} == {3}
     assert len({cell.id for cell in plan(suite)}) == len(plan(suite))
+    assert not any(cell.skip_finished or cell.warm_start or cell.alone for cell in cells)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +350,19 @@ def test_a_plan_lists_the_members_with_their_passes_and_the_highest_cost(tmp_pat
     assert "battery: standard-1, profile full, finished images are skipped" in shown
     rows = {tuple(line.split()[:2]): line.split() for line in shown.splitlines() if " linf 2 4 /255 " in line}
     assert [name for name, _ in rows] == [
-        *("random_sign", "uniform_noise", "fgsm", "fgsm", "apgd", "apgd", "apgd", "apgd", "mifgsm", "square", "transfer")
+        *(
+            "random_sign",
+            "uniform_noise",
+            "fgsm",
+            "fgsm",
+            "apgd",
+            "apgd",
+            "apgd",
+            "apgd",
+            "mifgsm",
+            "square",
+            "transfer",
+        )
     ]
     assert rows["square", "-"][-4:] == ["1001", "0", "4", "0"]
     assert rows["fgsm", "bce"][-4:] == ["2", "1", "4", "0"]

@@ -276,6 +276,28 @@ def test_a_subclass_with_a_loop_of_its_own_states_no_cost():
     assert Twice(loss="dice").traits.forwards is None
 
 
+LOOPS = {
+    "APGD": ("perturb", "begin", "climb_ball"),
+    "PAdam": ("perturb", "begin", "climb_ball"),
+    "PGD": ("perturb", "begin", "climb_ball"),
+    "Square": ("perturb", "begin"),
+    "Transfer": ("perturb", "begin", "inner"),
+}
+
+
+@pytest.mark.parametrize(("name", "methods"), LOOPS.items())
+def test_a_stepped_subclass_with_a_loop_of_its_own_states_no_cost(name, methods):
+    base = getattr(ab.attacks, name)
+    settings = {"source": "b"} if name == "Transfer" else {}
+    settings |= {} if name == "Square" else {"loss": "dice"}
+    assert base(**settings).traits.forwards
+    assert type("Renamed", (base,), {})(**settings).traits.forwards
+    for method in methods:
+        other = type("Own", (base,), {method: lambda self, *given, **named: None})
+        assert other(**settings).traits.forwards is None
+        assert other(**settings).traits.backwards is None
+
+
 def test_a_subclass_with_an_objective_of_its_own_shares_no_gradient():
     class Away(ab.attacks.ShuffledSign):
         def objective(self, logits, batch):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from advseg_bench.attacks.ascent import Climb, ProjectedAscent, better, confine, spare_clean
+from advseg_bench.attacks.base import cost_if_same
 from advseg_bench.attacks.objective import Aim
 from advseg_bench.attacks.stepping import Query
 from advseg_bench.batches import Batch
@@ -75,9 +76,10 @@ class APGD(ProjectedAscent):
 
     @property
     def traits(self) -> Traits:
-        """The traits in the catalogue for these settings."""
+        """The traits in the catalogue for these settings; without a cost for a subclass with a loop of its own."""
         names = ("steps", "keep", "random_start", "restarts", "radius_schedule")
-        return ascent_traits({name: getattr(self, name) for name in names}, evaluates=True)
+        traits = ascent_traits({name: getattr(self, name) for name in names}, evaluates=True)
+        return cost_if_same(traits, self, APGD, "perturb", "begin", "climb_ball")
 
     @property
     def moves(self) -> int:
@@ -102,7 +104,7 @@ class APGD(ProjectedAscent):
             kept = better(kept, x_adv, answer.value[:, 1])
             if more:
                 x_adv = control.update(x_adv, answer.gradient, answer.value[:, 0])
-        return kept if self.keep == "best" else (x_adv, None)
+        return kept if self.keep == "best" else (x_adv, answer.value[:, 1])
 
     def advance(
         self, x_adv: Tensor, before: Tensor, control: StepControl, batch: Batch, budget: Budget, *, first: bool

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from advseg_bench.attacks.base import BaseAttack, without_cost
+from advseg_bench.attacks.base import BaseAttack, cost_if_same
 from advseg_bench.attacks.objective import Aim, find_loss, refuse_target, settle_objective, why_loss_unfit
 from advseg_bench.attacks.stepping import Answer, Query, SteppedAttack, Steps
 from advseg_bench.batches import Batch
@@ -116,9 +116,7 @@ class ProjectedAscent(SteppedAttack):
         """The traits in the catalogue for these settings; without a cost for a subclass with a loop of its own."""
         settings = {name: getattr(self, name) for name in ("steps", "keep", "random_start", "restarts")}
         traits = ascent_traits(settings | {"radius_schedule": self.radius_schedule})
-        kind = type(self)
-        same = kind.perturb is SteppedAttack.perturb and kind.begin is ProjectedAscent.begin
-        return traits if same and kind.climb_ball is ProjectedAscent.climb_ball else without_cost(traits)
+        return cost_if_same(traits, self, ProjectedAscent, "perturb", "begin", "climb_ball")
 
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
         """Return the reason why the attack does not support a batch and a budget, or None."""

@@ -145,6 +145,12 @@ def without_cost(traits: Traits) -> Traits:
     return replace(traits, forwards=None, backwards=None)
 
 
+def cost_if_same(traits: Traits, attack: Attack, known: type, *methods: str) -> Traits:
+    """Return traits, without a declared cost if the class of an attack overrides a method of a known class."""
+    same = all(getattr(type(attack), method) is getattr(known, method) for method in methods)
+    return traits if same else without_cost(traits)
+
+
 def why_unfit(name: str, traits: Traits, batch: Batch, budget: Budget) -> str | None:
     """Return the reason why an attack with given traits does not support a batch and a budget, or None."""
     if budget.norm not in traits.norms:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from advseg_bench.attacks.ascent import Climb, ProjectedAscent, better, confine, spare_clean
+from advseg_bench.attacks.base import cost_if_same
 from advseg_bench.attacks.stepping import Query
 from advseg_bench.batches import Batch
 from advseg_bench.registry.ascents import ascent_traits
@@ -53,9 +54,10 @@ class PAdam(ProjectedAscent):
 
     @property
     def traits(self) -> Traits:
-        """The traits in the catalogue for these settings."""
+        """The traits in the catalogue for these settings; without a cost for a subclass with a loop of its own."""
         names = ("steps", "keep", "random_start", "restarts", "radius_schedule")
-        return ascent_traits({name: getattr(self, name) for name in names})
+        traits = ascent_traits({name: getattr(self, name) for name in names})
+        return cost_if_same(traits, self, PAdam, "perturb", "begin", "climb_ball")
 
     def climb_ball(self, x_adv: Tensor, batch: Batch, budget: Budget) -> Climb:
         """Climb in one ball, see `ProjectedAscent.climb_ball`."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from advseg_bench.attacks.base import BaseAttack, without_cost
+from advseg_bench.attacks.base import BaseAttack, cost_if_same
 from advseg_bench.attacks.boxes import (
     box_share,
     box_sides,
@@ -131,9 +131,8 @@ class Square(SteppedAttack):
 
     @property
     def traits(self) -> Traits:
-        """The traits in the catalogue for these settings; without a cost for a subclass that overrides `begin`."""
-        traits = square_traits({"queries": self.queries})
-        return traits if type(self).begin is Square.begin else without_cost(traits)
+        """The traits in the catalogue for these settings; without a cost for a subclass that has a loop of its own."""
+        return cost_if_same(square_traits({"queries": self.queries}), self, Square, "perturb", "begin")
 
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
         """Return the reason why the attack does not support a batch and a budget, or None."""

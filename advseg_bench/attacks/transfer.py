@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from advseg_bench.attacks.apgd import APGD
-from advseg_bench.attacks.base import BaseAttack
+from advseg_bench.attacks.base import BaseAttack, cost_if_same
 from advseg_bench.attacks.objective import find_loss, why_loss_unfit
 from advseg_bench.attacks.stepping import SteppedAttack, Steps
 from advseg_bench.batches import Batch
@@ -91,8 +91,9 @@ class Transfer(SteppedAttack):
 
     @property
     def traits(self) -> Traits:
-        """The traits in the catalogue for these settings."""
-        return transfer_traits({"steps": self.steps, "keep": self.keep})
+        """The traits in the catalogue for these settings; without a cost for a subclass with a loop of its own."""
+        traits = transfer_traits({"steps": self.steps, "keep": self.keep})
+        return cost_if_same(traits, self, Transfer, "perturb", "begin", "inner")
 
     def why_not(self, batch: Batch, budget: Budget) -> str | None:
         """Return the reason why the attack does not support a batch and a budget, or None."""

@@ -183,7 +183,8 @@ class Trace:
         values: For each gradient step the fixed objective of each iterate, which the attack increases, (N,). With a
             radius schedule only the last stage.
         zero: For each gradient step the share of gradient entries that are exactly 0, (N,), see `measure_zero`.
-        success: For each iterate its hard score, lower for a stronger attack, (N,); empty if not measured.
+        success: For each iterate its hard score, lower for a stronger attack, (N,), NaN if not measured; empty if none
+            is. With `keep` "best" it only explains zeros.
 
     Example:
         >>> import torch

@@ -20,7 +20,7 @@ from advseg_bench.attacks.ascent import ProjectedAscent
 from advseg_bench.attacks.base import image_generators
 from advseg_bench.attacks.stepping import Answer, Query, SteppedAttack, Steps
 from advseg_bench.batches import Batch, copy_batch, select_images
-from advseg_bench.checks.doubts import TRACED, Trace, flag_images, measure_zero
+from advseg_bench.checks.doubts import TRACED, ZERO_SHARE, Trace, flag_images, measure_zero
 from advseg_bench.checks.results import check_form, inspect, traits_of
 from advseg_bench.errors import PluginError, QueryLimitError, expected
 from advseg_bench.losses import hard_dice
@@ -28,6 +28,9 @@ from advseg_bench.running.packing import Ask, Fill, Job, Packer
 from advseg_bench.suite.battery import KEPT_SMALLER, SKIPPED
 from advseg_bench.suite.cells import Cell
 from advseg_bench.types import Budget
+
+Given = tuple[Tensor, Tensor, Tensor]
+"""What a cell left of a batch: the images that were scored, their predictions, and whether their logits are finite."""
 
 
 @dataclass(slots=True)
@@ -70,12 +73,14 @@ class Result:
         dice: Dice, the mean over the classes that are present.
         final: Whether no attack can lower a score: no class is found where it is, and each absent one is found. So the
             score is 0 under each rule for absent classes; the background of a multiclass task does not count.
+        measured: Whether means contain the result; one of which they do not leaves the image to the other attacks.
     """
 
     x_adv: Tensor
     prediction: Tensor
     dice: float
     final: bool
+    measured: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ class Courses:
         self,
         cells: Sequence[Cell],
         attacks: Mapping[str, SteppedAttack],
-        given: Mapping[str, tuple[Tensor, Tensor]],
+        given: Mapping[str, Given],
         fill: Fill,
     ) -> dict[str, Course]:
         """Run cells to their ends.
@@ -108,7 +113,7 @@ class Courses:
         Args:
             cells: The cells; those of a battery with cells that were run before, which are in `given`.
             attacks: Id of each cell to run -> its attack.
-            given: Id of each battery cell that was run before -> the images that were scored, and their predictions.
+            given: Id of each battery cell that was run before -> what it left.
             fill: Counts the rows of forward passes.
 
         Returns:
@@ -124,8 +129,8 @@ class Courses:
             jobs += [(length, i, partial(begin, i)) for i in range(self.n)]
         for cell in cells:
             if cell.id in attacks and (cell.member is None or not linked):
-                begin = partial(self._attack, cell, attacks[cell.id], found[cell.id])
-                jobs += [(_length(attacks[cell.id]), i, partial(begin, i)) for i in range(self.n)]
+                run = partial(self._attack, cell, attacks[cell.id], found[cell.id])
+                jobs += [(_length(attacks[cell.id]), i, partial(run, i)) for i in range(self.n)]
         jobs.sort(key=lambda job: -job[0])  # stable: the longest first, so that few rows are left over in the end
         Packer(self.batch, fill).run((i, start) for _, i, start in jobs)
         return found
@@ -134,10 +139,10 @@ class Courses:
         self,
         chain: Sequence[Cell],
         attacks: Mapping[str, SteppedAttack],
-        given: Mapping[str, tuple[Tensor, Tensor]],
+        given: Mapping[str, Given],
         found: Mapping[str, Course],
         i: int,
-    ) -> Job:
+    ) -> Generator[Ask, Answer, None]:
         """Run the cells of a battery on one image, one after the other."""
         for _, repeat in groupby(chain, lambda cell: cell.draw):
             smaller: Result | None = None
@@ -146,30 +151,40 @@ class Courses:
                 for cell in members:
                     course = found.get(cell.id)
                     if cell.id in given:
-                        x_adv, prediction = given[cell.id]
-                        result = self._score(x_adv[i : i + 1], prediction[i : i + 1], i)
+                        x_adv, prediction, finite = given[cell.id]
+                        result = self._score(x_adv[i : i + 1], prediction[i : i + 1], bool(finite[i]), i)
                     elif course is None:
                         continue
                     elif done is not None and cell.skip_finished:
                         course.take(i, done, SKIPPED)
                         continue
                     else:
-                        yield from self._attack(cell, attacks[cell.id], course, i)
-                        if i not in course.predictions:
+                        scored = yield from self._attack(cell, attacks[cell.id], course, i)
+                        if scored is None:
                             continue
-                        result = self._score(course.x_adv[i], course.predictions[i], i)
+                        result = scored
                         if cell.warm_start and smaller is not None and smaller.dice < result.dice:
                             result = smaller
                             course.take(i, smaller, KEPT_SMALLER)
+                    if not result.measured:
+                        continue
                     best = result if best is None or result.dice < best.dice else best
                     if done is None and result.final:
                         done = result
                 smaller = best
 
-    def _attack(self, cell: Cell, attack: SteppedAttack, course: Course, i: int) -> Job:
-        """Run one cell on one image, and score the result; an error fails the cell."""
-        if course.error is not None:
-            return
+    def _attack(
+        self, cell: Cell, attack: SteppedAttack, course: Course, i: int
+    ) -> Generator[Ask, Answer, Result | None]:
+        """Run one cell on one image; an error fails the cell.
+
+        The other images of a battery are still attacked, so that later members skip the same images in any batch.
+
+        Returns:
+            The result; None after an error.
+        """
+        if course.error is not None and cell.member is None:
+            return None
         batch = select_images(self.batch, [i])
         log = _Log(attack, batch, cell.max_forwards)
         try:
@@ -181,17 +196,19 @@ class Courses:
             scored = inspect(x_adv, batch, budget, traits_of(attack)).x_adv
             logits = (yield Ask(self.model, Query(scored))).logits
         except (Exception, SystemExit) as error:
-            course.error = error
-            return
-        course.x_adv[i], course.predictions[i] = x_adv, metrics.predict(logits, batch.task)
+            course.error = course.error or error
+            return None
+        finite, prediction = bool(logits.isfinite().all()), metrics.predict(logits, batch.task)
+        course.x_adv[i], course.predictions[i] = x_adv, prediction
         course.passes[i] = log.forwards, log.backwards
         course.flags[i] = log.find_flags(logits)
-        if not bool(logits.isfinite().all()):
+        if not finite:
             course.flags[i].add("non_finite_logits")
         if not all(torch.equal(a, b) for a, b in ((lent.x, batch.x), (lent.y, batch.y), (lent.valid, batch.valid))):
             course.flags[i].add("input_changed")
+        return self._score(scored, prediction, finite, i)
 
-    def _score(self, x_adv: Tensor, prediction: Tensor, i: int) -> Result:
+    def _score(self, x_adv: Tensor, prediction: Tensor, finite: bool, i: int) -> Result:
         """Score a result on an image."""
         batch = select_images(self.batch, [i])
         counts = metrics.count(prediction, prediction, batch)
@@ -200,7 +217,8 @@ class Courses:
         present = tp + fn > 0
         of_classes = torch.where(present, 2 * tp / (2 * tp + fp + fn).clamp(min=1), 0)
         found = of_classes.sum() / present.sum() if present.any() else (fp == 0).double().mean()
-        return Result(x_adv, prediction, float(found), bool(((tp == 0) & ((fn > 0) | (fp > 0))).all()))
+        final = bool(((tp == 0) & ((fn > 0) | (fp > 0))).all())
+        return Result(x_adv, prediction, float(found), final, finite and not torch.equal(x_adv, batch.x))
 
 
 class _Log:
@@ -266,11 +284,12 @@ class _Log:
             return
         self.backwards += 1
         self.broken |= not bool(answer.gradient.isfinite().all())
-        self.trace.zero.append(measure_zero(answer.gradient, self.batch))
+        zero, last = measure_zero(answer.gradient, self.batch), self.trace.keep == "last"
+        self.trace.zero.append(zero)
         if self.known and (self.fixed or len(answer.value)):
             self.trace.values.append(answer.value.reshape(1, -1)[:, 0] if len(answer.value) else answer.height)
-        if self.trace.keep == "last" and query.model is None:
-            self.trace.success.append(self._score(answer.logits))
+        scored = query.model is None if last else bool((zero > ZERO_SHARE).any())
+        self.trace.success.append(self._score(answer.logits) if scored else torch.full_like(zero, torch.nan))
 
     def _score(self, logits: Tensor) -> Tensor:
         return 1 - hard_dice(logits, self.batch.y, self.batch.valid, self.batch.task)

@@ -33,7 +33,7 @@ class Ask:
     query: Query
 
 
-Job = Generator[Ask, Answer, None]
+Job = Generator[Ask, Answer, object]
 """The work on one image: yields questions, takes their answers."""
 
 
@@ -111,7 +111,9 @@ class Packer:
         try:
             asked.pass_through(slots[0].ask.model, torch.cat([slot.ask.query.x for slot in rows]))
         except (Exception, SystemExit) as error:
-            return [error] * taken
+            if taken == 1:
+                return [error]
+            return [answer for slot in slots for answer in self._answer([slot])]  # only who causes it fails
         return [asked.answer(i) for i in range(taken)]
 
 
@@ -211,9 +213,17 @@ def _group(measures: Sequence[Measure | None]) -> list[tuple[Measure, list[int]]
     for i, measure in enumerate(measures):
         if measure is None:
             continue
-        members = next((rows for known, rows in found if known == measure), None)
+        members = next((rows for known, rows in found if _is_same(known, measure)), None)
         if members is None:
             found.append((measure, [i]))
         else:
             members.append(i)
     return found
+
+
+def _is_same(one: Measure, other: Measure) -> bool:
+    """Return whether two measures are equal; those that cannot be compared, such as losses with tensors, are not."""
+    try:
+        return bool(one == other)
+    except Exception:
+        return False

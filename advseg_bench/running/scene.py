@@ -25,7 +25,7 @@ from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.models.prepare import Prepared
 from advseg_bench.protocols import Attack, NeedsModel
-from advseg_bench.running.courses import Course, Courses
+from advseg_bench.running.courses import Course, Courses, Given
 from advseg_bench.running.packing import Fill
 from advseg_bench.running.rows import Passes, make_rows
 from advseg_bench.running.share import SharedGradients
@@ -96,7 +96,7 @@ class Scene:
         target = metrics.Target(clean, self.batch)
         broken = _find_non_finite(logits)
         packed = self._find_packed(cells, attacks)
-        scored: dict[str, tuple[Tensor, Tensor]] = {}
+        scored: dict[str, Given] = {}
         courses: dict[str, Course] = {}
         ran = False
         for cell in [c for c in cells if c.id not in packed] + [c for c in cells if c.id in packed]:
@@ -118,7 +118,7 @@ class Scene:
                         _flag_misses(attacks[cell.id], attacked, logits, self.batch, checked.flags)
                         _flag("non_finite_logits", _find_non_finite(attacked), checked.flags)
                         if cell.member is not None:
-                            scored[cell.id] = checked.x_adv, prediction
+                            scored[cell.id] = checked.x_adv, prediction, attacked.flatten(1).isfinite().all(1)
                     moves, flags = checked.moves, checked.flags
                 _flag("non_finite_logits", broken, flags)
             except (Exception, SystemExit) as error:
@@ -148,7 +148,7 @@ class Scene:
 
     @timed("attack: losses and steps")
     def _run_packed(
-        self, cells: Sequence[Cell], packed: Mapping[str, SteppedAttack], scored: Mapping[str, tuple[Tensor, Tensor]]
+        self, cells: Sequence[Cell], packed: Mapping[str, SteppedAttack], scored: Mapping[str, Given]
     ) -> dict[str, Course]:
         """Run stepped attacks together."""
         courses = Courses(self.model, self.attacked, self.batch, self.n, self.seed)

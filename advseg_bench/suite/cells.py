@@ -191,8 +191,8 @@ def _add_battery(suite: Suite, battery: BatterySpec, model: ModelSpec, own: Iter
         if cell is None:
             known = identity | _describe_source(suite, arm)
             cell = make_cell(known, model.name, arm, eps, draw, _why_skip(suite, arm), width_of(suite.data))
-            skips = battery.skip and member.gated
-            warm = battery.warm_start and member.warm and eps > min(battery.eps)
+            skips = battery.skip and member.gated and not model.stochastic
+            warm = battery.warm_start and member.warm and eps > min(battery.eps) and not model.stochastic
             before = [
                 each.id
                 for each in earlier

@@ -11,7 +11,7 @@ from strategies import kinds, make_batch, make_generators, norms, seeds
 from torch import nn
 
 from advseg_bench import losses
-from advseg_bench.attacks import BIM, MIFGSM, PGD
+from advseg_bench.attacks import APGD, BIM, MIFGSM, PGD, PAdam
 from advseg_bench.attacks.gradient import FGSM
 from advseg_bench.geometry import distance
 from advseg_bench.instruments.counter import Counter
@@ -198,3 +198,15 @@ def test_settings_without_a_meaning_are_refused(key, value):
 def test_of_one_iterate_none_is_the_best():
     with pytest.raises(ValueError, match="steps: expected at least 2 for keep 'best', got 1"):
         BIM(loss=losses.bce, steps=1, keep="best")
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("schedule", [None, "shrinking"])
+@pytest.mark.parametrize("attack", [APGD, PAdam, PGD])
+def test_restarts_cost_what_the_traits_state(attack, schedule, keep):
+    attack = attack(loss=losses.bce, steps=7, restarts=3, radius_schedule=schedule, keep=keep)
+    batch, _ = make_batch("binary")
+    counter = Counter(Net(1))
+    with counter.count(len(batch.x)) as tally:
+        attack(counter.model, batch, budget=Budget("linf", 0.1), generators=make_generators(len(batch.x)))
+    assert set(tally.per_image()) == {(attack.traits.forwards, attack.traits.backwards)}
