@@ -304,3 +304,19 @@ def test_an_incomplete_sweep_has_no_area(tmp_path):
     table = Run(run.path).table("area", by=("attack", "loss"))
     assert table.filter(WORST)["mean"].to_list() == [None]
     assert table.filter(loss="dice")["mean"].null_count() == 0
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_a_worst_case_below_a_single_attack_is_explained(tmp_path, noise):
+    out = write_run(tmp_path / "r")
+    gone = (pl.col("attack") == "fgsm") & (pl.col("image") < pl.col("image").max())
+    flags = pl.when(gone).then(pl.lit(["unchanged"])).otherwise("flags")
+    kept = pl.col("attack").is_in(["none", "fgsm"]) | noise
+    rewrite_rows(out, lambda rows: rows.filter(kept).with_columns(flags=flags))
+    (contrast, *_) = summarise(Run(out)).contrasts
+    assert contrast.worst is not None
+    assert contrast.worst.drop["mean"] < contrast.drop["mean"]
+    sentences = write_findings(summarise(Run(out)))
+    under = "the strongest single attack" + " and noise" * noise
+    assert sentences[1].startswith(f"The drops under {under} leave out up to 5 images")
+    assert sentences[1].endswith("The worst case counts these images, so its drop may be smaller.")
