@@ -320,3 +320,21 @@ def test_a_worst_case_below_a_single_attack_is_explained(tmp_path, noise):
     under = "the strongest single attack" + " and noise" * noise
     assert sentences[1].startswith(f"The drops under {under} leave out up to 5 images")
     assert sentences[1].endswith("The worst case counts these images, so its drop may be smaller.")
+
+
+def test_tables_remark_that_sweeps_differ(tmp_path):
+    out = write_run(tmp_path / "r")
+    captions = []
+    for _ in range(2):
+        blocks = [block for section in compose(summarise(Run(out))).sections for block in section.blocks]
+        captions.append({block.name: block.caption for block in blocks if isinstance(block, Table)})
+        gone = (pl.col("loss") == "dice") & (pl.col("eps") != FOUR)
+        rewrite_rows(out, lambda rows, gone=gone: rows.filter(~gone))
+    same, different = captions
+    for name, remark in (
+        ("dice", "not all were run at every eps"),
+        ("diff", "may seem stronger. It is over"),
+        ("curves", "only between those"),
+    ):
+        assert remark not in same[name]
+        assert remark in different[name]

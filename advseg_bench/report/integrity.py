@@ -145,7 +145,7 @@ def make_norm_table(summary: Summary) -> Table:
         "eps. Unchanged fraction: share of values that are exactly those of the clean image, because the "
         "gradient is 0 or because of clipping at the ends of the intensity range. Passes: counted forward + backward "
         "passes of the model that the attack needs for an image by itself, averaged over images; "
-        f"{NOTHING} if they cannot be attributed to single images. Flagged: without {', '.join(NOTES)}, which are notes."
+        f"{NOTHING} if they cannot be attributed to single images. Flagged: without the notes {', '.join(NOTES)}."
     )
     return Table("integrity", "Measured perturbations", caption, columns, data, detail=True)
 
