@@ -15,6 +15,7 @@ from runs import STRENGTH, Synthetic, edit_json, rewrite_rows, write_run
 
 from advseg_bench.cache import write_json
 from advseg_bench.report import print_summary, summarise, write_report
+from advseg_bench.report.integrity import describe_checks, make_norm_table
 from advseg_bench.results.run import Run
 
 EIGHT = Synthetic(losses=("bce", "dice_focal"), subjects=8)
@@ -218,3 +219,14 @@ def test_skipped_cells_are_told_with_the_first_reason(tmp_path):
     lines = show(Run(folder))
     assert "Skipped: 3 cells: it does not fit." in lines
     assert len(lines) <= 40
+
+
+def test_notes_of_a_battery_are_no_flagged_results(tmp_path):
+    out = write_run(tmp_path / "r")
+    fgsm = pl.col("attack") == "fgsm"
+    noted = pl.when(fgsm).then(pl.lit(["kept_smaller", "incomplete"])).otherwise("flags")
+    rewrite_rows(out, lambda rows: rows.with_columns(flags=noted))
+    assert "Flagged results" not in " ".join(show(Run(out)))
+    summary = summarise(Run(out))
+    assert "and none of" in describe_checks(summary.run)[0]
+    assert {row[-1] for row in make_norm_table(summary).rows()} == {"0"}

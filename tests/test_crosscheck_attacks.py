@@ -12,8 +12,11 @@ from advseg_bench.attacks import APGD, CosPGD, SegPGD
 from advseg_bench.attacks.stepping import answer_query
 from advseg_bench.batches import Batch
 from advseg_bench.crosscheck import Plan, Subject, crosscheck
+from advseg_bench.crosscheck.command import DEFAULT_LOSSES, Options, _make_plan
+from advseg_bench.crosscheck.plan import OWN_LOSSES
 from advseg_bench.errors import IncompatibleError, SpecError
 from advseg_bench.registry.equivalents import find_equivalents
+from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Budget
 
 EPS = 8 / 255
@@ -166,3 +169,13 @@ def test_the_objective_of_a_scheduled_loss_is_fixed(subject):
     with torch.no_grad():
         before, after = (losses.ce(model(x), batch.y, batch.valid, batch.task).mean() for x in (batch.x, x_adv))
     assert pair.finding.ours.gain == pytest.approx(float(after - before), rel=1e-4)
+
+
+@pytest.mark.parametrize("reference", ["apgd", "nifgsm", "segpgd", "cospgd"])
+def test_the_command_needs_no_losses_for_any_reference(reference):
+    given = {"reference": reference, "against": ("implementations_adaptive:TwoPart",), "suite": Suite.load("smoke")}
+    lists = dict.fromkeys(("models", "untrained", "losses", "eps"), ())
+    options = Options(**given, **lists, kinds=("multiclass",), norm="linf", steps=5, images=2)
+    plan, _ = _make_plan(options)
+    assert plan.losses == OWN_LOSSES.get(reference, DEFAULT_LOSSES)
+    assert plan.eps == (1 / 255, 4 / 255)

@@ -304,3 +304,37 @@ def test_an_incomplete_sweep_has_no_area(tmp_path):
     table = Run(run.path).table("area", by=("attack", "loss"))
     assert table.filter(WORST)["mean"].to_list() == [None]
     assert table.filter(loss="dice")["mean"].null_count() == 0
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_a_worst_case_below_a_single_attack_is_explained(tmp_path, noise):
+    out = write_run(tmp_path / "r")
+    gone = (pl.col("attack") == "fgsm") & (pl.col("image") < pl.col("image").max())
+    flags = pl.when(gone).then(pl.lit(["unchanged"])).otherwise("flags")
+    kept = pl.col("attack").is_in(["none", "fgsm"]) | noise
+    rewrite_rows(out, lambda rows: rows.filter(kept).with_columns(flags=flags))
+    (contrast, *_) = summarise(Run(out)).contrasts
+    assert contrast.worst is not None
+    assert contrast.worst.drop["mean"] < contrast.drop["mean"]
+    sentences = write_findings(summarise(Run(out)))
+    under = "the strongest single attack" + " and noise" * noise
+    assert sentences[1].startswith(f"The drops under {under} leave out up to 5 images")
+    assert sentences[1].endswith("The worst case counts these images, so its drop may be smaller.")
+
+
+def test_tables_remark_that_sweeps_differ(tmp_path):
+    out = write_run(tmp_path / "r")
+    captions = []
+    for _ in range(2):
+        blocks = [block for section in compose(summarise(Run(out))).sections for block in section.blocks]
+        captions.append({block.name: block.caption for block in blocks if isinstance(block, Table)})
+        gone = (pl.col("loss") == "dice") & (pl.col("eps") != FOUR)
+        rewrite_rows(out, lambda rows, gone=gone: rows.filter(~gone))
+    same, different = captions
+    for name, remark in (
+        ("dice", "not all were run at every eps"),
+        ("diff", "may seem stronger. It is over"),
+        ("curves", "only between those"),
+    ):
+        assert remark not in same[name]
+        assert remark in different[name]

@@ -96,10 +96,11 @@ def _make_plan(options: Options) -> tuple[Plan, list[str]]:
     settings: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
     if options.reference == "fgsm" and settings:
         raise SpecError(f"crosscheck: steps: expected none for fgsm, got {options.steps}. Remove --steps.")
+    losses = () if options.reference in OWN_LOSSES else DEFAULT_LOSSES
     others, missing = find_equivalents(options.against, options.reference, norm, settings)
     try:
         eps = AttackSpec.model_validate(
-            {"name": options.reference, "losses": ["dice"], "eps": options.eps or DEFAULT_EPS[norm], "norm": norm}
+            {"name": options.reference, "losses": losses, "eps": options.eps or DEFAULT_EPS[norm], "norm": norm}
         ).eps
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("eps: ")
@@ -111,7 +112,7 @@ def _make_plan(options: Options) -> tuple[Plan, list[str]]:
         settings=settings,
         others=others,
         kinds=kinds,
-        losses=options.losses or (() if options.reference in OWN_LOSSES else DEFAULT_LOSSES),
+        losses=options.losses or losses,
         norm=norm,
         eps=eps,
         seed=options.suite.seed,

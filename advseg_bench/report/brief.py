@@ -17,6 +17,7 @@ from advseg_bench.report.behaviour import describe_models, list_non_finite, list
 from advseg_bench.report.contrasts import Contrast, show_ratio
 from advseg_bench.report.document import show_budget, show_number, show_plural
 from advseg_bench.report.findings import shorten_list, write_findings
+from advseg_bench.report.integrity import NOTES
 from advseg_bench.report.means import Row, write_mean
 from advseg_bench.report.series import NORMS
 from advseg_bench.report.summary import Summary, summarise
@@ -227,7 +228,8 @@ def _list_trouble(summary: Summary) -> list[str]:
         what = labels.get(first["cell"], f"all of {first['model']}")
         more = f" ({len(failures) - 1} more in the report)" if len(failures) > 1 else ""
         lines.append(f"Failed{more}: {what}: {first['message']}")
-    counts = summary.flags.group_by("flag", maintain_order=True).agg(results=pl.col("results").sum())
+    faults = summary.flags.filter(~pl.col("flag").is_in(NOTES))
+    counts = faults.group_by("flag", maintain_order=True).agg(results=pl.col("results").sum())
     if len(counts):
         flags = [f"{flag} {count:,}" for flag, count in counts.iter_rows()]
         lines.append(f"Flagged results: {shorten_list(flags, MOST_NAMES)}; see Checks in the report.")

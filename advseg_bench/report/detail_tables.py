@@ -34,6 +34,8 @@ def make_curve_table(summary: Summary) -> Table:
         f"which it does, median over the same images; {NOTHING} if fewer than half of them ever do. Random attacks: "
         "Dice is averaged over repeats first."
     )
+    if len({s.budgets for _, s in pairs}) > 1:
+        caption += " The sweeps do not have the same eps: compare areas and shares only between those that do."
     data = join_right(area.frame, summary.broken.frame, *CURVE)
     return Table("curves", "Summary of each sweep", caption, columns, data)
 
@@ -53,9 +55,15 @@ def make_worst_table(summary: Summary) -> Table | None:
     ]
     for name, label in (("pooled_dice", "Pooled Dice"), ("pooled_iou", "Pooled IoU")):
         columns.append(Column(label, tuple(write_mean(means[name].rows[key]) for _, _, key in points)))
+<<<<<<< HEAD
     shown = show_budget(budgets.reference, budgets.norm, budgets.width)
     caption = (
         f"eps = {shown}. Worst on images: number of images of which the attack "
+=======
+    eps = show_budget(budgets.reference, budgets.norm, budgets.width)
+    caption = (
+        f"eps = {eps}. Worst on images: number of images of which the attack "
+>>>>>>> h-r2
         "has the lowest Dice among all attacks and noise. Pooled: pixel counts summed over all images before the "
         "ratio. Random attacks: mean of their repeats. The pooled worst case is of the data set: the result of each "
         "image is chosen so that the pooled score is low (greedy search of arXiv 2306.12941)."

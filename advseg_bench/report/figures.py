@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "svg.fonttype": "none",
 }
+
+LEGEND_ROWS, LEGEND_ROW = 3, 0.19
+"""Rows of a legend that the height of a drawing includes, and the height of a further one in inches."""
 
 _DATED = {"svg": "Date", "pdf": "CreationDate", "png": "Software"}
 """Metadata in which two files of the same drawing would differ."""
@@ -101,7 +105,7 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
 
 
 def add_legend(drawing: Drawing, marks: Sequence[Mark], width: float) -> None:
-    """Add a legend below a drawing, with as many columns as fit at a font size of 9 points."""
+    """Add a legend below a drawing, with as many columns as fit; rows beyond the first few make the drawing higher."""
     handles = [
         Line2D([], [], color=m.colour, linestyle=m.dash or "none", marker=m.marker or None, label=m.label)
         for m in marks
@@ -109,6 +113,8 @@ def add_legend(drawing: Drawing, marks: Sequence[Mark], width: float) -> None:
     longest = max((len(mark.label) for mark in marks), default=0)
     columns = max(1, min(len(marks), int(width / (0.6 + 0.075 * longest))))
     drawing.legend(handles=handles, loc="outside lower center", ncols=columns)
+    rows = math.ceil(len(marks) / columns)
+    drawing.set_figheight(drawing.get_figheight() + LEGEND_ROW * max(rows - LEGEND_ROWS, 0))
 
 
 def shorten(count: int) -> str:

@@ -32,6 +32,7 @@ def write_findings(summary: Summary, most: int | None = None, *, intervals: bool
         return ("No attack has a result yet.", *_describe_scope(summary, intervals))
     return (
         _describe_drop(summary),
+        *_describe_left_out(contrasts),
         *_describe_noise(contrasts, most),
         _describe_strongest(contrasts, most),
         *_describe_best_model(contrasts),
@@ -112,13 +113,21 @@ def _describe_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str
             f"On {shorten_list(same, most)} the attack's drop does not exceed that of the noise: "
             "no evidence of adversarial vulnerability at this budget."
         )
-    if left_out := max(c.left_out for c in contrasts):
-        sentences.append(
-            f"These means leave out up to {show_plural(left_out, 'image')} of a model without a score under attack or "
-            "noise, such as results that equal the clean image."
-            + (" The worst case keeps them." if any(c.worst for c in contrasts) else "")
-        )
     return sentences
+
+
+def _describe_left_out(contrasts: Sequence[Contrast]) -> list[str]:
+    """Describe that attack and noise lack the scores of some images, which the worst case counts as clean."""
+    left_out = max(c.left_out for c in contrasts)
+    if not left_out:
+        return []
+    worst = any(c.worst for c in contrasts)
+    under = ("the strongest single attack" if worst else "the attack") + " and noise" * any(c.noise for c in contrasts)
+    text = (
+        f"The drops under {under} leave out up to {show_plural(left_out, 'image')} of a model without a score, such as "
+        "results that equal the clean image."
+    )
+    return [text + " The worst case counts these images, so its drop may be smaller." * worst]
 
 
 def _describe_strongest(contrasts: Sequence[Contrast], most: int | None) -> str:

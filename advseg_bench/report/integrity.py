@@ -46,6 +46,9 @@ FLAGS = {
 }
 """The meaning of each flag of a row."""
 
+NOTES = (SKIPPED, KEPT_SMALLER, *TRACED)
+"""Flags that are no fault of an attack."""
+
 
 def describe_checks(run: Run) -> tuple[str, ...]:
     """Summarise in sentences what was re-checked in float64."""
@@ -59,9 +62,7 @@ def describe_checks(run: Run) -> tuple[str, ...]:
     beyond = marked.filter(pl.col("flags").list.contains("beyond_eps"))
     within = attacked.filter(~pl.col("cell").is_in(beyond["cell"].unique().to_list()))
     used = within.select((_measured() / pl.col("eps")).max()).collect().item()
-    flagged = marked.filter(
-        pl.col("flags").list.set_difference(["beyond_eps", SKIPPED, KEPT_SMALLER, *TRACED]).list.len() > 0
-    ).height
+    flagged = marked.filter(pl.col("flags").list.set_difference(["beyond_eps", *NOTES]).list.len() > 0).height
     sentence = (
         f"Every attacked image was re-measured in float64: the largest perturbation is {show_number(used, 4)} times "
         f"its budget, and {show_count(flagged) if flagged else 'none'} of "
@@ -118,7 +119,7 @@ def make_norm_table(summary: Summary) -> Table:
             pl.col("unmoved").mean(),
             pl.col("forwards").mean(),
             pl.col("backwards").mean(),
-            (pl.col("flags").list.len() > 0).sum().alias("flagged"),
+            (pl.col("flags").list.set_difference(list(NOTES)).list.len() > 0).sum().alias("flagged"),
         )
         .sort(keys)
         .collect()
@@ -144,7 +145,7 @@ def make_norm_table(summary: Summary) -> Table:
         "eps. Unchanged fraction: share of values that are exactly those of the clean image, because the "
         "gradient is 0 or because of clipping at the ends of the intensity range. Passes: counted forward + backward "
         "passes of the model that the attack needs for an image by itself, averaged over images; "
-        f"{NOTHING} if they cannot be attributed to single images."
+        f"{NOTHING} if they cannot be attributed to single images. Flagged: without the notes {', '.join(NOTES)}."
     )
     return Table("integrity", "Measured perturbations", caption, columns, data, detail=True)
 
@@ -166,7 +167,7 @@ def make_flag_table(data: pl.DataFrame) -> Table | None:
     )
     caption = (
         "Number of results (one per image) with each flag. All are scored, except those flagged as "
-        f"{', '.join(UNMEASURED[:-1])} or {UNMEASURED[-1]}."
+        f"{', '.join(UNMEASURED[:-1])} or {UNMEASURED[-1]}. {', '.join(NOTES)}: notes, no fault."
     )
     return Table("flags", "Flagged results", caption, columns, data)
 

@@ -82,10 +82,10 @@ def _count_budgets(run: Run) -> dict[Arm, int]:
 
 
 def style_line(turn: int) -> tuple[str, str, str]:
-    """Return colour, marker and dash of one of up to 24 lines, which are distinguishable without colour."""
+    """Return colour, marker and dash of one of up to 24 lines, distinguishable without colour, and without dash."""
     return (
         COLOURS[turn % len(COLOURS)],
-        MARKERS[turn % len(MARKERS)],
+        MARKERS[(turn + turn // len(COLOURS)) % len(MARKERS)],
         ("-", "--", ":", "-.")[turn // len(COLOURS) % 4],
     )
 

@@ -18,13 +18,14 @@ from advseg_bench.report.document import (
 )
 from advseg_bench.report.means import join_right, write_mean
 from advseg_bench.report.summary import CLEAN_SCORES, SUCCESS, Summary
-from advseg_bench.results.arms import POINT
+from advseg_bench.results.arms import POINT, WORST
 from advseg_bench.results.selection import Budgets
 from advseg_bench.suite.cells import CLEAN
 
 WORST_CASE = (
     "Worst case: for each image, the result with the lowest Dice among all attacks, repeats and noise at this eps, or "
-    "the clean image. It is an upper bound of the Dice that the model keeps, and not a test against noise."
+    "the clean image. It is an upper bound of the Dice that the model keeps, and not a test against noise. It counts "
+    "every image; a single attack leaves out images on which it has no score, so its mean may be lower."
 )
 """What the worst case is."""
 
@@ -133,9 +134,14 @@ def make_sweep_table(summary: Summary, budgets: Budgets, score: str) -> Table:
             "of 0. This is the success measure of arXiv 2401.11224; as a ratio of means it has no interval."
         ),
     }
+    caption = captions[score]
+    if any(s.arm.attack == WORST for s in mine):
+        caption += " The worst case counts every image; an attack without a score on some may seem stronger."
+        if len({s.budgets for s in mine if s.single}) > 1:
+            caption += " It is over the attacks that were run at each eps, and not all were run at every eps."
     name = score if budgets.norm == "linf" else f"{score}_{budgets.norm}"
     data = means.frame.filter((pl.col("norm") == budgets.norm) & (pl.col("attack") != CLEAN.attack))
-    return Table(name, titles[score], captions[score], tuple(columns), data)
+    return Table(name, titles[score], caption, tuple(columns), data)
 
 
 def make_success_tables(summary: Summary, budgets: Budgets) -> tuple[Table, ...]:
