@@ -36,7 +36,7 @@ from advseg_bench.report.document import (
     show_times,
     thin,
 )
-from advseg_bench.report.findings import write_findings
+from advseg_bench.report.findings import _describe_noise, write_findings
 from advseg_bench.report.page import render_html, render_markdown
 from advseg_bench.report.panels import make_galleries
 from advseg_bench.report.series import choose_drawn, list_series
@@ -444,6 +444,30 @@ def test_a_ratio_to_noise_whose_interval_includes_0_is_a_lower_limit():
     assert (known.ratio, known.least_ratio, show_ratio(known)) == (pytest.approx(15.0), None, "15x")
     wide = replace(contrast, noise=noise | {"upper": 0.07})
     assert (wide.ratio, wide.least_ratio, show_ratio(wide)) == (None, None, "-")
+
+
+def test_noise_that_raises_dice_is_not_said_to_include_0():
+    row = {"mean": 0.06, "lower": 0.05, "upper": 0.07}
+    raising = Contrast("m", CLEAN, "fgsm", 0.9, row, {"mean": -0.004, "lower": -0.006, "upper": -0.002})
+    assert (raising.includes_zero, raising.ratio, raising.least_ratio, show_ratio(raising)) == (False, None, None, "-")
+    assert _describe_noise([raising], None) == [
+        "On m the attack lowers Dice; the noise does not, or by less than 0.0005."
+    ]
+    around = replace(raising, noise={"mean": -0.002, "lower": -0.004, "upper": 0.0})
+    (sentence,) = _describe_noise([around], None)
+    assert sentence == "On m the attack lowers Dice more than the noise, whose 95 % interval includes 0."
+
+
+@pytest.mark.parametrize(
+    ("drop", "written"), [(0.0597, "5.9"), (0.0599999999999999, "6.0"), (0.287, "28"), (0.576, "57")]
+)
+def test_a_lower_limit_is_never_rounded_up(drop, written):
+    row = {"mean": drop, "lower": drop, "upper": drop}
+    contrast = Contrast("m", CLEAN, "fgsm", 0.9, row, {"mean": 0.004, "lower": -0.002, "upper": 0.01})
+    assert show_ratio(contrast) == f">= {written}x"
+    assert f"the attack's drop is at least {written} times that of the noise" in " ".join(
+        _describe_noise([contrast], None)
+    )
 
 
 def test_l2_radii_are_plain_numbers():

@@ -103,10 +103,10 @@ def make_noise_table(summary: Summary) -> Table:
         f"eps = {eps}. {drop} attack and loss with the largest mean drop on that model. "
         f"Noise: {control} at the same eps, averaged over repeats. Both are over the images with a score "
         f"under both. Ratio: drop divided by noise drop; {NOTHING} where the noise lowers Dice by less than 0.0005; "
-        "where the noise's interval includes 0, >= drop divided by its upper end. More than noise: paired test over "
-        "subjects at 5 % for each model, adjusted for the choice of the attack; with fewer than six subjects, or "
-        "unknown ones, which of the means is larger. The strongest attack is selected on the same images, so its drop "
-        "is slightly overestimated."
+        "where the noise's interval includes 0, >= drop divided by its upper end if that is above 1. More than noise: "
+        "paired test over subjects at 5 % for each model, adjusted for the choice of the attack; with fewer than six "
+        "subjects, or unknown ones, which of the means is larger. The strongest attack is selected on the same images, "
+        "so its drop is slightly overestimated."
     )
     return Table("noise", f"Attack against noise at eps {eps}", caption, columns, data)
 
