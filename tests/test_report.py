@@ -551,6 +551,36 @@ def test_flags_are_counted_and_explained(tmp_path):
     assert (row[2], row[-1]) == ("6", "1")
 
 
+def test_results_with_a_note_alone_are_counted_apart(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+    noted, over = pl.col("loss") == "bce", pl.col("image") == "s00-z000"
+    both = pl.when(noted & over).then(pl.lit(["incomplete", "over_budget"]))
+    rewrite_rows(
+        out, lambda rows: rows.with_columns(flags=both.when(noted).then(pl.lit(["incomplete"])).otherwise("flags"))
+    )
+    rows = Run(out).rows.filter(pl.col("loss") == "bce")
+    counts = (len(rows.filter(pl.col("image") == "s00-z000")), len(rows.filter(pl.col("image") != "s00-z000")))
+    assert min(counts) > 0
+    assert f"{counts[0]} of 60 results are flagged, apart from {counts[1]} with no more than a note." in say(Run(out))
+
+
+def test_a_share_of_images_says_whether_it_is_a_mean_over_subjects(one):
+    texts = [find_table(one, name).caption for name in ("success", "curves")]
+    assert "each a mean over the images of a subject and then over subjects" in texts[0]
+    assert "each image counts once" in texts[1]
+    scored = one.scores().filter(pl.col("dice_below").is_not_null())
+    keys = ["model", "attack", "loss", "eps"]
+    by_subject = (
+        scored.group_by(*keys, "subject")
+        .agg(pl.col("dice_below").mean())
+        .group_by(keys)
+        .agg(pl.col("dice_below").mean())
+    )
+    for row in one.table("dice_below", by=keys).filter(pl.col("attack") == "fgsm").to_dicts():
+        (mine,) = by_subject.filter([pl.col(k) == row[k] for k in keys]).to_dicts()
+        assert mine["dice_below"] == pytest.approx(row["mean"])
+
+
 @pytest.mark.parametrize("keep", [pl.lit(False), pl.col("attack") == "none"])
 def test_a_run_that_has_hardly_begun(tmp_path, keep):
     out = write_run(tmp_path / "r")

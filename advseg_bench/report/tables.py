@@ -179,10 +179,11 @@ def _caption_success(summary: Summary) -> str:
     """Return the definitions for the caption of the success table."""
     t = f"{summary.run.scoring.dice_threshold:g}"
     return (
-        f"Four definitions of success that are in use. Dice below {t} (dice_below): share of the eligible images, "
-        f"those with clean Dice >= {t}, whose Dice falls below {t}. Wrong (apsr): share of valid pixels with any class "
-        "wrong against the ground truth, to be compared with its clean value. Flipped: share of valid pixels that "
-        "differ from the clean prediction, including corrected ones. apsr99: share of images with at least 99 % of "
-        "their pixels wrong. Random attacks: mean of their repeats. Worst case: the result with the lowest Dice, so "
-        "another attack may have more wrong or flipped pixels."
+        "Four definitions of success that are in use, each a mean over the images of a subject and then over subjects. "
+        f"Dice below {t} (dice_below): share of the eligible images, those with clean Dice >= {t}, "
+        f"whose Dice falls below {t}. Wrong (apsr): share of valid pixels with any class wrong against the ground "
+        "truth, to be compared with its clean value. Flipped: share of valid pixels that differ from the clean "
+        "prediction, including corrected ones. apsr99: share of images with at least 99 % of their pixels wrong. "
+        "Random attacks: mean of their repeats. Worst case: the result with the lowest Dice, so another attack may "
+        "have more wrong or flipped pixels."
     )
