@@ -7,6 +7,7 @@ import pytest
 
 from advseg_bench.claims import NO_CORRELATION
 from advseg_bench.claims.findings import find_deciding, judge_all, sort_out
+from advseg_bench.claims.wording import show_correlation, show_difference
 from advseg_bench.stats import compare_paired
 
 
@@ -62,3 +63,10 @@ def test_the_p_that_decides_is_the_largest_or_that_against_the_claim():
 
 def test_a_tenth_of_the_variance_is_no_correlation():
     assert NO_CORRELATION == 0.3
+
+
+def test_no_number_is_a_negative_zero():
+    values = np.array([-0.09, -0.05, -0.01, -0.07, 0.05, 0.02, 0.14])
+    test = compare_paired(values - values.mean() - 1e-5)
+    assert show_difference(test).startswith("0.000 (95 % interval -0.")
+    assert show_correlation(-0.001, -0.9, -0.004) == "+0.00 (95 % interval -0.90 to 0.00)"

@@ -36,7 +36,7 @@ from advseg_bench.report.document import (
     show_times,
     thin,
 )
-from advseg_bench.report.findings import write_findings
+from advseg_bench.report.findings import _describe_noise, write_findings
 from advseg_bench.report.page import render_html, render_markdown
 from advseg_bench.report.panels import make_galleries
 from advseg_bench.report.series import choose_drawn, list_series
@@ -446,6 +446,30 @@ def test_a_ratio_to_noise_whose_interval_includes_0_is_a_lower_limit():
     assert (wide.ratio, wide.least_ratio, show_ratio(wide)) == (None, None, "-")
 
 
+def test_noise_that_raises_dice_is_not_said_to_include_0():
+    row = {"mean": 0.06, "lower": 0.05, "upper": 0.07}
+    raising = Contrast("m", CLEAN, "fgsm", 0.9, row, {"mean": -0.004, "lower": -0.006, "upper": -0.002})
+    assert (raising.includes_zero, raising.ratio, raising.least_ratio, show_ratio(raising)) == (False, None, None, "-")
+    assert _describe_noise([raising], None) == [
+        "On m the attack lowers Dice; the noise does not, or by less than 0.0005."
+    ]
+    around = replace(raising, noise={"mean": -0.002, "lower": -0.004, "upper": 0.0})
+    (sentence,) = _describe_noise([around], None)
+    assert sentence == "On m the attack lowers Dice more than the noise, whose 95 % interval includes 0."
+
+
+@pytest.mark.parametrize(
+    ("drop", "written"), [(0.0597, "5.9"), (0.0599999999999999, "6.0"), (0.287, "28"), (0.576, "57")]
+)
+def test_a_lower_limit_is_never_rounded_up(drop, written):
+    row = {"mean": drop, "lower": drop, "upper": drop}
+    contrast = Contrast("m", CLEAN, "fgsm", 0.9, row, {"mean": 0.004, "lower": -0.002, "upper": 0.01})
+    assert show_ratio(contrast) == f">= {written}x"
+    assert f"the attack's drop is at least {written} times that of the noise" in " ".join(
+        _describe_noise([contrast], None)
+    )
+
+
 def test_l2_radii_are_plain_numbers():
     assert [show_budget(0.2, norm) for norm in ("linf", "l2")] == ["51/255", "0.2"]
     assert show_budget(4 / 255, "linf") == "4/255"
@@ -525,6 +549,36 @@ def test_flags_are_counted_and_explained(tmp_path):
     (row,) = [r for r in find_table(run, "integrity").rows() if r[:2] == ("fgsm bce", "2/255")]
     assert row[3:5] == ("1.000", "1.500")
     assert (row[2], row[-1]) == ("6", "1")
+
+
+def test_results_with_a_note_alone_are_counted_apart(tmp_path):
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
+    noted, over = pl.col("loss") == "bce", pl.col("image") == "s00-z000"
+    both = pl.when(noted & over).then(pl.lit(["incomplete", "over_budget"]))
+    rewrite_rows(
+        out, lambda rows: rows.with_columns(flags=both.when(noted).then(pl.lit(["incomplete"])).otherwise("flags"))
+    )
+    rows = Run(out).rows.filter(pl.col("loss") == "bce")
+    counts = (len(rows.filter(pl.col("image") == "s00-z000")), len(rows.filter(pl.col("image") != "s00-z000")))
+    assert min(counts) > 0
+    assert f"{counts[0]} of 60 results are flagged, apart from {counts[1]} with no more than a note." in say(Run(out))
+
+
+def test_a_share_of_images_says_whether_it_is_a_mean_over_subjects(one):
+    texts = [find_table(one, name).caption for name in ("success", "curves")]
+    assert "each a mean over the images of a subject and then over subjects" in texts[0]
+    assert "each image counts once" in texts[1]
+    scored = one.scores().filter(pl.col("dice_below").is_not_null())
+    keys = ["model", "attack", "loss", "eps"]
+    by_subject = (
+        scored.group_by(*keys, "subject")
+        .agg(pl.col("dice_below").mean())
+        .group_by(keys)
+        .agg(pl.col("dice_below").mean())
+    )
+    for row in one.table("dice_below", by=keys).filter(pl.col("attack") == "fgsm").to_dicts():
+        (mine,) = by_subject.filter([pl.col(k) == row[k] for k in keys]).to_dicts()
+        assert mine["dice_below"] == pytest.approx(row["mean"])
 
 
 @pytest.mark.parametrize("keep", [pl.lit(False), pl.col("attack") == "none"])

@@ -18,6 +18,7 @@ from advseg_bench.errors import RecordError, UserError
 from advseg_bench.models.build import build_model
 from advseg_bench.models.weights import save_weights
 from advseg_bench.results import records
+from advseg_bench.running.benchmark import describe_command
 from advseg_bench.suite.suite import Suite
 
 TEXT = """
@@ -292,3 +293,15 @@ def test_models_are_trained_with_the_suites_threads_and_the_callers_are_his_own(
     )
     assert (seen["train"], seen["attack"]) == ({1}, {2})
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "typed"),
+    [
+        ("/opt/bin/advseg-bench", "advseg-bench"),
+        ("/lib/advseg_bench/__main__.py", "python -m advseg_bench"),
+        ("study.py", "study.py"),
+    ],
+)
+def test_the_recorded_command_can_be_typed(program, typed):
+    assert describe_command([program, "run", "a suite.toml"]) == f"{typed} run 'a suite.toml'"

@@ -179,7 +179,8 @@ def _describe_worst_case(evidence: Evidence) -> str:
     if worst not in evidence.arms or evidence.find_gaps((worst,)):
         return ""
     drop = evidence.compare(average(worst, evidence.models))
-    return f" The worst case over the attacks, image by image, lowers Dice by {show_difference(drop)}."
+    lowered = f"lowers Dice by {show_difference(drop)} on average over {show_models(evidence)}"
+    return f" The worst case over the attacks, image by image, {lowered}."
 
 
 def _answer_size(evidence: Evidence, _: Arm) -> _Answer | str:
@@ -201,7 +202,7 @@ def _answer_size(evidence: Evidence, _: Arm) -> _Answer | str:
     text = (
         f"{describe_data(evidence)}, log number of parameters and Diff of {models} have the correlation "
         f"{show_correlation(pearson.value, pearson.lower, pearson.upper)} and the rank correlation "
-        f"{spearman.value:+.2f}, p = {show_p(spearman.p)}. With {models}, {detectable} significant; at least "
+        f"{spearman.value:+z.2f}, p = {show_p(spearman.p)}. With {models}, {detectable} significant; at least "
         f"{count_models_needed()} models are needed to show that it is negligible (within {NO_CORRELATION:g}). "
         f"{conclude(verdict, n, 'model')}"
     )

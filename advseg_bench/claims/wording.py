@@ -41,15 +41,14 @@ def show_difference(test: PairedTest) -> str:
     if test.mean is None:
         return "an unknown amount"
     ends = test.interval
-    return (
-        f"{test.mean:.3f} ({'no interval' if ends is None else f'95 % interval {ends.lower:.3f} to {ends.upper:.3f}'})"
-    )
+    shown = "no interval" if ends is None else f"95 % interval {ends.lower:z.3f} to {ends.upper:z.3f}"
+    return f"{test.mean:z.3f} ({shown})"
 
 
 def show_correlation(value: float, lower: float | None, upper: float | None) -> str:
     """Return a correlation with its interval, if it has one."""
-    ends = "no interval" if lower is None or upper is None else f"95 % interval {lower:.2f} to {upper:.2f}"
-    return f"{value:+.2f} ({ends})"
+    ends = "no interval" if lower is None or upper is None else f"95 % interval {lower:z.2f} to {upper:z.2f}"
+    return f"{value:+z.2f} ({ends})"
 
 
 def show_p(p: float | None) -> str:

@@ -118,7 +118,8 @@ class Contrast:
     @property
     def includes_zero(self) -> bool:
         """Whether the interval of the drop under noise includes 0."""
-        return self.noise is not None and self.noise["lower"] is not None and self.noise["lower"] <= 0
+        noise = self.noise
+        return noise is not None and noise["lower"] is not None and bool(noise["lower"] <= 0 <= noise["upper"])
 
     @property
     def least_ratio(self) -> float | None:
@@ -250,4 +251,6 @@ def _average(images: pl.DataFrame, score: str) -> Row:
 def show_ratio(contrast: Contrast) -> str:
     """Write the ratio of a contrast, or its lower limit as ">= 3.1x"."""
     least = contrast.least_ratio
-    return show_times(contrast.ratio) if contrast.ratio is not None or least is None else f">= {show_times(least)}"
+    if contrast.ratio is None and least is not None:
+        return f">= {show_times(least, least=True)}"
+    return show_times(contrast.ratio)

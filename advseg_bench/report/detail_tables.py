@@ -30,9 +30,9 @@ def make_curve_table(summary: Summary) -> Table:
     caption = (
         "Area: mean height of an image's curve of Dice from eps = 0 (clean) to the largest eps of the sweep "
         "(trapezoid), over images with results at every eps. Images below threshold: share of the images with clean "
-        f"Dice >= {t:g} whose Dice falls below {t:g} at any eps of the sweep. Median smallest eps: the smallest eps at "
-        f"which it does, median over the same images; {NOTHING} if fewer than half of them ever do. Random attacks: "
-        "Dice is averaged over repeats first."
+        f"Dice >= {t:g} whose Dice falls below {t:g} at any eps of the sweep; each image counts once. Median "
+        f"smallest eps: the smallest eps at which it does, median over the same images; {NOTHING} if fewer than half "
+        "of them ever do. Random attacks: Dice is averaged over repeats first."
     )
     if len({s.budgets for _, s in pairs}) > 1:
         caption += " The sweeps do not have the same eps: compare areas and shares only between those that do."
@@ -55,18 +55,12 @@ def make_worst_table(summary: Summary) -> Table | None:
     ]
     for name, label in (("pooled_dice", "Pooled Dice"), ("pooled_iou", "Pooled IoU")):
         columns.append(Column(label, tuple(write_mean(means[name].rows[key]) for _, _, key in points)))
-<<<<<<< HEAD
     shown = show_budget(budgets.reference, budgets.norm, budgets.width)
     caption = (
-        f"eps = {shown}. Worst on images: number of images of which the attack "
-=======
-    eps = show_budget(budgets.reference, budgets.norm, budgets.width)
-    caption = (
-        f"eps = {eps}. Worst on images: number of images of which the attack "
->>>>>>> h-r2
-        "has the lowest Dice among all attacks and noise. Pooled: pixel counts summed over all images before the "
-        "ratio. Random attacks: mean of their repeats. The pooled worst case is of the data set: the result of each "
-        "image is chosen so that the pooled score is low (greedy search of arXiv 2306.12941)."
+        f"eps = {shown}. Worst on images: number of images of which the attack has the lowest Dice among all attacks and "
+        "noise; an image counts for one of equal ones. Pooled: pixel counts summed over all images before the ratio. "
+        "Random attacks: mean of their repeats. The pooled worst case is of the data set: the result of each image is "
+        "chosen so that the pooled score is low (greedy search of arXiv 2306.12941)."
     )
     pooled = means["pooled_iou"].frame.select(*POINT, pl.col("mean").alias("pooled_iou"))
     data = join_right(means["pooled_dice"].frame.rename({"mean": "pooled_dice"}), pooled, *POINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -199,9 +200,14 @@ def show_count(value: int | None) -> str:
     return NOTHING if value is None else f"{value:,}"
 
 
-def show_times(value: float | None) -> str:
-    """Write a ratio."""
-    return NOTHING if value is None else f"{value:.0f}x" if value >= 10 else f"{value:.1f}x"
+def show_times(value: float | None, *, least: bool = False) -> str:
+    """Write a ratio; a lower limit (`least`) is rounded down, so that "at least" holds for the written number."""
+    if value is None:
+        return NOTHING
+    digits = 0 if value >= 10 else 1
+    if least:
+        value = math.floor(value * 10**digits + 1e-9) / 10**digits
+    return f"{value:.{digits}f}x"
 
 
 def show_budget(eps: float | None, norm: str = "linf", width: float = 1.0) -> str:

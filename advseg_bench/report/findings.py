@@ -88,7 +88,7 @@ def _describe_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str
         sentences.append(f"On {which} the attack's drop is {span} times that of the noise.")
     least = {c.model: c.least_ratio for c in worse if c.ratio is None and c.least_ratio is not None}
     if least:
-        times = show_times(min(least.values())).removesuffix("x")
+        times = show_times(min(least.values()), least=True).removesuffix("x")
         sentences.append(
             f"On {shorten_list(list(least), most)} the attack's drop is at least {times} times that of the noise, "
             "whose 95 % interval includes 0."
@@ -98,7 +98,7 @@ def _describe_noise(contrasts: Sequence[Contrast], most: int | None) -> list[str
     unclear = [c.model for c in rest if c.includes_zero]
     if silent:
         names = shorten_list(silent, most)
-        sentences.append(f"On {names} the attack lowers Dice; the noise lowers it by less than {SMALLEST_NOISE:g}.")
+        sentences.append(f"On {names} the attack lowers Dice; the noise does not, or by less than {SMALLEST_NOISE:g}.")
     if unclear:
         names = shorten_list(unclear, most)
         sentences.append(f"On {names} the attack lowers Dice more than the noise, whose 95 % interval includes 0.")

@@ -63,10 +63,12 @@ def describe_checks(run: Run) -> tuple[str, ...]:
     within = attacked.filter(~pl.col("cell").is_in(beyond["cell"].unique().to_list()))
     used = within.select((_measured() / pl.col("eps")).max()).collect().item()
     flagged = marked.filter(pl.col("flags").list.set_difference(["beyond_eps", *NOTES]).list.len() > 0).height
+    noted = marked.filter(pl.col("flags").list.set_difference(list(NOTES)).list.len() == 0).height
     sentence = (
         f"Every attacked image was re-measured in float64: the largest perturbation is {show_number(used, 4)} times "
         f"its budget, and {show_count(flagged) if flagged else 'none'} of "
-        f"{show_plural(results, 'result')} {'are' if flagged > 1 else 'is'} flagged."
+        f"{show_plural(results, 'result')} {'are' if flagged > 1 else 'is'} flagged"
+        + (f", apart from {show_count(noted)} with no more than a note." if noted else ".")
     )
     sentences = (sentence, *_describe_battery(run))
     if beyond.is_empty():

@@ -36,7 +36,8 @@ def make_success_figure(summary: Summary, budgets: Budgets) -> Figure | None:
     caption = (
         f"Each model's attack success at eps {eps} against its number of parameters. "
         "Left (on a phone: top): Diff, the share of the clean Dice that is lost. Right: share of the "
-        f"images with clean Dice >= {run.scoring.dice_threshold:g} whose Dice falls below it."
+        f"images with clean Dice >= {run.scoring.dice_threshold:g} whose Dice falls below it, mean over "
+        "subjects."
     )
     if len(known) < FEWEST_MODELS:
         caption += f" With {len(known)} models, a correlation cannot be distinguished from chance, so none is given."

@@ -104,10 +104,10 @@ def make_noise_table(summary: Summary) -> Table:
         f"eps = {eps}. {drop} attack and loss with the largest mean drop on that model. "
         f"Noise: {control} at the same eps, averaged over repeats. Both are over the images with a score "
         f"under both. Ratio: drop divided by noise drop; {NOTHING} where the noise lowers Dice by less than 0.0005; "
-        "where the noise's interval includes 0, >= drop divided by its upper end. More than noise: paired test over "
-        "subjects at 5 % for each model, adjusted for the choice of the attack; with fewer than six subjects, or "
-        "unknown ones, which of the means is larger. The strongest attack is selected on the same images, so its drop "
-        "is slightly overestimated."
+        "where the noise's interval includes 0, >= drop divided by its upper end if that is above 1. More than noise: "
+        "paired test over subjects at 5 % for each model, adjusted for the choice of the attack; with fewer than six "
+        "subjects, or unknown ones, which of the means is larger. The strongest attack is selected on the same images, "
+        "so its drop is slightly overestimated."
     )
     return Table("noise", f"Attack against noise at eps {eps}", caption, columns, data)
 
@@ -185,10 +185,11 @@ def _caption_success(summary: Summary) -> str:
     """Return the definitions for the caption of the success table."""
     t = f"{summary.run.scoring.dice_threshold:g}"
     return (
-        f"Four definitions of success that are in use. Dice below {t} (dice_below): share of the eligible images, "
-        f"those with clean Dice >= {t}, whose Dice falls below {t}. Wrong (apsr): share of valid pixels with any class "
-        "wrong against the ground truth, to be compared with its clean value. Flipped: share of valid pixels that "
-        "differ from the clean prediction, including corrected ones. apsr99: share of images with at least 99 % of "
-        "their pixels wrong. Random attacks: mean of their repeats. Worst case: the result with the lowest Dice, so "
-        "another attack may have more wrong or flipped pixels."
+        "Four definitions of success that are in use, each a mean over the images of a subject and then over subjects. "
+        f"Dice below {t} (dice_below): share of the eligible images, those with clean Dice >= {t}, "
+        f"whose Dice falls below {t}. Wrong (apsr): share of valid pixels with any class wrong against the ground "
+        "truth, to be compared with its clean value. Flipped: share of valid pixels that differ from the clean "
+        "prediction, including corrected ones. apsr99: share of images with at least 99 % of their pixels wrong. "
+        "Random attacks: mean of their repeats. Worst case: the result with the lowest Dice, so another attack may "
+        "have more wrong or flipped pixels."
     )

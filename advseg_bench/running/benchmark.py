@@ -99,6 +99,13 @@ def _report_training(progress: Callable[[Event], None]) -> Callable[[str, int, i
     return lambda model, done, total: progress(Event("train", model, done, total))
 
 
+def describe_command(argv: Sequence[str]) -> str:
+    """Return a command line that can be typed: `python -m PACKAGE` for a package's `__main__.py`."""
+    path = Path(argv[0])
+    start = ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]
+    return shlex.join([*start, *argv[1:]])
+
+
 def _describe(suite: Suite, cells: Sequence[Cell], here: Description) -> dict[str, Any]:
     """The content of `run.json`."""
     return {
@@ -107,7 +114,7 @@ def _describe(suite: Suite, cells: Sequence[Cell], here: Description) -> dict[st
         "data": here.data,
         "binding": here.binding,
         "environment": here.environment,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": describe_command(sys.argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "images": list(here.images),
         "cells": [cell.as_record() for cell in cells],
