@@ -58,9 +58,9 @@ def make_worst_table(summary: Summary) -> Table | None:
     shown = show_budget(budgets.reference, budgets.norm, budgets.width)
     caption = (
         f"eps = {shown}. Worst on images: number of images of which the attack has the lowest Dice among all attacks "
-        "and noise; an image counts for one of equal ones. Pooled: pixel counts summed over all images before the ratio. "
-        "Random attacks: mean of their repeats. The pooled worst case is of the data set: the result of each image is "
-        "chosen so that the pooled score is low (greedy search of arXiv 2306.12941)."
+        "and noise; an image counts for one of equal ones. Pooled: pixel counts summed over all images before the "
+        "ratio. Random attacks: mean of their repeats. The pooled worst case is of the data set: the result of each "
+        "image is chosen so that the pooled score is low (greedy search of arXiv 2306.12941)."
     )
     pooled = means["pooled_iou"].frame.select(*POINT, pl.col("mean").alias("pooled_iou"))
     data = join_right(means["pooled_dice"].frame.rename({"mean": "pooled_dice"}), pooled, *POINT)
