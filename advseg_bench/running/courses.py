@@ -36,6 +36,7 @@ class Course:
 
     Attributes:
         x_adv: What the attack returned for each image.
+        scored: What is scored of it: projected if it lies outside of bounds or budget.
         logits: The logits of the scoring model on what is scored.
         passes: Forwards and backwards of each image.
         flags: Flags of each image that only the course of the attack shows.
@@ -43,6 +44,7 @@ class Course:
     """
 
     x_adv: dict[int, Tensor] = field(default_factory=dict)
+    scored: dict[int, Tensor] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
     passes: dict[int, tuple[int, int]] = field(default_factory=dict)
     flags: dict[int, set[str]] = field(default_factory=dict)
@@ -145,10 +147,10 @@ class Courses:
                         course.take(i, done, SKIPPED)
                         continue
                     else:
-                        scored = yield from self._attack(cell, attacks[cell.id], course, i)
-                        if scored is None:
+                        yield from self._attack(cell, attacks[cell.id], course, i)
+                        if i not in course.logits:
                             continue
-                        result = self._score(scored, course.logits[i], i)
+                        result = self._score(course.scored[i], course.logits[i], i)
                         if cell.warm_start and smaller is not None and smaller.dice < result.dice:
                             result = smaller
                             course.take(i, smaller, KEPT_SMALLER)
@@ -159,18 +161,13 @@ class Courses:
                         done = result
                 smaller = best
 
-    def _attack(
-        self, cell: Cell, attack: SteppedAttack, course: Course, i: int
-    ) -> Generator[Ask, Answer, Tensor | None]:
-        """Run one cell on one image; an error fails the cell.
+    def _attack(self, cell: Cell, attack: SteppedAttack, course: Course, i: int) -> Job:
+        """Run one cell on one image, and score the result; an error fails the cell.
 
         The other images of a battery are still attacked, so that later members skip the same images in any batch.
-
-        Returns:
-            The image that was scored, inside bounds and budget; None after an error.
         """
         if course.error is not None and cell.member is None:
-            return None
+            return
         batch = select_images(self.batch, [i])
         log = _Log(attack, batch, cell.max_forwards)
         try:
@@ -183,13 +180,12 @@ class Courses:
             logits = (yield Ask(self.model, Query(scored))).logits
         except (Exception, SystemExit) as error:
             course.error = course.error or error
-            return None
-        course.x_adv[i], course.logits[i] = x_adv, logits
+            return
+        course.x_adv[i], course.scored[i], course.logits[i] = x_adv, scored, logits
         course.passes[i] = log.forwards, log.backwards
         course.flags[i] = log.find_flags(logits)
         if not all(torch.equal(a, b) for a, b in ((lent.x, batch.x), (lent.y, batch.y), (lent.valid, batch.valid))):
             course.flags[i].add("input_changed")
-        return scored
 
     def _score(self, x_adv: Tensor, logits: Tensor, i: int) -> Result:
         """Score a result on an image."""

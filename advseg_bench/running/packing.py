@@ -33,7 +33,7 @@ class Ask:
     query: Query
 
 
-Job = Generator[Ask, Answer, object]
+Job = Generator[Ask, Answer, None]
 """The work on one image: yields questions, takes their answers."""
 
 
