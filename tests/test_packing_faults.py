@@ -235,6 +235,15 @@ def test_a_gradient_that_vanishes_once_all_is_wrong_raises_no_flag(name, keep):
     assert {(*row["tp"], *row["flags"]) for row in rows.values()} == {(0, 0, 0)}
 
 
+def test_iterates_outside_of_the_ball_are_no_lost_success():
+    """The first balls of the schedule are wider than the budget, so their iterates are more harmful."""
+    for schedule in (None, "shrinking"):
+        attack = PGD(loss="dice", steps=20, radius_schedule=schedule)
+        rows, failures = run({"x": attack}, n=3, net=Scale(), eps=0.1)
+        assert failures == []
+        assert not any("silent_success" in row["flags"] for row in rows.values())
+
+
 @pytest.mark.slow
 def test_batches_are_full_on_36_images_and_24_cells():
     fill, attacks = Fill(), {}

@@ -10,6 +10,7 @@ import polars as pl
 
 from advseg_bench.results.arms import CURVE, WORST, is_arm, name_values, read_arm
 from advseg_bench.results.run import Run
+from advseg_bench.suite.battery import KEPT_SMALLER, SKIPPED
 from advseg_bench.suite.cells import Arm
 
 REFERENCE_EPS = 4 / 255
@@ -17,6 +18,10 @@ REFERENCE_EPS = 4 / 255
 
 LONGEST_SWEEP = 5
 """Largest number of budgets at which a case is shown, besides the clean image."""
+
+
+OWN_IMAGE = pl.col("flags").list.set_intersection([SKIPPED, KEPT_SMALLER]).list.len() == 0
+"""Condition for rows whose image the cell made itself, so that running the cell alone makes it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +219,16 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
         arm = shown[model].arm
         chosen = members.filter(pl.col("norm") == arm.norm) if arm.attack == WORST else run.scores().filter(is_arm(arm))
         rows = chosen.filter(
-            pl.col("model") == model, pl.col("drop").is_not_null(), pl.col("eps") == budgets[0].reference
+            pl.col("model") == model,
+            pl.col("drop").is_not_null(),
+            pl.col("eps") == budgets[0].reference,
+            OWN_IMAGE,
         )
         eligible = rows.filter(pl.col("dice_below").is_not_null())
         ranked = (eligible if len(eligible) else rows).sort("drop", "image", "draw").to_dicts()
         worst, best = ranked[-1], ranked[0]
         same_image = [pl.col(name) == worst[name] for name in ("model", "image", "draw")]
-        sweep = run.scores().filter(pl.col("eps") > 0, is_arm(read_arm(worst)), *same_image)
+        sweep = run.scores().filter(pl.col("eps") > 0, OWN_IMAGE, is_arm(read_arm(worst)), *same_image)
         steps = _thin_sweep(sweep.sort("eps").to_dicts(), worst["eps"])
         cases += [_describe_case("worst", worst, steps), _describe_case("best", best, [best])]
     return tuple(cases)

@@ -21,8 +21,9 @@ from advseg_bench.attacks.base import image_generators
 from advseg_bench.attacks.stepping import Answer, Query, SteppedAttack, Steps
 from advseg_bench.batches import Batch, copy_batch, select_images
 from advseg_bench.checks.doubts import TRACED, ZERO_SHARE, Trace, flag_images, measure_zero
-from advseg_bench.checks.results import check_form, inspect, traits_of
+from advseg_bench.checks.results import check_form, find_tolerance, inspect, traits_of
 from advseg_bench.errors import PluginError, QueryLimitError, expected
+from advseg_bench.geometry import distance
 from advseg_bench.losses import hard_dice
 from advseg_bench.running.packing import Ask, Fill, Job, Packer
 from advseg_bench.suite.battery import KEPT_SMALLER, SKIPPED
@@ -186,9 +187,10 @@ class Courses:
         if course.error is not None and cell.member is None:
             return None
         batch = select_images(self.batch, [i])
-        log = _Log(attack, batch, cell.max_forwards)
+        budget = Budget(cell.arm.norm, cell.eps)
+        log = _Log(attack, batch, budget, cell.max_forwards)
         try:
-            lent, budget = copy_batch(batch), Budget(cell.arm.norm, cell.eps)
+            lent = copy_batch(batch)
             steps = attack.begin(
                 lent, budget=budget, generators=image_generators(self.seed, cell.seed_id, batch.images)
             )
@@ -227,11 +229,12 @@ class _Log:
     Args:
         attack: The attack.
         batch: The image.
+        budget: Norm and radius.
         max_forwards: Limit of forwards, or None.
     """
 
-    def __init__(self, attack: SteppedAttack, batch: Batch, max_forwards: int | None) -> None:
-        self.attack, self.batch, self.max_forwards = attack, batch, max_forwards
+    def __init__(self, attack: SteppedAttack, batch: Batch, budget: Budget, max_forwards: int | None) -> None:
+        self.attack, self.batch, self.budget, self.max_forwards = attack, batch, budget, max_forwards
         self.forwards = self.backwards = 0
         self.broken = False
         self.known = self.fixed = False
@@ -288,8 +291,15 @@ class _Log:
         self.trace.zero.append(zero)
         if self.known and (self.fixed or len(answer.value)):
             self.trace.values.append(answer.value.reshape(1, -1)[:, 0] if len(answer.value) else answer.height)
-        scored = query.model is None if last else bool((zero > ZERO_SHARE).any())
+        possible = query.model is None and not self._is_outside(query.x)  # a wider ball of a schedule, or another model
+        scored = possible if last else bool((zero > ZERO_SHARE).any())
         self.trace.success.append(self._score(answer.logits) if scored else torch.full_like(zero, torch.nan))
+
+    def _is_outside(self, x: Tensor) -> bool:
+        """Return whether an image lies outside of bounds or budget."""
+        bounds, moved = self.batch.bounds, distance(x, self.batch.x, self.budget.norm)
+        beyond = bool((moved > self.budget.eps + find_tolerance(bounds)).any())
+        return beyond or bool(((x < bounds.lower) | (x > bounds.upper)).any())
 
     def _score(self, logits: Tensor) -> Tensor:
         return 1 - hard_dice(logits, self.batch.y, self.batch.valid, self.batch.task)
