@@ -379,3 +379,11 @@ def test_a_battery_runs_the_transfers_from_each_other_model(tmp_path, monkeypatc
     assert set(run.rows["cell"]) == {cell.id for cell in plan(suite)}
     moved = {json.loads(text).get("source") for text in run.rows["settings"].cast(str)}
     assert moved == {None, "a", "b"}
+
+
+def test_a_suite_without_a_source_is_one_clear_line():
+    models = [{"name": name, "architecture": "monai.BasicUNet"} for name in "ab"]
+    attack = {"name": "transfer", "losses": ["dice"], "eps": [EPS]}
+    source = {"schema": 1, "name": "s", "data": {"name": "mni152"}, "models": models, "attacks": [attack]}
+    with pytest.raises(SpecError, match=r"transfer, source: missing. Name a model of the suite in settings: a, b\.$"):
+        ab.plan(ab.Suite.model_validate(source))

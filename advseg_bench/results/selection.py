@@ -226,6 +226,8 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
         )
         eligible = rows.filter(pl.col("dice_below").is_not_null())
         ranked = (eligible if len(eligible) else rows).sort("drop", "image", "draw").to_dicts()
+        if not ranked:
+            continue
         worst, best = ranked[-1], ranked[0]
         same_image = [pl.col(name) == worst[name] for name in ("model", "image", "draw")]
         sweep = run.scores().filter(pl.col("eps") > 0, OWN_IMAGE, is_arm(read_arm(worst)), *same_image)

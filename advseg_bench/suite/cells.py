@@ -212,15 +212,17 @@ def _describe_source(suite: Suite, arm: Arm) -> dict[str, object]:
     """What a result depends on beside its model: the model that a transfer attack takes the images from."""
     if arm.attack != "transfer":
         return {}
-    return {"source": model_identity(suite, _find_source_model(suite, str(arm.options.get("source"))))}
+    return {"source": model_identity(suite, _find_source_model(suite, arm.options.get("source")))}
 
 
-def _find_source_model(suite: Suite, name: str) -> ModelSpec:
+def _find_source_model(suite: Suite, name: object) -> ModelSpec:
     """The model that a transfer attack takes the images from."""
     source = next((model for model in suite.models if model.name == name), None)
     if source is None:
-        known = (model.name for model in suite.models)
-        raise SpecError(unknown(f"suite {suite.name}: attack transfer, source", "model", name, known))
+        known, where = [model.name for model in suite.models], f"suite {suite.name}: attack transfer, source"
+        if name is None:
+            raise SpecError(f"{where}: missing. Name a model of the suite in settings: {', '.join(known)}.")
+        raise SpecError(unknown(where, "model", str(name), known))
     return source
 
 
