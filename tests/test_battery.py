@@ -42,6 +42,16 @@ def ids(cells: list[Cell]) -> list[str]:
     return [cell.id for cell in cells]
 
 
+@pytest.mark.parametrize(
+    ("eps", "message"),
+    [('"4/255"', "a list of radii"), ("[]", "a list of radii"), ('["0"]', "radii above 0"), ("[true]", "a number or")],
+)
+def test_radii_that_are_none_are_one_line(eps, message):
+    with pytest.raises(SpecError, match=rf"battery\.eps.*{message}") as found:
+        read(f'[battery]\nname = "standard"\neps = {eps}\n')
+    assert "\n" not in str(found.value)
+
+
 @pytest.mark.parametrize(("name", "digest"), [("standard-1", "1eba4975b555ffcf")])
 def test_a_name_never_changes_its_meaning(name, digest):
     assert content_hash({p: [asdict(m) for m in listed] for p, listed in BATTERIES[name].items()}) == digest

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from advseg_bench.batches import Batch
-from advseg_bench.errors import PluginError, SettingError, expected
+from advseg_bench.errors import PluginError, SettingError, expected, unknown
 from advseg_bench.losses import ClassBalancedCE, Loss
 from advseg_bench.metrics import predict
 from advseg_bench.registry import catalogue
@@ -74,6 +74,8 @@ def settle_objective(loss: Loss | str | None, objective: Loss | str | None) -> L
     if isinstance(objective, str) and objective in catalogue.OBJECTIVES:
         module, _, name = catalogue.OBJECTIVES[objective].partition(":")
         objective = cast(Loss, getattr(import_module(module), name))
+    elif isinstance(objective, str) and objective not in catalogue.LOSSES and ":" not in objective:
+        raise PluginError(unknown("", "objective", objective, [*catalogue.OBJECTIVES, *catalogue.LOSSES]))
     found = find_loss(objective)
     if hasattr(found, "at"):
         remedy = 'Use "entropy".'

@@ -13,6 +13,7 @@ from torch import nn
 from advseg_bench import losses
 from advseg_bench.attacks import APGD, BIM, MIFGSM, PGD, PAdam
 from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.errors import PluginError
 from advseg_bench.geometry import distance
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.testing import LinearSegmenter
@@ -210,3 +211,9 @@ def test_restarts_cost_what_the_traits_state(attack, schedule, keep):
     with counter.count(len(batch.x)) as tally:
         attack(counter.model, batch, budget=Budget("linf", 0.1), generators=make_generators(len(batch.x)))
     assert set(tally.per_image()) == {(attack.traits.forwards, attack.traits.backwards)}
+
+
+@pytest.mark.parametrize("setting", ["objective", "keep_by"])
+def test_an_unknown_objective_names_the_nearest(setting):
+    with pytest.raises(PluginError, match=r"unknown objective 'hard_dise'.*Did you mean 'hard_dice'"):
+        PGD(loss="dice", **{setting: "hard_dise"})

@@ -49,11 +49,20 @@ class BatterySpec(Spec):
             raise ValueError(unknown("", "profile", profile, known))
         return profile
 
+    @field_validator("eps", mode="before")
+    @classmethod
+    def _check_list(cls, eps: Any) -> Any:
+        if not isinstance(eps, (list, tuple)) or not eps:
+            raise ValueError('expected a list of radii, such as ["4/255"]')
+        return eps
+
     @field_validator("eps")
     @classmethod
     def _check_radii(cls, eps: tuple[float, ...]) -> tuple[float, ...]:
         if len(set(eps)) < len(eps):
             raise ValueError("a radius is listed twice. Remove one")
+        if 0 in eps:
+            raise ValueError("expected radii above 0, got 0. Remove it")
         return eps
 
     def check_bounds(self, bounds: tuple[float, float] | None) -> None:
