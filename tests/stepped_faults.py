@@ -113,7 +113,7 @@ class APGDWith(APGD):
 
     def climb_ball(self, x_adv, batch, budget):
         """The loop of APGD with another step control."""
-        judge = Aim(self.objective)
+        judge = Aim(self.judged_by)
         answer = yield Query(x_adv, self.aim(self.loss), judge)
         control = self.control(x_adv, answer.gradient, answer.value, 2 * budget.eps, self.steps)
         before = x_adv

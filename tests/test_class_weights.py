@@ -66,7 +66,7 @@ def test_an_attack_follows_the_counted_weights():
         "apgd", {"steps": 3, "keep_by": "class_balanced_ce"}, "class_balanced_ce", dataset.task, lambda: loss
     )
     assert attack.loss == attack.keep_by == loss
-    assert attack.objective is ab.losses.entropy, "the fixed objective of a masked loss"
+    assert attack.judged_by is ab.losses.entropy, "the fixed objective of a masked loss"
     assert name_loss(attack.loss) == "class_balanced_ce"
 
 

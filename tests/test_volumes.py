@@ -248,7 +248,8 @@ TIMINGS = {
 def test_suites_of_slices_keep_their_ids(name):
     suite, _, profile = name.partition(" ")
     loaded = Suite.load(suite, profile=profile or None)
-    assert hashlib.sha256(" ".join(cell.id for cell in plan(loaded)).encode()).hexdigest()[:16] == IDS[name]
+    own = plan(loaded.model_copy(update={"battery": None}))
+    assert hashlib.sha256(" ".join(cell.id for cell in own).encode()).hexdigest()[:16] == IDS[name]
     if name in TIMINGS:
         assert [timing_key(loaded, model) for model in loaded.models] == TIMINGS[name].split()
 

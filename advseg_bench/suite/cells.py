@@ -127,7 +127,7 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
         >>> import advseg_bench as ab
         >>> cells = ab.plan(ab.Suite.load("quick"))
         >>> len(cells), sum(cell.skip is not None for cell in cells)
-        (200, 0)
+        (215, 0)
         >>> [cell.label for cell in cells[:2]]
         ['unetplusplus-resnet10t none', 'unetplusplus-resnet10t fgsm bce linf 1/255']
     """

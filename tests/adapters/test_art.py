@@ -253,7 +253,7 @@ def test_random_starts_take_another_way(starts, view):
 def test_pgd_is_our_pgd():
     scene = scenes()["multiclass"]
     budget = Budget("linf", 8 / 255)
-    ours = PGD(loss=dice, steps=5, random_start=False)
+    ours = PGD(loss=dice, steps=5, step_size=0.25, random_start=False)
     expected = ours(scene.model, scene.batch, budget=budget, generators=make_generators(2))
     _, found = run(adapter, "ProjectedGradientDescent", "linf", {"max_iter": 5}, scene)
     assert torch.equal(found, expected)
