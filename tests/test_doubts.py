@@ -350,11 +350,12 @@ CASES = {
     "tie without an effect": ({"pgd__bce____4": near(0.9), "bim__bce____4": near(0.9)}, []),
     "tie at 0": ({"pgd__bce____4": [0.0] * 20, "bim__bce____4": [0.0] * 20}, []),
     "not finished": (
-        {"pgd__bce____4": [(0.5, ["incomplete"])] * 2 + near(0.5)[2:]},
+        {"pgd__bce____4": [(0.5, ["incomplete"])] * 3 + near(0.5)[3:]},
         ["incomplete pgd"],
     ),
     "not finished on one image of two": ({"pgd__bce____4": [(0.5, ["incomplete"]), 0.5]}, []),
     "no gradient on one image of two": ({"pgd__bce____4": [(0.5, ["zero_gradient"]), 0.5]}, ["zero_gradient pgd"]),
+    "not finished on one image of ten": ({"pgd__bce____4": [(0.5, ["incomplete"])] * 2 + near(0.5)[2:]}, []),
     "not finished on one image": ({"pgd__bce____4": [(0.5, ["incomplete"]), *near(0.5)[1:]]}, []),
     "the minimum over attacks is none": (
         {"worst_case__bce____4": near(0.95), "fgsm__bce____4": near(0.5), "random_sign______4": near(0.8)},

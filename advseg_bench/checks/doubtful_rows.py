@@ -22,6 +22,9 @@ WIDE_MARGIN = 0.05
 SHARE = 0.05
 """A doubt about single images is raised if more than this share of them shows it."""
 
+SLOW_SHARE = 0.1
+"""The same for images whose objective still increases at the end."""
+
 UNBOUNDED_DICE = 0.1
 """Largest mean Dice under an attack without an effective budget."""
 
@@ -97,7 +100,8 @@ def find_marked(point: Point, noises: Sequence[Point]) -> Iterator[tuple[str, Re
         if name == "zero_gradient" and point.role == "gradient":
             marked = marked | (point.marks["unchanged"] > 0) | _find_unmoved(point, noises)
         images = int((marked & known).sum())
-        if images > max(0 if name == "zero_gradient" else 1, SHARE * known.sum()):
+        share = SLOW_SHARE if name == "incomplete" else SHARE
+        if images > max(0 if name == "zero_gradient" else 1, share * known.sum()):
             yield name, (f"{images} of {known.sum()} images", images)
 
 

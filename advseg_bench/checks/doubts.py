@@ -64,7 +64,7 @@ DOUBTS: dict[str, Doubt] = {
     ),
     "incomplete": Doubt(
         "the attack was stopped while its objective still increased",
-        "the last tenth of at least 10 steps adds more than 5 % of the whole gain, on more than 5 % of the images and "
+        "the last tenth of at least 10 steps adds more than 5 % of the whole gain, on more than 10 % of the images and "
         "two at least",
         _INDICATORS,
         "Increase `steps`",
