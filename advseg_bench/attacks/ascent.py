@@ -15,7 +15,7 @@ from advseg_bench.attacks.stepping import Answer, Query, SteppedAttack, Steps
 from advseg_bench.batches import Batch
 from advseg_bench.errors import SettingError
 from advseg_bench.geometry import align, project, random_in_ball, steepest
-from advseg_bench.losses import Loss
+from advseg_bench.losses import Loss, loss_at
 from advseg_bench.registry.ascents import ASCENT_STEPS, Stage, ascent_traits, read_stages, split_steps
 from advseg_bench.types import Budget, Traits
 
@@ -201,8 +201,7 @@ class ProjectedAscent(SteppedAttack):
     def aim(self, loss: Loss | str | None, step: int = 0) -> Aim:
         """Return what a loss makes of logits at a gradient step, with the labels and the direction of the attack."""
         assert callable(loss), "names of losses are resolved when the attack is made"
-        at = getattr(loss, "at", None)
-        return Aim(at(step, self.moves) if at else loss, self.label, self.targeted)
+        return Aim(loss_at(loss, step, self.moves), self.label, self.targeted)
 
     def climb(self, logits: Tensor, batch: Batch, step: int = 0) -> Tensor:
         """Return the objective whose gradient is followed at a step, (N,)."""

@@ -12,7 +12,9 @@ from torch import nn
 
 from advseg_bench import losses
 from advseg_bench.attacks import APGD, BIM, MIFGSM, PGD, PAdam
+from advseg_bench.attacks.ascent import better
 from advseg_bench.attacks.gradient import FGSM
+from advseg_bench.batches import select_images
 from advseg_bench.errors import PluginError
 from advseg_bench.geometry import distance
 from advseg_bench.instruments.counter import Counter
@@ -217,3 +219,51 @@ def test_restarts_cost_what_the_traits_state(attack, schedule, keep):
 def test_an_unknown_objective_names_the_nearest(setting):
     with pytest.raises(PluginError, match=r"unknown objective 'hard_dise'.*Did you mean 'hard_dice'"):
         PGD(loss="dice", **{setting: "hard_dise"})
+
+
+def test_the_first_of_equal_iterates_is_kept():
+    one, other, value = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2), torch.tensor([1.0, 1.0])
+    kept, values = better((one, value), other, torch.tensor([1.0, 2.0]))
+    assert kept[:, 0, 0, 0].tolist() == [0, 1]
+    assert values.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("steps", [12, 30])
+def test_apgd_is_the_loop_written_out_for_each_image(steps):
+    """Checkpoints, halving and restarts of arXiv 2003.01690 for one image at a time, on a wavy objective."""
+    batch, logits = make_batch("multilabel", n=6)
+    net, eps = Net(logits.shape[1]), 0.3
+    found = APGD(loss=losses.bce, steps=steps, keep="last")(
+        net, batch, budget=Budget("linf", eps), generators=make_generators(6)
+    )
+    halved = 0
+    for i in range(6):
+        one = select_images(batch, [i])
+
+        def clip(x, clean=one.x):
+            return (clean + (x - clean).clamp(-eps, eps)).clamp(0, 1)
+
+        def look(x, one=one):
+            with torch.no_grad():
+                value = losses.bce(net(x), one.y, one.valid, one.task)
+            return value, gradient_of(net, x, one, losses.bce)
+
+        x = before = best = one.x
+        (value, gradient), eta = look(x), 2 * eps
+        top, top_gradient, top_then, reduced = value, gradient, value, True
+        rises, interval, since = 0, max(int(0.22 * steps), 1), 0
+        for k in range(steps):
+            ahead, share = clip(x + eta * gradient.sign()), 1.0 if k == 0 else 0.75
+            x, before = clip(x + share * (ahead - x) + (1 - share) * (x - before)), x
+            new, gradient = look(x)
+            rises, value, since = rises + int(new > value), new, since + 1
+            if new > top:
+                best, top, top_gradient = x, new, gradient
+            if since == interval and k + 1 < steps:
+                reduced = rises <= 0.75 * interval or (not reduced and bool(top_then >= top))
+                if reduced:
+                    eta, x, gradient, halved = eta / 2, best, top_gradient, halved + 1
+                top_then, rises, since = top, 0, 0
+                interval = max(interval - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+        assert (found[i] - x[0]).abs().mean() < 1e-3
+    assert halved > 6
