@@ -451,3 +451,23 @@ def test_rows_of_another_run_are_refused(tmp_path):
     rewrite_rows(out, lambda rows: rows.with_columns(pl.lit("foreign").alias("cell")))
     with pytest.raises(RecordError, match="holds rows of another run"):
         Run(out).rows  # noqa: B018
+
+
+@pytest.mark.parametrize("flag", ["skipped", "kept_smaller"])
+def test_no_picture_is_made_of_a_result_that_a_cell_took_over(tmp_path, flag):
+    """Running the cell alone would make another image than the one that was scored."""
+    out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",), losses=("bce",), eps=(1, 2, 4, 8)))
+    worst = find_extremes(Run(out))[0]
+
+    def take_over(cell: str) -> None:
+        here = (pl.col("cell") == cell) & (pl.col("image") == worst.image)
+        flags = pl.when(here).then(pl.concat_list(pl.lit(flag))).otherwise("flags")
+        rewrite_rows(out, lambda rows: rows.with_columns(flags.alias("flags")))
+
+    take_over(worst.sweep[0].cell)
+    shown = find_extremes(Run(out))[0]
+    assert (shown.cell, shown.image) == (worst.cell, worst.image)
+    assert [step.cell for step in shown.sweep] == [step.cell for step in worst.sweep[1:]]
+    take_over(worst.cell)
+    shown = find_extremes(Run(out))[0]
+    assert shown.image != worst.image
