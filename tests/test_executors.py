@@ -17,7 +17,7 @@ import stub_worker
 from stub_worker import Call, Tell, fail, find_process
 
 from advseg_bench.errors import DataError, UserError, WorkerError
-from advseg_bench.running.executors import call, open_executor
+from advseg_bench.running.executors.base import call, open_executor
 from advseg_bench.running.outcomes import JobError
 
 
@@ -146,8 +146,8 @@ import os, signal, struct, sys, threading, time, traceback
 
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from multiprocessing import util
-from advseg_bench.running import processes
-from advseg_bench.running.executors import call, open_executor
+from advseg_bench.running.executors import processes
+from advseg_bench.running.executors.base import call, open_executor
 from stub_worker import Call, start_worker
 
 HALF = os.path.abspath(__file__) + ".half"

@@ -25,7 +25,7 @@ from advseg_bench.errors import RecordError, UserError, WorkerError, expected, o
 from advseg_bench.models.build import build_model
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.registry.plugins import GROUPS, load_object
-from advseg_bench.running.executors import call, open_executor
+from advseg_bench.running.executors.base import call, open_executor
 from advseg_bench.running.outcomes import JobError
 from advseg_bench.suite.specs import ModelSpec, PluginData
 from advseg_bench.suite.suite import Suite

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advseg_bench.running.executors import keep_busy
+from advseg_bench.running.executors.base import keep_busy
 from advseg_bench.running.outcomes import Outcome
 from advseg_bench.running.schedule import Schedule
 from advseg_bench.running.work import RunUnit, Train, Unit

@@ -10,7 +10,7 @@ from advseg_bench.cache import content_hash, write_bytes
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import Extreme, find_extremes
-from advseg_bench.running.executors import Executor, keep_busy
+from advseg_bench.running.executors.base import Executor, keep_busy
 from advseg_bench.running.recording import check_weights
 from advseg_bench.running.work import MakePanels, PanelSpec
 from advseg_bench.suite.cells import Cell

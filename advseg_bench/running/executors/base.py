@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
+from advseg_bench.running.executors.processes import open_processes
 from advseg_bench.running.outcomes import Do, Outcome, StartWorker, attempt, start
-from advseg_bench.running.processes import open_processes
 from advseg_bench.running.work import Emit, Job, MakePanels, RunUnit, Train
 
 R = TypeVar("R")

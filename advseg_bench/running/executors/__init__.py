@@ -1,0 +1,1 @@
+"""Where do jobs run? In this process, in worker processes, or on a cluster."""
