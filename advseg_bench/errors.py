@@ -42,6 +42,10 @@ class QueryLimitError(UserError):
     """An attack used more model evaluations than its limit."""
 
 
+class TaintedError(UserError):
+    """Code left the process in a state that cannot be restored, so that nothing may be computed in it any more."""
+
+
 class RecordError(UserError):
     """A run directory is damaged, in use, or not a run directory of this suite."""
 

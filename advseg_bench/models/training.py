@@ -69,6 +69,7 @@ def obtain_model(
     batch: int | None = None,
     inference: Inference | None = None,
     session: Session | None = None,
+    threads: int | None = None,
 ) -> TrainedModel:
     """Return a model in eval mode: from its `weights`, from the cache, or trained and then cached.
 
@@ -83,6 +84,7 @@ def obtain_model(
         device: Where it is trained. On a CPU the result is bit-identical for equal arguments; not on an accelerator.
         session: As for `environment.describe_code`. Weights of a network or loss that is in no file are kept under it
             until the process ends, and never in the cache.
+        threads: The suite's number of torch threads, which the cache's key contains; by default the present one.
 
     Returns:
         The model on the CPU, with its description.
@@ -111,7 +113,8 @@ def obtain_model(
     session = session or Session()
     names: list[tuple[Kind, str]] = [("architecture", spec.architecture), ("loss", recipe.loss)]
     code = environment.describe_code(names, session)
-    depends = _dependencies(spec, recipe, dataset, seed, torch.device(device).type) | {"code": code}
+    threads = torch.get_num_threads() if threads is None else threads
+    depends = _dependencies(spec, recipe, dataset, seed, torch.device(device).type, threads) | {"code": code}
     key = content_hash(depends | describe_inference(inference))
     with _locked(_session_folder(key) if environment.in_no_file(code) else cache_dir("models", key)) as folder:
         weights, sidecar = folder / "model.safetensors", folder / "model.json"
@@ -123,7 +126,7 @@ def obtain_model(
                 set_head_bias(model, recipe.head_bias)
             with torch.random.fork_rng(devices=[]), _deterministic(device):
                 training = Training(model.to(device), recipe, dataset, seed)
-                _train(training, folder, progress, lambda: environment.describe_code(names, session))
+                _train(training, folder, progress, lambda: environment.describe_code(names, session), threads)
             model.to("cpu")
         load_weights(weights, model)
         outcome = json.loads(sidecar.read_text())
@@ -228,7 +231,9 @@ def _is_whole(weights: Path, sidecar: Path, model: SegmentationModule) -> bool:
         return False
 
 
-def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, device: str) -> dict[str, Any]:
+def _dependencies(
+    spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, device: str, threads: int
+) -> dict[str, Any]:
     """Everything but code that trained weights depend on, as JSON; not `floor` and the names of model and recipe."""
     return {
         "version": TRAINING_VERSION,
@@ -236,7 +241,7 @@ def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, 
         "recipe": recipe.model_dump(mode="json", exclude={"recipe", "floor"}),
         "data": dataset.fingerprint,
         "seed": seed,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "device": device,
         "libraries": environment.describe_libraries(),
     }
@@ -250,7 +255,7 @@ def _session_folder(key: str) -> Path:
     return _session_folders[key]
 
 
-def _train(training: Training, folder: Path, progress: Progress, check: Callable[[], object]) -> None:
+def _train(training: Training, folder: Path, progress: Progress, check: Callable[[], object], threads: int) -> None:
     """Train from the last checkpoint in a folder to the end, and write the best weights and their description.
 
     `check` is called before they are written; it raises if the code changed before it was imported.
@@ -270,7 +275,7 @@ def _train(training: Training, folder: Path, progress: Progress, check: Callable
     training.model.load_state_dict(training.best)
     save_weights(folder / "model.safetensors", training.model)
     outcome = {"validation_dice": training.best_dice, "train_seconds": round(training.seconds, 2), "epochs": epochs}
-    write_json(folder / "model.json", outcome | {"threads": torch.get_num_threads(), "torch": torch.__version__})
+    write_json(folder / "model.json", outcome | {"threads": threads, "torch": torch.__version__})
     checkpoint.unlink(missing_ok=True)
 
 
