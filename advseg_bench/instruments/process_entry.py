@@ -1,4 +1,4 @@
-"""The form of an entry in the tables of process state."""
+"""The form of an entry in the tables of process state, and the flag of a change. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["flagged", "restored", "imports", "replaced"]
+
+
+CHANGED = "process_changed"
+"""The flag of a row whose attack changed the process; a second flag, "process_changed:NAME", says what."""
 
 
 @dataclass(frozen=True, slots=True)

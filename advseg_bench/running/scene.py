@@ -206,7 +206,8 @@ class Scene:
     @timed("attack: losses and steps")
     def look(self, attacks: Sequence[Attack]) -> tuple[Tensor, SharedGradients]:
         """Return clean logits, and the gradients that one-gradient attacks share; from one forward if possible."""
-        shared = SharedGradients(self.attacked, self.batch, () if self.thorough else attacks)
+        ours = attacks if not self.thorough else [attack for attack in attacks if not is_foreign(attack)]
+        shared = SharedGradients(self.attacked, self.batch, ours)
         logits = shared.logits
         return self.forward(self.batch.x) if logits is None or not self.exact else logits, shared
 
@@ -230,7 +231,7 @@ class Scene:
         watching = watched(seed=seed, random_too=foreign) if foreign or self.thorough else nullcontext(Changes())
         if is_shared(attack):
             with watching as changes:
-                if self.thorough:  # an objective of others is watched in each cell that has it
+                if self.thorough and foreign:  # an objective of others is watched in each cell that has it
                     shared = SharedGradients(self.attacked, self.batch, ())
                 gradient = shared.of(attack)
                 broken = _find_non_finite(gradient)

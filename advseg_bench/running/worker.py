@@ -202,10 +202,10 @@ class Worker:
                     self._session,
                     suite.compute.threads,
                 )
-            info = trained.info | {"weights_sha256": digest_weights(trained.model)}
-            choice = self._prepare(trained.model, () if spec.stochastic else read_steps(suite.compute.prepare))
-            info["prepared"] = choice.as_record()
-            info |= describe_behaviour(trained.model.notes, spec.repeats if spec.stochastic else 1)
+                info = trained.info | {"weights_sha256": digest_weights(trained.model)}
+                choice = self._prepare(trained.model, () if spec.stochastic else read_steps(suite.compute.prepare))
+                info["prepared"] = choice.as_record()
+                info |= describe_behaviour(trained.model.notes, spec.repeats if spec.stochastic else 1)
             self._loaded[name] = _Loaded(trained.model, choice.model, info, spec.stochastic)
         return self._loaded[name]
 
