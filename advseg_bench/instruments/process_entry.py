@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["flagged", "restored", "imports", "replaced"]
+Kind = Literal["flagged", "restored", "imports"]
 
 
 CHANGED = "process_changed"
@@ -23,7 +23,7 @@ class Entry:
         write: Restores a value that `read` returned; None if that is not possible.
         kind: What a change means: "flagged" is restored and flagged. "restored" is not flagged, since honest code makes
             the change as well. "imports" is "flagged", unless modules were imported: libraries set it when they are,
-            and it is left to them. "replaced" is "flagged", and replaced by an equivalent where it cannot be restored.
+            and it is left to them.
     """
 
     name: str

@@ -86,7 +86,7 @@ def restore(before: Snapshot, *, random_too: bool = True) -> list[str]:
     for _ in range(2):  # a state may follow another one, which is restored later
         for entry in remaining:
             _write(entry, known[entry.name])
-        remaining = [entry for entry in found if entry.kind != "replaced" and _read(entry) != known[entry.name]]
+        remaining = [entry for entry in found if _read(entry) != known[entry.name]]
     if remaining:
         raise _describe_taint(", ".join(entry.name for entry in remaining), "restored", "Let it leave this unchanged.")
     return [entry.name for entry in found]
@@ -140,15 +140,17 @@ def watched(*, seed: int | None = None, random_too: bool = True, wait: bool = Tr
     try:
         yield changes
     finally:
+        found: list[str] = []
         try:
-            found = threads.settle() if wait else threads.note()
-            if _put_back(descriptors):
-                found.append(DESCRIPTORS)
-            found += restore(before, random_too=random_too)
-            changes.names += [name for name in found if name not in RANDOM]
-            changes.drew = not RANDOM.isdisjoint(found)
+            found += threads.settle() if wait else threads.note()
         finally:
-            descriptors.close()
+            try:
+                found += [DESCRIPTORS] if _put_back(descriptors) else []
+                found += restore(before, random_too=random_too)
+            finally:
+                descriptors.close()
+                changes.names += [name for name in found if name not in RANDOM]
+                changes.drew = not RANDOM.isdisjoint(found)
 
 
 def seed_globals(seed: int) -> None:

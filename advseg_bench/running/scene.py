@@ -207,7 +207,8 @@ class Scene:
     def look(self, attacks: Sequence[Attack]) -> tuple[Tensor, SharedGradients]:
         """Return clean logits, and the gradients that one-gradient attacks share; from one forward if possible."""
         ours = attacks if not self.thorough else [attack for attack in attacks if not is_foreign(attack)]
-        shared = SharedGradients(self.attacked, self.batch, ours)
+        with self.watch.of_model(self.thorough):
+            shared = SharedGradients(self.attacked, self.batch, ours)
         logits = shared.logits
         return self.forward(self.batch.x) if logits is None or not self.exact else logits, shared
 
