@@ -98,11 +98,11 @@ class Changes:
 
     Attributes:
         names: Names of the states, in the order of `ENTRIES`; without those that are not flagged.
-        drew: Whether a global random generator was used, and restored.
+        random: Names of the random states that were used, and restored.
     """
 
     names: list[str] = field(default_factory=list)
-    drew: bool = False
+    random: list[str] = field(default_factory=list)
 
     @property
     def left_threads(self) -> bool:
@@ -150,7 +150,7 @@ def watched(*, seed: int | None = None, random_too: bool = True, wait: bool = Tr
             finally:
                 descriptors.close()
                 changes.names += [name for name in found if name not in RANDOM]
-                changes.drew = not RANDOM.isdisjoint(found)
+                changes.random += [name for name in found if name in RANDOM]
 
 
 def seed_globals(seed: int) -> None:

@@ -170,7 +170,9 @@ class Scene:
         foreign = self.watch.foreign_model or any(map(is_foreign, packed.values()))
         with watched() if self.thorough or foreign else nullcontext(Changes()) as changes:
             found = courses.run(cells, packed, scored, self.fill)
-        self.changed |= bool(changes.names) or (changes.drew and self.pack)  # then each is run alone, from its own seed
+        self.changed |= bool(changes.names) or (
+            bool(changes.random) and self.pack
+        )  # then each is run alone, from its own seed
         marks = make_flags(self.watch.of_attack(changes.names))
         if self.guard.restore(thorough=self.thorough or changes.left_threads):
             self.changed = True

@@ -112,7 +112,7 @@ class Worker:
     @cached_property
     def dataset(self) -> Dataset:
         """The suite's data set."""
-        with span("data"):
+        with span("data"), watched(wait=False):  # it may be code of others
             return load_dataset(self.suite.data)
 
     @cached_property
