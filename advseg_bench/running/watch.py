@@ -1,4 +1,4 @@
-"""Tells apart who changed the process while a batch was attacked: the model by its own forward, or an attack."""
+"""Distinguishes who changed the process while a batch was attacked: the model by its own forward, or an attack."""
 
 from __future__ import annotations
 
