@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from advseg_bench.results import records
+from advseg_bench.results.descriptions import identify_run
 from advseg_bench.results.run import Run
 from advseg_bench.running.executors.base import Executor, call, keep_busy, open_executor
 from advseg_bench.running.executors.processes import end_in_script_import
@@ -79,12 +80,13 @@ def run(
         here = call(executor, Describe())
         code = here.binding["code"]
         call(executor, Check())
-        records.describe(out, _describe(suite, cells, here))
+        info = _describe(suite, cells, here)
+        records.describe(out, info)
         have = set(records.read_rows(out, ["cell", "image"], {cell.id for cell in cells}).iter_rows())
         units = find_missing(cells, here.images, have, shard)
         if have and not any(units.values()):
             progress(Event("complete", "", len(have), len(have)))
-        recorder = Recorder(out, sum(unit.rows for found in units.values() for unit in found), progress, code)
+        recorder = Recorder(out, sum(unit.rows for found in units.values() for unit in found), progress, code, info["run"])
         try:
             _compute(units, executor, recorder)
         finally:
@@ -108,11 +110,11 @@ def describe_command(argv: Sequence[str]) -> str:
 
 def _describe(suite: Suite, cells: Sequence[Cell], here: Description) -> dict[str, Any]:
     """The content of `run.json`."""
+    bound = {"suite": suite.as_json(), "data": here.data, "binding": here.binding}
     return {
         "schema": records.RUN_SCHEMA,
-        "suite": suite.as_json(),
-        "data": here.data,
-        "binding": here.binding,
+        "run": identify_run(bound),
+        **bound,
         "environment": here.environment,
         "command": describe_command(sys.argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
