@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from advseg_bench.cache import content_hash, write_json
-from advseg_bench.errors import RecordError, expected
+from advseg_bench.errors import RecordError, expected, one_line
+from advseg_bench.results.parts import RERUN, Damage
 
 RUN_SCHEMA = 1
+
+MOST_BYTES = 2**28
+"""Largest size of a JSON file of a run."""
+
+RESTORE = "Restore it, or run the suite again in a new --out."
+"""Remedy for a damaged `run.json`."""
+
+Natural = Annotated[int, Field(ge=0, le=2**53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1, max_length=10_000)]
 
 PRESENTATION = ("title", "scoring")
 """Keys of a suite that do not affect the rows."""
@@ -29,54 +42,211 @@ def identify_run(info: Mapping[str, Any]) -> str:
     return content_hash([suite, info["data"], info["binding"]])
 
 
+class _Record(BaseModel):
+    """A JSON object of a run; keys of other versions are kept."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Data(_Record):
+    """The data of a run."""
+
+    name: str
+    kind: Literal["binary", "multilabel", "multiclass"]
+    classes: Annotated[list[str], Field(min_length=1)]
+    splits: dict[str, Natural]
+    subjects: dict[str, Natural] = {}
+    fingerprint: str = ""
+    note: str = ""
+    title: str = ""
+    by_image: bool = False
+    bounds: Annotated[list[Finite], Field(min_length=2, max_length=2)] = [0.0, 1.0]
+
+
+class _Cell(_Record):
+    """One cell of a run."""
+
+    id: Name
+    model: Name
+    attack: Name
+    loss: str
+    settings: str
+    norm: Literal["linf", "l2"]
+    eps: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    draw: Natural
+    label: str
+    skip: str | None
+    max_forwards: Natural | None = None
+    battery: str = ""
+    member: Natural | None = None
+    skip_finished: bool = False
+    warm_start: bool = False
+    alone: str = ""
+
+
+class _Suite(_Record):
+    """What is read of the suite of a run."""
+
+    name: str
+    title: str | None = ""
+    note: str | None = ""
+    seed: int | None = None
+    training: dict[str, Any] = {}
+    data: dict[str, Any]
+
+
+class _Description(_Record):
+    """The content of `run.json`."""
+
+    run: str = ""
+    suite: _Suite
+    data: _Data
+    binding: dict[str, Any]
+    environment: dict[str, Any] = {}
+    command: str = ""
+    started: str = ""
+    images: Annotated[list[Name], Field(min_length=1)]
+    cells: Annotated[list[_Cell], Field(min_length=1)]
+
+
+class _Model(_Record):
+    """An entry of `models/`."""
+
+    name: Name
+    architecture: str
+    parameters: Natural
+    weights_sha256: str
+    encoder: str | None = None
+    validation_dice: float | None = None
+    train_seconds: float | None = None
+    notes: list[Any] = []
+    inference: dict[str, Any] | None = None
+
+
+class _Failure(_Record):
+    """An entry of `failures.json`."""
+
+    model: str
+    stage: str
+    cell: str | None
+    message: str
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of a run; a missing or damaged one raises `RecordError`."""
     try:
-        return json.loads(path.read_text())
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise RecordError(expected(path, f"at most {MOST_BYTES:,} bytes", f"{size:,}", RESTORE))
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RecordError(f"{path}: missing, so this is not the folder of a run. Pass the --out of a run.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RecordError(f"{path}: cannot be read: {error}. Restore it, or start again in a new --out.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(f"{path}: cannot be read: {one_line(error)}. {RESTORE}") from None
 
 
 def read_description(out: Path) -> dict[str, Any]:
     """Read `run.json`; a missing or damaged one, or another schema version, raises `RecordError`."""
-    info = read_json(out / "run.json")
+    path = out / "run.json"
+    info = read_json(path)
     found = info.get("schema") if isinstance(info, dict) else None
-    if found != RUN_SCHEMA:
+    if found != RUN_SCHEMA or isinstance(found, bool):
         newer = isinstance(found, int) and found > RUN_SCHEMA
         remedy = "Upgrade advseg-bench." if newer else "Run the suite again in a new --out."
-        raise RecordError(expected(out / "run.json", f"schema {RUN_SCHEMA}", found, remedy))
-    kinds = {"suite": dict, "data": dict, "binding": dict, "cells": list, "images": list}
-    for key, kind in kinds.items():
-        if not isinstance(info.get(key), kind) or (kind is list and not info[key]):
-            remedy = "Restore it, or run the suite again in a new --out."
-            raise RecordError(
-                expected(out / "run.json", f"a filled {kind.__name__} under {key!r}", info.get(key), remedy)
-            )
+        raise RecordError(expected(path, f"schema {RUN_SCHEMA}", found, remedy))
+    if fault := find_fault(_Description, info):
+        raise RecordError(f"{path}: is damaged ({fault}). {RESTORE}")
+    for what, values in (("cells", [cell["id"] for cell in info["cells"]]), ("images", info["images"])):
+        if len(set(values)) < len(values):
+            raise RecordError(f"{path}: is damaged ({what}: the same one is there twice). {RESTORE}")
+    if info["data"]["splits"].get("test") != len(info["images"]):
+        raise RecordError(f"{path}: is damaged (data.splits.test: not the number of images). {RESTORE}")
+    if info.get("run") and info["run"] != _identify_again(info):
+        raise RecordError(f"{path}: is damaged (run: not the hash of suite, data and binding). {RESTORE}")
     return dict(info)
+
+
+def _identify_again(info: Mapping[str, Any]) -> str:
+    """Return the id of a run that was read; "" if its values have none, such as NaN."""
+    try:
+        return identify_run(info)
+    except ValueError:
+        return ""
+
+
+def find_fault(kind: type[BaseModel], value: Any) -> str:
+    """Return the first field of a JSON value that does not fit, with the reason; "" if all fit."""
+    try:
+        kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return one_line(ValueError(f"{where}: {first['msg']}")).removeprefix("ValueError: ").lstrip(": ")
+    except (ValueError, RecursionError) as error:
+        return one_line(error)
+    return ""
 
 
 def read_model(path: Path) -> dict[str, Any]:
     """Read a model's entry in a run; a damaged one, which the next run can recreate, raises `RecordError`."""
-    try:
-        entry = json.loads(path.read_text())
-    except (OSError, ValueError):
-        entry = None
-    wanted = {"name": str, "architecture": str, "parameters": int, "weights_sha256": str}
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in wanted.items()):
-        raise RecordError(f"{path}: is damaged. Delete this file and run the same command again: it is recreated.")
-    return entry
+    entry = _read_or_refuse(path, _Model)
+    if entry["name"] != path.stem:
+        raise RecordError(str(Damage(path, f"is damaged (name: {entry['name']!r} is not that of the file)")))
+    return dict(entry)
 
 
 def read_failures(out: Path) -> list[dict[str, Any]]:
     """Read the failures of a run; a damaged file, which the next run can recreate, raises `RecordError`."""
     path = out / "failures.json"
-    failures = read_json(path) if path.exists() else []
-    keys = {"model", "stage", "cell", "message"}
-    if not isinstance(failures, list) or not all(isinstance(f, dict) and keys <= {*f} for f in failures):
-        raise RecordError(f"{path}: is damaged. Delete this file and run the same command again: it is recreated.")
-    return failures
+    return list(_read_or_refuse(path, RootModel[list[_Failure]])) if path.exists() else []
+
+
+def _read_or_refuse(path: Path, kind: type[BaseModel]) -> Any:
+    """Read a JSON file that the next run can recreate; `RecordError` if it is not a `kind`."""
+    try:
+        value = read_json(path)
+    except RecordError as error:
+        fault = str(error).removeprefix(f"{path}: ").removesuffix(f". {RESTORE}")
+    else:
+        fault = find_fault(kind, value)
+    if fault:
+        raise RecordError(str(Damage(path, f"is damaged ({fault})")))
+    return value
+
+
+def read_notes(
+    out: Path, models: Sequence[str], *, strict: bool
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], list[Damage]]:
+    """Read `models/*.json` and `failures.json`.
+
+    Args:
+        out: The run directory.
+        models: Names of the run's models; an entry of another one is damaged.
+        strict: Whether a damaged file is an error; otherwise it is left out.
+
+    Returns:
+        The entry of each model by its name, the failures, and the damaged files.
+
+    Raises:
+        RecordError: Naming a damaged file, if `strict`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    failures: list[dict[str, Any]] = []
+    damaged = []
+    for path in [*sorted((out / "models").glob("*.json")), out / "failures.json"]:
+        try:
+            if path.name == "failures.json" and path.parent == out:
+                failures = read_failures(out)
+            elif path.stem not in models:
+                raise RecordError(str(Damage(path, "is of a model that the run does not have")))
+            else:
+                found[path.stem] = read_model(path)
+        except RecordError as error:
+            if strict:
+                raise
+            reason = str(error).removeprefix(f"{path}: ").removesuffix(f". {RERUN}")
+            damaged.append(Damage(path, reason))
+    return found, failures, damaged
 
 
 def describe(out: Path, info: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def write_part(
         RecordError: The disk is full or the path is not writable.
     """
     frame = rows if isinstance(rows, pl.DataFrame) else pl.DataFrame(list(rows), schema=ROW_SCHEMA)
-    content = content_hash(sorted(frame.select("cell", "image").iter_rows()), DIGITS)
+    content = content_hash(frame.select("cell", "image").sort("cell", "image").rows(), DIGITS)
     label = Label(run, tuple(sorted(frame["cell"].unique())), tuple(replaces))
     buffer = io.BytesIO()
     frame.write_parquet(buffer, metadata={LABEL: label.as_json()})
@@ -212,6 +213,47 @@ def _read_label(metadata: Mapping[str, str]) -> Label:
     if not all(isinstance(name, str) for name in names):
         raise TypeError("the label has values of other types")
     return Label(known["run"], tuple(known["cells"]), tuple(known.get("replaces", ())))
+
+
+def scan_parts(found: Sequence[Part]) -> pl.LazyFrame:
+    """Return the rows of parts as a lazy frame of `READ_SCHEMA`, part by part; rows that two parts hold come twice."""
+    if not found:
+        return pl.LazyFrame(schema=READ_SCHEMA)
+    written = [part.path for part in found if part.label]
+    older = [part.path for part in found if not part.label]
+    frames = [pl.scan_parquet(path, glob=False).select(_cast()) for path in older]
+    if written:
+        frames.append(pl.scan_parquet(written, glob=False).select(_cast()))
+    return pl.concat(frames)
+
+
+def _cast() -> list[pl.Expr]:
+    """Return the columns of a part as those of `READ_SCHEMA`."""
+    return [pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in ROW_SCHEMA]
+
+
+def count_rows(found: Sequence[Part]) -> int:
+    """Return the number of rows of parts; only the ends of the files are read."""
+    return sum(int(pl.scan_parquet(part.path, glob=False).select(pl.len()).collect().item()) for part in found)
+
+
+def read_columns(found: Sequence[Part], names: Sequence[str]) -> pl.DataFrame:
+    """Read some columns of parts, one after the other, as those of `READ_SCHEMA`.
+
+    Raises:
+        OSError, polars.exceptions.PolarsError, polars.exceptions.PanicException: A part cannot be read.
+    """
+    with suppress(*UNREADABLE):  # reading each part by itself converts columns, and names the damaged one
+        rows = pl.scan_parquet([part.path for part in found], glob=False).select(names)
+        if rows.collect_schema() == {name: ROW_SCHEMA[name] for name in names}:
+            return rows.cast({pl.String: pl.Categorical}).collect()
+    return pl.concat([_read_one(part, names) for part in found])
+
+
+def _read_one(part: Part, names: Sequence[str]) -> pl.DataFrame:
+    """Read some columns of one part, and convert numbers of other widths."""
+    rows = pl.read_parquet(part.path, columns=list(names), glob=False)
+    return rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in names)
 
 
 def first_line(error: BaseException) -> str:
