@@ -138,15 +138,18 @@ class Rules:
         uneven = lengths.select(pl.any_horizontal(pl.all())).to_series().to_numpy()
         if uneven.any():
             return [*found, Broken(uneven, f"no counts of all {self._k} classes")]
-        total = np.zeros((len(frame), self._k), dtype=np.int64)
+        total: Codes = np.zeros(len(frame) * self._k, dtype=np.int64)
         for name in ("tp", "fp", "fn"):
-            flat = frame[name].explode()
-            gaps = flat.is_null().to_numpy().reshape(-1, self._k).any(axis=1) if flat.null_count() else None
-            counts = flat.fill_null(0).to_numpy().reshape(-1, self._k)
-            wrong = (counts.min(axis=1, initial=0) < 0) | (counts.max(axis=1, initial=0) > MOST_PIXELS)
-            found.append(Broken(wrong if gaps is None else wrong | gaps, f"an impossible {name}"))
-            total += counts.clip(0, MOST_PIXELS)
-        found.append(Broken(total.max(axis=1, initial=0) > valid, "tp + fp + fn above valid_pixels"))
+            flat = frame[name].explode(empty_as_null=False)
+            counts = flat.fill_null(-1).to_numpy() if flat.null_count() else flat.to_numpy()
+            if counts.min(initial=0) < 0 or counts.max(initial=0) > MOST_PIXELS:
+                wrong = (counts < 0) | (counts > MOST_PIXELS)
+                found.append(Broken(wrong.reshape(-1, self._k).any(axis=1), f"an impossible {name}"))
+                counts = counts.clip(0, MOST_PIXELS)
+            total += counts
+        above = total > np.repeat(valid, self._k)
+        if above.any():
+            found.append(Broken(above.reshape(-1, self._k).any(axis=1), "tp + fp + fn above valid_pixels"))
         for name in ("wrong_pixels", "flipped_pixels"):
             pixels = frame[name].to_numpy()
             found.append(Broken((pixels < 0) | (pixels > valid), f"an impossible {name}"))
