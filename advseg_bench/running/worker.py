@@ -192,6 +192,7 @@ class Worker:
                 suite.compute.batch,
                 suite.inference,
                 self._session,
+                suite.name,
             )
             info = trained.info | {"weights_sha256": digest_weights(trained.model)}
             choice = self._prepare(trained.model, () if spec.stochastic else read_steps(suite.compute.prepare))
