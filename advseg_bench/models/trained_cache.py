@@ -23,7 +23,8 @@ import torch
 
 from advseg_bench.cache import CACHE_REMEDY, is_writable, make_folder, sweep, write_bytes, write_json
 from advseg_bench.cache.digests import SUMS, find_change, seal, unseal, write_sums
-from advseg_bench.cache.lease import LEASE, Holder, Lease, hold
+from advseg_bench.cache.holder import Holder
+from advseg_bench.cache.lease import LEASE, Lease, hold
 from advseg_bench.cache.notices import report
 from advseg_bench.errors import RecordError, UserError, one_line
 from advseg_bench.models.module import SegmentationModule

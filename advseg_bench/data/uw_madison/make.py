@@ -19,7 +19,8 @@ from PIL import Image
 
 from advseg_bench.cache import cache_dir, is_writable, make_folder, sweep, write_bytes
 from advseg_bench.cache.digests import find_change, list_files, write_sums
-from advseg_bench.cache.lease import LEASE, Holder, hold
+from advseg_bench.cache.holder import Holder
+from advseg_bench.cache.lease import LEASE, hold
 from advseg_bench.cache.notices import report
 from advseg_bench.data.phantom.bowel import ORGANS
 from advseg_bench.data.phantom.scanner import View, prepare_scan, render_slice
