@@ -25,6 +25,7 @@ from advseg_bench.running.work import (
     Describe,
     Description,
     Emit,
+    Note,
     Running,
     RunUnit,
     Train,
@@ -97,7 +98,9 @@ def run(
         units = find_missing(cells, here.images, have, shard)
         if have and not any(units.values()):
             progress(Event("complete", "", len(have), len(have)))
-        recorder = Recorder(out, sum(unit.rows for found in units.values() for unit in found), progress, code, info["run"])
+        recorder = Recorder(
+            out, sum(unit.rows for found in units.values() for unit in found), progress, code, info["run"]
+        )
         try:
             _compute(units, executor, recorder)
         finally:
@@ -109,9 +112,11 @@ def run(
 
 
 def _report(progress: Callable[[Event], None]) -> Emit:
-    def emit(message: Training | Running) -> None:
+    def emit(message: Training | Running | Note) -> None:
         if isinstance(message, Training):
             progress(Event("train", message.model, message.done, message.total))
+        elif isinstance(message, Note):
+            progress(Event("note", message.text, 0, 1))
 
     return emit
 

@@ -22,13 +22,14 @@ class Event:
     """Progress of a run.
 
     Attributes:
-        stage: Current stage; "ready" is the end of a model's training; "complete" means that no row is missing.
-        what: Name of the model, or "".
+        stage: Current stage; "ready" is the end of a model's training; "complete" means that no row is missing;
+            "note" is a line for the user, such as a damaged file of the cache that is made again.
+        what: Name of the model, the line of a note, or "".
         done: Number of epochs, rows or panels done.
         total: Total number of them.
     """
 
-    stage: Literal["load", "train", "ready", "attack", "panels", "complete"]
+    stage: Literal["load", "train", "ready", "attack", "panels", "complete", "note"]
     what: str
     done: int
     total: int

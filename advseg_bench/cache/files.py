@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -45,6 +46,21 @@ def cache_dir(*parts: str) -> Path:
     return folder
 
 
+def is_writable(folder: Path) -> str | None:
+    """Return why a folder, or the nearest one above it that exists, cannot be written; None if it can.
+
+    This writes nothing, and root cannot write to a file system that is mounted read-only either.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    if os.access(folder, os.W_OK | os.X_OK):
+        return None
+    read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
+    return os.strerror(errno.EROFS if read_only else errno.EACCES)
+
+
 def make_folder(folder: Path, remedy: str = "Choose another path.") -> None:
     """Create a folder and its parents.
 
@@ -72,6 +88,12 @@ def remove_empty(folder: Path, spare: Path) -> None:
             path.rmdir()
         spare.unlink()
         folder.rmdir()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what interrupted calls of `write_bytes` left in a folder; the caller is the only one that writes there."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
