@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import BaseModel, RootModel
 
 from advseg_bench.cache import content_hash, write_json
 from advseg_bench.errors import RecordError, expected, one_line
-from advseg_bench.results.parts import RERUN, Damage
+from advseg_bench.results.forms import DescriptionForm, FailureForm, ModelForm, find_fault
+from advseg_bench.results.parts import RERUN, Damage, digest_of
 
 RUN_SCHEMA = 1
+
+SEAL = "digest"
+"""Key of the digest of a JSON object; an object of an older version has none."""
 
 MOST_BYTES = 2**28
 """Largest size of a JSON file of a run."""
 
 RESTORE = "Restore it, or run the suite again in a new --out."
 """Remedy for a damaged `run.json`."""
-
-Natural = Annotated[int, Field(ge=0, le=2**53)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1, max_length=10_000)]
 
 PRESENTATION = ("title", "scoring")
 """Keys of a suite that do not affect the rows."""
@@ -42,94 +42,28 @@ def identify_run(info: Mapping[str, Any]) -> str:
     return content_hash([suite, info["data"], info["binding"]])
 
 
-class _Record(BaseModel):
-    """A JSON object of a run; keys of other versions are kept."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class _Data(_Record):
-    """The data of a run."""
-
-    name: str
-    kind: Literal["binary", "multilabel", "multiclass"]
-    classes: Annotated[list[str], Field(min_length=1)]
-    splits: dict[str, Natural]
-    subjects: dict[str, Natural] = {}
-    fingerprint: str = ""
-    note: str = ""
-    title: str = ""
-    by_image: bool = False
-    bounds: Annotated[list[Finite], Field(min_length=2, max_length=2)] = [0.0, 1.0]
+def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with a digest of its other values, which is compared when it is read."""
+    return dict(value) | {SEAL: _digest(value)}
 
 
-class _Cell(_Record):
-    """One cell of a run."""
-
-    id: Name
-    model: Name
-    attack: Name
-    loss: str
-    settings: str
-    norm: Literal["linf", "l2"]
-    eps: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    draw: Natural
-    label: str
-    skip: str | None
-    max_forwards: Natural | None = None
-    battery: str = ""
-    member: Natural | None = None
-    skip_finished: bool = False
-    warm_start: bool = False
-    alone: str = ""
+def write_sealed(path: Path, value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+    """Write a JSON object, or a list of objects, each with its digest; raises the errors of `write_json`."""
+    write_json(path, seal(value) if isinstance(value, Mapping) else [seal(each) for each in value])
 
 
-class _Suite(_Record):
-    """What is read of the suite of a run."""
-
-    name: str
-    title: str | None = ""
-    note: str | None = ""
-    seed: int | None = None
-    training: dict[str, Any] = {}
-    data: dict[str, Any]
+def _digest(value: Mapping[str, Any]) -> str:
+    """Return the first hex digits of the SHA-256 of an object's values other than its digest."""
+    text = json.dumps({name: value[name] for name in value if name != SEAL}, sort_keys=True, separators=(",", ":"))
+    return digest_of(text.encode())
 
 
-class _Description(_Record):
-    """The content of `run.json`."""
-
-    run: str = ""
-    suite: _Suite
-    data: _Data
-    binding: dict[str, Any]
-    environment: dict[str, Any] = {}
-    command: str = ""
-    started: str = ""
-    images: Annotated[list[Name], Field(min_length=1)]
-    cells: Annotated[list[_Cell], Field(min_length=1)]
-
-
-class _Model(_Record):
-    """An entry of `models/`."""
-
-    name: Name
-    architecture: str
-    parameters: Natural
-    weights_sha256: str
-    encoder: str | None = None
-    validation_dice: float | None = None
-    train_seconds: float | None = None
-    notes: list[Any] = []
-    inference: dict[str, Any] | None = None
-
-
-class _Failure(_Record):
-    """An entry of `failures.json`."""
-
-    model: str
-    stage: str
-    cell: str | None
-    message: str
+def _open(value: Any) -> str:
+    """Remove the digests of an object or a list of objects that was read; return what is wrong with one, or ""."""
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, dict) and SEAL in each and each.pop(SEAL) != _digest(each):
+            return f"{SEAL}: not that of the other values"
+    return ""
 
 
 def read_json(path: Path) -> Any:
@@ -154,7 +88,7 @@ def read_description(out: Path) -> dict[str, Any]:
         newer = isinstance(found, int) and found > RUN_SCHEMA
         remedy = "Upgrade advseg-bench." if newer else "Run the suite again in a new --out."
         raise RecordError(expected(path, f"schema {RUN_SCHEMA}", found, remedy))
-    if fault := find_fault(_Description, info):
+    if fault := _open(info) or find_fault(DescriptionForm, info):
         raise RecordError(f"{path}: is damaged ({fault}). {RESTORE}")
     for what, values in (("cells", [cell["id"] for cell in info["cells"]]), ("images", info["images"])):
         if len(set(values)) < len(values):
@@ -174,22 +108,9 @@ def _identify_again(info: Mapping[str, Any]) -> str:
         return ""
 
 
-def find_fault(kind: type[BaseModel], value: Any) -> str:
-    """Return the first field of a JSON value that does not fit, with the reason; "" if all fit."""
-    try:
-        kind.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        return one_line(ValueError(f"{where}: {first['msg']}")).removeprefix("ValueError: ").lstrip(": ")
-    except (ValueError, RecursionError) as error:
-        return one_line(error)
-    return ""
-
-
 def read_model(path: Path) -> dict[str, Any]:
     """Read a model's entry in a run; a damaged one, which the next run can recreate, raises `RecordError`."""
-    entry = _read_or_refuse(path, _Model)
+    entry = _read_or_refuse(path, ModelForm)
     if entry["name"] != path.stem:
         raise RecordError(str(Damage(path, f"is damaged (name: {entry['name']!r} is not that of the file)")))
     return dict(entry)
@@ -198,7 +119,7 @@ def read_model(path: Path) -> dict[str, Any]:
 def read_failures(out: Path) -> list[dict[str, Any]]:
     """Read the failures of a run; a damaged file, which the next run can recreate, raises `RecordError`."""
     path = out / "failures.json"
-    return list(_read_or_refuse(path, RootModel[list[_Failure]])) if path.exists() else []
+    return list(_read_or_refuse(path, RootModel[list[FailureForm]])) if path.exists() else []
 
 
 def _read_or_refuse(path: Path, kind: type[BaseModel]) -> Any:
@@ -208,7 +129,7 @@ def _read_or_refuse(path: Path, kind: type[BaseModel]) -> Any:
     except RecordError as error:
         fault = str(error).removeprefix(f"{path}: ").removesuffix(f". {RESTORE}")
     else:
-        fault = find_fault(kind, value)
+        fault = _open(value) or find_fault(kind, value)
     if fault:
         raise RecordError(str(Damage(path, f"is damaged ({fault})")))
     return value
@@ -258,7 +179,7 @@ def describe(out: Path, info: dict[str, Any]) -> None:
         RecordError: Naming the first difference that would make old and new rows incomparable.
     """
     if not (out / "run.json").exists():
-        write_json(out / "run.json", info)
+        write_sealed(out / "run.json", info)
         return
     old, new = read_description(out), json.loads(json.dumps(info))
     presentation = {name: new["suite"][name] for name in PRESENTATION if name in new["suite"]}
@@ -270,7 +191,7 @@ def describe(out: Path, info: dict[str, Any]) -> None:
                 "Nothing was changed; choose another --out."
             )
     if old["suite"] != new["suite"]:
-        write_json(out / "run.json", old | {"suite": new["suite"]})
+        write_sealed(out / "run.json", old | {"suite": new["suite"]})
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:

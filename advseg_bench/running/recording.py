@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from advseg_bench.cache import write_json
 from advseg_bench.errors import RecordError, UserError, expected
 from advseg_bench.results import records
+from advseg_bench.results.descriptions import write_sealed
 from advseg_bench.running.outcomes import JobError, Outcome
 from advseg_bench.running.work import Failure, Unit, UnitResult
 from advseg_bench.suite.cells import Cell
@@ -79,7 +79,7 @@ class Recorder:
         if path.exists():
             check_weights(self._out, name, info["weights_sha256"])
         else:
-            write_json(path, info)
+            write_sealed(path, info)
         self.train_seconds[name] = info["train_seconds"] or 0.0
         self._show(Event("ready", name, 1, 1))
         return True
@@ -115,7 +115,7 @@ class Recorder:
         """Write the failures in the order of the models; nothing on a full disk, whose error is raised elsewhere."""
         ordered = sorted(self.failures, key=lambda failure: models.index(failure.model))
         with suppress(RecordError):
-            write_json(self._out / "failures.json", [asdict(failure) for failure in ordered])
+            write_sealed(self._out / "failures.json", [asdict(failure) for failure in ordered])
 
     def _note(self, failure: Failure, error: Exception | None = None) -> None:
         if isinstance(error, RecordError):
