@@ -164,7 +164,9 @@ def test_a_row_that_lacks_a_value(tmp_path, column):
     rows = pl.read_parquet(part)
     part.unlink()
     part = records.write_part(out, rows.with_columns(pl.when(pl.int_range(pl.len()) > 0).then(column).alias(column)))
-    with pytest.raises(RecordError, match=rf"{part.name}: holds rows that cannot be .*with no {column}.*\. Run the same"):
+    with pytest.raises(
+        RecordError, match=rf"{part.name}: holds rows that cannot be .*with no {column}.*\. Run the same"
+    ):
         _ = Run(out).rows
 
 

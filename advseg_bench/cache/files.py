@@ -6,8 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -96,24 +96,30 @@ def sweep(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file atomically: a reader sees the complete new file or the old one, even after a power cut.
+
+    Args:
+        path: The file.
+        data: Its content.
+        mode: Its permissions, from which the umask of the process takes some.
 
     Raises:
         RecordError: The disk is full or the path is not writable; the old file is unchanged.
     """
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        name = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+        temporary = name
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException as error:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         if not isinstance(error, OSError):
             raise
         raise RecordError(

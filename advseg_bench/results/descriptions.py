@@ -12,7 +12,7 @@ from pydantic import BaseModel, RootModel
 from advseg_bench.cache import content_hash, write_json
 from advseg_bench.errors import RecordError, expected, one_line
 from advseg_bench.results.forms import DescriptionForm, FailureForm, ModelForm, find_fault
-from advseg_bench.results.parts import RERUN, Damage, digest_of
+from advseg_bench.results.parts import Damage, digest_of
 
 RUN_SCHEMA = 1
 
@@ -165,8 +165,7 @@ def read_notes(
         except RecordError as error:
             if strict:
                 raise
-            reason = str(error).removeprefix(f"{path}: ").removesuffix(f". {RERUN}")
-            damaged.append(Damage(path, reason))
+            damaged.append(Damage.of(path, error))
     return found, failures, damaged
 
 

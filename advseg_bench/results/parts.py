@@ -123,6 +123,11 @@ class Damage:
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}. {self.remedy}"
 
+    @classmethod
+    def of(cls, path: Path, error: RecordError) -> Damage:
+        """Return the damage that an error about a file tells of."""
+        return cls(path, str(error).removeprefix(f"{path}: ").removesuffix(f". {RERUN}"))
+
 
 def digest_of(data: bytes) -> str:
     """Return the first hex digits of the SHA-256 of a file's bytes, as its name contains them."""
@@ -185,8 +190,13 @@ def find_parts(out: Path, run: str = "") -> tuple[list[Part], list[Damage]]:
             found.append(part)
         else:
             damaged.append(part)
-    replaced = {name for part in found if part.label for name in part.label.replaces}
+    replaced = list_replaced(found)
     return [part for part in found if part.path.name not in replaced], damaged
+
+
+def list_replaced(found: Sequence[Part]) -> frozenset[str]:
+    """Return the names of the parts that some others replace."""
+    return frozenset(name for part in found if part.label for name in part.label.replaces)
 
 
 def open_part(path: Path, run: str = "") -> Part | Damage:

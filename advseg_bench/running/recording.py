@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from advseg_bench.errors import RecordError, UserError, expected
 from advseg_bench.results import records
+from advseg_bench.results.compaction import FEW, compact
 from advseg_bench.results.descriptions import write_sealed
 from advseg_bench.running.outcomes import JobError, Outcome
 from advseg_bench.running.work import Failure, Unit, UnitResult
@@ -61,8 +62,9 @@ class Recorder:
         self.train_seconds: dict[str, float] = {}
         self.attack_seconds: defaultdict[str, float] = defaultdict(float)
         self._out, self._total, self._show, self._code = out, total, show, dict(code or {})
-        self._run = run
+        self.run = run
         self._done = 0
+        self._parts = 0
 
     def record_model(self, name: str, outcome: Outcome[dict[str, Any]]) -> bool:
         """Write the entry of a model, or note its failure.
@@ -75,7 +77,7 @@ class Recorder:
         except (UserError, JobError) as error:
             self._note(Failure(name, "train", None, str(error)), error)
             return False
-        path = _entry_of(self._out, name)
+        path = entry_of(self._out, name)
         if path.exists():
             check_weights(self._out, name, info["weights_sha256"])
         else:
@@ -105,7 +107,10 @@ class Recorder:
                 "imported it. These rows were not recorded. Run the suite again in a new --out."
             )
         if result.rows:
-            records.write_part(self._out, result.rows, self._run)
+            records.write_part(self._out, result.rows, self.run)
+            self._parts += 1
+            if self._parts % FEW == 0:
+                compact(self._out, self.run)
         for failure in result.failures:
             self._note(failure)
         self.attack_seconds[unit.model] += result.seconds
@@ -130,7 +135,7 @@ def check_weights(out: Path, model: str, digest: str) -> None:
     Raises:
         RecordError: If the digest of its weights differs from the recorded one.
     """
-    path = _entry_of(out, model)
+    path = entry_of(out, model)
     if records.read_model(path)["weights_sha256"] != digest:
         raise RecordError(
             f"{path}: the run's rows were computed with other weights of model {model}. "
@@ -138,6 +143,6 @@ def check_weights(out: Path, model: str, digest: str) -> None:
         )
 
 
-def _entry_of(out: Path, model: str) -> Path:
-    """The file that describes a model."""
+def entry_of(out: Path, model: str) -> Path:
+    """Return the file that describes a model."""
     return out / "models" / f"{model}.json"
