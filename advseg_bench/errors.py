@@ -50,6 +50,10 @@ class RecordError(UserError):
     """A run directory is damaged, in use, or not a run directory of this suite."""
 
 
+class HeldError(RecordError):
+    """Another process holds the lease of a folder, or has taken it over from this one."""
+
+
 def one_line(error: BaseException, longest: int = 300) -> str:
     """Format an exception for a one-line message: that of a `UserError`, else the name of its class and its message.
 

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from advseg_bench.results import records
+from advseg_bench.results.compaction import compact
 from advseg_bench.results.descriptions import identify_run
+from advseg_bench.results.rules import KEYS
 from advseg_bench.results.run import Run
+from advseg_bench.results.verify import set_aside
 from advseg_bench.running.executors.base import Executor, call, keep_busy, open_executor
 from advseg_bench.running.executors.processes import end_in_script_import
 from advseg_bench.running.missing import find_missing
 from advseg_bench.running.panels import draw_panels
-from advseg_bench.running.recording import Event, Recorder
+from advseg_bench.running.recording import Event, Recorder, entry_of
 from advseg_bench.running.schedule import Schedule
 from advseg_bench.running.starting import Start
 from advseg_bench.running.work import (
@@ -25,6 +28,7 @@ from advseg_bench.running.work import (
     Describe,
     Description,
     Emit,
+    Note,
     Running,
     RunUnit,
     Train,
@@ -93,15 +97,20 @@ def run(
         call(executor, Check())
         info = _describe(suite, cells, here)
         records.describe(out, info)
-        have = set(records.read_rows(out, ["cell", "image"], {cell.id for cell in cells}).iter_rows())
+        lines, inspection = set_aside(out)
+        for line in lines:
+            progress(Event("note", line, 0, 1))
+        have = set(records.collect_rows(inspection.parts, KEYS).iter_rows())
         units = find_missing(cells, here.images, have, shard)
         if have and not any(units.values()):
             progress(Event("complete", "", len(have), len(have)))
-        recorder = Recorder(out, sum(unit.rows for found in units.values() for unit in found), progress, code, info["run"])
+        total = sum(unit.rows for found in units.values() for unit in found)
+        recorder = Recorder(out, total, progress, code, records.read_description(out).get("run", ""))
         try:
-            _compute(units, executor, recorder)
+            _compute(_add_undescribed(units, out, cells), executor, recorder)
         finally:
             recorder.write_failures([model.name for model in suite.models])
+        compact(out, recorder.run)
         draw_panels(out, cells, here.images, executor, lambda *done: progress(Event("panels", *done)))
         if not have:
             _remember_timings(suite, cells, here, recorder)
@@ -109,9 +118,11 @@ def run(
 
 
 def _report(progress: Callable[[Event], None]) -> Emit:
-    def emit(message: Training | Running) -> None:
+    def emit(message: Training | Running | Note) -> None:
         if isinstance(message, Training):
             progress(Event("train", message.model, message.done, message.total))
+        elif isinstance(message, Note):
+            progress(Event("note", message.text, 0, 1))
 
     return emit
 
@@ -150,6 +161,12 @@ def _compute(units: dict[str, list[Unit]], executor: Executor, recorder: Recorde
                     schedule.ready(model)
                 else:
                     recorder.record_lost(model, schedule.failed(model))
+
+
+def _add_undescribed(units: dict[str, list[Unit]], out: Path, cells: Sequence[Cell]) -> dict[str, list[Unit]]:
+    """Add the models that have rows but no entry, which was damaged; they are loaded again to describe them."""
+    models = dict.fromkeys(cell.model for cell in cells if cell.skip is None)
+    return units | {name: [] for name in models if name not in units and not entry_of(out, name).exists()}
 
 
 def _remember_timings(suite: Suite, cells: Sequence[Cell], here: Description, recorder: Recorder) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from advseg_bench import environment
 from advseg_bench.batches import move_batch
+from advseg_bench.cache.notices import reported_to
 from advseg_bench.checks.model import describe_behaviour
 from advseg_bench.checks.results import traits_of
 from advseg_bench.checks.sample import choose_sample
@@ -48,6 +49,7 @@ from advseg_bench.running.work import (
     Emit,
     Job,
     MakePanels,
+    Note,
     Panels,
     PanelSpec,
     RunUnit,
@@ -93,7 +95,7 @@ class Worker:
         Returns:
             The result that the class of the job documents.
         """
-        with _threads(self.suite.compute.threads):
+        with _threads(self.suite.compute.threads), reported_to(lambda text: self._emit(Note(text))):
             match job:
                 case Describe():
                     return self._describe()
@@ -195,6 +197,7 @@ class Worker:
                 suite.compute.batch,
                 suite.inference,
                 self._session,
+                suite.name,
             )
             info = trained.info | {"weights_sha256": digest_weights(trained.model)}
             model = self._defend(spec, trained.model)
