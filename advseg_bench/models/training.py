@@ -229,10 +229,11 @@ def _is_whole(weights: Path, sidecar: Path, model: SegmentationModule) -> bool:
 
 
 def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, device: str) -> dict[str, Any]:
-    """Everything but code that trained weights depend on, as JSON; not `floor` and the names of model and recipe."""
+    """Everything but code that trained weights depend on, as JSON; not `floor`, the names of model and recipe, and
+    defences, which are put around the trained network."""
     return {
         "version": TRAINING_VERSION,
-        "model": spec.model_dump(mode="json", exclude={"name", "weights"}),
+        "model": spec.model_dump(mode="json", exclude={"name", "weights", "defence"}),
         "recipe": recipe.model_dump(mode="json", exclude={"recipe", "floor"}),
         "data": dataset.fingerprint,
         "seed": seed,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from advseg_bench.results import records
+from advseg_bench.results.descriptions import identify_run
 from advseg_bench.results.run import Run
 from advseg_bench.running.executors.base import Executor, call, keep_busy, open_executor
 from advseg_bench.running.executors.serving import end_in_script_import
@@ -104,14 +105,16 @@ def run(
         progress(Event("load", "", 0, 1))
         here = call(executor, Describe())
         call(executor, Check())
-        records.describe(out, _describe(suite, cells, here))
+        info = _describe(suite, cells, here)
+        records.describe(out, info)
         remembered = [] if retry_failed else read_deaths(out)
         have = set(records.read_rows(out, ["cell", "image"], {cell.id for cell in cells}).iter_rows())
         units = find_missing(cells, here.images, have, shard)
         if have and not any(units.values()):
             progress(Event("complete", "", len(have), len(have)))
         total = sum(unit.rows for found in units.values() for unit in found)
-        recorder = Recorder(out, total, progress, [model.name for model in suite.models], here.binding["code"])
+        names = [model.name for model in suite.models]
+        recorder = Recorder(out, total, progress, names, here.binding["code"], info["run"])
         announce.show = recorder.show_running
         recovery = Recovery({model.name for model in suite.models if model.stochastic})
         try:
@@ -159,11 +162,11 @@ def describe_command(argv: Sequence[str]) -> str:
 
 def _describe(suite: Suite, cells: Sequence[Cell], here: Description) -> dict[str, Any]:
     """The content of `run.json`."""
+    bound = {"suite": suite.as_json(), "data": here.data, "binding": here.binding}
     return {
         "schema": records.RUN_SCHEMA,
-        "suite": suite.as_json(),
-        "data": here.data,
-        "binding": here.binding,
+        "run": identify_run(bound),
+        **bound,
         "environment": here.environment,
         "command": describe_command(sys.argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

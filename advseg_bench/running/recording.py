@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from advseg_bench.cache import write_json
-from advseg_bench.errors import RecordError, UserError, expected, one_line
+from advseg_bench.errors import RecordError, UserError, expected
 from advseg_bench.results import records
 from advseg_bench.running.outcomes import LONGEST, Death, JobError, Outcome, WorkerDied
 from advseg_bench.running.work import Failure, Unit, UnitResult
@@ -52,6 +52,7 @@ class Recorder:
         show: Called after each model and each unit.
         models: Names of the models, in the order in which their failures are written.
         code: The code of the user's objects as the run describes it, by name.
+        run: Id of the run, which labels its parts.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class Recorder:
         show: Callable[[Event], None],
         models: Sequence[str],
         code: Mapping[str, str] | None = None,
+        run: str = "",
     ) -> None:
         self.failures: list[Failure] = []
         self.train_seconds: dict[str, float] = {}
         self.attack_seconds: defaultdict[str, float] = defaultdict(float)
         self._out, self._total, self._show, self._code = out, total, show, dict(code or {})
-        self._models, self._done = list(models), 0
+        self._run, self._models = run, list(models)
+        self._done = 0
 
     def record_model(self, name: str, outcome: Outcome[dict[str, Any]]) -> bool:
         """Write the entry of a model, or note its failure.
@@ -101,7 +104,7 @@ class Recorder:
         try:
             result = outcome.result()
         except (UserError, JobError) as error:
-            self._note(Failure(unit.model, "attack", None, one_line(error)), error)
+            self._note(Failure(unit.model, "attack", None, str(error)), error)
             return
         if changed := next((name for name in result.code if result.code[name] != self._code.get(name)), None):
             raise RecordError(
@@ -109,7 +112,7 @@ class Recorder:
                 "imported it. These rows were not recorded. Run the suite again in a new --out."
             )
         if result.rows:
-            records.write_part(self._out, result.rows)
+            records.write_part(self._out, result.rows, self._run)
         for failure in result.failures:
             self._note(failure)
         self.attack_seconds[unit.model] += result.seconds

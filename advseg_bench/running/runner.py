@@ -171,8 +171,10 @@ def attack_one(
     announce(cells, batch)
     arm = cells[0].arm
     attack = (supply or Supply()).build(arm, dataset.task)
-    logits, shared = scene.look([attack])
-    moved = [scene.perturb(cell, attack, shared)[0].x_adv for cell in cells]
+    with _drawing(conditions, cells[0].draw, batch):
+        logits, shared = scene.look([attack])
+        moved = [scene.perturb(cell, attack, shared)[0].x_adv for cell in cells]
+        attacked_logits = [scene.forward(x_adv) for x_adv in moved]
 
     def mask(labels: Tensor) -> Tensor:
         return one_hot(labels, batch.task, torch.empty(0, dtype=torch.bool))[0]
@@ -182,7 +184,7 @@ def attack_one(
         "x_adv": torch.stack([x_adv[0] for x_adv in moved]),
         "truth": mask(batch.y),
         "clean": mask(metrics.predict(logits, batch.task)),
-        "attacked": torch.stack([mask(metrics.predict(scene.forward(x_adv), batch.task)) for x_adv in moved]),
+        "attacked": torch.stack([mask(metrics.predict(logits, batch.task)) for logits in attacked_logits]),
     }
     return {name: array.cpu().numpy() for name, array in arrays.items()}
 

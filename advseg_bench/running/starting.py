@@ -79,6 +79,7 @@ def list_names(suite: Suite) -> set[tuple[Kind, str]]:
         "attack": {attack.name for attack in suite.attacks},
         "architecture": {model.architecture for model in suite.models},
         "loss": losses,
+        "defence": {defence.name for model in suite.models for defence in model.defence},
         "data set": {suite.data.name},
     }
     return {(kind, name) for kind, found in names.items() for name in found}

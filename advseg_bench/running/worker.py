@@ -28,6 +28,7 @@ from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import IncompatibleError, UserError
 from advseg_bench.instruments.profiling import span, timed
 from advseg_bench.losses import Loss, class_balanced_ce
+from advseg_bench.models.defend import defend, describe_defences
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.training import build_given, obtain_model
 from advseg_bench.models.weights import digest_weights
@@ -58,6 +59,7 @@ from advseg_bench.running.work import (
     list_sources,
 )
 from advseg_bench.suite.cells import CLEAN, Cell, find_source, plan
+from advseg_bench.suite.specs import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ class Worker:
         """
         dataset, suite = self.dataset, self.suite
         for spec in suite.models:
-            build_given(spec, dataset, suite.seed, suite.inference)
+            self._defend(spec, build_given(spec, dataset, suite.seed, suite.inference))
         load_loss(suite.training.loss, dataset.task)
         for arm in dict.fromkeys(cell.arm for cell in plan(suite) if cell.arm != CLEAN and cell.skip is None):
             try:
@@ -203,11 +205,17 @@ class Worker:
                 self._session,
             )
             info = trained.info | {"weights_sha256": digest_weights(trained.model)}
-            choice = self._prepare(trained.model, () if spec.stochastic else read_steps(suite.compute.prepare))
+            model = self._defend(spec, trained.model)
+            choice = self._prepare(model, () if spec.random else read_steps(suite.compute.prepare))
             info["prepared"] = choice.as_record()
-            info |= describe_behaviour(trained.model.notes, spec.repeats if spec.stochastic else 1)
-            self._loaded[name] = _Loaded(trained.model, choice.model, info, spec.stochastic)
+            info |= describe_behaviour(trained.model.notes, spec.repeats if spec.random else 1)
+            info |= describe_defences(spec, len(suite.data.edges))
+            self._loaded[name] = _Loaded(model, choice.model, info, spec.random)
         return self._loaded[name]
+
+    def _defend(self, spec: ModelSpec, model: nn.Module) -> nn.Module:
+        """Put the defences of a model around its network."""
+        return defend(spec, model, self.dataset.task, self.dataset.bounds, len(self.suite.data.edges))
 
     def _prepare(self, model: nn.Module, steps: Sequence[str]) -> Choice:
         """Prepare a model, if the copy agrees with it on the first test images; without steps the model is returned.
@@ -234,10 +242,11 @@ class Worker:
         cells = [cell for panel in panels for cell in panel.cells]
         loaded = self._load(name, keep=list_sources(cells))
         supply = self._supply(cells, [name])
+        conditions = replace(self.conditions, stochastic=loaded.stochastic)
         files = []
         for panel in panels:
             arrays = runner.attack_one(
-                panel.cells, panel.index, loaded.model, self.dataset, self.conditions, loaded.attacked, supply
+                panel.cells, panel.index, loaded.model, self.dataset, conditions, loaded.attacked, supply
             )
             named: dict[str, Any] = arrays | {"meta": np.array(panel.meta)}
             buffer = io.BytesIO()
