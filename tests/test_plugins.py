@@ -27,7 +27,13 @@ from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.suite import parse_suite
 
 SMOKE = files("advseg_bench.suite.shipped").joinpath("smoke.toml").read_text()
-LIST_WORDS = {"attack": "attacks", "architecture": "models", "loss": "losses", "defence": "defences", "data set": "datasets"}
+LIST_WORDS = {
+    "attack": "attacks",
+    "architecture": "models",
+    "loss": "losses",
+    "defence": "defences",
+    "data set": "datasets",
+}
 SHIPPED = {"attack": "fgsm", "architecture": "monai.UNet", "loss": "dice", "defence": "jpeg", "data set": "mni152"}
 BROKEN = {
     "raises": (

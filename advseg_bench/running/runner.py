@@ -19,7 +19,7 @@ from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.losses import one_hot
 from advseg_bench.protocols import Attack, NeedsModel
 from advseg_bench.running.packing import Fill
-from advseg_bench.running.scene import Scene
+from advseg_bench.running.scene import Announce, Scene, keep_silent
 from advseg_bench.running.supply import Supply
 from advseg_bench.running.work import Failure, Row, Unit
 from advseg_bench.suite.cells import CLEAN, Arm, Cell
@@ -36,12 +36,14 @@ class Conditions:
         device: Device of models and images.
         stochastic: Whether the model is random in eval mode: each repeat then has a clean forward and gradients of its
             own, and global random numbers that are seeded with the repeat and the images.
+        announce: Called with the cells and the batch before each attack, or group of attacks that run together.
     """
 
     seed: int
     batch: int
     device: str = "cpu"
     stochastic: bool = False
+    announce: Announce = keep_silent
 
 
 def run_unit(
@@ -96,6 +98,7 @@ def run_unit(
                 seed=conditions.seed,
                 pack=not conditions.stochastic,
                 fill=fill,
+                announce=conditions.announce,
             )
             with _drawing(conditions, repeat, batch):
                 new, failed = scene.attack_and_score([c for c in cells if c.arm == CLEAN or c.id in attacks], attacks)
@@ -163,7 +166,9 @@ def attack_one(
     model.to(conditions.device).eval().requires_grad_(False)
     batch = move_batch(dataset.batch([index] * conditions.batch), conditions.device)
     guard = ModelGuard(model if attacked is None else attacked)
-    scene = Scene(model, guard, batch, dataset=dataset.name, n=1, seed=conditions.seed)
+    announce = conditions.announce
+    scene = Scene(model, guard, batch, dataset=dataset.name, n=1, seed=conditions.seed, announce=announce)
+    announce(cells, batch)
     arm = cells[0].arm
     attack = (supply or Supply()).build(arm, dataset.task)
     with _drawing(conditions, cells[0].draw, batch):

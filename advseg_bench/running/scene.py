@@ -7,7 +7,8 @@ bounds and budget before it is scored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TypeGuard
 
 import torch
@@ -33,6 +34,13 @@ from advseg_bench.running.work import Failure, Row
 from advseg_bench.suite.cells import CLEAN, Cell
 from advseg_bench.types import Budget, Traits
 
+Announce = Callable[[Sequence[Cell], Batch], None]
+"""(cells, batch): tells what is attacked from now on."""
+
+
+def keep_silent(cells: Sequence[Cell], batch: Batch) -> None:
+    """Tell nobody what is attacked."""
+
 
 class Scene:
     """One batch and one model, with everything that the cells share.
@@ -46,6 +54,7 @@ class Scene:
         seed: Seed of the suite.
         pack: Whether to run stepped attacks together, image by image; not for a model that is random.
         fill: Counts the rows of forward passes of stepped attacks.
+        announce: Called before each attack, or group of attacks that run together.
     """
 
     def __init__(
@@ -59,7 +68,9 @@ class Scene:
         seed: int,
         pack: bool = True,
         fill: Fill | None = None,
+        announce: Announce = keep_silent,
     ) -> None:
+        self.announce = announce
         self.model, self.batch, self.dataset, self.n, self.seed = model, batch, dataset, n, seed
         self.pack, self.fill = pack, Fill() if fill is None else fill
         self.guard, self.attacked = guard, guard.model
@@ -91,6 +102,7 @@ class Scene:
     def _run_cells(self, cells: Sequence[Cell], attacks: Mapping[str, Attack]) -> tuple[list[Row], list[Failure]]:
         rows: dict[str, list[Row]] = {}
         failures: list[Failure] = []
+        self.announce(cells, self.batch)
         logits, shared = self.look([attacks[cell.id] for cell in cells if cell.arm != CLEAN])
         clean = metrics.predict(logits, self.batch.task)
         target = metrics.Target(clean, self.batch)
@@ -112,6 +124,7 @@ class Scene:
                     if cell.id in courses:
                         checked, passes, prediction = self.finish(cell, packed[cell.id], courses.pop(cell.id))
                     else:
+                        self.announce([cell], self.batch)
                         checked, passes = self.perturb(cell, attacks[cell.id], shared)
                         attacked = self.forward(checked.x_adv)
                         prediction = metrics.predict(attacked, self.batch.task)
@@ -151,7 +164,9 @@ class Scene:
         self, cells: Sequence[Cell], packed: Mapping[str, SteppedAttack], scored: Mapping[str, Given]
     ) -> dict[str, Course]:
         """Run stepped attacks together."""
-        courses = Courses(self.model, self.attacked, self.batch, self.n, self.seed)
+        running = [cell for cell in cells if cell.id in packed]
+        announce = partial(self.announce, running, self.batch)
+        courses = Courses(self.model, self.attacked, self.batch, self.n, self.seed, announce)
         found = courses.run(cells, packed, scored, self.fill)
         if self.guard.restore(thorough=self.thorough):
             self.changed = True

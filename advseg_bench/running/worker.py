@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench import environment
-from advseg_bench.batches import move_batch
+from advseg_bench.batches import Batch, move_batch
 from advseg_bench.cache.notices import reported_to
 from advseg_bench.checks.model import describe_behaviour
 from advseg_bench.checks.results import traits_of
@@ -35,10 +35,10 @@ from advseg_bench.models.training import build_given, obtain_model
 from advseg_bench.models.weights import digest_weights
 from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.registry.loading import load_attack, load_loss
-from advseg_bench.registry.plugins import Kind
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.running import runner
 from advseg_bench.running.runner import Conditions
+from advseg_bench.running.starting import list_names
 from advseg_bench.running.supply import Supply, count_training, needs_counts
 from advseg_bench.running.work import (
     CHECKED_ON,
@@ -52,6 +52,7 @@ from advseg_bench.running.work import (
     Note,
     Panels,
     PanelSpec,
+    Running,
     RunUnit,
     Train,
     Training,
@@ -61,7 +62,6 @@ from advseg_bench.running.work import (
 )
 from advseg_bench.suite.cells import CLEAN, Cell, find_source, plan
 from advseg_bench.suite.specs import ModelSpec
-from advseg_bench.suite.suite import Suite
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,11 @@ class Worker:
 
     def __init__(self, context: Context, emit: Emit) -> None:
         self.suite, self.device = context.suite, context.device
-        self.conditions = Conditions(seed=self.suite.seed, batch=self.suite.compute.batch, device=self.device)
+        compute = self.suite.compute
+        self.conditions = Conditions(self.suite.seed, compute.batch, self.device, announce=self._announce)
         self._emit = emit
         self._loaded: dict[str, _Loaded] = {}
-        self._session = environment.begin_code(_list_names(self.suite))
+        self._session = environment.begin_code(list_names(self.suite))
 
     def do(self, job: Job[Any]) -> Any:
         """Run a job with the suite's number of torch threads; the previous number is restored afterwards.
@@ -108,6 +109,13 @@ class Worker:
                 case MakePanels(name, panels):
                     return self._make_panels(name, panels)
         raise TypeError(f"worker: expected a job of `running.work`, got {job!r}")
+
+    def _announce(self, cells: Sequence[Cell], batch: Batch) -> None:
+        """Tell what is attacked, and how long it may take."""
+        if cells:
+            seconds = self.suite.compute.max_seconds * len(batch.x)
+            images = tuple(dict.fromkeys(batch.images))
+            self._emit(Running(cells[0].model, tuple(cell.id for cell in cells), images, seconds))
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -151,7 +159,7 @@ class Worker:
 
     def _describe_code(self) -> dict[str, str]:
         """The code of the suite's plug-ins and user objects, as it was imported."""
-        return environment.describe_code(_list_names(self.suite), self._session)
+        return environment.describe_code(list_names(self.suite), self._session)
 
     @timed("models and training")
     def _check(self) -> None:
@@ -259,16 +267,3 @@ def _threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _list_names(suite: Suite) -> set[tuple[Kind, str]]:
-    """Names in a suite that may refer to plug-ins."""
-    losses = {suite.training.loss, *(loss for attack in suite.attacks for loss in attack.losses)}
-    names: dict[Kind, set[str]] = {
-        "attack": {attack.name for attack in suite.attacks},
-        "architecture": {model.architecture for model in suite.models},
-        "loss": losses,
-        "defence": {defence.name for model in suite.models for defence in model.defence},
-        "data set": {suite.data.name},
-    }
-    return {(kind, name) for kind, found in names.items() for name in found}
