@@ -38,12 +38,12 @@ class WorkerError(UserError):
     """A worker process died."""
 
 
-class TaintedError(UserError):
-    """A job left its process in a state that cannot be restored, such as a foreign thread that keeps running."""
-
-
 class QueryLimitError(UserError):
     """An attack used more model evaluations than its limit."""
+
+
+class TaintedError(UserError):
+    """Code left the process in a state that cannot be restored, so that nothing may be computed in it any more."""
 
 
 class RecordError(UserError):
