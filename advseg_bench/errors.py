@@ -95,8 +95,16 @@ class QueryLimitError(UserError):
     """An attack used more model evaluations than its limit."""
 
 
+class TaintedError(UserError):
+    """Code left the process in a state that cannot be restored, so that nothing may be computed in it any more."""
+
+
 class RecordError(UserError):
     """A run directory is damaged, in use, or not a run directory of this suite."""
+
+
+class HeldError(RecordError):
+    """Another process holds the lease of a folder, or has taken it over from this one."""
 
 
 def one_line(error: BaseException, longest: int = LONGEST_MESSAGE) -> str:

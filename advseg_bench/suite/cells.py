@@ -163,7 +163,7 @@ def make_arm(attack: AttackSpec, loss: str, settings: dict[str, Any]) -> Arm:
 def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
     """The cells of one model."""
     identity, width = model_identity(suite, model), width_of(suite.data)
-    least = model.repeats if model.stochastic else 1
+    least = model.repeats if model.random else 1
     for draw in range(least):
         yield make_cell(identity, model.name, CLEAN, 0.0, draw, None)
     for attack in suite.attacks:
@@ -181,7 +181,7 @@ def _add_battery(suite: Suite, battery: BatterySpec, model: ModelSpec, own: Iter
     others = [each.name for each in suite.models if each.name != model.name]
     members = list(list_members(battery.name, battery.profile, suite.data.task, others))
     cells = {(cell.arm, cell.eps, cell.draw): cell for cell in own}
-    repeats = range(model.repeats if model.stochastic else 1)
+    repeats = range(model.repeats if model.random else 1)
     earlier: list[Cell] = []
     for eps, (position, member), draw in product(sorted(battery.eps), members, repeats):
         settings = catalogue.drop_defaults(member.attack, member.settings)
@@ -190,8 +190,8 @@ def _add_battery(suite: Suite, battery: BatterySpec, model: ModelSpec, own: Iter
         if cell is None:
             known = identity | _describe_source(suite, arm)
             cell = make_cell(known, model.name, arm, eps, draw, _why_skip(suite, arm), width_of(suite.data))
-            skips = battery.skip and member.gated and not model.stochastic
-            warm = battery.warm_start and member.warm and eps > min(battery.eps) and not model.stochastic
+            skips = battery.skip and member.gated and not model.random
+            warm = battery.warm_start and member.warm and eps > min(battery.eps) and not model.random
             before = [
                 each.id
                 for each in earlier
@@ -301,7 +301,7 @@ def show_radii(values: Sequence[float], norm: str = "linf", width: float = 1.0) 
 def _why_skip(suite: Suite, arm: Arm) -> str | None:
     """The reason why a combination of attack, loss and settings is undefined or redundant in a suite, or None."""
     data, source = suite.data, find_source(arm)
-    if source is not None and _find_source_model(suite, source).stochastic:
+    if source is not None and _find_source_model(suite, source).random:
         return f"images made for {source!r} would be others in each run, since it is random in eval mode"
     images = Images(data.task, len(data.edges), data.channels, slices=getattr(data, "neighbours", False))
     shipped = catalogue.ATTACKS.get(arm.attack)

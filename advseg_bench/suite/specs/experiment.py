@@ -194,7 +194,7 @@ class AttackSpec(Spec):
 
 
 class Compute(Spec):
-    """Compute settings on which the exact bits of a result depend.
+    """Compute settings. On all but `max_seconds`, the exact bits of a result depend.
 
     Attributes:
         batch: Images per forward pass, by default 8, and 1 for volumes; a short batch is padded, so that the same image
@@ -204,11 +204,14 @@ class Compute(Spec):
             "fold+lean", or "raw" for none. "lean" changes no bit of a result, and does nothing on batches of up to
             2^15 pixels. If a copy does not agree with its model, the model itself is attacked, as `models/NAME.json`
             records. The original model always computes the scores.
+        max_seconds: Longest time of a call of an attack, per image of the compute batch. An attack that takes longer
+            is stopped with its worker process, and its cell fails.
     """
 
     batch: int = Field(default=8, ge=1, le=LARGEST_BATCH)
     threads: int = Field(default=1, ge=1, le=256)
     prepare: Annotated[str, AfterValidator(_prepare)] = "lean"
+    max_seconds: float = Field(default=600.0, gt=0, allow_inf_nan=False)
 
 
 Window = Annotated[int, Field(ge=1, le=LARGEST)]
