@@ -16,7 +16,7 @@ from advseg_bench.cli.data import make_data_command, schema_command
 from advseg_bench.cli.list import list_command
 from advseg_bench.cli.plan import plan_command
 from advseg_bench.cli.run import claims_command, report_command, run_command
-from advseg_bench.errors import UserError
+from advseg_bench.errors import UserError, tidy
 
 app = typer.Typer(
     name="advseg-bench",
@@ -65,7 +65,7 @@ def main() -> NoReturn:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         if not message.strip():  # the help was printed; there is no error to report
             sys.exit(2)
-        _end(" ".join(message.split()), 2)
+        _end(tidy(" ".join(message.split())), 2)
     except (KeyboardInterrupt, typer.Abort):
         _end(STOPPED, 130)
     except (OSError, SystemExit) as error:

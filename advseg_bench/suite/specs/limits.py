@@ -36,7 +36,7 @@ LONGEST_KEY = 64
 LONGEST_TEXT = 2_000
 """Characters of a text, such as the note of a suite: half a page."""
 
-LONGEST_NAME = 64
+LONGEST_NAME = 100
 """Characters of a name that becomes part of names of files, which file systems limit to 255 bytes with all suffixes."""
 
 LONGEST_CLASS = 100
