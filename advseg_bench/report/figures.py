@@ -43,6 +43,9 @@ STYLE: dict[str, Any] = {
 LEGEND_ROWS, LEGEND_ROW = 3, 0.19
 """Rows of a legend that the height of a drawing includes, and the height of a further one in inches."""
 
+LONGEST_TITLE = 48
+"""Most characters of a title of one of several charts, which share the width of the figure."""
+
 MOST_LINES = 6
 """Most lines of a label."""
 
@@ -116,6 +119,10 @@ def _tidy_labels(drawing: Drawing) -> None:
     """Tidy every label, line by line: a control character is no XML, and a long name leaves no room for the axes."""
     for text in drawing.findobj(Text):
         text.set_text(_tidy(text.get_text()))
+    for ax in drawing.axes:
+        for place in ("left", "center", "right"):
+            if len(title := ax.get_title(place)) > LONGEST_TITLE:
+                ax.set_title(tidy(title, LONGEST_TITLE), loc=place)
     for axis in (axis for ax in drawing.axes for axis in (ax.xaxis, ax.yaxis)):
         formatter = axis.get_major_formatter()
         if isinstance(formatter, FixedFormatter):

@@ -23,7 +23,8 @@ SECONDS, MEGABYTES = 20.0, 2_000
 
 def make_module() -> SegmentationModule:
     """A network of a few parameters."""
-    return SegmentationModule(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1)))
+    with torch.random.fork_rng(devices=()):
+        return SegmentationModule(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1)))
 
 
 def change_tensor(tensor: Tensor, rng: Random) -> Any:

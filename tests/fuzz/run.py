@@ -11,7 +11,6 @@ import gc
 import importlib
 import os
 import re
-import resource
 import signal
 import sys
 import tempfile
@@ -68,6 +67,7 @@ def _run_one(run, rng: Random) -> tuple[str | None, float, float]:
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     error: str | None = ""
+    before = _read_memory("VmRSS")
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         signal.alarm(HANG)
@@ -87,16 +87,16 @@ def _run_one(run, rng: Random) -> tuple[str | None, float, float]:
         finally:
             signal.alarm(0)
         seconds = time.process_time() - start
-        peak = _read_peak()
+        peak = _read_memory("VmHWM") - before
     gc.collect()
     return error, seconds, peak
 
 
-def _read_peak() -> float:
-    """Largest memory since the last reset in megabytes."""
+def _read_memory(key: str) -> float:
+    """The memory of the process in megabytes: "VmRSS" now, "VmHWM" at its peak; 0 where no such file exists."""
     with suppress(OSError, TypeError):
-        return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        return int(re.search(rf"{key}:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+    return 0.0
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

@@ -147,7 +147,8 @@ def check_string(text: str, where: str) -> None:
 
 def is_file_name(name: str) -> bool:
     """Whether a name of a profile can be part of a file's name, see `check_name`."""
-    return len(name) <= LONGEST_NAME and bool(_NAME.fullmatch(name)) and not _RESERVED.fullmatch(name)
+    usual = _NAME.fullmatch(name) and not _RESERVED.fullmatch(name) and not name.endswith(".")
+    return len(name) <= LONGEST_NAME and bool(usual)
 
 
 def check_name(name: str) -> str:
