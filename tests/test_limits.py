@@ -56,7 +56,7 @@ def refuse(text: str, match: str) -> None:
         ('"s"', "[" * 30 + "]" * 30, "16 tables and lists"),
         ('"s"\n', f'"s"\nnote = "{"x" * 300_000}"\n', "262,144 characters"),
         ('"s"\n', f'"s"\nnote = "{"x" * 2_001}"\n', "note: .*2,000 characters"),
-        ('"s"\n', '"s"\ntitle = "\\u001b[31m"\n', "title: .*control characters"),
+        ('"s"\n', '"s"\ntitle = "\\u001b[31m"\n', "title: .*unprintable"),
         ('"s"\n', f'"s"\n{"a." * 100}b = 1\n', "64 dots"),
         ('"s"\n', f'"s"\n{"k" * 65} = 1\n', "keys of at most 64"),
         ('"s"\n', f'"s"\nx = {list(range(30_000))}\n', "20,000 keys and entries"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PlainConsole(Console):
-    """A console on which text cannot control the terminal: names from files are printed with their visible characters.
+    """A console on which text cannot steer the terminal: names from files are printed with their visible characters.
 
     Only what rich itself adds, such as colours, is sent as escape sequences.
     """

@@ -138,11 +138,11 @@ def check_values(tables: dict[str, Any], where: str) -> None:
 
 
 def check_string(text: str, where: str) -> None:
-    """Refuse a text that is too long, or holds characters that control a terminal or the direction of writing."""
+    """Refuse a text that is too long, or holds characters that steer a terminal or the direction of writing."""
     if len(text) > LONGEST_TEXT:
         raise SpecError(expected(where, f"at most {LONGEST_TEXT:,} characters", f"{len(text):,}", "Shorten it."))
     if not is_tidy("".join(text.splitlines()).replace("\t", ""), LONGEST_TEXT):
-        raise SpecError(expected(where, "text without control characters", tidy(text, 80), "Remove them."))
+        raise SpecError(expected(where, "text without unprintable characters", tidy(text, 80), "Remove them."))
 
 
 def is_file_name(name: str) -> bool:
