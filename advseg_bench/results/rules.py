@@ -144,12 +144,12 @@ class Rules:
             counts = flat.fill_null(-1).to_numpy() if flat.null_count() else flat.to_numpy()
             if counts.min(initial=0) < 0 or counts.max(initial=0) > MOST_PIXELS:
                 wrong = (counts < 0) | (counts > MOST_PIXELS)
-                found.append(Broken(wrong.reshape(-1, self._k).any(axis=1), f"an impossible {name}"))
+                found.append(Broken(wrong.reshape(-1, self._k).max(axis=1), f"an impossible {name}"))
                 counts = counts.clip(0, MOST_PIXELS)
             total += counts
         above = total > np.repeat(valid, self._k)
         if above.any():
-            found.append(Broken(above.reshape(-1, self._k).any(axis=1), "tp + fp + fn above valid_pixels"))
+            found.append(Broken(above.reshape(-1, self._k).max(axis=1), "tp + fp + fn above valid_pixels"))
         for name in ("wrong_pixels", "flipped_pixels"):
             pixels = frame[name].to_numpy()
             found.append(Broken((pixels < 0) | (pixels > valid), f"an impossible {name}"))
