@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
+from advseg_bench.instruments.process_entry import CHANGED
 from advseg_bench.report.behaviour import describe_models, list_non_finite, list_weak
 from advseg_bench.report.contrasts import Contrast, show_ratio
 from advseg_bench.report.document import show_budget, show_number, show_plural
@@ -228,10 +229,10 @@ def _list_trouble(summary: Summary) -> list[str]:
         what = labels.get(first["cell"], f"all of {first['model']}")
         more = f" ({len(failures) - 1} more in the report)" if len(failures) > 1 else ""
         lines.append(f"Failed{more}: {what}: {first['message']}")
-    faults = summary.flags.filter(~pl.col("flag").is_in(NOTES))
+    faults = summary.flags.filter(~pl.col("flag").is_in([*NOTES, CHANGED]))  # a second flag says what was changed
     counts = faults.group_by("flag", maintain_order=True).agg(results=pl.col("results").sum())
     if len(counts):
-        flags = [f"{flag} {count:,}" for flag, count in counts.iter_rows()]
+        flags = [f"{flag.replace(':', ': ')} {count:,}" for flag, count in counts.iter_rows()]
         lines.append(f"Flagged results: {shorten_list(flags, MOST_NAMES)}; see Checks in the report.")
     if summary.doubts:
         names = list(dict.fromkeys(found.doubt for found in summary.doubts))

@@ -126,7 +126,7 @@ class Worker:
     @cached_property
     def dataset(self) -> Dataset:
         """The suite's data set."""
-        with span("data"):
+        with span("data"), watched(wait=False):  # it may be code of others
             return load_dataset(self.suite.data)
 
     @cached_property
@@ -217,12 +217,12 @@ class Worker:
                     suite.name,
                     suite.compute.threads,
                 )
-            info = trained.info | {"weights_sha256": digest_weights(trained.model)}
-            model = self._defend(spec, trained.model)
-            choice = self._prepare(model, () if spec.random else read_steps(suite.compute.prepare))
-            info["prepared"] = choice.as_record()
-            info |= describe_behaviour(trained.model.notes, spec.repeats if spec.random else 1)
-            info |= describe_defences(spec, len(suite.data.edges))
+                info = trained.info | {"weights_sha256": digest_weights(trained.model)}
+                model = self._defend(spec, trained.model)
+                choice = self._prepare(model, () if spec.random else read_steps(suite.compute.prepare))
+                info["prepared"] = choice.as_record()
+                info |= describe_behaviour(trained.model.notes, spec.repeats if spec.random else 1)
+                info |= describe_defences(spec, len(suite.data.edges))
             self._loaded[name] = _Loaded(model, choice.model, info, spec.random)
         return self._loaded[name]
 
