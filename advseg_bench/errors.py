@@ -60,12 +60,12 @@ def one_line(error: BaseException, longest: int = 300) -> str:
     Returns:
         Text without line breaks; without a final full stop unless it is a `UserError`.
     """
-    if isinstance(error, UserError):
-        return str(error)
     try:
-        message = " ".join(str(error).split())
-    except Exception:  # an exception of user code, whose own formatting fails
+        message = str(error) if isinstance(error, UserError) else " ".join(str(error).split())
+    except BaseException:  # an exception of user code, whose own formatting fails
         message = ""
+    if isinstance(error, UserError) and message:
+        return message
     return f"{type(error).__name__}: {message:.{longest}}".rstrip(" :.")
 
 
@@ -73,7 +73,7 @@ def _show(value: object, longest: int = 300) -> str:
     """Format a value on one line, even if its `__repr__` fails or returns several lines."""
     try:
         text = repr(value)
-    except Exception:
+    except BaseException:
         text = f"{type(value).__name__} object"
     return text if "\n" not in text else f"{' '.join(text.split()):.{longest}}"
 

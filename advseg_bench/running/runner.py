@@ -18,6 +18,7 @@ from advseg_bench.errors import one_line
 from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.losses import one_hot
 from advseg_bench.protocols import Attack, NeedsModel
+from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.packing import Fill
 from advseg_bench.running.scene import Announce, Scene, keep_silent
 from advseg_bench.running.supply import Supply
@@ -202,6 +203,8 @@ def _load_attacks(unit: Unit, dataset: Dataset, supply: Supply) -> tuple[dict[st
             if arm not in built:
                 built[arm] = supply.build(arm, dataset.task)
             attacks[cell.id] = built[arm]
-        except Exception as error:
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
             failures.append(Failure(unit.model, "attack", cell.id, one_line(error)))
     return attacks, failures

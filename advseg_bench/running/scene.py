@@ -27,6 +27,7 @@ from advseg_bench.instruments.profiling import timed
 from advseg_bench.models.prepare import Prepared
 from advseg_bench.protocols import Attack, NeedsModel
 from advseg_bench.running.courses import Course, Courses, Given
+from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.packing import Fill
 from advseg_bench.running.rows import Passes, make_rows
 from advseg_bench.running.share import SharedGradients
@@ -134,7 +135,9 @@ class Scene:
                             scored[cell.id] = checked.x_adv, prediction, attacked.flatten(1).isfinite().all(1)
                     moves, flags = checked.moves, checked.flags
                 _flag("non_finite_logits", broken, flags)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 self.changed |= self.guard.restore()
                 failures.append(Failure(cell.model, "attack", cell.id, one_line(error)))
                 continue
