@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -150,9 +151,9 @@ class KilledOnce(_Attack):
     """Is killed from outside once, and is good."""
 
     def act(self, batch, budget):
-        path = os.environ["ADVSEG_TESTS_KILLED"]
-        if not os.path.exists(path):
-            open(path, "w").close()
+        path = Path(os.environ["ADVSEG_TESTS_KILLED"])
+        if not path.exists():
+            path.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 

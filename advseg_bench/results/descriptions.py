@@ -99,10 +99,9 @@ def describe(out: Path, info: dict[str, Any]) -> None:
     old, new = read_description(out), json.loads(json.dumps(info))
     presentation = {name: new["suite"][name] for name in PRESENTATION if name in new["suite"]}
     for key, what in (("suite", "suite"), ("data", "data"), ("binding", "environment")):
-        before = old.get(key, {}) | presentation if key == "suite" else old.get(key)
-        after = new[key]
+        before, after = old.get(key), new[key]
         if key == "suite":
-            before, after = _without_limit(before), _without_limit(after)
+            before, after = _without_limit(old["suite"] | presentation), _without_limit(after)
         if before != after:
             raise RecordError(
                 f"{out}: holds a run of another {what}: {_first_difference(before, after)}. "

@@ -43,7 +43,7 @@ def is_ctrl_c(error: BaseException) -> bool:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Turn exceptions of user code that are meant to end programs or generators into a `PluginError`; Ctrl-C is none."""
+    """Turn exceptions of user code that are meant to end programs or generators into a `PluginError`; not Ctrl-C."""
     try:
         yield
     except (Exception, SystemExit):
