@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import advseg_bench as ab
 
@@ -37,10 +37,10 @@ class Segfault(_Attack):
 
 
 class SegfaultLate(_Attack):
-    """Dies on one image alone."""
+    """Dies on the second image alone."""
 
     def act(self, batch, budget):
-        if any("35" in name for name in batch.images):
+        if batch.images[0].endswith("2"):
             ctypes.string_at(0)
 
 
@@ -169,3 +169,15 @@ class SteppedEnd(ab.attacks.PGD):
     def begin(self, batch, *, budget, generators):
         yield from ()
         raise GeneratorExit
+
+
+class LastTraining(nn.Conv2d):
+    """A network whose training ends the process."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) > 1:
+            os._exit(7)
+        return super().forward(x)
