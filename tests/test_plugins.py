@@ -98,7 +98,7 @@ def test_a_plugin_cannot_replace_what_is_shipped(install, kind):
         check_name(kind, name)
     assert any("(plug-in of advseg-zap); cannot be used" in line for line in list_lines(LIST_WORDS[kind]))
     with pytest.raises(SpecError, match=rf"^s: .*{kind} {name}: expected one provider"):
-        parse_suite(SMOKE, "s")
+        parse_suite(SMOKE.replace("[[models]]\n", '[[models]]\ndefence = "jpeg"\n', 1), "s")
 
 
 def test_the_name_of_the_clean_prediction_is_taken(install):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from advseg_bench.errors import RecordError, TrainingError
+from advseg_bench.results.records import read_failures, read_model
 from advseg_bench.running.outcomes import JobError, Outcome
 from advseg_bench.running.recording import Event, Recorder
 from advseg_bench.running.work import Failure, Unit, UnitResult
@@ -53,7 +52,7 @@ def test_a_failed_model_or_unit_costs_the_others_nothing(recorder, events, tmp_p
     recorder.record_unit(UNITS[1], Outcome(UnitResult([], [], 1.0)))
     assert events == [Event("attack", "a", 3, 3)]
     recorder.write_failures()
-    assert json.loads((tmp_path / "failures.json").read_text()) == [
+    assert read_failures(tmp_path) == [
         {"model": "a", "stage": "attack", "cell": None, "message": "ValueError: no"},
         {"model": "b", "stage": "train", "cell": None, "message": "learned nothing"},
     ]
@@ -71,9 +70,9 @@ def test_a_model_is_written_once_and_must_be_the_same_ever_after(recorder, event
     entry = {"name": "a", "architecture": "x", "parameters": 1, "weights_sha256": "0", "train_seconds": None}
     path = tmp_path / "models" / "a.json"
     assert recorder.record_model("a", Outcome(entry))
-    assert json.loads(path.read_text()) == entry
+    assert read_model(path) == entry
     assert recorder.record_model("a", Outcome(entry | {"train_seconds": 3.0}))
-    assert json.loads(path.read_text()) == entry
+    assert read_model(path) == entry
     assert recorder.train_seconds == {"a": 3.0}
     assert events == 2 * [Event("ready", "a", 1, 1)]
     with pytest.raises(RecordError, match="other weights of model a"):

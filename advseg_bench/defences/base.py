@@ -58,6 +58,12 @@ class Defended(nn.Module):
     Attributes:
         model: As given.
         transform: As given.
+
+    Example:
+        >>> import torch
+        >>> from advseg_bench.defences import Defended
+        >>> Defended(torch.nn.Identity(), lambda x: 1 - x)(torch.tensor([0.25]))
+        tensor([0.7500])
     """
 
     def __init__(self, model: nn.Module, transform: Callable[[Tensor], Tensor]) -> None:
@@ -93,6 +99,16 @@ class InputTransformation(ABC):
     A subclass is a frozen dataclass. Where its transformation has no useful gradient, as rounding, it sets
     `differentiable=False` in `traits` and calls `pass_through`, so that attacks see the identity in the backward pass
     (backward pass differentiable approximation, BPDA, arXiv 1802.00420).
+
+    Example:
+        >>> import torch
+        >>> from advseg_bench.defences import InputTransformation
+        >>> from advseg_bench.types import Bounds, Task
+        >>> class Invert(InputTransformation):
+        ...     def transform(self, x, bounds):
+        ...         return bounds.lower + bounds.upper - x
+        >>> Invert()(torch.nn.Identity(), Task("binary", ("organ",)), Bounds())(torch.tensor([0.25]))
+        tensor([0.7500])
     """
 
     traits: ClassVar[DefenceTraits] = DefenceTraits()

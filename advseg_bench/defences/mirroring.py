@@ -19,7 +19,7 @@ from advseg_bench.types import Bounds, DefenceTraits, Task
 class Mirroring:
     """Predicts every combination of mirrored axes, moves the logits back, and combines them.
 
-    Args:
+    Attributes:
         axes: Space axes that are mirrored, counted from 0; None for all.
         rotations: Whether also to rotate by 90, 180 and 270 degrees in the plane of the last two axes, which must have
             equal edges.
@@ -36,7 +36,7 @@ class Mirroring:
         >>> from advseg_bench.defences import Mirroring
         >>> from advseg_bench.types import Bounds, Task
         >>> defended = Mirroring()(torch.nn.Identity(), Task("binary", ("organ",)), Bounds())
-        >>> x = torch.rand(1, 1, 4, 4)
+        >>> x = torch.linspace(0, 1, 16).reshape(1, 1, 4, 4)
         >>> torch.allclose(defended(x), x)
         True
     """

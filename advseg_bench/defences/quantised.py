@@ -23,7 +23,7 @@ GREY_VALUES = (Bounds(), Bounds(0.0, 255.0))
 class BitDepth(InputTransformation):
     """Rounds intensities to 2^bits levels, equally spaced between the bounds.
 
-    Args:
+    Attributes:
         bits: 1 to 16.
 
     Source:
@@ -61,7 +61,7 @@ class BitDepth(InputTransformation):
 class Jpeg(InputTransformation):
     """Compresses each channel of a 2-D image as a grey JPEG, and decodes it.
 
-    Args:
+    Attributes:
         quality: 1 to 95, as Pillow defines it.
 
     Source:

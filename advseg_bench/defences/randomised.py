@@ -23,7 +23,7 @@ from advseg_bench.types import Bounds, DefenceTraits, Task
 class RandomNoise(InputTransformation):
     """Adds Gaussian noise, and clips to the bounds.
 
-    Args:
+    Attributes:
         sigma: Standard deviation as a share of the width of the bounds, above 0.
 
     Source:
@@ -37,7 +37,8 @@ class RandomNoise(InputTransformation):
         >>> from advseg_bench.defences import RandomNoise
         >>> from advseg_bench.types import Bounds
         >>> x = torch.full((1, 1, 8, 8), 0.5)
-        >>> bool((RandomNoise(sigma=0.1).transform(x, Bounds()) != x).any())
+        >>> with torch.random.fork_rng(devices=()):
+        ...     bool((RandomNoise(sigma=0.1).transform(x, Bounds()) != x).any())
         True
     """
 
@@ -63,7 +64,7 @@ class RandomResize:
     The size of the image stays; what the shrunk image leaves free has the lower bound. Images and logits are sampled
     linearly.
 
-    Args:
+    Attributes:
         smallest: Smallest factor, above 0 and below 1; factors are uniform from it to 1.
 
     Source:
@@ -77,7 +78,8 @@ class RandomResize:
         >>> from advseg_bench.defences import RandomResize
         >>> from advseg_bench.types import Bounds, Task
         >>> defended = RandomResize(smallest=0.8)(torch.nn.Identity(), Task("binary", ("organ",)), Bounds())
-        >>> tuple(defended(torch.ones(2, 1, 16, 16)).shape)
+        >>> with torch.random.fork_rng(devices=()):
+        ...     tuple(defended(torch.ones(2, 1, 16, 16)).shape)
         (2, 1, 16, 16)
     """
 

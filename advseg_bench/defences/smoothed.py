@@ -17,7 +17,7 @@ from advseg_bench.types import Bounds
 class GaussianSmoothing(InputTransformation):
     """Convolves each channel with a Gaussian; the border is repeated.
 
-    Args:
+    Attributes:
         sigma: Standard deviation in pixels, above 0; the kernel reaches 3 sigma.
 
     Source:
@@ -60,7 +60,7 @@ class MedianFilter(InputTransformation):
 
     The gradient goes to the pixel that is the median.
 
-    Args:
+    Attributes:
         size: Edge of the neighbourhood in pixels, odd, along every space axis.
 
     Source:
@@ -101,7 +101,7 @@ class MedianFilter(InputTransformation):
 class TotalVariation(InputTransformation):
     """Reduces the total variation of an image: the model of Rudin, Osher and Fatemi, by Chambolle's projection.
 
-    Args:
+    Attributes:
         weight: Weight of the total variation, above 0, for intensities scaled to [0, 1]; .05 is a visible smoothing.
         steps: Steps of the projection; all are differentiated.
 

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from advseg_bench.results import records
+from advseg_bench.results.compaction import compact
 from advseg_bench.results.descriptions import identify_run
+from advseg_bench.results.rules import KEYS
 from advseg_bench.results.run import Run
+from advseg_bench.results.verify import set_aside
 from advseg_bench.running.executors.base import Executor, call, keep_busy, open_executor
 from advseg_bench.running.executors.serving import end_in_script_import
 from advseg_bench.running.missing import find_missing
 from advseg_bench.running.outcomes import Death, WorkerDied
 from advseg_bench.running.panels import draw_panels
-from advseg_bench.running.recording import Event, Recorder, read_deaths
+from advseg_bench.running.recording import Event, Recorder, entry_of, read_deaths
 from advseg_bench.running.recovery import Recovery
 from advseg_bench.running.schedule import Schedule
 from advseg_bench.running.starting import Start, find_code
@@ -28,6 +31,7 @@ from advseg_bench.running.work import (
     Describe,
     Description,
     Failure,
+    Note,
     Running,
     RunUnit,
     Train,
@@ -108,19 +112,24 @@ def run(
         info = _describe(suite, cells, here)
         records.describe(out, info)
         remembered = [] if retry_failed else read_deaths(out)
-        have = set(records.read_rows(out, ["cell", "image"], {cell.id for cell in cells}).iter_rows())
+        lines, inspection = set_aside(out)
+        for line in lines:
+            progress(Event("note", line, 0, 1))
+        have = set(records.collect_rows(inspection.parts, KEYS).iter_rows())
         units = find_missing(cells, here.images, have, shard)
         if have and not any(units.values()):
             progress(Event("complete", "", len(have), len(have)))
         total = sum(unit.rows for found in units.values() for unit in found)
         names = [model.name for model in suite.models]
-        recorder = Recorder(out, total, progress, names, here.binding["code"], info["run"])
+        run_id = records.read_description(out).get("run", "")
+        recorder = Recorder(out, total, progress, names, here.binding["code"], run_id)
         announce.show = recorder.show_running
-        recovery = Recovery({model.name for model in suite.models if model.stochastic})
+        recovery = Recovery({model.name for model in suite.models if model.random})
         try:
-            _compute(units, executor, recorder, recovery, remembered)
+            _compute(_add_undescribed(units, out, cells), executor, recorder, recovery, remembered)
         finally:
             recorder.write_failures()
+        compact(out, recorder.run)
         show = partial(_show_panels, progress)
         draw_panels(out, cells, here.images, executor, show, recorder.record_lost_panel)
         if not have:
@@ -144,10 +153,13 @@ class _Announce:
         self.show: Callable[[str, str], None] = lambda model, what: None
         self._progress, self._labels = progress, labels
 
-    def __call__(self, message: Training | Running) -> None:
+    def __call__(self, message: Training | Running | Note) -> None:
         """Pass a message on."""
         if isinstance(message, Training):
             self._progress(Event("train", message.model, message.done, message.total))
+            return
+        if isinstance(message, Note):
+            self._progress(Event("note", message.text, 0, 1))
             return
         first, n = self._labels.get(message.cells[0], message.model), len(message.cells)
         self.show(message.model, first if n == 1 else f"{message.model} ({n} cells together)")
@@ -215,6 +227,12 @@ def _compute(
         known = recovery.lost_rows
 
 
+def _add_undescribed(units: dict[str, list[Unit]], out: Path, cells: Sequence[Cell]) -> dict[str, list[Unit]]:
+    """Add the models that have rows but no entry, which was damaged; they are loaded again to describe them."""
+    models = dict.fromkeys(cell.model for cell in cells if cell.skip is None)
+    return units | {name: [] for name in models if name not in units and not entry_of(out, name).exists()}
+
+
 def _bury(unit: Unit, death: Death, schedule: Schedule, recorder: Recorder, recovery: Recovery) -> None:
     """Deal with the death of the worker that ran a unit."""
     verdict = recovery.after_death(unit, death)
@@ -227,7 +245,7 @@ def _bury(unit: Unit, death: Death, schedule: Schedule, recorder: Recorder, reco
 def _leave_out(
     remembered: Sequence[Failure], units: Mapping[str, list[Unit]], recorder: Recorder
 ) -> dict[str, list[Unit]]:
-    """Return the units without what ended its worker in an earlier run; models without any are left out."""
+    """Return the units without what ended its worker in an earlier run; models that lose all of them are left out."""
     kept = dict(units)
     for failure in remembered:
         before = kept.get(failure.model, [])
@@ -236,7 +254,7 @@ def _leave_out(
             recorder.recall(failure)
             recorder.leave_out(rows)
             kept[failure.model] = after
-    return {model: found for model, found in kept.items() if found}
+    return {model: found for model, found in kept.items() if found or not units[model]}
 
 
 def _without(unit: Unit, cell: str | None) -> Unit | None:

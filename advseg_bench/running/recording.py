@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from advseg_bench.cache import write_json
 from advseg_bench.errors import RecordError, UserError, expected
 from advseg_bench.results import records
+from advseg_bench.results.compaction import FEW, compact
+from advseg_bench.results.descriptions import write_sealed
 from advseg_bench.running.outcomes import LONGEST, Death, JobError, Outcome, WorkerDied
 from advseg_bench.running.work import Failure, Unit, UnitResult
 from advseg_bench.suite.cells import Cell
@@ -25,15 +26,16 @@ class Event:
     """Progress of a run.
 
     Attributes:
-        stage: Current stage; "ready" is the end of a model's training; "complete" means that no row is missing.
-        what: Name of the model, or "".
+        stage: Current stage; "ready" is the end of a model's training; "complete" means that no row is missing;
+            "note" is a line for the user, such as a damaged file of the cache that is made again.
+        what: Name of the model, the line of a note, or "".
         done: Number of epochs, rows or panels done.
         total: Total number of them.
         cell: What a worker begins to attack: the label of a cell, or the number of those that run together; "" if the
             event tells of something that has ended.
     """
 
-    stage: Literal["load", "train", "ready", "attack", "panels", "complete"]
+    stage: Literal["load", "train", "ready", "attack", "panels", "complete", "note"]
     what: str
     done: int
     total: int
@@ -68,8 +70,9 @@ class Recorder:
         self.train_seconds: dict[str, float] = {}
         self.attack_seconds: defaultdict[str, float] = defaultdict(float)
         self._out, self._total, self._show, self._code = out, total, show, dict(code or {})
-        self._run, self._models = run, list(models)
+        self.run, self._models = run, list(models)
         self._done = 0
+        self._parts = 0
 
     def record_model(self, name: str, outcome: Outcome[dict[str, Any]]) -> bool:
         """Write the entry of a model, or note its failure.
@@ -82,11 +85,11 @@ class Recorder:
         except (UserError, JobError) as error:
             self._note(Failure(name, "train", None, str(error), _cause_of(error)), error)
             return False
-        path = _entry_of(self._out, name)
+        path = entry_of(self._out, name)
         if path.exists():
             check_weights(self._out, name, info["weights_sha256"])
         else:
-            write_json(path, info)
+            write_sealed(path, info)
         self.train_seconds[name] = info["train_seconds"] or 0.0
         self._show(Event("ready", name, 1, 1))
         return True
@@ -112,7 +115,10 @@ class Recorder:
                 "imported it. These rows were not recorded. Run the suite again in a new --out."
             )
         if result.rows:
-            records.write_part(self._out, result.rows, self._run)
+            records.write_part(self._out, result.rows, self.run)
+            self._parts += 1
+            if self._parts % FEW == 0:
+                compact(self._out, self.run)
         for failure in result.failures:
             self._note(failure)
         self.attack_seconds[unit.model] += result.seconds
@@ -155,7 +161,7 @@ class Recorder:
         """Write the failures in the order of the models; nothing on a full disk, whose error is raised elsewhere."""
         ordered = sorted(self.failures, key=lambda failure: self._models.index(failure.model))
         with suppress(RecordError):
-            write_json(self._out / "failures.json", [failure.as_record() for failure in ordered])
+            write_sealed(self._out / "failures.json", [failure.as_record() for failure in ordered])
 
     def _note(self, failure: Failure, error: Exception | None = None) -> None:
         if isinstance(error, RecordError):
@@ -184,7 +190,7 @@ def check_weights(out: Path, model: str, digest: str) -> None:
     Raises:
         RecordError: If the digest of its weights differs from the recorded one.
     """
-    path = _entry_of(out, model)
+    path = entry_of(out, model)
     if records.read_model(path)["weights_sha256"] != digest:
         raise RecordError(
             f"{path}: the run's rows were computed with other weights of model {model}. "
@@ -192,6 +198,6 @@ def check_weights(out: Path, model: str, digest: str) -> None:
         )
 
 
-def _entry_of(out: Path, model: str) -> Path:
-    """The file that describes a model."""
+def entry_of(out: Path, model: str) -> Path:
+    """Return the file that describes a model."""
     return out / "models" / f"{model}.json"

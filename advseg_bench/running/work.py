@@ -56,7 +56,17 @@ class Running:
     seconds: float | None = None
 
 
-Emit = Callable[[Training | Running], None]
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A worker's message for the user, such as a damaged file of the cache that is made again; one line.
+
+    It changes nothing about what runs: a limit of `Running` goes on.
+    """
+
+    text: str
+
+
+Emit = Callable[[Training | Running | Note], None]
 """Sends a message to the owner of the run while a job is in progress."""
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,14 @@ from torch import Tensor, nn
 
 from advseg_bench import environment
 from advseg_bench.batches import Batch, move_batch
+from advseg_bench.cache.notices import reported_to
 from advseg_bench.checks.model import describe_behaviour
 from advseg_bench.checks.results import traits_of
 from advseg_bench.checks.sample import choose_sample
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import IncompatibleError, UserError
+from advseg_bench.instruments.process_state import watched
 from advseg_bench.instruments.profiling import span, timed
 from advseg_bench.losses import Loss, class_balanced_ce
 from advseg_bench.models.defend import defend, describe_defences
@@ -49,6 +53,7 @@ from advseg_bench.running.work import (
     Emit,
     Job,
     MakePanels,
+    Note,
     Panels,
     PanelSpec,
     Running,
@@ -85,17 +90,20 @@ class Worker:
         self.suite, self.device = context.suite, context.device
         compute = self.suite.compute
         self.conditions = Conditions(self.suite.seed, compute.batch, self.device, announce=self._announce)
-        self._emit = emit
+        self._emit, self._home = emit, Path.cwd()
         self._loaded: dict[str, _Loaded] = {}
         self._session = environment.begin_code(list_names(self.suite))
 
     def do(self, job: Job[Any]) -> Any:
-        """Run a job with the suite's number of torch threads; the previous number is restored afterwards.
+        """Run a job with the suite's number of torch threads, in the folder in which the worker was started.
+
+        The previous number and folder are restored afterwards. So relative paths of a suite mean the same in all jobs.
 
         Returns:
             The result that the class of the job documents.
         """
-        with _threads(self.suite.compute.threads):
+        noted = reported_to(lambda text: self._emit(Note(text)))
+        with _threads(self.suite.compute.threads), _in_folder(self._home), noted:
             match job:
                 case Describe():
                     return self._describe()
@@ -168,12 +176,14 @@ class Worker:
             UserError: If one of them is invalid; the first error found.
         """
         dataset, suite = self.dataset, self.suite
-        for spec in suite.models:
-            self._defend(spec, build_given(spec, dataset, suite.seed, suite.inference))
-        load_loss(suite.training.loss, dataset.task)
+        with watched(wait=False):
+            for spec in suite.models:
+                self._defend(spec, build_given(spec, dataset, suite.seed, suite.inference))
+            load_loss(suite.training.loss, dataset.task)
         for arm in dict.fromkeys(cell.arm for cell in plan(suite) if cell.arm != CLEAN and cell.skip is None):
             try:
-                attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task, lambda: self._counted_loss)
+                with watched(wait=False):
+                    attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task, lambda: self._counted_loss)
             except UserError:
                 raise
             except BaseException as error:
@@ -196,17 +206,20 @@ class Worker:
         if name not in self._loaded:
             suite = self.suite
             spec = next(model for model in suite.models if model.name == name)
-            trained = obtain_model(
-                spec,
-                suite.training,
-                self.dataset,
-                suite.seed,
-                progress,
-                self.device,
-                suite.compute.batch,
-                suite.inference,
-                self._session,
-            )
+            with watched(wait=False):  # the network and the loss may be code of others
+                trained = obtain_model(
+                    spec,
+                    suite.training,
+                    self.dataset,
+                    suite.seed,
+                    progress,
+                    self.device,
+                    suite.compute.batch,
+                    suite.inference,
+                    self._session,
+                    suite.name,
+                    suite.compute.threads,
+                )
             info = trained.info | {"weights_sha256": digest_weights(trained.model)}
             model = self._defend(spec, trained.model)
             choice = self._prepare(model, () if spec.random else read_steps(suite.compute.prepare))
@@ -267,3 +280,14 @@ def _threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _in_folder(folder: Path) -> Iterator[None]:
+    """Work in a folder inside, and return to the previous one."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

@@ -10,11 +10,12 @@ from itertools import product
 from typing import Any
 
 from advseg_bench.cache import content_hash
-from advseg_bench.errors import SpecError, unknown
+from advseg_bench.errors import SpecError, expected, unknown
 from advseg_bench.registry import catalogue, toolkits
 from advseg_bench.registry.fitting import Images, why_loss_not, why_not
 from advseg_bench.suite.battery import list_members
 from advseg_bench.suite.specs import AttackSpec, BatterySpec, DataSpec, ModelSpec, describe_inference
+from advseg_bench.suite.specs.limits import MOST_CELLS
 from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Norm
 
@@ -121,7 +122,8 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
         Cells with unique ids. A cell whose attack, loss and data are incompatible has the reason in `skip`.
 
     Raises:
-        SpecError: If two attack tables of the suite contain the same cell, or a setting names an unknown model.
+        SpecError: If there are too many, two attack tables of the suite contain the same cell, or a setting names an
+            unknown model.
 
     Example:
         >>> import advseg_bench as ab
@@ -131,6 +133,9 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
         >>> [cell.label for cell in cells[:2]]
         ['unetplusplus-resnet10t none', 'unetplusplus-resnet10t fgsm bce linf 1/255']
     """
+    if (count := suite.count_cells()) > MOST_CELLS:
+        remedy = "Split it into several suites, or use fewer models, radii, losses, repeats or values in `vary`."
+        raise SpecError(expected(f"suite {suite.name}", f"at most {MOST_CELLS:,} cells", f"{count:,}", remedy))
     cells: list[Cell] = []
     for model in suite.models:
         own = {}
@@ -150,15 +155,9 @@ def model_identity(suite: Suite, model: ModelSpec) -> dict[str, object]:
     return known | describe_inference(suite.inference)
 
 
-def is_of(cell: Cell, attack: AttackSpec) -> bool:
-    """Return whether a cell belongs to an attack table of its suite."""
-    arm = cell.arm
-    return (
-        (arm.attack, arm.norm) == (attack.name, attack.norm)
-        and cell.eps in attack.eps
-        and arm.loss in (attack.losses or ("",))
-        and arm.options in attack.list_settings()
-    )
+def make_arm(attack: AttackSpec, loss: str, settings: dict[str, Any]) -> Arm:
+    """Return one arm of an attack table."""
+    return Arm(attack.name, loss, json.dumps(settings, sort_keys=True), attack.norm)
 
 
 def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
@@ -169,7 +168,7 @@ def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
         yield make_cell(identity, model.name, CLEAN, 0.0, draw, None)
     for attack in suite.attacks:
         for each, loss in product(attack.list_settings(), attack.losses or ("",)):
-            arm = Arm(attack.name, loss, json.dumps(each, sort_keys=True), attack.norm)
+            arm = make_arm(attack, loss, each)
             skip = _why_skip(suite, arm)
             for eps, draw in product(attack.eps, range(max(attack.draws, least))):
                 cell = make_cell(identity | _describe_source(suite, arm), model.name, arm, eps, draw, skip, width)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -18,6 +17,8 @@ from pydantic import (
 from advseg_bench.registry import catalogue
 from advseg_bench.suite.specs.base import Settings, Spec, check_known
 from advseg_bench.suite.specs.defence import Defences
+from advseg_bench.suite.specs.images import LARGEST
+from advseg_bench.suite.specs.limits import LARGEST_INTEGER, LONGEST_TEXT, MOST_DRAWS, FileName, Place
 
 
 def _per_channel(value: object) -> object:
@@ -25,7 +26,7 @@ def _per_channel(value: object) -> object:
     values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     if not values or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
         raise ValueError("expected a number, or a list of one number per channel")
-    if not all(math.isfinite(v) for v in values):
+    if not all(abs(v) <= LARGEST_INTEGER if isinstance(v, int) else math.isfinite(v) for v in values):
         raise ValueError("expected finite numbers")
     return tuple(float(v) for v in values) if isinstance(value, (list, tuple)) else value
 
@@ -79,21 +80,21 @@ class ModelSpec(Spec):
             whole. A random one makes the model stochastic.
     """
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    name: FileName = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
     architecture: ArchitectureName
     encoder: str | None = None
     settings: Settings = Field(default_factory=dict)
-    weights: Path | None = None
-    weights_key: str | None = Field(default=None, min_length=1)
+    weights: Place | None = None
+    weights_key: str | None = Field(default=None, min_length=1, max_length=LONGEST_TEXT)
     encoder_weights: str | None = Field(default=None, min_length=1)
     mean: PerChannel = 0.0
     std: Annotated[PerChannel, AfterValidator(_positive)] = 1.0
-    stride: int | None = Field(default=None, ge=1)
+    stride: int | None = Field(default=None, ge=1, le=LARGEST)
     output: str | None = None
     resize_logits: bool = True
     trust: bool = False
     stochastic: bool = False
-    repeats: int = Field(default=5, ge=2)
+    repeats: int = Field(default=5, ge=2, le=MOST_DRAWS)
     defence: Defences = ()
 
     @property
