@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from advseg_bench.running.benchmark import Event
@@ -34,8 +35,9 @@ def show_progress(console: Console) -> Iterator[Callable[[Event], None]]:
             name = event.what if event.stage in ("train", "ready") else ""
             text = f"{TEXT[event.stage]} {name}".strip()
             if text not in tasks:
-                tasks[text] = bars.add_task(text)
-            bars.update(tasks[text], completed=event.done, total=event.total)
+                tasks[text] = bars.add_task(escape(text))
+            shown = f"{text} {event.cell}" if event.cell else text
+            bars.update(tasks[text], completed=event.done, total=event.total, description=escape(shown))
 
         yield show
 
@@ -50,7 +52,7 @@ def _print_line(console: Console, event: Event) -> None:
         console.print(COMPLETE)
     elif event.stage == "ready":
         console.print(f"model {event.what} is ready", highlight=False)
-    elif event.stage == "attack" and event.done == event.total:
+    elif event.stage == "attack" and event.done == event.total and not event.cell:
         console.print(f"{event.done} rows written", highlight=False)
 
 

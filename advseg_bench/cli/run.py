@@ -40,6 +40,9 @@ def run_command(
     device: Annotated[str, typer.Option(help="Device for training and attacks, such as cpu or cuda.")] = "cpu",
     shard: Annotated[int, typer.Option(min=1, help="Images per job of a worker; results do not depend on it.")] = 8,
     verbose: Verbose = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what ended its worker process in an earlier run.")
+    ] = False,
     profile_time: Annotated[
         bool, typer.Option("--profile-time", help="Run time by component, printed at the end.")
     ] = False,
@@ -61,7 +64,16 @@ def run_command(
         if profile_time:
             spent = stack.enter_context(measure_times())
         with show_progress(console) as progress:
-            finished = run(loaded, folder, workers=used, device=device, shard=shard, progress=progress)
+            finished = run(
+                loaded,
+                folder,
+                workers=used,
+                device=device,
+                shard=shard,
+                progress=progress,
+                isolate=True,
+                retry_failed=retry_failed,
+            )
         summary = summarise(finished)
         paths = write_report(summary, console=console if verbose else None)
     if profile_time:

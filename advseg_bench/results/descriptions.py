@@ -38,8 +38,14 @@ def identify_run(info: Mapping[str, Any]) -> str:
     Returns:
         16 hex digits, equal on every machine that computes the same rows with the same versions.
     """
-    suite = {name: value for name, value in info["suite"].items() if name not in PRESENTATION}
+    suite = _without_limit({name: value for name, value in info["suite"].items() if name not in PRESENTATION})
     return content_hash([suite, info["data"], info["binding"]])
+
+
+def _without_limit(suite: Mapping[str, Any]) -> dict[str, Any]:
+    """A suite without `compute.max_seconds`, which stops attacks and affects no row."""
+    compute = suite.get("compute")
+    return {**suite} | ({"compute": {**compute, "max_seconds": None}} if isinstance(compute, dict) else {})
 
 
 def seal(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,10 +189,12 @@ def describe(out: Path, info: dict[str, Any]) -> None:
     old, new = read_description(out), json.loads(json.dumps(info))
     presentation = {name: new["suite"][name] for name in PRESENTATION if name in new["suite"]}
     for key, what in (("suite", "suite"), ("data", "data"), ("binding", "environment")):
-        before = old.get(key, {}) | presentation if key == "suite" else old.get(key)
-        if before != new[key]:
+        before, after = old.get(key), new[key]
+        if key == "suite":
+            before, after = _without_limit(old["suite"] | presentation), _without_limit(after)
+        if before != after:
             raise RecordError(
-                f"{out}: holds a run of another {what}: {_first_difference(before, new[key])}. "
+                f"{out}: holds a run of another {what}: {_first_difference(before, after)}. "
                 "Nothing was changed; choose another --out."
             )
     if old["suite"] != new["suite"]:

@@ -207,6 +207,7 @@ def _compute(
     schedule = Schedule(tried)
     for model in {failure.model for failure in remembered if failure.cell is None} & schedule.models:
         recorder.record_lost(model, schedule.failed(model))
+    known = 0
     for job, outcome in keep_busy(executor, schedule.next):
         death = outcome.error.death if isinstance(outcome.error, WorkerDied) else None
         match job:
@@ -222,6 +223,8 @@ def _compute(
                     schedule.ready(model)
                 else:
                     recorder.record_lost(model, schedule.failed(model))
+        recorder.leave_out(recovery.lost_rows - known)
+        known = recovery.lost_rows
 
 
 def _add_undescribed(units: dict[str, list[Unit]], out: Path, cells: Sequence[Cell]) -> dict[str, list[Unit]]:
@@ -234,13 +237,9 @@ def _bury(unit: Unit, death: Death, schedule: Schedule, recorder: Recorder, reco
     """Deal with the death of the worker that ran a unit."""
     verdict = recovery.after_death(unit, death)
     schedule.add(verdict.units)
-    if verdict.model:
-        rows = unit.rows + schedule.change(unit.model, lambda unit: None)
-        recorder.record_deaths(unit.model, [None], death, rows)
-        return
-    left = recovery.without_lost(unit)
-    rows = unit.rows - (left.rows if left else 0) + schedule.change(unit.model, recovery.without_lost)
-    recorder.record_deaths(unit.model, verdict.lost, death, rows)
+    if verdict.model or verdict.lost:
+        schedule.change(unit.model, recovery.reduce)
+    recorder.record_deaths(unit.model, [None] if verdict.model else verdict.lost, death)
 
 
 def _leave_out(
@@ -252,7 +251,8 @@ def _leave_out(
         before = kept.get(failure.model, [])
         after = [left for unit in before if (left := _without(unit, failure.cell)) is not None]
         if rows := sum(unit.rows for unit in before) - sum(unit.rows for unit in after):
-            recorder.recall(failure, rows)
+            recorder.recall(failure)
+            recorder.leave_out(rows)
             kept[failure.model] = after
     return {model: found for model, found in kept.items() if found or not units[model]}
 

@@ -31,6 +31,7 @@ from advseg_bench.models.prepare import Prepared
 from advseg_bench.protocols import Attack, NeedsModel
 from advseg_bench.registry.origin import is_foreign
 from advseg_bench.running.courses import Course, Courses, Given
+from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.packing import Fill
 from advseg_bench.running.rows import Passes, make_rows
 from advseg_bench.running.share import SharedGradients
@@ -149,7 +150,9 @@ class Scene:
                 _flag("non_finite_logits", broken, flags)
             except TaintedError:
                 raise
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 self.changed |= self.guard.restore()
                 failures.append(Failure(cell.model, "attack", cell.id, one_line(error)))
                 continue

@@ -86,18 +86,13 @@ class Schedule:
         """Take the training of a model once more, as the next job."""
         self._not_begun.appendleft(model)
 
-    def change(self, model: str, change: Callable[[Unit], Unit | None]) -> int:
-        """Replace the units of a model that have not begun, and return how many rows that takes from them.
+    def change(self, model: str, change: Callable[[Unit], Sequence[Unit]]) -> None:
+        """Replace each unit of a model that has not begun.
 
         Args:
             model: Name of the model.
-            change: Returns the unit to run instead, or None.
+            change: Returns the units to run instead.
         """
-        lost = 0
         for place in (self._ready, self._not_ready):
-            units = place.get(model, deque())
-            changed = [(unit, change(unit)) for unit in units]
-            lost += sum(unit.rows - (new.rows if new else 0) for unit, new in changed)
-            if units:
-                place[model] = deque(new for _, new in changed if new is not None)
-        return lost
+            if model in place:
+                place[model] = deque(new for unit in place[model] for new in change(unit))

@@ -40,6 +40,7 @@ from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.running import runner
+from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.runner import Conditions
 from advseg_bench.running.starting import list_names
 from advseg_bench.running.supply import Supply, count_training, needs_counts
@@ -185,7 +186,9 @@ class Worker:
                     attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task, lambda: self._counted_loss)
             except UserError:
                 raise
-            except Exception:
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 continue  # an error of the attack itself fails its cells later
             images = Images(dataset.task.kind, len(suite.data.edges), suite.data.channels)
             if (reason := why_not(arm.attack, traits_of(attack), images)) is not None:
