@@ -24,7 +24,7 @@ def events() -> list[Event]:
 @pytest.fixture
 def recorder(tmp_path, events) -> Recorder:
     (tmp_path / "models").mkdir()
-    return Recorder(tmp_path, 3, events.append)
+    return Recorder(tmp_path, 3, events.append, ["a", "b"])
 
 
 def test_a_failure_is_noted_once_and_what_it_took_is_counted(recorder, events, tmp_path):
@@ -38,7 +38,7 @@ def test_a_failure_is_noted_once_and_what_it_took_is_counted(recorder, events, t
 
 def test_rows_of_other_code_than_that_of_the_run_are_not_recorded(tmp_path, events):
     (tmp_path / "parts").mkdir()
-    recorder = Recorder(tmp_path, 3, events.append, {"architecture nets:Net": "old"})
+    recorder = Recorder(tmp_path, 3, events.append, ["a"], {"architecture nets:Net": "old"})
     recorder.record_unit(UNITS[0], Outcome(UnitResult([], [], 1.0, {"architecture nets:Net": "old"})))
     with pytest.raises(RecordError, match="architecture nets:Net: expected the code with which the run began"):
         recorder.record_unit(UNITS[1], Outcome(UnitResult([{}], [], 1.0, {"architecture nets:Net": "new"})))
@@ -51,7 +51,7 @@ def test_a_failed_model_or_unit_costs_the_others_nothing(recorder, events, tmp_p
     assert events == []
     recorder.record_unit(UNITS[1], Outcome(UnitResult([], [], 1.0)))
     assert events == [Event("attack", "a", 3, 3)]
-    recorder.write_failures(["a", "b"])
+    recorder.write_failures()
     assert read_failures(tmp_path) == [
         {"model": "a", "stage": "attack", "cell": None, "message": "ValueError: no"},
         {"model": "b", "stage": "train", "cell": None, "message": "learned nothing"},

@@ -79,13 +79,16 @@ class Lease:
             return
         self._stop.set()
         self._thread.join()
+        claim = _claim_of(self.path, self._holder)
         with suppress(OSError):  # a lease that cannot be removed ends with this process
-            claim = _claim_of(self.path, self._holder)
-            if not _seize(claim, self._holder, {})[0]:
-                return  # another process takes over right now
+            try:
+                if not _seize(claim, self._holder, {})[0]:
+                    return  # another process takes over right now
+            except OSError:
+                pass  # such as a full disk, on which files can only be removed
             if self.is_held():
                 self.path.unlink()
-            claim.unlink()
+            claim.unlink(missing_ok=True)
 
     def sweep_claims(self) -> None:
         """Remove what interrupted takeovers of earlier leases left."""

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from advseg_bench.cache import CACHE_REMEDY, is_writable, make_folder, sweep, write_bytes, write_json
+from advseg_bench.cache.contents import ABOUT, CHECKPOINT, SIDECAR, VERIFIED, WEIGHTS
 from advseg_bench.cache.digests import SUMS, find_change, seal, unseal, write_sums
 from advseg_bench.cache.holder import Holder
 from advseg_bench.cache.lease import LEASE, Lease, hold
@@ -30,9 +31,6 @@ from advseg_bench.errors import RecordError, UserError, one_line
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.training_loop import Training
 from advseg_bench.models.weights import load_weights, save_weights
-
-WEIGHTS, SIDECAR, ABOUT, CHECKPOINT = "model.safetensors", "model.json", "about.json", "resume.pt"
-VERIFIED = (WEIGHTS, SIDECAR)
 
 
 class TrainedFolder:

@@ -69,6 +69,7 @@ def obtain_model(
     inference: Inference | None = None,
     session: Session | None = None,
     suite: str = "",
+    threads: int | None = None,
 ) -> TrainedModel:
     """Return a model in eval mode: from its `weights`, from the cache, or trained and then cached.
 
@@ -84,6 +85,7 @@ def obtain_model(
         session: As for `environment.describe_code`. Weights of a network or loss that is in no file are kept under it
             until the process ends, and never in the cache.
         suite: Name of the suite, for `advseg-bench cache list`.
+        threads: The suite's number of torch threads, which the cache's key contains; by default the present one.
 
     Returns:
         The model on the CPU, with its description.
@@ -112,7 +114,8 @@ def obtain_model(
     session = session or Session()
     names: list[tuple[Kind, str]] = [("architecture", spec.architecture), ("loss", recipe.loss)]
     code = environment.describe_code(names, session)
-    depends = _dependencies(spec, recipe, dataset, seed, torch.device(device).type) | {"code": code}
+    threads = torch.get_num_threads() if threads is None else threads
+    depends = _dependencies(spec, recipe, dataset, seed, torch.device(device).type, threads) | {"code": code}
     key = content_hash(depends | describe_inference(inference))
     path = _session_folder(key) if environment.in_no_file(code) else cache_root() / "models" / key
     kept = TrainedFolder(path, key, spec.name)
@@ -130,7 +133,7 @@ def obtain_model(
                     set_head_bias(model, recipe.head_bias)
                 with torch.random.fork_rng(devices=[]), _deterministic(device):
                     training = Training(model.to(device), recipe, dataset, seed)
-                    _train(training, kept, lease, progress, lambda: environment.describe_code(names, session))
+                    _train(training, kept, lease, progress, lambda: environment.describe_code(names, session), threads)
                 model.to("cpu")
                 outcome = kept.read_written(model)
     if not outcome["validation_dice"] >= recipe.floor:
@@ -229,15 +232,18 @@ def _describe_purpose(spec: ModelSpec, recipe: Recipe, dataset: Dataset, suite: 
     return network | {"data": dataset.name, "suite": suite, "epochs": recipe.epochs, "loss": recipe.loss}
 
 
-def _dependencies(spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, device: str) -> dict[str, Any]:
-    """Everything but code that trained weights depend on, as JSON; not `floor` and the names of model and recipe."""
+def _dependencies(
+    spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, device: str, threads: int
+) -> dict[str, Any]:
+    """Everything but code that trained weights depend on, as JSON; not `floor`, the names of model and recipe, and
+    defences, which are put around the trained network."""
     return {
         "version": TRAINING_VERSION,
-        "model": spec.model_dump(mode="json", exclude={"name", "weights"}),
+        "model": spec.model_dump(mode="json", exclude={"name", "weights", "defence"}),
         "recipe": recipe.model_dump(mode="json", exclude={"recipe", "floor"}),
         "data": dataset.fingerprint,
         "seed": seed,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "device": device,
         "libraries": environment.describe_libraries(),
     }
@@ -252,7 +258,7 @@ def _session_folder(key: str) -> Path:
 
 
 def _train(
-    training: Training, kept: TrainedFolder, lease: Lease, progress: Progress, check: Callable[[], object]
+    training: Training, kept: TrainedFolder, lease: Lease, progress: Progress, check: Callable[[], object], threads: int
 ) -> None:
     """Train from the last checkpoint to the end, and write the best weights and their description.
 
@@ -273,7 +279,7 @@ def _train(
     training.model.load_state_dict(training.best)
     outcome = {"validation_dice": training.best_dice, "train_seconds": round(training.seconds, 2), "epochs": epochs}
     lease.check()
-    kept.finish(training, outcome | {"threads": torch.get_num_threads(), "torch": torch.__version__})
+    kept.finish(training, outcome | {"threads": threads, "torch": torch.__version__})
 
 
 @contextlib.contextmanager

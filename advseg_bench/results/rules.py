@@ -140,24 +140,19 @@ class Rules:
             return [*found, Broken(uneven, f"no counts of all {self._k} classes")]
         total: Codes = np.zeros(len(frame) * self._k, dtype=np.int64)
         for name in ("tp", "fp", "fn"):
-            flat = frame[name].explode(empty_as_null=False)
+            flat = frame[name].explode()
             counts = flat.fill_null(-1).to_numpy() if flat.null_count() else flat.to_numpy()
             if counts.min(initial=0) < 0 or counts.max(initial=0) > MOST_PIXELS:
                 wrong = (counts < 0) | (counts > MOST_PIXELS)
-                found.append(Broken(self._any_class(wrong), f"an impossible {name}"))
+                found.append(Broken(wrong.reshape(-1, self._k).max(axis=1), f"an impossible {name}"))
                 counts = counts.clip(0, MOST_PIXELS)
             total += counts
         above = total > np.repeat(valid, self._k)
         if above.any():
-            found.append(Broken(self._any_class(above), "tp + fp + fn above valid_pixels"))
+            found.append(Broken(above.reshape(-1, self._k).max(axis=1), "tp + fp + fn above valid_pixels"))
         for name in ("wrong_pixels", "flipped_pixels"):
             pixels = frame[name].to_numpy()
             found.append(Broken((pixels < 0) | (pixels > valid), f"an impossible {name}"))
-        return found
-
-    def _any_class(self, wrong: Mask) -> Mask:
-        """Return whether any class of a row is wrong, from a value for each class, row by row."""
-        found: Mask = np.logical_or.reduce(wrong.reshape(-1, self._k), axis=1)
         return found
 
     def _check_measures(self, frame: pl.DataFrame, cells: Codes) -> list[Broken]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from advseg_bench.instruments.profiling import timed
@@ -11,6 +13,7 @@ from advseg_bench.results.parts import claimed_digest
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import Extreme, find_extremes
 from advseg_bench.running.executors.base import Executor, keep_busy
+from advseg_bench.running.outcomes import Death, WorkerDied
 from advseg_bench.running.recording import check_weights
 from advseg_bench.running.work import MakePanels, PanelSpec
 from advseg_bench.suite.cells import Cell
@@ -26,6 +29,7 @@ def draw_panels(
     images: Mapping[str, int],
     executor: Executor,
     show: Callable[[str, int, int], None],
+    lose: Callable[[str, str, Death], None],
 ) -> None:
     """Store the images of each model's best and worst case, the worst at several budgets; remove outdated files.
 
@@ -35,6 +39,7 @@ def draw_panels(
         images: Test image -> position in the data set.
         executor: An executor with no job in progress.
         show: Called with the name of a model, the number of panels done, and the number of panels to create.
+        lose: Called with the model, the cell and the death, if a panel's worker died twice; the others are made.
 
     Raises:
         RecordError: If the weights of a model differ from those of the run's rows.
@@ -42,12 +47,19 @@ def draw_panels(
     run, of_id = Run(out), {cell.id: cell for cell in cells}
     missing = _find_missing(out / "panels", find_extremes(run), of_id, images, run.info.get("run", ""))
     done, total = 0, sum(map(len, missing.values()))
-    jobs = (MakePanels(model, tuple(wanted.values())) for model, wanted in missing.items())
-    for job, outcome in keep_busy(executor, lambda held: next(jobs, None)):
+    jobs = deque(MakePanels(model, tuple(wanted.values())) for model, wanted in missing.items())
+    for job, outcome in keep_busy(executor, lambda held: jobs.popleft() if jobs else None):
+        if isinstance(outcome.error, WorkerDied):
+            alone = [MakePanels(job.model, (panel,)) for panel in job.panels]
+            if job.again:
+                lose(job.model, job.panels[0].cells[0].id, outcome.error.death)
+            jobs.extend(replace(each, again=len(alone) == 1) for each in alone if not job.again)
+            continue
         panels = outcome.result()
         check_weights(out, job.model, panels.weights)
-        for case, data in zip(missing[job.model], panels.files, strict=True):
-            write_panel(out / "panels", case, data)
+        cases = {panel: case for case, panel in missing[job.model].items()}
+        for panel, data in zip(job.panels, panels.files, strict=True):
+            write_panel(out / "panels", cases[panel], data)
         done += len(panels.files)
         show(job.model, done, total)
 

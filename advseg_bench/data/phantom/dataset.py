@@ -24,6 +24,7 @@ from advseg_bench.data.phantom.bowel import ORGANS
 from advseg_bench.data.phantom.scanner import View, prepare_scan, render_slice
 from advseg_bench.data.prepare import fingerprint, prepare, task_for
 from advseg_bench.suite.specs import PhantomData
+from advseg_bench.suite.specs.data import divide_subjects
 
 GENERATOR_VERSION = "phantom-1"
 """Part of every fingerprint and of every cached file's name: change it when any rendered pixel changes."""
@@ -112,9 +113,10 @@ def split_subjects(count: int, seed: int) -> tuple[Split, ...]:
     Returns:
         One split per subject.
     """
-    deck: list[Split] = ["validation"] * max(1, round(count / 6))
-    deck += ["test"] * max(1, round(count / 4))
-    deck += ["train"] * (count - len(deck))
+    train, validation, test = divide_subjects(count)
+    deck: list[Split] = ["validation"] * validation
+    deck += ["test"] * test
+    deck += ["train"] * train
     order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,))).permutation(count)
     return tuple(deck[place] for place in order)
 
