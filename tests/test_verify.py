@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import shutil
 import stat
@@ -18,6 +19,7 @@ from runs import Synthetic, edit_json, write_run
 from typer.testing import CliRunner
 
 import advseg_bench as ab
+from advseg_bench.cache import write_bytes
 from advseg_bench.cli.app import app
 from advseg_bench.errors import RecordError
 from advseg_bench.report import write_report
@@ -179,9 +181,7 @@ def test_a_resumed_run_makes_damaged_files_again_and_says_so(real, tmp_path):
         assert (out / "damaged" / path.relative_to(out)).exists()
     assert again.rows.equals(before.rows)
     assert again.models["net"]["weights_sha256"] == before.models["net"]["weights_sha256"]
-    assert [path.name for path in lost[1].parent.iterdir()] == [
-        path.name for path in (real / "run" / "panels").iterdir()
-    ] or len(list((out / "panels").iterdir())) == len(list((real / "run" / "panels").iterdir()))
+    assert sorted(len(list(folder.iterdir())) for folder in ((out / "panels"), (real / "run" / "panels"))) == [2, 2]
     assert verify_run(out).damaged == ()
     assert not list(out.rglob("*.tmp"))
 
@@ -194,7 +194,17 @@ def test_files_are_labelled_and_panels_are_private(real):
     assert {cell for part in parts for cell in part.label.cells} == {cell["id"] for cell in info["cells"]}
     for path in (out / "panels").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert {stat.S_IMODE(part.path.stat().st_mode) for part in parts} <= {0o644, 0o664, 0o666, 0o640, 0o600}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_respect_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_bytes(tmp_path / "a", b"x")
+        write_bytes(tmp_path / "b", b"x", panels.MODE)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"] == [mode, 0o600]
 
 
 def test_a_part_of_another_run_is_refused_even_if_its_cells_are_the_same(whole, tmp_path):

@@ -25,7 +25,7 @@ class Verification:
     """What the verification of a run has found.
 
     Attributes:
-        damaged: The damaged and foreign files, sorted.
+        damaged: The damaged files and those of other runs, sorted.
         parts: The parts with trustworthy rows.
         rows: Number of rows in them; a row in two parts counts twice.
         planned: Number of results of the suite.
@@ -86,7 +86,7 @@ def verify_run(out: Path) -> Verification:
 
 
 def find_damaged_panels(out: Path, about: RunInfo, images: list[str], run: str) -> list[Damage]:
-    """Return the panels of a run that are damaged or foreign; they are read one at a time."""
+    """Return the panels of a run that are damaged or of another run; they are read one at a time."""
     names = frozenset(images)
     found = (read_panel(path, about, names, run) for path in list_panels(out))
     return [each for each in found if isinstance(each, Damage)]
@@ -127,7 +127,7 @@ def set_aside(out: Path) -> tuple[list[str], Inspection]:
 
 
 def _move(out: Path, damage: Damage) -> str:
-    """Move one file, and return the line that says so."""
+    """Move one file, and return the line that reports it."""
     place = out / MOVED / damage.path.relative_to(out)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
