@@ -177,7 +177,7 @@ def find_parts(out: Path, run: str = "") -> tuple[list[Part], list[Damage]]:
         run: Id of the run; a part that was labelled by another one is damaged. Not compared if "".
 
     Returns:
-        The parts sorted by name, without those that another one replaces, and the files that are damaged or of another run.
+        The parts sorted by name, without those that another one replaces, and the damaged files.
 
     Cost:
         Every byte of the parts is read once and hashed; their rows are not decoded.
