@@ -27,7 +27,7 @@ RUN_SCHEMA = 1
 AT_ONCE = 11
 """Number of columns that are read together: fewer take less memory and more time."""
 
-_UNREADABLE = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
+UNREADABLE = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 """Errors that reading a damaged part raises."""
 
 ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -220,14 +220,25 @@ def write_part(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
+def list_parts(out: Path) -> list[Path]:
+    """Return the parts of a run, sorted."""
+    return sorted((out / "parts").glob("*.parquet"))
+
+
 @timed("records")
-def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection[str] | None = None) -> pl.DataFrame:
-    """Read all rows of a run, one per cell and image, sorted by both.
+def read_rows(
+    out: Path,
+    columns: Sequence[str] | None = None,
+    cells: Collection[str] | None = None,
+    parts: Sequence[Path] | None = None,
+) -> pl.DataFrame:
+    """Read the rows of a run, one per cell and image, sorted by both.
 
     Args:
         out: The run directory.
         columns: The columns to read, including "cell" and "image"; all if None.
         cells: Ids of the run's cells; a part with any other cell is rejected. Not checked if None.
+        parts: The parts to read; all if None.
 
     Returns:
         A frame of `READ_SCHEMA`.
@@ -236,7 +247,7 @@ def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection
         RecordError: Naming a part that is truncated, has another schema, lacks values, or belongs to another run.
     """
     schema = {name: ROW_SCHEMA[name] for name in columns or ROW_SCHEMA}
-    paths = sorted((out / "parts").glob("*.parquet"))
+    paths = list_parts(out) if parts is None else list(parts)
     if not paths:
         return pl.DataFrame(schema={name: READ_SCHEMA[name] for name in schema})
     keys = _read_columns(paths, ("cell", "image"))
@@ -285,7 +296,7 @@ def _put_in_order(rows: pl.DataFrame, order: pl.Series) -> list[pl.Series]:
 
 def _read_columns(paths: Sequence[Path], names: Sequence[str]) -> pl.DataFrame:
     """Read some columns of all parts; errors are those of `_read_part`."""
-    with suppress(*_UNREADABLE):  # reading each part by itself names the damaged one
+    with suppress(*UNREADABLE):  # reading each part by itself names the damaged one
         rows = pl.scan_parquet(list(paths), glob=False).select(names)
         if rows.collect_schema() == {name: ROW_SCHEMA[name] for name in names}:
             found = rows.cast({pl.String: pl.Categorical}).collect()
@@ -305,7 +316,7 @@ def _read_part(path: Path, names: Sequence[str]) -> pl.DataFrame:
         rows = pl.read_parquet(path, columns=list(names), glob=False)
         rows = rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in names)
         reason = ", ".join(f"no {name} in some rows" for name in _find_gaps(rows))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = _first_line(error)
     if reason:
         raise RecordError(

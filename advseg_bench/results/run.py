@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import polars as pl
 
 from advseg_bench.errors import RecordError, expected
-from advseg_bench.results import records, scores, sweeps, worst
+from advseg_bench.results import records, scores, shares, sweeps, worst
 from advseg_bench.results.arms import SWEEP, WORST, find_controls, name_values
 from advseg_bench.results.averages import Grouping
 from advseg_bench.results.info import RunInfo, read_info
-from advseg_bench.results.tables import Query, Source
+from advseg_bench.results.tables import Query, Source, Tables, join_tables
+from advseg_bench.suite.cells import Cell
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
 
@@ -36,7 +38,9 @@ class Run:
         RecordError: If the directory is not a run, is damaged, or has another schema version.
 
     Cost:
-        Rows are read and scored when they are first used; no forward or backward pass.
+        Rows are read and scored when they are first used; no forward or backward pass. `rows`, `scores` and `curves`
+        hold all rows (about 0.4 kB each, and as much for their scores). Reports, claims and `tables` by model read one
+        share of the models after the other, see the module `shares`.
 
     Example:
         >>> import torch
@@ -64,9 +68,7 @@ class Run:
         self.about = read_info(self.info, folder / "run.json")
         self.models = {path.stem: records.read_model(path) for path in sorted((folder / "models").glob("*.json"))}
         self.failures = records.read_failures(folder)
-        self._scored: dict[Scoring, pl.DataFrame] = {}
-        self._curves: dict[Scoring, pl.DataFrame] = {}
-        self._groupings: dict[tuple[str, ...], Grouping] = {}
+        self._start(self.about.models)
 
     @classmethod
     def from_rows(
@@ -94,9 +96,17 @@ class Run:
         run.path, run.info, run.about = None, dict(info), read_info(info, "info")
         run.models = {name: dict(model) for name, model in (models or {}).items()}
         run.failures = [dict(failure) for failure in failures]
-        run._scored, run._curves, run._groupings = {}, {}, {}
+        run._start(run.about.models)
         run.rows = run._check_counts(records.arrange_rows(rows, {cell.id for cell in run.about.cells}), "rows")
         return run
+
+    def _start(self, names: tuple[str, ...]) -> None:
+        """Begin without any rows of some models."""
+        self._names = names
+        self._scored: dict[Scoring, pl.DataFrame] = {}
+        self._curves: dict[Scoring, pl.DataFrame] = {}
+        self._groupings: dict[tuple[str, ...], Grouping] = {}
+        self._there: dict[str, dict[str, int]] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})" if self.path else f"Run of {len(self.rows):,} rows in memory"
@@ -109,7 +119,12 @@ class Run:
             RecordError: If a part is damaged or belongs to another run, or if rows lack the counts of a class.
         """
         assert self.path is not None, "the rows of a run in memory are set when it is made"
-        rows = records.read_rows(self.path, cells={cell.id for cell in self.about.cells})
+        return self._read(None)
+
+    def _read(self, parts: Sequence[Path] | None) -> pl.DataFrame:
+        """Read the rows of some parts, or of all."""
+        assert self.path is not None, "a run in memory has no parts"
+        rows = records.read_rows(self.path, cells={cell.id for cell in self.about.cells}, parts=parts)
         return self._check_counts(rows, self.path / "parts")
 
     def _check_counts(self, rows: pl.DataFrame, where: str | Path) -> pl.DataFrame:
@@ -132,17 +147,61 @@ class Run:
     @property
     def model_names(self) -> tuple[str, ...]:
         """Names of all models in the order of the suite, including those that failed or are not ready."""
-        return self.about.models
+        return self._names
 
     @cached_property
     def controls(self) -> frozenset[str]:
         """Names of the attacks of this run that are noise baselines, such as "random_sign"."""
-        return find_controls(self.rows)
+        return find_controls(self.measured_cells)
+
+    @property
+    def measured_cells(self) -> pl.DataFrame:
+        """The cells that have rows, see `shares.Index.cells`; all rows need not be held for it."""
+        return self._index.cells
+
+    @cached_property
+    def _index(self) -> shares.Index:
+        if "rows" not in self.__dict__ and self.path and (parts := records.list_parts(self.path)):
+            with suppress(*records.UNREADABLE):  # reading all rows converts columns, and names a damaged part
+                found = shares.index_parts(parts)
+                if set(found.cells["cell"]) <= {cell.id for cell in self.about.cells}:
+                    return found
+        return shares.index_rows(self.rows)
+
+    def split(self) -> Iterator[Run]:
+        """Yield the run in shares of some models each, one after the other, such that never all rows are held.
+
+        Yields:
+            Runs in memory with the rows of some models and the noise baselines of the whole run; the run itself if it
+            has no more rows than a share.
+        """
+        groups = self._index.group_models(self.model_names)
+        if len(groups) < 2:
+            yield self
+            return
+        for names in groups:
+            share = Run.__new__(Run)
+            share.path, share.info, share.about = None, self.info, self.about
+            share.models, share.failures, share.controls = self.models, self.failures, self.controls
+            share._start(names)
+            whole = self.rows if "rows" in self.__dict__ else self._read(shares.list_parts(self._index, names))
+            share.rows = whole.filter(pl.col("model").is_in(names)) if whole["model"].n_unique() > len(names) else whole
+            del whole
+            share._order = self._order
+            self._there |= {name: share._count_rows() for name in names}
+            yield share
+            share.__dict__.clear()  # the caller may still name it while the next one is read
 
     @property
     def planned(self) -> int:
         """Number of (cell, image) pairs of the suite, without skipped cells."""
-        return self.about.data.images * sum(cell.skip is None for cell in self.about.cells)
+        return self.about.data.images * len(self._live)
+
+    @cached_property
+    def _live(self) -> tuple[Cell, ...]:
+        """The cells of the models that are to be run."""
+        names = set(self.model_names)
+        return tuple(cell for cell in self.about.cells if cell.skip is None and cell.model in names)
 
     @property
     def missing(self) -> int:
@@ -152,10 +211,19 @@ class Run:
     @cached_property
     def missing_by_cell(self) -> dict[str, int]:
         """Id of each incomplete planned cell -> its number of images without a row."""
-        there = dict(self.rows.group_by("cell").len().iter_rows())
-        live = [cell.id for cell in self.about.cells if cell.skip is None]
-        counts = {cell: self.about.data.images - there.get(cell, 0) for cell in live}
+        there = self._count_rows()
+        counts = {cell.id: self.about.data.images - there.get(cell.id, 0) for cell in self._live}
         return {cell: count for cell, count in counts.items() if count > 0}
+
+    def _count_rows(self) -> dict[str, int]:
+        """Return the number of images of each cell with rows."""
+        if "rows" in self.__dict__ or not self._index.paths:
+            return dict(self.rows.group_by("cell").len().iter_rows())
+        for name, paths in self._index.paths.items():
+            if name not in self._there:
+                keys = records.read_rows(paths[0].parents[1], ("cell", "image"), parts=paths)
+                self._there[name] = dict(keys.group_by("cell").len().iter_rows())
+        return {cell: count for counts in self._there.values() for cell, count in counts.items()}
 
     def scores(self, scoring: Scoring | None = None) -> pl.DataFrame:
         """Return the rows with their scores, and with the clean scores of the same image.
@@ -167,6 +235,9 @@ class Run:
             `rows` with the float64 columns of `scores.ROW_SCORES`, null where a score is undefined; below them the
             rows of the worst case over the attacks, as those of an attack "worst_case" (see the module `worst`). The
             result is cached for each `scoring`.
+
+        Cost:
+            All rows and their scores are held, about 1 kB for each row.
         """
         scoring = scoring or self.scoring
         if scoring not in self._scored:
@@ -259,8 +330,14 @@ class Run:
 
         Raises:
             SpecError: As `table`.
+
+        Cost:
+            A run of more rows than `shares.ROWS_AT_ONCE` whose `rows` were not asked for is read in shares at each
+            call if "model" is in `by`; so ask for several scores at once.
         """
         by = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
+        if "model" in by and "rows" not in self.__dict__ and len(self._index.group_models(self.model_names)) > 1:
+            return self._join(names, by, where=where, scoring=scoring, level=level)
         query = Query(by, where or {}, scoring or self.scoring, level)
         sources: dict[Source, list[str]] = {}
         for name in names:
@@ -276,6 +353,19 @@ class Run:
             found |= query.make_tables(mine, source, frame, self.about, self._groupings)
         return {name: found[name] for name in names}
 
+    def _join(self, names: Sequence[str], by: tuple[str, ...], **options: Any) -> Tables:
+        """Make the tables of `tables` by reading one share after the other."""
+        parts = [share.tables(names, by, **options) for share in self.split()]
+        found = {}
+        for name in names:
+            mine = [part[name] for part in parts]
+            table = join_tables(mine, self.about)
+            if table is None:  # only some models have several attacks in a group
+                columns = max((part.columns for part in mine), key=len)
+                table = self.table(name, columns[: columns.index("mean")], **options)
+            found[name] = table
+        return found
+
     @cached_property
     def _order(self) -> dict[str, int]:
         """Id of each cell -> its place in the plan."""
@@ -284,8 +374,8 @@ class Run:
     def _list_sweeps(self) -> pl.DataFrame:
         """Return the columns of `SWEEP` and `eps` of every planned cell, and of worst cases that are not complete."""
         same = {"dataset": self.about.data.name}
-        planned = [(cell.model, cell.eps, cell.arm) for cell in self.about.cells if cell.skip is None]
-        planned += worst.find_incomplete(self.about.cells, self.controls, self.missing_by_cell)
+        planned = [(cell.model, cell.eps, cell.arm) for cell in self._live]
+        planned += worst.find_incomplete(self._live, self.controls, self.missing_by_cell)
         return pl.DataFrame(
             [same | {"model": model, "eps": eps} | name_values(arm) for model, eps, arm in planned],
             schema={name: records.READ_SCHEMA[name] for name in (*SWEEP, "eps")},

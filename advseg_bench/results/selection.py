@@ -122,8 +122,7 @@ def choose_reference(eps: Iterable[float]) -> float | None:
 
 def list_budgets(run: Run) -> tuple[Budgets, ...]:
     """Return the budgets of each norm of a run, "linf" first; empty if no attack has a row yet."""
-    distinct = run.rows.select("attack", "norm", "eps").unique()
-    swept = distinct.filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
+    swept = run.measured_cells.filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
     found = []
     for norm in sorted(swept["norm"].unique().to_list(), key=lambda name: (name != "linf", name)):
         eps = sorted(swept.filter(pl.col("norm") == norm)["eps"].unique().to_list())
@@ -210,7 +209,12 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
         The cases in the order of the models, the worst before the best.
     """
     budgets = list_budgets(run)[:1]
-    shown = choose_shown(rank_attacks(run, budgets[0]), find_worst_cases(run, budgets[0])) if budgets else {}
+    return tuple(case for share in run.split() for case in _find_cases(share, budgets[0])) if budgets else ()
+
+
+def _find_cases(run: Run, budgets: Budgets) -> list[Extreme]:
+    """Find the cases of some models at the reference budget."""
+    shown = choose_shown(rank_attacks(run, budgets), find_worst_cases(run, budgets))
     members = run.find_members() if any(rival.arm.attack == WORST for rival in shown.values()) else run.rows.clear()
     cases: list[Extreme] = []
     for model in run.model_names:
@@ -221,7 +225,7 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
         rows = chosen.filter(
             pl.col("model") == model,
             pl.col("drop").is_not_null(),
-            pl.col("eps") == budgets[0].reference,
+            pl.col("eps") == budgets.reference,
             OWN_IMAGE,
         )
         eligible = rows.filter(pl.col("dice_below").is_not_null())
@@ -233,7 +237,7 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
         sweep = run.scores().filter(pl.col("eps") > 0, OWN_IMAGE, is_arm(read_arm(worst)), *same_image)
         steps = _thin_sweep(sweep.sort("eps").to_dicts(), worst["eps"])
         cases += [_describe_case("worst", worst, steps), _describe_case("best", best, [best])]
-    return tuple(cases)
+    return cases
 
 
 def _thin_sweep(rows: Sequence[dict[str, Any]], reference: float) -> list[dict[str, Any]]:
