@@ -132,8 +132,7 @@ def _count_broken(run: Run) -> pl.DataFrame:
 
 def _count_worst(run: Run, budgets: Budgets) -> dict[tuple[str, Arm], int]:
     """Count the images of which each attack is the worst at the reference budget."""
-    members = run.find_members().filter(pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
-    counts = members.group_by(CURVE).len()
+    counts = run.find_members(budgets.norm, budgets.reference).group_by(CURVE).len()
     return {(row["model"], read_arm(row)): row["len"] for row in counts.iter_rows(named=True)}
 
 

@@ -187,7 +187,7 @@ class Run:
             whole = self.rows if "rows" in self.__dict__ else self._read(shares.list_parts(self._index, names))
             share.rows = whole.filter(pl.col("model").is_in(names)) if whole["model"].n_unique() > len(names) else whole
             del whole
-            share._order = self._order
+            share._order, share._index = self._order, self._index.select(names)
             self._there |= {name: share._count_rows() for name in names}
             yield share
             share.__dict__.clear()  # the caller may still name it while the next one is read
@@ -245,9 +245,10 @@ class Run:
             self._scored[scoring] = worst.add_worst_case(scored, self.controls, self._order)
         return self._scored[scoring]
 
-    def find_members(self) -> pl.DataFrame:
-        """Return the row of the attack that is the worst of each image, see `worst.find_members`."""
-        return worst.find_members(self.scores(), self.controls, self._order)
+    def find_members(self, norm: str, eps: float) -> pl.DataFrame:
+        """Return the row of the attack that is the worst of each image at a budget, see `worst.find_members`."""
+        scored = self.scores().filter(pl.col("norm") == norm, pl.col("eps") == eps)
+        return worst.find_members(scored, self.controls, self._order)
 
     def curves(self, scoring: Scoring | None = None) -> pl.DataFrame:
         """Return the scores of each image over a sweep of eps.

@@ -142,17 +142,20 @@ def rank_attacks(run: Run, budgets: Budgets) -> dict[str, tuple[Rival, ...]]:
         Model -> its attacks; models without any attack are left out.
     """
     table = run.table("drop", by=CURVE, where={"norm": budgets.norm, "eps": budgets.reference})
-    rows = run.rows.lazy().filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0).select(*CURVE, "eps", "flags")
-    wild = pl.col("flags").list.contains("beyond_eps") & (pl.col("eps") == budgets.reference)
-    found = rows.group_by(CURVE).agg(pl.col("eps").n_unique(), wild.any().alias("beyond")).collect()
-    known = {tuple(key): (eps > 1, beyond) for *key, eps, beyond in found.iter_rows()}
+    at_reference = (pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
+    flagged = run.rows.lazy().filter(pl.col("flags").list.len() > 0).filter(*at_reference)
+    wild = flagged.filter(pl.col("flags").list.contains("beyond_eps")).select(CURVE).unique().collect()
+    beyond = set(wild.iter_rows())
+    swept = run.measured_cells.filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0)
+    counts = swept.group_by(CURVE).agg(pl.col("eps").n_unique())
+    budgets_of = {tuple(curve): eps for *curve, eps in counts.iter_rows()}
     others = sorted({*run.controls, WORST})
     attacks = table.filter(~pl.col("attack").is_in(others) & pl.col("mean").is_not_null())
     ranked: dict[str, list[Rival]] = {}
     for row in sorted(attacks.to_dicts(), key=lambda row: -row["mean"]):
-        swept, beyond = known[tuple(row[name] for name in CURVE)]
-        if not beyond:
-            ranked.setdefault(row["model"], []).append(Rival(read_arm(row), row, swept))
+        curve = tuple(row[name] for name in CURVE)
+        if curve not in beyond:
+            ranked.setdefault(row["model"], []).append(Rival(read_arm(row), row, budgets_of[curve] > 1))
     return {model: tuple(rivals) for model, rivals in ranked.items()}
 
 
@@ -215,7 +218,8 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
 def _find_cases(run: Run, budgets: Budgets) -> list[Extreme]:
     """Find the cases of some models at the reference budget."""
     shown = choose_shown(rank_attacks(run, budgets), find_worst_cases(run, budgets))
-    members = run.find_members() if any(rival.arm.attack == WORST for rival in shown.values()) else run.rows.clear()
+    by_worst = any(rival.arm.attack == WORST for rival in shown.values())
+    members = run.find_members(budgets.norm, budgets.reference) if by_worst else run.rows.clear()
     cases: list[Extreme] = []
     for model in run.model_names:
         if model not in shown:

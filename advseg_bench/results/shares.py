@@ -36,6 +36,10 @@ class Index:
     cells: pl.DataFrame
     paths: Mapping[str, tuple[Path, ...]]
 
+    def select(self, models: Iterable[str]) -> Index:
+        """Return the index of the rows of some models, in memory."""
+        return Index(self.cells.filter(pl.col("model").is_in(list(models))), {})
+
     def group_models(self, names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
         """Group the models that have rows, in the given order, so that each group is a share."""
         rows = dict(self.cells.group_by("model").agg(pl.col("rows").sum()).iter_rows())
