@@ -36,7 +36,7 @@ def compose(summary: Summary) -> Document:
     return Document(
         title=summary.run.about.suite.title,
         facts=tuple(_list_facts(summary).items()),
-        warnings=list_warnings(summary.run),
+        warnings=list_warnings(summary),
         sections=tuple(section for section in sections if section.blocks),
     )
 
@@ -65,12 +65,13 @@ def _list_facts(summary: Summary) -> dict[str, str]:
     }
 
 
-def list_warnings(run: Run) -> tuple[str, ...]:
+def list_warnings(summary: Summary) -> tuple[str, ...]:
     """Return the cautions to show before any number."""
+    run = summary.run
     warnings = [
         *_list_damaged(run),
-        *behaviour.list_weak(run),
-        *behaviour.list_non_finite(run),
+        *behaviour.list_weak(summary),
+        *behaviour.list_non_finite(summary),
         *([run.about.suite.note] if run.about.suite.note else []),
     ]
     if run.missing:
@@ -175,7 +176,7 @@ def _check(summary: Summary) -> tuple[Block, ...]:
         integrity.make_failure_table(run),
         integrity.make_skip_table(run),
     )
-    sentences = integrity.describe_checks(run)
+    sentences = integrity.describe_checks(summary)
     if summary.series and not summary.doubts:
         sentences += ("No doubt about an attack was raised.",)
     if not run.failures:
