@@ -16,6 +16,7 @@ from advseg_bench.cli.data import make_data_command, schema_command
 from advseg_bench.cli.list import list_command
 from advseg_bench.cli.plan import plan_command
 from advseg_bench.cli.run import claims_command, report_command, run_command
+from advseg_bench.cli.verify import verify_command
 from advseg_bench.errors import UserError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run_command,
     "report": report_command,
     "claims": claims_command,
+    "verify": verify_command,
     "plan": plan_command,
     "list": list_command,
     "crosscheck": crosscheck_command,

@@ -26,7 +26,7 @@ Settings = Annotated[str, AfterValidator(_check_settings)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 ModelName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$", max_length=200)]
-"""Name of a model, which is part of file names: no separator of paths, no control character, no dot in front."""
+"""Name of a model, which is part of file names: no separator of paths, no unprintable character, no dot in front."""
 
 
 class RecordForm(BaseModel):
@@ -141,7 +141,7 @@ class StepForm(RecordForm):
 
 
 class PanelForm(RecordForm):
-    """What a panel says about itself."""
+    """What a panel states about itself."""
 
     kind: Literal["worst", "best"]
     model: ModelName
