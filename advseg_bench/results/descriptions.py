@@ -9,15 +9,16 @@ from typing import Any
 
 from advseg_bench.cache import content_hash, write_json
 from advseg_bench.errors import RecordError, expected
+from advseg_bench.suite.specs.experiment import RESOURCES
 
 RUN_SCHEMA = 1
 
 PRESENTATION = ("title", "scoring")
-"""Keys of a suite that do not affect the rows."""
+"""Keys of a suite that do not affect the rows; nor do `RESOURCES` of its table `compute`."""
 
 
 def identify_run(info: Mapping[str, Any]) -> str:
-    """Return the id of a run: a hash of its suite, apart from `PRESENTATION`, its data and its binding.
+    """Return the id of a run: a hash of its suite, apart from keys that do not affect rows, its data and its binding.
 
     Args:
         info: The content of a `run.json`.
@@ -25,8 +26,15 @@ def identify_run(info: Mapping[str, Any]) -> str:
     Returns:
         16 hex digits, equal on every machine that computes the same rows with the same versions.
     """
-    suite = {name: value for name, value in info["suite"].items() if name not in PRESENTATION}
-    return content_hash([suite, info["data"], info["binding"]])
+    return content_hash([_select_binding(info["suite"]), info["data"], info["binding"]])
+
+
+def _select_binding(suite: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a suite that affect the rows."""
+    kept = {name: value for name, value in suite.items() if name not in PRESENTATION}
+    if isinstance(compute := kept.get("compute"), Mapping):
+        kept["compute"] = {name: value for name, value in compute.items() if name not in RESOURCES}
+    return kept
 
 
 def read_json(path: Path) -> Any:
@@ -82,7 +90,7 @@ def read_failures(out: Path) -> list[dict[str, Any]]:
 def describe(out: Path, info: dict[str, Any]) -> None:
     """Write `run.json`, or check that the existing one describes the same run.
 
-    The title and the scoring of a suite do not affect the rows, so new values replace the old ones.
+    Title, scoring and resources of a suite do not affect the rows, so new values replace the old ones.
 
     Raises:
         RecordError: Naming the first difference that would make old and new rows incomparable.
@@ -91,12 +99,13 @@ def describe(out: Path, info: dict[str, Any]) -> None:
         write_json(out / "run.json", info)
         return
     old, new = read_description(out), json.loads(json.dumps(info))
-    presentation = {name: new["suite"][name] for name in PRESENTATION if name in new["suite"]}
     for key, what in (("suite", "suite"), ("data", "data"), ("binding", "environment")):
-        before = old.get(key, {}) | presentation if key == "suite" else old.get(key)
-        if before != new[key]:
+        before, after = old.get(key), new[key]
+        if key == "suite":
+            before, after = _select_binding(before or {}), _select_binding(after)
+        if before != after:
             raise RecordError(
-                f"{out}: holds a run of another {what}: {_first_difference(before, new[key])}. "
+                f"{out}: holds a run of another {what}: {_first_difference(before, after)}. "
                 "Nothing was changed; choose another --out."
             )
     if old["suite"] != new["suite"]:

@@ -35,7 +35,7 @@ from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.registry.plugins import Kind
 from advseg_bench.registry.preparation import read_steps
-from advseg_bench.running import runner
+from advseg_bench.running import runner, sharing
 from advseg_bench.running.runner import Conditions
 from advseg_bench.running.supply import Supply, count_training, needs_counts
 from advseg_bench.running.work import (
@@ -47,9 +47,11 @@ from advseg_bench.running.work import (
     Emit,
     Job,
     MakePanels,
+    PackData,
     Panels,
     PanelSpec,
     RunUnit,
+    TakeData,
     Train,
     Training,
     Unit,
@@ -95,6 +97,11 @@ class Worker:
             match job:
                 case Describe():
                     return self._describe()
+                case PackData():
+                    return sharing.pack(self.dataset, self.suite.data)
+                case TakeData(packed):
+                    self.dataset = sharing.unpack(packed)
+                    return None
                 case Check():
                     return self._check()
                 case Train(name):

@@ -12,6 +12,8 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -176,6 +178,10 @@ class AttackSpec(Spec):
         return self
 
 
+RESOURCES = ("cpus", "gpus", "memory_gb")
+"""Keys of `Compute` that say what a job takes of a cluster; they change no result."""
+
+
 class Compute(Spec):
     """Compute settings on which the exact bits of a result depend.
 
@@ -187,11 +193,24 @@ class Compute(Spec):
             "fold+lean", or "raw" for none. "lean" changes no bit of a result, and does nothing on batches of up to
             2^15 pixels. If a copy does not agree with its model, the model itself is attacked, as `models/NAME.json`
             records. The original model always computes the scores.
+        cpus: CPUs that a job takes of a cluster, by default as many as `threads`. This key and the next two change
+            no result, and are used by executors that place jobs on machines, such as Ray.
+        gpus: GPUs that a job takes of a cluster, also a fraction, by default 1 if the device is "cuda", otherwise 0.
+        memory_gb: Memory in GB (10^9 bytes) that a job takes of a cluster, by default not counted.
     """
 
     batch: int = Field(default=8, ge=1)
     threads: int = Field(default=1, ge=1, le=256)
     prepare: Annotated[str, AfterValidator(_prepare)] = "lean"
+    cpus: float | None = Field(default=None, gt=0, le=1024)
+    gpus: float | None = Field(default=None, ge=0, le=64)
+    memory_gb: float | None = Field(default=None, gt=0, le=100_000)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out resources that are not set, so that the identity of suites without them stays."""
+        values: dict[str, Any] = serialise(self)
+        return {name: value for name, value in values.items() if name not in RESOURCES or value is not None}
 
 
 class Inference(Spec):
