@@ -13,7 +13,7 @@ from advseg_bench.results import records
 from advseg_bench.results.descriptions import identify_run
 from advseg_bench.results.run import Run
 from advseg_bench.running.executors.base import Executor, call, keep_busy, open_executor
-from advseg_bench.running.executors.processes import end_in_script_import
+from advseg_bench.running.executors.serving import end_in_script_import
 from advseg_bench.running.missing import find_missing
 from advseg_bench.running.panels import draw_panels
 from advseg_bench.running.recording import Event, Recorder
