@@ -17,10 +17,10 @@ from advseg_bench.cli.common import (
     Verbose,
     Workers,
     console,
-    default_workers,
     print_line,
 )
 from advseg_bench.cli.data import print_phantom
+from advseg_bench.cli.executors import Address, ExecutorName, choose_executor
 
 if TYPE_CHECKING:
     from advseg_bench.report import Summary
@@ -39,6 +39,8 @@ def run_command(
     workers: Workers = None,
     device: Annotated[str, typer.Option(help="Device for training and attacks, such as cpu or cuda.")] = "cpu",
     shard: Annotated[int, typer.Option(min=1, help="Images per job of a worker; results do not depend on it.")] = 8,
+    executor: ExecutorName = "processes",
+    address: Address = "",
     verbose: Verbose = False,
     profile_time: Annotated[
         bool, typer.Option("--profile-time", help="Run time by component, printed at the end.")
@@ -49,7 +51,7 @@ def run_command(
 
     loaded = Suite.load(suite, profile=profile, data=data)
     folder = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.profile)))
-    used = workers or default_workers(loaded)
+    options = choose_executor(executor, address, workers, loaded)
     print_phantom(loaded.data)
     from advseg_bench.cli.progress import show_progress
     from advseg_bench.instruments.profiling import measure_times
@@ -61,7 +63,7 @@ def run_command(
         if profile_time:
             spent = stack.enter_context(measure_times())
         with show_progress(console) as progress:
-            finished = run(loaded, folder, workers=used, device=device, shard=shard, progress=progress)
+            finished = run(loaded, folder, device=device, shard=shard, progress=progress, executor=options)
         summary = summarise(finished)
         paths = write_report(summary, console=console if verbose else None)
     if profile_time:

@@ -12,7 +12,9 @@ from typing import Any
 from advseg_bench.results import records
 from advseg_bench.results.descriptions import identify_run
 from advseg_bench.results.run import Run
-from advseg_bench.running.executors.base import Executor, call, keep_busy, open_executor
+from advseg_bench.running.executors.base import Executor, call, keep_busy
+from advseg_bench.running.executors.choose import open_chosen
+from advseg_bench.running.executors.options import LocalOptions, Options, find_needs
 from advseg_bench.running.executors.serving import end_in_script_import
 from advseg_bench.running.missing import find_missing
 from advseg_bench.running.panels import draw_panels
@@ -47,6 +49,7 @@ def run(
     device: str = "cpu",
     shard: int = 8,
     progress: Callable[[Event], None] = lambda event: None,
+    executor: Options | None = None,
 ) -> Run:
     """Run a suite: train its models, attack them, and record one row per cell and image. An earlier run is resumed.
 
@@ -58,6 +61,8 @@ def run(
         device: Device of models and images, such as "cpu" or "cuda".
         shard: Images per job of a worker; results do not depend on it.
         progress: Called with an `Event` at each step of progress.
+        executor: Where jobs run, such as `RayOptions(address)` of `advseg_bench.running.executors.options`; by default
+            in `workers` processes on this machine.
 
     Returns:
         The finished run. Failures of models and cells are in its `failures`.
@@ -86,23 +91,30 @@ def run(
     out = Path(out)
     cells = plan(suite)
     start = Start(Context(suite, device))
-    with records.own(out), open_executor(workers, start, _report(progress)) as executor:
+    options = LocalOptions(workers) if executor is None else executor
+    needs = find_needs(suite.compute, device)
+    with (
+        records.own(out),
+        open_chosen(options, start, _report(progress), needs=needs, first=Describe()) as pool,
+    ):
         progress(Event("load", "", 0, 1))
-        here = call(executor, Describe())
+        here = call(pool, Describe())
         code = here.binding["code"]
-        call(executor, Check())
+        call(pool, Check())
         info = _describe(suite, cells, here)
         records.describe(out, info)
         have = set(records.read_rows(out, ["cell", "image"], {cell.id for cell in cells}).iter_rows())
         units = find_missing(cells, here.images, have, shard)
         if have and not any(units.values()):
             progress(Event("complete", "", len(have), len(have)))
-        recorder = Recorder(out, sum(unit.rows for found in units.values() for unit in found), progress, code, info["run"])
+        recorder = Recorder(
+            out, sum(unit.rows for found in units.values() for unit in found), progress, code, info["run"]
+        )
         try:
-            _compute(units, executor, recorder)
+            _compute(units, pool, recorder)
         finally:
             recorder.write_failures([model.name for model in suite.models])
-        draw_panels(out, cells, here.images, executor, lambda *done: progress(Event("panels", *done)))
+        draw_panels(out, cells, here.images, pool, lambda *done: progress(Event("panels", *done)))
         if not have:
             _remember_timings(suite, cells, here, recorder)
     return Run(out)

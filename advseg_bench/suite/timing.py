@@ -90,7 +90,9 @@ def expect(suite: Suite, cells: tuple[Cell, ...], images: tuple[int, int], worke
 
 def timing_key(suite: Suite, model: ModelSpec) -> str:
     """Return a hash of everything the time depends on, except machine, number of images and preparation of models."""
-    identity = model_identity(suite, model) | {"compute": suite.compute.model_dump(mode="json", exclude={"prepare", *RESOURCES})}
+    identity = model_identity(suite, model) | {
+        "compute": suite.compute.model_dump(mode="json", exclude={"prepare", *RESOURCES})
+    }
     identity["model"] = model.model_dump(mode="json", exclude={"name"})
     identity["data"] = suite.data.model_dump(mode="json", include=set(ImageData.model_fields) | {"name"})
     return content_hash(identity)

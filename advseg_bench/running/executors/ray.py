@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from advseg_bench.errors import WorkerError
@@ -90,12 +91,12 @@ class OnRay:
             worker.job, worker.number = job, self._jobs
             worker.began.clear()
             result = worker.actor.do.remote(worker.number, job)
-            self.crew.await_answer(result, lambda answer, worker=worker: self._finish(worker, answer))
+            self.crew.await_answer(result, partial(self._finish, worker))
             self._listen(worker)
 
     def _listen(self, worker: Worker) -> None:
         worker.news = worker.actor.hear.remote(worker.number)
-        self.crew.await_answer(worker.news, lambda answer: self._hear(worker, answer))
+        self.crew.await_answer(worker.news, partial(self._hear, worker))
 
     def _hear(self, worker: Worker, answer: Any) -> None:
         """Pass on messages of a job; give up a job whose actors die."""
@@ -115,7 +116,7 @@ class OnRay:
             return
         later, outcome, spent = result
         if self.crew.take_answer(worker.news, NEWS_S):
-            self._tell(worker, self.crew.get(worker.news) or ())
+            self._tell(worker, self.crew.get(worker.news) or [])
         self._tell(worker, later)
         profiling.add(spent)
         if isinstance(outcome.error, WorkerError):

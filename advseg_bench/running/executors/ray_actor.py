@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from advseg_bench.errors import WorkerError
@@ -45,16 +47,17 @@ class Place:
     Args:
         start_worker: Called in the worker process.
         surroundings: Taken over from the process that owns the run.
-        packed: The data set, if another worker of this machine has loaded it.
+        data: A reference to the data set that another worker of this machine has loaded, or nothing.
     """
 
-    def __init__(self, start_worker: StartWorker, surroundings: Surroundings, packed: bytes | None = None) -> None:
+    def __init__(self, start_worker: StartWorker, surroundings: Surroundings, data: Sequence[Any] = ()) -> None:
         surroundings.enter()
         profiling.start_in_worker()
         self._news: News = []
         self._ended = -1
         self._changed = threading.Condition()
-        start_worker = start_worker if packed is None else _Start(start_worker, packed)
+        for packed in _fetch(data):
+            start_worker = _Start(start_worker, packed)
         self._open = ExitStack()
         self._pool = self._open.enter_context(open_processes(1, start_worker, self._tell, import_script=False))
 
@@ -96,3 +99,12 @@ class Place:
         with self._changed:
             self._news.append(message)
             self._changed.notify_all()
+
+
+def _fetch(data: Sequence[Any]) -> list[bytes]:
+    """The data set of a reference, from the object store of this machine; nothing if it is not there."""
+    ray = import_module("ray")
+    try:
+        return [packed for packed in ray.get(list(data)) if packed is not None]
+    except ray.exceptions.RayError:
+        return []

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from advseg_bench.errors import SpecError, WorkerError, expected
@@ -107,9 +108,13 @@ def _try_address(address: str) -> None:
         try:
             socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         except (OSError, ValueError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or "it is not HOST:PORT" if isinstance(error, ValueError) else error
+            reason = (
+                getattr(error, "strerror", None) or "it is not HOST:PORT" if isinstance(error, ValueError) else error
+            )
             what = "the head node of a Ray cluster"
-            raise WorkerError(expected("--address", what, address, f"It cannot be reached: {reason}. {REMEDY}")) from None
+            raise WorkerError(
+                expected("--address", what, address, f"It cannot be reached: {reason}. {REMEDY}")
+            ) from None
     try:
         done = subprocess.run(
             [sys.executable, "-c", _TRY, address], capture_output=True, text=True, timeout=ANSWER_S, check=False
@@ -135,7 +140,7 @@ class Machine:
         compared: Whether its versions are those of the process that owns the run.
         began: Whether a worker has started on it.
         admitted: Whether its first job has shown that it agrees with the other machines.
-        data: A reference to the packed data set of its first worker, which its other workers take; None without one.
+        data: A reference to the packed data set of its first worker, which its other workers take, or nothing.
         failed_starts: Number of workers that could not be started.
     """
 
@@ -145,7 +150,7 @@ class Machine:
     compared: bool = False
     began: bool = False
     admitted: bool = False
-    data: Any = None
+    data: tuple[Any, ...] = ()
     failed_starts: int = 0
 
     @property
@@ -164,10 +169,8 @@ def list_machines(ray: Any, needs: Needs) -> dict[str, Machine]:
 def refuse_room(ray: Any, needs: Needs) -> SpecError:
     """Return the error that no node of the cluster has room for a worker."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    largest = Needs(
-        *(max((node.get(name, 0.0) for node in nodes), default=0.0) for name in ("CPU", "GPU")),
-        memory_bytes=int(max((node.get("memory", 0.0) for node in nodes), default=0.0)),
-    )
+    cpus, gpus, memory = (max((n.get(name, 0.0) for n in nodes), default=0.0) for name in ("CPU", "GPU", "memory"))
+    largest = Needs(cpus, gpus, int(memory) if needs.memory_bytes else 0)
     remedy = "Start a larger node, or ask for less by the keys cpus, gpus and memory_gb of [compute]."
     what = f"a node of the Ray cluster with {needs}"
     return SpecError(expected("compute", what, f"at most {largest} on {len(nodes)} nodes", remedy))
@@ -219,16 +222,16 @@ class Surroundings:
     def describe(cls) -> Surroundings:
         """Return those of this process."""
         own = tuple({sys.prefix, sys.base_prefix})
-        paths = tuple(os.path.abspath(path) for path in sys.path if not path.startswith(own))
+        paths = tuple(str(Path(path).absolute()) for path in sys.path if not path.startswith(own))
         threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         package = (name for name in os.environ if name.startswith("ADVSEG_BENCH_"))
-        return cls(os.getcwd(), paths, {name: os.environ.get(name) for name in (*threads, *package)})
+        return cls(str(Path.cwd()), paths, {name: os.environ.get(name) for name in (*threads, *package)})
 
     def enter(self) -> None:
         """Take them over in the calling process."""
-        if os.path.isdir(self.folder):
+        if Path(self.folder).is_dir():
             os.chdir(self.folder)
-        sys.path[:0] = [path for path in self.paths if path not in sys.path and os.path.exists(path)]
+        sys.path[:0] = [path for path in self.paths if path not in sys.path and Path(path).exists()]
         for name, value in self.variables.items():
             if value is None:
                 os.environ.pop(name, None)

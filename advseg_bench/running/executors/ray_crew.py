@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from advseg_bench.errors import UserError, WorkerError, expected, one_line
@@ -188,7 +189,9 @@ class Crew:
             return 0 < wanted <= ready
         if not any(machine.began for machine in machines):
             what = f"free resources on the Ray cluster for a worker ({self._needs})"
-            remedy = "Wait until others have finished, or ask for less by the keys cpus, gpus and memory_gb of [compute]."
+            remedy = (
+                "Wait until others have finished, or ask for less by the keys cpus, gpus and memory_gb of [compute]."
+            )
             raise WorkerError(expected("compute", what, f"none within {START_S:g} s", remedy))
         return all(machine.admitted for machine in machines if machine.began)
 
@@ -203,7 +206,7 @@ class Crew:
         for name in [name for name in alive if name not in self._machines and name not in self._refused]:
             machine = self._machines[name] = alive[name]
             answer = self._look.options(scheduling_strategy=self._stay(machine)).remote(COMPARED)
-            self.await_answer(answer, lambda answer, machine=machine: self._compare(machine, answer))
+            self.await_answer(answer, partial(self._compare, machine))
         self._grow()
 
     def _stay(self, machine: Machine) -> Any:
@@ -238,7 +241,7 @@ class Crew:
         actor = self._actor.options(**needs, scheduling_strategy=self._stay(machine)).remote(*self._start, machine.data)
         worker = Worker(machine, actor)
         self.all.append(worker)
-        self.await_answer(actor.begin.remote(), lambda answer: self._begin(worker, answer))
+        self.await_answer(actor.begin.remote(), partial(self._begin, worker))
 
     def _begin(self, worker: Worker, answer: Any) -> None:
         """The actor of a worker has started: give the first one of a machine the first job, and use the others."""
@@ -253,9 +256,9 @@ class Crew:
             self._use(worker)
             return
         outcome, data = worker.actor.admit.options(num_returns=2).remote(self._first)
-        self.await_answer(outcome, lambda answer: self._judge(worker, answer, data))
+        self.await_answer(outcome, partial(self._judge, worker, data))
 
-    def _judge(self, worker: Worker, answer: Any, data: Any) -> None:
+    def _judge(self, worker: Worker, data: Any, answer: Any) -> None:
         """Admit a machine, unless the result of its first job contradicts that of another machine."""
         outcome, machine = self.get(answer, worker), worker.machine
         if outcome is None:
@@ -269,7 +272,7 @@ class Crew:
             remedy = "Rows would differ. Install the same versions and data on all machines, or leave this one out."
             self._refuse(machine, WorkerError(f"machine {machine.name}: {differs} {remedy}"))
             return
-        machine.data = data
+        machine.data = (data,)
         self._use(worker)
 
     def _use(self, worker: Worker) -> None:
