@@ -63,6 +63,7 @@ class OnRay:
         """
         with profiling.span(profiling.WAITING):
             while not self._ended:
+                self._place()
                 self.crew.step()
         worker, job, outcome = self._ended.popleft()
         if worker in self.crew.all:
@@ -72,7 +73,6 @@ class OnRay:
     def use(self, worker: Worker) -> None:
         """Use a new worker, after those that have a model in memory."""
         self._idle.insert(0, worker)
-        self._place()
 
     def lose(self, worker: Worker) -> None:
         """Repeat the job of a worker that is gone on another one."""
@@ -81,7 +81,6 @@ class OnRay:
         if worker.job is not None:
             self._unplaced.appendleft(worker.job)
             worker.job = None
-            self._place()
 
     def _place(self) -> None:
         """Send the jobs that wait to idle workers."""

@@ -59,10 +59,10 @@ def connect(options: RayOptions, needs: Needs) -> Iterator[Any]:
         needs: What one worker takes of a machine.
 
     Yields:
-        The module ray. If the caller is connected already, that connection is used and left open.
+        The module ray. If the caller is connected already and gives no address, that connection is used and left open.
     """
     ray = import_ray()
-    if ray.is_initialized():
+    if ray.is_initialized() and not options.address:
         yield ray
         return
     address = options.address or os.environ.get("RAY_ADDRESS", "")
