@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -226,7 +227,7 @@ def run_on_one_node(label: str) -> int:
     [
         ("127.0.0.1:1", Needs(), "--address: .* got '127.0.0.1:1'. It cannot be reached: Connection refused"),
         ("ray://127.0.0.1:1", Needs(), "--address: .* Connection refused"),
-        ("nowhere", Needs(), "--address: .* got 'nowhere'. It cannot be reached: not HOST:PORT"),
+        ("nowhere", Needs(), "--address: .* got 'nowhere'. It cannot be reached: it is not HOST:PORT"),
         ("", Needs(cpus=5), "compute: .* with 5 CPUs, got 'at most 1 CPUs on 3 nodes'"),
         ("", Needs(gpus=1), "compute: .* 1 GPUs, got 'at most 1 CPUs on 3 nodes'"),
     ],
@@ -316,3 +317,115 @@ def test_packed_data_are_the_same():
         assert taken.cases == loaded.cases
         for index in range(len(loaded.cases)):
             assert all(map(np.array_equal, taken.read(index), loaded.read(index)))
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """Suites, and the rows of a run in this process."""
+    folder = tmp_path_factory.mktemp("expected")
+    four = folder / "four.toml"
+    four.write_text(FOUR + THREE)
+    return {name: (name, ab.run(ab.Suite.load(name), folder / Path(name).stem).rows) for name in ("smoke", str(four))}
+
+
+COMMAND = [sys.executable, "-W", "error", "-m", "advseg_bench", "run"]
+
+
+def start_run(suite, out, *arguments, **named):
+    """Start a run by the command line in a process group of its own, which hears Ctrl-C."""
+    return subprocess.Popen(
+        [*COMMAND, suite, "--out", str(out), "--executor", "ray", "--shard", "4", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **named,
+    )
+
+
+def finish(process, seconds=240):
+    try:
+        return process.communicate(timeout=seconds)
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+def count_parts(out):
+    return len(list(out.glob("parts/*.parquet")))
+
+
+@pytest.fixture
+def free(cluster):
+    """The cluster, without a connection of this process, so that all of its resources are free."""
+    ray.shutdown()
+    wait_for(lambda: not find_actors())
+    return cluster
+
+
+def test_one_node_that_the_run_starts_gives_the_same_rows_and_stops(expected, tmp_path):
+    before = set(find_ray())
+    for name, rows in expected.values():
+        run = start_run(name, tmp_path / Path(name).stem, "--workers", "1")
+        _, errors = finish(run)
+        assert (run.returncode, errors) == (0, "")
+        assert ab.Run(tmp_path / Path(name).stem).rows.equals(rows)
+    wait_for(lambda: set(find_ray()) <= before)
+
+
+def find_ray() -> list[int]:
+    """Processes of Ray itself."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+        except OSError:
+            continue
+        if b"raylet" in command or b"gcs_server" in command or command.startswith(b"ray::"):
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_three_nodes_give_the_same_rows_though_one_dies_and_actors_are_killed(free, expected, tmp_path):
+    for name, rows in expected.values():
+        out = tmp_path / Path(name).stem
+        run = start_run(name, out, "--address", free.address)
+        if name == "smoke":
+            wait_for(lambda out=out: count_parts(out) > 2, 120)
+            os.kill(next(pid for pid, command in find_actors().items() if "ray::" in command), signal.SIGKILL)
+        else:
+            added = free.add_node(**NODE)
+            wait_for(lambda out=out: count_parts(out) > 2, 120)
+            free.remove_node(added, allow_graceful=False)
+        _, errors = finish(run)
+        assert (run.returncode, errors) == (0, "")
+        assert ab.Run(out).rows.equals(rows)
+        assert not ab.Run(out).failures
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("where", ["cluster", "own"])
+def test_a_run_that_ends_leaves_no_actor_and_can_be_resumed(request, expected, tmp_path, number, where):
+    name, rows = expected["smoke"]
+    before = set(find_ray())
+    arguments = ("--workers", "1")
+    if where == "cluster":
+        arguments = ("--address", request.getfixturevalue("free").address)
+    run = start_run(name, tmp_path / "run", *arguments)
+    wait_for(lambda: count_parts(tmp_path / "run") > 1, 120)
+    second = start_run(name, tmp_path / "run", *arguments)
+    _, errors = finish(second)
+    assert (second.returncode, errors.count("\n")) == (2, 1), errors
+    os.kill(run.pid, number)
+    _, errors = finish(run, 30)
+    assert run.returncode not in (0, 1)
+    assert "Traceback" not in errors
+    wait_for(lambda: not find_actors())
+    if where == "own":
+        wait_for(lambda: set(find_ray()) <= before)
+        return
+    resumed = start_run(name, tmp_path / "run", *arguments)
+    _, errors = finish(resumed)
+    assert (resumed.returncode, errors) == (0, "")
+    assert ab.Run(tmp_path / "run").rows.equals(rows)

@@ -108,13 +108,9 @@ def _try_address(address: str) -> None:
         try:
             socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         except (OSError, ValueError, OverflowError) as error:
-            reason = (
-                getattr(error, "strerror", None) or "it is not HOST:PORT" if isinstance(error, ValueError) else error
-            )
-            what = "the head node of a Ray cluster"
-            raise WorkerError(
-                expected("--address", what, address, f"It cannot be reached: {reason}. {REMEDY}")
-            ) from None
+            reason = str(error).rpartition("] ")[2] if isinstance(error, OSError) else "it is not HOST:PORT"
+            remedy = f"It cannot be reached: {reason}. {REMEDY}"
+            raise WorkerError(expected("--address", "the head node of a Ray cluster", address, remedy)) from None
     try:
         done = subprocess.run(
             [sys.executable, "-c", _TRY, address], capture_output=True, text=True, timeout=ANSWER_S, check=False
