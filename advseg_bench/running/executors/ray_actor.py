@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from advseg_bench.errors import WorkerError
 from advseg_bench.instruments import profiling
-from advseg_bench.running.executors.processes import open_processes
+from advseg_bench.running.executors.processes import Processes, open_processes
 from advseg_bench.running.executors.ray_cluster import Surroundings
 from advseg_bench.running.outcomes import Do, Outcome, StartWorker
 from advseg_bench.running.work import Emit, Job, PackData, Running, TakeData, Training
@@ -47,22 +45,26 @@ class Place:
     Args:
         start_worker: Called in the worker process.
         surroundings: Taken over from the process that owns the run.
-        data: A reference to the data set that another worker of this machine has loaded, or nothing.
     """
 
-    def __init__(self, start_worker: StartWorker, surroundings: Surroundings, data: Sequence[Any] = ()) -> None:
+    def __init__(self, start_worker: StartWorker, surroundings: Surroundings) -> None:
         surroundings.enter()
         profiling.start_in_worker()
+        self._start_worker = start_worker
+        self._open = ExitStack()
+        self._processes: Processes | None = None
         self._news: News = []
         self._ended = -1
         self._changed = threading.Condition()
-        for packed in _fetch(data):
-            start_worker = _Start(start_worker, packed)
-        self._open = ExitStack()
-        self._pool = self._open.enter_context(open_processes(1, start_worker, self._tell, import_script=False))
 
-    def begin(self) -> bool:
-        """Return when the actor has started."""
+    def begin(self, packed: bytes | None = None) -> bool:
+        """Start the worker process. An actor that Ray has restarted does so at its next job, without `packed`.
+
+        Args:
+            packed: The data set, if another worker of this machine has loaded it.
+        """
+        start = self._start_worker if packed is None else _Start(self._start_worker, packed)
+        self._processes = self._open.enter_context(open_processes(1, start, self._tell, import_script=False))
         return True
 
     def admit(self, job: Job[Any]) -> tuple[Outcome[Any], bytes | None]:
@@ -89,9 +91,12 @@ class Place:
         return news
 
     def _run(self, job: Job[Any]) -> Outcome[Any]:
+        if self._processes is None:
+            self.begin()
+        assert self._processes is not None
         try:
-            self._pool.submit(job)
-            return self._pool.wait()[1]
+            self._processes.submit(job)
+            return self._processes.wait()[1]
         except WorkerError as error:  # no worker process can be started
             return Outcome(error=error)
 
@@ -99,12 +104,3 @@ class Place:
         with self._changed:
             self._news.append(message)
             self._changed.notify_all()
-
-
-def _fetch(data: Sequence[Any]) -> list[bytes]:
-    """The data set of a reference, from the object store of this machine; nothing if it is not there."""
-    ray = import_module("ray")
-    try:
-        return [packed for packed in ray.get(list(data)) if packed is not None]
-    except ray.exceptions.RayError:
-        return []

@@ -238,10 +238,10 @@ class Crew:
         needs = {"num_cpus": self._needs.cpus, "num_gpus": self._needs.gpus}
         if self._needs.memory_bytes:
             needs["memory"] = self._needs.memory_bytes
-        actor = self._actor.options(**needs, scheduling_strategy=self._stay(machine)).remote(*self._start, machine.data)
+        actor = self._actor.options(**needs, scheduling_strategy=self._stay(machine)).remote(*self._start)
         worker = Worker(machine, actor)
         self.all.append(worker)
-        self.await_answer(actor.begin.remote(), partial(self._begin, worker))
+        self.await_answer(actor.begin.remote(*machine.data), partial(self._begin, worker))
 
     def _begin(self, worker: Worker, answer: Any) -> None:
         """The actor of a worker has started: give the first one of a machine the first job, and use the others."""
