@@ -22,6 +22,7 @@ from advseg_bench.cli.common import (
     print_problem,
 )
 from advseg_bench.cli.data import print_phantom
+from advseg_bench.cli.executors import Address, ExecutorName, choose_executor
 
 if TYPE_CHECKING:
     from advseg_bench.report import Summary
@@ -40,6 +41,8 @@ def run_command(
     workers: Workers = None,
     device: Annotated[str, typer.Option(help="Device for training and attacks, such as cpu or cuda.")] = "cpu",
     shard: Annotated[int, typer.Option(min=1, help="Images per job of a worker; results do not depend on it.")] = 8,
+    executor: ExecutorName = "processes",
+    address: Address = "",
     verbose: Verbose = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what ended its worker process in an earlier run.")
@@ -53,7 +56,7 @@ def run_command(
 
     loaded = Suite.load(suite, profile=profile, data=data)
     folder = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.profile)))
-    used = workers or default_workers(loaded)
+    options = choose_executor(executor, address, workers)
     print_phantom(loaded.data)
     from advseg_bench.cli.progress import show_progress
     from advseg_bench.instruments.profiling import measure_times
@@ -68,12 +71,13 @@ def run_command(
             finished = run(
                 loaded,
                 folder,
-                workers=used,
+                workers=workers or default_workers(loaded),
                 device=device,
                 shard=shard,
                 progress=progress,
                 isolate=True,
                 retry_failed=retry_failed,
+                executor=options,
             )
         summary = summarise(finished)
         paths = write_report(summary, console=console if verbose else None)

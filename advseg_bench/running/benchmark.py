@@ -16,7 +16,9 @@ from advseg_bench.results.descriptions import identify_run
 from advseg_bench.results.rules import KEYS
 from advseg_bench.results.run import Run
 from advseg_bench.results.verify import set_aside
-from advseg_bench.running.executors.base import Executor, call, keep_busy, open_executor
+from advseg_bench.running.executors.base import Executor, call, keep_busy
+from advseg_bench.running.executors.choose import open_chosen
+from advseg_bench.running.executors.options import LocalOptions, Options, find_needs
 from advseg_bench.running.executors.serving import end_in_script_import
 from advseg_bench.running.missing import find_missing
 from advseg_bench.running.outcomes import Death, WorkerDied
@@ -56,6 +58,7 @@ def run(
     progress: Callable[[Event], None] = lambda event: None,
     isolate: bool | None = None,
     retry_failed: bool = False,
+    executor: Options | None = None,
 ) -> Run:
     """Run a suite: train its models, attack them, and record one row per cell and image. An earlier run is resumed.
 
@@ -71,6 +74,8 @@ def run(
             then costs its cell alone; in the calling process it ends it, and no time limit holds. By default it is
             one if the suite names code of plug-ins or modules, and a new process can import all of it.
         retry_failed: Whether to try again what ended its worker in an earlier run of this directory.
+        executor: Where jobs run, such as `RayOptions(address)` of `advseg_bench.running.executors.options`; by default
+            in `workers` processes on this machine.
 
     Returns:
         The finished run. Failures of models and cells are in its `failures`.
@@ -102,13 +107,15 @@ def run(
     code = find_code(suite)
     announce = _Announce(progress, {cell.id: cell.label for cell in cells})
     alone = code.importable and bool(code.modules) if isolate is None else isolate
+    options = executor or LocalOptions(workers, alone, code.in_script)
+    needs = find_needs(suite.compute, device)
     with (
         records.own(out),
-        open_executor(workers, start, announce, isolate=alone, import_script=code.in_script) as executor,
+        open_chosen(options, start, announce, needs=needs, first=Describe()) as pool,
     ):
         progress(Event("load", "", 0, 1))
-        here = call(executor, Describe())
-        call(executor, Check())
+        here = call(pool, Describe())
+        call(pool, Check())
         info = _describe(suite, cells, here)
         records.describe(out, info)
         remembered = [] if retry_failed else read_deaths(out)
@@ -126,12 +133,12 @@ def run(
         announce.show = recorder.show_running
         recovery = Recovery({model.name for model in suite.models if model.random})
         try:
-            _compute(_add_undescribed(units, out, cells), executor, recorder, recovery, remembered)
+            _compute(_add_undescribed(units, out, cells), pool, recorder, recovery, remembered)
         finally:
             recorder.write_failures()
         compact(out, recorder.run)
         show = partial(_show_panels, progress)
-        draw_panels(out, cells, here.images, executor, show, recorder.record_lost_panel)
+        draw_panels(out, cells, here.images, pool, show, recorder.record_lost_panel)
         if not have:
             _remember_timings(suite, cells, here, recorder, recovery)
     return Run(out)

@@ -39,7 +39,7 @@ from advseg_bench.models.weights import digest_weights
 from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.registry.preparation import read_steps
-from advseg_bench.running import runner
+from advseg_bench.running import runner, sharing
 from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.runner import Conditions
 from advseg_bench.running.starting import list_names
@@ -54,10 +54,12 @@ from advseg_bench.running.work import (
     Job,
     MakePanels,
     Note,
+    PackData,
     Panels,
     PanelSpec,
     Running,
     RunUnit,
+    TakeData,
     Train,
     Training,
     Unit,
@@ -107,6 +109,11 @@ class Worker:
             match job:
                 case Describe():
                     return self._describe()
+                case PackData():
+                    return sharing.pack(self.dataset, self.suite.data)
+                case TakeData(packed):
+                    self.dataset = sharing.unpack(packed)
+                    return None
                 case Check():
                     return self._check()
                 case Train(name):

@@ -15,6 +15,7 @@ from advseg_bench.errors import RecordError
 from advseg_bench.suite.cells import Cell, model_identity
 from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.specs import ImageData, ModelSpec
+from advseg_bench.suite.specs.experiment import RESOURCES
 from advseg_bench.suite.suite import Suite
 
 START_SECONDS = 12.0
@@ -100,7 +101,7 @@ def expect(suite: Suite, cells: tuple[Cell, ...], images: tuple[int, int], worke
 def timing_key(suite: Suite, model: ModelSpec) -> str:
     """Return a hash of everything the time depends on, except machine, number of images and preparation of models."""
     identity = model_identity(suite, model) | {
-        "compute": suite.compute.model_dump(mode="json", exclude={"prepare", "max_seconds"})
+        "compute": suite.compute.model_dump(mode="json", exclude={"prepare", *RESOURCES})
     }
     identity["model"] = model.model_dump(mode="json", exclude={"name"})
     identity["data"] = suite.data.model_dump(mode="json", include=set(ImageData.model_fields) | {"name"})
