@@ -96,23 +96,23 @@ def describe(out: Path, info: dict[str, Any]) -> None:
         before = old.get(key, {}) | presentation if key == "suite" else old.get(key)
         if before != new[key]:
             raise RecordError(
-                f"{out}: holds a run of another {what}: {_first_difference(before, new[key])}. "
+                f"{out}: holds a run of another {what}: {first_difference(before, new[key])}. "
                 "Nothing was changed; choose another --out."
             )
     if old["suite"] != new["suite"]:
         write_json(out / "run.json", old | {"suite": new["suite"]})
 
 
-def _first_difference(old: Any, new: Any, where: str = "") -> str:
+def first_difference(old: Any, new: Any, where: str = "") -> str:
     """Name the first place where two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
-                return _first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+                return first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, (before, after) in enumerate(zip(old, new, strict=True)):
             if before != after:
-                return _first_difference(before, after, f"{where}.{i}")
+                return first_difference(before, after, f"{where}.{i}")
     return f"{where or 'it'} was {_short(old)}, is {_short(new)}"
 
 
