@@ -20,7 +20,18 @@ from advseg_bench.running.panels import draw_panels
 from advseg_bench.running.recording import Event, Recorder
 from advseg_bench.running.schedule import Schedule
 from advseg_bench.running.starting import Start
-from advseg_bench.running.work import Check, Context, Describe, Description, RunUnit, Train, Unit
+from advseg_bench.running.work import (
+    Check,
+    Context,
+    Describe,
+    Description,
+    Emit,
+    Running,
+    RunUnit,
+    Train,
+    Training,
+    Unit,
+)
 from advseg_bench.suite.cells import Cell, plan
 from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.suite import Suite
@@ -79,7 +90,7 @@ def run(
     out = Path(out)
     cells = plan(suite)
     start = Start(Context(suite, device))
-    with records.own(out), open_executor(workers, start, _report_training(progress)) as executor:
+    with records.own(out), open_executor(workers, start, _report(progress)) as executor:
         progress(Event("load", "", 0, 1))
         here = call(executor, Describe())
         code = here.binding["code"]
@@ -106,8 +117,12 @@ def run(
     return Run(out)
 
 
-def _report_training(progress: Callable[[Event], None]) -> Callable[[str, int, int], None]:
-    return lambda model, done, total: progress(Event("train", model, done, total))
+def _report(progress: Callable[[Event], None]) -> Emit:
+    def emit(message: Training | Running) -> None:
+        if isinstance(message, Training):
+            progress(Event("train", message.model, message.done, message.total))
+
+    return emit
 
 
 def describe_command(argv: Sequence[str]) -> str:
