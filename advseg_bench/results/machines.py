@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from advseg_bench.cache import write_json
 from advseg_bench.results import scores
+from advseg_bench.results.descriptions import read_description
 from advseg_bench.results.parts import ROW_SCHEMA
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
 
 FILE = "calibration.json"
 """Name of the file with the calibration rows of a part, or with those of all parts of a merged run."""
+
+REST = "rest"
+"""Key of a machine that computed rows that no part held, after the merge."""
 
 Entry = dict[str, Any]
 """A JSON object."""
@@ -41,7 +47,8 @@ def group_machines(infos: Sequence[Mapping[str, Any]]) -> list[Entry]:
 
     Returns:
         Entries with "environment", "binding" and the "parts", each with its number "part", "of" and what it "holds":
-        model -> first image and the one after the last, as places in the list of images.
+        model -> first image and the one after the last, as places in the list of images; and "rest" if the machine
+        computed what no part held.
     """
     found: list[Entry] = []
     seen: set[int] = set()
@@ -54,9 +61,27 @@ def group_machines(infos: Sequence[Mapping[str, Any]]) -> list[Entry]:
                 found.append(same := described | {"parts": []})
             same["parts"] += [entry for entry in machine["parts"] if entry["part"] not in seen]
             seen |= {entry["part"] for entry in machine["parts"]}
+            same |= {REST: True} if machine.get(REST) else {}
     for machine in found:
         machine["parts"].sort(key=lambda entry: entry["part"])
-    return sorted((each for each in found if each["parts"]), key=lambda each: each["parts"][0]["part"])
+    used = [each for each in found if each["parts"] or REST in each]
+    return sorted(used, key=lambda each: [entry["part"] for entry in each["parts"]] or [math.inf])
+
+
+def note_rest(out: Path, environment: Entry, binding: Entry) -> None:
+    """Note in the description of a merged run that this machine computes what no part holds."""
+    info = read_description(out)
+    if "machines" not in info:
+        return
+    here = json.loads(json.dumps({"environment": environment, "binding": binding}))
+    same = next((each for each in info["machines"] if here.items() <= each.items()), None)
+    if same is None:
+        info["machines"].append(here | {"parts": [], REST: True})
+    elif REST not in same:
+        same[REST] = True
+    else:
+        return
+    write_json(out / "run.json", info)
 
 
 def compare_machines(info: Mapping[str, Any], calibrations: Mapping[str, Entry]) -> Entry:

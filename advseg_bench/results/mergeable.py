@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advseg_bench.errors import RecordError, expected
+from advseg_bench.errors import RecordError
 from advseg_bench.results import parts
 from advseg_bench.results.descriptions import (
     PRESENTATION,
@@ -62,12 +62,13 @@ def open_source(folder: Path) -> Source:
         RecordError: If it holds no run, or a run that is no part, or a file is damaged.
     """
     if not folder.is_dir():
-        raise RecordError(expected(folder, "the folder of a part", "no folder", "Pass the --out of each part."))
+        raise RecordError(f"{folder}: expected the folder of a part, got no folder. Pass the --out of each part.")
     info = read_description(folder)
     entries = list_entries(info)
     if not entries:
-        remedy = "Only runs that were made with --part are merged."
-        raise RecordError(expected(folder, "a part of a run", "a run of the whole suite", remedy))
+        raise RecordError(
+            f"{folder}: expected a part of a run, got a run of the whole suite. Only runs made with --part are merged."
+        )
     found, damaged = parts.find_parts(folder, info["run"])
     parts.refuse(damaged)
     models = {path.stem: read_model(path) for path in sorted((folder / "models").glob("*.json"))}
@@ -94,8 +95,10 @@ def check_same(sources: Sequence[Source], mixed: bool) -> None:
     seen: dict[str, Source] = {}
     for other in sources:
         if other.of != first.of:
-            what = f"a part of {first.of}, as {first.folder} is"
-            raise RecordError(expected(other.folder, what, f"one of {other.of}", "Merge the parts of one division."))
+            raise RecordError(
+                f"{other.folder}: expected a part of {first.of}, as {first.folder} is, got one of {other.of}. "
+                "Merge the parts of one division."
+            )
         _check_descriptions(first, other, mixed)
         for model in other.models:
             _check_weights(seen.setdefault(model, other), other, model)

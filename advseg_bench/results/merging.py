@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from advseg_bench.cache import write_bytes, write_json
-from advseg_bench.errors import RecordError, expected
+from advseg_bench.errors import RecordError
 from advseg_bench.results.coverage import Coverage, count_rows
 from advseg_bench.results.locking import own
 from advseg_bench.results.machines import FILE, compare_machines, group_machines, read_calibration
@@ -62,18 +62,19 @@ def merge_files(folders: Sequence[Path], out: Path, *, partial: bool, mixed: boo
 def _check_folders(folders: Sequence[Path], out: Path) -> None:
     """Check the arguments as paths."""
     if not folders:
-        raise RecordError(expected("merge", "folders of parts", "none", "Pass the --out of each part."))
+        raise RecordError("merge: expected folders of parts, got none. Pass the --out of each part.")
     seen: dict[Path, Path] = {}
     for folder in folders:
         place = folder.resolve()
         if place in seen:
-            raise RecordError(expected(folder, "each part once", f"{seen[place]} and {folder}", "Leave one out."))
+            raise RecordError(f"{folder}: expected each folder once, got it twice. Leave one out.")
         seen[place] = folder
     target = out.resolve()
     for place, folder in seen.items():
         if place == target or place in target.parents:
-            remedy = "Choose an --out beside the parts."
-            raise RecordError(expected(out, "a folder outside the parts", f"one in {folder}", remedy))
+            raise RecordError(
+                f"{out}: expected a folder outside the parts, got one in {folder}. Choose an --out beside them."
+            )
 
 
 def _check_complete(sources: Sequence[Source], found: Coverage, out: Path) -> None:
@@ -83,13 +84,18 @@ def _check_complete(sources: Sequence[Source], found: Coverage, out: Path) -> No
     later = f"or pass --partial, and compute what is missing with --out {out}"
     if absent:
         names = ", ".join(map(str, absent[:8])) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
-        what = f"only {n - len(absent)}, without {names} ({found.absent:,} rows are missing)"
-        raise RecordError(expected("merge", f"all {n} parts", what, f"Add their folders, {later}."))
+        raise RecordError(
+            f"merge: expected all {n} parts, got none of number {names}: {found.absent:,} rows are missing. "
+            f"Add their folders, {later}."
+        )
     if found.lacking:
         number, rows = min(found.lacking.items())
         folder = next(source.folder for source in sources if number in source.numbers)
-        what = f"a part that lacks {rows:,} rows (of {sum(found.lacking.values()):,} missing ones)"
-        raise RecordError(expected(folder, "a finished part", what, f"Run it to its end, {later}."))
+        others = len(found.lacking) - 1
+        more = f", and {others} more parts lack rows" if others else ""
+        raise RecordError(
+            f"{folder}: expected a finished part, got one that lacks {rows:,} rows{more}. Run it to its end, {later}."
+        )
 
 
 def _drop_repeated(pairs: Iterable[tuple[Part, Part]], present: set[Path]) -> dict[Path, pl.DataFrame]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from advseg_bench.results import records
 from advseg_bench.results.descriptions import identify_run
+from advseg_bench.results.machines import note_rest
 from advseg_bench.results.run import Run
 from advseg_bench.running import parts
 from advseg_bench.running.calibration import calibrate
@@ -102,6 +103,8 @@ def run(
         units = parts.find_missing_in(info, cells, here.images, have, shard)
         if have and not any(units.values()):
             progress(Event("complete", "", len(have), len(have)))
+        if any(units.values()):
+            note_rest(out, here.environment, here.binding)
         recorder = Recorder(
             out, sum(unit.rows for found in units.values() for unit in found), progress, code, info["run"]
         )

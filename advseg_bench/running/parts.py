@@ -102,16 +102,16 @@ def find_array_part(environ: Mapping[str, str]) -> Part | None:
     try:
         given = {name: int(environ[f"SLURM_ARRAY_{name}"]) for name in names if f"SLURM_ARRAY_{name}" in environ}
     except ValueError:
-        raise SpecError(
-            expected("SLURM_ARRAY_TASK_ID", "numbers", "something else", "Give --part I/N, or --part all.")
-        ) from None
+        raise SpecError("SLURM_ARRAY_TASK_ID: expected a number, got text. Give --part I/N, or --part all.") from None
     if "TASK_ID" not in given or "TASK_COUNT" not in given:
         return None
     first, step, count = given.get("TASK_MIN", 0), max(given.get("TASK_STEP", 1), 1), given["TASK_COUNT"]
     last = given.get("TASK_MAX", first + step * (count - 1))
     if (last - first) // step + 1 != count or (given["TASK_ID"] - first) % step:
-        what = f"{count} tasks from {first} to {last}"
-        raise SpecError(expected("SLURM_ARRAY_TASK_ID", "an array without holes", what, "Give --part I/N."))
+        raise SpecError(
+            f"SLURM_ARRAY_TASK_ID: expected an array without holes, got {count} tasks from {first} to {last}. "
+            "Give --part I/N."
+        )
     return check_part(((given["TASK_ID"] - first) // step + 1, count))
 
 
@@ -262,8 +262,9 @@ def check_recorded(out: Path, info: Mapping[str, Any]) -> None:
     """Raise `RecordError` if a run directory holds another part than the one that is to be run."""
     recorded, wanted = (each.get("part") for each in (read_description(out), info))
     if recorded != wanted:
-        remedy = "Give each part a directory of its own, or merge finished parts."
-        raise RecordError(expected(out, _show(recorded), f"a run of {_show(wanted)}", remedy))
+        raise RecordError(
+            f"{out}: holds {_show(recorded)}, got {_show(wanted)} to run. Give each part an --out of its own."
+        )
 
 
 def _show(entry: Mapping[str, Any] | None) -> str:
