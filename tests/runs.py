@@ -13,6 +13,7 @@ import polars as pl
 
 from advseg_bench.cache import write_json
 from advseg_bench.results import records
+from advseg_bench.results.descriptions import SEAL, seal
 from advseg_bench.suite.cells import Cell, plan
 from advseg_bench.suite.suite import Suite
 
@@ -256,4 +257,7 @@ def rewrite_rows(out: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> N
 
 def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
     """Replace a JSON file by what `change` makes of it."""
-    write_json(path, change(json.loads(path.read_text())))
+    value = json.loads(path.read_text())
+    sealed = isinstance(value, dict) and value.pop(SEAL, None)
+    changed = change(value)
+    write_json(path, seal(changed) if sealed else changed)

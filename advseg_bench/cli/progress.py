@@ -30,6 +30,9 @@ def show_progress(console: Console) -> Iterator[Callable[[Event], None]]:
             if event.stage == "complete":
                 bars.console.print(COMPLETE)
                 return
+            if event.stage == "note":
+                _print_note(bars.console, event.what)
+                return
             name = event.what if event.stage in ("train", "ready") else ""
             text = f"{TEXT[event.stage]} {name}".strip()
             if text not in tasks:
@@ -44,7 +47,9 @@ def _print_line(console: Console, event: Event) -> None:
     if os.environ.get(PROGRESS) == "all" and event.stage in ("train", "attack", "panels"):
         name = event.what if event.stage == "train" else ""
         console.print(f"{TEXT[event.stage]} {name}".strip(), f"{event.done}/{event.total}", highlight=False)
-    if event.stage == "load":
+    if event.stage == "note":
+        _print_note(console, event.what)
+    elif event.stage == "load":
         console.print("loading data and libraries")
     elif event.stage == "complete":
         console.print(COMPLETE)
@@ -52,3 +57,7 @@ def _print_line(console: Console, event: Event) -> None:
         console.print(f"model {event.what} is ready", highlight=False)
     elif event.stage == "attack" and event.done == event.total:
         console.print(f"{event.done} rows written", highlight=False)
+
+
+def _print_note(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -14,6 +14,9 @@ from advseg_bench.results import records, scores, sweeps, worst
 from advseg_bench.results.arms import SWEEP, WORST, find_controls, name_values
 from advseg_bench.results.averages import Grouping
 from advseg_bench.results.info import RunInfo, read_info
+from advseg_bench.results.inspection import Inspection
+from advseg_bench.results.parts import Damage
+from advseg_bench.results.rules import Rules
 from advseg_bench.results.tables import Query, Source
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
@@ -24,6 +27,7 @@ class Run:
 
     Args:
         path: The run directory, which was the `out` of `ab.run` or the `--out` of the command.
+        strict: Whether a damaged file is an error; otherwise it is left out, and its rows are missing.
 
     Attributes:
         path: The run directory; None for a run in memory.
@@ -31,6 +35,7 @@ class Run:
         about: The same, parsed and checked.
         models: Name -> properties of each model that is ready: architecture, parameters, validation Dice.
         failures: One dict for each failure, with "model", "stage", "cell" and "message".
+        strict: As given.
 
     Raises:
         RecordError: If the directory is not a run, is damaged, or has another schema version.
@@ -55,15 +60,16 @@ class Run:
     about: RunInfo
     models: dict[str, dict[str, Any]]
     failures: list[dict[str, Any]]
+    strict: bool
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, strict: bool = True) -> None:
         folder = Path(path)
         if not folder.is_dir():
             raise RecordError(expected(path, "the folder of a run", str(path), "Give the --out of a run."))
         self.path, self.info = folder, records.read_description(folder)
         self.about = read_info(self.info, folder / "run.json")
-        self.models = {path.stem: records.read_model(path) for path in sorted((folder / "models").glob("*.json"))}
-        self.failures = records.read_failures(folder)
+        self.strict = strict
+        self.models, self.failures, self._damaged = records.read_notes(folder, self.about.models, strict=strict)
         self._scored: dict[Scoring, pl.DataFrame] = {}
         self._curves: dict[Scoring, pl.DataFrame] = {}
         self._groupings: dict[tuple[str, ...], Grouping] = {}
@@ -91,7 +97,7 @@ class Run:
             RecordError: If an entry of the description or a column of the rows is missing or of the wrong type.
         """
         run = cls.__new__(cls)
-        run.path, run.info, run.about = None, dict(info), read_info(info, "info")
+        run.path, run.info, run.about, run.strict = None, dict(info), read_info(info, "info"), True
         run.models = {name: dict(model) for name, model in (models or {}).items()}
         run.failures = [dict(failure) for failure in failures]
         run._scored, run._curves, run._groupings = {}, {}, {}
@@ -106,11 +112,21 @@ class Run:
         """All rows, one per cell and image, sorted by both, with the columns of `records.READ_SCHEMA`.
 
         Raises:
-            RecordError: If a part is damaged or belongs to another run, or if rows lack the counts of a class.
+            RecordError: If the run is read strictly, and a part is damaged, belongs to another run, or has rows that
+                cannot be.
         """
+        return self._checked[0]
+
+    @cached_property
+    def damaged(self) -> tuple[Damage, ...]:
+        """The files of the run that are damaged and left out; none if the run is read strictly."""
+        return (*self._damaged, *self._checked[1].damaged) if self.path else ()
+
+    @cached_property
+    def _checked(self) -> tuple[pl.DataFrame, Inspection]:
         assert self.path is not None, "the rows of a run in memory are set when it is made"
-        rows = records.read_rows(self.path, cells={cell.id for cell in self.about.cells})
-        return self._check_counts(rows, self.path / "parts")
+        rules = Rules(self.about, self.info["images"])
+        return records.read_checked(self.path, rules, self.info.get("run", ""), strict=self.strict)
 
     def _check_counts(self, rows: pl.DataFrame, where: str | Path) -> pl.DataFrame:
         """Reject rows without counts for every class."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from advseg_bench.errors import UserError, expected
@@ -93,7 +94,12 @@ def _draw(run: Run, out: Path, device: str, progress: Callable[[Event], None]) -
             ):
                 if old != new:
                     raise UserError(expected(out, f"the {what} of the run to draw pictures", "another one", ""))
-            draw_panels(out, plan(suite), here.images, executor, lambda *done: progress(Event("panels", *done)))
+            show = partial(_show, progress)
+            draw_panels(out, plan(suite), here.images, executor, show, lambda *lost: None)
         except (UserError, JobError):
             left = sort_out_panels(run)
             progress(Event("panels", "", 0, left))
+
+
+def _show(progress: Callable[[Event], None], model: str, done: int, total: int) -> None:
+    progress(Event("panels", model, done, total))

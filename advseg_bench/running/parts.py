@@ -288,3 +288,8 @@ def find_missing_in(
         mine = {name: images[name] for name in names[start:stop]}
         found |= find_missing([cell for cell in cells if cell.model == model], mine, have, shard)
     return found
+
+
+def select_cells(info: Mapping[str, Any], cells: Iterable[Cell]) -> list[Cell]:
+    """Return the cells of the models of a run, or of the part that `info` names."""
+    return [cell for cell in cells if "part" not in info or cell.model in info["part"]["holds"]]
