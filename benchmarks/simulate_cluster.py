@@ -5,7 +5,7 @@
 With a finished run, the times are the measured ones of its models on this machine, or else on the reference machine.
 Without one they are made up: ten models of very different size, 30 cells, 5,000 slices. The order of jobs is that of
 `running.schedule.Schedule`, which the simulation drives as a run does. A worker that fails loses its job, which is done
-again, and starts again after a while, with nothing in memory. No model is run.
+again (a training from its last whole epoch), and starts again after a while, with nothing in memory. No model is run.
 
 Printed for each number of workers and each order: the makespan; `idle`, the share of the workers' time without a job,
 after the start; `lost`, the share that was done again after failures; and `bound`, the makespan over the larger of two
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from advseg_bench.results.run import Run
@@ -32,6 +32,9 @@ LOAD_SECONDS = 3.0
 """Seconds to load the weights of a trained model."""
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
+
+EPOCHS = 20
+"""Epochs of a training, which goes on after the last whole one when its worker failed."""
 
 SHARED = 0.05
 """Share of a unit's time for the clean forward and the gradients, which both halves of a divided unit need."""
@@ -86,6 +89,7 @@ class Cluster:
         idle: list[int] = []
         again: list[Job] = []
         trained: set[str] = set()
+        kept: dict[str, float] = {}
         now, count, running = START_SECONDS, self.workers, 0
         for worker in range(self.workers):
             heapq.heappush(self.events, (now, worker, worker, None, False))
@@ -113,11 +117,16 @@ class Cluster:
                 loading = held[free] != chosen.model and (chosen.model in trained or isinstance(chosen, RunUnit))
                 self.loads += loading
                 held[free] = chosen.model
-                length = seconds(chosen) + LOAD_SECONDS * loading
+                length = seconds(chosen) - kept.get(chosen.model, 0.0) * isinstance(chosen, Train)
+                length += LOAD_SECONDS * loading
                 until = self.chance.expovariate(self.rate / 3600) if self.rate else float("inf")
                 dies = until < length
-                self.lost += until if dies else 0.0
                 self.busy += min(until, length)
+                if dies:
+                    epoch = seconds(chosen) / EPOCHS if isinstance(chosen, Train) else float("inf")
+                    whole = until - until % epoch
+                    kept[chosen.model] = kept.get(chosen.model, 0.0) + (whole if isinstance(chosen, Train) else 0.0)
+                    self.lost += until - (whole if isinstance(chosen, Train) else 0.0)
                 heapq.heappush(self.events, (now + min(until, length), count, free, chosen, dies))
                 count, running = count + 1, running + 1
             if not running and not again and not any(event[3] for event in self.events) and schedule.next() is None:
@@ -191,6 +200,18 @@ def simulate(work: Sequence[Work], cluster: Cluster) -> float:
     return cluster.run(Schedule(units), seconds)
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the table, see the module."""
+
+    workers: int
+    order: str
+    hours: float
+    idle: float
+    lost: float
+    bound: float
+
+
 def find_bound(work: Sequence[Work], workers: int) -> float:
     """Return the larger of two lower bounds of the makespan."""
     return START_SECONDS + max(
@@ -198,24 +219,22 @@ def find_bound(work: Sequence[Work], workers: int) -> float:
     )
 
 
-def compare(work: Sequence[Work], workers: Sequence[int], rate: float, restart: float, seed: int) -> list[Mapping]:
-    """Simulate each order on each number of workers; return one line of figures for each."""
+def compare(
+    work: Sequence[Work], workers: Sequence[int], rate: float, restart: float, seeds: Sequence[int]
+) -> list[Line]:
+    """Simulate each order on each number of workers; return one line of figures for each, means over seeds."""
     lines = []
     for n in workers:
         for name, arrange in ORDERS.items():
-            cluster = Cluster(n, rate, restart, random.Random(seed))
-            makespan = simulate(arrange(work, n), cluster)
-            span = n * (makespan - START_SECONDS)
-            lines.append(
-                {
-                    "workers": n,
-                    "order": name,
-                    "hours": makespan / 3600,
-                    "idle": 1 - cluster.busy / span,
-                    "lost": cluster.lost / span,
-                    "bound": makespan / find_bound(work, n),
-                }
-            )
+            arranged = arrange(work, n)
+            found = []
+            for seed in seeds:
+                cluster = Cluster(n, rate, restart, random.Random(seed))
+                makespan = simulate(arranged, cluster)
+                span = n * (makespan - START_SECONDS)
+                bound = makespan / find_bound(work, n)
+                found.append((makespan / 3600, 1 - cluster.busy / span, cluster.lost / span, bound))
+            lines.append(Line(n, name, *(sum(each) / len(seeds) for each in zip(*found, strict=True))))
     return lines
 
 
@@ -229,6 +248,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000, help="test images of the suite that is made up")
     parser.add_argument("--trained", action="store_true", help="weights are given, so that no model is trained")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=5, help="simulations of each line, with other failures")
     given = parser.parse_args()
     chance = random.Random(given.seed)
     work = read_work(Run(given.run), chance) if given.run else make_up(chance, images=given.images)
@@ -239,10 +259,10 @@ def main() -> None:
     print(f"{given.failures:g} failures of a worker in an hour, {given.restart:g} s to restart")
     print(f"{'workers':>7}  {'order':<20} {'hours':>9} {'idle':>7} {'lost':>7} {'bound':>6}")
     numbers = [int(each) for each in given.workers.split(",")]
-    for line in compare(work, numbers, given.failures, given.restart, given.seed):
+    seeds = range(given.seed, given.seed + given.repeats)
+    for line in compare(work, numbers, given.failures, given.restart, seeds):
         print(
-            f"{line['workers']:7}  {line['order']:<20} {line['hours']:9.3f} {line['idle']:7.1%} {line['lost']:7.1%} "
-            f"{line['bound']:6.2f}"
+            f"{line.workers:7}  {line.order:<20} {line.hours:9.3f} {line.idle:7.1%} {line.lost:7.2%} {line.bound:6.2f}"
         )
 
 
