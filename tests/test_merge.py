@@ -360,5 +360,5 @@ def test_a_slurm_array_needs_no_option(tmp_path, suite):
     assert [path.name for path in made] == ["part-1-of-2", "part-2-of-2"]
     merge = [*command, "merge", *map(str, made), "--out", str(tmp_path / "all")]
     done = subprocess.run(merge, capture_output=True, text=True, check=True)
-    assert "merged 2 parts of one kind of machine" in done.stdout
+    assert "merged 2 parts of one type of machine" in done.stdout
     assert (tmp_path / "all" / "report").is_dir()

@@ -123,7 +123,7 @@ def describe_mixture(info: Mapping[str, Any]) -> str:
     difference = found.get("dice_difference")
     if all(binding == bindings[0] for binding in bindings) and not difference:
         return ""
-    kinds = f"The rows come from {len(machines)} kinds of machine, whose results may differ in their last bits"
+    types = f"The rows come from {len(machines)} types of machine, whose results may differ in their last bits"
     if difference is None:
-        return f"{kinds}; no model ran with equal weights on two of them, so that the difference is unknown."
-    return f"{kinds}: on the same images and weights, Dice differs by at most {difference:.2g} ({found['where']})."
+        return f"{types}; no model ran with equal weights on two of them, so that the difference is unknown."
+    return f"{types}: on the same images and weights, Dice differs by at most {difference:.2g} ({found['where']})."

@@ -235,7 +235,7 @@ def _fill(bins: Sequence[_Bin], loads: Sequence[Load], batches: int, batch: int,
 def describe_part(
     suite: Suite, cells: Sequence[Cell], here: Description, part: Part | None
 ) -> dict[str, dict[str, Any]]:
-    """Return the entry of `run.json` that says what a part holds; none if `part` is None.
+    """Return the entry of `run.json` with what a part holds; none if `part` is None.
 
     Args:
         suite: The suite.
