@@ -13,7 +13,9 @@ import typer
 from advseg_bench.cli.cache import cache_clear_command, cache_list_command, cache_verify_command
 from advseg_bench.cli.checks import check_attack_command, crosscheck_command, throughput_command
 from advseg_bench.cli.data import make_data_command, schema_command
+from advseg_bench.cli.launch import launch_command
 from advseg_bench.cli.list import list_command
+from advseg_bench.cli.merge import merge_command
 from advseg_bench.cli.plan import plan_command
 from advseg_bench.cli.run import claims_command, report_command, run_command
 from advseg_bench.cli.verify import verify_command
@@ -28,6 +30,8 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run_command,
+    "launch": launch_command,
+    "merge": merge_command,
     "report": report_command,
     "claims": claims_command,
     "verify": verify_command,

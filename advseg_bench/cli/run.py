@@ -23,6 +23,7 @@ from advseg_bench.cli.common import (
 )
 from advseg_bench.cli.data import print_phantom
 from advseg_bench.cli.executors import Address, ExecutorName, choose_executor
+from advseg_bench.cli.parts import PartOption, choose_part, default_folder, print_part
 
 if TYPE_CHECKING:
     from advseg_bench.report import Summary
@@ -43,6 +44,7 @@ def run_command(
     shard: Annotated[int, typer.Option(min=1, help="Images per job of a worker; results do not depend on it.")] = 8,
     executor: ExecutorName = "processes",
     address: Address = "",
+    part: PartOption = None,
     verbose: Verbose = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what ended its worker process in an earlier run.")
@@ -55,7 +57,7 @@ def run_command(
     from advseg_bench.suite.suite import Suite
 
     loaded = Suite.load(suite, profile=profile, data=data)
-    folder = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.profile)))
+    number, folder = choose_part(part, out, out or default_folder(loaded))
     options = choose_executor(executor, address, workers)
     print_phantom(loaded.data)
     from advseg_bench.cli.progress import show_progress
@@ -74,19 +76,28 @@ def run_command(
                 workers=workers or default_workers(loaded),
                 device=device,
                 shard=shard,
+                part=number,
                 progress=progress,
                 isolate=True,
                 retry_failed=retry_failed,
                 executor=options,
             )
-        summary = summarise(finished)
-        paths = write_report(summary, console=console if verbose else None)
+        summary = summarise(finished) if number is None else None
+        paths = write_report(summary, console=console if verbose else None) if summary else []
     if profile_time:
         _print_profile(spent)
-    _print_end(summary, paths, verbose)
+    if summary:
+        print_end(summary, paths, verbose)
+    else:
+        print_part(finished)
+    end_run(finished, loaded)
+
+
+def end_run(finished: Run, suite: Suite) -> None:
+    """Print what was left out and what failed; a failure exits with code 1."""
     _print_left_out(finished)
     if finished.failures:
-        _print_failures(finished, loaded)
+        _print_failures(finished, suite)
         raise typer.Exit(1)
 
 
@@ -103,7 +114,7 @@ def report_command(
     opened = Run(run, strict=False)
     summary = summarise(opened)
     paths = write_report(summary, out, formats=formats or (), console=console if verbose else None)
-    _print_end(summary, paths, verbose)
+    print_end(summary, paths, verbose)
     if print_damaged(opened):
         raise typer.Exit(1)
 
@@ -132,7 +143,7 @@ def claims_command(
             print_line(path)
 
 
-def _print_end(summary: Summary, paths: Sequence[Path], verbose: bool) -> None:
+def print_end(summary: Summary, paths: Sequence[Path], verbose: bool) -> None:
     """Print the summary, or with `verbose` only the paths of the pages."""
     from advseg_bench.report import print_summary
 

@@ -130,6 +130,15 @@ def read_failures(out: Path) -> list[dict[str, Any]]:
     return list(_read_or_refuse(path, RootModel[list[FailureForm]])) if path.exists() else []
 
 
+def read_calibration(out: Path) -> dict[str, dict[str, Any]]:
+    """Read the calibration of a part: model -> "weights_sha256" and "rows"; that of a merged run: part -> the same.
+
+    A damaged file, which the next run can recreate, raises `RecordError`.
+    """
+    path = out / "calibration.json"
+    return dict(_read_or_refuse(path, RootModel[dict[str, dict[str, Any]]])) if path.exists() else {}
+
+
 def _read_or_refuse(path: Path, kind: type[BaseModel]) -> Any:
     """Read a JSON file that the next run can recreate; `RecordError` if it is not a `kind`."""
     try:
@@ -195,23 +204,23 @@ def describe(out: Path, info: dict[str, Any]) -> None:
             before, after = _select_binding(before or {}), _select_binding(after)
         if before != after:
             raise RecordError(
-                f"{out}: holds a run of another {what}: {_first_difference(before, after)}. "
+                f"{out}: holds a run of another {what}: {first_difference(before, after)}. "
                 "Nothing was changed; choose another --out."
             )
     if old["suite"] != new["suite"]:
         write_sealed(out / "run.json", old | {"suite": new["suite"]})
 
 
-def _first_difference(old: Any, new: Any, where: str = "") -> str:
+def first_difference(old: Any, new: Any, where: str = "") -> str:
     """Name the first place where two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
-                return _first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+                return first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, (before, after) in enumerate(zip(old, new, strict=True)):
             if before != after:
-                return _first_difference(before, after, f"{where}.{i}")
+                return first_difference(before, after, f"{where}.{i}")
     return f"{where or 'it'} was {_short(old)}, is {_short(new)}"
 
 
