@@ -116,7 +116,7 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
 
 
 def _tidy_labels(drawing: Drawing) -> None:
-    """Tidy every label, line by line: unprintable characters are no XML, and a long name leaves no space for the axes."""
+    """Tidy every label, line by line: unprintable characters are no XML, and a long name leaves axes no space."""
     for text in drawing.findobj(Text):
         text.set_text(_tidy(text.get_text()))
     for ax in drawing.axes:

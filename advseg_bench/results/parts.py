@@ -1,4 +1,4 @@
-"""Parts: Parquet files that are written once, each with a label that says which run its rows belong to.
+"""Parts: Parquet files that are written once, each with a label that names the run that its rows belong to.
 
 The name of a part is MODEL-CONTENT-DIGEST.parquet: a hash of its cells and images, and the first hex digits of the
 SHA-256 of its bytes, which every reader compares. The label is JSON in the file's metadata. Parts of runs of older
@@ -75,7 +75,7 @@ _DIGEST = re.compile(rf"-[0-9a-f]{{{DIGITS}}}-(?P<digest>[0-9a-f]{{{DIGITS}}})$"
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a part says about itself.
+    """What a part states about itself.
 
     Attributes:
         run: Id of its run, the "run" of `run.json`; "" if the run has none.
@@ -125,7 +125,7 @@ class Damage:
 
     @classmethod
     def of(cls, path: Path, error: RecordError) -> Damage:
-        """Return the damage that an error about a file tells of."""
+        """Return the damage that an error about a file reports."""
         return cls(path, str(error).removeprefix(f"{path}: ").removesuffix(f". {RERUN}"))
 
 
@@ -177,7 +177,7 @@ def find_parts(out: Path, run: str = "") -> tuple[list[Part], list[Damage]]:
         run: Id of the run; a part that was labelled by another one is damaged. Not compared if "".
 
     Returns:
-        The parts sorted by name, without those that another one replaces, and the files that are damaged or foreign.
+        The parts sorted by name, without those that another one replaces, and the damaged files.
 
     Cost:
         Every byte of the parts is read once and hashed; their rows are not decoded.
@@ -212,7 +212,7 @@ def open_part(path: Path, run: str = "") -> Part | Damage:
     except (*UNREADABLE, ValueError, KeyError, TypeError) as error:
         return Damage(path, f"is damaged ({first_line(error)})")
     if run and label.run != run:
-        return Damage(path, f"holds rows of another run (its label says {label.run[:DIGITS]!r})")
+        return Damage(path, f"holds rows of another run (its label names {label.run[:DIGITS]!r})")
     return Part(path, label)
 
 
