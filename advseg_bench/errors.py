@@ -38,6 +38,10 @@ class WorkerError(UserError):
     """A worker process died."""
 
 
+class TaintedError(UserError):
+    """A job left its process in a state that cannot be restored, such as a foreign thread that keeps running."""
+
+
 class QueryLimitError(UserError):
     """An attack used more model evaluations than its limit."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from advseg_bench.errors import UserError
 from advseg_bench.running.outcomes import Do
-from advseg_bench.running.work import Emit, Job
+from advseg_bench.running.work import Emit, Job, Training
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def start_worker(emit: Emit) -> Do:
                 return function(*arguments)
             case Tell(steps, word):
                 for step in range(steps):
-                    emit(word, step + 1, steps)
+                    emit(Training(word, step + 1, steps))
                 return word
         raise AssertionError(job)
 

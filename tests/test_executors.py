@@ -21,7 +21,7 @@ from advseg_bench.running.executors.base import call, open_executor
 from advseg_bench.running.outcomes import JobError
 
 
-def no_news(what, done, total):
+def no_news(message):
     pass
 
 
@@ -51,9 +51,9 @@ def pool(told):
         yield executor
 
 
-def note(told, *event):
+def note(told, message):
     assert threading.current_thread() is threading.main_thread()
-    told.append(event)
+    told.append((message.model, message.done, message.total))
 
 
 @pytest.fixture(params=["here", "pool"])

@@ -75,7 +75,7 @@ def test_a_truncated_part_is_named_with_the_remedy(tmp_path, keep):
         records.write_part(tmp_path, [row("c1")])
         broken = records.write_part(tmp_path, [row("c2")])
     broken.write_bytes(broken.read_bytes()[:keep])
-    with pytest.raises(RecordError, match=rf"{broken.name}: is damaged .*Delete this file and run") as e:
+    with pytest.raises(RecordError, match=rf"{broken.name}: is damaged .*Run the same command again") as e:
         records.read_rows(tmp_path)
     assert "\n" not in str(e.value)
 
@@ -86,9 +86,10 @@ def test_a_reason_that_begins_with_an_empty_line_is_told(tmp_path, monkeypatch):
 
     with records.own(tmp_path):
         path = records.write_part(tmp_path, [row()])
+    path = path.rename(path.with_name("m-0123456789abcdef.parquet"))
     monkeypatch.setattr(pl, "read_parquet", fail)
     path.write_bytes(b"")
-    with pytest.raises(RecordError, match=rf"{path.name}: is damaged \(no such page\)\. Delete this file"):
+    with pytest.raises(RecordError, match=rf"{path.name}: is damaged \(no such page\)\. Run the same"):
         records.read_rows(tmp_path)
 
 
@@ -119,7 +120,9 @@ def test_a_part_with_other_widths_of_numbers_is_read_all_the_same(tmp_path):
     with records.own(tmp_path):
         records.write_part(tmp_path, [row("c1")])
         path = records.write_part(tmp_path, [row("c2")])
-    pl.read_parquet(path).with_columns(pl.col("draw").cast(pl.Int64)).write_parquet(path)
+    older = path.with_name("m-0123456789abcdef.parquet")
+    path.rename(older)
+    pl.read_parquet(older).with_columns(pl.col("draw").cast(pl.Int64)).write_parquet(older)
     frame = records.read_rows(tmp_path)
     assert frame.schema == pl.Schema(records.READ_SCHEMA)
     assert frame["cell"].to_list() == ["c1", "c2"]

@@ -13,6 +13,7 @@ import typer
 from advseg_bench.cli.checks import check_attack_command, crosscheck_command, throughput_command
 from advseg_bench.cli.data import make_data_command, schema_command
 from advseg_bench.cli.list import list_command
+from advseg_bench.cli.merge import merge_command
 from advseg_bench.cli.plan import plan_command
 from advseg_bench.cli.run import claims_command, report_command, run_command
 from advseg_bench.errors import UserError
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run_command,
+    "merge": merge_command,
     "report": report_command,
     "claims": claims_command,
     "plan": plan_command,

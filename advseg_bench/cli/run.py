@@ -21,6 +21,7 @@ from advseg_bench.cli.common import (
     print_line,
 )
 from advseg_bench.cli.data import print_phantom
+from advseg_bench.cli.parts import PartOption, choose_part, default_folder, print_part
 
 if TYPE_CHECKING:
     from advseg_bench.report import Summary
@@ -39,6 +40,7 @@ def run_command(
     workers: Workers = None,
     device: Annotated[str, typer.Option(help="Device for training and attacks, such as cpu or cuda.")] = "cpu",
     shard: Annotated[int, typer.Option(min=1, help="Images per job of a worker; results do not depend on it.")] = 8,
+    part: PartOption = None,
     verbose: Verbose = False,
     profile_time: Annotated[
         bool, typer.Option("--profile-time", help="Run time by component, printed at the end.")
@@ -48,7 +50,7 @@ def run_command(
     from advseg_bench.suite.suite import Suite
 
     loaded = Suite.load(suite, profile=profile, data=data)
-    folder = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.profile)))
+    number, folder = choose_part(part, out, out or default_folder(loaded))
     used = workers or default_workers(loaded)
     print_phantom(loaded.data)
     from advseg_bench.cli.progress import show_progress
@@ -61,15 +63,23 @@ def run_command(
         if profile_time:
             spent = stack.enter_context(measure_times())
         with show_progress(console) as progress:
-            finished = run(loaded, folder, workers=used, device=device, shard=shard, progress=progress)
-        summary = summarise(finished)
-        paths = write_report(summary, console=console if verbose else None)
+            finished = run(loaded, folder, workers=used, device=device, shard=shard, part=number, progress=progress)
+        summary = summarise(finished) if number is None else None
+        paths = write_report(summary, console=console if verbose else None) if summary else []
     if profile_time:
         _print_profile(spent)
-    _print_end(summary, paths, verbose)
+    if summary:
+        print_end(summary, paths, verbose)
+    else:
+        print_part(finished)
+    end_run(finished, loaded)
+
+
+def end_run(finished: Run, suite: Suite) -> None:
+    """Print what was left out and what failed; a failure exits with code 1."""
     _print_left_out(finished)
     if finished.failures:
-        _print_failures(finished, loaded)
+        _print_failures(finished, suite)
         raise typer.Exit(1)
 
 
@@ -85,7 +95,7 @@ def report_command(
 
     summary = summarise(Run(run))
     paths = write_report(summary, out, formats=formats or (), console=console if verbose else None)
-    _print_end(summary, paths, verbose)
+    print_end(summary, paths, verbose)
 
 
 def claims_command(
@@ -102,7 +112,7 @@ def claims_command(
             print_line(path)
 
 
-def _print_end(summary: Summary, paths: Sequence[Path], verbose: bool) -> None:
+def print_end(summary: Summary, paths: Sequence[Path], verbose: bool) -> None:
     """Print the summary, or with `verbose` only the paths of the pages."""
     from advseg_bench.report import print_summary
 

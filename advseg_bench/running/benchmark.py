@@ -10,15 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from advseg_bench.results import records
+from advseg_bench.results.descriptions import identify_run
+from advseg_bench.results.machines import note_rest
 from advseg_bench.results.run import Run
+from advseg_bench.running import parts
+from advseg_bench.running.calibration import calibrate
 from advseg_bench.running.executors.base import Executor, call, keep_busy, open_executor
 from advseg_bench.running.executors.processes import end_in_script_import
-from advseg_bench.running.missing import find_missing
 from advseg_bench.running.panels import draw_panels
 from advseg_bench.running.recording import Event, Recorder
 from advseg_bench.running.schedule import Schedule
 from advseg_bench.running.starting import Start
-from advseg_bench.running.work import Check, Context, Describe, Description, RunUnit, Train, Unit
+from advseg_bench.running.work import (
+    Check,
+    Context,
+    Describe,
+    Description,
+    Emit,
+    Running,
+    RunUnit,
+    Train,
+    Training,
+    Unit,
+)
 from advseg_bench.suite.cells import Cell, plan
 from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.suite import Suite
@@ -34,6 +48,7 @@ def run(
     workers: int = 1,
     device: str = "cpu",
     shard: int = 8,
+    part: tuple[int, int] | None = None,
     progress: Callable[[Event], None] = lambda event: None,
 ) -> Run:
     """Run a suite: train its models, attack them, and record one row per cell and image. An earlier run is resumed.
@@ -45,6 +60,8 @@ def run(
             imported (`if __name__ == "__main__":`).
         device: Device of models and images, such as "cpu" or "cuda".
         shard: Images per job of a worker; results do not depend on it.
+        part: (i, n) to compute only the i-th of n parts, each into a run directory of its own, of which
+            `advseg_bench.merge` makes one run. By default everything.
         progress: Called with an `Event` at each step of progress.
 
     Returns:
@@ -74,29 +91,41 @@ def run(
     out = Path(out)
     cells = plan(suite)
     start = Start(Context(suite, device))
-    with records.own(out), open_executor(workers, start, _report_training(progress)) as executor:
+    with records.own(out), open_executor(workers, start, _report(progress)) as executor:
         progress(Event("load", "", 0, 1))
         here = call(executor, Describe())
         code = here.binding["code"]
         call(executor, Check())
-        records.describe(out, _describe(suite, cells, here))
+        info = _describe(suite, cells, here) | parts.describe_part(suite, cells, here, part)
+        records.describe(out, info)
+        parts.check_recorded(out, info)
         have = set(records.read_rows(out, ["cell", "image"], {cell.id for cell in cells}).iter_rows())
-        units = find_missing(cells, here.images, have, shard)
+        units = parts.find_missing_in(info, cells, here.images, have, shard)
         if have and not any(units.values()):
             progress(Event("complete", "", len(have), len(have)))
-        recorder = Recorder(out, sum(unit.rows for found in units.values() for unit in found), progress, code)
+        if any(units.values()):
+            note_rest(out, here.environment, here.binding)
+        recorder = Recorder(
+            out, sum(unit.rows for found in units.values() for unit in found), progress, code, info["run"]
+        )
         try:
             _compute(units, executor, recorder)
         finally:
             recorder.write_failures([model.name for model in suite.models])
         draw_panels(out, cells, here.images, executor, lambda *done: progress(Event("panels", *done)))
-        if not have:
+        if part is not None:
+            calibrate(out, suite, cells, here, executor)
+        elif not have:
             _remember_timings(suite, cells, here, recorder)
     return Run(out)
 
 
-def _report_training(progress: Callable[[Event], None]) -> Callable[[str, int, int], None]:
-    return lambda model, done, total: progress(Event("train", model, done, total))
+def _report(progress: Callable[[Event], None]) -> Emit:
+    def emit(message: Training | Running) -> None:
+        if isinstance(message, Training):
+            progress(Event("train", message.model, message.done, message.total))
+
+    return emit
 
 
 def describe_command(argv: Sequence[str]) -> str:
@@ -108,11 +137,11 @@ def describe_command(argv: Sequence[str]) -> str:
 
 def _describe(suite: Suite, cells: Sequence[Cell], here: Description) -> dict[str, Any]:
     """The content of `run.json`."""
+    bound = {"suite": suite.as_json(), "data": here.data, "binding": here.binding}
     return {
         "schema": records.RUN_SCHEMA,
-        "suite": suite.as_json(),
-        "data": here.data,
-        "binding": here.binding,
+        "run": identify_run(bound),
+        **bound,
         "environment": here.environment,
         "command": describe_command(sys.argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from advseg_bench.errors import UserError, one_line
-from advseg_bench.running.work import Emit, Job
+from advseg_bench.running.work import Emit, Job, Running
 
 R = TypeVar("R")
 
@@ -19,8 +19,53 @@ StartWorker = Callable[[Emit], Do]
 """Creates a worker in the calling process. Picklable, so that it can be sent to a process."""
 
 
+TIMEOUT = "time limit"
+"""Cause of the death of a worker that was killed because a call exceeded `max_seconds`."""
+
+
 class JobError(Exception):
     """A job raised an exception that is not a `UserError`; the message names its type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a worker ended during a job.
+
+    Attributes:
+        cause: A signal such as "SIGSEGV", an exit code such as "exit code 1", `TIMEOUT`, or another reason in few words.
+        running: The last `Running` of the job; None if no attack had begun.
+        peak_bytes: Largest memory of the process; None if unknown.
+        last_words: Last lines that it wrote to stdout and stderr, in one line; "" if none.
+    """
+
+    cause: str
+    running: Running | None = None
+    peak_bytes: int | None = None
+    last_words: str = ""
+
+    def describe(self, longest: int = 500) -> str:
+        """Return one line with cause, memory and last words, cut to this many characters."""
+        limit = (
+            f" of {self.running.seconds:g} s" if self.cause == TIMEOUT and self.running and self.running.seconds else ""
+        )
+        memory = "" if self.peak_bytes is None else f", peak memory {self.peak_bytes / 2**30:.2f} GiB"
+        words = f", last output: {self.last_words}" if self.last_words else ""
+        return f"the worker process died: {self.cause}{limit}{memory}{words}"[:longest]
+
+
+class WorkerDied(JobError):
+    """The worker of a job died or was killed after its time limit; a fresh one has taken its place. Picklable.
+
+    Args:
+        death: How it ended.
+    """
+
+    def __init__(self, death: Death) -> None:
+        super().__init__(death)
+        self.death = death
+
+    def __str__(self) -> str:
+        return self.death.describe()
 
 
 @dataclass(frozen=True, slots=True)

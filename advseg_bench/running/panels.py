@@ -51,6 +51,14 @@ def draw_panels(
         show(job.model, done, total)
 
 
+def sort_out_panels(run: Run) -> int:
+    """Remove panels of a run that belong to no case of its report, and return the number of those that it lacks."""
+    assert run.path is not None, "a run in memory has no panels"
+    cells = {cell.id: cell for cell in run.about.cells}
+    places = {image: i for i, image in enumerate(run.info["images"])}
+    return sum(map(len, _find_missing(run.path / "panels", find_extremes(run), cells, places).values()))
+
+
 def _find_missing(
     folder: Path, cases: Iterable[Extreme], cells: Mapping[str, Cell], images: Mapping[str, int]
 ) -> dict[str, Wanted]:

@@ -45,15 +45,22 @@ class Recorder:
         total: Number of missing rows.
         show: Called after each model and each unit.
         code: The code of the user's objects as the run describes it, by name.
+        run: Id of the run, which labels its parts.
     """
 
     def __init__(
-        self, out: Path, total: int, show: Callable[[Event], None], code: Mapping[str, str] | None = None
+        self,
+        out: Path,
+        total: int,
+        show: Callable[[Event], None],
+        code: Mapping[str, str] | None = None,
+        run: str = "",
     ) -> None:
         self.failures: list[Failure] = []
         self.train_seconds: dict[str, float] = {}
         self.attack_seconds: defaultdict[str, float] = defaultdict(float)
         self._out, self._total, self._show, self._code = out, total, show, dict(code or {})
+        self._run = run
         self._done = 0
 
     def record_model(self, name: str, outcome: Outcome[dict[str, Any]]) -> bool:
@@ -97,7 +104,7 @@ class Recorder:
                 "imported it. These rows were not recorded. Run the suite again in a new --out."
             )
         if result.rows:
-            records.write_part(self._out, result.rows)
+            records.write_part(self._out, result.rows, self._run)
         for failure in result.failures:
             self._note(failure)
         self.attack_seconds[unit.model] += result.seconds

@@ -20,11 +20,44 @@ R_co = TypeVar("R_co", covariant=True)
 CHECKED_ON = 2
 """Number of test images on which a prepared model must agree with the model."""
 
-Emit = Callable[[str, int, int], None]
-"""(model, epochs done, total epochs): progress of a training."""
-
 Row = dict[str, Any]
 """A row of `records.ROW_SCHEMA`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A worker's message about the progress of a training.
+
+    Attributes:
+        model: Name of the model.
+        done: Epochs done.
+        total: Number of epochs.
+    """
+
+    model: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A worker's message before each attack, or group of attacks that run together: what runs from now on.
+
+    Attributes:
+        model: Name of the attacked model.
+        cells: Ids of the cells.
+        images: Names of the images.
+        seconds: Longest time from this message to the next one, or to the end of the job; no limit if None.
+    """
+
+    model: str
+    cells: tuple[str, ...]
+    images: tuple[str, ...]
+    seconds: float | None = None
+
+
+Emit = Callable[[Training | Running], None]
+"""Sends a message to the owner of the run while a job is in progress."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ from advseg_bench.running.work import (
     PanelSpec,
     RunUnit,
     Train,
+    Training,
     Unit,
     UnitResult,
     list_sources,
@@ -97,7 +98,7 @@ class Worker:
                 case Check():
                     return self._check()
                 case Train(name):
-                    return self._load(name, lambda done, total: self._emit(name, done, total)).info
+                    return self._load(name, lambda done, total: self._emit(Training(name, done, total))).info
                 case RunUnit(unit):
                     return self._run_unit(unit)
                 case MakePanels(name, panels):

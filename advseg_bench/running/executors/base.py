@@ -25,8 +25,17 @@ class Executor(Protocol):
     - `wait` returns every submitted job exactly once. No result depends on which worker ran it, but the next job should
       go to the worker whose job `wait` returned last, since that worker has the model in memory.
     - A job that raises becomes an `Outcome` with an error (see `outcomes.attempt`) and does not affect other jobs.
-    - If a worker process dies, `submit` or `wait` raises `WorkerError`: the run ends, and can be resumed.
-    - `emit` is called in the thread that calls `submit` and `wait`.
+    - A worker is replaced by a fresh one if its process ends during a job for whatever reason; if the time `seconds` of
+      its last message `Running` has passed without another message or the end of the job, upon which it is killed; or
+      if its job raised `TaintedError`. `wait` then returns the job with `Outcome(error=WorkerDied(death))`. The `Death`
+      has the cause, the last `Running` of this job, and, where they are known, the peak memory and the last output. The
+      next job that is submitted goes to the fresh worker. The executor never runs a job twice: that is its caller's
+      decision. A worker that ends between two jobs is replaced without notice.
+    - If fresh workers cannot be started, `submit` or `wait` raises `WorkerError`: the run ends, and can be resumed.
+    - Only the process that was started as a worker answers; a copy of it that foreign code forks ends without answer.
+    - What a worker writes to stdout and stderr neither fills memory or disk nor blocks a job.
+    - `emit` is called with each message of a worker, in the order in which that worker sent them and before its job is
+      returned, in the thread that calls `submit` and `wait`.
     - When the context manager exits, no process is left. If it exits by an error, including Ctrl-C, it does not wait
       for unfinished jobs.
     """
@@ -52,7 +61,7 @@ def open_executor(workers: int, start_worker: StartWorker, emit: Emit) -> Iterat
     Args:
         workers: Number of worker processes; 1 runs the jobs in this process.
         start_worker: Called once in each process that runs jobs.
-        emit: Called in this thread with the training progress that workers report.
+        emit: Called in this thread with the messages that workers send during jobs.
     """
     if workers == 1:
         yield InProcess(start(start_worker, emit))

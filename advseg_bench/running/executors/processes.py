@@ -137,7 +137,7 @@ class Processes:
             elif isinstance(message, _Started):
                 worker.started = True
             else:
-                self._emit(*message)
+                self._emit(message)
 
 
 @contextmanager
@@ -197,7 +197,7 @@ def _serve(pipe: Connection, start_worker: StartWorker) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     profiling.start_in_worker()
-    do = start(start_worker, lambda *progress: pipe.send(progress))
+    do = start(start_worker, pipe.send)
     gc.freeze()  # exclude objects that exist now from garbage collection: they stay alive
     while True:
         try:
