@@ -16,7 +16,7 @@ from typing import Any
 
 from advseg_bench.cache import content_hash, make_folder, write_json
 from advseg_bench.errors import UserError, WorkerError, expected, one_line
-from advseg_bench.results.records import read_json
+from advseg_bench.results.descriptions import read_json
 from advseg_bench.results.run import Run
 from advseg_bench.running.executors.slurm_job import RunPart
 from advseg_bench.running.executors.slurm_queue import check_slurm, find_jobs, list_queued
@@ -68,7 +68,6 @@ class SlurmOptions:
             "signal_delay_s": WARNED_S,
             "array_parallelism": self.at_once or self.jobs,
             "stderr_to_stdout": True,
-            "use_srun": False,
         }
         if self.partition is not None:
             asked["partition"] = self.partition
@@ -125,7 +124,7 @@ def run_on_slurm(
     watcher = _Watcher(suite, folder, options, device or ("cuda" if options.gpus else "cpu"), shard)
     watcher.begin()
     watcher.watch(progress)
-    from advseg_bench.running.merging import merge
+    from advseg_bench.running.merge import merge
 
     return merge([watcher.place(each.part) for each in watcher.watched], out)
 
