@@ -12,6 +12,7 @@ import typer
 
 from advseg_bench.cli.checks import check_attack_command, crosscheck_command, throughput_command
 from advseg_bench.cli.data import make_data_command, schema_command
+from advseg_bench.cli.launch import launch_command
 from advseg_bench.cli.list import list_command
 from advseg_bench.cli.merge import merge_command
 from advseg_bench.cli.plan import plan_command
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run_command,
+    "launch": launch_command,
     "merge": merge_command,
     "report": report_command,
     "claims": claims_command,
