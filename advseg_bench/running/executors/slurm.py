@@ -18,8 +18,8 @@ from advseg_bench.cache import content_hash, make_folder, write_json
 from advseg_bench.errors import UserError, WorkerError, expected, one_line
 from advseg_bench.results.descriptions import read_json
 from advseg_bench.results.run import Run
+from advseg_bench.running.executors import slurm_queue
 from advseg_bench.running.executors.slurm_job import RunPart
-from advseg_bench.running.executors.slurm_queue import check_slurm, find_jobs, list_queued
 from advseg_bench.running.parts import Part, name_part
 from advseg_bench.running.recording import Event
 from advseg_bench.suite.suite import Suite
@@ -118,7 +118,7 @@ def run_on_slurm(
         IncompatibleError: If the extra `slurm` is not installed.
         UserError: If Slurm is not there, refuses the jobs, or a part failed.
     """
-    check_slurm(options.partition)
+    slurm_queue.check_slurm(options.partition)
     folder = out.with_name(f"{out.name}.parts")
     make_folder(folder)
     watcher = _Watcher(suite, folder, options, device or ("cuda" if options.gpus else "cpu"), shard)
@@ -172,7 +172,7 @@ class _Watcher:
         parts = [(i + 1, self._options.jobs) for i in range(self._options.jobs)]
         if self._record.exists():
             self._adopt(parts, read_json(self._record))
-        elif len(known := find_jobs(self._name)) == len(parts):
+        elif len(known := slurm_queue.find_jobs(self._name)) == len(parts):
             self.watched = [_Watched(part, job) for part, job in zip(parts, known, strict=True)]
         else:
             self.watched = [_Watched(part, job) for part, job in zip(parts, self._submit(parts), strict=True)]
@@ -185,7 +185,7 @@ class _Watcher:
             UserError: If a part failed. The other jobs are cancelled then; finished rows are kept.
         """
         while waiting := [each for each in self.watched if not each.ended]:
-            queued = list_queued([each.job for each in waiting])
+            queued = slurm_queue.list_queued([each.job for each in waiting])
             for each in waiting:
                 result = self._find_result(each)
                 if result is not None:
