@@ -147,18 +147,17 @@ def test_launch_and_script_give_the_run_of_one_process(tmp_path):
     file.write_text(SUITE)
     whole = ab.run(ab.Suite.load(file), tmp_path / "whole")
     command = [sys.executable, "-m", "advseg_bench", "launch", str(file), "--processes", "2"]
-    started = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "all")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     lines = []
-    for line in started.stdout:
-        lines.append(line)
-        if len(lines) == 1:
-            listed = subprocess.run(
-                ["pgrep", "-P", str(started.pid), "-f", "part 1/2"], capture_output=True, text=True, check=True
-            )
-            os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
-    assert started.wait() == 0, "".join(lines)
+    with subprocess.Popen([*command, "--out", str(tmp_path / "all")], **output) as started:
+        for line in started.stdout:
+            lines.append(line)
+            if len(lines) == 1:
+                listed = subprocess.run(
+                    ["pgrep", "-P", str(started.pid), "-f", "part 1/2"], capture_output=True, text=True, check=True
+                )
+                os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
+    assert started.returncode == 0, "".join(lines)
     assert any("died (SIGKILL); started again" in line for line in lines)
     assert ab.Run(tmp_path / "all").rows.equals(whole.rows)
 

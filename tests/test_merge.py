@@ -14,13 +14,13 @@ import polars as pl
 import pytest
 
 import advseg_bench as ab
-from advseg_bench.cache import write_json
 from advseg_bench.data import load_dataset
 from advseg_bench.errors import RecordError
 from advseg_bench.models.build import build_model
 from advseg_bench.models.weights import save_weights
 from advseg_bench.report import summarise, write_report
 from advseg_bench.results import merging, parts, records
+from advseg_bench.results.descriptions import identify_run, write_sealed
 from advseg_bench.suite.suite import Suite
 
 TEXT = """
@@ -190,9 +190,20 @@ def test_parts_on_another_file_system_are_copied(whole, pieces, tmp_path, monkey
 
 
 def edit(path: Path, change) -> None:
-    info = json.loads(path.read_text())
-    change(info)
-    write_json(path, info)
+    value = json.loads(path.read_text())
+    change(value)
+    write_sealed(path, value)
+
+
+def become(folder: Path, change) -> None:
+    """Make a folder that of another run: its description, and the labels of its files of rows."""
+    edit(folder / "run.json", change)
+    edit(folder / "run.json", lambda info: info.update(run=identify_run(info)))
+    run = json.loads((folder / "run.json").read_text())["run"]
+    for path in (folder / "parts").iterdir():
+        rows = pl.read_parquet(path, glob=False)
+        path.unlink()
+        parts.write_part(folder, rows, run)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +221,7 @@ def edit(path: Path, change) -> None:
     ],
 )
 def test_another_run_is_refused(copies, tmp_path, change, message):
-    edit(copies[2] / "run.json", change)
+    become(copies[2], change)
     with pytest.raises(RecordError, match=message):
         ab.merge(copies, tmp_path / "all")
     assert not (tmp_path / "all").exists()
@@ -259,7 +270,7 @@ def test_a_failed_cell_is_no_missing_row(copies, tmp_path):
         kept = pl.read_parquet(path, glob=False).filter(pl.col("cell") != failed)
         path.unlink()
         parts.write_part(copies[0], kept, run)
-    write_json(copies[0] / "failures.json", [failure])
+    write_sealed(copies[0] / "failures.json", [failure])
     merged = ab.merge(copies, tmp_path / "all")
     assert merged.failures == [failure]
     assert merged.missing > 0
@@ -267,12 +278,7 @@ def test_a_failed_cell_is_no_missing_row(copies, tmp_path):
 
 def test_mixed_machines_are_compared(whole, copies, tmp_path):
     number = 1
-    edit(copies[number] / "run.json", lambda info: info["binding"].update(torch="9", instructions="AVX9"))
-    edit(copies[number] / "run.json", lambda info: info.update(run="0" * 16))
-    for path in (copies[number] / "parts").iterdir():
-        rows = pl.read_parquet(path, glob=False)
-        path.unlink()
-        parts.write_part(copies[number], rows, "0" * 16)
+    become(copies[number], lambda info: info["binding"].update(torch="9", instructions="AVX9"))
 
     def shift(known):
         for row in known["a"]["rows"]:
@@ -354,5 +360,5 @@ def test_a_slurm_array_needs_no_option(tmp_path, suite):
     assert [path.name for path in made] == ["part-1-of-2", "part-2-of-2"]
     merge = [*command, "merge", *map(str, made), "--out", str(tmp_path / "all")]
     done = subprocess.run(merge, capture_output=True, text=True, check=True)
-    assert "merged 2 parts of one kind of machine" in done.stdout
+    assert "merged 2 parts of one type of machine" in done.stdout
     assert (tmp_path / "all" / "report").is_dir()

@@ -76,7 +76,7 @@ def test_the_division_is_the_same_in_another_process():
     code = (
         "import json, sys, advseg_bench as ab\nfrom advseg_bench.running.parts import divide, weigh\n"
         "suite = ab.Suite.load('smoke')\n"
-        "print(json.dumps([describe_part(suite, ab.plan(suite), 36, 91, (i, 5)) for i in range(1, 6)]))"
+        "print(json.dumps(divide(weigh(suite, ab.plan(suite), 91), 36, 8, 5)))"
     )
     found = set()
     for seed in ("1", "2"):

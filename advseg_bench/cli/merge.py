@@ -25,7 +25,7 @@ def merge_command(
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Merge parts of machines that differ, and report by how much.")
     ] = False,
-    panels: Annotated[bool, typer.Option(help="Draw pictures of the report that no part has.")] = True,
+    panels: Annotated[bool, typer.Option(help="Make the pictures of the report that no part has.")] = True,
     device: Annotated[str, typer.Option(help="Device for these pictures, such as cpu or cuda.")] = "cpu",
     verbose: Verbose = False,
 ) -> None:
@@ -44,11 +44,11 @@ def print_merged(run: Run, verbose: bool) -> None:
 
     machines = run.info["machines"]
     parts = sum(len(machine["parts"]) for machine in machines)
-    kinds = "one kind of machine" if len(machines) == 1 else f"{len(machines)} kinds of machine"
+    types = "one type of machine" if len(machines) == 1 else f"{len(machines)} types of machine"
     missing = f"; {run.missing:,} of {run.planned:,} rows are missing" if run.missing else ""
-    print_line(f"merged {parts} parts of {kinds}{missing}")
+    print_line(f"merged {parts} parts of {types}{missing}")
     if left := sort_out_panels(run):
-        print_line(f"{left} pictures are missing; `advseg-bench run SUITE --out {run.path}` draws them")
+        print_line(f"{left} pictures are missing; `advseg-bench run SUITE --out {run.path}` makes them")
     summary = summarise(run)
     print_end(summary, write_report(summary, console=console if verbose else None), verbose)
     end_run(run, Suite.model_validate(run.info["suite"]))

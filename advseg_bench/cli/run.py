@@ -19,8 +19,10 @@ from advseg_bench.cli.common import (
     console,
     default_workers,
     print_line,
+    print_problem,
 )
 from advseg_bench.cli.data import print_phantom
+from advseg_bench.cli.executors import Address, ExecutorName, choose_executor
 from advseg_bench.cli.parts import PartOption, choose_part, default_folder, print_part
 
 if TYPE_CHECKING:
@@ -40,8 +42,13 @@ def run_command(
     workers: Workers = None,
     device: Annotated[str, typer.Option(help="Device for training and attacks, such as cpu or cuda.")] = "cpu",
     shard: Annotated[int, typer.Option(min=1, help="Images per job of a worker; results do not depend on it.")] = 8,
+    executor: ExecutorName = "processes",
+    address: Address = "",
     part: PartOption = None,
     verbose: Verbose = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what ended its worker process in an earlier run.")
+    ] = False,
     profile_time: Annotated[
         bool, typer.Option("--profile-time", help="Run time by component, printed at the end.")
     ] = False,
@@ -51,7 +58,7 @@ def run_command(
 
     loaded = Suite.load(suite, profile=profile, data=data)
     number, folder = choose_part(part, out, out or default_folder(loaded))
-    used = workers or default_workers(loaded)
+    options = choose_executor(executor, address, workers)
     print_phantom(loaded.data)
     from advseg_bench.cli.progress import show_progress
     from advseg_bench.instruments.profiling import measure_times
@@ -63,7 +70,18 @@ def run_command(
         if profile_time:
             spent = stack.enter_context(measure_times())
         with show_progress(console) as progress:
-            finished = run(loaded, folder, workers=used, device=device, shard=shard, part=number, progress=progress)
+            finished = run(
+                loaded,
+                folder,
+                workers=workers or default_workers(loaded),
+                device=device,
+                shard=shard,
+                part=number,
+                progress=progress,
+                isolate=True,
+                retry_failed=retry_failed,
+                executor=options,
+            )
         summary = summarise(finished) if number is None else None
         paths = write_report(summary, console=console if verbose else None) if summary else []
     if profile_time:
@@ -93,9 +111,22 @@ def report_command(
     from advseg_bench.report import summarise, write_report
     from advseg_bench.results.run import Run
 
-    summary = summarise(Run(run))
+    opened = Run(run, strict=False)
+    summary = summarise(opened)
     paths = write_report(summary, out, formats=formats or (), console=console if verbose else None)
     print_end(summary, paths, verbose)
+    if print_damaged(opened):
+        raise typer.Exit(1)
+
+
+def print_damaged(run: Run) -> bool:
+    """Print the files of a run that are damaged and left out, one line each; return whether there are any."""
+    from advseg_bench.results.verify import list_damaged
+
+    damaged = list_damaged(run)
+    for each in damaged:
+        print_problem(f"left out: {each}")
+    return bool(damaged)
 
 
 def claims_command(
@@ -146,7 +177,7 @@ def _print_failures(finished: Run, suite: Suite) -> None:
     if len(finished.failures) > MOST_FAILURES:
         lines.append(f"and {len(finished.failures) - MOST_FAILURES} more")
     for line in lines:
-        console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
+        print_problem(line)
 
 
 def _print_profile(spent: dict[str, float]) -> None:

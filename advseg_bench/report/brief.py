@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
+from advseg_bench.instruments.process_entry import CHANGED
 from advseg_bench.report.behaviour import describe_models, list_non_finite, list_weak
 from advseg_bench.report.contrasts import Contrast, show_ratio
 from advseg_bench.report.document import show_budget, show_number, show_plural
 from advseg_bench.report.findings import shorten_list, write_findings
-from advseg_bench.report.integrity import NOTES
 from advseg_bench.report.means import Row, write_mean
+from advseg_bench.report.measured import NOTES
 from advseg_bench.report.series import NORMS
 from advseg_bench.report.summary import Summary, summarise
 from advseg_bench.report.verdicts import Judged, describe_shortage
@@ -96,7 +97,7 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
     head = [
         *_fit([summary.run.about.suite.title], 1, console, "bold"),
         *_fit(_describe_run(summary), 4, console),
-        *_fit(_list_warnings(summary.run), 3, console, "bold red"),
+        *_fit(_list_warnings(summary), 3, console, "bold red"),
         *_fit(describe_models(summary.run), 2, console),
     ]
     reach = _fit(sentences[-1:], 2, console, bullet="- ")  # the scope of all findings, so it is never left out
@@ -163,9 +164,11 @@ def _show_budgets(budgets: Budgets) -> str:
     return show_radii(budgets.eps, budgets.norm, budgets.width)
 
 
-def _list_warnings(run: Run) -> list[str]:
+def _list_warnings(summary: Summary) -> list[str]:
     """Return the cautions to show before any number, in short."""
-    warnings = [*list_weak(run), *list_non_finite(run), *([run.about.suite.note] if run.about.suite.note else [])]
+    run = summary.run
+    note = [run.about.suite.note] if run.about.suite.note else []
+    warnings = [*list_weak(summary), *list_non_finite(summary), *note]
     if run.missing:
         warnings.append(f"Incomplete: {run.missing:,} of {run.planned:,} results are missing.")
     return warnings
@@ -228,10 +231,10 @@ def _list_trouble(summary: Summary) -> list[str]:
         what = labels.get(first["cell"], f"all of {first['model']}")
         more = f" ({len(failures) - 1} more in the report)" if len(failures) > 1 else ""
         lines.append(f"Failed{more}: {what}: {first['message']}")
-    faults = summary.flags.filter(~pl.col("flag").is_in(NOTES))
+    faults = summary.flags.filter(~pl.col("flag").is_in([*NOTES, CHANGED]))  # a second flag says what was changed
     counts = faults.group_by("flag", maintain_order=True).agg(results=pl.col("results").sum())
     if len(counts):
-        flags = [f"{flag} {count:,}" for flag, count in counts.iter_rows()]
+        flags = [f"{flag.replace(':', ': ')} {count:,}" for flag, count in counts.iter_rows()]
         lines.append(f"Flagged results: {shorten_list(flags, MOST_NAMES)}; see Checks in the report.")
     if summary.doubts:
         names = list(dict.fromkeys(found.doubt for found in summary.doubts))

@@ -10,33 +10,18 @@ from typing import Any
 
 import polars as pl
 
-from advseg_bench.cache import write_json
+from advseg_bench.errors import RecordError
 from advseg_bench.results import scores
-from advseg_bench.results.descriptions import read_description
-from advseg_bench.results.parts import ROW_SCHEMA
+from advseg_bench.results.descriptions import read_description, write_sealed
+from advseg_bench.results.parts import ROW_SCHEMA, first_line
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
-
-FILE = "calibration.json"
-"""Name of the file with the calibration rows of a part, or with those of all parts of a merged run."""
 
 REST = "rest"
 """Key of a machine that computed rows that no part held, after the merge."""
 
 Entry = dict[str, Any]
 """A JSON object."""
-
-
-def read_calibration(folder: Path) -> Entry:
-    """Return the calibration of a part: model -> "weights_sha256" and "rows"; a damaged file counts as missing.
-
-    That of a merged run maps the number of a part to its calibration.
-    """
-    try:
-        known = json.loads((folder / FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return {name: each for name, each in known.items() if isinstance(each, dict)} if isinstance(known, dict) else {}
 
 
 def group_machines(infos: Sequence[Mapping[str, Any]]) -> list[Entry]:
@@ -81,7 +66,7 @@ def note_rest(out: Path, environment: Entry, binding: Entry) -> None:
         same[REST] = True
     else:
         return
-    write_json(out / "run.json", info)
+    write_sealed(out / "run.json", info)
 
 
 def compare_machines(info: Mapping[str, Any], calibrations: Mapping[str, Entry]) -> Entry:
@@ -119,10 +104,15 @@ def _list_frames(machines: Sequence[Entry], calibrations: Mapping[str, Entry], m
     weights = None
     for machine in machines:
         each = (calibrations.get(str(entry["part"]), {}).get(model) for entry in machine["parts"])
-        known = next((one for one in each if one and weights in (None, one["weights_sha256"])), None)
+        known = next((one for one in each if one and weights in (None, one.get("weights_sha256"))), None)
         if known is not None:
             weights = known["weights_sha256"]
-            found.append(pl.DataFrame(known["rows"], schema=ROW_SCHEMA))
+            try:
+                found.append(pl.DataFrame(known["rows"], schema=ROW_SCHEMA))
+            except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+                raise RecordError(
+                    f"calibration of {model}: is damaged ({first_line(error)}). Delete the file."
+                ) from None
     return found
 
 
@@ -133,7 +123,7 @@ def describe_mixture(info: Mapping[str, Any]) -> str:
     difference = found.get("dice_difference")
     if all(binding == bindings[0] for binding in bindings) and not difference:
         return ""
-    kinds = f"The rows come from {len(machines)} kinds of machine, whose results may differ in their last bits"
+    types = f"The rows come from {len(machines)} types of machine, whose results may differ in their last bits"
     if difference is None:
-        return f"{kinds}; no model ran with equal weights on two of them, so that the difference is unknown."
-    return f"{kinds}: on the same images and weights, Dice differs by at most {difference:.2g} ({found['where']})."
+        return f"{types}; no model ran with equal weights on two of them, so that the difference is unknown."
+    return f"{types}: on the same images and weights, Dice differs by at most {difference:.2g} ({found['where']})."

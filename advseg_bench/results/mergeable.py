@@ -16,6 +16,9 @@ from advseg_bench.results.descriptions import (
     read_failures,
     read_model,
 )
+from advseg_bench.results.info import read_info
+from advseg_bench.results.inspection import inspect_parts
+from advseg_bench.results.rules import Rules
 
 FIXED = ("advseg-bench", "code")
 """Keys of the binding that are equal in all parts, even of mixed machines: the package and the code of users."""
@@ -69,10 +72,11 @@ def open_source(folder: Path) -> Source:
         raise RecordError(
             f"{folder}: expected a part of a run, got a run of the whole suite. Only runs made with --part are merged."
         )
-    found, damaged = parts.find_parts(folder, info["run"])
-    parts.refuse(damaged)
+    rules = Rules(read_info(info, folder / "run.json"), info["images"])
+    inspection = inspect_parts(folder, rules, info["run"])
+    parts.refuse(inspection.damaged)
     models = {path.stem: read_model(path) for path in sorted((folder / "models").glob("*.json"))}
-    return Source(folder, info, entries, models, read_failures(folder), found)
+    return Source(folder, info, entries, models, read_failures(folder), inspection.parts)
 
 
 def list_entries(info: Mapping[str, Any]) -> list[Entry]:

@@ -9,11 +9,13 @@ from typing import Any
 
 import polars as pl
 
-from advseg_bench.cache import write_bytes, write_json
+from advseg_bench.cache import write_bytes
 from advseg_bench.errors import RecordError
+from advseg_bench.results.compaction import compact
 from advseg_bench.results.coverage import Coverage, count_rows
+from advseg_bench.results.descriptions import read_calibration, write_sealed
 from advseg_bench.results.locking import own
-from advseg_bench.results.machines import FILE, compare_machines, group_machines, read_calibration
+from advseg_bench.results.machines import compare_machines, group_machines
 from advseg_bench.results.mergeable import Entry, Source, check_same, open_source
 from advseg_bench.results.parts import Part, write_part
 
@@ -51,12 +53,13 @@ def merge_files(folders: Sequence[Path], out: Path, *, partial: bool, mixed: boo
         if not earlier:
             _empty(out)
         _copy_rows(sources, out, repeated, everything[0].info["run"])
+        compact(out, everything[0].info["run"])
         _copy_rest(sources, earlier, out, found.complete)
         calibrations = _gather_calibrations(sources, out)
         info = _describe(everything, command)
         info["calibration"] = compare_machines(info, calibrations)
         if not (earlier and _is_same(earlier[0].info, info)):
-            write_json(out / "run.json", info)
+            write_sealed(out / "run.json", info)
 
 
 def _check_folders(folders: Sequence[Path], out: Path) -> None:
@@ -160,16 +163,18 @@ def _place(path: Path, target: Path) -> None:
 
 
 def _copy_rest(sources: Sequence[Source], earlier: Sequence[Source], out: Path, complete: set[str]) -> None:
-    """Take over the entries of models, the failures of cells that lack rows, and the pictures."""
+    """Take over the entries of models, the failures of cells that lack rows, and the pictures of the same binding."""
+    run = (*earlier, *sources)[0].info["run"]
     models: dict[str, Entry] = {}
     for source in sources:
         models = {**source.models, **models}
-        for path in sorted((source.folder / "panels").glob("*.npz")):
+        same = source.info["run"] == run
+        for path in sorted((source.folder / "panels").glob("*.npz")) if same else ():
             _place(path, out / "panels" / path.name)
     for name, entry in models.items():
         path = out / "models" / f"{name}.json"
         if not any(each.models.get(name) == entry for each in earlier):
-            write_json(path, entry)
+            write_sealed(path, entry)
     info = sources[0].info
     order = [model["name"] for model in info["suite"]["models"]]
     lacking = {cell["model"] for cell in info["cells"] if cell["skip"] is None and cell["id"] not in complete}
@@ -180,7 +185,7 @@ def _copy_rest(sources: Sequence[Source], earlier: Sequence[Source], out: Path, 
             failures.append(failure)
     failures.sort(key=lambda failure: order.index(failure["model"]))
     if not (earlier and earlier[0].failures == failures):
-        write_json(out / "failures.json", failures)
+        write_sealed(out / "failures.json", failures)
 
 
 def _gather_calibrations(sources: Sequence[Source], out: Path) -> dict[str, Entry]:
@@ -192,7 +197,7 @@ def _gather_calibrations(sources: Sequence[Source], out: Path) -> dict[str, Entr
         found |= {str(source.info["part"]["part"]): each} if "part" in source.info else each
     found = dict(sorted(found.items(), key=lambda item: int(item[0])))
     if found != known:
-        write_json(out / FILE, found)
+        write_sealed(out / "calibration.json", found)
     return found
 
 

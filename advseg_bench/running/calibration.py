@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from advseg_bench.cache import write_json
-from advseg_bench.errors import UserError
-from advseg_bench.results.machines import FILE, read_calibration
+from advseg_bench.errors import RecordError, UserError
+from advseg_bench.results.descriptions import read_calibration, write_sealed
 from advseg_bench.running.executors.base import Executor, call
 from advseg_bench.running.outcomes import JobError
 from advseg_bench.running.work import Description, RunUnit, Train, Unit
@@ -34,7 +34,9 @@ def calibrate(out: Path, suite: Suite, cells: Sequence[Cell], here: Description,
     Cost:
         For each model 2 forwards and 1 backward for each image of a compute batch, and 1 forward for each result.
     """
-    known = read_calibration(out)
+    known: dict[str, dict[str, Any]] = {}
+    with suppress(RecordError):
+        known = read_calibration(out)
     indices = tuple(here.images.values())[: suite.compute.batch]
     held = {path.stem for path in (out / "models").glob("*.json")}
     for model in suite.models:
@@ -44,7 +46,7 @@ def calibrate(out: Path, suite: Suite, cells: Sequence[Cell], here: Description,
             weights = call(executor, Train(model.name))["weights_sha256"]
             result = call(executor, RunUnit(Unit(model.name, indices, _list_cells(suite, model, cells))))
             known[model.name] = {"weights_sha256": weights, "rows": result.rows}
-    write_json(out / FILE, known)
+    write_sealed(out / "calibration.json", known)
 
 
 def _list_cells(suite: Suite, model: ModelSpec, cells: Sequence[Cell]) -> tuple[Cell, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from advseg_bench.errors import UserError, expected
@@ -42,7 +43,7 @@ def merge(
         partial: Merge although parts or rows are missing; `run` with this `out` computes them.
         allow_mixed: Merge parts of machines with other libraries, processors or devices. How much their results differ
             is then in `run.json` under "calibration", and in the report.
-        panels: Whether to draw the pictures of the report that no part has: those of models that were divided. This
+        panels: Whether to make the pictures of the report that no part has: those of models that were divided. This
             needs the data and the weights on this machine.
         device: Device for these pictures.
         progress: Called with an `Event` for each picture.
@@ -82,7 +83,7 @@ def merge(
 
 
 def _draw(run: Run, out: Path, device: str, progress: Callable[[Event], None]) -> None:
-    """Draw pictures on this machine, if it gives the bits of the run; otherwise the report has none of them."""
+    """Make pictures on this machine, if it gives the bits of the run; otherwise the report has none of them."""
     suite = Suite.model_validate(run.info["suite"])
     with open_executor(1, Start(Context(suite, device)), lambda *message: None) as executor:
         try:
@@ -92,8 +93,13 @@ def _draw(run: Run, out: Path, device: str, progress: Callable[[Event], None]) -
                 ("environment", run.info["binding"], here.binding),
             ):
                 if old != new:
-                    raise UserError(expected(out, f"the {what} of the run to draw pictures", "another one", ""))
-            draw_panels(out, plan(suite), here.images, executor, lambda *done: progress(Event("panels", *done)))
+                    raise UserError(expected(out, f"the {what} of the run to make pictures", "another one", ""))
+            show = partial(_show, progress)
+            draw_panels(out, plan(suite), here.images, executor, show, lambda *lost: None)
         except (UserError, JobError):
             left = sort_out_panels(run)
             progress(Event("panels", "", 0, left))
+
+
+def _show(progress: Callable[[Event], None], model: str, done: int, total: int) -> None:
+    progress(Event("panels", model, done, total))

@@ -21,6 +21,10 @@ StartWorker = Callable[[Emit], Do]
 
 TIMEOUT = "time limit"
 """Cause of the death of a worker that was killed because a call exceeded `max_seconds`."""
+TAINTED = "changed process"
+"""Cause of the death of a worker that was replaced because its job raised `TaintedError`."""
+LONGEST = 500
+"""Most characters of the description of a death."""
 
 
 class JobError(Exception):
@@ -32,10 +36,10 @@ class Death:
     """How a worker ended during a job.
 
     Attributes:
-        cause: A signal such as "SIGSEGV", an exit code such as "exit code 1", `TIMEOUT`, or another reason in few words.
+        cause: A signal such as "SIGSEGV", an exit code such as "exit code 1", `TIMEOUT`, or `TAINTED`.
         running: The last `Running` of the job; None if no attack had begun.
         peak_bytes: Largest memory of the process; None if unknown.
-        last_words: Last lines that it wrote to stdout and stderr, in one line; "" if none.
+        last_words: The end of what it wrote to stdout and stderr, in one line; "" if it wrote nothing.
     """
 
     cause: str
@@ -43,17 +47,22 @@ class Death:
     peak_bytes: int | None = None
     last_words: str = ""
 
-    def describe(self, longest: int = 500) -> str:
-        """Return one line with cause, memory and last words, cut to this many characters."""
-        limit = (
-            f" of {self.running.seconds:g} s" if self.cause == TIMEOUT and self.running and self.running.seconds else ""
-        )
-        memory = "" if self.peak_bytes is None else f", peak memory {self.peak_bytes / 2**30:.2f} GiB"
-        words = f", last output: {self.last_words}" if self.last_words else ""
-        return f"the worker process died: {self.cause}{limit}{memory}{words}"[:longest]
+    def describe(self) -> str:
+        """Return one line of at most `LONGEST` characters with cause, memory and last words."""
+        how = f"its worker process ended with {self.cause}"
+        if self.cause == TIMEOUT:
+            seconds = self.running.seconds if self.running else None
+            how = f"its worker process was stopped after {seconds or 0:g} s, the limit of compute.max_seconds"
+        elif self.cause == TAINTED:
+            how = "its worker process was replaced"
+        elif self.cause == "SIGKILL":
+            how += ", probably because memory ran out"
+        memory = "" if self.peak_bytes is None else f"; peak memory {self.peak_bytes / 2**30:.2f} GiB"
+        words = f"; last words: {self.last_words}" if self.last_words else ""
+        return f"{how}{memory}{words}"[:LONGEST]
 
 
-class WorkerDied(JobError):
+class WorkerDied(JobError):  # noqa: N818  an event that the run survives
     """The worker of a job died or was killed after its time limit; a fresh one has taken its place. Picklable.
 
     Args:

@@ -235,7 +235,7 @@ def _fill(bins: Sequence[_Bin], loads: Sequence[Load], batches: int, batch: int,
 def describe_part(
     suite: Suite, cells: Sequence[Cell], here: Description, part: Part | None
 ) -> dict[str, dict[str, Any]]:
-    """Return the entry of `run.json` that says what a part holds; none if `part` is None.
+    """Return the entry of `run.json` with what a part holds; none if `part` is None.
 
     Args:
         suite: The suite.
@@ -288,3 +288,8 @@ def find_missing_in(
         mine = {name: images[name] for name in names[start:stop]}
         found |= find_missing([cell for cell in cells if cell.model == model], mine, have, shard)
     return found
+
+
+def select_cells(info: Mapping[str, Any], cells: Iterable[Cell]) -> list[Cell]:
+    """Return the cells of the models of a run, or of the part that `info` names."""
+    return [cell for cell in cells if "part" not in info or cell.model in info["part"]["holds"]]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
+from advseg_bench.errors import WorkerError
 from advseg_bench.running.executors.processes import open_processes
-from advseg_bench.running.outcomes import Do, Outcome, StartWorker, attempt, start
+from advseg_bench.running.outcomes import Do, Outcome, StartWorker, WorkerDied, attempt, start
 from advseg_bench.running.work import Emit, Job, MakePanels, RunUnit, Train
 
 R = TypeVar("R")
@@ -55,18 +57,28 @@ class Executor(Protocol):
 
 
 @contextmanager
-def open_executor(workers: int, start_worker: StartWorker, emit: Emit) -> Iterator[Executor]:
+def open_executor(
+    workers: int,
+    start_worker: StartWorker,
+    emit: Emit,
+    *,
+    isolate: bool = False,
+    import_script: bool = True,
+) -> Iterator[Executor]:
     """Open an executor, and shut it down on exit.
 
     Args:
-        workers: Number of worker processes; 1 runs the jobs in this process.
+        workers: Number of worker processes.
         start_worker: Called once in each process that runs jobs.
         emit: Called in this thread with the messages that workers send during jobs.
+        isolate: Whether one worker is a process of its own; otherwise it runs the jobs in this process, in which
+            nothing can be replaced and no time limit holds.
+        import_script: Whether worker processes import the caller's script, so that its objects can be part of jobs.
     """
-    if workers == 1:
+    if workers == 1 and not isolate:
         yield InProcess(start(start_worker, emit))
     else:
-        with open_processes(workers, start_worker, emit) as pool:
+        with open_processes(workers, start_worker, emit, import_script) as pool:
             yield pool
 
 
@@ -76,12 +88,15 @@ class InProcess:
     capacity = 1
 
     def __init__(self, do: Do) -> None:
-        self._do = do
+        self._do, self._pid = do, os.getpid()
         self._ended: deque[tuple[Job[Any], Outcome[Any]]] = deque()
 
     def submit(self, job: Job[Any]) -> None:
         """Run a job."""
-        self._ended.append((job, attempt(self._do, job)))
+        outcome = attempt(self._do, job)
+        if os.getpid() != self._pid:  # a copy of this process that foreign code forked
+            os._exit(0)
+        self._ended.append((job, outcome))
 
     def wait(self) -> tuple[Job[Any], Outcome[Any]]:
         """Return the oldest finished job with its outcome."""
@@ -92,10 +107,12 @@ def call(executor: Executor, job: Job[R]) -> R:
     """Run one job while no other is in progress, and return its result.
 
     Raises:
-        UserError, JobError: If the job failed.
+        UserError, JobError: If the job failed; `WorkerError` if its worker died.
     """
     executor.submit(job)
     outcome: Outcome[R] = executor.wait()[1]
+    if isinstance(outcome.error, WorkerDied):
+        raise WorkerError(f"{type(job).__name__.lower()}: {outcome.error}. Finished rows are kept.")
     return outcome.result()
 
 
