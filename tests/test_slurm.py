@@ -141,29 +141,29 @@ def test_rows_equal_those_of_one_process(cluster, suite, alone):
 def test_a_killed_job_is_submitted_again(cluster, suite, alone):
     kill = lambda jobs: subprocess.run(["scancel", "--signal=KILL", "--full", jobs[0]], check=True)  # noqa: E731
     check_equal(run_with(cluster, suite, "killed", kill), alone)
-    submitted = json.loads((cluster / "killed.parts" / "jobs.json").read_text())["submissions"]
+    submitted = json.loads((cluster / "killed-parts" / "jobs.json").read_text())["submissions"]
     assert sorted(submitted) == [1, 2]
 
 
 def test_the_signal_before_the_time_limit_requeues_a_job(cluster, suite, alone):
     warn = lambda jobs: subprocess.run(["scancel", "--signal=USR2", jobs[0]], check=True)  # noqa: E731
     check_equal(run_with(cluster, suite, "requeued", warn), alone)
-    record = json.loads((cluster / "requeued.parts" / "jobs.json").read_text())
+    record = json.loads((cluster / "requeued-parts" / "jobs.json").read_text())
     assert record["submissions"] == [1, 1]
-    logs = "".join(path.read_text() for path in (cluster / "requeued.parts" / "logs").glob("*_log.out"))
+    logs = "".join(path.read_text() for path in (cluster / "requeued-parts" / "logs").glob("*_log.out"))
     assert "Requeued job" in logs or "timed-out" in logs
 
 
 def test_the_submitting_process_is_killed_and_finds_its_jobs_again(cluster, suite, alone):
     out = cluster / "orphaned"
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(cluster / "suite.toml"), str(out)])
-    wait_for(lambda: (out.with_name("orphaned.parts") / "jobs.json").exists())
+    wait_for(lambda: (out.with_name("orphaned-parts") / "jobs.json").exists())
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    jobs = json.loads((out.with_name("orphaned.parts") / "jobs.json").read_text())["jobs"]
+    jobs = json.loads((out.with_name("orphaned-parts") / "jobs.json").read_text())["jobs"]
     run = run_on_slurm(suite, out, SlurmOptions(jobs=2, hours=0.1))
     check_equal(run, alone)
-    assert json.loads((out.with_name("orphaned.parts") / "jobs.json").read_text())["jobs"] == jobs
+    assert json.loads((out.with_name("orphaned-parts") / "jobs.json").read_text())["jobs"] == jobs
 
 
 def test_an_error_of_a_job_is_one_line_and_cancels_the_others(cluster, suite):

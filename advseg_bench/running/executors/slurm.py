@@ -104,7 +104,7 @@ def run_on_slurm(
 
     Args:
         suite: The suite.
-        out: The run directory; the parts, the jobs' logs and their numbers are in `OUT.parts` beside it, which jobs and
+        out: The run directory; the parts, the jobs' logs and their numbers are in `OUT-parts` beside it, which jobs and
             this process share.
         options: Number of jobs and resources.
         device: Device of models and images; by default "cuda" with GPUs and "cpu" without.
@@ -119,7 +119,7 @@ def run_on_slurm(
         UserError: If Slurm is not there, refuses the jobs, or a part failed.
     """
     slurm_queue.check_slurm(options.partition)
-    folder = out.with_name(f"{out.name}.parts")
+    folder = out.with_name(f"{out.name}-parts")
     make_folder(folder)
     watcher = _Watcher(suite, folder, options, device or ("cuda" if options.gpus else "cpu"), shard)
     watcher.begin()
@@ -192,6 +192,7 @@ class _Watcher:
                     self._end(each, result)
                 elif each.job in queued:
                     each.gone = 0
+                    self._check_hope(each, queued[each.job])
                 else:
                     each.gone += 1
             self._submit_again([each for each in waiting if not each.ended and each.gone >= ENDED_LOOKS])
@@ -260,10 +261,14 @@ class _Watcher:
         each.ended = True
         if not result:
             return
-        left = [other.job for other in self.watched if not other.ended]
-        if left:
-            subprocess.run(["scancel", *left], check=False, capture_output=True)
+        left = [other.job for other in self.watched if not other.ended or other is each]
+        subprocess.run(["scancel", *left], check=False, capture_output=True)
         raise UserError(result)
+
+    def _check_hope(self, each: _Watched, reason: str) -> None:
+        """End the run if Slurm will never start a job."""
+        if reason in slurm_queue.HOPELESS:
+            self._end(each, f"sbatch: Slurm will never start job {each.job} ({reason}). Ask for less, see `sinfo`.")
 
     def _sum_progress(self) -> Event:
         """Add up the progress that the parts wrote."""

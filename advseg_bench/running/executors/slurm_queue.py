@@ -9,6 +9,18 @@ from importlib.util import find_spec
 
 from advseg_bench.errors import IncompatibleError, UserError, expected, unknown
 
+HOPELESS = (
+    "AccountNotAllowed",
+    "BadConstraints",
+    "InvalidAccount",
+    "InvalidQOS",
+    "PartitionInactive",
+    "PartitionNodeLimit",
+    "PartitionTimeLimit",
+    "QOSNotAllowed",
+)
+"""Reasons of Slurm for which a job would wait for ever."""
+
 ANSWER_S = 60.0
 """Longest time that a command of Slurm may take."""
 
@@ -26,13 +38,13 @@ def check_slurm(partition: str | None) -> None:
     if missing := [name for name in ("sbatch", "squeue", "sinfo", "srun") if shutil.which(name) is None]:
         remedy = "Run the command on a login node of the cluster, or choose another --executor."
         raise UserError(expected("executor slurm", "Slurm's commands on PATH", f"no {missing[0]}", remedy))
-    listed = _ask("sinfo", "--noheader", "--format=%R")
+    listed = ask("sinfo", "--noheader", "--format=%R")
     partitions = sorted(set(listed.split()))
     if partition is not None and partition not in partitions:
         raise UserError(unknown("--partition", "partition", partition, partitions))
 
 
-def _ask(*command: str) -> str:
+def ask(*command: str) -> str:
     """Run a command of Slurm, and return its output.
 
     Raises:
@@ -48,20 +60,19 @@ def _ask(*command: str) -> str:
     return done.stdout
 
 
-def list_queued(jobs: Sequence[str]) -> set[str]:
-    """Return those of some jobs that wait or run. Slurm forgets jobs that ended long ago, which is no error here."""
-    numbers = sorted({job.partition("_")[0] for job in jobs})
-    found: set[str] = set()
-    for line in _ask("squeue", "--noheader", "--array", "--me", "--format=%i %A").splitlines():
-        name, number = line.split()
-        if name.partition("_")[0] in numbers:
-            found.add(name)
-        if number in numbers:
-            found.add(number)
-    return found
+def list_queued(jobs: Sequence[str]) -> dict[str, str]:
+    """Return those of some jobs that wait or run. Slurm forgets jobs that ended long ago, which is no error here.
+
+    Returns:
+        Number of a job, such as "7_0" -> the reason why it waits, or "None".
+    """
+    numbers = {job.partition("_")[0] for job in jobs}
+    listed = ask("squeue", "--noheader", "--array", "--me", "--format=%i %r").splitlines()
+    queued = dict(line.split(maxsplit=1) for line in listed if line.strip())
+    return {job: reason.strip() for job, reason in queued.items() if job.partition("_")[0] in numbers}
 
 
 def find_jobs(name: str) -> list[str]:
     """Return the numbers of the jobs of a name in the queue, in the order of their array."""
-    listed = _ask("squeue", "--noheader", "--array", "--me", f"--name={name}", "--format=%i").split()
+    listed = ask("squeue", "--noheader", "--array", "--me", f"--name={name}", "--format=%i").split()
     return sorted(listed, key=lambda job: [int(number) for number in job.split("_")])
