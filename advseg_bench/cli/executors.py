@@ -20,8 +20,8 @@ EXECUTORS = ("processes", "ray", "slurm")
 ExecutorName = Annotated[
     str,
     typer.Option(
-        help="Where jobs run: processes on this machine; ray, a cluster (needs advseg-bench[ray]); slurm, an array of jobs "
-        "(needs advseg-bench[slurm])."
+        help="Where jobs run: processes on this machine; ray, a cluster (needs advseg-bench[ray]); slurm, an array of "
+        "jobs (needs advseg-bench[slurm])."
     ),
 ]
 Address = Annotated[
