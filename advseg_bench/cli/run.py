@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,12 +23,24 @@ from advseg_bench.cli.common import (
     print_problem,
 )
 from advseg_bench.cli.data import print_phantom
-from advseg_bench.cli.executors import Address, ExecutorName, choose_executor
+from advseg_bench.cli.executors import (
+    Account,
+    Address,
+    ExecutorName,
+    Gpus,
+    Hours,
+    Jobs,
+    Partition,
+    choose_executor,
+    choose_slurm,
+    refuse_slurm_options,
+)
 from advseg_bench.cli.parts import PartOption, choose_part, default_folder, print_part
 
 if TYPE_CHECKING:
     from advseg_bench.report import Summary
     from advseg_bench.results.run import Run
+    from advseg_bench.running.executors.slurm import SlurmOptions
     from advseg_bench.suite.suite import Suite
 
 MOST_FAILURES = 10
@@ -40,10 +53,17 @@ def run_command(
     data: DataPath = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, resumed if it exists; by default runs/SUITE.")] = None,
     workers: Workers = None,
-    device: Annotated[str, typer.Option(help="Device for training and attacks, such as cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="Device for training and attacks, such as cpu or cuda; by default cpu.")
+    ] = None,
     shard: Annotated[int, typer.Option(min=1, help="Images per job of a worker; results do not depend on it.")] = 8,
     executor: ExecutorName = "processes",
     address: Address = "",
+    jobs: Jobs = None,
+    partition: Partition = None,
+    gpus: Gpus = None,
+    hours: Hours = None,
+    account: Account = None,
     part: PartOption = None,
     verbose: Verbose = False,
     retry_failed: Annotated[
@@ -63,25 +83,32 @@ def run_command(
     from advseg_bench.cli.progress import show_progress
     from advseg_bench.instruments.profiling import measure_times
     from advseg_bench.report import summarise, write_report
-    from advseg_bench.running.benchmark import run
 
+    asked: dict[str, Any] = {"jobs": jobs, "partition": partition, "gpus": gpus, "hours": hours, "account": account}
+    if executor == "slurm":
+        begin = _on_slurm(loaded, folder, choose_slurm(loaded, workers, **asked), device, shard)
+    else:
+        refuse_slurm_options(executor, asked)
+        from advseg_bench.running.benchmark import run
+
+        begin = partial(
+            run,
+            loaded,
+            folder,
+            workers=workers or default_workers(loaded),
+            device=device or "cpu",
+            shard=shard,
+            part=number,
+            isolate=True,
+            retry_failed=retry_failed,
+            executor=options,
+        )
     spent: dict[str, float] = {}
     with ExitStack() as stack:
         if profile_time:
             spent = stack.enter_context(measure_times())
         with show_progress(console) as progress:
-            finished = run(
-                loaded,
-                folder,
-                workers=workers or default_workers(loaded),
-                device=device,
-                shard=shard,
-                part=number,
-                progress=progress,
-                isolate=True,
-                retry_failed=retry_failed,
-                executor=options,
-            )
+            finished = begin(progress=progress)
         summary = summarise(finished) if number is None else None
         paths = write_report(summary, console=console if verbose else None) if summary else []
     if profile_time:
@@ -91,6 +118,13 @@ def run_command(
     else:
         print_part(finished)
     end_run(finished, loaded)
+
+
+def _on_slurm(suite: Suite, folder: Path, options: SlurmOptions, device: str | None, shard: int) -> Callable[..., Run]:
+    """A function that runs a suite as Slurm jobs."""
+    from advseg_bench.running.executors.slurm import run_on_slurm
+
+    return partial(run_on_slurm, suite, folder, options, device=device, shard=shard)
 
 
 def end_run(finished: Run, suite: Suite) -> None:
