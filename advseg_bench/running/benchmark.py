@@ -18,13 +18,14 @@ from advseg_bench.results.run import Run
 from advseg_bench.results.verify import set_aside
 from advseg_bench.running.executors.base import Executor, call, keep_busy, open_executor
 from advseg_bench.running.executors.serving import end_in_script_import
+from advseg_bench.running.foreign import find_code
 from advseg_bench.running.missing import find_missing
 from advseg_bench.running.outcomes import Death, WorkerDied
 from advseg_bench.running.panels import draw_panels
 from advseg_bench.running.recording import Event, Recorder, entry_of, read_deaths
 from advseg_bench.running.recovery import Recovery
 from advseg_bench.running.schedule import Schedule
-from advseg_bench.running.starting import Start, find_code
+from advseg_bench.running.starting import Start
 from advseg_bench.running.work import (
     Check,
     Context,
