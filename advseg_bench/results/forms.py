@@ -145,6 +145,7 @@ class FailureForm(RecordForm):
     stage: str
     cell: str | None
     message: str
+    death: str = ""
 
 
 def find_fault(kind: type[BaseModel], value: Any) -> str:

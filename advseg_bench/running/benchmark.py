@@ -23,12 +23,13 @@ from advseg_bench.running.executors.base import Executor, call, keep_busy
 from advseg_bench.running.executors.choose import open_chosen
 from advseg_bench.running.executors.options import LocalOptions, Options, find_needs
 from advseg_bench.running.executors.serving import end_in_script_import
+from advseg_bench.running.foreign import find_code
 from advseg_bench.running.outcomes import Death, WorkerDied
 from advseg_bench.running.panels import draw_panels
 from advseg_bench.running.recording import Event, Recorder, entry_of, read_deaths
 from advseg_bench.running.recovery import Recovery
 from advseg_bench.running.schedule import Schedule, put_longest_first
-from advseg_bench.running.starting import Start, find_code
+from advseg_bench.running.starting import Start
 from advseg_bench.running.work import (
     Check,
     Context,

@@ -40,9 +40,9 @@ from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.running import runner, sharing
+from advseg_bench.running.foreign import list_names
 from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.runner import Conditions
-from advseg_bench.running.starting import list_names
 from advseg_bench.running.supply import Supply, count_training, needs_counts
 from advseg_bench.running.work import (
     CHECKED_ON,
