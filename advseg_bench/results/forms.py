@@ -9,6 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from advseg_bench.errors import one_line
 
+LONGEST = 200
+"""Most characters of the place of a field."""
+
 Natural = Annotated[int, Field(ge=0, le=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=10_000)]
@@ -125,7 +128,7 @@ def find_fault(kind: type[BaseModel], value: Any) -> str:
         kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(each if each.isprintable() else "?" for each in map(str, first["loc"]))[:LONGEST]
         return one_line(ValueError(f"{where}: {first['msg']}")).removeprefix("ValueError: ").lstrip(": ")
     except (ValueError, RecursionError) as error:
         return one_line(error)
