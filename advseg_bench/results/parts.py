@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from advseg_bench.cache import content_hash, write_bytes
-from advseg_bench.errors import RecordError
+from advseg_bench.errors import RecordError, tidy
 from advseg_bench.instruments.profiling import timed
 
 LABEL = "advseg_bench"
@@ -127,7 +127,7 @@ class Damage:
     remedy: str = RERUN
 
     def __str__(self) -> str:
-        return show_plainly(f"{self.path}: {self.reason}. {self.remedy}")
+        return tidy(f"{self.path}: {self.reason}. {self.remedy}")
 
     @classmethod
     def of(cls, path: Path, error: RecordError) -> Damage:
@@ -276,12 +276,7 @@ def _read_one(part: Part, names: Sequence[str]) -> pl.DataFrame:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of a polars error, shortened; the rest is a query plan."""
-    return show_plainly(str(error).strip().partition("\n")[0][:LONGEST]) or type(error).__name__
-
-
-def show_plainly(text: str) -> str:
-    """Return text that may come from a file of a stranger without characters that act on a terminal."""
-    return "".join(each if each.isprintable() else "?" for each in text)
+    return tidy(str(error).strip().partition("\n")[0], LONGEST) or type(error).__name__
 
 
 def refuse(damages: Sequence[Damage]) -> None:
