@@ -68,9 +68,12 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 def _open(value: Any) -> str:
     """Remove the digests of an object or a list of objects that was read; return what is wrong with one, or ""."""
-    for each in value if isinstance(value, list) else [value]:
-        if isinstance(each, dict) and SEAL in each and each.pop(SEAL) != _digest(each):
-            return f"{SEAL}: not that of the other values"
+    try:
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, dict) and SEAL in each and each.pop(SEAL) != _digest(each):
+                return f"{SEAL}: not that of the other values"
+    except (ValueError, RecursionError) as error:
+        return one_line(error)
     return ""
 
 
@@ -112,7 +115,7 @@ def _identify_again(info: Mapping[str, Any]) -> str:
     """Return the id of a run that was read; "" if its values have none, such as NaN."""
     try:
         return identify_run(info)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
 
 

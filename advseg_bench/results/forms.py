@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from advseg_bench.errors import one_line
+from advseg_bench.errors import one_line, tidy
+
+LONGEST = 200
+"""Most characters of the place of a field."""
 
 Natural = Annotated[int, Field(ge=0, le=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -154,7 +157,7 @@ def find_fault(kind: type[BaseModel], value: Any) -> str:
         kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where = tidy(".".join(map(str, first["loc"])), LONGEST)
         return one_line(ValueError(f"{where}: {first['msg']}")).removeprefix("ValueError: ").lstrip(": ")
     except (ValueError, RecursionError) as error:
         return one_line(error)
