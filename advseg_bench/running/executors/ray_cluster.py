@@ -69,8 +69,7 @@ def connect(options: RayOptions, needs: Needs) -> Iterator[Any]:
     if address:
         _try_address(address)
     try:
-        with _as_before():
-            os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # its other messages stay in Ray's folder of logs
+        with _quiet_start():
             silent = {"log_to_driver": False, "logging_level": "CRITICAL"}
             if address:
                 ray.init(address=address, **silent)
@@ -89,15 +88,18 @@ def connect(options: RayOptions, needs: Needs) -> Iterator[Any]:
 
 
 @contextmanager
-def _as_before() -> Iterator[None]:
-    """Restore the environment variables and the handling of SIGTERM, which Ray replaces, at the end."""
+def _quiet_start() -> Iterator[None]:
+    """Keep messages of Ray's libraries off the terminal, and restore the handling of SIGTERM, which Ray replaces."""
     main = threading.current_thread() is threading.main_thread()
-    on_end, variables = signal.getsignal(signal.SIGTERM), dict(os.environ)
+    on_end, level = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_BACKEND_LOG_LEVEL")
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(variables)
+        if level is None:
+            os.environ.pop("RAY_BACKEND_LOG_LEVEL", None)
+        else:
+            os.environ["RAY_BACKEND_LOG_LEVEL"] = level
         if main:
             signal.signal(signal.SIGTERM, on_end)
 
