@@ -66,29 +66,42 @@ def connect(options: RayOptions, needs: Needs) -> Iterator[Any]:
         yield ray
         return
     address = options.address or os.environ.get("RAY_ADDRESS", "")
-    silent = {"log_to_driver": False, "logging_level": "CRITICAL"}
     if address:
         _try_address(address)
-    main = threading.current_thread() is threading.main_thread()
-    on_end = signal.getsignal(signal.SIGTERM) if main else None
     try:
-        if address:
-            ray.init(address=address, **silent)
-        else:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            cpus = max(1, math.ceil(find_workers(options, needs) * needs.cpus))
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **silent)
+        with _quiet_start():
+            silent = {"log_to_driver": False, "logging_level": "CRITICAL"}
+            if address:
+                ray.init(address=address, **silent)
+            else:
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+                cpus = max(1, math.ceil(find_workers(options, needs) * needs.cpus))
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **silent)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         message = " ".join(str(error).split())
         raise WorkerError(f"--executor ray: cannot connect to {address or 'a new cluster'}: {message:.300}") from None
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, on_end)
     ray._private.worker._worker_logs_enabled = False  # no option of `init` keeps messages of raylets off the terminal
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Keep messages of Ray's libraries off the terminal, and restore the handling of SIGTERM, which Ray replaces."""
+    main = threading.current_thread() is threading.main_thread()
+    on_end, level = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_BACKEND_LOG_LEVEL")
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    try:
+        yield
+    finally:
+        if level is None:
+            os.environ.pop("RAY_BACKEND_LOG_LEVEL", None)
+        else:
+            os.environ["RAY_BACKEND_LOG_LEVEL"] = level
+        if main:
+            signal.signal(signal.SIGTERM, on_end)
 
 
 def find_workers(options: RayOptions, needs: Needs) -> int:

@@ -255,7 +255,7 @@ class Crew:
         if machine.admitted or self._first is None:
             self._use(worker)
             return
-        outcome, data = worker.actor.admit.options(num_returns=2).remote(self._first)
+        outcome, data = worker.actor.admit.options(num_returns=2, max_task_retries=0).remote(self._first)
         self.await_answer(outcome, partial(self._judge, worker, data))
 
     def _judge(self, worker: Worker, data: Any, answer: Any) -> None:
