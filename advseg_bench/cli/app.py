@@ -10,11 +10,13 @@ from typing import NoReturn, cast
 
 import typer
 
+from advseg_bench.cli.cache import cache_clear_command, cache_list_command, cache_verify_command
 from advseg_bench.cli.checks import check_attack_command, crosscheck_command, throughput_command
 from advseg_bench.cli.data import make_data_command, schema_command
 from advseg_bench.cli.list import list_command
 from advseg_bench.cli.plan import plan_command
 from advseg_bench.cli.run import claims_command, report_command, run_command
+from advseg_bench.cli.verify import verify_command
 from advseg_bench.errors import UserError
 
 app = typer.Typer(
@@ -28,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run_command,
     "report": report_command,
     "claims": claims_command,
+    "verify": verify_command,
     "plan": plan_command,
     "list": list_command,
     "crosscheck": crosscheck_command,
@@ -35,9 +38,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check-attack": check_attack_command,
     "make-data": make_data_command,
     "schema": schema_command,
+    "cache list": cache_list_command,
+    "cache verify": cache_verify_command,
+    "cache clear": cache_clear_command,
 }
+GROUPS = {"cache": typer.Typer(help="List, verify and clear cached weights and data.", no_args_is_help=True)}
+for title, group in GROUPS.items():
+    app.add_typer(group, name=title)
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    title, _, leaf = name.rpartition(" ")
+    (GROUPS[title] if title else app).command(leaf)(command)
 
 STOPPED = "stopped. Run the same command again to resume."
 

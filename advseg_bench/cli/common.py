@@ -37,6 +37,11 @@ def print_line(text: object) -> None:
     console.print(str(text), markup=False, highlight=False, soft_wrap=True)
 
 
+def print_problem(text: object) -> None:
+    """Print text on one line as `print_line` does, in red."""
+    console.print(str(text), style="red", markup=False, highlight=False, soft_wrap=True)
+
+
 def split_names(text: str) -> tuple[str, ...]:
     """Split a comma-separated list."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -28,6 +28,9 @@ def show_progress(console: Console) -> Iterator[Callable[[Event], None]]:
             if event.stage == "complete":
                 bars.console.print(COMPLETE)
                 return
+            if event.stage == "note":
+                _print_note(bars.console, event.what)
+                return
             name = event.what if event.stage in ("train", "ready") else ""
             text = f"{TEXT[event.stage]} {name}".strip()
             if text not in tasks:
@@ -39,7 +42,9 @@ def show_progress(console: Console) -> Iterator[Callable[[Event], None]]:
 
 def _print_line(console: Console, event: Event) -> None:
     """One line when loading starts, when a model is ready, when all rows are written, and if none was missing."""
-    if event.stage == "load":
+    if event.stage == "note":
+        _print_note(console, event.what)
+    elif event.stage == "load":
         console.print("loading data and libraries")
     elif event.stage == "complete":
         console.print(COMPLETE)
@@ -47,3 +52,7 @@ def _print_line(console: Console, event: Event) -> None:
         console.print(f"model {event.what} is ready", highlight=False)
     elif event.stage == "attack" and event.done == event.total:
         console.print(f"{event.done} rows written", highlight=False)
+
+
+def _print_note(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from advseg_bench.cli.common import (
     console,
     default_workers,
     print_line,
+    print_problem,
 )
 from advseg_bench.cli.data import print_phantom
 
@@ -83,9 +84,22 @@ def report_command(
     from advseg_bench.report import summarise, write_report
     from advseg_bench.results.run import Run
 
-    summary = summarise(Run(run))
+    opened = Run(run, strict=False)
+    summary = summarise(opened)
     paths = write_report(summary, out, formats=formats or (), console=console if verbose else None)
     _print_end(summary, paths, verbose)
+    if print_damaged(opened):
+        raise typer.Exit(1)
+
+
+def print_damaged(run: Run) -> bool:
+    """Print the files of a run that are damaged and left out, one line each; return whether there are any."""
+    from advseg_bench.results.verify import list_damaged
+
+    damaged = list_damaged(run)
+    for each in damaged:
+        print_problem(f"left out: {each}")
+    return bool(damaged)
 
 
 def claims_command(
@@ -136,7 +150,7 @@ def _print_failures(finished: Run, suite: Suite) -> None:
     if len(finished.failures) > MOST_FAILURES:
         lines.append(f"and {len(finished.failures) - MOST_FAILURES} more")
     for line in lines:
-        console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
+        print_problem(line)
 
 
 def _print_profile(spent: dict[str, float]) -> None:

@@ -13,6 +13,7 @@ from advseg_bench.report.summary import Summary
 from advseg_bench.report.verdicts import summarise_claims
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import Budgets
+from advseg_bench.results.verify import list_damaged
 
 MOST_NAMES = 8
 """Largest number of attacks that are named at the top of a report."""
@@ -68,6 +69,7 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
     """Return the cautions to show before any number."""
     run = summary.run
     warnings = [
+        *_list_damaged(run),
         *behaviour.list_weak(summary),
         *behaviour.list_non_finite(summary),
         *([run.about.suite.note] if run.about.suite.note else []),
@@ -88,6 +90,17 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
         what = show_plural(len(run.failures), "failure")
         warnings.append(f"Failed: {what}, listed under Checks. Failures enter no number below.")
     return tuple(warnings)
+
+
+def _list_damaged(run: Run) -> tuple[str, ...]:
+    """Return a caution that names the damaged files of a run, which are left out."""
+    damaged = list_damaged(run)
+    if not damaged or run.path is None:
+        return ()
+    shown = "; ".join(f"{each.path.relative_to(run.path)} {each.reason}" for each in damaged[:MOST_NAMES])
+    more = f"; and {len(damaged) - MOST_NAMES} more" if len(damaged) > MOST_NAMES else ""
+    what = show_plural(len(damaged), "file")
+    return (f"Damaged: {what} left out, and what they held is missing below: {shown}{more}.",)
 
 
 def _show_findings(summary: Summary) -> Section:

@@ -59,6 +59,7 @@ class DataInfo:
         by_image: Whether no subjects were given, so that each image counts by itself.
         given_title: What the data call themselves; "" if they do not.
         bounds: Smallest and largest intensity of an image.
+        has_bounds: Whether the data declare `bounds`, which are otherwise 0 and 1.
         facts: How intensities, channels and axes of the files became those of the images, for the report: what ->
             value.
     """
@@ -70,6 +71,7 @@ class DataInfo:
     images: int
     subjects: int | None
     bounds: tuple[float, float] = (0.0, 1.0)
+    has_bounds: bool = False
     facts: Mapping[str, str] = field(default_factory=dict)
     by_image: bool = False
     given_title: str = ""
@@ -113,6 +115,11 @@ class RunInfo:
     def models(self) -> tuple[str, ...]:
         """Names of the models in the order of the suite."""
         return tuple(dict.fromkeys(cell.model for cell in self.cells))
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Id of each cell -> its place in the plan."""
+        return {cell.id: i for i, cell in enumerate(self.cells)}
 
 
 def read_info(info: Mapping[str, Any], where: str | Path) -> RunInfo:
@@ -172,6 +179,7 @@ def _read_data(data: Mapping[str, Any]) -> DataInfo:
         by_image=bool(data.get("by_image", False)),
         given_title=str(data.get("title", "")),
         bounds=(float(data.get("bounds", (0, 1))[0]), float(data.get("bounds", (0, 1))[1])),
+        has_bounds="bounds" in data,
         facts=_list_facts(data),
     )
 

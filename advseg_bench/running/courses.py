@@ -94,6 +94,7 @@ class Courses:
         batch: The images, padded to the compute batch.
         n: Number of images without padding.
         seed: Seed of the suite.
+        announce: Called before the attack of each cell on each image.
     """
 
     model: nn.Module
@@ -101,6 +102,7 @@ class Courses:
     batch: Batch
     n: int
     seed: int
+    announce: Callable[[], None] = lambda: None
 
     def run(
         self,
@@ -186,6 +188,7 @@ class Courses:
         """
         if course.error is not None and cell.member is None:
             return None
+        self.announce()
         batch = select_images(self.batch, [i])
         budget = Budget(cell.arm.norm, cell.eps)
         log = _Log(attack, batch, budget, cell.max_forwards)

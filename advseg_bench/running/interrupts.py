@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 
 
 @contextmanager
@@ -33,14 +32,3 @@ def interrupts_noted(react: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if noted.is_set():
             raise KeyboardInterrupt from None
-
-
-@contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Mask SIGINT in processes started inside. This process receives it in another thread, or at the end."""
-    resource_tracker.ensure_running()  # otherwise the first spawned process starts it, which unblocks SIGINT
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

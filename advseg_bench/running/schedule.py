@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from advseg_bench.running.work import RunUnit, Train, Unit, list_sources
@@ -29,6 +29,11 @@ class Schedule:
         self._waits = {model: {model, *needs.get(model, ())} for model in models}
         self._not_ready = {model: deque(units.get(model, ())) for model in models}
         self._ready: dict[str, deque[Unit]] = {}
+
+    @property
+    def models(self) -> set[str]:
+        """Models that have not been trained."""
+        return set(self._not_ready)
 
     def next(self, held: str = "") -> Train | RunUnit | None:
         """Take the next job.
@@ -60,6 +65,8 @@ class Schedule:
             The cells of other models that were dropped.
         """
         del self._not_ready[model]
+        if model in self._not_begun:
+            self._not_begun.remove(model)
         dropped: dict[Cell, None] = {}
         for other, units in self._not_ready.items():
             if model not in self._waits[other]:
@@ -69,3 +76,28 @@ class Schedule:
             self._not_ready[other] = deque(unit for unit in kept if unit.cells)
         self.ready(model)
         return tuple(dropped)
+
+    def add(self, units: Sequence[Unit]) -> None:
+        """Put units of one model that is ready before its others."""
+        if units:
+            self._ready.setdefault(units[0].model, deque()).extendleft(reversed(units))
+
+    def train_again(self, model: str) -> None:
+        """Take the training of a model once more, as the next job."""
+        self._not_begun.appendleft(model)
+
+    def change(self, model: str, change: Callable[[Unit], Unit | None]) -> int:
+        """Replace the units of a model that have not begun, and return how many rows that takes from them.
+
+        Args:
+            model: Name of the model.
+            change: Returns the unit to run instead, or None.
+        """
+        lost = 0
+        for place in (self._ready, self._not_ready):
+            units = place.get(model, deque())
+            changed = [(unit, change(unit)) for unit in units]
+            lost += sum(unit.rows - (new.rows if new else 0) for unit, new in changed)
+            if units:
+                place[model] = deque(new for _, new in changed if new is not None)
+        return lost

@@ -7,7 +7,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 
-from advseg_bench.cache import cache_dir, cache_root, content_hash, write_json
+from advseg_bench.cache import cache_dir, cache_root, content_hash, sweep, write_json
+from advseg_bench.cache.digests import hash_json
+from advseg_bench.cache.lease import LEASE, hold
+from advseg_bench.cache.notices import report
 from advseg_bench.errors import RecordError
 from advseg_bench.suite.cells import Cell, model_identity
 from advseg_bench.suite.cost import estimate
@@ -43,16 +46,23 @@ class Estimate:
 
 def remember(suite: Suite, model: ModelSpec, timing: Timing) -> None:
     """Store the timing of a model on this machine."""
+    values = asdict(timing)
     with suppress(RecordError):  # failing to store an estimate must not fail the run
-        write_json(cache_dir("timings") / f"{timing_key(suite, model)}.json", asdict(timing))
+        folder = cache_dir("timings")
+        with hold(folder / LEASE, what="writing a timing", wait=False):
+            sweep(folder)
+            write_json(folder / f"{timing_key(suite, model)}.json", values | {"sha256": hash_json(values)})
 
 
 def recall(suite: Suite, model: ModelSpec) -> tuple[Timing, str] | None:
     """Return the timing of a model on this or else on the reference machine, and its source; None if there is none."""
     path = cache_root() / "timings" / f"{timing_key(suite, model)}.json"
     if path.exists():
-        with suppress(ValueError, TypeError, OSError):  # a damaged file counts as missing
-            return Timing(**json.loads(path.read_text())), "measured here"
+        with suppress(ValueError, TypeError, AttributeError, OSError):
+            values = json.loads(path.read_text())
+            if values.pop("sha256", hash_json(values)) == hash_json(values):
+                return Timing(**values), "measured here"
+        report(f"{path}: is damaged. Without it `plan` estimates from other timings; the next whole run replaces it.")
     shipped = json.loads(files("advseg_bench.suite.shipped").joinpath("timings.json").read_text())
     if (found := shipped["models"].get(timing_key(suite, model))) is not None:
         return Timing(**found), f"measured on {shipped['machine']}"
@@ -89,7 +99,9 @@ def expect(suite: Suite, cells: tuple[Cell, ...], images: tuple[int, int], worke
 
 def timing_key(suite: Suite, model: ModelSpec) -> str:
     """Return a hash of everything the time depends on, except machine, number of images and preparation of models."""
-    identity = model_identity(suite, model) | {"compute": suite.compute.model_dump(mode="json", exclude={"prepare"})}
+    identity = model_identity(suite, model) | {
+        "compute": suite.compute.model_dump(mode="json", exclude={"prepare", "max_seconds"})
+    }
     identity["model"] = model.model_dump(mode="json", exclude={"name"})
     identity["data"] = suite.data.model_dump(mode="json", include=set(ImageData.model_fields) | {"name"})
     return content_hash(identity)
