@@ -31,7 +31,7 @@ def tidy(text: object, longest: int = LONGEST_MESSAGE) -> str:
         longest: Most characters; a longer text loses its middle, since a message ends with its remedy.
 
     Returns:
-        Text in which a line break is a space, and a character that controls a terminal or the direction of writing
+        Text in which a line break is a space, and a character that steers a terminal or the direction of writing
         is U+FFFD.
 
     Example:

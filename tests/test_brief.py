@@ -228,5 +228,5 @@ def test_notes_of_a_battery_are_no_flagged_results(tmp_path):
     rewrite_rows(out, lambda rows: rows.with_columns(flags=noted))
     assert "Flagged results" not in " ".join(show(Run(out)))
     summary = summarise(Run(out))
-    assert "and none of" in describe_checks(summary.run)[0]
+    assert "and none of" in describe_checks(summary)[0]
     assert {row[-1] for row in make_norm_table(summary).rows()} == {"0"}

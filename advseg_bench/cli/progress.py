@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from advseg_bench.running.benchmark import Event
+from advseg_bench.running.launching import PROGRESS
 
 TEXT = {"load": "loading", "train": "training", "ready": "training", "attack": "attacking", "panels": "panels"}
 COMPLETE = "nothing to do: the run is complete"
@@ -44,6 +46,9 @@ def show_progress(console: Console) -> Iterator[Callable[[Event], None]]:
 
 def _print_line(console: Console, event: Event) -> None:
     """One line when loading starts, when a model is ready, when all rows are written, and if none was missing."""
+    if os.environ.get(PROGRESS) == "all" and event.stage in ("train", "attack", "panels"):
+        name = event.what if event.stage == "train" else ""
+        console.print(f"{TEXT[event.stage]} {name}".strip(), f"{event.done}/{event.total}", highlight=False)
     if event.stage == "note":
         _print_note(console, event.what)
     elif event.stage == "load":

@@ -1,4 +1,4 @@
-"""Finds the parts of a run whose rows can be trusted, and says of each other one what is wrong with it."""
+"""Finds the parts of a run whose rows can be trusted, and states for each other one what is wrong with it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Seen:
 
     Args:
         rules: The rules of the run.
-        subjects: Codes of the subject and of the block of each image, -1 where unknown.
+        subjects: Codes of the subject and of the scan of each image, -1 where unknown.
 
     Raises:
         RecordError: The run has more results than `MOST_RESULTS`.
@@ -85,7 +85,7 @@ class Seen:
         return True
 
     def check_subjects(self, frame: pl.DataFrame, images: Codes) -> list[Broken]:
-        """Compare subject and block of each row with those of the other rows of its image that were seen."""
+        """Compare subject and scan of each row with those of the other rows of its image that were seen."""
         found, then = [], []
         for name, before in zip(SUBJECT[1:], self._known, strict=True):
             codes = frame[name].to_physical().to_numpy().astype(np.int64)
@@ -117,10 +117,10 @@ def inspect_parts(out: Path, rules: Rules, run: str = "") -> Inspection:
     """
     found, damaged = find_parts(out, run)
     first = _Pass(rules)
-    first.look_at_all(found)
+    first.inspect_all(found)
     if first.doubtful:  # of the subjects of an image, that of most rows is taken
         second = _Pass(rules, _find_subjects([*first.whole, *first.doubtful], rules))
-        second.look_at_all(sorted([*first.whole, *first.doubtful], key=lambda part: part.path))
+        second.inspect_all(sorted([*first.whole, *first.doubtful], key=lambda part: part.path))
         second.damaged += first.damaged
         first = second
     damaged += first.damaged
@@ -142,13 +142,13 @@ class _Pass:
         self._rules, self._seen = rules, Seen(rules, subjects)
         self._may_doubt = not subjects
 
-    def look_at_all(self, found: Sequence[Part]) -> None:
-        """Look at parts in groups of about `BYTES_AT_ONCE`."""
+    def inspect_all(self, found: Sequence[Part]) -> None:
+        """Inspect parts in groups of about `BYTES_AT_ONCE`."""
         for group in _split(found):
-            self._look(group)
+            self._inspect(group)
 
-    def _look(self, group: Sequence[Part]) -> None:
-        """Look at some parts together, and at halves of them if anything is wrong."""
+    def _inspect(self, group: Sequence[Part]) -> None:
+        """Inspect some parts together, and at halves of them if anything is wrong."""
         try:
             fault = self._find_fault(group)
         except UNREADABLE as error:
@@ -156,8 +156,8 @@ class _Pass:
         if fault is None:
             self.whole += group
         elif len(group) > 1:
-            self._look(group[: len(group) // 2])
-            self._look(group[len(group) // 2 :])
+            self._inspect(group[: len(group) // 2])
+            self._inspect(group[len(group) // 2 :])
         elif fault == TWICE:
             self.whole += group
             self.overlapping += group
@@ -205,7 +205,7 @@ def _split(found: Sequence[Part]) -> Iterator[list[Part]]:
 
 
 def _find_subjects(found: Sequence[Part], rules: Rules) -> list[Codes]:
-    """Return the codes of the subject and block that most rows of each image have."""
+    """Return the codes of the subject and scan that most rows of each image have."""
     counts = scan_parts(found).select(SUBJECT).group_by(SUBJECT).len().sort("len").collect()
     images = rules.place_images(counts["image"])
     known = []

@@ -1,6 +1,6 @@
 """Panels: the stored arrays of single cases, each in one NumPy file that is checked before anything is allocated.
 
-The name of a panel is MODEL-KIND-CONTENT-DIGEST.npz: a hash of the case, and the first hex digits of the SHA-256 of the
+The name of a panel is MODEL-CASE-CONTENT-DIGEST.npz: a hash of the case, and the first hex digits of the SHA-256 of the
 file's bytes. The case is JSON in the array `meta`, with the id of the run. Panels of older versions have no digest.
 """
 
@@ -56,7 +56,7 @@ def name_panel(case: Extreme) -> str:
 
 
 def describe_panel(case: Extreme, run: str) -> str:
-    """Return what a panel says about itself, as JSON."""
+    """Return what a panel states about itself, as JSON."""
     return json.dumps(case.as_record() | {"run": run})
 
 
@@ -153,19 +153,19 @@ def _check_shapes(file: zipfile.ZipFile, case: Extreme, classes: int) -> str:
 
 
 def _read_header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read shape and type of an array; `ValueError` if its member has another size than they say."""
+    """Read shape and type of an array; `ValueError` if its member has another size than they state."""
     info = file.getinfo(f"{name}.npy")
     with file.open(info) as member:
         version = np.lib.format.read_magic(member)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, _, dtype = read[version](member)
         if dtype.hasobject or member.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
-            raise ValueError(f"{name}: another size than its header says")
+            raise ValueError(f"{name}: another size than its header states")
     return shape, dtype
 
 
 def _read_array(file: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """Read one array whose header tells the truth."""
+    """Read one array whose header is right."""
     _read_header(file, name)
     with file.open(f"{name}.npy") as member:
         found: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)

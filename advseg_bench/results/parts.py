@@ -1,4 +1,4 @@
-"""Parts: Parquet files that are written once, each with a label that says which run its rows belong to.
+"""Parts: Parquet files that are written once, each with a label that names the run that its rows belong to.
 
 The name of a part is MODEL-CONTENT-DIGEST.parquet: a hash of its cells and images, and the first hex digits of the
 SHA-256 of its bytes, which every reader compares. The label is JSON in the file's metadata. Parts of runs of older
@@ -20,11 +20,17 @@ from typing import Any
 import polars as pl
 
 from advseg_bench.cache import content_hash, write_bytes
-from advseg_bench.errors import RecordError
+from advseg_bench.errors import RecordError, tidy
 from advseg_bench.instruments.profiling import timed
 
 LABEL = "advseg_bench"
 """Key of the label in the metadata of a part."""
+
+LONGEST = 300
+"""Most characters of a reason that comes from a library."""
+
+MOST_BYTES = 2**29
+"""Largest size of a part with a digest; a joined part of `compaction.MOST_ROWS` rows has a small share of it."""
 
 DIGITS = 16
 """Hex digits of the digest that a file name contains."""
@@ -75,7 +81,7 @@ _DIGEST = re.compile(rf"-[0-9a-f]{{{DIGITS}}}-(?P<digest>[0-9a-f]{{{DIGITS}}})$"
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a part says about itself.
+    """What a part states about itself.
 
     Attributes:
         run: Id of its run, the "run" of `run.json`; "" if the run has none.
@@ -121,11 +127,11 @@ class Damage:
     remedy: str = RERUN
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}. {self.remedy}"
+        return tidy(f"{self.path}: {self.reason}. {self.remedy}")
 
     @classmethod
     def of(cls, path: Path, error: RecordError) -> Damage:
-        """Return the damage that an error about a file tells of."""
+        """Return the damage that an error about a file reports."""
         return cls(path, str(error).removeprefix(f"{path}: ").removesuffix(f". {RERUN}"))
 
 
@@ -177,7 +183,7 @@ def find_parts(out: Path, run: str = "") -> tuple[list[Part], list[Damage]]:
         run: Id of the run; a part that was labelled by another one is damaged. Not compared if "".
 
     Returns:
-        The parts sorted by name, without those that another one replaces, and the files that are damaged or foreign.
+        The parts sorted by name, without those that another one replaces, and the damaged files.
 
     Cost:
         Every byte of the parts is read once and hashed; their rows are not decoded.
@@ -202,17 +208,19 @@ def list_replaced(found: Sequence[Part]) -> frozenset[str]:
 def open_part(path: Path, run: str = "") -> Part | Damage:
     """Read the label of a part and compare its digest; `run` is that of `find_parts`."""
     claimed = claimed_digest(path)
+    if claimed is None:
+        return Part(path, None)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            return Damage(path, f"is damaged ({path.stat().st_size:,} bytes, above {MOST_BYTES:,})")
         data = path.read_bytes()
-        if claimed is None:
-            return Part(path, None)
         if digest_of(data) != claimed:
             return Damage(path, "is damaged (its bytes are not those that were written)")
         label = _read_label(pl.read_parquet_metadata(io.BytesIO(data)))
     except (*UNREADABLE, ValueError, KeyError, TypeError) as error:
         return Damage(path, f"is damaged ({first_line(error)})")
     if run and label.run != run:
-        return Damage(path, f"holds rows of another run (its label says {label.run[:DIGITS]!r})")
+        return Damage(path, f"holds rows of another run (its label names {label.run[:DIGITS]!r})")
     return Part(path, label)
 
 
@@ -267,8 +275,8 @@ def _read_one(part: Part, names: Sequence[str]) -> pl.DataFrame:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a polars error; the rest is a query plan."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """Return the first line of a polars error, shortened; the rest is a query plan."""
+    return tidy(str(error).strip().partition("\n")[0], LONGEST) or type(error).__name__
 
 
 def refuse(damages: Sequence[Damage]) -> None:

@@ -21,6 +21,7 @@ from advseg_bench.results.descriptions import (
     read_failures,
     read_model,
     read_notes,
+    write_sealed,
 )
 from advseg_bench.results.inspection import Inspection, Seen, inspect_parts
 from advseg_bench.results.locking import own
@@ -60,6 +61,7 @@ __all__ = [
     "scan_rows",
     "scan_whole",
     "write_part",
+    "write_sealed",
 ]
 
 

@@ -140,7 +140,7 @@ class Rules:
             return [*found, Broken(uneven, f"no counts of all {self._k} classes")]
         total: Codes = np.zeros(len(frame) * self._k, dtype=np.int64)
         for name in ("tp", "fp", "fn"):
-            flat = frame[name].explode(empty_as_null=False)
+            flat = frame[name].explode()
             counts = flat.fill_null(-1).to_numpy() if flat.null_count() else flat.to_numpy()
             if counts.min(initial=0) < 0 or counts.max(initial=0) > MOST_PIXELS:
                 wrong = (counts < 0) | (counts > MOST_PIXELS)

@@ -8,11 +8,13 @@ from pathlib import Path
 from advseg_bench.errors import RecordError, expected
 from advseg_bench.results import records
 from advseg_bench.results.compaction import remove_replaced
+from advseg_bench.results.descriptions import RESTORE
 from advseg_bench.results.info import RunInfo, read_info
 from advseg_bench.results.inspection import Inspection, inspect_parts
 from advseg_bench.results.panels import list_panels, read_panel
 from advseg_bench.results.parts import Damage, Part, count_rows
 from advseg_bench.results.rules import Rules
+from advseg_bench.results.run import Run
 
 MOVED = "damaged"
 """Folder of a run to which damaged files are moved."""
@@ -23,7 +25,7 @@ class Verification:
     """What the verification of a run has found.
 
     Attributes:
-        damaged: The damaged and foreign files, sorted.
+        damaged: The damaged files and those of other runs, sorted.
         parts: The parts with trustworthy rows.
         rows: Number of rows in them; a row in two parts counts twice.
         planned: Number of results of the suite.
@@ -68,11 +70,8 @@ def verify_run(out: Path) -> Verification:
         inspection = inspect_parts(out, rules, run)
     except RecordError as error:
         path = out / "run.json"
-        remedy = "Restore it, or run the suite again in a new --out. No other file was verified."
-        reason = (
-            str(error).removeprefix(f"{path}: ").removesuffix(". Restore it, or run the suite again in a new --out.")
-        )
-        return Verification((Damage(path, reason.rstrip("."), remedy),), (), 0, 0, 0)
+        reason = str(error).removeprefix(f"{path}: ").removesuffix(f" {RESTORE}").rstrip(".")
+        return Verification((Damage(path, reason, f"{RESTORE} No other file was verified."),), (), 0, 0, 0)
     notes = records.read_notes(out, about.models, strict=False)[2]
     panels = list_panels(out)
     broken = find_damaged_panels(out, about, info["images"], run)
@@ -87,10 +86,18 @@ def verify_run(out: Path) -> Verification:
 
 
 def find_damaged_panels(out: Path, about: RunInfo, images: list[str], run: str) -> list[Damage]:
-    """Return the panels of a run that are damaged or foreign; they are read one at a time."""
+    """Return the panels of a run that are damaged or of another run; they are read one at a time."""
     names = frozenset(images)
     found = (read_panel(path, about, names, run) for path in list_panels(out))
     return [each for each in found if isinstance(each, Damage)]
+
+
+def list_damaged(run: Run) -> tuple[Damage, ...]:
+    """Return all files of a run that are left out, panels included; none if the run is read strictly or in memory."""
+    if run.path is None or run.strict:
+        return ()
+    panels = find_damaged_panels(run.path, run.about, run.info["images"], run.info.get("run", ""))
+    return (*run.damaged, *panels)
 
 
 def set_aside(out: Path) -> tuple[list[str], Inspection]:
@@ -120,7 +127,7 @@ def set_aside(out: Path) -> tuple[list[str], Inspection]:
 
 
 def _move(out: Path, damage: Damage) -> str:
-    """Move one file, and return the line that says so."""
+    """Move one file, and return the line that reports it."""
     place = out / MOVED / damage.path.relative_to(out)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -188,7 +188,9 @@ class Scene:
         foreign = self.watch.foreign_model or any(map(is_foreign, packed.values()))
         with watched() if self.thorough or foreign else nullcontext(Changes()) as changes:
             found = courses.run(cells, packed, scored, self.fill)
-        self.changed |= bool(changes.names) or (changes.drew and self.pack)  # then each is run alone, from its own seed
+        self.changed |= bool(changes.names) or (
+            bool(changes.random) and self.pack
+        )  # then each is run alone, from its own seed
         marks = make_flags(self.watch.of_attack(changes.names))
         if self.guard.restore(thorough=self.thorough or changes.left_threads):
             self.changed = True
@@ -224,7 +226,9 @@ class Scene:
     @timed("attack: losses and steps")
     def look(self, attacks: Sequence[Attack]) -> tuple[Tensor, SharedGradients]:
         """Return clean logits, and the gradients that one-gradient attacks share; from one forward if possible."""
-        shared = SharedGradients(self.attacked, self.batch, () if self.thorough else attacks)
+        ours = attacks if not self.thorough else [attack for attack in attacks if not is_foreign(attack)]
+        with self.watch.of_model(self.thorough):
+            shared = SharedGradients(self.attacked, self.batch, ours)
         logits = shared.logits
         return self.forward(self.batch.x) if logits is None or not self.exact else logits, shared
 
@@ -248,7 +252,7 @@ class Scene:
         watching = watched(seed=seed, random_too=foreign) if foreign or self.thorough else nullcontext(Changes())
         if is_shared(attack):
             with watching as changes:
-                if self.thorough:  # an objective of others is watched in each cell that has it
+                if self.thorough and foreign:  # an objective of others is watched in each cell that has it
                     shared = SharedGradients(self.attacked, self.batch, ())
                 gradient = shared.of(attack)
                 broken = _find_non_finite(gradient)

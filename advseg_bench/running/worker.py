@@ -39,7 +39,7 @@ from advseg_bench.models.weights import digest_weights
 from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.registry.preparation import read_steps
-from advseg_bench.running import runner
+from advseg_bench.running import runner, sharing
 from advseg_bench.running.foreign import list_names
 from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.runner import Conditions
@@ -54,10 +54,12 @@ from advseg_bench.running.work import (
     Job,
     MakePanels,
     Note,
+    PackData,
     Panels,
     PanelSpec,
     Running,
     RunUnit,
+    TakeData,
     Train,
     Training,
     Unit,
@@ -107,6 +109,11 @@ class Worker:
             match job:
                 case Describe():
                     return self._describe()
+                case PackData():
+                    return sharing.pack(self.dataset, self.suite.data)
+                case TakeData(packed):
+                    self.dataset = sharing.unpack(packed)
+                    return None
                 case Check():
                     return self._check()
                 case Train(name):
@@ -127,7 +134,7 @@ class Worker:
     @cached_property
     def dataset(self) -> Dataset:
         """The suite's data set."""
-        with span("data"):
+        with span("data"), watched(wait=False):  # it may be code of others
             return load_dataset(self.suite.data)
 
     @cached_property
@@ -220,12 +227,12 @@ class Worker:
                     suite.name,
                     suite.compute.threads,
                 )
-            info = trained.info | {"weights_sha256": digest_weights(trained.model)}
-            model = self._defend(spec, trained.model)
-            choice = self._prepare(model, () if spec.random else read_steps(suite.compute.prepare))
-            info["prepared"] = choice.as_record()
-            info |= describe_behaviour(trained.model.notes, spec.repeats if spec.random else 1)
-            info |= describe_defences(spec, len(suite.data.edges))
+                info = trained.info | {"weights_sha256": digest_weights(trained.model)}
+                model = self._defend(spec, trained.model)
+                choice = self._prepare(model, () if spec.random else read_steps(suite.compute.prepare))
+                info["prepared"] = choice.as_record()
+                info |= describe_behaviour(trained.model.notes, spec.repeats if spec.random else 1)
+                info |= describe_defences(spec, len(suite.data.edges))
             self._loaded[name] = _Loaded(model, choice.model, info, spec.random)
         return self._loaded[name]
 

@@ -85,7 +85,7 @@ class Suite(Spec):
             if names.count(name) > 1:
                 raise ValueError(f"two models are named {name!r}. Rename one")
         folded: dict[str, str] = {}
-        for name in names:  # some file systems do not tell them apart
+        for name in names:  # which some file systems ignore
             if (other := folded.setdefault(name.casefold(), name)) != name:
                 raise ValueError(f"the names {other!r} and {name!r} differ in case only. Rename one")
         return models
