@@ -41,11 +41,11 @@ from advseg_bench.suite.cells import CLEAN, Cell
 from advseg_bench.types import Budget, Traits
 
 Announce = Callable[[Sequence[Cell], Batch], None]
-"""(cells, batch): tells what is attacked from now on."""
+"""(cells, batch): announces what is attacked from now on."""
 
 
 def keep_silent(cells: Sequence[Cell], batch: Batch) -> None:
-    """Tell nobody what is attacked."""
+    """Announce nothing."""
 
 
 class Scene:
