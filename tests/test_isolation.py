@@ -62,6 +62,7 @@ DEAD = {
     "Spin": ("time limit", r"stopped after 4 s.* in deadly\.py:\d+ act"),
     "Stop": ("time limit", "stopped after 4 s"),
     "CloseAll": ("exit code 1", "exit code 1"),
+    "Linger": ("changed process", "its worker process was replaced.*thread"),
     "SteppedSegfault": ("SIGSEGV", r"Segmentation fault in .*deadly\.py:\d+ begin"),
 }
 """Attacks that end their process -> cause, and what the message has."""
@@ -76,7 +77,7 @@ RAISING = {
     "SteppedEnd": "^GeneratorExit$",
 }
 """Attacks that raise -> the message."""
-HARMLESS = ("Print", "Fork", "Linger", "KilledOnce")
+HARMLESS = ("Print", "Fork", "KilledOnce")
 
 
 def table(name: str) -> str:

@@ -32,7 +32,7 @@ class Event:
         done: Number of epochs, rows or panels done.
         total: Total number of them.
         cell: What a worker begins to attack: the label of a cell, or the number of those that run together; "" if the
-            event tells of something that has ended.
+            event is the end of something.
     """
 
     stage: Literal["load", "train", "ready", "attack", "panels", "complete", "note"]

@@ -1,4 +1,4 @@
-"""Who changed the process while a batch was attacked, the model by its own forward or an attack? What is attacked now?"""
+"""Who changed the process while a batch was attacked, a model by its forward or an attack? What is attacked now?"""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from advseg_bench.running.work import Row
 from advseg_bench.suite.cells import Cell
 
 Announce = Callable[[Sequence[Cell], Batch], None]
-"""(cells, batch): tells what is attacked from now on."""
+"""(cells, batch): announces what is attacked from now on."""
 
 
 def keep_silent(cells: Sequence[Cell], batch: Batch) -> None:
-    """Tell nobody what is attacked."""
+    """Announce nothing."""
 
 
 class Watch:
