@@ -58,7 +58,7 @@ class Shape:
         subjects: Number of subjects.
         attacks: The attacks of the suite.
         shard: Number of images in a part, all under all cells of one model.
-        by_writer: Whether the parts are written by the writer of real runs, which is slow for many rows.
+        panels: Whether there are panels.
     """
 
     models: int
@@ -66,7 +66,7 @@ class Shape:
     subjects: int
     attacks: Sequence[dict[str, Any]]
     shard: int
-    by_writer: bool = False
+    panels: bool = False
 
 
 def shape_of(rows: int) -> Shape:
@@ -79,7 +79,7 @@ def shape_of(rows: int) -> Shape:
 def write_big_run(out: Path, images: int = 500) -> Path:
     """Write the folder of a run as its workers return it and return it; it takes 40 MB for 500 images."""
     attacks = list_attacks((1, 2, 3, 4, 5, 6, 8, 10, 12, 16), draws=5, vary={"label": ["true", "predicted"]})
-    return write_run(out, Shape(10, images, 25, attacks, shard=8, by_writer=True))
+    return write_run(out, Shape(10, images, 25, attacks, shard=8, panels=True))
 
 
 def write_run(out: Path, shape: Shape) -> Path:
@@ -96,12 +96,9 @@ def write_run(out: Path, shape: Shape) -> Path:
             mine = [cell for cell in cells if cell.model == model.name and cell.skip is None]
             for start in range(0, shape.images, shape.shard):
                 rows = _make_rows(mine, place, names, start, shape)
-                if shape.by_writer:
-                    records.write_part(out, rows.to_dicts())
-                else:
-                    rows.write_parquet(out / "parts" / f"{model.name}-{start:06d}.parquet")
+                records.write_part(out, rows)
         write_json(out / "failures.json", [])
-        if shape.by_writer:
+        if shape.panels:
             _write_panels(out)
     return out
 
