@@ -179,7 +179,7 @@ class AttackSpec(Spec):
 
 
 RESOURCES = ("cpus", "gpus", "memory_gb")
-"""Keys of `Compute` that say what a job takes of a cluster; they change no result."""
+"""Keys of `Compute` for what a job takes of a cluster; they change no result."""
 
 
 class Compute(Spec):
