@@ -18,7 +18,7 @@ FLOORS = [
     {"arguments", "cache", "geometry", "losses", "protocols", "stats"},
     {"batches", "instruments", "registry"},
     {"checks", "metrics"},
-    {"attacks"},
+    {"attacks", "defences"},
     {"environment", "suite"},
     {"specs"},
     {"data", "results"},

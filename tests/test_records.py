@@ -14,13 +14,14 @@ import pytest
 from advseg_bench import cache
 from advseg_bench.errors import RecordError
 from advseg_bench.results import records
+from advseg_bench.suite.cells import CLEAN, Cell
 
 INFO = {
     "schema": 1,
-    "suite": {"name": "a", "attacks": [1, 2]},
-    "data": {"fingerprint": "x"},
+    "suite": {"name": "a", "attacks": [1, 2], "data": {}},
+    "data": {"name": "d", "kind": "binary", "classes": ["a"], "splits": {"test": 1}, "fingerprint": "x"},
     "binding": {"torch": "2"},
-    "cells": [{"id": "c1"}],
+    "cells": [Cell("c1", "m", CLEAN, 0.0, 0, "m none", None).as_record()],
     "images": ["i1"],
 }
 
@@ -175,9 +176,9 @@ def test_the_same_description_is_accepted_and_another_is_refused_by_its_first_di
     records.describe(tmp_path, INFO)
     records.describe(tmp_path, json.loads(json.dumps(INFO)))
     for change, message in (
-        ({"suite": {"name": "b", "attacks": [1, 2]}}, 'another suite: name was "a", is "b"'),
-        ({"suite": {"name": "a", "attacks": [1]}}, r"another suite: attacks was \[1, 2\], is \[1\]"),
-        ({"data": {"fingerprint": "y"}}, 'another data: fingerprint was "x", is "y"'),
+        ({"suite": INFO["suite"] | {"name": "b"}}, 'another suite: name was "a", is "b"'),
+        ({"suite": INFO["suite"] | {"attacks": [1]}}, r"another suite: attacks was \[1, 2\], is \[1\]"),
+        ({"data": INFO["data"] | {"fingerprint": "y"}}, 'another data: fingerprint was "x", is "y"'),
         ({"binding": {"torch": "3"}}, 'another environment: torch was "2", is "3"'),
     ):
         with pytest.raises(RecordError, match=message):

@@ -11,6 +11,12 @@ from advseg_bench.cache import make_folder, remove_empty
 from advseg_bench.errors import RecordError, expected
 from advseg_bench.results.descriptions import read_description
 
+FOLDERS = ("models", "parts", "panels")
+"""Folders of every run."""
+
+WRITTEN_LATER = ("report", "report/tables", "report/figures")
+"""Other folders in which a process that was killed may leave an unfinished file."""
+
 
 @contextmanager
 def own(out: Path) -> Iterator[None]:
@@ -34,8 +40,9 @@ def own(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RecordError(f"{out}: another run is writing here. Wait for it or choose another --out.") from None
-        for folder in ("models", "parts", "panels"):
+        for folder in FOLDERS:
             make_folder(out / folder)
+        for folder in ("", *FOLDERS, *WRITTEN_LATER):
             for leftover in (out / folder).glob(".*.tmp"):
                 leftover.unlink()
         try:

@@ -1,4 +1,4 @@
-"""Parts: Parquet files that are written once, each with a label that says which run its rows belong to.
+"""Parts: Parquet files that are written once, each with a label that names the run that its rows belong to.
 
 The name of a part is MODEL-CONTENT-DIGEST.parquet: a hash of its cells and images, and the first hex digits of the
 SHA-256 of its bytes, which every reader compares. The label is JSON in the file's metadata. Parts of runs of older
@@ -12,6 +12,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,17 @@ from typing import Any
 import polars as pl
 
 from advseg_bench.cache import content_hash, write_bytes
-from advseg_bench.errors import RecordError
+from advseg_bench.errors import RecordError, tidy
 from advseg_bench.instruments.profiling import timed
 
 LABEL = "advseg_bench"
 """Key of the label in the metadata of a part."""
+
+LONGEST = 300
+"""Most characters of a reason that comes from a library."""
+
+MOST_BYTES = 2**29
+"""Largest size of a part with a digest; a joined part of `compaction.MOST_ROWS` rows has a small share of it."""
 
 DIGITS = 16
 """Hex digits of the digest that a file name contains."""
@@ -74,7 +81,7 @@ _DIGEST = re.compile(rf"-[0-9a-f]{{{DIGITS}}}-(?P<digest>[0-9a-f]{{{DIGITS}}})$"
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a part says about itself.
+    """What a part states about itself.
 
     Attributes:
         run: Id of its run, the "run" of `run.json`; "" if the run has none.
@@ -120,7 +127,12 @@ class Damage:
     remedy: str = RERUN
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}. {self.remedy}"
+        return tidy(f"{self.path}: {self.reason}. {self.remedy}")
+
+    @classmethod
+    def of(cls, path: Path, error: RecordError) -> Damage:
+        """Return the damage that an error about a file reports."""
+        return cls(path, str(error).removeprefix(f"{path}: ").removesuffix(f". {RERUN}"))
 
 
 def digest_of(data: bytes) -> str:
@@ -153,7 +165,7 @@ def write_part(
         RecordError: The disk is full or the path is not writable.
     """
     frame = rows if isinstance(rows, pl.DataFrame) else pl.DataFrame(list(rows), schema=ROW_SCHEMA)
-    content = content_hash(sorted(frame.select("cell", "image").iter_rows()), DIGITS)
+    content = content_hash(frame.select("cell", "image").sort("cell", "image").rows(), DIGITS)
     label = Label(run, tuple(sorted(frame["cell"].unique())), tuple(replaces))
     buffer = io.BytesIO()
     frame.write_parquet(buffer, metadata={LABEL: label.as_json()})
@@ -171,7 +183,7 @@ def find_parts(out: Path, run: str = "") -> tuple[list[Part], list[Damage]]:
         run: Id of the run; a part that was labelled by another one is damaged. Not compared if "".
 
     Returns:
-        The parts sorted by name, without those that another one replaces, and the files that are damaged or foreign.
+        The parts sorted by name, without those that another one replaces, and the damaged files.
 
     Cost:
         Every byte of the parts is read once and hashed; their rows are not decoded.
@@ -184,24 +196,31 @@ def find_parts(out: Path, run: str = "") -> tuple[list[Part], list[Damage]]:
             found.append(part)
         else:
             damaged.append(part)
-    replaced = {name for part in found if part.label for name in part.label.replaces}
+    replaced = list_replaced(found)
     return [part for part in found if part.path.name not in replaced], damaged
+
+
+def list_replaced(found: Sequence[Part]) -> frozenset[str]:
+    """Return the names of the parts that some others replace."""
+    return frozenset(name for part in found if part.label for name in part.label.replaces)
 
 
 def open_part(path: Path, run: str = "") -> Part | Damage:
     """Read the label of a part and compare its digest; `run` is that of `find_parts`."""
     claimed = claimed_digest(path)
+    if claimed is None:
+        return Part(path, None)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            return Damage(path, f"is damaged ({path.stat().st_size:,} bytes, above {MOST_BYTES:,})")
         data = path.read_bytes()
-        if claimed is None:
-            return Part(path, None)
         if digest_of(data) != claimed:
             return Damage(path, "is damaged (its bytes are not those that were written)")
         label = _read_label(pl.read_parquet_metadata(io.BytesIO(data)))
     except (*UNREADABLE, ValueError, KeyError, TypeError) as error:
         return Damage(path, f"is damaged ({first_line(error)})")
     if run and label.run != run:
-        return Damage(path, f"holds rows of another run (its label says {label.run[:DIGITS]!r})")
+        return Damage(path, f"holds rows of another run (its label names {label.run[:DIGITS]!r})")
     return Part(path, label)
 
 
@@ -214,9 +233,50 @@ def _read_label(metadata: Mapping[str, str]) -> Label:
     return Label(known["run"], tuple(known["cells"]), tuple(known.get("replaces", ())))
 
 
+def scan_parts(found: Sequence[Part]) -> pl.LazyFrame:
+    """Return the rows of parts as a lazy frame of `READ_SCHEMA`, part by part; rows that two parts hold come twice."""
+    if not found:
+        return pl.LazyFrame(schema=READ_SCHEMA)
+    written = [part.path for part in found if part.label]
+    older = [part.path for part in found if not part.label]
+    frames = [pl.scan_parquet(path, glob=False).select(_cast()) for path in older]
+    if written:
+        frames.append(pl.scan_parquet(written, glob=False).select(_cast()))
+    return pl.concat(frames)
+
+
+def _cast() -> list[pl.Expr]:
+    """Return the columns of a part as those of `READ_SCHEMA`."""
+    return [pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in ROW_SCHEMA]
+
+
+def count_rows(found: Sequence[Part]) -> int:
+    """Return the number of rows of parts; only the ends of the files are read."""
+    return int(pl.scan_parquet([part.path for part in found], glob=False).select(pl.len()).collect().item())
+
+
+def read_columns(found: Sequence[Part], names: Sequence[str]) -> pl.DataFrame:
+    """Read some columns of parts, one after the other, as those of `READ_SCHEMA`.
+
+    Raises:
+        OSError, polars.exceptions.PolarsError, polars.exceptions.PanicException: A part cannot be read.
+    """
+    with suppress(*UNREADABLE):  # reading each part by itself converts columns, and names the damaged one
+        rows = pl.scan_parquet([part.path for part in found], glob=False).select(names)
+        if rows.collect_schema() == {name: ROW_SCHEMA[name] for name in names}:
+            return rows.cast({pl.String: pl.Categorical}).collect()
+    return pl.concat([_read_one(part, names) for part in found])
+
+
+def _read_one(part: Part, names: Sequence[str]) -> pl.DataFrame:
+    """Read some columns of one part, and convert numbers of other widths."""
+    rows = pl.read_parquet(part.path, columns=list(names), glob=False)
+    return rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in names)
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of a polars error; the rest is a query plan."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """Return the first line of a polars error, shortened; the rest is a query plan."""
+    return tidy(str(error).strip().partition("\n")[0], LONGEST) or type(error).__name__
 
 
 def refuse(damages: Sequence[Damage]) -> None:

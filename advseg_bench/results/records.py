@@ -8,28 +8,40 @@ time, and only that process writes to it. The modules `locking`, `descriptions` 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
 
 from advseg_bench.errors import RecordError, expected
 from advseg_bench.instruments.profiling import timed
-from advseg_bench.results.descriptions import RUN_SCHEMA, describe, read_description, read_failures, read_model
+from advseg_bench.results.descriptions import (
+    RUN_SCHEMA,
+    describe,
+    read_description,
+    read_failures,
+    read_model,
+    read_notes,
+    write_sealed,
+)
+from advseg_bench.results.inspection import Inspection, Seen, inspect_parts
 from advseg_bench.results.locking import own
 from advseg_bench.results.numbering import find_distinct
 from advseg_bench.results.parts import (
     NULLABLE,
     READ_SCHEMA,
-    RERUN,
     ROW_SCHEMA,
     UNREADABLE,
+    Damage,
     Part,
+    count_rows,
     find_parts,
     first_line,
+    read_columns,
     refuse,
+    scan_parts,
     write_part,
 )
+from advseg_bench.results.rules import GROUPS, KEYS, NAMES, Rules, list_gaps
 
 __all__ = [
     "NULLABLE",
@@ -39,21 +51,24 @@ __all__ = [
     "arrange_rows",
     "describe",
     "own",
+    "read_checked",
     "read_description",
     "read_failures",
     "read_model",
+    "read_notes",
     "read_rows",
     "scan_parts",
     "scan_rows",
+    "scan_whole",
     "write_part",
+    "write_sealed",
 ]
-
-AT_ONCE = 11
-"""Number of columns that are read together: fewer take less memory and more time."""
 
 
 def scan_rows(out: Path, run: str = "") -> pl.LazyFrame:
     """Return the rows of a run as a lazy frame, of which only the columns that are used are read.
+
+    The rows are not compared with the rules of the run, see `inspection.inspect_parts` and `scan_whole`.
 
     Args:
         out: The run directory.
@@ -71,37 +86,32 @@ def scan_rows(out: Path, run: str = "") -> pl.LazyFrame:
     """
     found, damaged = find_parts(out, run)
     refuse(damaged)
+    return _keep_first(found, True)
+
+
+def scan_whole(inspection: Inspection) -> pl.LazyFrame:
+    """Return the rows of the whole parts of a run as a lazy frame, as `scan_rows` does."""
+    return _keep_first(inspection.parts, inspection.twice)
+
+
+def _keep_first(found: Sequence[Part], twice: bool) -> pl.LazyFrame:
+    """Return the rows of parts as a lazy frame; of rows that may be there `twice`, the first one."""
     rows = scan_parts(found)
-    keys = _collect(found, ("cell", "image"))
-    first = find_distinct(keys, ("cell", "image"))[1]
+    if not twice or not found:
+        return rows
+    keys = _collect(found, KEYS)
+    first = find_distinct(keys, KEYS)[1]
     if len(first) == len(keys):
         return rows
     place = pl.Series("place", first)
     return rows.with_row_index("place").filter(pl.col("place").is_in(place.implode())).drop("place")
 
 
-def scan_parts(found: Sequence[Part]) -> pl.LazyFrame:
-    """Return the rows of parts as a lazy frame of `READ_SCHEMA`, part by part; rows that two parts hold come twice."""
-    if not found:
-        return pl.LazyFrame(schema=READ_SCHEMA)
-    written = [part.path for part in found if part.label]
-    older = [part.path for part in found if not part.label]
-    frames = [pl.scan_parquet(path, glob=False).select(_cast()) for path in older]
-    if written:
-        frames.append(pl.scan_parquet(written, glob=False).select(_cast()))
-    return pl.concat(frames)
-
-
-def _cast() -> list[pl.Expr]:
-    """Return the columns of a part as those of `READ_SCHEMA`."""
-    return [pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in ROW_SCHEMA]
-
-
 @timed("records")
 def read_rows(
     out: Path, columns: Sequence[str] | None = None, cells: Collection[str] | None = None, run: str = ""
 ) -> pl.DataFrame:
-    """Read all rows of a run, one per cell and image, sorted by both.
+    """Read all rows of a run, one per cell and image, sorted by both; they are not compared with the rules of the run.
 
     Args:
         out: The run directory.
@@ -117,26 +127,74 @@ def read_rows(
     """
     found, damaged = find_parts(out, run)
     refuse(damaged)
-    return collect_rows(found, columns, cells)
+    rows = collect_rows(found, columns)
+    if cells is not None and not set(rows["cell"].unique()) <= set(cells):
+        foreign = next(part for part in found if not set(_collect([part], ("cell",))["cell"]) <= set(cells))
+        refuse([Damage(foreign.path, "holds rows of another run")])
+    return rows
 
 
-def collect_rows(
-    found: Sequence[Part], columns: Sequence[str] | None = None, cells: Collection[str] | None = None
-) -> pl.DataFrame:
-    """Read the rows of parts, one per cell and image, sorted by both; see `read_rows`."""
-    schema = {name: ROW_SCHEMA[name] for name in columns or ROW_SCHEMA}
+@timed("records")
+def read_checked(out: Path, rules: Rules, run: str = "", *, strict: bool = True) -> tuple[pl.DataFrame, Inspection]:
+    """Read all rows of a run and compare each with the rules of the run, in one reading if nothing is wrong.
+
+    Args:
+        out: The run directory.
+        rules: The rules of the run.
+        run: Id of the run, see `parts.find_parts`.
+        strict: Whether a damaged part is an error; otherwise its rows are left out.
+
+    Returns:
+        A frame as from `read_rows`, and what was found.
+
+    Raises:
+        RecordError: Naming a damaged part, if `strict`; or the run is too large.
+    """
+    found, damaged = find_parts(out, run)
+    if not damaged and (rows := _collect_if_sound(found, rules)) is not None:
+        return rows, Inspection(tuple(found), (), False)
+    inspection = inspect_parts(out, rules, run)
+    if strict:
+        refuse(inspection.damaged)
+    return collect_rows(inspection.parts), inspection
+
+
+def _collect_if_sound(found: Sequence[Part], rules: Rules) -> pl.DataFrame | None:
+    """Read the rows of parts, one per cell and image, sorted by both; None if any row breaks a rule."""
+    seen = Seen(rules)
     if not found:
-        return pl.DataFrame(schema={name: READ_SCHEMA[name] for name in schema})
-    keys = _collect(found, ("cell", "image"))
-    if cells is not None and not set(keys["cell"].unique()) <= set(cells):
-        foreign = next(part.path for part in found if not set(_collect_one(part, ("cell",))["cell"]) <= set(cells))
-        raise RecordError(f"{foreign}: holds rows of another run. Move this file away; the other files are intact.")
-    order = pl.Series(find_distinct(keys, ("cell", "image"))[1])
-    others = [name for name in schema if name not in keys.columns]
+        return collect_rows(found)
+    try:
+        if count_rows(found) > len(rules.cells) * rules.images:
+            return None
+        keys = read_columns(found, KEYS)
+        cells, images, broken = rules.place(keys)
+        if broken or not seen.add(cells, images):
+            return None
+        order = pl.Series(find_distinct(keys, KEYS)[1])
+        rows = _put_in_order(keys, order)
+        for names in GROUPS:
+            frame = read_columns(found, names)
+            if rules.check(frame, cells) or (names is NAMES and seen.check_subjects(frame, images)):
+                return None
+            rows += _put_in_order(frame, order)
+    except UNREADABLE:
+        return None
+    return pl.DataFrame(rows).select(*ROW_SCHEMA)
+
+
+def collect_rows(found: Sequence[Part], columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read the rows of parts, one per cell and image, sorted by both; see `read_rows`."""
+    names = list(columns or ROW_SCHEMA)
+    if not found:
+        return pl.DataFrame(schema={name: READ_SCHEMA[name] for name in names})
+    keys = _collect(found, KEYS)
+    order = pl.Series(find_distinct(keys, KEYS)[1])
     rows = _put_in_order(keys, order)
-    for start in range(0, len(others), AT_ONCE):
-        rows += _put_in_order(_collect(found, others[start : start + AT_ONCE]), order)
-    return pl.DataFrame(rows).select(*schema)
+    for group in GROUPS:
+        if wanted := [name for name in group if name in names]:
+            rows += _put_in_order(_collect(found, wanted), order)
+    return pl.DataFrame(rows).select(*names)
 
 
 def arrange_rows(rows: pl.DataFrame, cells: Collection[str]) -> pl.DataFrame:
@@ -158,7 +216,7 @@ def arrange_rows(rows: pl.DataFrame, cells: Collection[str]) -> pl.DataFrame:
         found = rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in ROW_SCHEMA)
     except pl.exceptions.PolarsError as error:
         raise RecordError(f"rows: columns of the wrong type: {first_line(error)}.") from None
-    if gaps := _find_gaps(found):
+    if gaps := list_gaps(found):
         raise RecordError(f"rows: no {', '.join(gaps)} in some rows.")
     if foreign := sorted(set(found["cell"].unique()) - set(cells)):
         raise RecordError(expected("rows", "cells of the run", foreign[0]))
@@ -172,29 +230,17 @@ def _put_in_order(rows: pl.DataFrame, order: pl.Series) -> list[pl.Series]:
 
 
 def _collect(found: Sequence[Part], names: Sequence[str]) -> pl.DataFrame:
-    """Read some columns of parts; errors are those of `_collect_one`."""
-    with suppress(*UNREADABLE):  # reading each part by itself names the damaged one
-        rows = pl.scan_parquet([part.path for part in found], glob=False).select(names)
-        if rows.collect_schema() == {name: ROW_SCHEMA[name] for name in names}:
-            there = rows.cast({pl.String: pl.Categorical}).collect()
-            if not _find_gaps(there):
-                return there
-    return pl.concat([_collect_one(part, names) for part in found])
-
-
-def _find_gaps(rows: pl.DataFrame) -> list[str]:
-    """Return the columns that have a null although they must not."""
-    return [name for name in rows.columns if name not in NULLABLE and rows[name].null_count()]
-
-
-def _collect_one(part: Part, names: Sequence[str]) -> pl.DataFrame:
-    """Read some columns of one part; `RecordError` if it is truncated, has another schema, or lacks values."""
+    """Read some columns of parts; `RecordError` names one that cannot be read or lacks values."""
     try:
-        rows = pl.read_parquet(part.path, columns=list(names), glob=False)
-        rows = rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in names)
-        reason = ", ".join(f"no {name} in some rows" for name in _find_gaps(rows))
+        rows = read_columns(found, names)
+        gaps = list_gaps(rows)
     except UNREADABLE as error:
-        reason = first_line(error)
-    if reason:
-        raise RecordError(f"{part.path}: is damaged ({reason}). {RERUN}")
+        if len(found) == 1:
+            refuse([Damage(found[0].path, f"is damaged ({first_line(error)})")])
+        gaps = ["rows"]
+    if gaps and len(found) > 1:
+        return pl.concat([_collect([part], names) for part in found])
+    if gaps:
+        told = ", ".join(f"no {name} in some rows" for name in gaps)
+        refuse([Damage(found[0].path, f"is damaged ({told})")])
     return rows

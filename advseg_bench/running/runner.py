@@ -14,15 +14,18 @@ from advseg_bench import metrics
 from advseg_bench.attacks.base import image_generators
 from advseg_bench.batches import Batch, move_batch
 from advseg_bench.data.dataset import Dataset
-from advseg_bench.errors import one_line
+from advseg_bench.errors import TaintedError, one_line
 from advseg_bench.instruments.guard import ModelGuard
+from advseg_bench.instruments.process_state import make_flags, watched
 from advseg_bench.losses import one_hot
 from advseg_bench.protocols import Attack, NeedsModel
+from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.packing import Fill
-from advseg_bench.running.scene import Scene
+from advseg_bench.running.scene import Announce, Scene, keep_silent
 from advseg_bench.running.supply import Supply
 from advseg_bench.running.work import Failure, Row, Unit
 from advseg_bench.suite.cells import CLEAN, Arm, Cell
+from advseg_bench.types import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,14 @@ class Conditions:
         device: Device of models and images.
         stochastic: Whether the model is random in eval mode: each repeat then has a clean forward and gradients of its
             own, and global random numbers that are seeded with the repeat and the images.
+        announce: Called with the cells and the batch before each attack, or group of attacks that run together.
     """
 
     seed: int
     batch: int
     device: str = "cpu"
     stochastic: bool = False
+    announce: Announce = keep_silent
 
 
 def run_unit(
@@ -75,8 +80,9 @@ def run_unit(
     """
     model.to(conditions.device).eval().requires_grad_(False)
     failures: list[Failure] = []
+    built: dict[str, set[str]] = {}
     if attacks is None:
-        attacks, failures = _load_attacks(unit, dataset, supply or Supply())
+        attacks, failures, built = _load_attacks(unit, dataset, supply or Supply())
     guard = ModelGuard(model if attacked is None else attacked)
     sources = {cell: attack.source for cell, attack in attacks.items() if isinstance(attack, NeedsModel)}
     others = {id(source): ModelGuard(source) for source in sources.values() if isinstance(source, nn.Module)}
@@ -96,6 +102,7 @@ def run_unit(
                 seed=conditions.seed,
                 pack=not conditions.stochastic,
                 fill=fill,
+                announce=conditions.announce,
             )
             with _drawing(conditions, repeat, batch):
                 new, failed = scene.attack_and_score([c for c in cells if c.arm == CLEAN or c.id in attacks], attacks)
@@ -105,6 +112,8 @@ def run_unit(
     for row in rows:
         if id(sources.get(row["cell"])) in changed:
             row["flags"] = sorted({*row["flags"], "model_changed"})
+        if row["cell"] in built:
+            row["flags"] = sorted({*row["flags"], *built[row["cell"]]})
     if not unit.again:
         return rows, failures
     known = {cell.id for cell in unit.again}
@@ -163,11 +172,15 @@ def attack_one(
     model.to(conditions.device).eval().requires_grad_(False)
     batch = move_batch(dataset.batch([index] * conditions.batch), conditions.device)
     guard = ModelGuard(model if attacked is None else attacked)
-    scene = Scene(model, guard, batch, dataset=dataset.name, n=1, seed=conditions.seed)
+    announce = conditions.announce
+    scene = Scene(model, guard, batch, dataset=dataset.name, n=1, seed=conditions.seed, announce=announce)
+    announce(cells, batch)
     arm = cells[0].arm
-    attack = (supply or Supply()).build(arm, dataset.task)
-    logits, shared = scene.look([attack])
-    moved = [scene.perturb(cell, attack, shared)[0].x_adv for cell in cells]
+    attack, _ = _build(arm, dataset.task, supply or Supply())
+    with _drawing(conditions, cells[0].draw, batch):
+        logits, shared = scene.look([attack])
+        moved = [scene.perturb(cell, attack, shared)[0].x_adv for cell in cells]
+        attacked_logits = [scene.forward(x_adv) for x_adv in moved]
 
     def mask(labels: Tensor) -> Tensor:
         return one_hot(labels, batch.task, torch.empty(0, dtype=torch.bool))[0]
@@ -177,15 +190,22 @@ def attack_one(
         "x_adv": torch.stack([x_adv[0] for x_adv in moved]),
         "truth": mask(batch.y),
         "clean": mask(metrics.predict(logits, batch.task)),
-        "attacked": torch.stack([mask(metrics.predict(scene.forward(x_adv), batch.task)) for x_adv in moved]),
+        "attacked": torch.stack([mask(metrics.predict(logits, batch.task)) for logits in attacked_logits]),
     }
     return {name: array.cpu().numpy() for name, array in arrays.items()}
 
 
-def _load_attacks(unit: Unit, dataset: Dataset, supply: Supply) -> tuple[dict[str, Attack], list[Failure]]:
-    """Build the attack of every cell; cells of one arm share one object."""
-    built: dict[Arm, Attack] = {}
+def _load_attacks(
+    unit: Unit, dataset: Dataset, supply: Supply
+) -> tuple[dict[str, Attack], list[Failure], dict[str, set[str]]]:
+    """Build the attack of every cell; cells of one arm share one object.
+
+    Returns:
+        Id of a cell -> its attack; failures; id of a cell -> flags, if building its attack changes the process.
+    """
+    built: dict[Arm, tuple[Attack, set[str]]] = {}
     attacks: dict[str, Attack] = {}
+    flags: dict[str, set[str]] = {}
     failures = []
     for cell in unit.all_cells:
         arm = cell.arm
@@ -193,8 +213,28 @@ def _load_attacks(unit: Unit, dataset: Dataset, supply: Supply) -> tuple[dict[st
             continue
         try:
             if arm not in built:
-                built[arm] = supply.build(arm, dataset.task)
-            attacks[cell.id] = built[arm]
-        except Exception as error:
+                built[arm] = _build(arm, dataset.task, supply)
+            attacks[cell.id], found = built[arm]
+            if found:
+                flags[cell.id] = found
+        except TaintedError:
+            raise
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
             failures.append(Failure(unit.model, "attack", cell.id, one_line(error)))
-    return attacks, failures
+    return attacks, failures, flags
+
+
+def _build(arm: Arm, task: Task, supply: Supply) -> tuple[Attack, set[str]]:
+    """Build an attack in an unchanged process; return it with the flags that its construction earns.
+
+    What only the import of its module changes is restored and not flagged: a second worker would not see it again.
+    """
+    with watched(wait=False) as changes:
+        attack = supply.build(arm, task)
+    if not changes.names:
+        return attack, set()
+    with watched() as changes:
+        attack = supply.build(arm, task)
+    return attack, make_flags(changes.names)

@@ -7,7 +7,10 @@ bounds and budget before it is scored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import product
 from typing import TypeGuard
 
 import torch
@@ -19,19 +22,30 @@ from advseg_bench.attacks.gradient import is_shared
 from advseg_bench.attacks.stepping import SteppedAttack, is_stepped
 from advseg_bench.batches import Batch, copy_batch
 from advseg_bench.checks.results import Checked, check_form, inspect, traits_of
-from advseg_bench.errors import one_line
+from advseg_bench.errors import TaintedError, one_line
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.instruments.guard import ModelGuard
+from advseg_bench.instruments.process_state import Changes, make_flags, watched
 from advseg_bench.instruments.profiling import timed
 from advseg_bench.models.prepare import Prepared
 from advseg_bench.protocols import Attack, NeedsModel
+from advseg_bench.registry.origin import is_foreign
 from advseg_bench.running.courses import Course, Courses, Given
+from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.packing import Fill
 from advseg_bench.running.rows import Passes, make_rows
 from advseg_bench.running.share import SharedGradients
+from advseg_bench.running.watch import Watch, copy_result
 from advseg_bench.running.work import Failure, Row
 from advseg_bench.suite.cells import CLEAN, Cell
 from advseg_bench.types import Budget, Traits
+
+Announce = Callable[[Sequence[Cell], Batch], None]
+"""(cells, batch): tells what is attacked from now on."""
+
+
+def keep_silent(cells: Sequence[Cell], batch: Batch) -> None:
+    """Tell nobody what is attacked."""
 
 
 class Scene:
@@ -46,6 +60,7 @@ class Scene:
         seed: Seed of the suite.
         pack: Whether to run stepped attacks together, image by image; not for a model that is random.
         fill: Counts the rows of forward passes of stepped attacks.
+        announce: Called before each attack, or group of attacks that run together.
     """
 
     def __init__(
@@ -59,20 +74,24 @@ class Scene:
         seed: int,
         pack: bool = True,
         fill: Fill | None = None,
+        announce: Announce = keep_silent,
     ) -> None:
+        self.announce = announce
         self.model, self.batch, self.dataset, self.n, self.seed = model, batch, dataset, n, seed
         self.pack, self.fill = pack, Fill() if fill is None else fill
         self.guard, self.attacked = guard, guard.model
         self.exact = not isinstance(self.attacked, Prepared) or self.attacked.exact
         self.guard.sample = batch.x[:1]
         self.thorough, self.changed = True, False
+        self.watch = Watch(model, self.attacked)
 
     def attack_and_score(self, cells: Sequence[Cell], attacks: Mapping[str, Attack]) -> tuple[list[Row], list[Failure]]:
         """Run all cells; a cell that raises becomes a failure and does not affect the others.
 
-        The model's values are compared once, at the end. If a value changed without changing its write counter, all
-        cells are run again with a comparison after each, so that the change is attributed to its cell and affects no
-        other.
+        The model's values and the state of the process are compared once, at the end, and the state of the process also
+        after each attack of others. If a value changed without changing its write counter, or a state without being
+        attributed, all cells are run again with a comparison after each, so that the change is attributed to its cell
+        and affects no other.
 
         Args:
             cells: Cells to run, with or without the clean one.
@@ -80,17 +99,24 @@ class Scene:
 
         Returns:
             Rows of `records.ROW_SCHEMA`, and failures.
+
+        Raises:
+            TaintedError: An attack left the process in a state that cannot be restored.
         """
         self.thorough = False
-        done = self._run_cells(cells, attacks)
-        if self.guard.restore() or self.changed:
-            self.thorough = True
+        with watched() as found:
             done = self._run_cells(cells, attacks)
-        return done
+            self.changed |= self.guard.restore()
+        if self.changed or found.names:
+            self.thorough = True
+            with watched():
+                done = self._run_cells(cells, attacks)
+        return self.watch.flag(done[0]), done[1]
 
     def _run_cells(self, cells: Sequence[Cell], attacks: Mapping[str, Attack]) -> tuple[list[Row], list[Failure]]:
         rows: dict[str, list[Row]] = {}
         failures: list[Failure] = []
+        self.announce(cells, self.batch)
         logits, shared = self.look([attacks[cell.id] for cell in cells if cell.arm != CLEAN])
         clean = metrics.predict(logits, self.batch.task)
         target = metrics.Target(clean, self.batch)
@@ -112,16 +138,21 @@ class Scene:
                     if cell.id in courses:
                         checked, passes, prediction = self.finish(cell, packed[cell.id], courses.pop(cell.id))
                     else:
+                        self.announce([cell], self.batch)
                         checked, passes = self.perturb(cell, attacks[cell.id], shared)
                         attacked = self.forward(checked.x_adv)
                         prediction = metrics.predict(attacked, self.batch.task)
-                        _flag_misses(attacks[cell.id], attacked, logits, self.batch, checked.flags)
+                        self._flag_misses(attacks[cell.id], attacked, logits, checked.flags)
                         _flag("non_finite_logits", _find_non_finite(attacked), checked.flags)
                         if cell.member is not None:
                             scored[cell.id] = checked.x_adv, prediction, attacked.flatten(1).isfinite().all(1)
                     moves, flags = checked.moves, checked.flags
                 _flag("non_finite_logits", broken, flags)
-            except (Exception, SystemExit) as error:
+            except TaintedError:
+                raise
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 self.changed |= self.guard.restore()
                 failures.append(Failure(cell.model, "attack", cell.id, one_line(error)))
                 continue
@@ -151,12 +182,21 @@ class Scene:
         self, cells: Sequence[Cell], packed: Mapping[str, SteppedAttack], scored: Mapping[str, Given]
     ) -> dict[str, Course]:
         """Run stepped attacks together."""
-        courses = Courses(self.model, self.attacked, self.batch, self.n, self.seed)
-        found = courses.run(cells, packed, scored, self.fill)
-        if self.guard.restore(thorough=self.thorough):
+        running = [cell for cell in cells if cell.id in packed]
+        announce = partial(self.announce, running, self.batch)
+        courses = Courses(self.model, self.attacked, self.batch, self.n, self.seed, announce)
+        foreign = self.watch.foreign_model or any(map(is_foreign, packed.values()))
+        with watched() if self.thorough or foreign else nullcontext(Changes()) as changes:
+            found = courses.run(cells, packed, scored, self.fill)
+        self.changed |= bool(changes.names) or (
+            bool(changes.random) and self.pack
+        )  # then each is run alone, from its own seed
+        marks = make_flags(self.watch.of_attack(changes.names))
+        if self.guard.restore(thorough=self.thorough or changes.left_threads):
             self.changed = True
-            for course in found.values():
-                course.mark("model_changed")
+            marks.add("model_changed")
+        for course, flag in product(found.values(), marks):
+            course.mark(flag)
         return found
 
     def finish(self, cell: Cell, attack: SteppedAttack, course: Course) -> tuple[Checked, Passes | None, Tensor]:
@@ -179,14 +219,16 @@ class Scene:
     @timed("scoring: forwards")
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of the scoring model, without a graph."""
-        with torch.no_grad():
+        with torch.no_grad(), self.watch.of_model(self.thorough):
             logits: Tensor = self.model(x)
         return logits
 
     @timed("attack: losses and steps")
     def look(self, attacks: Sequence[Attack]) -> tuple[Tensor, SharedGradients]:
         """Return clean logits, and the gradients that one-gradient attacks share; from one forward if possible."""
-        shared = SharedGradients(self.attacked, self.batch, attacks)
+        ours = attacks if not self.thorough else [attack for attack in attacks if not is_foreign(attack)]
+        with self.watch.of_model(self.thorough):
+            shared = SharedGradients(self.attacked, self.batch, ours)
         logits = shared.logits
         return self.forward(self.batch.x) if logits is None or not self.exact else logits, shared
 
@@ -195,6 +237,7 @@ class Scene:
         """Run one attack and check its result.
 
         The attack gets a copy of images and labels, so that it cannot change the ground truth or the input of others.
+        One of others has its result copied, and the process restored, before anything is judged.
 
         Returns:
             The images within bounds and budget with the flags of each, and the forwards and backwards of the attack
@@ -204,20 +247,29 @@ class Scene:
         lent = copy_batch(self.batch)
         generators = image_generators(self.seed, cell.seed_id, self.batch.images)
         passes: Passes | None = [(1, 1)] * len(x)  # of a one-gradient attack, as if it ran alone
+        foreign = is_foreign(attack)
+        seed = generators[0].initial_seed() if foreign else None
+        watching = watched(seed=seed, random_too=foreign) if foreign or self.thorough else nullcontext(Changes())
         if is_shared(attack):
-            gradient = shared.of(attack)
-            broken = _find_non_finite(gradient)
-            x_adv: object = attack.step(lent, gradient, budget, generators)
+            with watching as changes:
+                if self.thorough and foreign:  # an objective of others is watched in each cell that has it
+                    shared = SharedGradients(self.attacked, self.batch, ())
+                gradient = shared.of(attack)
+                broken = _find_non_finite(gradient)
+                x_adv: object = attack.step(lent, gradient.clone() if foreign else gradient, budget, generators)
+                x_adv = copy_result(x_adv) if foreign else x_adv
         else:
             source = attack.source if isinstance(attack, NeedsModel) else None
             asked = source if isinstance(source, nn.Module) else self.attacked
             counted = Counter(asked).count(len(x), cell.max_forwards)
-            with counted as tally, torch.enable_grad():  # ends a grad mode that the attack may leave behind
+            with counted as tally, torch.enable_grad(), watching as changes:
                 x_adv = attack(self.attacked, lent, budget=budget, generators=generators)
+                x_adv = copy_result(x_adv) if foreign else x_adv
             passes, broken = tally.per_image(), tally.find_non_finite()
         found = check_form(x_adv, self.batch, cell.arm.attack)
-        common = set()
-        if self.guard.restore(thorough=self.thorough):
+        self.changed |= bool(changes.names) and self.watch.foreign_model  # which of both made the change?
+        common = make_flags(self.watch.of_attack(changes.names))
+        if self.guard.restore(thorough=self.thorough or changes.left_threads):
             common.add("model_changed")
         pairs = ((lent.x, x), (lent.y, self.batch.y), (lent.valid, self.batch.valid))
         if not all(torch.equal(ours, theirs) for ours, theirs in pairs):
@@ -229,6 +281,16 @@ class Scene:
         if passes is not None:
             _flag_costs(traits, passes, checked.flags)
         return checked, passes
+
+    def _flag_misses(self, attack: Attack, attacked: Tensor, clean: Tensor, flags: list[set[str]]) -> None:
+        """Flag images on which a success-gated attack did not succeed, by the logits of the scored images."""
+        criterion = getattr(attack, "reached", None)
+        if criterion is None:
+            return
+        with watched() if self.thorough or is_foreign(attack) else nullcontext(Changes()) as changes:
+            reached = criterion(attacked, clean, self.batch)
+        for names, success in zip(flags, [None] * len(flags) if reached is None else reached.tolist(), strict=True):
+            names |= make_flags(self.watch.of_attack(changes.names)) | ({"not_reached"} if success is False else set())
 
 
 @timed("check of results")
@@ -258,12 +320,3 @@ def _flag_costs(stated: Traits, passes: Passes, flags: list[set[str]]) -> None:
         pairs = ((forwards, stated.forwards), (backwards, stated.backwards))
         if any(most is not None and found > most for found, most in pairs):
             names.add("over_cost")
-
-
-def _flag_misses(attack: Attack, attacked: Tensor, clean: Tensor, batch: Batch, flags: list[set[str]]) -> None:
-    """Flag the images on which a success-gated attack did not succeed, by the logits of the scored images."""
-    criterion = getattr(attack, "reached", None)
-    reached = criterion(attacked, clean, batch) if criterion is not None else None
-    if reached is not None:
-        for names, success in zip(flags, reached.tolist(), strict=True):
-            names |= set() if success else {"not_reached"}

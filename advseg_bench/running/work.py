@@ -6,8 +6,8 @@ writes to the run directory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from advseg_bench.errors import expected
@@ -57,7 +57,17 @@ class Running:
     seconds: float | None = None
 
 
-Emit = Callable[[Training | Running], None]
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A worker's message for the user, such as a damaged file of the cache that is made again; one line.
+
+    It changes nothing about what runs: a limit of `Running` goes on.
+    """
+
+    text: str
+
+
+Emit = Callable[[Training | Running | Note], None]
 """Sends a message to the owner of the run while a job is in progress."""
 
 
@@ -100,6 +110,17 @@ class Unit:
         """Number of rows of the unit if nothing fails."""
         return len(self.indices) * len(self.cells)
 
+    def only(self, kept: Collection[Cell]) -> Unit | None:
+        """Return the unit with some of its cells; None if there is nothing left to do.
+
+        Args:
+            kept: The cells that stay.
+        """
+        cells, again = (tuple(cell for cell in part if cell in kept) for part in (self.cells, self.again))
+        if not cells and (self.cells or not again):
+            return None
+        return replace(self, cells=cells, again=again)
+
 
 def list_sources(cells: Iterable[Cell]) -> tuple[str, ...]:
     """Return the names of the models that the adversarial images of cells are made for, where not the attacked one."""
@@ -124,19 +145,26 @@ class PanelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A training or a cell that raised an exception.
+    """A training, a cell or a panel that raised an exception, or whose worker died.
 
     Attributes:
         model: Name of the model.
-        stage: "train" or "attack".
+        stage: "train", "attack" or "panels".
         cell: Id of the cell, or None if the whole model failed.
         message: The error in one line.
+        death: Cause of the death of the worker, such as "SIGSEGV"; "" for an exception.
     """
 
     model: str
     stage: str
     cell: str | None
     message: str
+    death: str = ""
+
+    def as_record(self) -> dict[str, str | None]:
+        """Return the failure as `failures.json` stores it; without "death" for an exception."""
+        record = asdict(self)
+        return record if self.death else {name: value for name, value in record.items() if name != "death"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +259,8 @@ class RunUnit(Job[UnitResult]):
 
 @dataclass(frozen=True, slots=True)
 class MakePanels(Job[Panels]):
-    """Attack some images again, and return the images."""
+    """Attack some images again, and return the images; `again` if a worker has died in this job."""
 
     model: str
     panels: tuple[PanelSpec, ...]
+    again: bool = False

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,23 +21,27 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench import environment
-from advseg_bench.batches import move_batch
+from advseg_bench.batches import Batch, move_batch
+from advseg_bench.cache.notices import reported_to
 from advseg_bench.checks.model import describe_behaviour
 from advseg_bench.checks.results import traits_of
 from advseg_bench.checks.sample import choose_sample
 from advseg_bench.data import load_dataset
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import IncompatibleError, UserError
+from advseg_bench.instruments.process_state import watched
 from advseg_bench.instruments.profiling import span, timed
 from advseg_bench.losses import Loss, class_balanced_ce
+from advseg_bench.models.defend import defend, describe_defences
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.training import build_given, obtain_model
 from advseg_bench.models.weights import digest_weights
 from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.registry.loading import load_attack, load_loss
-from advseg_bench.registry.plugins import Kind
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.running import runner, sharing
+from advseg_bench.running.foreign import list_names
+from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.runner import Conditions
 from advseg_bench.running.supply import Supply, count_training, needs_counts
 from advseg_bench.running.work import (
@@ -47,9 +53,11 @@ from advseg_bench.running.work import (
     Emit,
     Job,
     MakePanels,
+    Note,
     PackData,
     Panels,
     PanelSpec,
+    Running,
     RunUnit,
     TakeData,
     Train,
@@ -59,7 +67,7 @@ from advseg_bench.running.work import (
     list_sources,
 )
 from advseg_bench.suite.cells import CLEAN, Cell, find_source, plan
-from advseg_bench.suite.suite import Suite
+from advseg_bench.suite.specs import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +90,22 @@ class Worker:
 
     def __init__(self, context: Context, emit: Emit) -> None:
         self.suite, self.device = context.suite, context.device
-        self.conditions = Conditions(seed=self.suite.seed, batch=self.suite.compute.batch, device=self.device)
-        self._emit = emit
+        compute = self.suite.compute
+        self.conditions = Conditions(self.suite.seed, compute.batch, self.device, announce=self._announce)
+        self._emit, self._home = emit, Path.cwd()
         self._loaded: dict[str, _Loaded] = {}
-        self._session = environment.begin_code(_list_names(self.suite))
+        self._session = environment.begin_code(list_names(self.suite))
 
     def do(self, job: Job[Any]) -> Any:
-        """Run a job with the suite's number of torch threads; the previous number is restored afterwards.
+        """Run a job with the suite's number of torch threads, in the folder in which the worker was started.
+
+        The previous number and folder are restored afterwards. So relative paths of a suite mean the same in all jobs.
 
         Returns:
             The result that the class of the job documents.
         """
-        with _threads(self.suite.compute.threads):
+        noted = reported_to(lambda text: self._emit(Note(text)))
+        with _threads(self.suite.compute.threads), _in_folder(self._home), noted:
             match job:
                 case Describe():
                     return self._describe()
@@ -112,10 +124,17 @@ class Worker:
                     return self._make_panels(name, panels)
         raise TypeError(f"worker: expected a job of `running.work`, got {job!r}")
 
+    def _announce(self, cells: Sequence[Cell], batch: Batch) -> None:
+        """Tell what is attacked, and how long it may take."""
+        if cells:
+            seconds = self.suite.compute.max_seconds * len(batch.x)
+            images = tuple(dict.fromkeys(batch.images))
+            self._emit(Running(cells[0].model, tuple(cell.id for cell in cells), images, seconds))
+
     @cached_property
     def dataset(self) -> Dataset:
         """The suite's data set."""
-        with span("data"):
+        with span("data"), watched(wait=False):  # it may be code of others
             return load_dataset(self.suite.data)
 
     @cached_property
@@ -154,7 +173,7 @@ class Worker:
 
     def _describe_code(self) -> dict[str, str]:
         """The code of the suite's plug-ins and user objects, as it was imported."""
-        return environment.describe_code(_list_names(self.suite), self._session)
+        return environment.describe_code(list_names(self.suite), self._session)
 
     @timed("models and training")
     def _check(self) -> None:
@@ -164,15 +183,19 @@ class Worker:
             UserError: If one of them is invalid; the first error found.
         """
         dataset, suite = self.dataset, self.suite
-        for spec in suite.models:
-            build_given(spec, dataset, suite.seed, suite.inference)
-        load_loss(suite.training.loss, dataset.task)
+        with watched(wait=False):
+            for spec in suite.models:
+                self._defend(spec, build_given(spec, dataset, suite.seed, suite.inference))
+            load_loss(suite.training.loss, dataset.task)
         for arm in dict.fromkeys(cell.arm for cell in plan(suite) if cell.arm != CLEAN and cell.skip is None):
             try:
-                attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task, lambda: self._counted_loss)
+                with watched(wait=False):
+                    attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task, lambda: self._counted_loss)
             except UserError:
                 raise
-            except Exception:
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 continue  # an error of the attack itself fails its cells later
             images = Images(dataset.task.kind, len(suite.data.edges), suite.data.channels)
             if (reason := why_not(arm.attack, traits_of(attack), images)) is not None:
@@ -190,23 +213,32 @@ class Worker:
         if name not in self._loaded:
             suite = self.suite
             spec = next(model for model in suite.models if model.name == name)
-            trained = obtain_model(
-                spec,
-                suite.training,
-                self.dataset,
-                suite.seed,
-                progress,
-                self.device,
-                suite.compute.batch,
-                suite.inference,
-                self._session,
-            )
-            info = trained.info | {"weights_sha256": digest_weights(trained.model)}
-            choice = self._prepare(trained.model, () if spec.stochastic else read_steps(suite.compute.prepare))
-            info["prepared"] = choice.as_record()
-            info |= describe_behaviour(trained.model.notes, spec.repeats if spec.stochastic else 1)
-            self._loaded[name] = _Loaded(trained.model, choice.model, info, spec.stochastic)
+            with watched(wait=False):  # the network and the loss may be code of others
+                trained = obtain_model(
+                    spec,
+                    suite.training,
+                    self.dataset,
+                    suite.seed,
+                    progress,
+                    self.device,
+                    suite.compute.batch,
+                    suite.inference,
+                    self._session,
+                    suite.name,
+                    suite.compute.threads,
+                )
+                info = trained.info | {"weights_sha256": digest_weights(trained.model)}
+                model = self._defend(spec, trained.model)
+                choice = self._prepare(model, () if spec.random else read_steps(suite.compute.prepare))
+                info["prepared"] = choice.as_record()
+                info |= describe_behaviour(trained.model.notes, spec.repeats if spec.random else 1)
+                info |= describe_defences(spec, len(suite.data.edges))
+            self._loaded[name] = _Loaded(model, choice.model, info, spec.random)
         return self._loaded[name]
+
+    def _defend(self, spec: ModelSpec, model: nn.Module) -> nn.Module:
+        """Put the defences of a model around its network."""
+        return defend(spec, model, self.dataset.task, self.dataset.bounds, len(self.suite.data.edges))
 
     def _prepare(self, model: nn.Module, steps: Sequence[str]) -> Choice:
         """Prepare a model, if the copy agrees with it on the first test images; without steps the model is returned.
@@ -233,10 +265,11 @@ class Worker:
         cells = [cell for panel in panels for cell in panel.cells]
         loaded = self._load(name, keep=list_sources(cells))
         supply = self._supply(cells, [name])
+        conditions = replace(self.conditions, stochastic=loaded.stochastic)
         files = []
         for panel in panels:
             arrays = runner.attack_one(
-                panel.cells, panel.index, loaded.model, self.dataset, self.conditions, loaded.attacked, supply
+                panel.cells, panel.index, loaded.model, self.dataset, conditions, loaded.attacked, supply
             )
             named: dict[str, Any] = arrays | {"meta": np.array(panel.meta)}
             buffer = io.BytesIO()
@@ -256,13 +289,12 @@ def _threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _list_names(suite: Suite) -> set[tuple[Kind, str]]:
-    """Names in a suite that may refer to plug-ins."""
-    losses = {suite.training.loss, *(loss for attack in suite.attacks for loss in attack.losses)}
-    names: dict[Kind, set[str]] = {
-        "attack": {attack.name for attack in suite.attacks},
-        "architecture": {model.architecture for model in suite.models},
-        "loss": losses,
-        "data set": {suite.data.name},
-    }
-    return {(kind, name) for kind, found in names.items() for name in found}
+@contextmanager
+def _in_folder(folder: Path) -> Iterator[None]:
+    """Work in a folder inside, and return to the previous one."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

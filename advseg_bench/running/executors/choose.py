@@ -19,7 +19,8 @@ Opener = Callable[..., AbstractContextManager[Executor]]
 def _open_local(
     options: LocalOptions, start_worker: StartWorker, emit: Emit, *, needs: Needs, first: Job[Any] | None
 ) -> Iterator[Executor]:
-    with open_executor(options.workers, start_worker, emit) as executor:
+    alone, script = options.isolate, options.import_script
+    with open_executor(options.workers, start_worker, emit, isolate=alone, import_script=script) as executor:
         yield executor
 
 

@@ -60,10 +60,14 @@ class LocalOptions:
     """Workers on this machine.
 
     Attributes:
-        workers: Number of processes; 1 computes in the calling process.
+        workers: Number of processes.
+        isolate: Whether one worker is a process of its own, see `base.open_executor`.
+        import_script: Whether worker processes import the caller's script.
     """
 
     workers: int = 1
+    isolate: bool = False
+    import_script: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,20 +104,22 @@ class Output:
         if self.end is not None:
             os.close(self.end)
             self.end = None
-            if self._line and not self._crashed:
+            if self._line:
                 self._budget.show(self._line)
             self._line = b""
 
     def _show(self, chunk: bytes) -> None:
-        if self._budget.left <= 0:
+        if self._crashed or self._budget.left <= 0:
             self._line = b""
             return
+        begin = chunk.find(FATAL.encode())
+        if begin >= 0:  # what follows is told by the message of the failure
+            self._crashed = True
+            chunk = chunk[:begin]
         first, *lines = chunk.split(b"\n")
         self._line += first[: LONGEST_LINE + 1 - len(self._line)] if len(self._line) <= LONGEST_LINE else b""
         for line in lines:
-            self._crashed |= self._line.startswith(FATAL.encode())
-            if not self._crashed:  # a message has the essence of the report
-                self._budget.show(self._line)
+            self._budget.show(self._line)
             self._line = line[: LONGEST_LINE + 1]
 
 

@@ -13,7 +13,7 @@ from advseg_bench.instruments import profiling
 from advseg_bench.running.executors.processes import Processes, open_processes
 from advseg_bench.running.executors.ray_cluster import Surroundings
 from advseg_bench.running.outcomes import Do, Outcome, StartWorker
-from advseg_bench.running.work import Emit, Job, PackData, Running, TakeData, Training
+from advseg_bench.running.work import Emit, Job, Note, PackData, Running, TakeData, Training
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Begun:
     pid: int
 
 
-News = list[Training | Running | Begun]
+News = list[Training | Running | Note | Begun]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Place:
         except WorkerError as error:  # no worker process can be started
             return Outcome(error=error)
 
-    def _tell(self, message: Training | Running | Begun) -> None:
+    def _tell(self, message: Training | Running | Note | Begun) -> None:
         with self._changed:
             self._news.append(message)
             self._changed.notify_all()
