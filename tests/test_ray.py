@@ -335,12 +335,17 @@ def test_packed_data_are_the_same():
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    """Suites, and the rows of a run in this process."""
-    folder = tmp_path_factory.mktemp("expected")
-    four = folder / "four.toml"
-    four.write_text(FOUR + THREE)
-    return {name: (name, ab.run(ab.Suite.load(name), folder / Path(name).stem).rows) for name in ("smoke", str(four))}
+def smoke(tmp_path_factory):
+    """A suite, and its rows of a run in this process."""
+    return "smoke", ab.run(ab.Suite.load("smoke"), tmp_path_factory.mktemp("expected") / "run").rows
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """As `smoke`, with four models and three attacks."""
+    path = tmp_path_factory.mktemp("expected") / "four.toml"
+    path.write_text(FOUR + THREE)
+    return str(path), ab.run(ab.Suite.load(path), path.with_suffix("")).rows
 
 
 COMMAND = [sys.executable, "-W", "error", "-m", "advseg_bench", "run"]
@@ -379,9 +384,9 @@ def free(cluster):
     return cluster
 
 
-def test_one_node_that_the_run_starts_gives_the_same_rows_and_stops(expected, tmp_path):
+def test_one_node_that_the_run_starts_gives_the_same_rows_and_stops(smoke, four, tmp_path):
     before = find_ray()
-    for name, rows in expected.values():
+    for name, rows in (smoke, four):
         run = start_run(name, tmp_path / Path(name).stem, "--workers", "1")
         _, errors = finish(run)
         assert (run.returncode, errors) == (0, "")
@@ -389,8 +394,8 @@ def test_one_node_that_the_run_starts_gives_the_same_rows_and_stops(expected, tm
     wait_for(lambda: find_ray() <= before)
 
 
-def test_three_nodes_give_the_same_rows_though_one_dies_and_actors_are_killed(free, expected, tmp_path):
-    for name, rows in expected.values():
+def test_three_nodes_give_the_same_rows_though_one_dies_and_actors_are_killed(free, smoke, four, tmp_path):
+    for name, rows in (smoke, four):
         out = tmp_path / Path(name).stem
         run = start_run(name, out, "--address", free.address)
         if name == "smoke":
@@ -417,8 +422,8 @@ def test_three_nodes_give_the_same_rows_though_one_dies_and_actors_are_killed(fr
         ("cluster", signal.SIGKILL),
     ],
 )
-def test_a_run_that_ends_leaves_no_actor_and_can_be_resumed(request, expected, tmp_path, number, where):
-    name, rows = expected["smoke"]
+def test_a_run_that_ends_leaves_no_actor_and_can_be_resumed(request, smoke, tmp_path, number, where):
+    name, rows = smoke
     before = find_ray()
     arguments = ("--workers", "1")
     if where == "cluster":
