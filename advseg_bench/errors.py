@@ -31,7 +31,7 @@ def tidy(text: object, longest: int = LONGEST_MESSAGE) -> str:
         longest: Most characters; a longer text loses its middle, since a message ends with its remedy.
 
     Returns:
-        Text in which a line break is a space, and a character that controls a terminal or the direction of writing
+        Text in which a line break is a space, and a character that steers a terminal or the direction of writing
         is U+FFFD.
 
     Example:
@@ -117,11 +117,11 @@ def one_line(error: BaseException, longest: int = LONGEST_MESSAGE) -> str:
     Returns:
         Text without line breaks; without a final full stop unless it is a `UserError`.
     """
-    if isinstance(error, UserError):
-        return str(error)
     try:
+        if isinstance(error, UserError):
+            return str(error)
         message = tidy(" ".join(str(error)[: 4 * longest].split()), longest)
-    except Exception:  # an exception of user code, whose own formatting fails
+    except BaseException:  # an exception of user code, whose own formatting fails
         message = ""
     return f"{type(error).__name__}: {message}".rstrip(" :.")
 
@@ -130,7 +130,7 @@ def _show(value: object) -> str:
     """Format a value on one line, even if its `__repr__` fails or returns several lines."""
     try:
         text = repr(value)
-    except Exception:
+    except BaseException:
         text = f"{type(value).__name__} object"
     return tidy(text if "\n" not in text else " ".join(text.split()), LONGEST_VALUE)
 

@@ -7,7 +7,9 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +264,43 @@ def test_the_place_of_a_killed_trainer_is_taken_and_its_training_continued(cache
     monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "other"))
     assert same(train().weights, [torch.from_numpy(array) for array in found])
     assert not [path for path in cache.rglob(".*") if path.is_file()]
+
+
+def _train_in_silence() -> None:
+    torch.set_num_threads(1)
+    training.SAVE_EVERY_S, training.SAVE_SHARE = 0.0, 1e9
+    lease.POLL_S = 0.01
+    with reported_to(lambda text: None):
+        obtain_model(SPEC, recipe(epochs=EPOCHS), discs(), 0)
+
+
+@pytest.mark.slow
+def test_two_trainers_killed_again_and_again_end_with_the_same_weights_and_leave_nothing(cache, monkeypatch, tmp_path):
+    """One or both of two processes are killed at a random moment, also while they write or take over."""
+    context = multiprocessing.get_context("fork")
+    moments, alive, kills = random.Random(0), [], 0
+    while kills < 30:
+        alive = [process for process in alive if process.is_alive()]
+        while len(alive) < 2:
+            alive.append(context.Process(target=_train_in_silence))
+            alive[-1].start()
+        time.sleep(moments.uniform(0.0, 0.15))
+        for process in moments.sample(alive, moments.choice((1, 1, 2))):
+            if process.exitcode is None:
+                process.kill()
+                kills += 1
+        if moments.random() < 0.3:  # from the beginning, so that every stage is hit
+            for process in alive:
+                process.kill()
+                process.join()
+            shutil.rmtree(cache, ignore_errors=True)
+    for process in alive:
+        process.join(60)
+    found = train().weights
+    monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "other"))
+    assert same(train().weights, found)
+    assert not [path for path in cache.rglob(".*") if path.is_file()]
+    assert {verify(entry)[0] for entry in list_entries(cache)} == {"whole"}
 
 
 # Prepared data and timings.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import pytest
 import torch
 from faults import FAULTS, SOUND
@@ -26,10 +24,10 @@ from advseg_bench.attacks.noise import RandomSign
 from advseg_bench.cli.app import main
 from advseg_bench.errors import PluginError, SpecError
 from advseg_bench.instruments.guard import ModelGuard
+from advseg_bench.instruments.process_state import compare, snapshot
 from advseg_bench.registry import catalogue
 from advseg_bench.testing import RULES, AttackContract, Trial, check_attack, find_case
 from advseg_bench.testing.command import read_settings
-from advseg_bench.testing.process import isolated, read_globals
 from advseg_bench.types import Traits
 
 STATED = [rule.name for rule in RULES]
@@ -332,25 +330,9 @@ def test_claims_of_another_type_are_refused():
 
 def test_the_contract_leaves_the_process_as_it_was():
     for name in ("seeds_torch", "draws_from_numpy", "turns_gradients_off", "changes_the_default_dtype"):
-        before = read_globals()
+        before = snapshot()
         check_attack(FAULTS[name].attack)
-        assert read_globals() == before, name
-
-
-def test_isolation_puts_back_every_state_it_reads():
-    before = read_globals()
-    with isolated():
-        torch.manual_seed(3)
-        np.random.seed(3)  # noqa: NPY002
-        random.seed(3)
-        torch.set_grad_enabled(False)
-        torch.set_default_dtype(torch.float64)
-        torch.set_num_threads(2)
-        torch.use_deterministic_algorithms(True)
-        inside = read_globals()
-    assert read_globals() == before
-    changed = {name for name, value in inside.items() if value != before[name]}
-    assert changed == set(before) - {"torch's generators of CUDA"}
+        assert compare(before, snapshot()) == [], name
 
 
 def test_a_guard_names_what_was_changed():

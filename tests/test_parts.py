@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import advseg_bench as ab
 from advseg_bench.errors import SpecError
-from advseg_bench.running.parts import Load, describe_part, divide, find_array_part, name_part, parse_part
+from advseg_bench.running.parts import Load, divide, find_array_part, name_part, parse_part, weigh
 
 NAMES = [f"m{i}" for i in range(9)]
 
@@ -74,9 +74,9 @@ def test_a_target_of_transfer_goes_where_its_source_is_trained():
 
 def test_the_division_is_the_same_in_another_process():
     code = (
-        "import json, sys, advseg_bench as ab\nfrom advseg_bench.running.parts import describe_part\n"
+        "import json, sys, advseg_bench as ab\nfrom advseg_bench.running.parts import divide, weigh\n"
         "suite = ab.Suite.load('smoke')\n"
-        "print(json.dumps([describe_part(suite, ab.plan(suite), 36, 91, (i, 5)) for i in range(1, 6)]))"
+        "print(json.dumps(divide(weigh(suite, ab.plan(suite), 91), 36, 8, 5)))"
     )
     found = set()
     for seed in ("1", "2"):
@@ -84,8 +84,8 @@ def test_the_division_is_the_same_in_another_process():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
         found.add(done.stdout)
     suite = ab.Suite.load("smoke")
-    here = [describe_part(suite, ab.plan(suite), 36, 91, (i, 5)) for i in range(1, 6)]
-    assert [json.loads(text) for text in found] == [here]
+    here = divide(weigh(suite, ab.plan(suite), 91), 36, 8, 5)
+    assert [json.loads(text) for text in found] == [json.loads(json.dumps(here))]
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "3-16", "3/16/2", "", "a/b", "1/99999", "-1/4", "1/9999999999"])

@@ -21,7 +21,7 @@ def cache_root() -> Path:
     """Return the cache folder: `$ADVSEG_BENCH_CACHE`, else `advseg-bench` in the platform's cache folder."""
     root = os.environ.get("ADVSEG_BENCH_CACHE")
     if root is not None:
-        return Path(root)
+        return Path(root).absolute()
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "advseg-bench"
     try:

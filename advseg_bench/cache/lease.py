@@ -241,8 +241,6 @@ def _write_temporary(path: Path, holder: Holder) -> Path:
     temporary = path.with_name(f".{path.name.lstrip('.')}.{secrets.token_hex(8)}.tmp")
     with temporary.open("xb") as file:
         file.write(json.dumps(asdict(holder)).encode())
-        file.flush()
-        os.fsync(file.fileno())
     return temporary
 
 

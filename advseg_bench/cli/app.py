@@ -13,11 +13,13 @@ import typer
 from advseg_bench.cli.cache import cache_clear_command, cache_list_command, cache_verify_command
 from advseg_bench.cli.checks import check_attack_command, crosscheck_command, throughput_command
 from advseg_bench.cli.data import make_data_command, schema_command
+from advseg_bench.cli.launch import launch_command
 from advseg_bench.cli.list import list_command
+from advseg_bench.cli.merge import merge_command
 from advseg_bench.cli.plan import plan_command
 from advseg_bench.cli.run import claims_command, report_command, run_command
 from advseg_bench.cli.verify import verify_command
-from advseg_bench.errors import UserError
+from advseg_bench.errors import UserError, tidy
 
 app = typer.Typer(
     name="advseg-bench",
@@ -28,6 +30,8 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run_command,
+    "launch": launch_command,
+    "merge": merge_command,
     "report": report_command,
     "claims": claims_command,
     "verify": verify_command,
@@ -67,7 +71,7 @@ def main() -> NoReturn:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         if not message.strip():  # the help was printed; there is no error to report
             sys.exit(2)
-        _end(" ".join(message.split()), 2)
+        _end(tidy(" ".join(message.split())), 2)
     except (KeyboardInterrupt, typer.Abort):
         _end(STOPPED, 130)
     except (OSError, SystemExit) as error:

@@ -64,6 +64,7 @@ def _print_header(suite: Suite) -> None:
         _print_intensities(suite)
     if suite.inference is not None:
         print_line(f"sliding windows: {suite.inference.describe(suite.data.edges)}")
+    print_line(f"time limit: {suite.compute.max_seconds:g} s per image and call of an attack (compute.max_seconds)")
     for model in suite.models:
         parts = (model.architecture, model.encoder or "", f"weights {model.weights}" if model.weights else "")
         console.print(f"model: {model.name} ({', '.join(p for p in parts if p)})", markup=False, highlight=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from advseg_bench.batches import Batch, copy_batch
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.instruments.guard import ModelGuard
+from advseg_bench.instruments.process_state import watched
 from advseg_bench.protocols import Attack
 from advseg_bench.types import Budget
 
@@ -67,7 +68,8 @@ def run_traced(
     with Counter(model).count(n, points=True) as tally:
         started = time.perf_counter()
         try:
-            x_adv = attack(model, copy_batch(batch), budget=budget, generators=generators)
+            with watched():
+                x_adv = attack(model, copy_batch(batch), budget=budget, generators=generators)
         finally:
             seconds = time.perf_counter() - started
             changed = guard.restore()

@@ -50,7 +50,7 @@ def list_entries(folder: Path) -> Iterator[Path]:
     """Yield the entries of a folder that count, sorted by name.
 
     Raises:
-        DataError: If a name has characters that control a terminal or the direction of writing, or are no text.
+        DataError: If a name has characters that steer a terminal or the direction of writing, or are no text.
     """
     for path in sorted(folder.iterdir()):
         if is_ignored(path.name):

@@ -13,7 +13,7 @@ from pathlib import Path
 from advseg_bench.errors import DataError, expected
 
 SECONDS = 10.0
-"""Time limit of the search in all names; a pattern that takes longer is of the kind that never ends."""
+"""Time limit of the search in all names; a pattern that takes longer would take years."""
 
 _REPEATING = "*+?{|"
 _SEARCH = """

@@ -4,6 +4,7 @@ from advseg_bench.lazy import export_lazily
 
 __all__ = [
     "BitDepth",
+    "Certificate",
     "Defended",
     "GaussianSmoothing",
     "InputTransformation",
@@ -12,12 +13,16 @@ __all__ = [
     "Mirroring",
     "RandomNoise",
     "RandomResize",
+    "Smoothing",
     "TotalVariation",
+    "bound_scores",
+    "certify",
     "pass_through",
 ]
 
 _HOMES = {
     "BitDepth": "quantised",
+    "Certificate": "certified",
     "Defended": "base",
     "GaussianSmoothing": "smoothed",
     "InputTransformation": "base",
@@ -26,7 +31,10 @@ _HOMES = {
     "Mirroring": "mirroring",
     "RandomNoise": "randomised",
     "RandomResize": "randomised",
+    "Smoothing": "certified",
     "TotalVariation": "smoothed",
+    "bound_scores": "certified",
+    "certify": "certified",
     "pass_through": "base",
 }
 

@@ -1,4 +1,4 @@
-"""The form of an entry in the tables of process state."""
+"""The form of an entry in the tables of process state, and the flag of a change. Does not import torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["flagged", "restored", "imports", "replaced"]
+Kind = Literal["flagged", "restored", "imports"]
+
+
+CHANGED = "process_changed"
+"""The flag of a row whose attack changed the process; a second flag, "process_changed:NAME", says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,7 @@ class Entry:
         write: Restores a value that `read` returned; None if that is not possible.
         kind: What a change means: "flagged" is restored and flagged. "restored" is not flagged, since honest code makes
             the change as well. "imports" is "flagged", unless modules were imported: libraries set it when they are,
-            and it is left to them. "replaced" is "flagged", and replaced by an equivalent where it cannot be restored.
+            and it is left to them.
     """
 
     name: str

@@ -24,6 +24,9 @@ TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2, "__stdin__": 0, "__stdout__": 1, "__stderr__": 2}
 """Name in `sys` -> file descriptor."""
 
+_substitutes: dict[int, tuple[Any, Any]] = {}
+"""Identity of a substitute -> the closed stream for which it stands, and itself."""
+
 _SIGNALS = sorted(int(number) for number in signal.valid_signals())
 _ENVIRONMENT = getattr(os.environ, "_data", os.environb)  # read without decoding, which takes longer than all else
 _get_handler = import_module("_signal").getsignal  # that of `signal` looks for an enumeration's member
@@ -99,22 +102,27 @@ def _write_filters(before: tuple[Any, ...]) -> None:
 
 
 def _read_streams() -> list[tuple[Any, bool]]:
-    streams = (getattr(sys, name) for name in STREAMS)
-    return [(stream, bool(getattr(stream, "closed", False))) for stream in streams]
+    """The streams, and whether they are closed; a substitute counts as the stream that it stands for."""
+    streams = [getattr(sys, name) for name in STREAMS]
+    closed = [bool(getattr(stream, "closed", False)) for stream in streams]
+    return [
+        (_substitutes.get(id(stream), (stream, None))[0], flag) for stream, flag in zip(streams, closed, strict=True)
+    ]
 
 
 def _write_streams(before: list[tuple[Any, bool]]) -> None:
-    """Put the streams back; one that was closed is replaced by another on the same descriptor."""
-    stands: dict[int, Any] = {}
+    """Put the streams back; one that was closed gets a substitute on the same descriptor."""
     for (name, descriptor), (stream, was_closed) in zip(STREAMS.items(), before, strict=True):
+        put = stream
         if getattr(stream, "closed", False) and not was_closed:
-            if id(stream) not in stands:
+            put = next((new for old, new in _substitutes.values() if old is stream and not new.closed), None)
+            if put is None:
                 mode = "r" if descriptor == 0 else "w"
-                stands[id(stream)] = open(  # noqa: SIM115 - for as long as the process runs
+                put = open(  # noqa: SIM115 - for as long as the process runs
                     descriptor, mode, buffering=1, closefd=False, errors="backslashreplace"
                 )
-            stream = stands[id(stream)]
-        setattr(sys, name, stream)
+                _substitutes[id(put)] = stream, put
+        setattr(sys, name, put)
 
 
 def _read_hooks() -> tuple[Any, ...]:
@@ -172,7 +180,7 @@ PYTHON = (
     Entry("timers", _read_timers, _write_timers),
     Entry("warning filters", _read_filters, _write_filters, "imports"),
     Entry("NumPy error handling", _read_numpy_errors, _write_numpy_errors),
-    Entry("standard streams", _read_streams, _write_streams, "replaced"),
+    Entry("standard streams", _read_streams, _write_streams),
     Entry("sys.path", lambda: list(sys.path), _set_path, "imports"),
     Entry("exception hooks", _read_hooks, _write_hooks),
     Entry("tracing", lambda: (sys.gettrace(), sys.getprofile()), _write_tracing),

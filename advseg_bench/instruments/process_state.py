@@ -6,7 +6,6 @@ snapshot and its comparison take about a third of a millisecond. Not covered: wh
 
 from __future__ import annotations
 
-import _thread
 import ctypes
 import random
 import sys
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from advseg_bench.errors import TaintedError, one_line
-from advseg_bench.instruments.process_entry import Entry
+from advseg_bench.instruments.process_entry import CHANGED, Entry
 from advseg_bench.instruments.process_python import PYTHON, Descriptors
 from advseg_bench.instruments.process_torch import TORCH
 
@@ -30,9 +29,6 @@ ENTRIES: tuple[Entry, ...] = (*TORCH, *PYTHON)
 
 RANDOM = frozenset(entry.name for entry in ENTRIES if entry.kind == "restored")
 """Names of the random states, whose changes are never flagged."""
-
-CHANGED = "process_changed"
-"""The flag of a row whose attack changed the process; "process_changed:NAME" says what."""
 
 THREADS, DESCRIPTORS = "threads left running", "file descriptors"
 """Names of what is in no entry: both can only be compared with the time before, not with a value."""
@@ -90,7 +86,7 @@ def restore(before: Snapshot, *, random_too: bool = True) -> list[str]:
     for _ in range(2):  # a state may follow another one, which is restored later
         for entry in remaining:
             _write(entry, known[entry.name])
-        remaining = [entry for entry in found if entry.kind != "replaced" and _read(entry) != known[entry.name]]
+        remaining = [entry for entry in found if _read(entry) != known[entry.name]]
     if remaining:
         raise _describe_taint(", ".join(entry.name for entry in remaining), "restored", "Let it leave this unchanged.")
     return [entry.name for entry in found]
@@ -102,11 +98,11 @@ class Changes:
 
     Attributes:
         names: Names of the states, in the order of `ENTRIES`; without those that are not flagged.
-        drew: Whether a global random generator was used, and restored.
+        random: Names of the random states that were used, and restored.
     """
 
     names: list[str] = field(default_factory=list)
-    drew: bool = False
+    random: list[str] = field(default_factory=list)
 
     @property
     def left_threads(self) -> bool:
@@ -144,15 +140,17 @@ def watched(*, seed: int | None = None, random_too: bool = True, wait: bool = Tr
     try:
         yield changes
     finally:
+        found: list[str] = []
         try:
-            found = threads.settle() if wait else threads.note()
-            if _put_back(descriptors):
-                found.append(DESCRIPTORS)
-            found += restore(before, random_too=random_too)
-            changes.names += [name for name in found if name not in RANDOM]
-            changes.drew = not RANDOM.isdisjoint(found)
+            found += threads.settle() if wait else threads.note()
         finally:
-            descriptors.close()
+            try:
+                found += [DESCRIPTORS] if _put_back(descriptors) else []
+                found += restore(before, random_too=random_too)
+            finally:
+                descriptors.close()
+                changes.names += [name for name in found if name not in RANDOM]
+                changes.random += [name for name in found if name in RANDOM]
 
 
 def seed_globals(seed: int) -> None:
@@ -165,11 +163,10 @@ def seed_globals(seed: int) -> None:
 
 
 class _Threads:
-    """The threads that run at one moment."""
+    """The threads that run at one moment; those that were started without `threading` are not seen."""
 
     def __init__(self) -> None:
         self.known = set(threading.enumerate())
-        self.count = _thread._count()
 
     def note(self) -> list[str]:
         """Return `[THREADS]` if threads that were started since then are running, else nothing."""
@@ -184,32 +181,20 @@ class _Threads:
         Raises:
             TaintedError: One of them does not end.
         """
-        if _thread._count() <= self.count and not self._find_new():
-            return []
-        found = bool(self._find_new())
-        for ask in (False, True):
+        found = self.note()
+        for ask in (False, True) if found else ():
             for thread in self._find_new() if ask else ():
                 _ask_to_end(thread)
             until = time.monotonic() + WAIT_S
-            while time.monotonic() < until:
-                if not self._find_new() and not self._count_unnamed():
-                    return [THREADS] if found else []
+            while self._find_new() and time.monotonic() < until:
                 time.sleep(0.001)
-                found |= time.monotonic() > until - WAIT_S / 2  # a thread that was joined may need a moment
-        raise _describe_taint("a thread", "ended", "Let it join its threads before it returns.")
+        if found and self._find_new():
+            raise _describe_taint("a thread", "ended", "Let it join its threads before it returns.")
+        return found
 
     def _find_new(self) -> list[threading.Thread]:
-        return [
-            thread for thread in self._list_started() if type(thread).__module__.partition(".")[0] not in _LIBRARIES
-        ]
-
-    def _list_started(self) -> list[threading.Thread]:
         there = (thread for thread in threading.enumerate() if thread not in self.known)
-        return [thread for thread in there if not isinstance(thread, threading._DummyThread)]
-
-    def _count_unnamed(self) -> int:
-        """The number of threads that were started without `threading`."""
-        return max(0, _thread._count() - self.count - len(self._list_started()))
+        return [t for t in there if not isinstance(t, threading._DummyThread) and not _is_of_library(t)]
 
 
 def _is_of_library(thread: threading.Thread) -> bool:

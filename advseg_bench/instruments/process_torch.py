@@ -43,6 +43,9 @@ PATCHED = (
 DEVICES = tuple(name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name))
 """Types of devices with an autocast state."""
 
+_FOLLOWING = "Storage"
+"""A class in torch that follows the default dtype."""
+
 _TINY, _HALF = sys.float_info.min, 0.5
 _kept: list[Any] = []
 """Guards of inference mode that must live as long as the process."""
@@ -60,11 +63,16 @@ class _Functions(dict[str, Any]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Functions) and not self.find_changed(other)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def find_changed(self, now: dict[str, Any]) -> list[str]:
         """Names of the functions that are others `now`, of those before; a class's new ones count if they override."""
         is_class = isinstance(self.owner, type)
         changed = [
-            name for name, value in self.items() if (is_class or callable(value)) and now.get(name, self) is not value
+            name
+            for name, value in self.items()
+            if (is_class or callable(value)) and name != _FOLLOWING and now.get(name, self) is not value
         ]
         if is_class:
             bases = self.owner.__mro__[1:]
@@ -113,7 +121,8 @@ def _read_device() -> torch.device | None:
 
 def _read_modes() -> tuple[list[Any], list[Any]]:
     functions = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return functions, dispatch._get_current_dispatch_mode_stack()
+    default = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)  # the mode of the default device
+    return [mode for mode in functions if mode is not default], dispatch._get_current_dispatch_mode_stack()
 
 
 def _write_modes(before: tuple[list[Any], list[Any]]) -> None:
@@ -285,7 +294,6 @@ def _list_torch() -> Iterator[Entry]:
             "allow_bf16_reduced_precision_reduction",
             "allow_fp16_accumulation",
         ),
-        _attributes("other backends", backends.opt_einsum, "enabled", "strategy"),
         Entry("attention kernels", _read_attention, _write_attention),
         Entry("denormal numbers", _keeps_denormals, lambda before: torch.set_flush_denormal(not before)),
         Entry("hooks of all modules", lambda: [dict(registry) for registry in _REGISTRIES], _write_module_hooks),

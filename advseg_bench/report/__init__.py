@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,9 @@ __all__ = ["FORMATS", "Summary", "print_document", "print_summary", "summarise",
 
 FORMATS = ("png", "pdf")
 """Formats in which figures can be written, besides SVG for charts and PNG for sheets of images."""
+
+_FORMULA = "^[=+@\\t\\r-]"
+"""The first characters of a formula in a spreadsheet."""
 
 PARTS = ("tables", "figures")
 """Folders of a report."""
@@ -154,5 +158,9 @@ def _find(document: Document, kind: type[T]) -> list[T]:
 
 
 def _as_csv(data: pl.DataFrame) -> bytes:
-    """Write a CSV with 9 decimals; further digits depend on the order of summation."""
-    return data.with_columns(cs.float().round(9)).write_csv().encode()
+    """Write a CSV with 9 decimals; further digits depend on the order of summation.
+
+    A text that a spreadsheet would compute begins with an apostrophe, which spreadsheets hide.
+    """
+    plain = data.with_columns(cs.float().round(9), cs.string().str.replace(_FORMULA, "'$0"))
+    return plain.rename(lambda name: re.sub(_FORMULA, r"'\g<0>", name)).write_csv().encode()

@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
+from advseg_bench.errors import tidy
+from advseg_bench.instruments.process_entry import CHANGED
 from advseg_bench.report.behaviour import describe_models, list_non_finite, list_weak
 from advseg_bench.report.contrasts import Contrast, show_ratio
-from advseg_bench.report.document import show_budget, show_number, show_plural
+from advseg_bench.report.document import LONGEST_PARAGRAPH, show_budget, show_number, show_plural
 from advseg_bench.report.findings import shorten_list, write_findings
 from advseg_bench.report.means import Row, write_mean
 from advseg_bench.report.measured import NOTES
@@ -72,7 +74,7 @@ class Grid:
             table.add_column(title, width=size, no_wrap=True, justify="right")
         columns = [*self.names.values(), *self.numbers.values()]
         for cells in list(zip(*columns, strict=True))[:rows]:
-            table.add_row(*map(RichText, cells))
+            table.add_row(*(RichText(tidy(cell)) for cell in cells))
         return table
 
 
@@ -115,7 +117,7 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
             _print(console, [RichText(f"... and {more} more in the report")])
     _print(console, end)
     for line in page:
-        console.print(RichText(line), soft_wrap=True)
+        console.print(RichText(tidy(line, LONGEST_PARAGRAPH)), soft_wrap=True)
 
 
 def _print(console: Console, lines: Iterable[RichText]) -> None:
@@ -128,7 +130,7 @@ def _fit(sentences: Iterable[str], most: int, console: Console, style: str = "",
     """Break sentences into lines, two each and `most` in total; "..." marks what is left out."""
     lines: list[RichText] = []
     for sentence in sentences:
-        wrapped = list(RichText(sentence, style).wrap(console, console.width - len(bullet)))
+        wrapped = list(RichText(tidy(sentence, LONGEST_PARAGRAPH), style).wrap(console, console.width - len(bullet)))
         kept = wrapped[: min(2, most - len(lines))]
         if kept and len(kept) < len(wrapped):
             kept[-1].truncate(console.width - len(bullet) - 4)
@@ -230,10 +232,10 @@ def _list_trouble(summary: Summary) -> list[str]:
         what = labels.get(first["cell"], f"all of {first['model']}")
         more = f" ({len(failures) - 1} more in the report)" if len(failures) > 1 else ""
         lines.append(f"Failed{more}: {what}: {first['message']}")
-    faults = summary.flags.filter(~pl.col("flag").is_in(NOTES))
+    faults = summary.flags.filter(~pl.col("flag").is_in([*NOTES, CHANGED]))  # a second flag says what was changed
     counts = faults.group_by("flag", maintain_order=True).agg(results=pl.col("results").sum())
     if len(counts):
-        flags = [f"{flag} {count:,}" for flag, count in counts.iter_rows()]
+        flags = [f"{flag.replace(':', ': ')} {count:,}" for flag, count in counts.iter_rows()]
         lines.append(f"Flagged results: {shorten_list(flags, MOST_NAMES)}; see Checks in the report.")
     if summary.doubts:
         names = list(dict.fromkeys(found.doubt for found in summary.doubts))

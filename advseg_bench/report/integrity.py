@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from advseg_bench.checks.doubts import DOUBTS, TRACED
+from advseg_bench.instruments.process_entry import CHANGED
 from advseg_bench.registry import catalogue
 from advseg_bench.report.document import (
     NOTHING,
@@ -41,11 +42,21 @@ FLAGS = {
     "over_cost": "the attack used more forward or backward passes than it declares",
     "model_changed": "the attack changed the model's weights, mode or gradient flags",
     "input_changed": "the attack modified its input images in place",
+    CHANGED: "the attack, or the model itself, changed the state of the process; it was restored, so that no other "
+    "result is affected",
     SKIPPED: "not attacked, since an earlier member of the battery left the score at 0; its result is repeated",
     KEPT_SMALLER: "the best result of the battery at a smaller radius was better, and is kept",
     **{name: f"doubt: {DOUBTS[name].cause}; this is a note, and all means contain the result" for name in TRACED},
 }
 """The meaning of each flag of a row."""
+
+
+def explain_flag(name: str) -> str:
+    """Return the meaning of a flag in plain words."""
+    flag, _, state = name.partition(":")
+    if flag == CHANGED and state:
+        return f"what was changed and restored: {state}"
+    return FLAGS.get(name, "see the attack's documentation")
 
 
 def describe_checks(summary: Summary) -> tuple[str, ...]:
@@ -150,7 +161,7 @@ def make_flag_table(data: pl.DataFrame) -> Table | None:
             False,
         ),
         Column("Results", tuple(show_count(n) for n in data["results"])),
-        Column("Meaning", tuple(FLAGS.get(name, "see the attack's documentation") for name in data["flag"]), False),
+        Column("Meaning", tuple(map(explain_flag, data["flag"])), False),
     )
     caption = (
         "Number of results (one per image) with each flag. All are scored, except those flagged as "

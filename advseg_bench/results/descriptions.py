@@ -13,6 +13,7 @@ from advseg_bench.cache import content_hash, write_json
 from advseg_bench.errors import RecordError, expected, one_line
 from advseg_bench.results.forms import DescriptionForm, FailureForm, ModelForm, find_fault
 from advseg_bench.results.parts import Damage, digest_of
+from advseg_bench.suite.specs.experiment import RESOURCES
 
 RUN_SCHEMA = 1
 
@@ -26,11 +27,11 @@ RESTORE = "Restore it, or run the suite again in a new --out."
 """Remedy for a damaged `run.json`."""
 
 PRESENTATION = ("title", "scoring")
-"""Keys of a suite that do not affect the rows."""
+"""Keys of a suite that do not affect the rows; nor do `RESOURCES` of its table `compute`."""
 
 
 def identify_run(info: Mapping[str, Any]) -> str:
-    """Return the id of a run: a hash of its suite, apart from `PRESENTATION`, its data and its binding.
+    """Return the id of a run: a hash of its suite, apart from keys that do not affect rows, its data and its binding.
 
     Args:
         info: The content of a `run.json`.
@@ -38,8 +39,15 @@ def identify_run(info: Mapping[str, Any]) -> str:
     Returns:
         16 hex digits, equal on every machine that computes the same rows with the same versions.
     """
-    suite = {name: value for name, value in info["suite"].items() if name not in PRESENTATION}
-    return content_hash([suite, info["data"], info["binding"]])
+    return content_hash([_select_binding(info["suite"]), info["data"], info["binding"]])
+
+
+def _select_binding(suite: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a suite that affect the rows."""
+    kept = {name: value for name, value in suite.items() if name not in PRESENTATION}
+    if isinstance(compute := kept.get("compute"), Mapping):
+        kept["compute"] = {name: value for name, value in compute.items() if name not in RESOURCES}
+    return kept
 
 
 def seal(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,9 +68,12 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 def _open(value: Any) -> str:
     """Remove the digests of an object or a list of objects that was read; return what is wrong with one, or ""."""
-    for each in value if isinstance(value, list) else [value]:
-        if isinstance(each, dict) and SEAL in each and each.pop(SEAL) != _digest(each):
-            return f"{SEAL}: not that of the other values"
+    try:
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, dict) and SEAL in each and each.pop(SEAL) != _digest(each):
+                return f"{SEAL}: not that of the other values"
+    except (ValueError, RecursionError) as error:
+        return one_line(error)
     return ""
 
 
@@ -104,7 +115,7 @@ def _identify_again(info: Mapping[str, Any]) -> str:
     """Return the id of a run that was read; "" if its values have none, such as NaN."""
     try:
         return identify_run(info)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
 
 
@@ -120,6 +131,15 @@ def read_failures(out: Path) -> list[dict[str, Any]]:
     """Read the failures of a run; a damaged file, which the next run can recreate, raises `RecordError`."""
     path = out / "failures.json"
     return list(_read_or_refuse(path, RootModel[list[FailureForm]])) if path.exists() else []
+
+
+def read_calibration(out: Path) -> dict[str, dict[str, Any]]:
+    """Read the calibration of a part: model -> "weights_sha256" and "rows"; that of a merged run: part -> the same.
+
+    A damaged file, which the next run can recreate, raises `RecordError`.
+    """
+    path = out / "calibration.json"
+    return dict(_read_or_refuse(path, RootModel[dict[str, dict[str, Any]]])) if path.exists() else {}
 
 
 def _read_or_refuse(path: Path, kind: type[BaseModel]) -> Any:
@@ -172,7 +192,7 @@ def read_notes(
 def describe(out: Path, info: dict[str, Any]) -> None:
     """Write `run.json`, or check that the existing one describes the same run.
 
-    The title and the scoring of a suite do not affect the rows, so new values replace the old ones.
+    Title, scoring and resources of a suite do not affect the rows, so new values replace the old ones.
 
     Raises:
         RecordError: Naming the first difference that would make old and new rows incomparable.
@@ -181,28 +201,29 @@ def describe(out: Path, info: dict[str, Any]) -> None:
         write_sealed(out / "run.json", info)
         return
     old, new = read_description(out), json.loads(json.dumps(info))
-    presentation = {name: new["suite"][name] for name in PRESENTATION if name in new["suite"]}
     for key, what in (("suite", "suite"), ("data", "data"), ("binding", "environment")):
-        before = old.get(key, {}) | presentation if key == "suite" else old.get(key)
-        if before != new[key]:
+        before, after = old.get(key), new[key]
+        if key == "suite":
+            before, after = _select_binding(before or {}), _select_binding(after)
+        if before != after:
             raise RecordError(
-                f"{out}: holds a run of another {what}: {_first_difference(before, new[key])}. "
+                f"{out}: holds a run of another {what}: {first_difference(before, after)}. "
                 "Nothing was changed; choose another --out."
             )
     if old["suite"] != new["suite"]:
         write_sealed(out / "run.json", old | {"suite": new["suite"]})
 
 
-def _first_difference(old: Any, new: Any, where: str = "") -> str:
+def first_difference(old: Any, new: Any, where: str = "") -> str:
     """Name the first place where two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
-                return _first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+                return first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, (before, after) in enumerate(zip(old, new, strict=True)):
             if before != after:
-                return _first_difference(before, after, f"{where}.{i}")
+                return first_difference(before, after, f"{where}.{i}")
     return f"{where or 'it'} was {_short(old)}, is {_short(new)}"
 
 

@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from advseg_bench.errors import one_line
+from advseg_bench.errors import one_line, tidy
+
+LONGEST = 200
+"""Most characters of the place of a field."""
 
 Natural = Annotated[int, Field(ge=0, le=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -82,6 +85,31 @@ class SuiteForm(RecordForm):
     data: dict[str, Any]
 
 
+class PartForm(RecordForm):
+    """What a part of a run holds: places of images for each model."""
+
+    part: Annotated[int, Field(ge=1)]
+    of: Annotated[int, Field(ge=1)]
+    holds: dict[str, Annotated[list[Natural], Field(min_length=2, max_length=2)]]
+
+
+class MachineForm(RecordForm):
+    """A machine of a merged run, and the parts that it computed."""
+
+    environment: dict[str, Any]
+    binding: dict[str, Any]
+    parts: list[PartForm]
+    rest: bool = False
+
+
+class DifferenceForm(RecordForm):
+    """How much the results of the machines of a merged run differ."""
+
+    dice_difference: float | None
+    where: str
+    models: list[str]
+
+
 class DescriptionForm(RecordForm):
     """The content of `run.json`."""
 
@@ -94,6 +122,9 @@ class DescriptionForm(RecordForm):
     started: str = ""
     images: Annotated[list[Name], Field(min_length=1)]
     cells: Annotated[list[CellForm], Field(min_length=1)]
+    part: PartForm | None = None
+    machines: list[MachineForm] = []
+    calibration: DifferenceForm | None = None
 
 
 class ModelForm(RecordForm):
@@ -117,6 +148,7 @@ class FailureForm(RecordForm):
     stage: str
     cell: str | None
     message: str
+    death: str = ""
 
 
 def find_fault(kind: type[BaseModel], value: Any) -> str:
@@ -125,7 +157,7 @@ def find_fault(kind: type[BaseModel], value: Any) -> str:
         kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where = tidy(".".join(map(str, first["loc"])), LONGEST)
         return one_line(ValueError(f"{where}: {first['msg']}")).removeprefix("ValueError: ").lstrip(": ")
     except (ValueError, RecursionError) as error:
         return one_line(error)

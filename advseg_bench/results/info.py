@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from advseg_bench.errors import RecordError, one_line
 from advseg_bench.registry import catalogue
 from advseg_bench.results.arms import read_arm
+from advseg_bench.results.machines import describe_mixture
 from advseg_bench.suite.cells import OF_BATTERY, Cell
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
@@ -138,7 +139,7 @@ def read_info(info: Mapping[str, Any], where: str | Path) -> RunInfo:
     try:
         suite, data = info["suite"], info["data"]
         return RunInfo(
-            suite=_read_suite(suite),
+            suite=_read_suite(suite, describe_mixture(info)),
             data=_read_data(data),
             task=Task(data["kind"], tuple(data["classes"])),
             scoring=Scoring.model_validate(suite.get("scoring", {})),
@@ -153,12 +154,12 @@ def read_info(info: Mapping[str, Any], where: str | Path) -> RunInfo:
         ) from None
 
 
-def _read_suite(suite: Mapping[str, Any]) -> SuiteInfo:
-    """Read the suite."""
+def _read_suite(suite: Mapping[str, Any], mixture: str) -> SuiteInfo:
+    """Read the suite, whose note is followed by the caution about mixed machines."""
     return SuiteInfo(
         name=suite["name"],
         title=suite.get("title") or suite["name"],
-        note=suite.get("note", ""),
+        note=" ".join(filter(None, (suite.get("note", ""), mixture))),
         seed=suite.get("seed"),
         training=dict(suite.get("training", {})),
         of_volumes=isinstance(suite["data"].get("size"), (list, tuple)),

@@ -20,11 +20,17 @@ from typing import Any
 import polars as pl
 
 from advseg_bench.cache import content_hash, write_bytes
-from advseg_bench.errors import RecordError
+from advseg_bench.errors import RecordError, tidy
 from advseg_bench.instruments.profiling import timed
 
 LABEL = "advseg_bench"
 """Key of the label in the metadata of a part."""
+
+LONGEST = 300
+"""Most characters of a reason that comes from a library."""
+
+MOST_BYTES = 2**29
+"""Largest size of a part with a digest; a joined part of `compaction.MOST_ROWS` rows has a small share of it."""
 
 DIGITS = 16
 """Hex digits of the digest that a file name contains."""
@@ -121,7 +127,7 @@ class Damage:
     remedy: str = RERUN
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}. {self.remedy}"
+        return tidy(f"{self.path}: {self.reason}. {self.remedy}")
 
     @classmethod
     def of(cls, path: Path, error: RecordError) -> Damage:
@@ -202,10 +208,12 @@ def list_replaced(found: Sequence[Part]) -> frozenset[str]:
 def open_part(path: Path, run: str = "") -> Part | Damage:
     """Read the label of a part and compare its digest; `run` is that of `find_parts`."""
     claimed = claimed_digest(path)
+    if claimed is None:
+        return Part(path, None)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            return Damage(path, f"is damaged ({path.stat().st_size:,} bytes, above {MOST_BYTES:,})")
         data = path.read_bytes()
-        if claimed is None:
-            return Part(path, None)
         if digest_of(data) != claimed:
             return Damage(path, "is damaged (its bytes are not those that were written)")
         label = _read_label(pl.read_parquet_metadata(io.BytesIO(data)))
@@ -267,8 +275,8 @@ def _read_one(part: Part, names: Sequence[str]) -> pl.DataFrame:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a polars error; the rest is a query plan."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """Return the first line of a polars error, shortened; the rest is a query plan."""
+    return tidy(str(error).strip().partition("\n")[0], LONGEST) or type(error).__name__
 
 
 def refuse(damages: Sequence[Damage]) -> None:

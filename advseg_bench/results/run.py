@@ -53,8 +53,7 @@ class Run:
         >>> run = ab.evaluate(model, [(x, x[:, 0] > 0.5)], attacks, task="binary", eps=4 / 255)
         >>> run.table("dice", by=("attack", "eps"))["attack"].to_list()
         ['none', 'fgsm', 'random_sign']
-        >>> len(run.rows), run.planned, run.missing
-        (6, 6, 0)
+        >>> assert len(run.rows) == run.planned
     """
 
     path: Path | None

@@ -13,18 +13,23 @@ from typing import Any, cast
 from advseg_bench.results import records
 from advseg_bench.results.compaction import compact
 from advseg_bench.results.descriptions import identify_run
+from advseg_bench.results.machines import note_rest
 from advseg_bench.results.rules import KEYS
 from advseg_bench.results.run import Run
 from advseg_bench.results.verify import set_aside
-from advseg_bench.running.executors.base import Executor, call, keep_busy, open_executor
+from advseg_bench.running import parts
+from advseg_bench.running.calibration import calibrate
+from advseg_bench.running.executors.base import Executor, call, keep_busy
+from advseg_bench.running.executors.choose import open_chosen
+from advseg_bench.running.executors.options import LocalOptions, Options, find_needs
 from advseg_bench.running.executors.serving import end_in_script_import
-from advseg_bench.running.missing import find_missing
+from advseg_bench.running.foreign import find_code
 from advseg_bench.running.outcomes import Death, WorkerDied
 from advseg_bench.running.panels import draw_panels
 from advseg_bench.running.recording import Event, Recorder, entry_of, read_deaths
 from advseg_bench.running.recovery import Recovery
-from advseg_bench.running.schedule import Schedule
-from advseg_bench.running.starting import Start, find_code
+from advseg_bench.running.schedule import Schedule, put_longest_first
+from advseg_bench.running.starting import Start
 from advseg_bench.running.work import (
     Check,
     Context,
@@ -53,9 +58,11 @@ def run(
     workers: int = 1,
     device: str = "cpu",
     shard: int = 8,
+    part: tuple[int, int] | None = None,
     progress: Callable[[Event], None] = lambda event: None,
     isolate: bool | None = None,
     retry_failed: bool = False,
+    executor: Options | None = None,
 ) -> Run:
     """Run a suite: train its models, attack them, and record one row per cell and image. An earlier run is resumed.
 
@@ -66,11 +73,15 @@ def run(
             requires that several workers can import this script (`if __name__ == "__main__":`).
         device: Device of models and images, such as "cpu" or "cuda".
         shard: Images per job of a worker; results do not depend on it.
+        part: (i, n) to compute only the i-th of n parts, each into a run directory of its own, of which
+            `advseg_bench.merge` makes one run. By default everything.
         progress: Called with an `Event` at each step of progress.
         isolate: Whether one worker is a process of its own. An attack that crashes or exceeds `compute.max_seconds`
             then costs its cell alone; in the calling process it ends it, and no time limit holds. By default it is
             one if the suite names code of plug-ins or modules, and a new process can import all of it.
         retry_failed: Whether to try again what ended its worker in an earlier run of this directory.
+        executor: Where jobs run, such as `RayOptions(address)` of `advseg_bench.running.executors.options`; by default
+            in `workers` processes on this machine.
 
     Returns:
         The finished run. Failures of models and cells are in its `failures`.
@@ -102,22 +113,27 @@ def run(
     code = find_code(suite)
     announce = _Announce(progress, {cell.id: cell.label for cell in cells})
     alone = code.importable and bool(code.modules) if isolate is None else isolate
+    options = executor or LocalOptions(workers, alone, code.in_script)
+    needs = find_needs(suite.compute, device)
     with (
         records.own(out),
-        open_executor(workers, start, announce, isolate=alone, import_script=code.in_script) as executor,
+        open_chosen(options, start, announce, needs=needs, first=Describe()) as pool,
     ):
         progress(Event("load", "", 0, 1))
-        here = call(executor, Describe())
-        call(executor, Check())
-        info = _describe(suite, cells, here)
+        here = call(pool, Describe())
+        call(pool, Check())
+        info = _describe(suite, cells, here) | parts.describe_part(suite, cells, here, part)
         records.describe(out, info)
+        parts.check_recorded(out, info)
         remembered = [] if retry_failed else read_deaths(out)
         lines, inspection = set_aside(out)
         for line in lines:
             progress(Event("note", line, 0, 1))
         have = set(records.collect_rows(inspection.parts, KEYS).iter_rows())
-        units = find_missing(cells, here.images, have, shard)
-        if have and not any(units.values()):
+        units = put_longest_first(parts.find_missing_in(info, cells, here.images, have, shard), suite, cells, here)
+        if any(units.values()):
+            note_rest(out, here.environment, here.binding)
+        elif have:
             progress(Event("complete", "", len(have), len(have)))
         total = sum(unit.rows for found in units.values() for unit in found)
         names = [model.name for model in suite.models]
@@ -126,13 +142,16 @@ def run(
         announce.show = recorder.show_running
         recovery = Recovery({model.name for model in suite.models if model.random})
         try:
-            _compute(_add_undescribed(units, out, cells), executor, recorder, recovery, remembered)
+            wanted = _add_undescribed(units, out, parts.select_cells(info, cells))
+            _compute(wanted, pool, recorder, recovery, remembered)
         finally:
             recorder.write_failures()
         compact(out, recorder.run)
         show = partial(_show_panels, progress)
-        draw_panels(out, cells, here.images, executor, show, recorder.record_lost_panel)
-        if not have:
+        draw_panels(out, cells, here.images, pool, show, recorder.record_lost_panel)
+        if part is not None:
+            calibrate(out, suite, cells, here, pool)
+        elif not have:
             _remember_timings(suite, cells, here, recorder, recovery)
     return Run(out)
 
@@ -207,6 +226,7 @@ def _compute(
     schedule = Schedule(tried)
     for model in {failure.model for failure in remembered if failure.cell is None} & schedule.models:
         recorder.record_lost(model, schedule.failed(model))
+    known = 0
     for job, outcome in keep_busy(executor, schedule.next):
         death = outcome.error.death if isinstance(outcome.error, WorkerDied) else None
         match job:
@@ -222,6 +242,8 @@ def _compute(
                     schedule.ready(model)
                 else:
                     recorder.record_lost(model, schedule.failed(model))
+        recorder.leave_out(recovery.lost_rows - known)
+        known = recovery.lost_rows
 
 
 def _add_undescribed(units: dict[str, list[Unit]], out: Path, cells: Sequence[Cell]) -> dict[str, list[Unit]]:
@@ -234,13 +256,9 @@ def _bury(unit: Unit, death: Death, schedule: Schedule, recorder: Recorder, reco
     """Deal with the death of the worker that ran a unit."""
     verdict = recovery.after_death(unit, death)
     schedule.add(verdict.units)
-    if verdict.model:
-        rows = unit.rows + schedule.change(unit.model, lambda unit: None)
-        recorder.record_deaths(unit.model, [None], death, rows)
-        return
-    left = recovery.without_lost(unit)
-    rows = unit.rows - (left.rows if left else 0) + schedule.change(unit.model, recovery.without_lost)
-    recorder.record_deaths(unit.model, verdict.lost, death, rows)
+    if verdict.model or verdict.lost:
+        schedule.change(unit.model, recovery.reduce)
+    recorder.record_deaths(unit.model, [None] if verdict.model else verdict.lost, death)
 
 
 def _leave_out(
@@ -252,7 +270,8 @@ def _leave_out(
         before = kept.get(failure.model, [])
         after = [left for unit in before if (left := _without(unit, failure.cell)) is not None]
         if rows := sum(unit.rows for unit in before) - sum(unit.rows for unit in after):
-            recorder.recall(failure, rows)
+            recorder.recall(failure)
+            recorder.leave_out(rows)
             kept[failure.model] = after
     return {model: found for model, found in kept.items() if found or not units[model]}
 

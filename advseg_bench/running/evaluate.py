@@ -27,6 +27,7 @@ from advseg_bench.data.dataset import Dataset
 from advseg_bench.data.memory import make_dataset, read_images
 from advseg_bench.errors import SpecError, expected, unknown
 from advseg_bench.instruments.guard import lent
+from advseg_bench.instruments.process_state import watched
 from advseg_bench.models.inference import Windows
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.weights import count_parameters, digest_weights
@@ -182,18 +183,19 @@ def _run_model(name: str, network: nn.Module, device: str, work: _Work) -> _Done
     with lent(network), torch.inference_mode(False), torch.enable_grad():
         try:
             network.to(device)
-            sample = select_images(work.images, range(min(CHECKED_ON, len(work.images.x)))).x.to(device)
-            sample = choose_sample(network, sample)
-            stochastic = name in work.random
-            reader = read_model(f"model {name}", network)
-            with watch(network) as notes:
-                probe(f"model {name}", reader, sample, work.images.task, function=not stochastic)
-            reader.announce()
-            entry = _describe_model(name, network) | reader.describe_outputs()
-            entry |= describe_behaviour(notes, work.count_repeats(name))
-            cells = _make_cells(name, entry, work)
-            attacked = cast(nn.Module, reader.simplest())
-            choice = _prepare(attacked, sample[: work.batch], stochastic)
+            with watched(wait=False):  # the model may be code of others
+                sample = select_images(work.images, range(min(CHECKED_ON, len(work.images.x)))).x.to(device)
+                sample = choose_sample(network, sample)
+                stochastic = name in work.random
+                reader = read_model(f"model {name}", network)
+                with watch(network) as notes:
+                    probe(f"model {name}", reader, sample, work.images.task, function=not stochastic)
+                reader.announce()
+                entry = _describe_model(name, network) | reader.describe_outputs()
+                entry |= describe_behaviour(notes, work.count_repeats(name))
+                cells = _make_cells(name, entry, work)
+                attacked = cast(nn.Module, reader.simplest())
+                choice = _prepare(attacked, sample[: work.batch], stochastic)
             unit = Unit(name, tuple(range(len(work.images.x))), tuple(cells))
             conditions = Conditions(work.seed, work.batch, device, stochastic)
             with lend_sources(work.arms, work.models, network, sample, work.images.task) as arms:

@@ -64,6 +64,15 @@ def draw_panels(
         show(job.model, done, total)
 
 
+def sort_out_panels(run: Run) -> int:
+    """Remove panels of a run that belong to no case of its report, and return the number of those that it lacks."""
+    assert run.path is not None, "a run in memory has no panels"
+    cells = {cell.id: cell for cell in run.about.cells}
+    places = {image: i for i, image in enumerate(run.info["images"])}
+    missing = _find_missing(run.path / "panels", find_extremes(run), cells, places, run.info.get("run", ""))
+    return sum(map(len, missing.values()))
+
+
 def _find_missing(
     folder: Path, cases: Iterable[Extreme], cells: Mapping[str, Cell], images: Mapping[str, int], run: str
 ) -> dict[str, Wanted]:

@@ -9,10 +9,15 @@ would otherwise be a tenth larger.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from advseg_bench.errors import SpecError, expected
+from advseg_bench.errors import RecordError, SpecError, expected
+from advseg_bench.results.descriptions import read_description
+from advseg_bench.running.missing import find_missing
+from advseg_bench.running.work import Description, Unit, list_sources
 from advseg_bench.suite.cells import Cell
 from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.suite import Suite
@@ -97,16 +102,16 @@ def find_array_part(environ: Mapping[str, str]) -> Part | None:
     try:
         given = {name: int(environ[f"SLURM_ARRAY_{name}"]) for name in names if f"SLURM_ARRAY_{name}" in environ}
     except ValueError:
-        raise SpecError(
-            expected("SLURM_ARRAY_TASK_ID", "numbers", "something else", "Give --part I/N, or --part all.")
-        ) from None
+        raise SpecError("SLURM_ARRAY_TASK_ID: expected a number, got text. Give --part I/N, or --part all.") from None
     if "TASK_ID" not in given or "TASK_COUNT" not in given:
         return None
     first, step, count = given.get("TASK_MIN", 0), max(given.get("TASK_STEP", 1), 1), given["TASK_COUNT"]
     last = given.get("TASK_MAX", first + step * (count - 1))
     if (last - first) // step + 1 != count or (given["TASK_ID"] - first) % step:
-        what = f"{count} tasks from {first} to {last}"
-        raise SpecError(expected("SLURM_ARRAY_TASK_ID", "an array without holes", what, "Give --part I/N."))
+        raise SpecError(
+            f"SLURM_ARRAY_TASK_ID: expected an array without holes, got {count} tasks from {first} to {last}. "
+            "Give --part I/N."
+        )
     return check_part(((given["TASK_ID"] - first) // step + 1, count))
 
 
@@ -127,8 +132,6 @@ def weigh(suite: Suite, cells: Iterable[Cell], train_images: int) -> list[Load]:
     Returns:
         The costs, in the order of the suite; models without a cell to run are left out.
     """
-    from advseg_bench.running.work import list_sources
-
     by_model: dict[str, list[Cell]] = {}
     for cell in cells:
         if cell.skip is None:
@@ -229,8 +232,64 @@ def _fill(bins: Sequence[_Bin], loads: Sequence[Load], batches: int, batch: int,
     return filled
 
 
-def describe_part(suite: Suite, cells: Sequence[Cell], images: int, train_images: int, part: Part) -> dict[str, object]:
-    """Return what a part holds, as `run.json` stores it: its number, that of all parts, and places of images."""
+def describe_part(
+    suite: Suite, cells: Sequence[Cell], here: Description, part: Part | None
+) -> dict[str, dict[str, Any]]:
+    """Return the entry of `run.json` with what a part holds; none if `part` is None.
+
+    Args:
+        suite: The suite.
+        cells: Its cells.
+        here: The description of the data set.
+        part: The part.
+
+    Returns:
+        {"part": its number "part", that of all parts "of", and what it "holds": model -> first image and the one after
+        the last, as places in the list of images}.
+
+    Raises:
+        SpecError: If there is no such part.
+    """
+    if part is None:
+        return {}
     i, n = check_part(part)
-    held = divide(weigh(suite, cells, train_images), images, suite.compute.batch, n)[i - 1]
-    return {"part": i, "of": n, "holds": {model: list(places) for model, places in held.items()}}
+    loads = weigh(suite, cells, here.data["splits"]["train"])
+    held = divide(loads, len(here.images), suite.compute.batch, n)[i - 1]
+    return {"part": {"part": i, "of": n, "holds": {model: list(places) for model, places in held.items()}}}
+
+
+def check_recorded(out: Path, info: Mapping[str, Any]) -> None:
+    """Raise `RecordError` if a run directory holds another part than the one that is to be run."""
+    recorded, wanted = (each.get("part") for each in (read_description(out), info))
+    if recorded != wanted:
+        raise RecordError(
+            f"{out}: holds {_show(recorded)}, got {_show(wanted)} to run. Give each part an --out of its own."
+        )
+
+
+def _show(entry: Mapping[str, Any] | None) -> str:
+    """Name a part by its entry in `run.json`."""
+    return f"part {entry['part']} of {entry['of']}" if entry else "the whole suite"
+
+
+def find_missing_in(
+    info: Mapping[str, Any],
+    cells: Sequence[Cell],
+    images: Mapping[str, int],
+    have: Collection[tuple[str, str]],
+    shard: int,
+) -> dict[str, list[Unit]]:
+    """Find the missing rows of a run, or of the part that `info` names; see `missing.find_missing`."""
+    if "part" not in info:
+        return find_missing(cells, images, have, shard)
+    names = list(images)
+    found: dict[str, list[Unit]] = {}
+    for model, (start, stop) in info["part"]["holds"].items():
+        mine = {name: images[name] for name in names[start:stop]}
+        found |= find_missing([cell for cell in cells if cell.model == model], mine, have, shard)
+    return found
+
+
+def select_cells(info: Mapping[str, Any], cells: Iterable[Cell]) -> list[Cell]:
+    """Return the cells of the models of a run, or of the part that `info` names."""
+    return [cell for cell in cells if "part" not in info or cell.model in info["part"]["holds"]]

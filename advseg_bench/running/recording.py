@@ -32,7 +32,7 @@ class Event:
         done: Number of epochs, rows or panels done.
         total: Total number of them.
         cell: What a worker begins to attack: the label of a cell, or the number of those that run together; "" if the
-            event tells of something that has ended.
+            event is the end of something.
     """
 
     stage: Literal["load", "train", "ready", "attack", "panels", "complete", "note"]
@@ -124,7 +124,7 @@ class Recorder:
         self.attack_seconds[unit.model] += result.seconds
         self._show(Event("attack", unit.model, self._done, self._total))
 
-    def record_deaths(self, model: str, cells: Sequence[Cell | None], death: Death, rows: int) -> None:
+    def record_deaths(self, model: str, cells: Sequence[Cell | None], death: Death) -> None:
         """Note cells, or a whole model if one is None, that are given up since their workers died.
 
         They are written at once, so that a run that is resumed does not try them again.
@@ -133,23 +133,23 @@ class Recorder:
             model: Name of the model.
             cells: The cells.
             death: The last of the deaths.
-            rows: Number of rows that will be missing.
         """
-        self._done += rows
         for cell in cells:
             self._note(Failure(model, "attack", cell.id if cell else None, death.describe(), death.cause))
         if cells:
             self.write_failures()
-            self._show(Event("attack", model, self._done, self._total))
+
+    def leave_out(self, rows: int) -> None:
+        """Note that rows will be missing."""
+        self._done += rows
 
     def record_lost_panel(self, model: str, cell: str, death: Death) -> None:
         """Note a picture of the report that could not be made."""
         self._note(Failure(model, "panels", cell, death.describe()))
         self.write_failures()
 
-    def recall(self, failure: Failure, rows: int) -> None:
-        """Note a failure of an earlier run that is not tried again, and the number of rows that it leaves missing."""
-        self._done += rows
+    def recall(self, failure: Failure) -> None:
+        """Note a failure of an earlier run that is not tried again."""
         told = failure.message.removesuffix(NOT_TRIED)[: LONGEST - len(NOT_TRIED)]
         self._note(replace(failure, message=told + NOT_TRIED))
 

@@ -58,13 +58,18 @@ class Recovery:
 
     Args:
         random: Names of the models that are random in eval mode.
+
+    Attributes:
+        lost_rows: Number of rows that will never be.
     """
 
     def __init__(self, random: Collection[str] = ()) -> None:
         self._random = random
         self._deaths: Counter[tuple[str, str]] = Counter()
         self._total: Counter[str] = Counter()
+        self.lost_rows = 0
         self._lost: set[tuple[str, str]] = set()
+        self._failed: set[str] = set()
         self._waiting: dict[Unit, _Chain] = {}
         self._tried: set[Unit] = set()
 
@@ -89,19 +94,36 @@ class Recovery:
         model = unit.model
         self._total[model] += 1
         self._deaths[model, LOADING] += death.running is None
+        if model in self._failed:
+            return Verdict(self.reduce(unit))
         if self._deaths[model, LOADING] >= ENOUGH or self._total[model] >= MOST_DEATHS:
+            self._fail(unit)
             return Verdict(model=True)
         if death.running is None:
             return Verdict((unit,))
         running = [cell for cell in unit.all_cells if cell.id in death.running.cells]
         lost = self._charge(unit, running, death.cause)
-        left = self.without_lost(unit)
-        units = self._release(unit) if left is None else self._divide(left, running)
-        return Verdict(units, lost)
+        left = self._without_lost(unit)
+        return Verdict(self._release(unit) if left is None else self._divide(left, running), lost)
 
-    def without_lost(self, unit: Unit) -> Unit | None:
-        """Return a unit without the cells that are given up; None if nothing is left to do."""
-        return unit.only({cell for cell in unit.all_cells if (unit.model, cell.id) not in self._lost})
+    def reduce(self, unit: Unit) -> tuple[Unit, ...]:
+        """Return what to run instead of a unit: without the cells that are given up, or else what has waited for it."""
+        left = self._without_lost(unit)
+        return self._release(unit) if left is None else (left,)
+
+    def _without_lost(self, unit: Unit) -> Unit | None:
+        """A unit without the cells that are given up; None if nothing is left to do. The rows of others are lost."""
+        kept = [cell for cell in unit.all_cells if (unit.model, cell.id) not in self._lost]
+        left = None if unit.model in self._failed else unit.only(kept)
+        self.lost_rows += unit.rows - (left.rows if left else 0)
+        return left
+
+    def _fail(self, unit: Unit) -> None:
+        """Give up the model of a unit."""
+        self._failed.add(unit.model)
+        waiting = {chain for probe, chain in self._waiting.items() if probe.model == unit.model}
+        self._waiting = {probe: chain for probe, chain in self._waiting.items() if chain not in waiting}
+        self.lost_rows += unit.rows + sum(chain.unit.rows for chain in waiting)
 
     def _charge(self, unit: Unit, running: Sequence[Cell], cause: str) -> tuple[Cell, ...]:
         """Count a death for the cell that was running alone; return the cells that are given up."""
@@ -135,7 +157,7 @@ class Recovery:
         for cell in unit.all_cells:
             key: object = cell.id
             if unit.model in self._random:
-                key = cell.draw  # the cells of a repeat draw from one generator
+                key = cell.draw  # the cells of a repeat share a generator
             elif linked and cell.member is not None:
                 key = "battery"
             groups.setdefault(key, []).append(cell)
@@ -154,7 +176,7 @@ class Recovery:
         chain.left -= 1
         if chain.left:
             return ()
-        left = self.without_lost(chain.unit)
+        left = self._without_lost(chain.unit)
         if left == chain.unit:
             self._tried.add(left)
         return () if left is None else (left,)

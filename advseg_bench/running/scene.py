@@ -7,7 +7,7 @@ bounds and budget before it is scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
@@ -31,20 +31,14 @@ from advseg_bench.models.prepare import Prepared
 from advseg_bench.protocols import Attack, NeedsModel
 from advseg_bench.registry.origin import is_foreign
 from advseg_bench.running.courses import Course, Courses, Given
+from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.packing import Fill
 from advseg_bench.running.rows import Passes, make_rows
 from advseg_bench.running.share import SharedGradients
-from advseg_bench.running.watch import Watch, copy_result
+from advseg_bench.running.watch import Announce, Watch, copy_result, keep_silent
 from advseg_bench.running.work import Failure, Row
 from advseg_bench.suite.cells import CLEAN, Cell
 from advseg_bench.types import Budget, Traits
-
-Announce = Callable[[Sequence[Cell], Batch], None]
-"""(cells, batch): tells what is attacked from now on."""
-
-
-def keep_silent(cells: Sequence[Cell], batch: Batch) -> None:
-    """Tell nobody what is attacked."""
 
 
 class Scene:
@@ -149,7 +143,9 @@ class Scene:
                 _flag("non_finite_logits", broken, flags)
             except TaintedError:
                 raise
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 self.changed |= self.guard.restore()
                 failures.append(Failure(cell.model, "attack", cell.id, one_line(error)))
                 continue
@@ -185,7 +181,9 @@ class Scene:
         foreign = self.watch.foreign_model or any(map(is_foreign, packed.values()))
         with watched() if self.thorough or foreign else nullcontext(Changes()) as changes:
             found = courses.run(cells, packed, scored, self.fill)
-        self.changed |= bool(changes.names) or (changes.drew and self.pack)  # then each is run alone, from its own seed
+        self.changed |= bool(changes.names) or (
+            bool(changes.random) and self.pack
+        )  # then each is run alone, from its own seed
         marks = make_flags(self.watch.of_attack(changes.names))
         if self.guard.restore(thorough=self.thorough or changes.left_threads):
             self.changed = True
@@ -221,7 +219,9 @@ class Scene:
     @timed("attack: losses and steps")
     def look(self, attacks: Sequence[Attack]) -> tuple[Tensor, SharedGradients]:
         """Return clean logits, and the gradients that one-gradient attacks share; from one forward if possible."""
-        shared = SharedGradients(self.attacked, self.batch, () if self.thorough else attacks)
+        ours = attacks if not self.thorough else [attack for attack in attacks if not is_foreign(attack)]
+        with self.watch.of_model(self.thorough):
+            shared = SharedGradients(self.attacked, self.batch, ours)
         logits = shared.logits
         return self.forward(self.batch.x) if logits is None or not self.exact else logits, shared
 
@@ -245,7 +245,7 @@ class Scene:
         watching = watched(seed=seed, random_too=foreign) if foreign or self.thorough else nullcontext(Changes())
         if is_shared(attack):
             with watching as changes:
-                if self.thorough:  # an objective of others is watched in each cell that has it
+                if self.thorough and foreign:  # an objective of others is watched in each cell that has it
                     shared = SharedGradients(self.attacked, self.batch, ())
                 gradient = shared.of(attack)
                 broken = _find_non_finite(gradient)

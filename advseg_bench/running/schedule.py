@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from advseg_bench.running.work import RunUnit, Train, Unit, list_sources
+from advseg_bench.running.work import Description, RunUnit, Train, Unit, list_sources
 from advseg_bench.suite.cells import Cell
+from advseg_bench.suite.suite import Suite
+from advseg_bench.suite.timing import expect_models
 
 
 class Schedule:
@@ -86,18 +88,32 @@ class Schedule:
         """Take the training of a model once more, as the next job."""
         self._not_begun.appendleft(model)
 
-    def change(self, model: str, change: Callable[[Unit], Unit | None]) -> int:
-        """Replace the units of a model that have not begun, and return how many rows that takes from them.
+    def change(self, model: str, change: Callable[[Unit], Sequence[Unit]]) -> None:
+        """Replace each unit of a model that has not begun.
 
         Args:
             model: Name of the model.
-            change: Returns the unit to run instead, or None.
+            change: Returns the units to run instead.
         """
-        lost = 0
         for place in (self._ready, self._not_ready):
-            units = place.get(model, deque())
-            changed = [(unit, change(unit)) for unit in units]
-            lost += sum(unit.rows - (new.rows if new else 0) for unit, new in changed)
-            if units:
-                place[model] = deque(new for _, new in changed if new is not None)
-        return lost
+            if model in place:
+                place[model] = deque(new for unit in place[model] for new in change(unit))
+
+
+def put_longest_first(
+    units: Mapping[str, list[Unit]], suite: Suite, cells: Sequence[Cell], here: Description
+) -> dict[str, list[Unit]]:
+    """Put the models that take longest first, so that no long training is left to the end; no result depends on it.
+
+    Args:
+        units: Model -> units, in the order of the suite.
+        suite: The suite.
+        cells: Its cells.
+        here: The description of the data set.
+
+    Returns:
+        The same units. Their order stays that of the suite unless a time of every model is known.
+    """
+    images = here.data["splits"]["train"], len(here.images)
+    seconds = {model: each for model, (each, _) in (expect_models(suite, tuple(cells), images) or {}).items()}
+    return {model: units[model] for model in sorted(units, key=lambda name: -seconds.get(name, 0.0))}

@@ -13,6 +13,7 @@ from advseg_bench.attacks.base import FunctionModel, read_source
 from advseg_bench.data.dataset import Dataset
 from advseg_bench.errors import IncompatibleError, expected
 from advseg_bench.instruments.guard import lent
+from advseg_bench.instruments.process_state import watched
 from advseg_bench.losses import Loss, count_classes
 from advseg_bench.protocols import Attack, NeedsModel
 from advseg_bench.registry.catalogue import COUNTED
@@ -82,7 +83,8 @@ def lend_sources(
                 stack.enter_context(lent(module))
                 stack.callback(module.to, find_device(module))
                 module.to(x.device)
-            ready[arm] = read_source(attack.bind(module), x, task, arm.attack)
+            with watched(wait=False):
+                ready[arm] = read_source(attack.bind(module), x, task, arm.attack)
         yield ready
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from advseg_bench.errors import expected
 from advseg_bench.suite.cells import Cell, find_source
 
 if TYPE_CHECKING:
@@ -182,6 +183,14 @@ class Description:
     environment: dict[str, Any]
     images: dict[str, int]
 
+    def contradict(self, other: Description) -> str:
+        """Return the first place where results of another machine would differ: "name: expected X, got Y", or ""."""
+        for what, mine, theirs in (("data", self.data, other.data), ("", self.binding, other.binding)):
+            for name in sorted({*mine, *theirs}):
+                if mine.get(name) != theirs.get(name):
+                    return expected(f"{what} {name}".strip(), repr(mine.get(name)), theirs.get(name))
+        return ""
+
 
 @dataclass(frozen=True, slots=True)
 class UnitResult:
@@ -210,6 +219,18 @@ class Job(Generic[R_co]):
 @dataclass(frozen=True, slots=True)
 class Describe(Job[Description]):
     """Load the data set; describe it and the worker's machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackData(Job[bytes | None]):
+    """Return the loaded data set for other workers on the same machine, as `sharing.pack` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeData(Job[None]):
+    """Use a data set that another worker on this machine has packed."""
+
+    packed: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,10 @@ from advseg_bench.models.weights import digest_weights
 from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.registry.preparation import read_steps
-from advseg_bench.running import runner
+from advseg_bench.running import runner, sharing
+from advseg_bench.running.foreign import list_names
+from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.runner import Conditions
-from advseg_bench.running.starting import list_names
 from advseg_bench.running.supply import Supply, count_training, needs_counts
 from advseg_bench.running.work import (
     CHECKED_ON,
@@ -53,10 +54,12 @@ from advseg_bench.running.work import (
     Job,
     MakePanels,
     Note,
+    PackData,
     Panels,
     PanelSpec,
     Running,
     RunUnit,
+    TakeData,
     Train,
     Training,
     Unit,
@@ -106,6 +109,11 @@ class Worker:
             match job:
                 case Describe():
                     return self._describe()
+                case PackData():
+                    return sharing.pack(self.dataset, self.suite.data)
+                case TakeData(packed):
+                    self.dataset = sharing.unpack(packed)
+                    return None
                 case Check():
                     return self._check()
                 case Train(name):
@@ -117,7 +125,7 @@ class Worker:
         raise TypeError(f"worker: expected a job of `running.work`, got {job!r}")
 
     def _announce(self, cells: Sequence[Cell], batch: Batch) -> None:
-        """Tell what is attacked, and how long it may take."""
+        """Send what is attacked, and how long it may take."""
         if cells:
             seconds = self.suite.compute.max_seconds * len(batch.x)
             images = tuple(dict.fromkeys(batch.images))
@@ -126,7 +134,7 @@ class Worker:
     @cached_property
     def dataset(self) -> Dataset:
         """The suite's data set."""
-        with span("data"):
+        with span("data"), watched(wait=False):  # it may be code of others
             return load_dataset(self.suite.data)
 
     @cached_property
@@ -185,7 +193,9 @@ class Worker:
                     attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task, lambda: self._counted_loss)
             except UserError:
                 raise
-            except Exception:
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 continue  # an error of the attack itself fails its cells later
             images = Images(dataset.task.kind, len(suite.data.edges), suite.data.channels)
             if (reason := why_not(arm.attack, traits_of(attack), images)) is not None:
@@ -217,12 +227,12 @@ class Worker:
                     suite.name,
                     suite.compute.threads,
                 )
-            info = trained.info | {"weights_sha256": digest_weights(trained.model)}
-            model = self._defend(spec, trained.model)
-            choice = self._prepare(model, () if spec.random else read_steps(suite.compute.prepare))
-            info["prepared"] = choice.as_record()
-            info |= describe_behaviour(trained.model.notes, spec.repeats if spec.random else 1)
-            info |= describe_defences(spec, len(suite.data.edges))
+                info = trained.info | {"weights_sha256": digest_weights(trained.model)}
+                model = self._defend(spec, trained.model)
+                choice = self._prepare(model, () if spec.random else read_steps(suite.compute.prepare))
+                info["prepared"] = choice.as_record()
+                info |= describe_behaviour(trained.model.notes, spec.repeats if spec.random else 1)
+                info |= describe_defences(spec, len(suite.data.edges))
             self._loaded[name] = _Loaded(model, choice.model, info, spec.random)
         return self._loaded[name]
 

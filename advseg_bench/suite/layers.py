@@ -82,7 +82,8 @@ def _read_chain(tables: Tables, where: str, folder: Path) -> list[Tables]:
         profiles, extends = tables.get("profiles", {}), tables.get("extends")
         if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
             raise SpecError(expected(where, "profiles to be tables [profiles.NAME]", profiles))
-        if wrong := next((name for name in profiles if not is_file_name(name)), None):
+        wrong = next((name for name in profiles if not is_file_name(name)), None)
+        if wrong is not None:
             what = (
                 f"names of profiles of 1 to {LONGEST_NAME} letters, digits, '.', '_' and '-', since folders have them"
             )

@@ -85,7 +85,7 @@ class Suite(Spec):
             if names.count(name) > 1:
                 raise ValueError(f"two models are named {name!r}. Rename one")
         folded: dict[str, str] = {}
-        for name in names:  # some file systems do not tell them apart
+        for name in names:  # which some file systems ignore
             if (other := folded.setdefault(name.casefold(), name)) != name:
                 raise ValueError(f"the names {other!r} and {name!r} differ in case only. Rename one")
         return models
@@ -166,8 +166,6 @@ class Suite(Spec):
         """
         absent = {name for name in ("inference", "battery") if getattr(self, name) is None}
         values = self.model_dump(mode="json", by_alias=True, exclude=absent)
-        if self.compute.max_seconds == Compute().max_seconds:
-            del values["compute"]["max_seconds"]
         if isinstance(self.data, UwMadisonData) and self.data.phantom:
             values["data"]["phantom"] = self.data.phantom.model_dump(mode="json")
         return values

@@ -15,6 +15,7 @@ from advseg_bench.errors import RecordError
 from advseg_bench.suite.cells import Cell, model_identity
 from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.specs import ImageData, ModelSpec
+from advseg_bench.suite.specs.experiment import RESOURCES
 from advseg_bench.suite.suite import Suite
 
 START_SECONDS = 12.0
@@ -81,26 +82,46 @@ def expect(suite: Suite, cells: tuple[Cell, ...], images: tuple[int, int], worke
     Returns:
         The estimate, or None if a model was never timed or the cost of an attack is unknown.
     """
-    sources = set()
-    jobs = []
+    found = expect_models(suite, cells, images)
+    if found is None:
+        return None
+    jobs = [seconds for seconds, _ in found.values()]
+    seconds = START_SECONDS + max(max(jobs), sum(jobs) / min(workers, len(jobs)))
+    return Estimate(seconds / 60, ", ".join(sorted({source for _, source in found.values()})))
+
+
+def expect_models(
+    suite: Suite, cells: tuple[Cell, ...], images: tuple[int, int]
+) -> dict[str, tuple[float, str]] | None:
+    """Estimate the seconds of training and attacking each model.
+
+    Args:
+        suite: The suite.
+        cells: Its cells.
+        images: Number of training and of test images.
+
+    Returns:
+        Model -> seconds, and the source of its timing; None if a model was never timed or the cost of an attack is
+        unknown.
+    """
+    found = {}
     train, test = images
     for model in suite.models:
-        found = recall(suite, model)
+        known = recall(suite, model)
         cost = estimate(tuple(cell for cell in cells if cell.model == model.name))
-        if found is None or cost is None:
+        if known is None or cost is None:
             return None
-        timing, source = found
+        timing, source = known
         passes = test * (cost.shared_forwards + 2 * cost.shared_backwards)
-        jobs.append(timing.train_seconds * train / timing.train_images + passes * timing.pass_seconds)
-        sources.add(source)
-    seconds = START_SECONDS + max(max(jobs), sum(jobs) / min(workers, len(jobs)))
-    return Estimate(seconds / 60, ", ".join(sorted(sources)))
+        seconds = timing.train_seconds * train / timing.train_images + passes * timing.pass_seconds
+        found[model.name] = seconds, source
+    return found
 
 
 def timing_key(suite: Suite, model: ModelSpec) -> str:
     """Return a hash of everything the time depends on, except machine, number of images and preparation of models."""
     identity = model_identity(suite, model) | {
-        "compute": suite.compute.model_dump(mode="json", exclude={"prepare", "max_seconds"})
+        "compute": suite.compute.model_dump(mode="json", exclude={"prepare", *RESOURCES})
     }
     identity["model"] = model.model_dump(mode="json", exclude={"name"})
     identity["data"] = suite.data.model_dump(mode="json", include=set(ImageData.model_fields) | {"name"})

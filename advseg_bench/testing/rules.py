@@ -11,8 +11,9 @@ from torch import nn
 from advseg_bench.batches import copy_batch
 from advseg_bench.checks.results import inspect
 from advseg_bench.instruments.guard import ModelGuard
+from advseg_bench.instruments.process_state import watched
 from advseg_bench.testing.case import Case, check_form, show
-from advseg_bench.testing.process import isolated, read_globals
+from advseg_bench.testing.process import isolated
 from advseg_bench.testing.scenes import UNIT, Scene, make_batch, make_coupled, make_linear
 from advseg_bench.testing.violations import ContractViolation
 from advseg_bench.types import Bounds, Budget, Norm
@@ -113,18 +114,16 @@ def check_model(case: Case) -> None:
 
 
 def check_globals(case: Case) -> None:
-    """It does not change the global generators of torch, NumPy and Python or the global modes of torch."""
+    """It does not change global random generators, modes of torch, or other state of the process."""
     for scene, budget in usual_budgets(case):
         batch = make_batch(scene, case.device)
         model = make_linear(batch)
-        with isolated():
-            before = read_globals()
+        with torch.enable_grad(), watched() as changes:
             case.call(model, copy_batch(batch), budget, scene)
-            after = read_globals()
-        changed = [name for name, value in before.items() if after[name] != value]
+        changed = [*changes.random, *changes.names]
         if changed:
             remedy = "Sample from `generators[i]` for image i, and seed nothing."
-            if "generator" not in changed[0]:
+            if not changes.random:
                 remedy = "Use a context manager, which restores it."
             raise ContractViolation(f"expected {changed[0]} unchanged, got another state [{scene}]. {remedy}")
 

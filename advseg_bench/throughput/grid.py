@@ -16,6 +16,7 @@ from advseg_bench.errors import one_line
 from advseg_bench.instruments import meter
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.instruments.meter import Clock, Samples
+from advseg_bench.instruments.process_state import watched
 from advseg_bench.losses import Loss
 from advseg_bench.models.build import build_model
 from advseg_bench.models.properties import count_flops
@@ -125,9 +126,15 @@ def _measure_point(plan: Plan, model: nn.Module, batch: Batch, precision: str, n
 
 
 def _try(contender: Contender) -> str | None:
-    """Call once. Returns: the error in one line, or None."""
+    """Call once. Returns: the error in one line, or None.
+
+    One that changes the process, such as its threads, is excluded: it would change the times of the others.
+    """
     try:
-        contender.call()
+        with watched() as changes:
+            contender.call()
+        if changes.names:
+            return f"it changes the process: {', '.join(changes.names)}"
     except Exception as error:
         message = one_line(error)
         full = meter.is_full(error)

@@ -17,7 +17,7 @@ from advseg_bench.cli import common, plan
 from advseg_bench.suite.layers import list_suites
 
 SECONDS, MEGABYTES = 2.0, 500
-"""Of processor time, and of memory of the process: what `plan` may take for any suite."""
+"""Of processor time, and of memory: what `plan` may take for any suite."""
 
 
 class Raw(str):

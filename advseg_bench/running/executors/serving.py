@@ -78,7 +78,7 @@ def serve(pipe: Connection, alive: int) -> NoReturn:
     global _importing_script
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # even if foreign code keeps all threads waiting
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # even if user code keeps all threads waiting
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     faulthandler.enable()
     with suppress(ValueError, OSError):

@@ -12,6 +12,8 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -193,8 +195,12 @@ class AttackSpec(Spec):
         return self
 
 
+RESOURCES = ("max_seconds", "cpus", "gpus", "memory_gb")
+"""Keys of `Compute` that limit a job or state what it takes of a cluster; they change no result."""
+
+
 class Compute(Spec):
-    """Compute settings. On all but `max_seconds`, the exact bits of a result depend.
+    """Compute settings. On the first three, the exact bits of a result depend.
 
     Attributes:
         batch: Images per forward pass, by default 8, and 1 for volumes; a short batch is padded, so that the same image
@@ -206,12 +212,27 @@ class Compute(Spec):
             records. The original model always computes the scores.
         max_seconds: Longest time of a call of an attack, per image of the compute batch. An attack that takes longer
             is stopped with its worker process, and its cell fails.
+        cpus: CPUs that a job takes of a cluster, by default as many as `threads`. This key and the next two change
+            no result, and are used by executors that place jobs on machines, such as Ray.
+        gpus: GPUs that a job takes of a cluster, also a fraction, by default 1 if the device is "cuda", otherwise 0.
+        memory_gb: Memory in GB (10^9 bytes) that a job takes of a cluster, by default not counted.
     """
 
     batch: int = Field(default=8, ge=1, le=LARGEST_BATCH)
     threads: int = Field(default=1, ge=1, le=256)
     prepare: Annotated[str, AfterValidator(_prepare)] = "lean"
     max_seconds: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    cpus: float | None = Field(default=None, gt=0, le=1024)
+    gpus: float | None = Field(default=None, ge=0, le=64)
+    memory_gb: float | None = Field(default=None, gt=0, le=100_000)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out limits and resources at their default, so that the identity of suites without them stays."""
+        values: dict[str, Any] = serialise(self)
+        fields = type(self).model_fields
+        unset = {name for name in RESOURCES if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in values.items() if name not in unset}
 
 
 Window = Annotated[int, Field(ge=1, le=LARGEST)]

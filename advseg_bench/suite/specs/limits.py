@@ -36,7 +36,7 @@ LONGEST_KEY = 64
 LONGEST_TEXT = 2_000
 """Characters of a text, such as the note of a suite: half a page."""
 
-LONGEST_NAME = 64
+LONGEST_NAME = 100
 """Characters of a name that becomes part of names of files, which file systems limit to 255 bytes with all suffixes."""
 
 LONGEST_CLASS = 100
@@ -138,16 +138,17 @@ def check_values(tables: dict[str, Any], where: str) -> None:
 
 
 def check_string(text: str, where: str) -> None:
-    """Refuse a text that is too long, or holds characters that control a terminal or the direction of writing."""
+    """Refuse a text that is too long, or holds characters that steer a terminal or the direction of writing."""
     if len(text) > LONGEST_TEXT:
         raise SpecError(expected(where, f"at most {LONGEST_TEXT:,} characters", f"{len(text):,}", "Shorten it."))
     if not is_tidy("".join(text.splitlines()).replace("\t", ""), LONGEST_TEXT):
-        raise SpecError(expected(where, "text without control characters", tidy(text, 80), "Remove them."))
+        raise SpecError(expected(where, "text without unprintable characters", tidy(text, 80), "Remove them."))
 
 
 def is_file_name(name: str) -> bool:
     """Whether a name of a profile can be part of a file's name, see `check_name`."""
-    return len(name) <= LONGEST_NAME and bool(_NAME.fullmatch(name)) and not _RESERVED.fullmatch(name)
+    usual = _NAME.fullmatch(name) and not _RESERVED.fullmatch(name) and not name.endswith(".")
+    return len(name) <= LONGEST_NAME and bool(usual)
 
 
 def check_name(name: str) -> str:
