@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from advseg_bench.results.run import Run
     from advseg_bench.running.benchmark import run
     from advseg_bench.running.evaluate import evaluate
+    from advseg_bench.running.merge import merge
     from advseg_bench.suite.cells import Cell, plan
     from advseg_bench.suite.layers import list_suites
     from advseg_bench.suite.suite import Suite
@@ -44,11 +45,13 @@ __all__ = [
     "attack",
     "attacks",
     "catalogue",
+    "defences",
     "evaluate",
     "geometry",
     "judge_claims",
     "list_suites",
     "losses",
+    "merge",
     "metrics",
     "plan",
     "run",
@@ -71,12 +74,14 @@ _HOMES = {
     "as_segmenter": "checks.outputs",
     "attack": "attacks.function",
     "attacks": "",
+    "defences": "",
     "catalogue": "registry",
     "evaluate": "running.evaluate",
     "geometry": "",
     "judge_claims": "claims",
     "list_suites": "suite.layers",
     "losses": "",
+    "merge": "running.merge",
     "metrics": "",
     "plan": "suite.cells",
     "run": "running.benchmark",

@@ -31,7 +31,15 @@ def describe_machine() -> dict[str, str]:
         "polars": _version("polars"),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
+        "build": _describe_build(),
     }
+
+
+def _describe_build() -> str:
+    """The build of torch: its commit, and the version of CUDA or HIP that it was built with."""
+    backends = {"CUDA": torch.version.cuda, "HIP": torch.version.hip}
+    shown = [f"{name} {number}" for name, number in backends.items() if number]
+    return ", ".join([f"torch {torch.__version__} of {str(torch.version.git_version)[:12]}", *shown])
 
 
 def describe_code(names: Iterable[tuple[Kind, str]], session: Session | None = None) -> dict[str, str]:

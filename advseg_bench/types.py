@@ -106,3 +106,28 @@ class Traits:
     max_budget_ratio: float = 1.0
     forwards: float | None = None
     backwards: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefenceTraits:
+    """What a defence supports and costs, declared in its attribute `traits`.
+
+    Attributes:
+        kinds: Supported task types.
+        dims: Supported numbers of spatial axes.
+        differentiable: Whether the gradient of the defended model is that of its forward pass; otherwise its backward
+            pass is an approximation (BPDA).
+        random: Whether logits depend on random numbers.
+        forwards: Forward passes of the network per image, with default settings on 2-D images.
+
+    Example:
+        >>> from advseg_bench.defences import BitDepth
+        >>> BitDepth.traits.differentiable, BitDepth.traits.random
+        (False, False)
+    """
+
+    kinds: tuple[TaskKind, ...] = ("binary", "multilabel", "multiclass")
+    dims: tuple[int, ...] = (2, 3)
+    differentiable: bool = True
+    random: bool = False
+    forwards: float = 1

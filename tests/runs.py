@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import polars as pl
 
 from advseg_bench.cache import write_json
 from advseg_bench.results import records
+from advseg_bench.results.descriptions import SEAL, identify_run, seal, write_sealed
 from advseg_bench.suite.cells import Cell, plan
 from advseg_bench.suite.suite import Suite
 
@@ -90,8 +92,8 @@ def make_suite(plot: Synthetic) -> Suite:
     )
 
 
-def write_run(out: Path, plot: Synthetic | None = None, *, panels: bool = False) -> Path:
-    """Write a whole run directory and return it."""
+def write_run(out: Path, plot: Synthetic | None = None, *, panels: bool = False, sealed: bool = False) -> Path:
+    """Write a whole run directory and return it; `sealed` with ids and digests, which older versions did not write."""
     plot = plot or Synthetic()
     suite = make_suite(plot)
     cells = plan(suite)
@@ -99,11 +101,22 @@ def write_run(out: Path, plot: Synthetic | None = None, *, panels: bool = False)
         (out / folder).mkdir(parents=True)
     describe_run(out, plot, suite, cells)
     rows = [row for cell in cells if cell.skip is None for row in make_rows(cell, plot)]
+    run = seal_run(out) if sealed else ""
     for model in plot.models:
-        records.write_part(out, [row for row in rows if row["model"] == model])
+        records.write_part(out, [row for row in rows if row["model"] == model], run)
     if panels:
         write_panels(out, plot)
     return out
+
+
+def seal_run(out: Path) -> str:
+    """Give run.json its id, and every JSON file its digest; return the id."""
+    info = json.loads((out / "run.json").read_text())
+    info["run"] = identify_run(info)
+    write_sealed(out / "run.json", info)
+    for path in [*(out / "models").iterdir(), out / "failures.json"]:
+        write_sealed(path, json.loads(path.read_text()))
+    return info["run"]
 
 
 def describe_run(out: Path, plot: Synthetic, suite: Suite, cells: tuple[Cell, ...]) -> None:
@@ -215,10 +228,12 @@ def make_rows(cell: Cell, plot: Synthetic) -> list[dict[str, Any]]:
 
 def write_panels(out: Path, plot: Synthetic) -> None:
     """Draw what the run's best and worst cases could look like."""
+    from advseg_bench.results.panels import describe_panel, write_panel
     from advseg_bench.results.run import Run
     from advseg_bench.results.selection import find_extremes
 
-    for case in find_extremes(Run(out)):
+    run = Run(out)
+    for case in find_extremes(run):
         generator = np.random.default_rng(plot.seed)
         y, x = np.mgrid[-1 : 1 : plot.side * 1j, -1 : 1 : plot.side * 1j]
         wave = 0.06 * np.sin(5 * np.arctan2(y, x))
@@ -236,13 +251,18 @@ def write_panels(out: Path, plot: Synthetic) -> None:
         clean_image = np.clip(image, 0, 1)[None].astype(np.float32)
         arrays = dict(zip(("truth", "clean", "attacked"), masks, strict=True))
         steps = [step.eps for step in case.sweep]
+        buffer = io.BytesIO()
         np.savez_compressed(
-            out / "panels" / f"{case.model}-{case.kind}.npz",
+            buffer,
             x=clean_image,
             x_adv=np.stack([np.clip(clean_image + eps * sign, 0, 1).astype(np.float32) for eps in steps]),
             **arrays | {"attacked": np.stack([arrays["attacked"]] * len(steps))},
-            meta=np.array(json.dumps(case.as_record())),
+            meta=np.array(describe_panel(case, run.info.get("run", ""))),
         )
+        if "run" in run.info:
+            write_panel(out / "panels", case, buffer.getvalue())
+        else:
+            (out / "panels" / f"{case.model}-{case.kind}.npz").write_bytes(buffer.getvalue())
 
 
 def rewrite_rows(out: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
@@ -256,4 +276,7 @@ def rewrite_rows(out: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> N
 
 def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
     """Replace a JSON file by what `change` makes of it."""
-    write_json(path, change(json.loads(path.read_text())))
+    value = json.loads(path.read_text())
+    sealed = isinstance(value, dict) and value.pop(SEAL, None)
+    changed = change(value)
+    write_json(path, seal(changed) if sealed else changed)

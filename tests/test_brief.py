@@ -63,8 +63,8 @@ def test_a_given_model_that_does_not_segment_is_named_first(tmp_path):
     clean = run.table("dice", by="model", where={"attack": "none"}).rows_by_key("model")
     name = min(run.model_names, key=lambda name: clean[name][0][0])
     assert not any("With `weights`" in line for line in show(run))
-    worse = pl.when(pl.col("model") == name).then([9999] * 3).otherwise("fp")
-    rewrite_rows(out, lambda rows: rows.with_columns(fp=worse))
+    worse = pl.when(pl.col("model") == name).then([0] * 3).otherwise("tp")
+    rewrite_rows(out, lambda rows: rows.with_columns(tp=worse))
     assert not any("With `weights`" in line for line in show(Run(out)))
 
     def give_weights(info):
@@ -228,5 +228,5 @@ def test_notes_of_a_battery_are_no_flagged_results(tmp_path):
     rewrite_rows(out, lambda rows: rows.with_columns(flags=noted))
     assert "Flagged results" not in " ".join(show(Run(out)))
     summary = summarise(Run(out))
-    assert "and none of" in describe_checks(summary.run)[0]
+    assert "and none of" in describe_checks(summary)[0]
     assert {row[-1] for row in make_norm_table(summary).rows()} == {"0"}

@@ -17,7 +17,7 @@ import pytest
 
 import advseg_bench
 
-PACKAGES = ("", ".attacks", ".losses", ".geometry", ".metrics", ".stats", ".testing")
+PACKAGES = ("", ".attacks", ".losses", ".defences", ".geometry", ".metrics", ".stats", ".testing")
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Warns", "Cost", "Source", "Example", "Examples")
 HEADER = rf"(?:{'|'.join(SECTIONS)}):"
 

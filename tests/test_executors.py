@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -16,17 +18,19 @@ import pytest
 import stub_worker
 from stub_worker import Call, Tell, fail, find_process
 
-from advseg_bench.errors import DataError, UserError, WorkerError
+from advseg_bench.errors import DataError, TaintedError, UserError
 from advseg_bench.running.executors.base import call, open_executor
-from advseg_bench.running.outcomes import JobError
+from advseg_bench.running.executors.output import SHOWN
+from advseg_bench.running.outcomes import TAINTED, TIMEOUT, Death, JobError, Outcome, WorkerDied
+from advseg_bench.running.work import Running
 
 
-def no_news(what, done, total):
+def no_news(message):
     pass
 
 
-def open_stub(workers, emit=no_news, start_worker=stub_worker.start_worker):
-    return open_executor(workers, start_worker, emit)
+def open_stub(workers, emit=no_news, start_worker=stub_worker.start_worker, **options):
+    return open_executor(workers, start_worker, emit, **options)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +55,9 @@ def pool(told):
         yield executor
 
 
-def note(told, *event):
+def note(told, message):
     assert threading.current_thread() is threading.main_thread()
-    told.append(event)
+    told.append((message.model, message.done, message.total))
 
 
 @pytest.fixture(params=["here", "pool"])
@@ -120,19 +124,68 @@ def test_the_next_job_goes_to_the_worker_that_became_free_last(pool):
     assert [took[Call(find_process, (label,))].result() for label in range(3)] == freed[::-1]
 
 
-def test_a_workers_death_is_told_to_who_waits_and_to_who_submits(tmp_path):
-    told = pytest.raises(WorkerError, match="A worker process was killed")
-    with told, open_stub(2) as executor:
+def die(how, *arguments):
+    """Run a job after which the worker is gone, and return its death."""
+    with open_stub(1, isolate=True) as executor:
+        executor.submit(Call(how, arguments))
+        outcome = executor.wait()[1]
+        assert call(executor, Call(abs, (-3,))) == 3, "a fresh worker does the next job"
+    assert isinstance(outcome.error, WorkerDied)
+    assert pickle.loads(pickle.dumps(outcome.error)).death == outcome.error.death
+    return outcome.error.death
+
+
+def test_a_worker_that_dies_is_replaced_and_its_job_says_how():
+    death = die(stub_worker.print_and_crash)
+    assert death.cause == "SIGSEGV"
+    assert death.running == Running("a", ("c",), ("i",))
+    assert 2**23 < death.peak_bytes < 2**33
+    assert "Segmentation fault in " in death.last_words
+    assert ", stub_worker.py:" in death.last_words
+    death = die(stub_worker.say_and_exit, "one\ntwo\x1b[31m\n", 3)
+    assert (death.cause, death.last_words) == ("exit code 3", "one | two[31m")
+
+
+def test_a_job_that_is_lost_costs_no_other_and_an_idle_death_nothing():
+    with open_stub(2) as executor:
         executor.submit(Call(os._exit, (1,)))
-        executor.submit(Call(stub_worker.sleep_and_touch, (60, tmp_path / "slept")))
-        executor.wait()
-    assert not (tmp_path / "slept").exists(), "the other worker is not waited for"
-    with told, open_stub(2) as executor:
-        pid = call(executor, Call(os.getpid))
-        os.kill(pid, signal.SIGKILL)
-        while True:  # until the system has noticed
+        executor.submit(Call(abs, (-4,)))
+        ended = dict(executor.wait() for _ in range(2))
+        assert ended[Call(abs, (-4,))].result() == 4
+        assert isinstance(ended[Call(os._exit, (1,))].error, WorkerDied)
+        os.kill(call(executor, Call(os.getpid)), signal.SIGKILL)
+        outcome = Outcome(error=WorkerDied(Death("")))
+        while isinstance(outcome.error, WorkerDied):  # if the system is late to notice, the job is lost
             executor.submit(Call(abs, (-3,)))
-            executor.wait()
+            outcome = executor.wait()[1]
+        assert outcome.result() == 3
+
+
+@pytest.mark.parametrize("how", [stub_worker.sleep_long, stub_worker.spin])
+def test_a_call_that_exceeds_its_time_costs_its_job_and_says_where_it_was(how):
+    death = die(how, 0.3)
+    assert death.cause == TIMEOUT
+    assert how.__name__ in death.last_words
+
+
+def test_a_forked_copy_of_a_worker_neither_answers_nor_delays_its_death():
+    with open_stub(1, isolate=True) as executor:
+        assert call(executor, Call(stub_worker.fork_and_return)) == call(executor, Call(os.getpid))
+    assert die(stub_worker.fork_and_die).cause == "exit code 1"
+
+
+def test_a_job_that_taints_its_process_gets_a_fresh_one():
+    death = die(fail, TaintedError, "attack x: expected no thread that keeps running, got 1.")
+    assert (death.cause, death.last_words) == (TAINTED, "attack x: expected no thread that keeps running, got 1.")
+
+
+def test_endless_output_is_cut_and_neither_fills_memory_nor_blocks(capsys):
+    with open_stub(1, isolate=True) as executor:
+        assert call(executor, Call(stub_worker.print_much, (400,))) == 400
+    shown = capsys.readouterr().err
+    assert "Further output of workers is not shown" in shown
+    assert len(shown) < 2 * SHOWN
+    assert max(map(len, shown.splitlines())) < 600
 
 
 def test_workers_look_for_no_garbage_among_what_they_imported(pool):
@@ -145,18 +198,19 @@ BEGIN = f"""
 import os, signal, struct, sys, threading, time, traceback
 
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from multiprocessing import util
+import subprocess
 from advseg_bench.running.executors import processes
 from advseg_bench.running.executors.base import call, open_executor
 from stub_worker import Call, start_worker
 
+os.environ.setdefault("TERMINAL", str(os.getpgrp()))
 HALF = os.path.abspath(__file__) + ".half"
 
 def open_stub(workers=2):
     return open_executor(workers, start_worker, lambda *event: None)
 
 def ctrl_c():
-    os.killpg(os.getpgrp(), signal.SIGINT)  # as a terminal does
+    os.killpg(int(os.environ["TERMINAL"]), signal.SIGINT)  # as a terminal does
 
 def find_pipe():
     frame = sys._getframe()
@@ -170,8 +224,8 @@ def run_a_thread():
 
 START = """
 def interrupted(start):
-    def start_and_interrupt(*arguments):
-        found = start(*arguments)
+    def start_and_interrupt(*arguments, **options):
+        found = start(*arguments, **options)
         ctrl_c()
         return found
     return start_and_interrupt
@@ -185,7 +239,7 @@ if __name__ == "__main__":
 
 MOMENTS = {
     "while workers start": START.replace("WHAT", "processes.Processes.start").replace("THREAD", "int"),
-    "while a worker is half started": START.replace("WHAT", "util.spawnv_passfds").replace("THREAD", "run_a_thread"),
+    "while a worker is half started": START.replace("WHAT", "subprocess.Popen").replace("THREAD", "run_a_thread"),
     "while a result is half written": """
 def half_a_result():
     os.write(find_pipe(), struct.pack("!i", 1000) + b"half")
@@ -330,7 +384,7 @@ if __name__ == "__main__":
 
 def test_workers_that_take_their_time_to_end_are_not_waited_for(tmp_path):
     done = run_script(tmp_path, ENDS_LATE)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "said\nsaid\nleft\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "said\nsaid\n")
 
 
 DIES = """
@@ -338,15 +392,20 @@ if __name__ == "__main__":
     with open_stub() as executor:
         for _ in range(2):
             executor.submit(Call(time.sleep, (1000,)))
-        print(*(worker.pid for worker in __import__("multiprocessing").active_children()), flush=True)
+        print(*(worker.child.pid for worker in executor._all), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 def test_workers_die_with_their_parent_even_in_the_middle_of_a_job(tmp_path):
-    done = run_script(tmp_path, DIES)  # returns when its output is closed, which the workers have open
-    assert len(done.stdout.split()) == 2
+    done = run_script(tmp_path, DIES)
+    workers = [Path("/proc", pid) for pid in done.stdout.split()]
+    assert len(workers) == 2
     assert done.stderr == ""
+    until = time.monotonic() + 20
+    while any(worker.exists() for worker in workers):
+        assert time.monotonic() < until, "a worker outlives its parent"
+        time.sleep(0.05)
 
 
 LOADED = """

@@ -253,7 +253,7 @@ def test_a_cache_that_cannot_be_made_names_its_variable(monkeypatch, variables):
 
 
 # Worker processes.
-def no_news(what, done, total):
+def no_news(message):
     pass
 
 

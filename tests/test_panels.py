@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import Synthetic, write_run
+from runs import Synthetic, edit_json, write_run
 
 from advseg_bench.errors import RecordError
 from advseg_bench.report import write_report
@@ -26,9 +27,24 @@ def make_case() -> tuple[dict, dict]:
     truth[2] = clean[2] = [[True, True], [False, False]]
     attacked[2] = [[True, False], [True, False]]
     arm = Arm("fgsm", "bce", "{}", "linf")
-    case = Extreme("worst", "unet-vgg13", "i", "c", arm, 0.25, 1.0, 0.5, (Step("c", 0.25, 0.5),)).as_record()
+    case = Extreme("worst", "unet-vgg13", "s00-z000", "c", arm, 0.25, 1.0, 0.5, (Step("c", 0.25, 0.5),)).as_record()
     arrays = {"x": x, "x_adv": (x + sign / 4)[None], "truth": truth, "clean": clean, "attacked": attacked[None]}
     return case, arrays
+
+
+def save_case(out: Path, case: dict, arrays: dict) -> None:
+    """Keep a case as a run of an older version did, and let the run plan its cells."""
+    names = ("model", "attack", "loss", "settings", "norm")
+    shared = {name: case[name] for name in names} | {"draw": 0, "label": "", "skip": None}
+    cells = [shared | {"id": step["cell"], "eps": step["eps"]} for step in case["sweep"]]
+    planned = {cell["id"]: cell for cell in cells}
+
+    def plan_them(info: dict) -> dict:
+        others = [cell for cell in info["cells"] if cell["id"] not in planned]
+        return info | {"cells": [*others, *planned.values()]}
+
+    edit_json(out / "run.json", plan_them)
+    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
 
 
 def check_errors(tile: np.ndarray) -> None:
@@ -42,7 +58,7 @@ def check_errors(tile: np.ndarray) -> None:
 def test_pictures_show_what_the_arrays_hold(tmp_path):
     out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
     case, arrays = make_case()
-    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
+    save_case(out, case, arrays)
     ((panel,),) = (gallery.panels for gallery in make_galleries(Run(out)))
     assert "errors of csf" in panel.caption
     (strip,) = panel.strips
@@ -64,7 +80,7 @@ def test_pictures_over_eps_show_each_budget(tmp_path):
     half = (arrays["x"] + arrays["x_adv"]) / 2
     arrays |= {"x_adv": np.concatenate([half, arrays["x_adv"]])}
     arrays |= {"attacked": np.concatenate([~arrays["truth"][None], arrays["attacked"]])}
-    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
+    save_case(out, case, arrays)
     alone, swept = make_galleries(Run(out))
     assert len(alone.panels[0].strips) == 1
     check_errors(alone.panels[0].strips[0].tiles[5].astype(int))
@@ -93,11 +109,11 @@ def test_pictures_over_eps_show_each_budget(tmp_path):
 def test_a_case_whose_arrays_do_not_fit_its_sweep_is_damaged(tmp_path):
     out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)))
     case, arrays = make_case()
-    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
+    save_case(out, case, arrays)
     make_galleries(Run(out))
     case["sweep"] *= 2
-    np.savez(out / "panels" / "p.npz", **arrays, meta=np.array(json.dumps(case)))
-    with pytest.raises(RecordError, match=r"p.npz: is damaged \(ValueError\)"):
+    save_case(out, case, arrays)
+    with pytest.raises(RecordError, match=r"p.npz: is damaged \(sweep"):
         make_galleries(Run(out))
 
 
@@ -105,5 +121,5 @@ def test_a_damaged_picture_is_named(tmp_path):
     out = write_run(tmp_path / "r", Synthetic(models=("unet-vgg13",)), panels=True)
     path = min((out / "panels").iterdir())
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(RecordError, match=rf"{path.name}: is damaged.*Delete this file"):
+    with pytest.raises(RecordError, match=rf"{path.name}: is damaged.*Run the same"):
         write_report(Run(out))

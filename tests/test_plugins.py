@@ -27,8 +27,14 @@ from advseg_bench.suite.cost import estimate
 from advseg_bench.suite.suite import parse_suite
 
 SMOKE = files("advseg_bench.suite.shipped").joinpath("smoke.toml").read_text()
-LIST_WORDS = {"attack": "attacks", "architecture": "models", "loss": "losses", "data set": "datasets"}
-SHIPPED = {"attack": "fgsm", "architecture": "monai.UNet", "loss": "dice", "data set": "mni152"}
+LIST_WORDS = {
+    "attack": "attacks",
+    "architecture": "models",
+    "loss": "losses",
+    "defence": "defences",
+    "data set": "datasets",
+}
+SHIPPED = {"attack": "fgsm", "architecture": "monai.UNet", "loss": "dice", "defence": "jpeg", "data set": "mni152"}
 BROKEN = {
     "raises": (
         "raise RuntimeError('two\\nlines')",
@@ -92,7 +98,7 @@ def test_a_plugin_cannot_replace_what_is_shipped(install, kind):
         check_name(kind, name)
     assert any("(plug-in of advseg-zap); cannot be used" in line for line in list_lines(LIST_WORDS[kind]))
     with pytest.raises(SpecError, match=rf"^s: .*{kind} {name}: expected one provider"):
-        parse_suite(SMOKE, "s")
+        parse_suite(SMOKE.replace("[[models]]\n", '[[models]]\ndefence = "jpeg"\n', 1), "s")
 
 
 def test_the_name_of_the_clean_prediction_is_taken(install):

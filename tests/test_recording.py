@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from advseg_bench.errors import RecordError, TrainingError
+from advseg_bench.results.records import read_failures, read_model
 from advseg_bench.running.outcomes import JobError, Outcome
 from advseg_bench.running.recording import Event, Recorder
 from advseg_bench.running.work import Failure, Unit, UnitResult
@@ -25,7 +24,7 @@ def events() -> list[Event]:
 @pytest.fixture
 def recorder(tmp_path, events) -> Recorder:
     (tmp_path / "models").mkdir()
-    return Recorder(tmp_path, 3, events.append)
+    return Recorder(tmp_path, 3, events.append, ["a", "b"])
 
 
 def test_a_failure_is_noted_once_and_what_it_took_is_counted(recorder, events, tmp_path):
@@ -39,7 +38,7 @@ def test_a_failure_is_noted_once_and_what_it_took_is_counted(recorder, events, t
 
 def test_rows_of_other_code_than_that_of_the_run_are_not_recorded(tmp_path, events):
     (tmp_path / "parts").mkdir()
-    recorder = Recorder(tmp_path, 3, events.append, {"architecture nets:Net": "old"})
+    recorder = Recorder(tmp_path, 3, events.append, ["a"], {"architecture nets:Net": "old"})
     recorder.record_unit(UNITS[0], Outcome(UnitResult([], [], 1.0, {"architecture nets:Net": "old"})))
     with pytest.raises(RecordError, match="architecture nets:Net: expected the code with which the run began"):
         recorder.record_unit(UNITS[1], Outcome(UnitResult([{}], [], 1.0, {"architecture nets:Net": "new"})))
@@ -52,8 +51,8 @@ def test_a_failed_model_or_unit_costs_the_others_nothing(recorder, events, tmp_p
     assert events == []
     recorder.record_unit(UNITS[1], Outcome(UnitResult([], [], 1.0)))
     assert events == [Event("attack", "a", 3, 3)]
-    recorder.write_failures(["a", "b"])
-    assert json.loads((tmp_path / "failures.json").read_text()) == [
+    recorder.write_failures()
+    assert read_failures(tmp_path) == [
         {"model": "a", "stage": "attack", "cell": None, "message": "ValueError: no"},
         {"model": "b", "stage": "train", "cell": None, "message": "learned nothing"},
     ]
@@ -71,9 +70,9 @@ def test_a_model_is_written_once_and_must_be_the_same_ever_after(recorder, event
     entry = {"name": "a", "architecture": "x", "parameters": 1, "weights_sha256": "0", "train_seconds": None}
     path = tmp_path / "models" / "a.json"
     assert recorder.record_model("a", Outcome(entry))
-    assert json.loads(path.read_text()) == entry
+    assert read_model(path) == entry
     assert recorder.record_model("a", Outcome(entry | {"train_seconds": 3.0}))
-    assert json.loads(path.read_text()) == entry
+    assert read_model(path) == entry
     assert recorder.train_seconds == {"a": 3.0}
     assert events == 2 * [Event("ready", "a", 1, 1)]
     with pytest.raises(RecordError, match="other weights of model a"):

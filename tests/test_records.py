@@ -14,13 +14,14 @@ import pytest
 from advseg_bench import cache
 from advseg_bench.errors import RecordError
 from advseg_bench.results import records
+from advseg_bench.suite.cells import CLEAN, Cell
 
 INFO = {
     "schema": 1,
-    "suite": {"name": "a", "attacks": [1, 2]},
-    "data": {"fingerprint": "x"},
+    "suite": {"name": "a", "attacks": [1, 2], "data": {}},
+    "data": {"name": "d", "kind": "binary", "classes": ["a"], "splits": {"test": 1}, "fingerprint": "x"},
     "binding": {"torch": "2"},
-    "cells": [{"id": "c1"}],
+    "cells": [Cell("c1", "m", CLEAN, 0.0, 0, "m none", None).as_record()],
     "images": ["i1"],
 }
 
@@ -75,7 +76,7 @@ def test_a_truncated_part_is_named_with_the_remedy(tmp_path, keep):
         records.write_part(tmp_path, [row("c1")])
         broken = records.write_part(tmp_path, [row("c2")])
     broken.write_bytes(broken.read_bytes()[:keep])
-    with pytest.raises(RecordError, match=rf"{broken.name}: is damaged .*Delete this file and run") as e:
+    with pytest.raises(RecordError, match=rf"{broken.name}: is damaged .*Run the same command again") as e:
         records.read_rows(tmp_path)
     assert "\n" not in str(e.value)
 
@@ -86,9 +87,10 @@ def test_a_reason_that_begins_with_an_empty_line_is_told(tmp_path, monkeypatch):
 
     with records.own(tmp_path):
         path = records.write_part(tmp_path, [row()])
+    path = path.rename(path.with_name("m-0123456789abcdef.parquet"))
     monkeypatch.setattr(pl, "read_parquet", fail)
     path.write_bytes(b"")
-    with pytest.raises(RecordError, match=rf"{path.name}: is damaged \(no such page\)\. Delete this file"):
+    with pytest.raises(RecordError, match=rf"{path.name}: is damaged \(no such page\)\. Run the same"):
         records.read_rows(tmp_path)
 
 
@@ -119,7 +121,9 @@ def test_a_part_with_other_widths_of_numbers_is_read_all_the_same(tmp_path):
     with records.own(tmp_path):
         records.write_part(tmp_path, [row("c1")])
         path = records.write_part(tmp_path, [row("c2")])
-    pl.read_parquet(path).with_columns(pl.col("draw").cast(pl.Int64)).write_parquet(path)
+    older = path.with_name("m-0123456789abcdef.parquet")
+    path.rename(older)
+    pl.read_parquet(older).with_columns(pl.col("draw").cast(pl.Int64)).write_parquet(older)
     frame = records.read_rows(tmp_path)
     assert frame.schema == pl.Schema(records.READ_SCHEMA)
     assert frame["cell"].to_list() == ["c1", "c2"]
@@ -172,9 +176,9 @@ def test_the_same_description_is_accepted_and_another_is_refused_by_its_first_di
     records.describe(tmp_path, INFO)
     records.describe(tmp_path, json.loads(json.dumps(INFO)))
     for change, message in (
-        ({"suite": {"name": "b", "attacks": [1, 2]}}, 'another suite: name was "a", is "b"'),
-        ({"suite": {"name": "a", "attacks": [1]}}, r"another suite: attacks was \[1, 2\], is \[1\]"),
-        ({"data": {"fingerprint": "y"}}, 'another data: fingerprint was "x", is "y"'),
+        ({"suite": INFO["suite"] | {"name": "b"}}, 'another suite: name was "a", is "b"'),
+        ({"suite": INFO["suite"] | {"attacks": [1]}}, r"another suite: attacks was \[1, 2\], is \[1\]"),
+        ({"data": INFO["data"] | {"fingerprint": "y"}}, 'another data: fingerprint was "x", is "y"'),
         ({"binding": {"torch": "3"}}, 'another environment: torch was "2", is "3"'),
     ):
         with pytest.raises(RecordError, match=message):

@@ -37,6 +37,7 @@ from advseg_bench.report.document import (
     thin,
 )
 from advseg_bench.report.findings import _describe_noise, write_findings
+from advseg_bench.report.measured import measure_cells
 from advseg_bench.report.page import render_html, render_markdown
 from advseg_bench.report.panels import make_galleries
 from advseg_bench.report.series import choose_drawn, list_series
@@ -607,7 +608,7 @@ def test_other_norms_settings_and_foreign_attacks(tmp_path):
         {"name": "mypkg.attacks:Mine", "eps": [0.25, 0.5], "norm": "l2"},
     )
     run = Run(write_run(tmp_path / "r", Synthetic(extra=extra)))
-    labels = [s.label for s in list_series(run)]
+    labels = [s.label for s in list_series(run, measure_cells(run))]
     assert labels == ["fgsm bce default", "fgsm dice", "fgsm bce targeted=True", "mypkg.attacks:Mine",
                       "worst case", "random_sign", "uniform_noise"]  # fmt: skip
     blocks = [block for section in compose(summarise(run)).sections for block in section.blocks]
@@ -658,7 +659,7 @@ def test_a_figure_leaves_variants_and_single_budgets_to_the_tables(tmp_path):
         {"name": "mypkg.attacks:Mine", "eps": ["2/255", "4/255"], "settings": {"steps": 3}},
     )
     run = Run(write_run(tmp_path / "r", Synthetic(extra=extra, models=("unet-vgg13", "basicunet-s"))))
-    series = list_series(run)
+    series = list_series(run, measure_cells(run))
     assert [s.label for s in series if s.variant] == [
         f"fgsm {loss} {setting}"
         for setting in ("targeted=True", "label=empty", "label=predicted", "order=released")
@@ -689,7 +690,7 @@ def test_a_figure_leaves_variants_and_single_budgets_to_the_tables(tmp_path):
 def test_up_to_twenty_four_lines_look_different(tmp_path):
     last = {"name": "fgsm", "losses": ["dice_focal"], "eps": ["2/255", "4/255"]}
     run = Run(write_run(tmp_path / "r", Synthetic(extra=(*CROSSED, last))))
-    series = [s for s in list_series(run) if not s.control]
+    series = [s for s in list_series(run, measure_cells(run)) if not s.control]
     assert len(series) == 12
     assert len({(s.colour, s.dash) for s in series}) == len({(s.marker, s.dash) for s in series}) == 12
     drawn, _ = choose_drawn(series, "linf", curves=True)
@@ -706,7 +707,7 @@ def test_without_a_series_of_several_budgets_there_is_no_curve(tmp_path):
 def test_a_series_without_a_plain_one_of_its_attack_is_no_variant(tmp_path):
     run = Run(write_run(tmp_path / "r", Synthetic(extra=CROSSED)))
     rewrite_rows(run.path, lambda rows: rows.filter((pl.col("attack") != "fgsm") | (pl.col("settings") != "{}")))
-    series = list_series(Run(run.path))
+    series = list_series(Run(run.path), measure_cells(Run(run.path)))
     assert not any(s.variant for s in series)
     assert choose_drawn(series, "linf", curves=True) == (series, "")
 

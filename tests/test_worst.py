@@ -15,6 +15,7 @@ from advseg_bench.claims import judge_claims
 from advseg_bench.report.contents import compose
 from advseg_bench.report.document import Table
 from advseg_bench.report.findings import write_findings
+from advseg_bench.report.measured import measure_cells
 from advseg_bench.report.panels import make_galleries
 from advseg_bench.report.series import list_series
 from advseg_bench.report.summary import summarise
@@ -250,7 +251,7 @@ def test_it_is_no_single_attack(eight):
         assert contrast.arm.attack == "fgsm"
         assert contrast.worst.drop["mean"] > contrast.drop["mean"]
         assert contrast.test.mean == pytest.approx(contrast.drop["mean"] - contrast.noise["mean"])
-    (series,) = [s for s in list_series(eight) if s.label == "worst case"]
+    (series,) = [s for s in list_series(eight, measure_cells(eight)) if s.label == "worst case"]
     assert (series.colour, series.single, series.control) == ("#000000", False, False)
 
 

@@ -100,41 +100,52 @@ def read_points(scored: pl.DataFrame, model: str, controls: Collection[str] = ()
             "backwards",
             pl.when(has["unchanged"]).then("dice_clean").otherwise("dice").alias("dice"),
             *(mask.cast(pl.Float64).alias(name) for name, mask in has.items()),
-            pl.concat_list("tp", "fp", "fn", pl.col("draw").cast(pl.Int64)).hash(0).alias("counts"),
+            pl.struct("tp", "fp", "fn", "draw").hash(0).alias("counts"),
         )
         .collect()
     )
-    images = rows.select(IMAGE).unique().sort(IMAGE).with_row_index("place")
+    images = rows.select(IMAGE).unique().sort(IMAGE).with_row_index("image_at")
+    keys = rows.group_by(_POINT).agg(pl.max("backwards")).with_row_index("point_at")
+    shape = len(keys), len(images)
+    of_rows = rows.select(*_POINT, *IMAGE).join(images, on=IMAGE, maintain_order="left")
+    of_rows = of_rows.join(keys.drop("backwards"), on=_POINT, maintain_order="left")
+    point_at, image_at = (of_rows[name].to_numpy().astype(np.int64) for name in ("point_at", "image_at"))
+    place = point_at * shape[1] + image_at
     values = ("dice", "dice_clean", "unmoved", *has)
-    per_image = rows.group_by(*_POINT, *IMAGE).agg(
-        pl.col(*values).mean(), pl.max("backwards"), pl.col("counts").bitwise_xor()
-    )
-    numbered = per_image.join(images, on=IMAGE).sort("place")
+    full = {name: _average(place, rows[name], shape) for name in values}
+    hashes = np.zeros(shape[0] * shape[1], dtype=np.uint64)
+    np.bitwise_xor.at(hashes, place, rows["counts"].to_numpy())
+    there = np.bincount(place, minlength=len(hashes)).reshape(shape) > 0
     points = []
-    for key, part in numbered.group_by(_POINT, maintain_order=True):
-        _, attack, loss, settings, norm, eps = (str(value) for value in key)
-        place = part["place"].to_numpy()
-        full = {name: np.full(len(images), np.nan) for name in values}
-        for name, column in full.items():
-            column[place] = part[name].to_numpy()
-        steps = part["backwards"].max()
-        role = _find_role(attack, steps, controls)
-        counts = place.tobytes() + part["counts"].to_numpy().tobytes()
+    for at, key in enumerate(keys.drop("point_at").iter_rows()):
+        _, attack, loss, settings, norm, eps, steps = key
+        known = np.flatnonzero(there[at])
         points.append(
             Point(
                 model,
                 (attack, loss, settings, norm),
-                float(eps),
-                role,
-                None if steps is None else float(steps),  # type: ignore[arg-type]
-                full["dice"],
-                full["dice_clean"],
-                full["unmoved"],
-                {name: full[name] for name in has},
-                counts,
+                eps,
+                _find_role(attack, steps, controls),
+                steps,
+                full["dice"][at],
+                full["dice_clean"][at],
+                full["unmoved"][at],
+                {name: full[name][at] for name in has},
+                known.tobytes() + hashes.reshape(shape)[at, known].tobytes(),
             )
         )
     return sorted(points, key=lambda point: (point.arm[3], point.arm, point.eps))
+
+
+def _average(place: NDArray[np.int64], values: pl.Series, shape: tuple[int, int]) -> Floats:
+    """Average values by their place in an array; NaN where there are none."""
+    floats = values.to_numpy()
+    known = ~np.isnan(floats)
+    size = shape[0] * shape[1]
+    counts = np.bincount(place[known], minlength=size)
+    sums = np.bincount(place[known], floats[known], minlength=size)
+    means: Floats = np.divide(sums, counts, out=np.full(size, np.nan), where=counts > 0)
+    return means.reshape(shape)
 
 
 def _find_role(attack: str, steps: object, controls: Collection[str]) -> str:

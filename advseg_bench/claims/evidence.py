@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from advseg_bench.results.arms import ARM, is_arm, read_arm
+from advseg_bench.results.arms import ARM, CURVE, WORST, is_arm, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import choose_reference
+from advseg_bench.results.tables import Tables
 from advseg_bench.stats import PairedTest, compare_paired
 from advseg_bench.suite.cells import Arm
 from advseg_bench.types import Norm
 
 NORM: Norm = "linf"
 SCORES = ("drop", "dice", "dice_clean")
+RELEASED = ("dice_released_clean", "dice_released", "diff_released")
 
 
 def make_arm(attack: str, loss: str = "", settings: Mapping[str, Any] | None = None) -> Arm:
@@ -31,42 +33,86 @@ def name_arm(arm: Arm) -> str:
     return " ".join(part for part in (arm.attack, arm.loss, *map(str, arm.options.values())) if part)
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What the claims need of the rows of some models.
+
+    Attributes:
+        rows: Model -> the rows of FGSM, noise and the worst case at the budget, with `ARM`, `image`, `subject`, scores,
+            `linf`, and whether they are `unchanged` or `beyond_eps`.
+        arms: All arms with rows at the budget.
+        subjects: All subjects with rows.
+        released: Score of `RELEASED` -> its table by `CURVE`.
+    """
+
+    rows: Mapping[str, pl.DataFrame]
+    arms: frozenset[Arm]
+    subjects: frozenset[str]
+    released: Tables
+
+
+def choose_budget(run: Run) -> float | None:
+    """Return the budget of FGSM: 4/255 where it was used, else the middle one; None if FGSM has no result."""
+    fgsm = run.measured_cells.filter(pl.col("norm") == NORM, pl.col("attack") == "fgsm")
+    return choose_reference(fgsm.filter(pl.col("settings") == "{}")["eps"]) or choose_reference(fgsm["eps"])
+
+
+def gather(run: Run, eps: float | None) -> Gathered:
+    """Gather what the claims need of a run, or of some of its models.
+
+    Args:
+        run: The run.
+        eps: The budget.
+    """
+    flags = {name: pl.col("flags").list.contains(name).alias(name) for name in ("unchanged", "beyond_eps")}
+    known = run.scores().lazy().filter(pl.col("norm") == NORM, pl.col("attack") != "none", pl.col("eps") == pl.lit(eps))
+    found = known.select("model", *ARM, "image", "subject", "linf", *SCORES, *flags.values()).collect()
+    arms = frozenset(read_arm(row) for row in found.select(ARM).unique().iter_rows(named=True))
+    needed = found.filter(pl.col("attack").is_in(["fgsm", WORST, *sorted(run.controls)]))
+    rows = {model: needed.filter(pl.col("model") == model) for model in found["model"].unique().to_list()}
+    where = {"norm": NORM, "eps": eps, "attack": "fgsm"}
+    released = {} if eps is None else run.tables(RELEASED, CURVE, where=where)
+    return Gathered(rows, arms, frozenset(run.rows["subject"].unique().to_list()), released)
+
+
 class Evidence:
     """The results of a run on which claims are judged: L_inf attacks at one budget.
 
     Args:
         run: The run.
+        gathered: What was gathered of all its models at the budget of `choose_budget`; done here if None.
 
     Attributes:
         run: The run.
-        eps: The budget of FGSM: 4/255 where it was used, else the middle one; None if FGSM has no result.
+        eps: The budget of FGSM, see `choose_budget`.
         arms: The arms that have results at this budget.
         models: The models that have results, in the order of the suite.
+        subjects: Number of subjects with a row.
+        released: Score of `RELEASED` -> model and arm -> its row of `Run.table`, of FGSM.
         training_loss: The loss that the models were trained with.
         reference: The arm that represents FGSM: as defined, with the training loss if it was run, else with the first.
         controls: All noise arms of equal norm, of any loss, without those that exceeded eps.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        rows = run.scores().lazy().filter((pl.col("norm") == NORM) & (pl.col("attack") != "none"))
-        fgsm = rows.filter(pl.col("attack") == "fgsm").select("settings", "eps").unique().collect()
-        defined = fgsm.filter(pl.col("settings") == "{}")
-        self.eps = choose_reference(defined["eps"]) or choose_reference(fgsm["eps"])
+    def __init__(self, run: Run, gathered: Sequence[Gathered] | None = None) -> None:
+        self.run, self.eps = run, choose_budget(run)
+        parts = [gather(share, self.eps) for share in run.split()] if gathered is None else gathered
         self._values: dict[tuple[str, Arm, str], pl.DataFrame] = {}
-        names = ("model", *ARM, "image", "subject", "linf", *SCORES, "flags")
-        self._rows = rows.filter(pl.col("eps") == pl.lit(self.eps)).select(names).collect()
-        keys = self._rows.select(ARM).unique(maintain_order=True)
-        self.arms = frozenset(read_arm(row) for row in keys.iter_rows(named=True))
-        there = set(self._rows["model"])
-        self.models = tuple(name for name in run.model_names if name in there)
+        self._rows = {model: rows for part in parts for model, rows in part.rows.items()}
+        self.arms = frozenset[Arm]().union(*(part.arms for part in parts))
+        self.models = tuple(name for name in run.model_names if name in self._rows)
+        self.subjects = len(frozenset[str]().union(*(part.subjects for part in parts)))
+        self.released = {
+            score: {(row["model"], read_arm(row)): row for part in parts for row in part.released[score].to_dicts()}
+            for score in (RELEASED if self.eps is not None else ())
+        }
         self.training_loss = run.about.suite.training_loss
         planned = dict.fromkeys(cell.arm for cell in run.about.cells)
         losses = [arm.loss for arm in planned if arm in self.arms and arm == make_arm("fgsm", arm.loss)]
         chosen = self.training_loss if self.training_loss in losses else next(iter(losses), None)
         self.reference = None if chosen is None else make_arm("fgsm", chosen)
         noise = [arm for arm in self.arms if arm.attack in run.controls]
-        beyond = set(self._rows.filter(pl.col("flags").list.contains("beyond_eps"))["attack"]) - {"fgsm"}
+        beyond = {name for rows in self._rows.values() for name in set(rows.filter("beyond_eps")["attack"])} - {"fgsm"}
         usable = [arm for arm in noise if arm.attack not in beyond]
         self.controls = tuple(sorted(usable, key=lambda arm: (arm.attack != "random_sign", arm.attack, arm.loss)))
 
@@ -88,7 +134,7 @@ class Evidence:
 
     def _find_values(self, model: str, arm: Arm, score: str) -> pl.DataFrame:
         """Compute what `values` returns."""
-        mine = self._rows.filter(pl.col("model") == model, is_arm(arm), pl.col(score).is_not_null())
+        mine = self._rows[model].filter(is_arm(arm), pl.col(score).is_not_null())
         return mine.group_by("image", "subject").agg(pl.col(score).mean().alias("value")).sort("image")
 
     def find_gaps(self, arms: Sequence[Arm]) -> str:
@@ -104,8 +150,8 @@ class Evidence:
 
     def count_unchanged(self) -> tuple[int, int]:
         """Return how many results of FGSM at the budget equal the clean image, and how many results there are."""
-        fgsm = self._rows.filter(pl.col("attack") == "fgsm")
-        return fgsm.filter(pl.col("flags").list.contains("unchanged")).height, fgsm.height
+        fgsm = [rows.filter(pl.col("attack") == "fgsm") for rows in self._rows.values()]
+        return sum(int(rows["unchanged"].sum()) for rows in fgsm), sum(map(len, fgsm))
 
     def list_weak_models(self) -> list[str]:
         """Return the models whose mean clean Dice is below the threshold of the run's scoring."""

@@ -25,7 +25,7 @@ def conclude(verdict: Verdict, count: int, noun: str) -> str:
 def describe_data(evidence: Evidence, test: PairedTest | None = None) -> str:
     """Return the data set, the number of subjects (of a test, or of the run) and the budget, as "On ... at eps ..."."""
     assert evidence.eps is not None, "there are results"
-    subjects = test.n if test else evidence.run.rows["subject"].n_unique()
+    subjects = test.n if test else evidence.subjects
     data = evidence.run.about.data
     return f"On {data.title} ({show_count(subjects, 'subject')}) at eps {show_eps(evidence.eps, data.width)}"
 

@@ -10,12 +10,16 @@ from typing import NoReturn, cast
 
 import typer
 
+from advseg_bench.cli.cache import cache_clear_command, cache_list_command, cache_verify_command
 from advseg_bench.cli.checks import check_attack_command, crosscheck_command, throughput_command
 from advseg_bench.cli.data import make_data_command, schema_command
+from advseg_bench.cli.launch import launch_command
 from advseg_bench.cli.list import list_command
+from advseg_bench.cli.merge import merge_command
 from advseg_bench.cli.plan import plan_command
 from advseg_bench.cli.run import claims_command, report_command, run_command
-from advseg_bench.errors import UserError
+from advseg_bench.cli.verify import verify_command
+from advseg_bench.errors import UserError, tidy
 
 app = typer.Typer(
     name="advseg-bench",
@@ -26,8 +30,11 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run_command,
+    "launch": launch_command,
+    "merge": merge_command,
     "report": report_command,
     "claims": claims_command,
+    "verify": verify_command,
     "plan": plan_command,
     "list": list_command,
     "crosscheck": crosscheck_command,
@@ -35,9 +42,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check-attack": check_attack_command,
     "make-data": make_data_command,
     "schema": schema_command,
+    "cache list": cache_list_command,
+    "cache verify": cache_verify_command,
+    "cache clear": cache_clear_command,
 }
+GROUPS = {"cache": typer.Typer(help="List, verify and clear cached weights and data.", no_args_is_help=True)}
+for title, group in GROUPS.items():
+    app.add_typer(group, name=title)
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    title, _, leaf = name.rpartition(" ")
+    (GROUPS[title] if title else app).command(leaf)(command)
 
 STOPPED = "stopped. Run the same command again to resume."
 
@@ -57,7 +71,7 @@ def main() -> NoReturn:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         if not message.strip():  # the help was printed; there is no error to report
             sys.exit(2)
-        _end(" ".join(message.split()), 2)
+        _end(tidy(" ".join(message.split())), 2)
     except (KeyboardInterrupt, typer.Abort):
         _end(STOPPED, 130)
     except (OSError, SystemExit) as error:

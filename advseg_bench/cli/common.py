@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from advseg_bench.errors import tidy
 
 if TYPE_CHECKING:
     from advseg_bench.suite.suite import Suite
 
-console = Console()
+
+class PlainConsole(Console):
+    """A console on which text cannot steer the terminal: names from files are printed with their visible characters.
+
+    Only what rich itself adds, such as colours, is sent as escape sequences.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Tidy every piece of text that is about to be printed."""
+        for text, style, control in super().render(renderable, options):
+            shown = text if control else "\n".join(tidy(line, max(len(line), 1)) for line in text.split("\n"))
+            yield Segment(shown, style, control)
+
+
+console = PlainConsole()
 if not console.is_terminal and "COLUMNS" not in os.environ:
     console.width = 120  # a file or a pipe has no width
+
+LONGEST_LINE = 5_000
+"""Most characters of a printed line."""
 
 SuiteName = Annotated[
     str, typer.Argument(metavar="SUITE", help="Shipped suite (see `list suites`), or path of a TOML file.")
@@ -27,14 +48,19 @@ Formats = Annotated[
     list[str] | None, typer.Option("--format", help="Additional figure format, png or pdf; repeatable.")
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Number of processes; by default one per core, at most one per model.")
+    int | None, typer.Option(min=1, help="Number of worker processes; by default one per core, at most one per model.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="All findings and main tables instead of the summary.")]
 
 
 def print_line(text: object) -> None:
-    """Print text verbatim on one line: no markup, no highlighting, no wrapping."""
-    console.print(str(text), markup=False, highlight=False, soft_wrap=True)
+    """Print text on one line: no markup, no highlighting, no wrapping; of a long text the middle is left out."""
+    console.print(tidy(text, LONGEST_LINE), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_problem(text: object) -> None:
+    """Print text on one line as `print_line` does, in red."""
+    console.print(tidy(text, LONGEST_LINE), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from advseg_bench.cli.common import print_line
 
 def list_command(
     what: Annotated[
-        str, typer.Argument(metavar="CATEGORY", help="Category: attacks, models, losses, datasets or suites.")
+        str, typer.Argument(metavar="CATEGORY", help="Category: attacks, models, losses, defences, datasets or suites.")
     ],
     every: Annotated[
         bool,

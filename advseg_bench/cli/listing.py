@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from advseg_bench.errors import PluginError, SpecError, unknown
 from advseg_bench.registry import catalogue, toolkits
+from advseg_bench.registry.catalogue_defences import DEFENCES
 from advseg_bench.registry.plugins import GROUPS, TOOLKITS, Kind, Plugin, find_conflict, list_plugins
 
 _KINDS: dict[str, Kind] = {group.rpartition(".")[2]: kind for kind, group in GROUPS.items()}
@@ -15,7 +16,7 @@ def list_lines(what: str, every: bool = False) -> Iterator[str]:
     """List names, one line each: shipped ones, then those of plug-ins, then attacks of toolkits.
 
     Args:
-        what: "attacks", "models", "losses", "datasets" or "suites".
+        what: "attacks", "models", "losses", "defences", "datasets" or "suites".
         every: Whether to include attacks of toolkits that cannot run on segmentation models, with the reason.
 
     Raises:
@@ -41,6 +42,8 @@ def _describe_shipped(what: str) -> dict[str, str]:
         return {name: entry.summary for name, entry in catalogue.ATTACKS.items()}
     if what == "losses":
         return {name: f"{entry.summary} ({', '.join(entry.kinds)})" for name, entry in catalogue.LOSSES.items()}
+    if what == "defences":
+        return {name: entry.summary for name, entry in DEFENCES.items()}
     if what == "models":
         shipped = dict.fromkeys(catalogue.ARCHITECTURES, "") | catalogue.DEFINED_ARCHITECTURES
         return shipped | {"package.module:callable": "your network"}

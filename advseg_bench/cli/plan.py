@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,7 @@ from advseg_bench.cli.common import DataPath, Profile, SuiteName, Workers, conso
 from advseg_bench.cli.data import print_phantom
 
 if TYPE_CHECKING:
-    from advseg_bench.suite.cells import Cell
+    from advseg_bench.suite.cells import Arm, Cell
     from advseg_bench.suite.specs import AttackSpec, BatterySpec
     from advseg_bench.suite.suite import Suite
 
@@ -63,6 +64,7 @@ def _print_header(suite: Suite) -> None:
         _print_intensities(suite)
     if suite.inference is not None:
         print_line(f"sliding windows: {suite.inference.describe(suite.data.edges)}")
+    print_line(f"time limit: {suite.compute.max_seconds:g} s per image and call of an attack (compute.max_seconds)")
     for model in suite.models:
         parts = (model.architecture, model.encoder or "", f"weights {model.weights}" if model.weights else "")
         console.print(f"model: {model.name} ({', '.join(p for p in parts if p)})", markup=False, highlight=False)
@@ -87,19 +89,35 @@ def _print_grid(suite: Suite, cells: Cells) -> None:
     """One line per attack table: its cells over all models."""
     from rich.table import Column, Table
 
-    from advseg_bench.suite.cells import is_of, show_radii, width_of
+    from advseg_bench.suite.cells import show_radii, width_of
 
     if not suite.attacks:
         return
     names = ("attack", "losses", "eps", "settings", "repeats", "cells", "skipped")
     table = Table(*(Column(name, overflow="fold") for name in names), box=None, pad_edge=False)
-    for attack in suite.attacks:
-        mine = [cell for cell in cells if is_of(cell, attack)]
+    for attack, mine in zip(suite.attacks, _group_by_table(cells, suite.attacks), strict=True):
         skipped = sum(cell.skip is not None for cell in mine)
         eps = f"{attack.norm} {show_radii(attack.eps, attack.norm, width_of(suite.data))}"
         numbers = (str(attack.draws), str(len(mine)), str(skipped))
         table.add_row(attack.name, " ".join(attack.losses) or "-", eps, _show_settings(attack), *numbers)
     console.print(table)
+
+
+def _group_by_table(cells: Cells, attacks: Sequence[AttackSpec]) -> list[list[Cell]]:
+    """Return the cells of each attack table."""
+    from advseg_bench.suite.cells import make_arm
+
+    found: dict[tuple[Arm, float], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.arm, cell.eps), []).append(cell)
+    return [
+        [
+            cell
+            for settings, loss, eps in product(attack.list_settings(), attack.losses or ("",), attack.eps)
+            for cell in found.get((make_arm(attack, loss, settings), eps), ())
+        ]
+        for attack in attacks
+    ]
 
 
 def _print_battery(battery: BatterySpec, cells: Cells, width: float) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,12 +20,27 @@ from advseg_bench.cli.common import (
     console,
     default_workers,
     print_line,
+    print_problem,
 )
 from advseg_bench.cli.data import print_phantom
+from advseg_bench.cli.executors import (
+    Account,
+    Address,
+    ExecutorName,
+    Gpus,
+    Hours,
+    Jobs,
+    Partition,
+    choose_executor,
+    choose_slurm,
+    refuse_slurm_options,
+)
+from advseg_bench.cli.parts import PartOption, choose_part, default_folder, print_part
 
 if TYPE_CHECKING:
     from advseg_bench.report import Summary
     from advseg_bench.results.run import Run
+    from advseg_bench.running.executors.slurm import SlurmOptions
     from advseg_bench.suite.suite import Suite
 
 MOST_FAILURES = 10
@@ -37,9 +53,22 @@ def run_command(
     data: DataPath = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, resumed if it exists; by default runs/SUITE.")] = None,
     workers: Workers = None,
-    device: Annotated[str, typer.Option(help="Device for training and attacks, such as cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="Device for training and attacks, such as cpu or cuda; by default cpu.")
+    ] = None,
     shard: Annotated[int, typer.Option(min=1, help="Images per job of a worker; results do not depend on it.")] = 8,
+    executor: ExecutorName = "processes",
+    address: Address = "",
+    jobs: Jobs = None,
+    partition: Partition = None,
+    gpus: Gpus = None,
+    hours: Hours = None,
+    account: Account = None,
+    part: PartOption = None,
     verbose: Verbose = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what ended its worker process in an earlier run.")
+    ] = False,
     profile_time: Annotated[
         bool, typer.Option("--profile-time", help="Run time by component, printed at the end.")
     ] = False,
@@ -48,28 +77,61 @@ def run_command(
     from advseg_bench.suite.suite import Suite
 
     loaded = Suite.load(suite, profile=profile, data=data)
-    folder = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.profile)))
-    used = workers or default_workers(loaded)
+    number, folder = choose_part(part, out, out or default_folder(loaded))
+    options = choose_executor(executor, address, workers)
     print_phantom(loaded.data)
     from advseg_bench.cli.progress import show_progress
     from advseg_bench.instruments.profiling import measure_times
     from advseg_bench.report import summarise, write_report
-    from advseg_bench.running.benchmark import run
 
+    asked: dict[str, Any] = {"jobs": jobs, "partition": partition, "gpus": gpus, "hours": hours, "account": account}
+    if executor == "slurm":
+        begin = _on_slurm(loaded, folder, choose_slurm(loaded, workers, **asked), device, shard)
+    else:
+        refuse_slurm_options(executor, asked)
+        from advseg_bench.running.benchmark import run
+
+        begin = partial(
+            run,
+            loaded,
+            folder,
+            workers=workers or default_workers(loaded),
+            device=device or "cpu",
+            shard=shard,
+            part=number,
+            isolate=True,
+            retry_failed=retry_failed,
+            executor=options,
+        )
     spent: dict[str, float] = {}
     with ExitStack() as stack:
         if profile_time:
             spent = stack.enter_context(measure_times())
         with show_progress(console) as progress:
-            finished = run(loaded, folder, workers=used, device=device, shard=shard, progress=progress)
-        summary = summarise(finished)
-        paths = write_report(summary, console=console if verbose else None)
+            finished = begin(progress=progress)
+        summary = summarise(finished) if number is None else None
+        paths = write_report(summary, console=console if verbose else None) if summary else []
     if profile_time:
         _print_profile(spent)
-    _print_end(summary, paths, verbose)
+    if summary:
+        print_end(summary, paths, verbose)
+    else:
+        print_part(finished)
+    end_run(finished, loaded)
+
+
+def _on_slurm(suite: Suite, folder: Path, options: SlurmOptions, device: str | None, shard: int) -> Callable[..., Run]:
+    """A function that runs a suite as Slurm jobs."""
+    from advseg_bench.running.executors.slurm import run_on_slurm
+
+    return partial(run_on_slurm, suite, folder, options, device=device, shard=shard)
+
+
+def end_run(finished: Run, suite: Suite) -> None:
+    """Print what was left out and what failed; a failure exits with code 1."""
     _print_left_out(finished)
     if finished.failures:
-        _print_failures(finished, loaded)
+        _print_failures(finished, suite)
         raise typer.Exit(1)
 
 
@@ -83,9 +145,22 @@ def report_command(
     from advseg_bench.report import summarise, write_report
     from advseg_bench.results.run import Run
 
-    summary = summarise(Run(run))
+    opened = Run(run, strict=False)
+    summary = summarise(opened)
     paths = write_report(summary, out, formats=formats or (), console=console if verbose else None)
-    _print_end(summary, paths, verbose)
+    print_end(summary, paths, verbose)
+    if print_damaged(opened):
+        raise typer.Exit(1)
+
+
+def print_damaged(run: Run) -> bool:
+    """Print the files of a run that are damaged and left out, one line each; return whether there are any."""
+    from advseg_bench.results.verify import list_damaged
+
+    damaged = list_damaged(run)
+    for each in damaged:
+        print_problem(f"left out: {each}")
+    return bool(damaged)
 
 
 def claims_command(
@@ -102,7 +177,7 @@ def claims_command(
             print_line(path)
 
 
-def _print_end(summary: Summary, paths: Sequence[Path], verbose: bool) -> None:
+def print_end(summary: Summary, paths: Sequence[Path], verbose: bool) -> None:
     """Print the summary, or with `verbose` only the paths of the pages."""
     from advseg_bench.report import print_summary
 
@@ -136,7 +211,7 @@ def _print_failures(finished: Run, suite: Suite) -> None:
     if len(finished.failures) > MOST_FAILURES:
         lines.append(f"and {len(finished.failures) - MOST_FAILURES} more")
     for line in lines:
-        console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
+        print_problem(line)
 
 
 def _print_profile(spent: dict[str, float]) -> None:

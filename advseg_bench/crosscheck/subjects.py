@@ -51,7 +51,13 @@ def load_subjects(
     subjects = []
     for spec in [known[name] for name in models or known]:
         trained = obtain_model(
-            spec, suite.training, dataset, suite.seed, partial(progress, spec.name), inference=suite.inference
+            spec,
+            suite.training,
+            dataset,
+            suite.seed,
+            partial(progress, spec.name),
+            inference=suite.inference,
+            suite=suite.name,
         )
         subjects.append(Subject(spec.name, trained.model, batch, True, spec))
     for spec in extra:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from advseg_bench.errors import DataError
 from advseg_bench.registry import catalogue
 from advseg_bench.suite.specs import DataSpec, PhantomData, PluginData, UwMadisonData
+from advseg_bench.suite.specs.data import divide_subjects
 
 if TYPE_CHECKING:
     from advseg_bench.data.dataset import Dataset
@@ -97,8 +98,11 @@ def count_images(spec: DataSpec) -> tuple[int, int, str] | None:
         return None
     if isinstance(spec, UwMadisonData) and (assumed := _assume_images(spec)):
         return assumed
+    if isinstance(spec, PhantomData):
+        train, _, test = divide_subjects(spec.subjects)
+        return train * spec.days * spec.slices, test * spec.days * spec.slices, "drawn"
     dataset = load_dataset(spec)
-    where = "drawn" if isinstance(spec, PhantomData) else f"counted in {getattr(spec, 'path', spec.name)}"
+    where = f"counted in {getattr(spec, 'path', spec.name)}"
     if isinstance(spec, UwMadisonData) and spec.phantom:
         where = "counted in the phantom data"
     return len(dataset.split("train")), len(dataset.split("test")), where

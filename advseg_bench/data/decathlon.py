@@ -9,7 +9,8 @@ from advseg_bench.data.dataset import Dataset
 from advseg_bench.data.description import check_number, find_title, read_description, read_numbered, refuse
 from advseg_bench.data.formats import read_header
 from advseg_bench.data.sources import Channel, Labels, Source, choose_inputs
-from advseg_bench.data.splits import check_pattern, find_subject, split_subjects
+from advseg_bench.data.splits import split_subjects
+from advseg_bench.data.subjects import check_pattern, find_subjects
 from advseg_bench.data.volumes import load_sources
 from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.specs import DecathlonData
@@ -41,13 +42,13 @@ def load(spec: DecathlonData) -> Dataset:
     check_number(path, content, list(pairs))
     inputs = choose_inputs(names, spec, path)
     sources = []
-    for case, (image, label) in pairs.items():
+    named = find_subjects(list(pairs), spec.subject, [image for image, _ in pairs.values()])
+    for subject, (case, (image, label)) in zip(named, pairs.items(), strict=True):
         header = read_header(image, stacked=True)
         if header.channels != len(names):
             wanted = f"{len(names)} channels, the modalities of {path.name}"
             remedy = f"Correct `modality` in {path.name}, or replace the image."
             raise DataError(expected(image, wanted, header.channels, remedy))
-        subject = find_subject(case, spec.subject, image)
         channels = tuple(Channel(image, number if len(names) > 1 else None) for number in inputs)
         sources.append(Source(case, subject, case, channels, label))
     splits = split_subjects((source.subject for source in sources), spec)

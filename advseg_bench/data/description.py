@@ -11,6 +11,9 @@ from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.text import read_text
 
 Format = Literal["nnunet", "decathlon"]
+LARGEST_JSON = 2**26
+"""Bytes of a description: a hundred thousand cases."""
+
 _NAMES: dict[Format, str] = {"nnunet": "nnU-Net v2", "decathlon": "the Medical Segmentation Decathlon"}
 
 
@@ -49,8 +52,11 @@ def read_json(path: Path) -> Any:
         DataError: If it is not valid JSON.
     """
     try:
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            what = f"a file of at most {LARGEST_JSON:,} bytes"
+            raise DataError(expected(path, what, f"{size:,}", "Replace or correct the file."))
         return json.loads(read_text(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(expected(path, "a readable JSON file", str(error), "Replace or correct the file.")) from None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from advseg_bench.data.formats import SUFFIXES
-from advseg_bench.errors import DataError, expected
+from advseg_bench.errors import DataError, expected, is_tidy
 
 MASK_ENDINGS = (
     "segmentation",
@@ -23,6 +23,9 @@ MASK_ENDINGS = (
     "lesion",
 )
 """Endings that published masks have after the stem of their image, behind "_" or "-"."""
+
+LONGEST_FILE = 255
+"""Characters of a file's name, as many as file systems allow bytes."""
 
 _SYSTEM = {
     "thumbs.db",
@@ -44,8 +47,18 @@ def is_ignored(name: str) -> bool:
 
 
 def list_entries(folder: Path) -> Iterator[Path]:
-    """Yield the entries of a folder that count, sorted by name."""
-    yield from (path for path in sorted(folder.iterdir()) if not is_ignored(path.name))
+    """Yield the entries of a folder that count, sorted by name.
+
+    Raises:
+        DataError: If a name has characters that steer a terminal or the direction of writing, or are no text.
+    """
+    for path in sorted(folder.iterdir()):
+        if is_ignored(path.name):
+            continue
+        if not is_tidy(path.name, LONGEST_FILE):  # it becomes the name of an image, in tables and on terminals
+            what = "a file whose name has visible characters only"
+            raise DataError(expected(folder, what, path.name, "Rename it."))
+        yield path
 
 
 def compose_name(name: str) -> str:

@@ -30,7 +30,8 @@ from advseg_bench.data.intensities import (
 from advseg_bench.data.nifti import is_nifti
 from advseg_bench.data.pixels import Shown, check_foreground, check_labels, read_mask_slices, to_channels, to_planes
 from advseg_bench.data.prepare import fingerprint, prepare, scaled_spacing, task_for
-from advseg_bench.data.splits import check_pattern, counts_images, describe_unknown, find_subject, split_subjects
+from advseg_bench.data.splits import counts_images, describe_unknown, split_subjects
+from advseg_bench.data.subjects import check_pattern, find_subjects
 from advseg_bench.data.values import Values, is_blank, measure
 from advseg_bench.data.whole import (
     apply_windows,
@@ -94,7 +95,7 @@ def load(spec: FolderData) -> Dataset:
     """
     _check(spec)
     entries = [_inspect(stem, image, masks, spec) for stem, image, masks in _pair(spec)]
-    subjects = [find_subject(entry.stem, spec.subject, entry.image) for entry in entries]
+    subjects = find_subjects([entry.stem for entry in entries], spec.subject, [entry.image for entry in entries])
     splits = split_subjects(subjects, spec)
     values, headers = [entry.values for entry in entries], [entry.header for entry in entries]
     check_inside([entry.image for entry in entries], values, headers, spec)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import logging
 import math
+import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -20,6 +24,15 @@ from nibabel.orientations import (
 
 from advseg_bench.data.header import AS_STORED, Affine, Array, Header, Layout
 from advseg_bench.errors import DataError, expected
+
+MOST_VOXELS = 2**30
+"""Largest volume that is read, in voxels times channels: 512 x 512 x 4,096."""
+
+DENSEST = 1_100
+"""Most bytes that one byte of a gzip file becomes; its format allows 1,032."""
+
+LARGEST_OFFSET = 2**26
+"""Most bytes of header and extensions before the voxels, which nibabel reads into memory."""
 
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
@@ -107,7 +120,9 @@ def _open(path: Path, stacked: bool) -> tuple[Any, tuple[int, ...]]:
 
     The handle stays open, so that reading slices in order decompresses a .nii.gz once.
     """
-    volume: Any = nibabel.load(path, mmap=False, keep_file_open=True)
+    _check_offset(path)
+    with _silenced():
+        volume: Any = nibabel.load(path, mmap=False, keep_file_open=True)
     if not isinstance(volume, nibabel.spatialimages.SpatialImage):
         remedy = "Convert the data to a volume."
         raise DataError(expected(path, "a volume", type(volume).__name__, remedy))
@@ -115,11 +130,47 @@ def _open(path: Path, stacked: bool) -> tuple[Any, tuple[int, ...]]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     kind = volume.get_data_dtype().kind
-    if len(shape) not in ((2, 3, 4) if stacked else (2, 3)) or 0 in shape or kind not in "iuf":
+    if len(shape) not in ((2, 3, 4) if stacked else (2, 3)) or min(shape) < 1 or kind not in "iuf":
         found = f"shape {volume.shape} of {volume.get_data_dtype()}"
         remedy = "Set `channels` if the fourth axis holds channels, or save one file per channel."
         raise DataError(expected(path, "a volume of real numbers with 2 or 3 axes", found, remedy))
+    _check_size(path, math.prod(shape), volume.get_data_dtype().itemsize)
     return volume, shape
+
+
+def _check_size(path: Path, voxels: int, width: int) -> None:
+    """Refuse a volume that is too large, or cannot be in its file, before anything is allocated."""
+    if voxels > MOST_VOXELS:
+        remedy = "Crop it or lower its resolution."
+        raise DataError(expected(path, f"a volume of at most {MOST_VOXELS:,} voxels", f"{voxels:,}", remedy))
+    size = path.stat().st_size
+    if voxels * width > size * (DENSEST if path.name.lower().endswith(".gz") else 1):
+        found = f"{size:,} bytes for {voxels:,} voxels of {width} bytes"
+        raise DataError(expected(path, "a whole NIfTI file", found, "The file is damaged: replace it."))
+
+
+def _check_offset(path: Path) -> None:
+    """Refuse a header that places the voxels far behind it: all between would be read into memory."""
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        start = file.read(176)
+    order: Literal["<", ">"] = "<" if start[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0") else ">"
+    second = start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
+    form, where = ("q", 168) if second else ("f", 108)
+    if len(start) < 176 or not struct.unpack_from(f"{order}{form}", start, where)[0] <= LARGEST_OFFSET:
+        what = f"a NIfTI file with voxels in its first {LARGEST_OFFSET:,} bytes"
+        raise DataError(expected(path, what, "none", "The file is damaged: replace it."))
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep nibabel from printing what it corrects in a header."""
+    logger = logging.getLogger("nibabel.global")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _find_turn(path: Path, volume: Any, layout: Layout) -> Any:

@@ -12,7 +12,8 @@ from advseg_bench.data.files import compose_name, list_entries
 from advseg_bench.data.formats import SUFFIXES
 from advseg_bench.data.nifti import is_nifti
 from advseg_bench.data.sources import Channel, Labels, Source, choose_inputs
-from advseg_bench.data.splits import check_pattern, find_subject, split_rest, split_subjects
+from advseg_bench.data.splits import split_rest, split_subjects
+from advseg_bench.data.subjects import check_pattern, find_subjects
 from advseg_bench.data.volumes import load_sources
 from advseg_bench.errors import DataError, expected
 from advseg_bench.suite.specs import NnunetData
@@ -55,8 +56,8 @@ def load(spec: NnunetData) -> Dataset:
     check_number(path, content, list(cases))
     inputs = choose_inputs(names, spec, path)
     sources = []
-    for case, (files, label) in cases.items():
-        subject = find_subject(case, spec.subject, files[0])
+    named = find_subjects(list(cases), spec.subject, [files[0] for files, _ in cases.values()])
+    for subject, (case, (files, label)) in zip(named, cases.items(), strict=True):
         one = len(files) < len(names)
         channels = tuple(Channel(files[0], n) if one else Channel(files[n], None) for n in inputs)
         block = case if is_nifti(files[0]) else subject

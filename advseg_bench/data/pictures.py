@@ -19,6 +19,12 @@ from advseg_bench.errors import DataError, expected
 MOST_PIXELS = 2**30
 """Largest picture that is read, in pixels; Pillow's own limit is below the size of a microscope slide."""
 
+PLAIN_PIXELS = 2**25
+"""Pictures up to this size are decoded whatever the size of their file: they take at most 0.3 GB."""
+
+DENSEST = 3_000
+"""Most pixels in one byte of the file of a larger picture; the formats compress an empty area to about a thousandth."""
+
 _ROTATION = 274
 _MAY_BE_TURNED = ("JPEG", "MPO", "TIFF", "WEBP")
 _STRAY = 40
@@ -35,10 +41,19 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
                 found = f"{picture.width} x {picture.height}"
                 remedy = "Save it at a lower resolution, or in tiles."
                 raise DataError(expected(path, f"a picture of at most {MOST_PIXELS:,} pixels", found, remedy))
+            _check_density(path, picture)
             check_tags(path, picture)
             yield picture
     finally:
         Image.MAX_IMAGE_PIXELS = usual
+
+
+def _check_density(path: Path, picture: Image.Image) -> None:
+    """Refuse a large picture in a file that cannot hold it, before anything is allocated."""
+    pixels, size = picture.width * picture.height, path.stat().st_size
+    if pixels > PLAIN_PIXELS and pixels > DENSEST * size:
+        found = f"{size:,} bytes for {picture.width} x {picture.height} pixels"
+        raise DataError(expected(path, "a whole picture", found, "The file is damaged: replace it."))
 
 
 def read_picture_header(path: Path) -> Header:
@@ -83,6 +98,11 @@ def read_picture(path: Path, channels: int) -> Array:
                 remedy = f"Set channels = {pages}, or save each page as a separate file."
                 raise DataError(
                     expected(path, "one image per file, or as many pages as `channels`", f"{pages} pages", remedy)
+                )
+            if pages * picture.width * picture.height > MOST_PIXELS:
+                found = f"{pages} pages of {picture.width} x {picture.height}"
+                raise DataError(
+                    expected(path, f"pages of at most {MOST_PIXELS:,} pixels", found, "Lower the resolution.")
                 )
             return np.stack([_decode_page(path, picture, page) for page in range(pages)])
         if channels == 4 and picture.mode in ("RGBA", "CMYK"):

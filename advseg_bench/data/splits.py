@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -73,18 +72,6 @@ def split_rest(rest: Collection[Name], share: float, seed: int, where: Path) -> 
     return splits
 
 
-def check_pattern(pattern: str | None, where: str) -> None:
-    """Refuse a pattern for subjects that is not a regular expression with one group; None means no pattern."""
-    try:
-        groups = re.compile(pattern or "()").groups
-    except re.error as error:
-        remedy = "Correct `subject`."
-        raise DataError(expected(where, f"a regular expression in `subject` ({error})", pattern, remedy)) from None
-    if groups != 1:
-        remedy = "Put parentheses around the part that names the subject, such as '(s[0-9]+)_'."
-        raise DataError(expected(where, "one group in the regular expression `subject`", pattern, remedy))
-
-
 def counts_images(pattern: str | None, headers: Iterable[Header]) -> bool:
     """Whether images count by themselves: they are 2-D files, and no pattern names their subjects."""
     return pattern is None and all(header.slices is None for header in headers)
@@ -95,18 +82,3 @@ def describe_unknown(by_image: bool, what: str) -> str:
     if by_image:
         return "Each image counts by itself, because `subject` was not set."
     return f"Each {what} counts as a separate subject, because `subject` was not set."
-
-
-def find_subject(stem: str, pattern: str | None, path: Path) -> str:
-    """Find the subject in a file's stem; without a pattern it is the stem.
-
-    Raises:
-        DataError: If the pattern does not match; the message names the file.
-    """
-    if pattern is None:
-        return stem
-    match = re.search(pattern, stem)
-    if match is None or not match[1]:
-        remedy = "Correct the regular expression `subject`."
-        raise DataError(expected(path, f"a name that matches {pattern!r}", stem, remedy))
-    return match[1]

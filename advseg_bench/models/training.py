@@ -1,4 +1,4 @@
-"""Training each model of the grid once: the result is cached under everything that it depends on.
+"""Training each model of the grid once: `trained_cache` keeps the result under everything that it depends on.
 
 An interrupted training resumes from its last checkpoint, and ends with the same weights as an uninterrupted one.
 """
@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
-import io
-import json
 import shutil
 import tempfile
 import time
@@ -22,16 +19,18 @@ import torch
 from torch import Tensor
 
 from advseg_bench import environment
-from advseg_bench.cache import cache_dir, content_hash, write_bytes, write_json
+from advseg_bench.cache import cache_root, content_hash
+from advseg_bench.cache.lease import Lease
 from advseg_bench.checks.model import check_calls
 from advseg_bench.checks.sample import choose_sample
 from advseg_bench.data.dataset import Dataset, Split
-from advseg_bench.errors import DataError, TrainingError, UserError, expected
+from advseg_bench.errors import DataError, TrainingError, expected
 from advseg_bench.models.build import build_model, set_head_bias
 from advseg_bench.models.module import SegmentationModule
 from advseg_bench.models.properties import count_flops, measure_receptive_field
+from advseg_bench.models.trained_cache import TrainedFolder
 from advseg_bench.models.training_loop import Training, evaluate
-from advseg_bench.models.weights import count_parameters, load_weights, save_weights
+from advseg_bench.models.weights import count_parameters, load_weights
 from advseg_bench.registry import catalogue
 from advseg_bench.registry.plugins import Kind
 from advseg_bench.registry.sources import Session
@@ -69,6 +68,7 @@ def obtain_model(
     batch: int | None = None,
     inference: Inference | None = None,
     session: Session | None = None,
+    suite: str = "",
     threads: int | None = None,
 ) -> TrainedModel:
     """Return a model in eval mode: from its `weights`, from the cache, or trained and then cached.
@@ -84,6 +84,7 @@ def obtain_model(
         device: Where it is trained. On a CPU the result is bit-identical for equal arguments; not on an accelerator.
         session: As for `environment.describe_code`. Weights of a network or loss that is in no file are kept under it
             until the process ends, and never in the cache.
+        suite: Name of the suite, for `advseg-bench cache list`.
         threads: The suite's number of torch threads, which the cache's key contains; by default the present one.
 
     Returns:
@@ -116,20 +117,25 @@ def obtain_model(
     threads = torch.get_num_threads() if threads is None else threads
     depends = _dependencies(spec, recipe, dataset, seed, torch.device(device).type, threads) | {"code": code}
     key = content_hash(depends | describe_inference(inference))
-    with _locked(_session_folder(key) if environment.in_no_file(code) else cache_dir("models", key)) as folder:
-        weights, sidecar = folder / "model.safetensors", folder / "model.json"
-        if not _is_whole(weights, sidecar, model):
-            if count_parameters(model) == 0:  # such as frozen TorchScript
-                remedy = 'Set `weights`; for TorchScript also architecture = "torchscript".'
-                raise TrainingError(expected(f"model {spec.name}", "a network with parameters to train", 0, remedy))
-            if recipe.head_bias is not None:
-                set_head_bias(model, recipe.head_bias)
-            with torch.random.fork_rng(devices=[]), _deterministic(device):
-                training = Training(model.to(device), recipe, dataset, seed)
-                _train(training, folder, progress, lambda: environment.describe_code(names, session), threads)
-            model.to("cpu")
-        load_weights(weights, model)
-        outcome = json.loads(sidecar.read_text())
+    path = _session_folder(key) if environment.in_no_file(code) else cache_root() / "models" / key
+    kept = TrainedFolder(path, key, spec.name)
+    outcome = kept.read(model)
+    if outcome is None:
+        if count_parameters(model) == 0:  # such as frozen TorchScript
+            remedy = 'Set `weights`; for TorchScript also architecture = "torchscript".'
+            raise TrainingError(expected(f"model {spec.name}", "a network with parameters to train", 0, remedy))
+        with kept.held() as lease:
+            outcome = kept.read(model)  # another process may have trained it meanwhile
+            if outcome is None:
+                kept.discard_damaged()
+                kept.describe(_describe_purpose(spec, recipe, dataset, suite))
+                if recipe.head_bias is not None:
+                    set_head_bias(model, recipe.head_bias)
+                with torch.random.fork_rng(devices=[]), _deterministic(device):
+                    training = Training(model.to(device), recipe, dataset, seed)
+                    _train(training, kept, lease, progress, lambda: environment.describe_code(names, session), threads)
+                model.to("cpu")
+                outcome = kept.read_written(model)
     if not outcome["validation_dice"] >= recipe.floor:
         raise TrainingError(
             f"model {spec.name}: expected a validation Dice of at least {recipe.floor:g} (`training.floor`), got "
@@ -220,24 +226,20 @@ def _build(
     return model, {"weights": load_weights(spec.weights, model, spec.weights_key).as_record()}
 
 
-def _is_whole(weights: Path, sidecar: Path, model: SegmentationModule) -> bool:
-    """Whether a cached training exists and can be read; otherwise the model is trained again."""
-    if not (weights.exists() and sidecar.exists()):
-        return False
-    try:
-        load_weights(weights, model)
-        return set(json.loads(sidecar.read_text())) >= {"validation_dice", "train_seconds"}
-    except (UserError, ValueError, TypeError):
-        return False
+def _describe_purpose(spec: ModelSpec, recipe: Recipe, dataset: Dataset, suite: str) -> dict[str, Any]:
+    """What a training is for, as `advseg-bench cache list` shows it."""
+    network = {"model": spec.name, "architecture": spec.architecture, "encoder": spec.encoder}
+    return network | {"data": dataset.name, "suite": suite, "epochs": recipe.epochs, "loss": recipe.loss}
 
 
 def _dependencies(
     spec: ModelSpec, recipe: Recipe, dataset: Dataset, seed: int, device: str, threads: int
 ) -> dict[str, Any]:
-    """Everything but code that trained weights depend on, as JSON; not `floor` and the names of model and recipe."""
+    """Everything but code that trained weights depend on, as JSON; not `floor`, the names of model and recipe, and
+    defences, which are put around the trained network."""
     return {
         "version": TRAINING_VERSION,
-        "model": spec.model_dump(mode="json", exclude={"name", "weights"}),
+        "model": spec.model_dump(mode="json", exclude={"name", "weights", "defence"}),
         "recipe": recipe.model_dump(mode="json", exclude={"recipe", "floor"}),
         "data": dataset.fingerprint,
         "seed": seed,
@@ -255,53 +257,29 @@ def _session_folder(key: str) -> Path:
     return _session_folders[key]
 
 
-def _train(training: Training, folder: Path, progress: Progress, check: Callable[[], object], threads: int) -> None:
-    """Train from the last checkpoint in a folder to the end, and write the best weights and their description.
+def _train(
+    training: Training, kept: TrainedFolder, lease: Lease, progress: Progress, check: Callable[[], object], threads: int
+) -> None:
+    """Train from the last checkpoint to the end, and write the best weights and their description.
 
     `check` is called before they are written; it raises if the code changed before it was imported.
     """
-    checkpoint = folder / "resume.pt"
-    _resume(training, checkpoint)
+    kept.resume(training, lease.previous)
     epochs = training.recipe.epochs
     next_save = time.monotonic() + SAVE_EVERY_S
     while training.epoch < epochs:
         training.run_epoch()
         if time.monotonic() > next_save:
             began = time.monotonic()
-            _save(training, checkpoint)
+            lease.check()
+            kept.save(training)
             next_save = time.monotonic() + max(SAVE_EVERY_S, (time.monotonic() - began) / SAVE_SHARE)
         progress(training.epoch, epochs)
     check()
     training.model.load_state_dict(training.best)
-    save_weights(folder / "model.safetensors", training.model)
     outcome = {"validation_dice": training.best_dice, "train_seconds": round(training.seconds, 2), "epochs": epochs}
-    write_json(folder / "model.json", outcome | {"threads": threads, "torch": torch.__version__})
-    checkpoint.unlink(missing_ok=True)
-
-
-def _save(training: Training, checkpoint: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save(training.as_state(), buffer)
-    write_bytes(checkpoint, buffer.getvalue())
-
-
-def _resume(training: Training, checkpoint: Path) -> None:
-    """Restore a checkpoint; if there is none or it cannot be read, the training starts from the beginning."""
-    if not checkpoint.exists():
-        return
-    try:
-        state = torch.load(checkpoint, map_location=training.device, weights_only=True)
-    except Exception:  # torch raises many types for a damaged file
-        return
-    training.restore(state)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
-    """Lock a folder of the cache, so that two processes never train one model at once; the second one waits."""
-    with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder
+    lease.check()
+    kept.finish(training, outcome | {"threads": threads, "torch": torch.__version__})
 
 
 @contextlib.contextmanager

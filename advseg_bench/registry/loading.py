@@ -12,7 +12,7 @@ from advseg_bench.losses import Loss, probe
 from advseg_bench.protocols import Attack
 from advseg_bench.registry import catalogue, plugins, toolkits
 from advseg_bench.registry.plugins import Plugin
-from advseg_bench.types import Task
+from advseg_bench.types import DefenceTraits, Task
 
 
 @runtime_checkable
@@ -70,7 +70,7 @@ def load_attack(
     if configurable := _as_configurable(name, target):
         return configurable.renamed(name).configure(follows, **given)
     if isinstance(target, type):
-        target = _construct(target, name, given if follows is None else given | {"loss": follows})
+        target = _construct(target, f"attack {name}", given if follows is None else given | {"loss": follows})
     elif given or follows:
         raise SpecError(
             f"attack {name}: expected no settings and no losses, since it is a plain function. Remove them."
@@ -91,6 +91,32 @@ def load_loss(name: str, task: Task) -> Loss:
         IncompatibleError: If it is not a valid loss for the task.
     """
     return check_loss(plugins.load_object("loss", name), task, name)
+
+
+def load_defence(name: str, settings: Mapping[str, Any], where: str) -> Any:
+    """Load a defence: a class that is called with the settings, or a callable as in `defences.base.Defence`.
+
+    Args:
+        name: Name in the catalogue or of a plug-in, or `package.module:object`.
+        settings: Keyword arguments of the defence.
+        where: Prefix of error messages.
+
+    Returns:
+        The defence, a callable (model, task, bounds) -> model with `traits`.
+
+    Raises:
+        PluginError: If the name cannot be loaded, or is not a defence.
+        SpecError: If the defence does not take the settings.
+    """
+    target = plugins.load_object("defence", name, where)
+    if isinstance(target, type):
+        target = _construct(target, where, settings)
+    elif settings:
+        raise SpecError(expected(where, "no settings, since it is a plain function", sorted(settings), "Remove them."))
+    if not callable(target) or not isinstance(getattr(target, "traits", None), DefenceTraits):
+        what = "a callable (model, task, bounds) with an attribute `traits` of type DefenceTraits"
+        raise PluginError(expected(where, what, type(target).__name__, "See docs/defences.md."))
+    return target
 
 
 def check_loss(loss: object, task: Task, name: str) -> Loss:
@@ -119,19 +145,19 @@ def _as_configurable(name: str, target: object) -> Configurable | None:
         raise PluginError(f"attack {name}: expected {what}, got {found}. Correct it.") from error
 
 
-def _construct(target: type, name: str, arguments: Mapping[str, Any]) -> object:
-    """Create an object of an attack class."""
+def _construct(target: type, where: str, arguments: Mapping[str, Any]) -> object:
+    """Create an object of the class of an attack or a defence."""
     try:
         return target(**arguments)
     except (TypeError, ValueError) as error:
         known = {key for key in getattr(target, "__dataclass_fields__", {}) if key != "loss"}
         wrong = next((key for key in arguments if known and key not in {*known, "loss"}), None)
         reason = unknown("", "setting", wrong, known) if wrong else error
-        raise SpecError(f"attack {name}: does not take these settings: {reason}") from None
+        raise SpecError(f"{where}: does not take these settings: {reason}") from None
     except (Exception, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit and its like
-        raise PluginError(f"attack {name}: cannot be created: {one_line(error)}. Correct its constructor.") from error
+        raise PluginError(f"{where}: cannot be created: {one_line(error)}. Correct its constructor.") from error
 
 
 def check_call(name: str, attack: object) -> None:

@@ -18,17 +18,19 @@ from typing import Literal
 
 from advseg_bench.errors import PluginError, one_line, unknown
 from advseg_bench.registry import catalogue, sources
+from advseg_bench.registry.catalogue_defences import DEFENCES
 from advseg_bench.registry.source_files import MAIN, namespace
 
 INSTALL = "Install its package, or set PYTHONPATH to the folder that contains it."
 """The remedy if the module of `package.module:object` cannot be imported."""
 
-Kind = Literal["attack", "architecture", "loss", "data set"]
+Kind = Literal["attack", "architecture", "loss", "defence", "data set"]
 
 GROUPS: dict[Kind, str] = {
     "attack": "advseg_bench.attacks",
     "architecture": "advseg_bench.models",
     "loss": "advseg_bench.losses",
+    "defence": "advseg_bench.defences",
     "data set": "advseg_bench.datasets",
 }
 EQUIVALENTS = "advseg_bench.equivalents"
@@ -40,11 +42,13 @@ SHIPPED: dict[Kind, Collection[str]] = {
     "attack": catalogue.ATTACKS,
     "architecture": (*catalogue.ARCHITECTURES, *catalogue.DEFINED_ARCHITECTURES),
     "loss": catalogue.LOSSES,
+    "defence": DEFENCES,
     "data set": catalogue.DATASETS,
 }
 _SHIPPED_TARGETS: dict[tuple[Kind, str], str] = {
     **{("attack", name): attack.target for name, attack in catalogue.ATTACKS.items()},
     **{("loss", name): loss.target for name, loss in catalogue.LOSSES.items()},
+    **{("defence", name): defence.target for name, defence in DEFENCES.items()},
 }
 RESERVED = "none"
 """The attack name of the clean prediction in every record."""

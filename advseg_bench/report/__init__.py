@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,12 @@ __all__ = ["FORMATS", "Summary", "print_document", "print_summary", "summarise",
 
 FORMATS = ("png", "pdf")
 """Formats in which figures can be written, besides SVG for charts and PNG for sheets of images."""
+
+_FORMULA = "^[=+@\\t\\r-]"
+"""The first characters of a formula in a spreadsheet."""
+
+PARTS = ("tables", "figures")
+"""Folders of a report."""
 
 T = TypeVar("T")
 
@@ -107,8 +114,10 @@ def _write(
     document: Document, folder: Path, stem: str, colours: tuple[tuple[str, str], ...], formats: Sequence[str]
 ) -> list[Path]:
     """Write a document's pages, tables and figures; delete other formats of the figures from an earlier report."""
-    for part in ("tables", "figures"):
+    for part in PARTS:
         make_folder(folder / part)
+        if (folder / part).is_symlink():
+            raise RecordError(expected(folder / part, "a folder of the report", "a link", "Delete it."))
     files: dict[str, bytes] = {}
     wide = {}
     sheets = [sheet for gallery in _find(document, Gallery) for sheet in gallery.sheets]
@@ -131,6 +140,9 @@ def _write(
             files[f"tables/{table.name}.csv"] = _as_csv(table.data)
     files[f"{stem}.md"] = render_markdown(document).encode()
     files[f"{stem}.html"] = render_html(document, wide, colours).encode()
+    for name in files:  # parts of names come from the run, which may be a stranger's
+        if (folder / name).parent not in (folder, *(folder / part for part in PARTS)) or "\0" in name:
+            raise RecordError(expected(folder, "names of files in this folder", name, "Do not use this run."))
     for name, data in files.items():
         write_bytes(folder / name, data)
     for name in {name.rsplit(".", 1)[0] for name in files if name.startswith("figures/")}:
@@ -146,5 +158,9 @@ def _find(document: Document, kind: type[T]) -> list[T]:
 
 
 def _as_csv(data: pl.DataFrame) -> bytes:
-    """Write a CSV with 9 decimals; further digits depend on the order of summation."""
-    return data.with_columns(cs.float().round(9)).write_csv().encode()
+    """Write a CSV with 9 decimals; further digits depend on the order of summation.
+
+    A text that a spreadsheet would compute begins with an apostrophe, which spreadsheets hide.
+    """
+    plain = data.with_columns(cs.float().round(9), cs.string().str.replace(_FORMULA, "'$0"))
+    return plain.rename(lambda name: re.sub(_FORMULA, r"'\g<0>", name)).write_csv().encode()

@@ -6,7 +6,7 @@ import polars as pl
 
 from advseg_bench.report.document import Column, Table, show_budget, show_count, show_number, show_plural, thin
 from advseg_bench.report.summary import Summary
-from advseg_bench.results.arms import POINT, WORST, read_arm
+from advseg_bench.results.arms import POINT, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import CLEAN
 
@@ -14,9 +14,9 @@ WEAK = 0.5
 """Clean Dice below which a network with given weights probably gets other intensities or classes than it expects."""
 
 
-def list_weak(run: Run) -> list[str]:
+def list_weak(summary: Summary) -> list[str]:
     """Name the models with given weights whose clean Dice is so low that their input or classes may be wrong."""
-    listed = run.about.suite.source.get("models", ())
+    listed = summary.run.about.suite.source.get("models", ())
     remedies = {
         model["name"]: "With `weights`, check `scale`, `mean`, `std` and the classes."
         if "weights" in model
@@ -24,10 +24,7 @@ def list_weak(run: Run) -> list[str]:
         for model in listed
         if model.get("weights") or "architecture" not in model  # given, or a network in memory
     }
-    if not remedies:
-        return []
-    clean = run.table("dice", by="model", where={"attack": CLEAN.attack})
-    found = {row["model"]: row["mean"] for row in clean.iter_rows(named=True)}
+    found = {model: row["mean"] for model, row in summary.clean["dice"].items()}
     return [
         f"{name}: clean Dice {found[name]:.3f}. {remedy}"
         for name, remedy in remedies.items()
@@ -35,16 +32,9 @@ def list_weak(run: Run) -> list[str]:
     ]
 
 
-def list_non_finite(run: Run) -> list[str]:
+def list_non_finite(summary: Summary) -> list[str]:
     """Name the models that yield NaN or infinity: first those that do so on clean images, then under attack only."""
-    flagged = pl.col("flags").list.contains("non_finite_logits")
-    broken = run.rows.lazy().filter(flagged).select("model", "image", pl.col("attack") == CLEAN.attack).collect()
-    if broken.is_empty():
-        return []
-    keys = ["model", "image"]
-    clean = broken.filter("attack").select(keys).unique()
-    attacked = broken.filter(~pl.col("attack")).join(clean, on=keys, how="anti")
-    images, results = (dict(frame.group_by("model").len().iter_rows()) for frame in (clean, attacked))
+    run, images, results = summary.run, summary.non_finite.images, summary.non_finite.results
     total = show_plural(run.about.data.images, "clean test image")
     sentences = [
         f"Model {name} yields NaN or infinity on {images[name]:,} of {total}. No result on these images enters a mean."
@@ -76,15 +66,10 @@ def describe_models(run: Run) -> list[str]:
 
 def make_repeat_table(summary: Summary) -> Table | None:
     """Make the table of the spread of mean Dice over the repeats of stochastic models, or None if there are none."""
-    run = summary.run
-    names = [name for name in run.model_names if run.models.get(name, {}).get("stochastic")]
-    if not names:
+    if summary.repeats is None:
         return None
-    dice = pl.col("mean")
-    repeats = run.table("dice", by=(*POINT, "draw"), where={"model": names}).filter(
-        dice.is_not_null(), pl.col("attack") != WORST
-    )
-    data = repeats.group_by(POINT, maintain_order=True).agg(
+    run, dice = summary.run, pl.col("mean")
+    data = summary.repeats.group_by(POINT, maintain_order=True).agg(
         pl.len().alias("repeats"),
         dice.mean(),
         dice.min().alias("lowest"),

@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
+from advseg_bench.errors import tidy
 from advseg_bench.instruments.process_entry import CHANGED
 from advseg_bench.report.behaviour import describe_models, list_non_finite, list_weak
 from advseg_bench.report.contrasts import Contrast, show_ratio
-from advseg_bench.report.document import show_budget, show_number, show_plural
+from advseg_bench.report.document import LONGEST_PARAGRAPH, show_budget, show_number, show_plural
 from advseg_bench.report.findings import shorten_list, write_findings
-from advseg_bench.report.integrity import NOTES
 from advseg_bench.report.means import Row, write_mean
+from advseg_bench.report.measured import NOTES
 from advseg_bench.report.series import NORMS
 from advseg_bench.report.summary import Summary, summarise
 from advseg_bench.report.verdicts import Judged, describe_shortage
@@ -73,7 +74,7 @@ class Grid:
             table.add_column(title, width=size, no_wrap=True, justify="right")
         columns = [*self.names.values(), *self.numbers.values()]
         for cells in list(zip(*columns, strict=True))[:rows]:
-            table.add_row(*map(RichText, cells))
+            table.add_row(*(RichText(tidy(cell)) for cell in cells))
         return table
 
 
@@ -97,7 +98,7 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
     head = [
         *_fit([summary.run.about.suite.title], 1, console, "bold"),
         *_fit(_describe_run(summary), 4, console),
-        *_fit(_list_warnings(summary.run), 3, console, "bold red"),
+        *_fit(_list_warnings(summary), 3, console, "bold red"),
         *_fit(describe_models(summary.run), 2, console),
     ]
     reach = _fit(sentences[-1:], 2, console, bullet="- ")  # the scope of all findings, so it is never left out
@@ -116,7 +117,7 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
             _print(console, [RichText(f"... and {more} more in the report")])
     _print(console, end)
     for line in page:
-        console.print(RichText(line), soft_wrap=True)
+        console.print(RichText(tidy(line, LONGEST_PARAGRAPH)), soft_wrap=True)
 
 
 def _print(console: Console, lines: Iterable[RichText]) -> None:
@@ -129,7 +130,7 @@ def _fit(sentences: Iterable[str], most: int, console: Console, style: str = "",
     """Break sentences into lines, two each and `most` in total; "..." marks what is left out."""
     lines: list[RichText] = []
     for sentence in sentences:
-        wrapped = list(RichText(sentence, style).wrap(console, console.width - len(bullet)))
+        wrapped = list(RichText(tidy(sentence, LONGEST_PARAGRAPH), style).wrap(console, console.width - len(bullet)))
         kept = wrapped[: min(2, most - len(lines))]
         if kept and len(kept) < len(wrapped):
             kept[-1].truncate(console.width - len(bullet) - 4)
@@ -164,9 +165,11 @@ def _show_budgets(budgets: Budgets) -> str:
     return show_radii(budgets.eps, budgets.norm, budgets.width)
 
 
-def _list_warnings(run: Run) -> list[str]:
+def _list_warnings(summary: Summary) -> list[str]:
     """Return the cautions to show before any number, in short."""
-    warnings = [*list_weak(run), *list_non_finite(run), *([run.about.suite.note] if run.about.suite.note else [])]
+    run = summary.run
+    note = [run.about.suite.note] if run.about.suite.note else []
+    warnings = [*list_weak(summary), *list_non_finite(summary), *note]
     if run.missing:
         warnings.append(f"Incomplete: {run.missing:,} of {run.planned:,} results are missing.")
     return warnings

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 import polars as pl
 
 from advseg_bench.claims import Association, Claim, Crossing, Evidence, make_arm
-from advseg_bench.claims.evidence import NORM
 from advseg_bench.claims.wording import show_p
 from advseg_bench.report.claims_figures import FORMS
 from advseg_bench.report.document import NOTHING, Column, Table, show_grey, show_number, thin
-from advseg_bench.report.means import index_means
-from advseg_bench.results.arms import CURVE
 from advseg_bench.stats import Coefficient, Interval, PairedTest
 
 
@@ -125,13 +122,11 @@ def make_released_table(name: str, data: str, evidence: Evidence) -> Table | Non
     losses = dict.fromkeys(arm.loss for arm in sorted(evidence.arms, key=lambda arm: arm.loss) if arm.attack == "fgsm")
     arms = [make_arm("fgsm", loss, settings) for loss in losses for settings in ({}, released)]
     arms = [arm for arm in arms if arm in evidence.arms]
-    names = ("dice_released_clean", "dice_released", "diff_released")
-    found = evidence.run.tables(names, CURVE, where={"norm": NORM, "eps": evidence.eps})
-    means = {score: index_means(table).rows for score, table in found.items()}
+    means = evidence.released
     rows = [(model, arm) for model in evidence.models for arm in arms if (model, arm) in means["diff_released"]]
     if not rows:
         return None
-    values = {score: [means[score][row]["mean"] for row in rows] for score in names}
+    values = {score: [means[score][row]["mean"] for row in rows] for score in means}
     models = [model for model, _ in rows]
     columns = (
         Column("Model", thin(models), number=False),

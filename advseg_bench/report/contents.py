@@ -13,6 +13,7 @@ from advseg_bench.report.summary import Summary
 from advseg_bench.report.verdicts import summarise_claims
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import Budgets
+from advseg_bench.results.verify import list_damaged
 
 MOST_NAMES = 8
 """Largest number of attacks that are named at the top of a report."""
@@ -35,7 +36,7 @@ def compose(summary: Summary) -> Document:
     return Document(
         title=summary.run.about.suite.title,
         facts=tuple(_list_facts(summary).items()),
-        warnings=list_warnings(summary.run),
+        warnings=list_warnings(summary),
         sections=tuple(section for section in sections if section.blocks),
     )
 
@@ -64,11 +65,13 @@ def _list_facts(summary: Summary) -> dict[str, str]:
     }
 
 
-def list_warnings(run: Run) -> tuple[str, ...]:
+def list_warnings(summary: Summary) -> tuple[str, ...]:
     """Return the cautions to show before any number."""
+    run = summary.run
     warnings = [
-        *behaviour.list_weak(run),
-        *behaviour.list_non_finite(run),
+        *_list_damaged(run),
+        *behaviour.list_weak(summary),
+        *behaviour.list_non_finite(summary),
         *([run.about.suite.note] if run.about.suite.note else []),
     ]
     if run.missing:
@@ -87,6 +90,17 @@ def list_warnings(run: Run) -> tuple[str, ...]:
         what = show_plural(len(run.failures), "failure")
         warnings.append(f"Failed: {what}, listed under Checks. Failures enter no number below.")
     return tuple(warnings)
+
+
+def _list_damaged(run: Run) -> tuple[str, ...]:
+    """Return a caution that names the damaged files of a run, which are left out."""
+    damaged = list_damaged(run)
+    if not damaged or run.path is None:
+        return ()
+    shown = "; ".join(f"{each.path.relative_to(run.path)} {each.reason}" for each in damaged[:MOST_NAMES])
+    more = f"; and {len(damaged) - MOST_NAMES} more" if len(damaged) > MOST_NAMES else ""
+    what = show_plural(len(damaged), "file")
+    return (f"Damaged: {what} left out, and what they held is missing below: {shown}{more}.",)
 
 
 def _show_findings(summary: Summary) -> Section:
@@ -162,7 +176,7 @@ def _check(summary: Summary) -> tuple[Block, ...]:
         integrity.make_failure_table(run),
         integrity.make_skip_table(run),
     )
-    sentences = integrity.describe_checks(run)
+    sentences = integrity.describe_checks(summary)
     if summary.series and not summary.doubts:
         sentences += ("No doubt about an attack was raised.",)
     if not run.failures:

@@ -133,24 +133,29 @@ class Contrast:
         return least if least > 1 else None
 
 
-def contrast_models(
-    run: Run,
-    budgets: Budgets,
-    series: Sequence[Series],
-    ranked: Mapping[str, Sequence[Rival]],
-    worst: Mapping[str, Rival],
-) -> tuple[Contrast, ...]:
-    """Compare each model's strongest attack at the reference budget with noise of that budget.
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The strongest attacks on some models, compared with each noise baseline of the run.
+
+    Attributes:
+        noises: Noise baseline -> model -> its row of `Run.table("drop")`.
+        contrasts: Noise baseline, and None for none -> model -> its contrast, without a label.
+    """
+
+    noises: Mapping[str, Mapping[str, Row]]
+    contrasts: Mapping[str | None, Mapping[str, Contrast]]
+
+
+def compare_models(
+    run: Run, budgets: Budgets, ranked: Mapping[str, Sequence[Rival]], worst: Mapping[str, Rival]
+) -> Compared:
+    """Compare each model's strongest attack at the reference budget with each noise baseline of that budget.
 
     Args:
-        run: The run.
+        run: The run of some models.
         budgets: Norm and reference budget.
-        series: The series of the run, for the labels.
         ranked: Model -> its attacks, the strongest first.
         worst: Model -> the worst case over its attacks.
-
-    Returns:
-        One contrast for each model with an attack, in the order of the suite.
     """
     where = {"norm": budgets.norm, "eps": budgets.reference}
     noises = {
@@ -161,28 +166,41 @@ def contrast_models(
         }
         for control in sorted(run.controls)
     }
-    control = _find_most_harmful(noises)
-    noise = noises[control] if control else {}
     table = run.table("dice_clean", by=CURVE, where=where)
     clean = {(row["model"], read_arm(row)): row["mean"] for row in table.iter_rows(named=True)}
-    scored = run.scores().filter(pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
-    contrasts = []
+    names = ("model", *ARM, "subject", "image", "drop", "dice_clean")
+    at_reference = (pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
+    scored = run.scores().lazy().filter(*at_reference).select(names).collect()
     cases = {m: WorstCase(r.arm, clean[m, r.arm], dict(r.drop)) for m, r in worst.items()}
-    for model in run.model_names:
-        if model in ranked:
-            arm, drop = ranked[model][0].arm, dict(ranked[model][0].drop)
-            label = find_label(series, arm)
-            mine = scored.filter(pl.col("model") == model)
+    contrasts: dict[str | None, dict[str, Contrast]] = {control: {} for control in (None, *noises)}
+    for model, rivals in ranked.items():
+        arm, mine = rivals[0].arm, scored.filter(pl.col("model") == model)
+        plain = Contrast(model, arm, "", clean[model, arm], dict(rivals[0].drop), None, worst=cases.get(model))
+        for control, found in contrasts.items():
             noisy = mine.filter(pl.col("attack") == (control or ""))
-            contrast = Contrast(model, arm, label, clean[model, arm], drop, noise.get(model), control=control)
-            contrast = _pair(replace(contrast, worst=cases.get(model)), mine.filter(is_arm(arm)), noisy)
+            noise = noises[control].get(model) if control else None
+            contrast = _pair(replace(plain, noise=noise, control=control), mine.filter(is_arm(arm)), noisy)
             if run.about.data.by_image:
                 contrast = replace(contrast, test=None)
             elif contrast.tested:
-                rivals = [rival.arm for rival in ranked[model]]
-                contrast = replace(contrast, p=_adjust(mine, noisy, rivals))
-            contrasts.append(contrast)
-    return tuple(contrasts)
+                contrast = replace(contrast, p=_adjust(mine, noisy, [rival.arm for rival in rivals]))
+            found[model] = contrast
+    return Compared(noises, contrasts)
+
+
+def choose_contrasts(run: Run, series: Sequence[Series], compared: Sequence[Compared]) -> tuple[Contrast, ...]:
+    """Return the contrast of each model with the noise baseline that lowers mean Dice most, in the order of the suite.
+
+    Args:
+        run: The run.
+        series: The series of the run, for the labels.
+        compared: The comparisons of all its models.
+    """
+    noises = {control: {m: row for c in compared for m, row in c.noises[control].items()} for control in run.controls}
+    control = _find_most_harmful({name: noises[name] for name in sorted(noises)})
+    found = {model: contrast for each in compared for model, contrast in each.contrasts[control].items()}
+    chosen = [found[model] for model in run.model_names if model in found]
+    return tuple(replace(contrast, label=find_label(series, contrast.arm)) for contrast in chosen)
 
 
 def _find_most_harmful(noises: Mapping[str, Mapping[str, Row]]) -> str | None:

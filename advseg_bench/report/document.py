@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from advseg_bench.errors import tidy
 from advseg_bench.suite.cells import find_grey, show_eps
 
 if TYPE_CHECKING:
@@ -23,6 +25,15 @@ NOTHING = "-"
 
 WIDE, NARROW = 9.0, 4.0
 """Widths of figures in inches: for a desktop screen or a page, and for a phone."""
+
+LONGEST_CELL, LONGEST_PARAGRAPH = 300, 5_000
+"""Most characters of a cell of a table, and of a sentence or caption."""
+
+LONGEST_LABEL = 120
+"""Most characters of a label in a figure."""
+
+LONGEST_STEM = 150
+"""Most characters of the stem of a file, below the 255 bytes of file systems."""
 
 DPI = 200
 """Resolution of raster images for print, in dots per inch."""
@@ -166,7 +177,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A complete report.
+    """A complete report. Its text is tidied when it is made, since names in it may come from files of strangers.
 
     Attributes:
         title: Title of the suite.
@@ -179,6 +190,36 @@ class Document:
     facts: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     sections: tuple[Section, ...]
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, tidy_all(getattr(self, field.name)))
+
+
+def tidy_all(value: Any) -> Any:
+    """Tidy every text of an element, see `errors.tidy`; data, drawings and images are unchanged."""
+    if isinstance(value, str):
+        return tidy(value, LONGEST_PARAGRAPH)
+    if isinstance(value, tuple):
+        return tuple(map(tidy_all, value))
+    if isinstance(value, Code):
+        lines = value.text.split("\n")
+        return replace(value, text="\n".join(tidy(line, LONGEST_PARAGRAPH) for line in lines), title=tidy(value.title))
+    if isinstance(value, Column):
+        return replace(
+            value, label=tidy(value.label, LONGEST_CELL), cells=tuple(tidy(c, LONGEST_CELL) for c in value.cells)
+        )
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {field.name: tidy_all(getattr(value, field.name)) for field in fields(value)}
+        if isinstance(value, (Table, Figure, Sheet)):
+            changed["name"] = name_file(value.name)
+        return replace(value, **changed)
+    return value
+
+
+def name_file(name: str) -> str:
+    """Return a name as a stem of a file: letters, digits and "._+-" only, and not hidden."""
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip(".")[:LONGEST_STEM] or "_"
 
 
 def show_number(value: float | None, digits: int = 3) -> str:

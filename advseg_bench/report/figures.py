@@ -14,8 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter
 
-from advseg_bench.report.document import DPI, Figure
+from advseg_bench.errors import tidy
+from advseg_bench.report.document import DPI, LONGEST_LABEL, Figure
 
 STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -34,10 +37,17 @@ STYLE: dict[str, Any] = {
     "lines.markersize": 4,
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,
 }
 
 LEGEND_ROWS, LEGEND_ROW = 3, 0.19
 """Rows of a legend that the height of a drawing includes, and the height of a further one in inches."""
+
+LONGEST_TITLE = 48
+"""Most characters of a title of one of several charts, which share the width of the figure."""
+
+MOST_LINES = 6
+"""Most lines of a label."""
 
 _DATED = {"svg": "Date", "pdf": "CreationDate", "png": "Software"}
 """Metadata in which two files of the same drawing would differ."""
@@ -85,6 +95,7 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
     files = []
     with _styled(figure.name):
         drawing = figure.draw(width)
+        _tidy_labels(drawing)
         FigureCanvasAgg(drawing)
         for axis in (axis for ax in drawing.axes for axis in (ax.xaxis, ax.yaxis)):
             if not axis.get_label_text():
@@ -104,13 +115,32 @@ def render(figure: Figure, width: float, *kinds: str) -> list[bytes]:
     return files
 
 
+def _tidy_labels(drawing: Drawing) -> None:
+    """Tidy every label, line by line: unprintable characters are no XML, and a long name leaves axes no space."""
+    for text in drawing.findobj(Text):
+        text.set_text(_tidy(text.get_text()))
+    for ax in drawing.axes:
+        for place in ("left", "center", "right"):
+            if len(title := ax.get_title(place)) > LONGEST_TITLE:
+                ax.set_title(tidy(title, LONGEST_TITLE), loc=place)
+    for axis in (axis for ax in drawing.axes for axis in (ax.xaxis, ax.yaxis)):
+        formatter = axis.get_major_formatter()
+        if isinstance(formatter, FixedFormatter):
+            formatter.seq = [_tidy(label) for label in formatter.seq]
+
+
+def _tidy(label: str) -> str:
+    return "\n".join(tidy(line, LONGEST_LABEL) for line in label.split("\n")[:MOST_LINES])
+
+
 def add_legend(drawing: Drawing, marks: Sequence[Mark], width: float) -> None:
     """Add a legend below a drawing, with as many columns as fit; rows beyond the first few make the drawing higher."""
+    labels = [tidy(mark.label, LONGEST_LABEL) for mark in marks]
     handles = [
-        Line2D([], [], color=m.colour, linestyle=m.dash or "none", marker=m.marker or None, label=m.label)
-        for m in marks
+        Line2D([], [], color=m.colour, linestyle=m.dash or "none", marker=m.marker or None, label=label)
+        for m, label in zip(marks, labels, strict=True)
     ]
-    longest = max((len(mark.label) for mark in marks), default=0)
+    longest = max(map(len, labels), default=0)
     columns = max(1, min(len(marks), int(width / (0.6 + 0.075 * longest))))
     drawing.legend(handles=handles, loc="outside lower center", ncols=columns)
     rows = math.ceil(len(marks) / columns)

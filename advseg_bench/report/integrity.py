@@ -21,8 +21,9 @@ from advseg_bench.report.document import (
     show_plural,
     thin,
 )
+from advseg_bench.report.measured import AVERAGED, NOTES
 from advseg_bench.report.summary import Summary
-from advseg_bench.results.arms import ARM, read_arm
+from advseg_bench.results.arms import ARM, WORST, read_arm
 from advseg_bench.results.run import Run
 from advseg_bench.results.scores import UNMEASURED
 from advseg_bench.suite.battery import KEPT_SMALLER, SKIPPED
@@ -49,9 +50,6 @@ FLAGS = {
 }
 """The meaning of each flag of a row."""
 
-NOTES = (SKIPPED, KEPT_SMALLER, *TRACED)
-"""Flags that are no fault of an attack."""
-
 
 def explain_flag(name: str) -> str:
     """Return the meaning of a flag in plain words."""
@@ -61,53 +59,46 @@ def explain_flag(name: str) -> str:
     return FLAGS.get(name, "see the attack's documentation")
 
 
-def describe_checks(run: Run) -> tuple[str, ...]:
+def describe_checks(summary: Summary) -> tuple[str, ...]:
     """Summarise in sentences what was re-checked in float64."""
-    attacked = run.rows.lazy().filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
-    results = attacked.select(pl.len()).collect().item()
-    if not results:
+    stored = summary.cells.filter(pl.col("attack") != WORST)
+    attacked = stored.filter(pl.col("attack") != "none", pl.col("eps") > 0)
+    if attacked.is_empty():
         return ("No attack has a result yet.",)
-    marked = (
-        attacked.filter(pl.col("flags").list.len() > 0).select("cell", "norm", "eps", "linf", "l2", "flags").collect()
-    )
-    beyond = marked.filter(pl.col("flags").list.contains("beyond_eps"))
-    within = attacked.filter(~pl.col("cell").is_in(beyond["cell"].unique().to_list()))
-    used = within.select((_measured() / pl.col("eps")).max()).collect().item()
-    flagged = marked.filter(pl.col("flags").list.set_difference(["beyond_eps", *NOTES]).list.len() > 0).height
-    noted = marked.filter(pl.col("flags").list.set_difference(list(NOTES)).list.len() == 0).height
+    beyond = attacked.filter(pl.col("beyond") > 0)
+    within = attacked.filter(pl.col("beyond") == 0)
+    used = within.select((pl.col("furthest") / pl.col("eps")).max()).item()
+    results, flagged, noted = (int(attacked[name].sum()) for name in ("results", "at_fault", "noted"))
     sentence = (
         f"Every attacked image was re-measured in float64: the largest perturbation is {show_number(used, 4)} times "
         f"its budget, and {show_count(flagged) if flagged else 'none'} of "
         f"{show_plural(results, 'result')} {'are' if flagged > 1 else 'is'} flagged"
         + (f", apart from {show_count(noted)} with no more than a note." if noted else ".")
     )
-    sentences = (sentence, *_describe_battery(run))
+    sentences = (sentence, *_describe_battery(summary.run, stored))
     if beyond.is_empty():
         return sentences
-    times = show_number(beyond.select((_measured() / pl.col("eps")).max()).item(), 2)
-    left_out = show_plural(beyond.height, "result")
+    times = show_number(beyond.select((pl.col("furthest_beyond") / pl.col("eps")).max()).item(), 2)
+    left_out = show_plural(int(beyond["beyond"].sum()), "result")
     return (
         *sentences,
         f"Not included: {left_out} of attacks that exceed eps by definition, with up to {times} times eps.",
     )
 
 
-def _describe_battery(run: Run) -> tuple[str, ...]:
+def _describe_battery(run: Run, measured: pl.DataFrame) -> tuple[str, ...]:
     """Compare the passes of a battery with those of its members alone; nothing without a battery."""
     cells = [cell["id"] for cell in run.info["cells"] if cell.get("battery")]
-    skipped = pl.col("flags").list.contains(SKIPPED).sum().alias("skipped")
-    of_battery = run.rows.lazy().filter(pl.col("cell").is_in(cells))
-    sums = of_battery.group_by("attack", "settings").agg(
-        pl.len().alias("rows"), pl.col("forwards").sum(), pl.col("backwards").sum(), skipped
-    )
+    of_battery = measured.filter(pl.col("cell").is_in(cells))
+    sums = of_battery.group_by("attack", "settings").agg(pl.col("results", "forwards", "backwards", "skipped").sum())
     used = [0, 0]
     alone = [0.0, 0.0]
     left_out = 0
-    for row in sums.collect().iter_rows(named=True):
+    for row in sums.iter_rows(named=True):
         traits = catalogue.ATTACKS[row["attack"]].traits_of(json.loads(row["settings"]))
         for i, name in enumerate(("forwards", "backwards")):
             used[i] += int(row[name])
-            alone[i] += row["rows"] * (getattr(traits, name) or 0)
+            alone[i] += row["results"] * (getattr(traits, name) or 0)
         left_out += row["skipped"]
     if not cells or not sum(used):
         return ()
@@ -119,23 +110,17 @@ def _describe_battery(run: Run) -> tuple[str, ...]:
 def make_norm_table(summary: Summary) -> Table:
     """Make the table of measured perturbation norms and of the cost of the attacks."""
     keys = (*ARM, "eps")
+    means = [
+        pl.when(pl.col(f"{name}_known").sum() > 0).then(pl.col(name).sum() / pl.col(f"{name}_known").sum()).alias(label)
+        for name, label in zip(AVERAGED, ("l2_mean", *AVERAGED[1:]), strict=True)
+    ]
     data = (
-        summary.run.scores()
-        .lazy()
-        .filter(pl.col("attack") != "none")
+        summary.cells.filter(pl.col("attack") != "none")
         .group_by(keys)
         .agg(
-            pl.len().alias("results"),
-            pl.col("linf").min().alias("linf_min"),
-            pl.col("linf").max().alias("linf_max"),
-            pl.col("l2").mean().alias("l2_mean"),
-            pl.col("unmoved").mean(),
-            pl.col("forwards").mean(),
-            pl.col("backwards").mean(),
-            (pl.col("flags").list.set_difference(list(NOTES)).list.len() > 0).sum().alias("flagged"),
+            pl.col("results").sum(), pl.col("linf_min").min(), pl.col("linf_max").max(), *means, pl.col("flagged").sum()
         )
         .sort(keys)
-        .collect()
     )
     found: dict[Arm, list[dict[str, Any]]] = {}
     for row in data.iter_rows(named=True):
@@ -276,11 +261,6 @@ def describe_windows(run: Run) -> dict[str, str]:
     same = len(shown) == len(given) and len(set(shown.values())) == 1
     named = next(iter(shown.values())) if same else "; ".join(f"{name}: {each}" for name, each in shown.items())
     return {"Sliding windows": named}
-
-
-def _measured() -> pl.Expr:
-    """Return the measured perturbation in the norm of the budget."""
-    return pl.when(pl.col("norm") == "l2").then("l2").otherwise("linf")
 
 
 def _show_passes(forwards: float | None, backwards: float | None) -> str:

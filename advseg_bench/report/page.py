@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +18,19 @@ from advseg_bench.report.document import (
     Gallery,
     Table,
     Text,
+    tidy_all,
 )
 from advseg_bench.report.painting import ERROR_COLOURS
 from advseg_bench.report.sheets import encode_png
+
+_LINK = re.compile(r"\]([(:\[])")
+"""Where a link or its address would begin."""
+
+_CODE = re.compile(r"(?<![^\s(])`\w+`(?!\w)")
+"""A key of a suite, as sentences write it."""
+
+_LEADING = re.compile(r"^([#>+~=*-])")
+"""What makes a heading, quotation, list or rule of a line that begins with it."""
 
 LARGEST_GALLERY = 1_500_000
 """Maximum size in bytes of the images of a gallery in the HTML page; further cases are only in the figure files."""
@@ -51,18 +62,18 @@ def render_html(document: Document, wide: Mapping[str, bytes], colours: tuple[tu
     return template.render(
         document=document,
         sections=sections,
-        classes=colours,
+        classes=tidy_all(colours),
         errors=tuple(ERROR_COLOURS.items()),
     )
 
 
 def render_markdown(document: Document) -> str:
     """Render Markdown that refers to the figure files beside it."""
-    lines = [f"# {document.title}", ""]
+    lines = [f"# {_escape(document.title)}", ""]
     lines += [f"> **{_escape(warning)}**\n" for warning in document.warnings]
-    lines += [f"- {label}: {_escape(value)}" for label, value in document.facts]
+    lines += [f"- {_escape(label)}: {_escape(value)}" for label, value in document.facts]
     for section in document.sections:
-        lines += ["", f"## {section.title}", ""]
+        lines += ["", f"## {_escape(section.title)}", ""]
         for block in section.blocks:
             lines += [*_as_markdown(block, section.title), ""]
     return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
@@ -72,31 +83,39 @@ def _as_markdown(block: object, section: str) -> list[str]:
     """Return the lines of one element; a table with the title of its section gets no separate heading."""
     match block:
         case Text():
-            sentences = list(map(_escape, block.sentences))
+            sentences = [_LEADING.sub(r"\\\1", _escape(sentence)) for sentence in block.sentences]
             return [f"- {s}" for s in sentences] if block.bullets else ["\n\n".join(sentences)]
         case Code():
-            return ["```", block.text, "```"] if not block.title else []
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block.text)), default=0))
+            return [fence, block.text, fence] if not block.title else []
         case Figure():
-            return [f"![{block.title}](figures/{block.name}.svg)", "", block.caption]
+            return [f"![{_escape_title(block.title)}](figures/{block.name}.svg)", "", _escape(block.caption)]
         case Gallery():
             lines = []
             for sheet in block.sheets:
                 own = [_escape(sheet.caption), ""] if sheet.caption != block.caption else []
-                lines += [f"![{sheet.title}](figures/{sheet.name}.png)", "", *own]
-            return [*lines, block.caption]
+                lines += [f"![{_escape_title(sheet.title)}](figures/{sheet.name}.png)", "", *own]
+            return [*lines, _escape(block.caption)]
         case Table():
             head = [column.label for column in block.columns]
             rule = ["---:" if column.number else ":---" for column in block.columns]
             rows = [head, rule, *block.rows()]
             lines = ["| " + " | ".join(map(_escape, row)) + " |" for row in rows]
-            heading = [] if block.title == section else [f"### {block.title}", ""]
+            heading = [] if block.title == section else [f"### {_escape(block.title)}", ""]
             return [*heading, *lines, "", _escape(block.caption)]
     raise AssertionError(f"no Markdown for {type(block).__name__}")
 
 
 def _escape(text: str) -> str:
-    """Escape text so that Markdown shows it literally, also in a table."""
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    """Escape text so that Markdown shows it as it is: no element, link, code or column of a table begins in it."""
+    plain = " ".join(text.split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    whole = _CODE.sub("", plain).count("`") == 0  # keys that a sentence names
+    return _LINK.sub(r"]\\\1", plain if whole else plain.replace("`", "\\`"))
+
+
+def _escape_title(text: str) -> str:
+    """Escape the description of an image, in which every bracket counts."""
+    return _escape(text).replace("]\\(", "](").replace("[", "\\[").replace("]", "\\]")
 
 
 def _prepare(block: object, wide: Mapping[str, bytes]) -> dict[str, Any]:

@@ -5,16 +5,14 @@ Of a volume, the slice with the largest labelled area is shown; the scores of th
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from advseg_bench.errors import RecordError
 from advseg_bench.report.document import Array
+from advseg_bench.results.panels import Panel, list_panels, read_panel
+from advseg_bench.results.parts import refuse
 from advseg_bench.results.run import Run
 from advseg_bench.results.scores import find_scored_classes
 from advseg_bench.results.selection import Extreme
@@ -69,40 +67,31 @@ def load_pictures(run: Run) -> tuple[Pictures, ...]:
     """Read the stored cases of a run, in the order of the models, the worst case first; none for a run in memory.
 
     Raises:
-        RecordError: If a file cannot be read; the message names it.
+        RecordError: If a file is damaged, and the run is read strictly; the message names it.
     """
     order = {name: i for i, name in enumerate(run.model_names)}
-    paths = sorted((run.path / "panels").glob("*.npz")) if run.path else []
-    found = [(path.name, _load(path, run.task)) for path in paths]
+    found = []
+    for path in list_panels(run.path) if run.path else ():
+        panel = read_panel(path, run.about, frozenset(run.info["images"]), run.info.get("run", ""))
+        if isinstance(panel, Panel):
+            found.append((path.name, _read(panel, run.task)))
+        elif run.strict:
+            refuse([panel])
     found.sort(key=lambda pair: (order.get(pair[1].case.model, len(order)), pair[1].case.kind != "worst", pair[0]))
     return tuple(pictures for _, pictures in found)
 
 
-def _load(path: Path, task: Task) -> Pictures:
-    """Read one case; an unreadable file raises `RecordError`."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            case = Extreme.from_record(json.loads(str(arrays["meta"])))
-            return _read(case, {name: arrays[name] for name in arrays.files}, task)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise RecordError(
-            f"{path}: is damaged ({type(error).__name__}). Delete this file and run the same command again: only "
-            "its image is recreated."
-        ) from None
-
-
-def _read(case: Extreme, arrays: Mapping[str, Array], task: Task) -> Pictures:
-    """Make the arrays of a case; `ValueError` or `KeyError` if some are missing or do not fit its sweep."""
-    x, x_adv, truth, clean, attacked = (arrays[name] for name in ("x", "x_adv", "truth", "clean", "attacked"))
-    if not _find_place(case) < len(case.sweep) == len(x_adv) == len(attacked):
-        raise ValueError("the arrays have another number of budgets than the sweep")
-    worst = _find_worst_class(truth, clean, attacked[_find_place(case)], task)
+def _read(panel: Panel, task: Task) -> Pictures:
+    """Make the pictures of a case."""
+    case, place = panel.case, _find_place(panel.case)
+    x, x_adv, truth, clean, attacked = (panel.arrays[name] for name in ("x", "x_adv", "truth", "clean", "attacked"))
+    worst = _find_worst_class(truth, clean, attacked[place], task)
     pictures = Pictures(case, x, x_adv, truth, clean, attacked, worst, case.image)
     return _cut(pictures, task) if truth.ndim == 4 else pictures
 
 
 def _find_place(case: Extreme) -> int:
-    """Return the index in the sweep of the budget at which a case was chosen; `ValueError` if it is missing."""
+    """Return the index in the sweep of the budget at which a case was chosen."""
     return [step.cell for step in case.sweep].index(case.cell)
 
 

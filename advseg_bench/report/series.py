@@ -9,7 +9,6 @@ import polars as pl
 
 from advseg_bench.report.document import show_plural
 from advseg_bench.results.arms import ARM, WORST, read_arm
-from advseg_bench.results.numbering import number_rows
 from advseg_bench.results.run import Run
 from advseg_bench.suite.cells import CLEAN, Arm
 
@@ -52,12 +51,16 @@ class Series:
         return not self.control and self.arm.attack != WORST
 
 
-def list_series(run: Run) -> tuple[Series, ...]:
+def list_series(run: Run, cells: pl.DataFrame) -> tuple[Series, ...]:
     """Return the series that have rows: attacks in the order of the suite, the worst case, noise baselines.
 
     Lines in one figure differ in colour, marker or dash; variants get the styles that the others do not use.
+
+    Args:
+        run: The run.
+        cells: Its cells with rows and its worst cases, see `measured.measure_cells`.
     """
-    budgets = _count_budgets(run)
+    budgets = _count_budgets(cells)
     arms = [arm for arm in dict.fromkeys(cell.arm for cell in run.about.cells) if arm in budgets and arm != CLEAN]
     plain = {(arm.attack, arm.norm) for arm in arms if arm.settings == "{}"}
     variants = {arm for arm in arms if arm.settings != "{}" and (arm.attack, arm.norm) in plain}
@@ -75,9 +78,9 @@ def list_series(run: Run) -> tuple[Series, ...]:
     return tuple(series)
 
 
-def _count_budgets(run: Run) -> dict[Arm, int]:
+def _count_budgets(cells: pl.DataFrame) -> dict[Arm, int]:
     """Return the number of eps above 0 at which each arm has rows; 0 if it has rows only at eps 0."""
-    found = number_rows(run.scores(), (*ARM, "eps"))[1].group_by(ARM).agg((pl.col("eps") > 0).sum().alias("budgets"))
+    found = cells.select(*ARM, "eps").unique().group_by(ARM).agg((pl.col("eps") > 0).sum().alias("budgets"))
     return {read_arm(row): row["budgets"] for row in found.iter_rows(named=True)}
 
 

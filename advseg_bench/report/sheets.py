@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from advseg_bench.report.document import DPI, WIDE, Array, Panel
+from advseg_bench.errors import tidy
+from advseg_bench.report.document import DPI, LONGEST_LABEL, WIDE, Array, Panel, tidy_all
 
 LARGEST_SIDE = 128
 NARROWER = 6.5
@@ -60,6 +61,8 @@ def draw_sheet(panels: Sequence[Panel], keys: Sequence[tuple[str, Key]]) -> Imag
     Returns:
         The sheet at `DPI`, with the width of a page; narrower if rows have labels.
     """
+    panels = [tidy_all(panel) for panel in panels]
+    keys = [(title, [(tidy(name, LONGEST_LABEL), colour) for name, colour in key]) for title, key in keys]
     titles, labelled = panels[0].titles, bool(panels[0].strips[0].label)
     width = NARROWER if labelled else WIDE
     start = EDGE + (0.32 if labelled else 0)

@@ -8,30 +8,21 @@ from dataclasses import dataclass
 import polars as pl
 
 from advseg_bench.checks.doubts import Finding
+from advseg_bench.claims.evidence import Evidence, choose_budget
 from advseg_bench.instruments.allocator import without_collector
 from advseg_bench.instruments.profiling import timed
-from advseg_bench.report.contrasts import Contrast, contrast_models
-from advseg_bench.report.doubts import find_run_doubts
+from advseg_bench.report.contrasts import Contrast, choose_contrasts
 from advseg_bench.report.means import Means, Row, index_means
+from advseg_bench.report.measured import NonFinite
+from advseg_bench.report.numbers import Numbers, compute_numbers
 from advseg_bench.report.series import Series, list_series
-from advseg_bench.report.spread import Band, spread_over_blocks
-from advseg_bench.report.verdicts import Judged, judge_run
-from advseg_bench.results.arms import ARM, CURVE, POINT, name_values, read_arm
+from advseg_bench.report.spread import Band
+from advseg_bench.report.verdicts import Judged, judge_evidence
 from advseg_bench.results.run import Run
-from advseg_bench.results.selection import (
-    Budgets,
-    choose_shown,
-    find_worst_cases,
-    list_budgets,
-    rank_attacks,
-)
-from advseg_bench.suite.cells import CLEAN, Arm
-
-SUCCESS = ("dice_below", "apsr_clean", "apsr", "flipped", "apsr99")
-"""Definitions of success, in the order in which a table shows them."""
-
-CLEAN_SCORES = ("dice", "iou", "pooled_dice", "pooled_iou", "apsr")
-"""Scores of the models without an attack."""
+from advseg_bench.results.selection import Budgets, list_budgets
+from advseg_bench.results.shares import stack
+from advseg_bench.results.tables import Tables, join_tables
+from advseg_bench.suite.cells import Arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +38,8 @@ class Summary:
         contrasts: Each model's strongest attack at the reference budget, compared with noise, and its worst case.
         swept: Model -> the worst case over its attacks, or its strongest attack, among those with several budgets.
         judged: The verdicts on the study's claims.
-        clean: Score of `CLEAN_SCORES` -> model -> row without an attack.
-        points: "dice", "diff" and each of `SUCCESS` -> means by model, arm and eps.
+        clean: Score of `numbers.CLEAN_SCORES` -> model -> row without an attack.
+        points: "dice", "diff", "drop" and each of `numbers.SUCCESS` -> means by model, arm and eps.
         curves: Area under Dice by model and arm.
         broken: By model and arm: the number of images with clean Dice at or above the threshold ("n_eligible"), the
             share of them that falls below it at any eps ("broken"), and the median of the smallest such eps
@@ -63,6 +54,9 @@ class Summary:
         worst_of: By model and arm: the number of images of which the attack is the worst at the reference budget.
         flags: Number of results with each flag: "flag", "model", "attack", "loss", "results".
         doubts: The doubts about attacks and models.
+        cells: Perturbations, passes and flags of each cell, see `measured.measure_cells`.
+        non_finite: Where models yield NaN or infinity.
+        repeats: Mean Dice of each repeat of stochastic models by model, arm, eps and "draw"; None if there are none.
     """
 
     run: Run
@@ -84,6 +78,9 @@ class Summary:
     worst_of: Mapping[tuple[str, Arm], int]
     flags: pl.DataFrame
     doubts: tuple[Finding, ...]
+    cells: pl.DataFrame
+    non_finite: NonFinite
+    repeats: pl.DataFrame | None
 
     @property
     def has_clean(self) -> bool:
@@ -107,77 +104,64 @@ def summarise(run: Run | Summary) -> Summary:
     """
     if isinstance(run, Summary):
         return run
-    series, budgets = list_series(run), list_budgets(run)
-    ranked = rank_attacks(run, budgets[0]) if budgets else {}
-    worst = find_worst_cases(run, budgets[0]) if budgets else {}
-    contrasts = contrast_models(run, budgets[0], series, ranked, worst) if budgets else ()
-    swept = {model: rival.arm for model, rival in choose_shown(ranked, worst).items()}
-    by_class = bool(contrasts) and len(run.task.classes) > 1
-    clean = run.tables(CLEAN_SCORES, "model", where={"attack": CLEAN.attack})
-    points = run.tables(("dice", "diff", *SUCCESS), POINT)
+    budgets, eps = list_budgets(run), choose_budget(run)
+    return _put_together(run, budgets, [compute_numbers(share, budgets, eps) for share in run.split()])
+
+
+def _put_together(run: Run, budgets: tuple[Budgets, ...], parts: Sequence[Numbers]) -> Summary:
+    """Put the numbers of all models together."""
+    cells = stack([part.cells for part in parts])
+    series = list_series(run, cells)
+    compared = [part.compared for part in parts if part.compared]
+    contrasts = choose_contrasts(run, series, compared) if compared else ()
+    clean, points, pooled, classes = (
+        _join(run, [getattr(part, name) for part in parts]) for name in ("clean", "points", "pooled", "classes")
+    )
+    worst = any(part.worst for part in parts)
+    blocks = frozenset[tuple[str, str]]().union(*(part.blocks for part in parts))
+    followed = [part.class_curves for part in parts if part.class_curves is not None]
+    repeats = [part.repeats for part in parts if part.repeats is not None]
+    flags = stack([part.flags for part in parts])
+    order = {name: i for i, name in enumerate(run.model_names)}
+    doubts = [doubt for part in parts for doubt in part.doubts]
+    found = [part.non_finite for part in parts]
     return Summary(
         run=run,
-        subjects=run.rows["subject"].n_unique(),
-        blocks=run.rows.select("subject", "block").n_unique(),
+        subjects=len({subject for subject, _ in blocks}),
+        blocks=len(blocks),
         series=series,
         budgets=budgets,
         contrasts=contrasts,
-        swept=swept,
-        judged=judge_run(run),
+        swept={model: arm for part in parts for model, arm in part.swept.items()},
+        judged=judge_evidence(run, Evidence(run, [part.gathered for part in parts])),
         clean={name: {row["model"]: row for row in table.iter_rows(named=True)} for name, table in clean.items()},
         points={name: index_means(table, "eps") for name, table in points.items()},
-        curves=index_means(run.table("area", by=CURVE)),
-        broken=index_means(_count_broken(run)),
-        classes=_list_classes(run, budgets[0]) if by_class else {},
-        class_curves=_follow_classes(run, list(swept.values())) if by_class else None,
-        spread=spread_over_blocks(run),
-        pooled=_pool(run, budgets[0]) if worst else {},
-        worst_of=_count_worst(run, budgets[0]) if worst else {},
-        flags=_count_flags(run),
-        doubts=find_run_doubts(run),
+        curves=index_means(_join_one(run, [part.curves for part in parts])),
+        broken=index_means(stack([part.broken for part in parts])),
+        classes={name: index_means(table, "eps", "class") for name, table in classes.items()} if contrasts else {},
+        class_curves=index_means(_join_one(run, followed), "eps", "class") if followed and contrasts else None,
+        spread={key: band for part in parts for key, band in part.spread.items()},
+        pooled={name: index_means(table, "eps") for name, table in pooled.items()} if worst else {},
+        worst_of={key: count for part in parts for key, count in part.worst_of.items()},
+        flags=flags.sort("flag", "model", "attack", "loss"),
+        doubts=tuple(sorted(doubts, key=lambda doubt: order[doubt.model])),
+        cells=cells,
+        non_finite=NonFinite(
+            {name: count for each in found for name, count in each.images.items()},
+            {name: count for each in found for name, count in each.results.items()},
+        ),
+        repeats=_join_one(run, repeats) if repeats else None,
     )
 
 
-def _list_classes(run: Run, budgets: Budgets) -> dict[str, Means]:
-    """Return the scores of each class at the reference budget."""
-    where = {"norm": budgets.norm, "eps": budgets.reference}
-    tables = run.tables(("dice_clean", "dice", "diff"), (*POINT, "class"), where=where)
-    return {name: index_means(table, "eps", "class") for name, table in tables.items()}
+def _join(run: Run, parts: Sequence[Tables]) -> Tables:
+    """Join the tables of each score; parts without tables are left out."""
+    known = [part for part in parts if part]
+    return {name: _join_one(run, [part[name] for part in known]) for name in (known[0] if known else ())}
 
 
-def _follow_classes(run: Run, arms: Sequence[Arm]) -> Means:
-    """Return Dice of each class over eps under some attacks, and without an attack."""
-    values = [name_values(arm) for arm in (CLEAN, *arms)]
-    where = {name: sorted({each[name] for each in values}) for name in ARM if name != "norm"}
-    return index_means(run.table("dice", by=(*POINT, "class"), where=where), "eps", "class")
-
-
-def _count_broken(run: Run) -> pl.DataFrame:
-    """Count the images whose Dice falls below the threshold along each sweep, and at which eps it does."""
-    eligible = run.curves().filter(pl.col("dice_clean") >= run.scoring.dice_threshold)
-    smallest = pl.col("smallest_eps")
-    median = smallest.fill_null(float("inf")).quantile(0.5, "lower").alias("median_smallest_eps")
-    counts = (pl.len().alias("n_eligible"), smallest.is_not_null().mean().alias("broken"), median)
-    return eligible.group_by(CURVE).agg(*counts).cast({pl.Categorical(): pl.String})
-
-
-def _pool(run: Run, budgets: Budgets) -> dict[str, Means]:
-    """Return the pooled scores at the reference budget."""
-    where = {"norm": budgets.norm, "eps": budgets.reference}
-    tables = run.tables(("pooled_dice", "pooled_iou"), POINT, where=where)
-    return {name: index_means(table, "eps") for name, table in tables.items()}
-
-
-def _count_worst(run: Run, budgets: Budgets) -> dict[tuple[str, Arm], int]:
-    """Count the images of which each attack is the worst at the reference budget."""
-    members = run.find_members().filter(pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
-    counts = members.group_by(CURVE).len()
-    return {(row["model"], read_arm(row)): row["len"] for row in counts.iter_rows(named=True)}
-
-
-def _count_flags(run: Run) -> pl.DataFrame:
-    """Count the results with each flag."""
-    named = run.rows.select("flags", "model", "attack", "loss").filter(pl.col("flags").list.len() > 0)
-    flags = named.explode("flags").filter(pl.col("flags").is_not_null()).rename({"flags": "flag"})
-    names = ("flag", "model", "attack", "loss")
-    return flags.group_by(names).agg(pl.len().alias("results")).sort(names)
+def _join_one(run: Run, parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Join tables with the same columns."""
+    table, _ = join_tables(parts, run.about)
+    assert table is not None, "these tables are by all columns that distinguish attacks"
+    return table

@@ -17,7 +17,8 @@ from advseg_bench.report.document import (
     thin,
 )
 from advseg_bench.report.means import join_right, write_mean
-from advseg_bench.report.summary import CLEAN_SCORES, SUCCESS, Summary
+from advseg_bench.report.numbers import CLEAN_SCORES, SUCCESS
+from advseg_bench.report.summary import Summary
 from advseg_bench.results.arms import POINT, WORST
 from advseg_bench.results.selection import Budgets
 from advseg_bench.suite.cells import CLEAN

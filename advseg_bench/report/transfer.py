@@ -12,7 +12,6 @@ from advseg_bench.registry import catalogue
 from advseg_bench.report.document import NOTHING, Column, Table, show_budget, thin
 from advseg_bench.report.means import Row, write_mean
 from advseg_bench.report.summary import Summary
-from advseg_bench.results.arms import POINT
 from advseg_bench.results.selection import Budgets
 
 WHITE = "white-box"
@@ -27,7 +26,7 @@ def make_transfer_table(summary: Summary, budgets: Budgets) -> Table | None:
     """
     if not any(s.arm.attack == "transfer" and s.arm.norm == budgets.norm for s in summary.series):
         return None
-    found = summary.run.table("drop", by=POINT, where={"norm": budgets.norm})
+    found = summary.points["drop"].frame.filter(pl.col("norm") == budgets.norm)
     rows = [_read(row) for row in found.iter_rows(named=True) if row["eps"] > 0 and row["mean"] is not None]
     made = [row for row in rows if row["attack"] == "transfer"]
     kinds = list(dict.fromkeys((row["loss"], row["others"]) for row in made))

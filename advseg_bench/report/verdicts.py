@@ -45,14 +45,14 @@ class Judged:
         return () if too_few and not settled else tuple(found)
 
 
-def judge_run(run: Run) -> Judged:
-    """Judge the claims on one run."""
-    return judge_runs((run,))[0]
+def judge_evidence(run: Run, evidence: Evidence) -> Judged:
+    """Judge the claims on one run by its evidence."""
+    return _judge(run, 0, (run,), evidence)
 
 
 def judge_runs(runs: Sequence[Run]) -> tuple[Judged, ...]:
     """Judge the claims on one or more runs, each by itself."""
-    return tuple(_judge(run, i, runs) for i, run in enumerate(runs))
+    return tuple(_judge(run, i, runs, Evidence(run)) for i, run in enumerate(runs))
 
 
 def make_verdicts(judged: Sequence[Judged]) -> tuple[Block, ...]:
@@ -142,7 +142,7 @@ def _frame(judged: Sequence[Judged]) -> pl.DataFrame:
     )
 
 
-def _judge(run: Run, place: int, among: Sequence[Run]) -> Judged:
+def _judge(run: Run, place: int, among: Sequence[Run], evidence: Evidence) -> Judged:
     """Judge a run; label and suffix distinguish it from other runs, even on the same data set."""
     name = run.about.data.title
     alike = [other for other in among if other.about.data.title == name]
@@ -152,5 +152,4 @@ def _judge(run: Run, place: int, among: Sequence[Run]) -> Judged:
         where = run.path.name if run.path and len(folders) == len(alike) else run.path or f"run {place + 1}"
         label = f"{name} ({where})"
     suffix = f"_{place + 1}" if len(among) > 1 else ""
-    evidence = Evidence(run)
     return Judged(label, suffix, evidence, judge(evidence))

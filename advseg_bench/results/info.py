@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from advseg_bench.errors import RecordError, one_line
 from advseg_bench.registry import catalogue
 from advseg_bench.results.arms import read_arm
+from advseg_bench.results.machines import describe_mixture
 from advseg_bench.suite.cells import OF_BATTERY, Cell
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
@@ -59,6 +60,7 @@ class DataInfo:
         by_image: Whether no subjects were given, so that each image counts by itself.
         given_title: What the data call themselves; "" if they do not.
         bounds: Smallest and largest intensity of an image.
+        has_bounds: Whether the data declare `bounds`, which are otherwise 0 and 1.
         facts: How intensities, channels and axes of the files became those of the images, for the report: what ->
             value.
     """
@@ -70,6 +72,7 @@ class DataInfo:
     images: int
     subjects: int | None
     bounds: tuple[float, float] = (0.0, 1.0)
+    has_bounds: bool = False
     facts: Mapping[str, str] = field(default_factory=dict)
     by_image: bool = False
     given_title: str = ""
@@ -114,6 +117,11 @@ class RunInfo:
         """Names of the models in the order of the suite."""
         return tuple(dict.fromkeys(cell.model for cell in self.cells))
 
+    @property
+    def places(self) -> dict[str, int]:
+        """Id of each cell -> its place in the plan."""
+        return {cell.id: i for i, cell in enumerate(self.cells)}
+
 
 def read_info(info: Mapping[str, Any], where: str | Path) -> RunInfo:
     """Read the description of a run.
@@ -131,7 +139,7 @@ def read_info(info: Mapping[str, Any], where: str | Path) -> RunInfo:
     try:
         suite, data = info["suite"], info["data"]
         return RunInfo(
-            suite=_read_suite(suite),
+            suite=_read_suite(suite, describe_mixture(info)),
             data=_read_data(data),
             task=Task(data["kind"], tuple(data["classes"])),
             scoring=Scoring.model_validate(suite.get("scoring", {})),
@@ -146,12 +154,12 @@ def read_info(info: Mapping[str, Any], where: str | Path) -> RunInfo:
         ) from None
 
 
-def _read_suite(suite: Mapping[str, Any]) -> SuiteInfo:
-    """Read the suite."""
+def _read_suite(suite: Mapping[str, Any], mixture: str) -> SuiteInfo:
+    """Read the suite, whose note is followed by the caution about mixed machines."""
     return SuiteInfo(
         name=suite["name"],
         title=suite.get("title") or suite["name"],
-        note=suite.get("note", ""),
+        note=" ".join(filter(None, (suite.get("note", ""), mixture))),
         seed=suite.get("seed"),
         training=dict(suite.get("training", {})),
         of_volumes=isinstance(suite["data"].get("size"), (list, tuple)),
@@ -172,6 +180,7 @@ def _read_data(data: Mapping[str, Any]) -> DataInfo:
         by_image=bool(data.get("by_image", False)),
         given_title=str(data.get("title", "")),
         bounds=(float(data.get("bounds", (0, 1))[0]), float(data.get("bounds", (0, 1))[1])),
+        has_bounds="bounds" in data,
         facts=_list_facts(data),
     )
 

@@ -1,233 +1,123 @@
-"""The files of a run: one description, and Parquet parts that are written atomically.
+"""The rows of a run, read from its parts and checked.
 
 A run directory has `run.json` (suite, data, cells, environment; written once), `models/*.json`, `parts/*.parquet`
 (the rows), `panels/*.npz` (images for the report), `failures.json` and `report/`. It is locked by one process at a
-time, and only that process writes to it.
+time, and only that process writes to it. The modules `locking`, `descriptions` and `parts` have one of these each.
 """
 
 from __future__ import annotations
 
-import fcntl
-import io
-import json
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from advseg_bench.cache import content_hash, make_folder, remove_empty, write_bytes, write_json
 from advseg_bench.errors import RecordError, expected
 from advseg_bench.instruments.profiling import timed
+from advseg_bench.results.descriptions import (
+    RUN_SCHEMA,
+    describe,
+    read_description,
+    read_failures,
+    read_model,
+    read_notes,
+    write_sealed,
+)
+from advseg_bench.results.inspection import Inspection, Seen, inspect_parts
+from advseg_bench.results.locking import own
 from advseg_bench.results.numbering import find_distinct
+from advseg_bench.results.parts import (
+    NULLABLE,
+    READ_SCHEMA,
+    ROW_SCHEMA,
+    UNREADABLE,
+    Damage,
+    Part,
+    count_rows,
+    find_parts,
+    first_line,
+    read_columns,
+    refuse,
+    scan_parts,
+    write_part,
+)
+from advseg_bench.results.rules import GROUPS, KEYS, NAMES, Rules, list_gaps
 
-RUN_SCHEMA = 1
-
-AT_ONCE = 11
-"""Number of columns that are read together: fewer take less memory and more time."""
-
-_UNREADABLE = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
-"""Errors that reading a damaged part raises."""
-
-ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
-    "cell": pl.String,
-    "dataset": pl.String,
-    "model": pl.String,
-    "attack": pl.String,
-    "loss": pl.String,
-    "settings": pl.String,
-    "norm": pl.String,
-    "eps": pl.Float64,
-    "draw": pl.Int32,
-    "image": pl.String,
-    "subject": pl.String,
-    "block": pl.String,
-    "tp": pl.List(pl.Int64),
-    "fp": pl.List(pl.Int64),
-    "fn": pl.List(pl.Int64),
-    "valid_pixels": pl.Int64,
-    "wrong_pixels": pl.Int64,
-    "flipped_pixels": pl.Int64,
-    "linf": pl.Float64,
-    "l2": pl.Float64,
-    "unmoved": pl.Float64,
-    "forwards": pl.Float64,
-    "backwards": pl.Float64,
-    "flags": pl.List(pl.String),
-}
-"""Columns of a row as stored; a row is one cell on one image. docs/runs.md explains each column."""
-
-READ_SCHEMA = {name: pl.Categorical() if kind == pl.String else kind for name, kind in ROW_SCHEMA.items()}
-"""Columns of a row as read: names are categorical, so that a million rows take little memory."""
-
-NULLABLE = ("forwards", "backwards")
-"""Columns that may be null: passes that were not counted."""
+__all__ = [
+    "NULLABLE",
+    "READ_SCHEMA",
+    "ROW_SCHEMA",
+    "RUN_SCHEMA",
+    "arrange_rows",
+    "describe",
+    "own",
+    "read_checked",
+    "read_description",
+    "read_failures",
+    "read_model",
+    "read_notes",
+    "read_rows",
+    "scan_parts",
+    "scan_rows",
+    "scan_whole",
+    "write_part",
+    "write_sealed",
+]
 
 
-@contextmanager
-def own(out: Path) -> Iterator[None]:
-    """Lock a run directory for this process; the lock is released when the process ends, for whatever reason.
+def scan_rows(out: Path, run: str = "") -> pl.LazyFrame:
+    """Return the rows of a run as a lazy frame, of which only the columns that are used are read.
 
-    A new directory that holds no run in the end, since the run was refused, is removed.
+    The rows are not compared with the rules of the run, see `inspection.inspect_parts` and `scan_whole`.
 
-    Raises:
-        RecordError: If the directory cannot be created, contains other files, or is locked by another run.
-    """
-    _check_free(out)
-    new = not out.exists()
-    make_folder(out)
-    path = out / ".lock"
-    try:
-        lock = path.open("a")
-    except OSError as error:
-        raise RecordError(f"{out}: cannot be written: {error.strerror}. Choose another --out.") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RecordError(f"{out}: another run is writing here. Wait for it or choose another --out.") from None
-        for folder in ("models", "parts", "panels"):
-            make_folder(out / folder)
-            for leftover in (out / folder).glob(".*.tmp"):
-                leftover.unlink()
-        try:
-            yield
-        finally:
-            if new and not (out / "run.json").exists():
-                remove_empty(out, spare=path)
+    Args:
+        out: The run directory.
+        run: Id of the run, see `parts.find_parts`.
 
-
-def _check_free(out: Path) -> None:
-    """Reject a path that is not a folder, or a folder with other files."""
-    try:
-        if out.exists() and not out.is_dir():
-            raise RecordError(expected(out, "a folder for the run", "a file", "Choose another --out."))
-        empty = not out.is_dir() or not any(out.iterdir())
-        described = (out / "run.json").exists()
-        held = (out / ".lock").exists()
-    except OSError as error:
-        raise RecordError(f"{out}: cannot be used: {error.strerror}. Choose another --out.") from None
-    if described:
-        read_description(out)
-    elif not empty and not held:
-        raise RecordError(
-            f"{out}: the folder is not empty and holds no run. Nothing was changed; choose another --out."
-        )
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run; a missing or damaged one raises `RecordError`."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RecordError(f"{path}: missing, so this is not the folder of a run. Pass the --out of a run.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RecordError(f"{path}: cannot be read: {error}. Restore it, or start again in a new --out.") from None
-
-
-def read_description(out: Path) -> dict[str, Any]:
-    """Read `run.json`; a missing or damaged one, or another schema version, raises `RecordError`."""
-    info = read_json(out / "run.json")
-    found = info.get("schema") if isinstance(info, dict) else None
-    if found != RUN_SCHEMA:
-        newer = isinstance(found, int) and found > RUN_SCHEMA
-        remedy = "Upgrade advseg-bench." if newer else "Run the suite again in a new --out."
-        raise RecordError(expected(out / "run.json", f"schema {RUN_SCHEMA}", found, remedy))
-    kinds = {"suite": dict, "data": dict, "binding": dict, "cells": list, "images": list}
-    for key, kind in kinds.items():
-        if not isinstance(info.get(key), kind) or (kind is list and not info[key]):
-            remedy = "Restore it, or run the suite again in a new --out."
-            raise RecordError(
-                expected(out / "run.json", f"a filled {kind.__name__} under {key!r}", info.get(key), remedy)
-            )
-    return dict(info)
-
-
-def read_model(path: Path) -> dict[str, Any]:
-    """Read a model's entry in a run; a damaged one, which the next run can recreate, raises `RecordError`."""
-    try:
-        entry = json.loads(path.read_text())
-    except (OSError, ValueError):
-        entry = None
-    wanted = {"name": str, "architecture": str, "parameters": int, "weights_sha256": str}
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in wanted.items()):
-        raise RecordError(f"{path}: is damaged. Delete this file and run the same command again: it is recreated.")
-    return entry
-
-
-def read_failures(out: Path) -> list[dict[str, Any]]:
-    """Read the failures of a run; a damaged file, which the next run can recreate, raises `RecordError`."""
-    path = out / "failures.json"
-    failures = read_json(path) if path.exists() else []
-    keys = {"model", "stage", "cell", "message"}
-    if not isinstance(failures, list) or not all(isinstance(f, dict) and keys <= {*f} for f in failures):
-        raise RecordError(f"{path}: is damaged. Delete this file and run the same command again: it is recreated.")
-    return failures
-
-
-def describe(out: Path, info: dict[str, Any]) -> None:
-    """Write `run.json`, or check that the existing one describes the same run.
-
-    The title and the scoring of a suite do not affect the rows, so new values replace the old ones.
+    Returns:
+        A frame of `READ_SCHEMA` in no particular order, with each row once: parts that another one replaces are left
+        out, and of a row that two parts hold the first part's is kept.
 
     Raises:
-        RecordError: Naming the first difference that would make old and new rows incomparable.
+        RecordError: Naming a part that is damaged or belongs to another run. A part with a digest cannot fail later.
+
+    Cost:
+        Every byte of the parts is hashed, and cells and images are read once to find rows that two parts hold.
     """
-    if not (out / "run.json").exists():
-        write_json(out / "run.json", info)
-        return
-    old, new = read_description(out), json.loads(json.dumps(info))
-    presentation = {name: new["suite"][name] for name in ("title", "scoring") if name in new["suite"]}
-    for key, what in (("suite", "suite"), ("data", "data"), ("binding", "environment")):
-        before = old.get(key, {}) | presentation if key == "suite" else old.get(key)
-        if before != new[key]:
-            raise RecordError(
-                f"{out}: holds a run of another {what}: {_first_difference(before, new[key])}. "
-                "Nothing was changed; choose another --out."
-            )
-    if old["suite"] != new["suite"]:
-        write_json(out / "run.json", old | {"suite": new["suite"]})
+    found, damaged = find_parts(out, run)
+    refuse(damaged)
+    return _keep_first(found, True)
 
 
-def _first_difference(old: Any, new: Any, where: str = "") -> str:
-    """Name the first place where two JSON values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                return _first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for i, (before, after) in enumerate(zip(old, new, strict=True)):
-            if before != after:
-                return _first_difference(before, after, f"{where}.{i}")
-    return f"{where or 'it'} was {_short(old)}, is {_short(new)}"
+def scan_whole(inspection: Inspection) -> pl.LazyFrame:
+    """Return the rows of the whole parts of a run as a lazy frame, as `scan_rows` does."""
+    return _keep_first(inspection.parts, inspection.twice)
 
 
-def _short(value: Any) -> str:
-    """Return a value as JSON in at most 60 characters."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _keep_first(found: Sequence[Part], twice: bool) -> pl.LazyFrame:
+    """Return the rows of parts as a lazy frame; of rows that may be there `twice`, the first one."""
+    rows = scan_parts(found)
+    if not twice or not found:
+        return rows
+    keys = _collect(found, KEYS)
+    first = find_distinct(keys, KEYS)[1]
+    if len(first) == len(keys):
+        return rows
+    place = pl.Series("place", first)
+    return rows.with_row_index("place").filter(pl.col("place").is_in(place.implode())).drop("place")
 
 
 @timed("records")
-def write_part(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write rows as one Parquet part, named by a hash of its cells and images, and return its path."""
-    name = content_hash(sorted((row["cell"], row["image"]) for row in rows))
-    buffer = io.BytesIO()
-    pl.DataFrame(rows, schema=ROW_SCHEMA).write_parquet(buffer)
-    path = out / "parts" / f"{rows[0]['model']}-{name}.parquet"
-    write_bytes(path, buffer.getvalue())
-    return path
-
-
-@timed("records")
-def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection[str] | None = None) -> pl.DataFrame:
-    """Read all rows of a run, one per cell and image, sorted by both.
+def read_rows(
+    out: Path, columns: Sequence[str] | None = None, cells: Collection[str] | None = None, run: str = ""
+) -> pl.DataFrame:
+    """Read all rows of a run, one per cell and image, sorted by both; they are not compared with the rules of the run.
 
     Args:
         out: The run directory.
         columns: The columns to read, including "cell" and "image"; all if None.
         cells: Ids of the run's cells; a part with any other cell is rejected. Not checked if None.
+        run: Id of the run, see `parts.find_parts`.
 
     Returns:
         A frame of `READ_SCHEMA`.
@@ -235,20 +125,76 @@ def read_rows(out: Path, columns: Sequence[str] | None = None, cells: Collection
     Raises:
         RecordError: Naming a part that is truncated, has another schema, lacks values, or belongs to another run.
     """
-    schema = {name: ROW_SCHEMA[name] for name in columns or ROW_SCHEMA}
-    paths = sorted((out / "parts").glob("*.parquet"))
-    if not paths:
-        return pl.DataFrame(schema={name: READ_SCHEMA[name] for name in schema})
-    keys = _read_columns(paths, ("cell", "image"))
-    if cells is not None and not set(keys["cell"].unique()) <= set(cells):
-        foreign = next(path for path in paths if not set(_read_part(path, ("cell",))["cell"]) <= set(cells))
-        raise RecordError(f"{foreign}: holds rows of another run. Move this file away; the other files are intact.")
-    order = pl.Series(find_distinct(keys, ("cell", "image"))[1])
-    others = [name for name in schema if name not in keys.columns]
-    found = _put_in_order(keys, order)
-    for start in range(0, len(others), AT_ONCE):
-        found += _put_in_order(_read_columns(paths, others[start : start + AT_ONCE]), order)
-    return pl.DataFrame(found).select(*schema)
+    found, damaged = find_parts(out, run)
+    refuse(damaged)
+    rows = collect_rows(found, columns)
+    if cells is not None and not set(rows["cell"].unique()) <= set(cells):
+        foreign = next(part for part in found if not set(_collect([part], ("cell",))["cell"]) <= set(cells))
+        refuse([Damage(foreign.path, "holds rows of another run")])
+    return rows
+
+
+@timed("records")
+def read_checked(out: Path, rules: Rules, run: str = "", *, strict: bool = True) -> tuple[pl.DataFrame, Inspection]:
+    """Read all rows of a run and compare each with the rules of the run, in one reading if nothing is wrong.
+
+    Args:
+        out: The run directory.
+        rules: The rules of the run.
+        run: Id of the run, see `parts.find_parts`.
+        strict: Whether a damaged part is an error; otherwise its rows are left out.
+
+    Returns:
+        A frame as from `read_rows`, and what was found.
+
+    Raises:
+        RecordError: Naming a damaged part, if `strict`; or the run is too large.
+    """
+    found, damaged = find_parts(out, run)
+    if not damaged and (rows := collect_if_sound(found, rules)) is not None:
+        return rows, Inspection(tuple(found), (), False)
+    inspection = inspect_parts(out, rules, run)
+    if strict:
+        refuse(inspection.damaged)
+    return collect_rows(inspection.parts), inspection
+
+
+def collect_if_sound(found: Sequence[Part], rules: Rules) -> pl.DataFrame | None:
+    """Read the rows of parts, one per cell and image, sorted by both; None if any row breaks a rule."""
+    seen = Seen(rules)
+    if not found:
+        return collect_rows(found)
+    try:
+        if count_rows(found) > len(rules.cells) * rules.images:
+            return None
+        keys = read_columns(found, KEYS)
+        cells, images, broken = rules.place(keys)
+        if broken or not seen.add(cells, images):
+            return None
+        order = pl.Series(find_distinct(keys, KEYS)[1])
+        rows = _put_in_order(keys, order)
+        for names in GROUPS:
+            frame = read_columns(found, names)
+            if rules.check(frame, cells) or (names is NAMES and seen.check_subjects(frame, images)):
+                return None
+            rows += _put_in_order(frame, order)
+    except UNREADABLE:
+        return None
+    return pl.DataFrame(rows).select(*ROW_SCHEMA)
+
+
+def collect_rows(found: Sequence[Part], columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read the rows of parts, one per cell and image, sorted by both; see `read_rows`."""
+    names = list(columns or ROW_SCHEMA)
+    if not found:
+        return pl.DataFrame(schema={name: READ_SCHEMA[name] for name in names})
+    keys = _collect(found, KEYS)
+    order = pl.Series(find_distinct(keys, KEYS)[1])
+    rows = _put_in_order(keys, order)
+    for group in GROUPS:
+        if wanted := [name for name in group if name in names]:
+            rows += _put_in_order(_collect(found, wanted), order)
+    return pl.DataFrame(rows).select(*names)
 
 
 def arrange_rows(rows: pl.DataFrame, cells: Collection[str]) -> pl.DataFrame:
@@ -269,8 +215,8 @@ def arrange_rows(rows: pl.DataFrame, cells: Collection[str]) -> pl.DataFrame:
     try:
         found = rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in ROW_SCHEMA)
     except pl.exceptions.PolarsError as error:
-        raise RecordError(f"rows: columns of the wrong type: {_first_line(error)}.") from None
-    if gaps := _find_gaps(found):
+        raise RecordError(f"rows: columns of the wrong type: {first_line(error)}.") from None
+    if gaps := list_gaps(found):
         raise RecordError(f"rows: no {', '.join(gaps)} in some rows.")
     if foreign := sorted(set(found["cell"].unique()) - set(cells)):
         raise RecordError(expected("rows", "cells of the run", foreign[0]))
@@ -283,38 +229,18 @@ def _put_in_order(rows: pl.DataFrame, order: pl.Series) -> list[pl.Series]:
     return [rows.drop_in_place(name).rechunk().gather(order) for name in rows.columns]
 
 
-def _read_columns(paths: Sequence[Path], names: Sequence[str]) -> pl.DataFrame:
-    """Read some columns of all parts; errors are those of `_read_part`."""
-    with suppress(*_UNREADABLE):  # reading each part by itself names the damaged one
-        rows = pl.scan_parquet(list(paths), glob=False).select(names)
-        if rows.collect_schema() == {name: ROW_SCHEMA[name] for name in names}:
-            found = rows.cast({pl.String: pl.Categorical}).collect()
-            if not _find_gaps(found):
-                return found
-    return pl.concat([_read_part(path, names) for path in paths])
-
-
-def _find_gaps(rows: pl.DataFrame) -> list[str]:
-    """Return the columns that have a null although they must not."""
-    return [name for name in rows.columns if name not in NULLABLE and rows[name].null_count()]
-
-
-def _read_part(path: Path, names: Sequence[str]) -> pl.DataFrame:
-    """Read some columns of one part; `RecordError` if it is truncated, has another schema, or lacks values."""
+def _collect(found: Sequence[Part], names: Sequence[str]) -> pl.DataFrame:
+    """Read some columns of parts; `RecordError` names one that cannot be read or lacks values."""
     try:
-        rows = pl.read_parquet(path, columns=list(names), glob=False)
-        rows = rows.select(pl.col(name).cast(ROW_SCHEMA[name]).cast(READ_SCHEMA[name]) for name in names)
-        reason = ", ".join(f"no {name} in some rows" for name in _find_gaps(rows))
-    except _UNREADABLE as error:
-        reason = _first_line(error)
-    if reason:
-        raise RecordError(
-            f"{path}: is damaged ({reason}). Delete this file and run the same command again: "
-            "only its rows are recomputed."
-        )
+        rows = read_columns(found, names)
+        gaps = list_gaps(rows)
+    except UNREADABLE as error:
+        if len(found) == 1:
+            refuse([Damage(found[0].path, f"is damaged ({first_line(error)})")])
+        gaps = ["rows"]
+    if gaps and len(found) > 1:
+        return pl.concat([_collect([part], names) for part in found])
+    if gaps:
+        told = ", ".join(f"no {name} in some rows" for name in gaps)
+        refuse([Damage(found[0].path, f"is damaged ({told})")])
     return rows
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of a polars error; the rest is a query plan."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ import polars as pl
 
 from advseg_bench.errors import RecordError, expected
 from advseg_bench.results import records, scores, sweeps, worst
-from advseg_bench.results.arms import SWEEP, WORST, find_controls, name_values
+from advseg_bench.results.arms import SWEEP, WORST, find_controls
 from advseg_bench.results.averages import Grouping
 from advseg_bench.results.info import RunInfo, read_info
-from advseg_bench.results.tables import Query, Source
+from advseg_bench.results.parts import Damage
+from advseg_bench.results.store import Held, Store, Stored, hold
+from advseg_bench.results.tables import Query, Tables, join_tables
+from advseg_bench.suite.cells import Cell
 from advseg_bench.suite.specs import Scoring
 from advseg_bench.types import Task
 
@@ -24,19 +27,23 @@ class Run:
 
     Args:
         path: The run directory, which was the `out` of `ab.run` or the `--out` of the command.
+        strict: Whether a damaged file is an error; otherwise it is left out, and its rows are missing.
 
     Attributes:
         path: The run directory; None for a run in memory.
         info: The content of `run.json`: suite, data, cells, environment, command.
         about: The same, parsed and checked.
         models: Name -> properties of each model that is ready: architecture, parameters, validation Dice.
+        model_names: Names of all models in the order of the suite, including those that failed or are not ready.
         failures: One dict for each failure, with "model", "stage", "cell" and "message".
+        strict: As given.
 
     Raises:
         RecordError: If the directory is not a run, is damaged, or has another schema version.
 
     Cost:
-        Rows are read and scored when they are first used; no forward or backward pass.
+        No forward or backward pass. `rows`, `scores` and `curves` read and hold all rows, about 1 kB each with scores;
+        reports, claims and tables by model read one share of the models after the other, see the module `shares`.
 
     Example:
         >>> import torch
@@ -46,8 +53,7 @@ class Run:
         >>> run = ab.evaluate(model, [(x, x[:, 0] > 0.5)], attacks, task="binary", eps=4 / 255)
         >>> run.table("dice", by=("attack", "eps"))["attack"].to_list()
         ['none', 'fgsm', 'random_sign']
-        >>> len(run.rows), run.planned, run.missing
-        (6, 6, 0)
+        >>> assert len(run.rows) == run.planned
     """
 
     path: Path | None
@@ -55,18 +61,18 @@ class Run:
     about: RunInfo
     models: dict[str, dict[str, Any]]
     failures: list[dict[str, Any]]
+    model_names: tuple[str, ...]
+    strict: bool
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, strict: bool = True) -> None:
         folder = Path(path)
         if not folder.is_dir():
             raise RecordError(expected(path, "the folder of a run", str(path), "Give the --out of a run."))
         self.path, self.info = folder, records.read_description(folder)
         self.about = read_info(self.info, folder / "run.json")
-        self.models = {path.stem: records.read_model(path) for path in sorted((folder / "models").glob("*.json"))}
-        self.failures = records.read_failures(folder)
-        self._scored: dict[Scoring, pl.DataFrame] = {}
-        self._curves: dict[Scoring, pl.DataFrame] = {}
-        self._groupings: dict[tuple[str, ...], Grouping] = {}
+        self.strict = strict
+        self.models, self.failures, self._damaged = records.read_notes(folder, self.about.models, strict=strict)
+        self._start(Stored(folder, self.about, self.info, strict=strict), self.about.models)
 
     @classmethod
     def from_rows(
@@ -91,33 +97,61 @@ class Run:
             RecordError: If an entry of the description or a column of the rows is missing or of the wrong type.
         """
         run = cls.__new__(cls)
-        run.path, run.info, run.about = None, dict(info), read_info(info, "info")
+        run.path, run.info, run.about, run.strict = None, dict(info), read_info(info, "info"), True
         run.models = {name: dict(model) for name, model in (models or {}).items()}
         run.failures = [dict(failure) for failure in failures]
-        run._scored, run._curves, run._groupings = {}, {}, {}
-        run.rows = run._check_counts(records.arrange_rows(rows, {cell.id for cell in run.about.cells}), "rows")
+        run._start(hold(rows, run.about), run.about.models)
         return run
+
+    def _start(self, store: Store, names: tuple[str, ...]) -> None:
+        """Begin with rows of some models, before anything was computed."""
+        self._store, self.model_names = store, names
+        self._scored: dict[Scoring, pl.DataFrame] = {}
+        self._curves: dict[Scoring, pl.DataFrame] = {}
+        self._groupings: dict[tuple[str, ...], Grouping] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})" if self.path else f"Run of {len(self.rows):,} rows in memory"
 
-    @cached_property
+    @property
     def rows(self) -> pl.DataFrame:
         """All rows, one per cell and image, sorted by both, with the columns of `records.READ_SCHEMA`.
 
         Raises:
-            RecordError: If a part is damaged or belongs to another run, or if rows lack the counts of a class.
+            RecordError: If the run is read strictly, and a part is damaged, belongs to another run, or has rows that
+                cannot be.
         """
-        assert self.path is not None, "the rows of a run in memory are set when it is made"
-        rows = records.read_rows(self.path, cells={cell.id for cell in self.about.cells})
-        return self._check_counts(rows, self.path / "parts")
+        return self._store.rows
 
-    def _check_counts(self, rows: pl.DataFrame, where: str | Path) -> pl.DataFrame:
-        """Reject rows without counts for every class."""
-        k = len(self.task.classes)
-        if not all(rows.select(pl.col("tp", "fp", "fn").list.len().eq(k).all()).row(0)):
-            raise RecordError(f"{where}: some rows lack counts of all {k} classes. Run the suite in a new --out.")
-        return rows
+    @property
+    def damaged(self) -> tuple[Damage, ...]:
+        """The files of the run that are damaged and left out; none if the run is read strictly."""
+        return (*self._damaged, *self._store.damaged) if self.path else ()
+
+    @property
+    def measured_cells(self) -> pl.DataFrame:
+        """The cells that have rows, see `shares.Index.cells`."""
+        return self._store.index.cells
+
+    def split(self) -> Iterator[Run]:
+        """Yield the run in shares of some models each, one after the other, such that never all rows are held.
+
+        Yields:
+            Runs in memory with the rows of some models and the noise baselines of the whole run, each to be used before
+            the next one; the run itself if it has no more rows than a share.
+        """
+        groups = self._store.index.group_models(self.model_names)
+        if len(groups) < 2:
+            yield self
+            return
+        for names in groups:
+            share = Run.__new__(Run)
+            share.path, share.info, share.about, share.strict = None, self.info, self.about, True
+            share.models, share.failures = self.models, self.failures
+            share._start(Held(self._store.read(names), self._store.index.select(names)), names)
+            share.controls = self.controls
+            yield share
+            share.__dict__.clear()  # the caller may still name it while the next one is read
 
     @property
     def task(self) -> Task:
@@ -129,20 +163,21 @@ class Run:
         """The scoring conventions of the suite, which are the default of every method."""
         return self.about.scoring
 
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """Names of all models in the order of the suite, including those that failed or are not ready."""
-        return self.about.models
-
     @cached_property
     def controls(self) -> frozenset[str]:
         """Names of the attacks of this run that are noise baselines, such as "random_sign"."""
-        return find_controls(self.rows)
+        return find_controls(self.measured_cells)
 
     @property
     def planned(self) -> int:
         """Number of (cell, image) pairs of the suite, without skipped cells."""
-        return self.about.data.images * sum(cell.skip is None for cell in self.about.cells)
+        return self.about.data.images * len(self._live)
+
+    @cached_property
+    def _live(self) -> tuple[Cell, ...]:
+        """The cells of the models that are to be run."""
+        names = set(self.model_names)
+        return tuple(cell for cell in self.about.cells if cell.skip is None and cell.model in names)
 
     @property
     def missing(self) -> int:
@@ -152,9 +187,8 @@ class Run:
     @cached_property
     def missing_by_cell(self) -> dict[str, int]:
         """Id of each incomplete planned cell -> its number of images without a row."""
-        there = dict(self.rows.group_by("cell").len().iter_rows())
-        live = [cell.id for cell in self.about.cells if cell.skip is None]
-        counts = {cell: self.about.data.images - there.get(cell, 0) for cell in live}
+        there = self._store.count()
+        counts = {cell.id: self.about.data.images - there.get(cell.id, 0) for cell in self._live}
         return {cell: count for cell, count in counts.items() if count > 0}
 
     def scores(self, scoring: Scoring | None = None) -> pl.DataFrame:
@@ -168,15 +202,14 @@ class Run:
             rows of the worst case over the attacks, as those of an attack "worst_case" (see the module `worst`). The
             result is cached for each `scoring`.
         """
-        scoring = scoring or self.scoring
-        if scoring not in self._scored:
+        if (scoring := scoring or self.scoring) not in self._scored:
             scored = scores.score_rows(self.rows, self.task, scoring)
-            self._scored[scoring] = worst.add_worst_case(scored, self.controls, self._order)
+            self._scored[scoring] = worst.add_worst_case(scored, self.controls, self.about.places)
         return self._scored[scoring]
 
-    def find_members(self) -> pl.DataFrame:
-        """Return the row of the attack that is the worst of each image, see `worst.find_members`."""
-        return worst.find_members(self.scores(), self.controls, self._order)
+    def find_members(self, **point: str | float) -> pl.DataFrame:
+        """Return the row of the attack that is the worst of each image, at one norm or eps."""
+        return worst.find_members(self.scores().filter(**point), self.controls, self.about.places)
 
     def curves(self, scoring: Scoring | None = None) -> pl.DataFrame:
         """Return the scores of each image over a sweep of eps.
@@ -188,11 +221,12 @@ class Run:
             One row per image and sweep: the columns that identify it, `dice_clean`, `area` (0 to 1) and `smallest_eps`
             (in units of the image), see `sweeps.score_curves`. The result is cached for each `scoring`.
         """
-        scoring = scoring or self.scoring
-        if scoring not in self._curves:
+        if (scoring := scoring or self.scoring) not in self._curves:
             scored = self.scores(scoring)
             worst_cases = scored.lazy().filter(pl.col("attack") == WORST).select(*SWEEP, "eps").unique().collect()
-            planned = pl.concat([self._list_sweeps(), worst_cases]).unique()
+            arms = [(cell.model, cell.eps, cell.arm) for cell in self._live]
+            arms += worst.find_incomplete(self._live, self.controls, self.missing_by_cell)
+            planned = pl.concat([sweeps.list_sweeps(self.about.data.name, arms), worst_cases]).unique()
             self._curves[scoring] = sweeps.score_curves(scored, scoring, planned)
         return self._curves[scoring]
 
@@ -259,14 +293,16 @@ class Run:
 
         Raises:
             SpecError: As `table`.
+
+        Cost:
+            A run of several shares whose `rows` were not used is read at each call: ask for several scores at once.
         """
         by = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
+        if "model" in by and self._store.divided:
+            return self._join(names, by, where=where, scoring=scoring, level=level)
         query = Query(by, where or {}, scoring or self.scoring, level)
-        sources: dict[Source, list[str]] = {}
-        for name in names:
-            sources.setdefault(query.find_source(name), []).append(name)
-        found: dict[str, pl.DataFrame] = {}
-        for source, mine in sources.items():
+        found: Tables = {}
+        for source, mine in query.find_sources(names).items():
             if source == "counts":
                 for name in mine:  # each has its own worst case
                     frame = query.add_pooled_worst_case(name, self.rows, self.controls, self.task)
@@ -276,17 +312,8 @@ class Run:
             found |= query.make_tables(mine, source, frame, self.about, self._groupings)
         return {name: found[name] for name in names}
 
-    @cached_property
-    def _order(self) -> dict[str, int]:
-        """Id of each cell -> its place in the plan."""
-        return {cell.id: i for i, cell in enumerate(self.about.cells)}
-
-    def _list_sweeps(self) -> pl.DataFrame:
-        """Return the columns of `SWEEP` and `eps` of every planned cell, and of worst cases that are not complete."""
-        same = {"dataset": self.about.data.name}
-        planned = [(cell.model, cell.eps, cell.arm) for cell in self.about.cells if cell.skip is None]
-        planned += worst.find_incomplete(self.about.cells, self.controls, self.missing_by_cell)
-        return pl.DataFrame(
-            [same | {"model": model, "eps": eps} | name_values(arm) for model, eps, arm in planned],
-            schema={name: records.READ_SCHEMA[name] for name in (*SWEEP, "eps")},
-        )
+    def _join(self, names: Sequence[str], by: tuple[str, ...], **options: Any) -> Tables:
+        """Make the tables of `tables` by reading one share after the other."""
+        parts = [share.tables(names, by, **options) for share in self.split()]
+        joined = {name: join_tables([part[name] for part in parts], self.about) for name in names}
+        return {n: self.table(n, by, **options) if table is None else table for n, (table, by) in joined.items()}

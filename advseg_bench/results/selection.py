@@ -122,8 +122,7 @@ def choose_reference(eps: Iterable[float]) -> float | None:
 
 def list_budgets(run: Run) -> tuple[Budgets, ...]:
     """Return the budgets of each norm of a run, "linf" first; empty if no attack has a row yet."""
-    distinct = run.rows.select("attack", "norm", "eps").unique()
-    swept = distinct.filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
+    swept = run.measured_cells.filter((pl.col("attack") != "none") & (pl.col("eps") > 0))
     found = []
     for norm in sorted(swept["norm"].unique().to_list(), key=lambda name: (name != "linf", name)):
         eps = sorted(swept.filter(pl.col("norm") == norm)["eps"].unique().to_list())
@@ -143,17 +142,20 @@ def rank_attacks(run: Run, budgets: Budgets) -> dict[str, tuple[Rival, ...]]:
         Model -> its attacks; models without any attack are left out.
     """
     table = run.table("drop", by=CURVE, where={"norm": budgets.norm, "eps": budgets.reference})
-    rows = run.rows.lazy().filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0).select(*CURVE, "eps", "flags")
-    wild = pl.col("flags").list.contains("beyond_eps") & (pl.col("eps") == budgets.reference)
-    found = rows.group_by(CURVE).agg(pl.col("eps").n_unique(), wild.any().alias("beyond")).collect()
-    known = {tuple(key): (eps > 1, beyond) for *key, eps, beyond in found.iter_rows()}
+    at_reference = (pl.col("norm") == budgets.norm, pl.col("eps") == budgets.reference)
+    flagged = run.rows.lazy().filter(pl.col("flags").list.len() > 0).filter(*at_reference)
+    wild = flagged.filter(pl.col("flags").list.contains("beyond_eps")).select(CURVE).unique().collect()
+    beyond = set(wild.iter_rows())
+    swept = run.measured_cells.filter(pl.col("norm") == budgets.norm, pl.col("eps") > 0)
+    counts = swept.group_by(CURVE).agg(pl.col("eps").n_unique())
+    budgets_of = {tuple(curve): eps for *curve, eps in counts.iter_rows()}
     others = sorted({*run.controls, WORST})
     attacks = table.filter(~pl.col("attack").is_in(others) & pl.col("mean").is_not_null())
     ranked: dict[str, list[Rival]] = {}
     for row in sorted(attacks.to_dicts(), key=lambda row: -row["mean"]):
-        swept, beyond = known[tuple(row[name] for name in CURVE)]
-        if not beyond:
-            ranked.setdefault(row["model"], []).append(Rival(read_arm(row), row, swept))
+        curve = tuple(row[name] for name in CURVE)
+        if curve not in beyond:
+            ranked.setdefault(row["model"], []).append(Rival(read_arm(row), row, budgets_of[curve] > 1))
     return {model: tuple(rivals) for model, rivals in ranked.items()}
 
 
@@ -210,8 +212,14 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
         The cases in the order of the models, the worst before the best.
     """
     budgets = list_budgets(run)[:1]
-    shown = choose_shown(rank_attacks(run, budgets[0]), find_worst_cases(run, budgets[0])) if budgets else {}
-    members = run.find_members() if any(rival.arm.attack == WORST for rival in shown.values()) else run.rows.clear()
+    return tuple(case for share in run.split() for case in _find_cases(share, budgets[0])) if budgets else ()
+
+
+def _find_cases(run: Run, budgets: Budgets) -> list[Extreme]:
+    """Find the cases of some models at the reference budget."""
+    shown = choose_shown(rank_attacks(run, budgets), find_worst_cases(run, budgets))
+    by_worst = any(rival.arm.attack == WORST for rival in shown.values())
+    members = run.find_members(norm=budgets.norm, eps=budgets.reference) if by_worst else run.rows.clear()
     cases: list[Extreme] = []
     for model in run.model_names:
         if model not in shown:
@@ -221,7 +229,7 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
         rows = chosen.filter(
             pl.col("model") == model,
             pl.col("drop").is_not_null(),
-            pl.col("eps") == budgets[0].reference,
+            pl.col("eps") == budgets.reference,
             OWN_IMAGE,
         )
         eligible = rows.filter(pl.col("dice_below").is_not_null())
@@ -233,7 +241,7 @@ def find_extremes(run: Run) -> tuple[Extreme, ...]:
         sweep = run.scores().filter(pl.col("eps") > 0, OWN_IMAGE, is_arm(read_arm(worst)), *same_image)
         steps = _thin_sweep(sweep.sort("eps").to_dicts(), worst["eps"])
         cases += [_describe_case("worst", worst, steps), _describe_case("best", best, [best])]
-    return tuple(cases)
+    return cases
 
 
 def _thin_sweep(rows: Sequence[dict[str, Any]], reference: float) -> list[dict[str, Any]]:

@@ -63,6 +63,13 @@ class Query:
         of_classes = {*_list_parts([score])} <= {*scores.CLASS_SCORES}
         return "classes" if of_classes and "class" in {*self.by, *self.where} else "scores"
 
+    def find_sources(self, scores: Sequence[str]) -> dict[Source, list[str]]:
+        """Group scores by the input of their tables."""
+        sources: dict[Source, list[str]] = {}
+        for score in scores:
+            sources.setdefault(self.find_source(score), []).append(score)
+        return sources
+
     def make_tables(
         self,
         names: Sequence[str],
@@ -95,8 +102,7 @@ class Query:
             grouping = self._group(values, by, known if source == "scores" else {})
             parts = {name: [values[part] for part in _list_parts([name])] for name in names}
             tables = {name: make_table(grouping, part, self.level) for name, part in parts.items()}
-        ranks = [_rank(name, info) for name in by]
-        return {name: table.cast({pl.Categorical(): pl.String}).sort(ranks) for name, table in tables.items()}
+        return {name: sort_table(table.cast({pl.Categorical(): pl.String}), by, info) for name, table in tables.items()}
 
     def add_pooled_worst_case(
         self, name: str, rows: pl.DataFrame, controls: Collection[str], task: Task
@@ -169,6 +175,24 @@ def _find_mixed(frame: pl.DataFrame, by: Sequence[str]) -> list[str]:
     variants = frame.select(*by, *identity).unique().group_by(by)
     counts = variants.agg(pl.col(name).n_unique() for name in identity)
     return [name for name in identity if (counts[name] > 1).any()]
+
+
+def join_tables(parts: Sequence[pl.DataFrame], info: RunInfo) -> tuple[pl.DataFrame | None, list[str]]:
+    """Make one table of those of several models.
+
+    Returns:
+        The table, None if only some of them have several attacks in a group; and the columns that define the groups.
+    """
+    columns = max((part.columns for part in parts), key=len)
+    by = columns[: columns.index("mean")]
+    if any(part.columns != columns for part in parts):
+        return None, by
+    return sort_table(pl.concat(parts), by, info), by
+
+
+def sort_table(table: pl.DataFrame, by: Sequence[str], info: RunInfo) -> pl.DataFrame:
+    """Sort a table in the order of the suite."""
+    return table.sort([_rank(name, info) for name in by])
 
 
 def _rank(column: str, info: RunInfo) -> pl.Expr:

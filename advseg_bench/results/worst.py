@@ -34,6 +34,9 @@ PLACE = ("dataset", "model", "norm", "eps")
 SEED = 230612941
 """Seed of the order in which the greedy search visits the images."""
 
+AT_ONCE = 1024
+"""Largest number of images that the greedy search looks at together."""
+
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -121,11 +124,16 @@ def choose_lowest(scored: pl.DataFrame, candidates: Candidates, plan: Mapping[st
     Returns:
         The position of the chosen candidate among `candidates`, ascending by image.
     """
-    known = scored.select("cell", "dice", "iou", "wrong_pixels")[candidates.row]
-    dice, iou = (known[name].fill_null(np.inf).to_numpy() for name in ("dice", "iou"))
+    dice = scored["dice"].fill_null(np.inf).to_numpy()[candidates.row]
+    lowest = np.full(int(candidates.image.max(initial=-1)) + 1, np.inf)
+    np.minimum.at(lowest, candidates.image, dice)
+    among = np.flatnonzero(dice == lowest[candidates.image])  # few candidates are as low, so that sorting them is fast
+    row, image = candidates.row[among], candidates.image[among]
+    known = scored.select("cell", "iou", "wrong_pixels")[row]
     place = known["cell"].cast(pl.String).replace_strict(plan, default=len(plan), return_dtype=pl.Int64).to_numpy()
-    order = np.lexsort((candidates.row, place, -known["wrong_pixels"].to_numpy(), iou, dice, candidates.image))
-    return order[np.diff(candidates.image[order], prepend=-1) > 0]
+    iou = known["iou"].fill_null(np.inf).to_numpy()
+    order = np.lexsort((row, place, -known["wrong_pixels"].to_numpy(), iou, image))
+    return among[order[np.diff(image[order], prepend=-1) > 0]]
 
 
 def add_worst_case(scored: pl.DataFrame, controls: Collection[str], plan: Mapping[str, int]) -> pl.DataFrame:
@@ -180,14 +188,16 @@ def add_pooled_worst_case(
         where: Column -> condition on the rows that are needed; points that it excludes are not searched.
 
     Returns:
-        The rows, and below them one per image and point, under the attack `arms.WORST`, as in `add_worst_case`.
+        The rows, without those that `where` excludes by a column of `PLACE`, and below them one per image and point,
+        under the attack `arms.WORST`, as in `add_worst_case`.
 
     Source:
         The greedy search of arXiv 2306.12941, section 3.6, over all candidates of an image.
     """
-    candidates = find_candidates(rows, controls)
     wanted = [condition for name, condition in (where or {}).items() if name in PLACE]
-    needed = candidates.points.with_row_index("point").filter(pl.lit(True), *wanted)["point"]
+    if wanted:
+        rows = rows.filter(pl.all_horizontal(wanted) | (pl.col("attack") == "none"))
+    candidates = find_candidates(rows, controls)
     judge = _make_judge(task, scoring, score)
     places = list(find_scored_classes(task).values())
     counts = np.stack([rows[name].list.gather(places).explode().to_numpy() for name in ("tp", "fp", "fn")], -1)
@@ -195,7 +205,7 @@ def add_pooled_worst_case(
     cells = rows["cell"].cast(pl.Categorical()).to_physical().to_numpy().astype(np.int64)
     clean = (rows["attack"] == "none").to_numpy()
     chosen = []
-    for point in needed:
+    for point in range(len(candidates.points)):
         mine = np.flatnonzero(candidates.point == point)
         table = _tabulate(candidates.image[mine], cells[candidates.row[mine]], clean[candidates.row[mine]])
         chosen.append(mine[search(counts[candidates.row[mine]], table, judge)])
@@ -247,16 +257,19 @@ def search(counts: Numbers, table: Numbers, judge: Judge) -> Numbers:
     order = np.random.default_rng(SEED).permutation(len(table))
     differ = (counts[table] != counts[table[:, :1]]).any(axis=(1, 2, 3))
     order = order[differ[order]]
-    changed = True
-    while changed:
-        changed = False
-        for image in order:
-            options = table[image]
-            totals = total - counts[chosen[image]] + counts[options]
-            scores = judge(totals)
-            best = int(scores.argmin())
-            if scores[best] < current:
-                chosen[image], total, current, changed = options[best], totals[best], float(scores[best]), True
+    at, since = 0, 0
+    while since < len(order):  # the images since the last change, until a whole pass changes nothing
+        images = order[at : at + min(max(since, 1), AT_ONCE)]
+        totals = (total - counts[chosen[images]])[:, None] + counts[table[images]]
+        scores = judge(totals)
+        best = scores.argmin(axis=1)
+        lower = np.flatnonzero(scores[np.arange(len(images)), best] < current)
+        seen = int(lower[0]) + 1 if len(lower) else len(images)
+        at, since = (at + seen) % len(order), since + seen
+        if len(lower):
+            image, option = images[seen - 1], best[seen - 1]
+            chosen[image], total, since = table[image, option], totals[seen - 1, option], 0
+            current = float(scores[seen - 1, option])
     return chosen
 
 

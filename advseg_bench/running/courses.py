@@ -25,6 +25,7 @@ from advseg_bench.checks.results import check_form, find_tolerance, inspect, tra
 from advseg_bench.errors import PluginError, QueryLimitError, expected
 from advseg_bench.geometry import distance
 from advseg_bench.losses import hard_dice
+from advseg_bench.running.interrupts import contained
 from advseg_bench.running.packing import Ask, Fill, Job, Packer
 from advseg_bench.suite.battery import KEPT_SMALLER, SKIPPED
 from advseg_bench.suite.cells import Cell
@@ -94,6 +95,7 @@ class Courses:
         batch: The images, padded to the compute batch.
         n: Number of images without padding.
         seed: Seed of the suite.
+        announce: Called before the attack of each cell on each image.
     """
 
     model: nn.Module
@@ -101,6 +103,7 @@ class Courses:
     batch: Batch
     n: int
     seed: int
+    announce: Callable[[], None] = lambda: None
 
     def run(
         self,
@@ -186,14 +189,15 @@ class Courses:
         """
         if course.error is not None and cell.member is None:
             return None
+        self.announce()
         batch = select_images(self.batch, [i])
         budget = Budget(cell.arm.norm, cell.eps)
         log = _Log(attack, batch, budget, cell.max_forwards)
         try:
             lent = copy_batch(batch)
-            steps = attack.begin(
-                lent, budget=budget, generators=image_generators(self.seed, cell.seed_id, batch.images)
-            )
+            generators = image_generators(self.seed, cell.seed_id, batch.images)
+            with contained():
+                steps = attack.begin(lent, budget=budget, generators=generators)
             x_adv = check_form((yield from log.follow(steps, self.attacked)), batch, cell.arm.attack)
             scored = inspect(x_adv, batch, budget, traits_of(attack)).x_adv
             logits = (yield Ask(self.model, Query(scored))).logits
@@ -246,7 +250,8 @@ class _Log:
     def follow(self, steps: Steps, model: nn.Module) -> Generator[Ask, Answer, Tensor]:
         """Pass the queries of an attack on, and return its result."""
         try:
-            query = next(steps)
+            with contained():
+                query = next(steps)
             while True:
                 if self.max_forwards is not None and self.forwards >= self.max_forwards:
                     what = f"at most {self.max_forwards} forwards per image"
@@ -255,7 +260,8 @@ class _Log:
                 self._check(query)
                 answer = yield Ask(query.model or model, query)
                 self._note(query, answer)
-                query = steps.send(answer)
+                with contained():
+                    query = steps.send(answer)
         except StopIteration as end:
             x_adv: Tensor = end.value
             return x_adv

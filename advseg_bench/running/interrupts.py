@@ -1,4 +1,4 @@
-"""Handles Ctrl-C (SIGINT) while worker processes exist: it is neither lost nor raised at an unsafe moment."""
+"""Handles Ctrl-C (SIGINT): neither lost nor raised at an unsafe moment, and not confused with what user code raises."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+
+from advseg_bench.errors import PluginError, one_line
 
 
 @contextmanager
@@ -35,12 +36,19 @@ def interrupts_noted(react: Callable[[], None]) -> Iterator[None]:
             raise KeyboardInterrupt from None
 
 
+def is_ctrl_c(error: BaseException) -> bool:
+    """Return whether an exception may stem from Ctrl-C; in a worker process, which ignores it, user code raised it."""
+    return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+
+
 @contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Mask SIGINT in processes started inside. This process receives it in another thread, or at the end."""
-    resource_tracker.ensure_running()  # otherwise the first spawned process starts it, which unblocks SIGINT
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def contained() -> Iterator[None]:
+    """Turn exceptions of user code that are meant to end programs or generators into a `PluginError`; not Ctrl-C."""
     try:
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    except (Exception, SystemExit):
+        raise
+    except BaseException as error:
+        if is_ctrl_c(error):
+            raise
+        raise PluginError(one_line(error)) from error

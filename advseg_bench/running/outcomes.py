@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from advseg_bench.errors import UserError, one_line
-from advseg_bench.running.work import Emit, Job
+from advseg_bench.running.work import Emit, Job, Running
 
 R = TypeVar("R")
 
@@ -19,8 +19,62 @@ StartWorker = Callable[[Emit], Do]
 """Creates a worker in the calling process. Picklable, so that it can be sent to a process."""
 
 
+TIMEOUT = "time limit"
+"""Cause of the death of a worker that was killed because a call exceeded `max_seconds`."""
+TAINTED = "changed process"
+"""Cause of the death of a worker that was replaced because its job raised `TaintedError`."""
+LONGEST = 500
+"""Most characters of the description of a death."""
+
+
 class JobError(Exception):
     """A job raised an exception that is not a `UserError`; the message names its type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a worker ended during a job.
+
+    Attributes:
+        cause: A signal such as "SIGSEGV", an exit code such as "exit code 1", `TIMEOUT`, or `TAINTED`.
+        running: The last `Running` of the job; None if no attack had begun.
+        peak_bytes: Largest memory of the process; None if unknown.
+        last_words: The end of what it wrote to stdout and stderr, in one line; "" if it wrote nothing.
+    """
+
+    cause: str
+    running: Running | None = None
+    peak_bytes: int | None = None
+    last_words: str = ""
+
+    def describe(self) -> str:
+        """Return one line of at most `LONGEST` characters with cause, memory and last words."""
+        how = f"its worker process ended with {self.cause}"
+        if self.cause == TIMEOUT:
+            seconds = self.running.seconds if self.running else None
+            how = f"its worker process was stopped after {seconds or 0:g} s, the limit of compute.max_seconds"
+        elif self.cause == TAINTED:
+            how = "its worker process was replaced"
+        elif self.cause == "SIGKILL":
+            how += ", probably because memory ran out"
+        memory = "" if self.peak_bytes is None else f"; peak memory {self.peak_bytes / 2**30:.2f} GiB"
+        words = f"; last words: {self.last_words}" if self.last_words else ""
+        return f"{how}{memory}{words}"[:LONGEST]
+
+
+class WorkerDied(JobError):  # noqa: N818  an event that the run survives
+    """The worker of a job died or was killed after its time limit; a fresh one has taken its place. Picklable.
+
+    Args:
+        death: How it ended.
+    """
+
+    def __init__(self, death: Death) -> None:
+        super().__init__(death)
+        self.death = death
+
+    def __str__(self) -> str:
+        return self.death.describe()
 
 
 @dataclass(frozen=True, slots=True)

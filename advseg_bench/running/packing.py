@@ -18,6 +18,7 @@ from advseg_bench.attacks.stepping import Answer, Measure, Query
 from advseg_bench.batches import Batch, copy_batch, select_images
 from advseg_bench.instruments.profiling import span
 from advseg_bench.protocols import Model
+from advseg_bench.running.interrupts import contained
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,8 @@ class Packer:
         batch = select_images(self.batch, [slot.image for slot in rows])
         asked = _Asked(batch, [slot.ask.query for slot in slots])
         try:
-            asked.pass_through(slots[0].ask.model, torch.cat([slot.ask.query.x for slot in rows]))
+            with contained():
+                asked.pass_through(slots[0].ask.model, torch.cat([slot.ask.query.x for slot in rows]))
         except (Exception, SystemExit) as error:
             if taken == 1:
                 return [error]
@@ -193,7 +195,8 @@ class _Asked:
     def _note(self, members: Sequence[int], values: dict[int, Tensor], measure: Callable[[], Tensor]) -> None:
         """Evaluate a measure, and store the value or the error of each of its rows."""
         try:
-            found = measure()
+            with contained():
+                found = measure()
             values |= {i: found[i : i + 1] for i in members}
         except (Exception, SystemExit) as error:
             self.errors |= dict.fromkeys(members, error)

@@ -19,9 +19,11 @@ from advseg_bench.instruments.guard import ModelGuard
 from advseg_bench.instruments.process_state import make_flags, watched
 from advseg_bench.losses import one_hot
 from advseg_bench.protocols import Attack, NeedsModel
+from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.packing import Fill
 from advseg_bench.running.scene import Scene
 from advseg_bench.running.supply import Supply
+from advseg_bench.running.watch import Announce, keep_silent
 from advseg_bench.running.work import Failure, Row, Unit
 from advseg_bench.suite.cells import CLEAN, Arm, Cell
 from advseg_bench.types import Task
@@ -38,12 +40,14 @@ class Conditions:
         device: Device of models and images.
         stochastic: Whether the model is random in eval mode: each repeat then has a clean forward and gradients of its
             own, and global random numbers that are seeded with the repeat and the images.
+        announce: Called with the cells and the batch before each attack, or group of attacks that run together.
     """
 
     seed: int
     batch: int
     device: str = "cpu"
     stochastic: bool = False
+    announce: Announce = keep_silent
 
 
 def run_unit(
@@ -99,6 +103,7 @@ def run_unit(
                 seed=conditions.seed,
                 pack=not conditions.stochastic,
                 fill=fill,
+                announce=conditions.announce,
             )
             with _drawing(conditions, repeat, batch):
                 new, failed = scene.attack_and_score([c for c in cells if c.arm == CLEAN or c.id in attacks], attacks)
@@ -168,11 +173,15 @@ def attack_one(
     model.to(conditions.device).eval().requires_grad_(False)
     batch = move_batch(dataset.batch([index] * conditions.batch), conditions.device)
     guard = ModelGuard(model if attacked is None else attacked)
-    scene = Scene(model, guard, batch, dataset=dataset.name, n=1, seed=conditions.seed)
+    announce = conditions.announce
+    scene = Scene(model, guard, batch, dataset=dataset.name, n=1, seed=conditions.seed, announce=announce)
+    announce(cells, batch)
     arm = cells[0].arm
     attack, _ = _build(arm, dataset.task, supply or Supply())
-    logits, shared = scene.look([attack])
-    moved = [scene.perturb(cell, attack, shared)[0].x_adv for cell in cells]
+    with _drawing(conditions, cells[0].draw, batch):
+        logits, shared = scene.look([attack])
+        moved = [scene.perturb(cell, attack, shared)[0].x_adv for cell in cells]
+        attacked_logits = [scene.forward(x_adv) for x_adv in moved]
 
     def mask(labels: Tensor) -> Tensor:
         return one_hot(labels, batch.task, torch.empty(0, dtype=torch.bool))[0]
@@ -182,7 +191,7 @@ def attack_one(
         "x_adv": torch.stack([x_adv[0] for x_adv in moved]),
         "truth": mask(batch.y),
         "clean": mask(metrics.predict(logits, batch.task)),
-        "attacked": torch.stack([mask(metrics.predict(scene.forward(x_adv), batch.task)) for x_adv in moved]),
+        "attacked": torch.stack([mask(metrics.predict(logits, batch.task)) for logits in attacked_logits]),
     }
     return {name: array.cpu().numpy() for name, array in arrays.items()}
 
@@ -211,7 +220,9 @@ def _load_attacks(
                 flags[cell.id] = found
         except TaintedError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
             failures.append(Failure(unit.model, "attack", cell.id, one_line(error)))
     return attacks, failures, flags
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import product
 from typing import TypeGuard
 
@@ -30,10 +31,11 @@ from advseg_bench.models.prepare import Prepared
 from advseg_bench.protocols import Attack, NeedsModel
 from advseg_bench.registry.origin import is_foreign
 from advseg_bench.running.courses import Course, Courses, Given
+from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.packing import Fill
 from advseg_bench.running.rows import Passes, make_rows
 from advseg_bench.running.share import SharedGradients
-from advseg_bench.running.watch import Watch, copy_result
+from advseg_bench.running.watch import Announce, Watch, copy_result, keep_silent
 from advseg_bench.running.work import Failure, Row
 from advseg_bench.suite.cells import CLEAN, Cell
 from advseg_bench.types import Budget, Traits
@@ -51,6 +53,7 @@ class Scene:
         seed: Seed of the suite.
         pack: Whether to run stepped attacks together, image by image; not for a model that is random.
         fill: Counts the rows of forward passes of stepped attacks.
+        announce: Called before each attack, or group of attacks that run together.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class Scene:
         seed: int,
         pack: bool = True,
         fill: Fill | None = None,
+        announce: Announce = keep_silent,
     ) -> None:
+        self.announce = announce
         self.model, self.batch, self.dataset, self.n, self.seed = model, batch, dataset, n, seed
         self.pack, self.fill = pack, Fill() if fill is None else fill
         self.guard, self.attacked = guard, guard.model
@@ -104,6 +109,7 @@ class Scene:
     def _run_cells(self, cells: Sequence[Cell], attacks: Mapping[str, Attack]) -> tuple[list[Row], list[Failure]]:
         rows: dict[str, list[Row]] = {}
         failures: list[Failure] = []
+        self.announce(cells, self.batch)
         logits, shared = self.look([attacks[cell.id] for cell in cells if cell.arm != CLEAN])
         clean = metrics.predict(logits, self.batch.task)
         target = metrics.Target(clean, self.batch)
@@ -125,6 +131,7 @@ class Scene:
                     if cell.id in courses:
                         checked, passes, prediction = self.finish(cell, packed[cell.id], courses.pop(cell.id))
                     else:
+                        self.announce([cell], self.batch)
                         checked, passes = self.perturb(cell, attacks[cell.id], shared)
                         attacked = self.forward(checked.x_adv)
                         prediction = metrics.predict(attacked, self.batch.task)
@@ -136,7 +143,9 @@ class Scene:
                 _flag("non_finite_logits", broken, flags)
             except TaintedError:
                 raise
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 self.changed |= self.guard.restore()
                 failures.append(Failure(cell.model, "attack", cell.id, one_line(error)))
                 continue
@@ -166,7 +175,9 @@ class Scene:
         self, cells: Sequence[Cell], packed: Mapping[str, SteppedAttack], scored: Mapping[str, Given]
     ) -> dict[str, Course]:
         """Run stepped attacks together."""
-        courses = Courses(self.model, self.attacked, self.batch, self.n, self.seed)
+        running = [cell for cell in cells if cell.id in packed]
+        announce = partial(self.announce, running, self.batch)
+        courses = Courses(self.model, self.attacked, self.batch, self.n, self.seed, announce)
         foreign = self.watch.foreign_model or any(map(is_foreign, packed.values()))
         with watched() if self.thorough or foreign else nullcontext(Changes()) as changes:
             found = courses.run(cells, packed, scored, self.fill)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from advseg_bench.running.work import RunUnit, Train, Unit, list_sources
+from advseg_bench.running.work import Description, RunUnit, Train, Unit, list_sources
 from advseg_bench.suite.cells import Cell
+from advseg_bench.suite.suite import Suite
+from advseg_bench.suite.timing import expect_models
 
 
 class Schedule:
@@ -29,6 +31,11 @@ class Schedule:
         self._waits = {model: {model, *needs.get(model, ())} for model in models}
         self._not_ready = {model: deque(units.get(model, ())) for model in models}
         self._ready: dict[str, deque[Unit]] = {}
+
+    @property
+    def models(self) -> set[str]:
+        """Models that have not been trained."""
+        return set(self._not_ready)
 
     def next(self, held: str = "") -> Train | RunUnit | None:
         """Take the next job.
@@ -60,6 +67,8 @@ class Schedule:
             The cells of other models that were dropped.
         """
         del self._not_ready[model]
+        if model in self._not_begun:
+            self._not_begun.remove(model)
         dropped: dict[Cell, None] = {}
         for other, units in self._not_ready.items():
             if model not in self._waits[other]:
@@ -69,3 +78,42 @@ class Schedule:
             self._not_ready[other] = deque(unit for unit in kept if unit.cells)
         self.ready(model)
         return tuple(dropped)
+
+    def add(self, units: Sequence[Unit]) -> None:
+        """Put units of one model that is ready before its others."""
+        if units:
+            self._ready.setdefault(units[0].model, deque()).extendleft(reversed(units))
+
+    def train_again(self, model: str) -> None:
+        """Take the training of a model once more, as the next job."""
+        self._not_begun.appendleft(model)
+
+    def change(self, model: str, change: Callable[[Unit], Sequence[Unit]]) -> None:
+        """Replace each unit of a model that has not begun.
+
+        Args:
+            model: Name of the model.
+            change: Returns the units to run instead.
+        """
+        for place in (self._ready, self._not_ready):
+            if model in place:
+                place[model] = deque(new for unit in place[model] for new in change(unit))
+
+
+def put_longest_first(
+    units: Mapping[str, list[Unit]], suite: Suite, cells: Sequence[Cell], here: Description
+) -> dict[str, list[Unit]]:
+    """Put the models that take longest first, so that no long training is left to the end; no result depends on it.
+
+    Args:
+        units: Model -> units, in the order of the suite.
+        suite: The suite.
+        cells: Its cells.
+        here: The description of the data set.
+
+    Returns:
+        The same units. Their order stays that of the suite unless a time of every model is known.
+    """
+    images = here.data["splits"]["train"], len(here.images)
+    seconds = {model: each for model, (each, _) in (expect_models(suite, tuple(cells), images) or {}).items()}
+    return {model: units[model] for model in sorted(units, key=lambda name: -seconds.get(name, 0.0))}

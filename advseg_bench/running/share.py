@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from advseg_bench.attacks.gradient import OneGradientAttack, input_gradients, is_shared
 from advseg_bench.batches import Batch
 from advseg_bench.protocols import Attack
+from advseg_bench.running.interrupts import contained
 
 
 class SharedGradients:
@@ -21,13 +22,14 @@ class SharedGradients:
     def __init__(self, model: nn.Module, batch: Batch, attacks: Iterable[Attack]) -> None:
         self.model, self.batch = model, batch
         self.logits: Tensor | None = None
-        self._found: dict[Hashable, Tensor | Exception] = {}
+        self._found: dict[Hashable, Tensor | Exception | SystemExit] = {}
         distinct = {attack.gradient_key(): attack for attack in attacks if is_shared(attack)}
         if not distinct:
             return
         try:
-            self.logits, gradients = self._differentiate(list(distinct.values()))
-        except Exception:
+            with contained():
+                self.logits, gradients = self._differentiate(list(distinct.values()))
+        except (Exception, SystemExit):
             return  # `of` differentiates each attack alone, and raises its error
         self._found.update(zip(distinct, gradients, strict=True))
 
@@ -36,11 +38,12 @@ class SharedGradients:
         key = attack.gradient_key()
         if key not in self._found:
             try:
-                self._found[key] = self._differentiate([attack])[1][0]
-            except Exception as error:
+                with contained():
+                    self._found[key] = self._differentiate([attack])[1][0]
+            except (Exception, SystemExit) as error:
                 self._found[key] = error
         found = self._found[key]
-        if isinstance(found, Exception):
+        if isinstance(found, BaseException):
             raise found
         return found
 

@@ -6,10 +6,11 @@ writes to the run directory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from advseg_bench.errors import expected
 from advseg_bench.suite.cells import Cell, find_source
 
 if TYPE_CHECKING:
@@ -20,11 +21,54 @@ R_co = TypeVar("R_co", covariant=True)
 CHECKED_ON = 2
 """Number of test images on which a prepared model must agree with the model."""
 
-Emit = Callable[[str, int, int], None]
-"""(model, epochs done, total epochs): progress of a training."""
-
 Row = dict[str, Any]
 """A row of `records.ROW_SCHEMA`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A worker's message about the progress of a training.
+
+    Attributes:
+        model: Name of the model.
+        done: Epochs done.
+        total: Number of epochs.
+    """
+
+    model: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A worker's message before each attack, or group of attacks that run together: what runs from now on.
+
+    Attributes:
+        model: Name of the attacked model.
+        cells: Ids of the cells.
+        images: Names of the images.
+        seconds: Longest time from this message to the next one, or to the end of the job; no limit if None.
+    """
+
+    model: str
+    cells: tuple[str, ...]
+    images: tuple[str, ...]
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A worker's message for the user, such as a damaged file of the cache that is made again; one line.
+
+    It changes nothing about what runs: a limit of `Running` goes on.
+    """
+
+    text: str
+
+
+Emit = Callable[[Training | Running | Note], None]
+"""Sends a message to the owner of the run while a job is in progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +110,17 @@ class Unit:
         """Number of rows of the unit if nothing fails."""
         return len(self.indices) * len(self.cells)
 
+    def only(self, kept: Collection[Cell]) -> Unit | None:
+        """Return the unit with some of its cells; None if there is nothing left to do.
+
+        Args:
+            kept: The cells that stay.
+        """
+        cells, again = (tuple(cell for cell in part if cell in kept) for part in (self.cells, self.again))
+        if not cells and (self.cells or not again):
+            return None
+        return replace(self, cells=cells, again=again)
+
 
 def list_sources(cells: Iterable[Cell]) -> tuple[str, ...]:
     """Return the names of the models that the adversarial images of cells are made for, where not the attacked one."""
@@ -90,19 +145,26 @@ class PanelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A training or a cell that raised an exception.
+    """A training, a cell or a panel that raised an exception, or whose worker died.
 
     Attributes:
         model: Name of the model.
-        stage: "train" or "attack".
+        stage: "train", "attack" or "panels".
         cell: Id of the cell, or None if the whole model failed.
         message: The error in one line.
+        death: Cause of the death of the worker, such as "SIGSEGV"; "" for an exception.
     """
 
     model: str
     stage: str
     cell: str | None
     message: str
+    death: str = ""
+
+    def as_record(self) -> dict[str, str | None]:
+        """Return the failure as `failures.json` stores it; without "death" for an exception."""
+        record = asdict(self)
+        return record if self.death else {name: value for name, value in record.items() if name != "death"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +182,14 @@ class Description:
     binding: dict[str, Any]
     environment: dict[str, Any]
     images: dict[str, int]
+
+    def contradict(self, other: Description) -> str:
+        """Return the first place where results of another machine would differ: "name: expected X, got Y", or ""."""
+        for what, mine, theirs in (("data", self.data, other.data), ("", self.binding, other.binding)):
+            for name in sorted({*mine, *theirs}):
+                if mine.get(name) != theirs.get(name):
+                    return expected(f"{what} {name}".strip(), repr(mine.get(name)), theirs.get(name))
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +222,18 @@ class Describe(Job[Description]):
 
 
 @dataclass(frozen=True, slots=True)
+class PackData(Job[bytes | None]):
+    """Return the loaded data set for other workers on the same machine, as `sharing.pack` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeData(Job[None]):
+    """Use a data set that another worker on this machine has packed."""
+
+    packed: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Check(Job[None]):
     """Check models, attacks and losses of the suite before computing."""
 
@@ -177,7 +259,8 @@ class RunUnit(Job[UnitResult]):
 
 @dataclass(frozen=True, slots=True)
 class MakePanels(Job[Panels]):
-    """Attack some images again, and return the images."""
+    """Attack some images again, and return the images; `again` if a worker has died in this job."""
 
     model: str
     panels: tuple[PanelSpec, ...]
+    again: bool = False

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from advseg_bench import environment
-from advseg_bench.batches import move_batch
+from advseg_bench.batches import Batch, move_batch
+from advseg_bench.cache.notices import reported_to
 from advseg_bench.checks.model import describe_behaviour
 from advseg_bench.checks.results import traits_of
 from advseg_bench.checks.sample import choose_sample
@@ -31,14 +32,16 @@ from advseg_bench.errors import IncompatibleError, UserError
 from advseg_bench.instruments.process_state import watched
 from advseg_bench.instruments.profiling import span, timed
 from advseg_bench.losses import Loss, class_balanced_ce
+from advseg_bench.models.defend import defend, describe_defences
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.training import build_given, obtain_model
 from advseg_bench.models.weights import digest_weights
 from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.registry.loading import load_attack, load_loss
-from advseg_bench.registry.plugins import Kind
 from advseg_bench.registry.preparation import read_steps
-from advseg_bench.running import runner
+from advseg_bench.running import runner, sharing
+from advseg_bench.running.foreign import list_names
+from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.runner import Conditions
 from advseg_bench.running.supply import Supply, count_training, needs_counts
 from advseg_bench.running.work import (
@@ -50,16 +53,21 @@ from advseg_bench.running.work import (
     Emit,
     Job,
     MakePanels,
+    Note,
+    PackData,
     Panels,
     PanelSpec,
+    Running,
     RunUnit,
+    TakeData,
     Train,
+    Training,
     Unit,
     UnitResult,
     list_sources,
 )
 from advseg_bench.suite.cells import CLEAN, Cell, find_source, plan
-from advseg_bench.suite.suite import Suite
+from advseg_bench.suite.specs import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +90,11 @@ class Worker:
 
     def __init__(self, context: Context, emit: Emit) -> None:
         self.suite, self.device = context.suite, context.device
-        self.conditions = Conditions(seed=self.suite.seed, batch=self.suite.compute.batch, device=self.device)
+        compute = self.suite.compute
+        self.conditions = Conditions(self.suite.seed, compute.batch, self.device, announce=self._announce)
         self._emit, self._home = emit, Path.cwd()
         self._loaded: dict[str, _Loaded] = {}
-        self._session = environment.begin_code(_list_names(self.suite))
+        self._session = environment.begin_code(list_names(self.suite))
 
     def do(self, job: Job[Any]) -> Any:
         """Run a job with the suite's number of torch threads, in the folder in which the worker was started.
@@ -95,19 +104,32 @@ class Worker:
         Returns:
             The result that the class of the job documents.
         """
-        with _threads(self.suite.compute.threads), _in_folder(self._home):
+        noted = reported_to(lambda text: self._emit(Note(text)))
+        with _threads(self.suite.compute.threads), _in_folder(self._home), noted:
             match job:
                 case Describe():
                     return self._describe()
+                case PackData():
+                    return sharing.pack(self.dataset, self.suite.data)
+                case TakeData(packed):
+                    self.dataset = sharing.unpack(packed)
+                    return None
                 case Check():
                     return self._check()
                 case Train(name):
-                    return self._load(name, lambda done, total: self._emit(name, done, total)).info
+                    return self._load(name, lambda done, total: self._emit(Training(name, done, total))).info
                 case RunUnit(unit):
                     return self._run_unit(unit)
                 case MakePanels(name, panels):
                     return self._make_panels(name, panels)
         raise TypeError(f"worker: expected a job of `running.work`, got {job!r}")
+
+    def _announce(self, cells: Sequence[Cell], batch: Batch) -> None:
+        """Send what is attacked, and how long it may take."""
+        if cells:
+            seconds = self.suite.compute.max_seconds * len(batch.x)
+            images = tuple(dict.fromkeys(batch.images))
+            self._emit(Running(cells[0].model, tuple(cell.id for cell in cells), images, seconds))
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -151,7 +173,7 @@ class Worker:
 
     def _describe_code(self) -> dict[str, str]:
         """The code of the suite's plug-ins and user objects, as it was imported."""
-        return environment.describe_code(_list_names(self.suite), self._session)
+        return environment.describe_code(list_names(self.suite), self._session)
 
     @timed("models and training")
     def _check(self) -> None:
@@ -163,7 +185,7 @@ class Worker:
         dataset, suite = self.dataset, self.suite
         with watched(wait=False):
             for spec in suite.models:
-                build_given(spec, dataset, suite.seed, suite.inference)
+                self._defend(spec, build_given(spec, dataset, suite.seed, suite.inference))
             load_loss(suite.training.loss, dataset.task)
         for arm in dict.fromkeys(cell.arm for cell in plan(suite) if cell.arm != CLEAN and cell.skip is None):
             try:
@@ -171,7 +193,9 @@ class Worker:
                     attack = load_attack(arm.attack, arm.options, arm.loss, dataset.task, lambda: self._counted_loss)
             except UserError:
                 raise
-            except Exception:
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 continue  # an error of the attack itself fails its cells later
             images = Images(dataset.task.kind, len(suite.data.edges), suite.data.channels)
             if (reason := why_not(arm.attack, traits_of(attack), images)) is not None:
@@ -200,14 +224,21 @@ class Worker:
                     suite.compute.batch,
                     suite.inference,
                     self._session,
+                    suite.name,
                     suite.compute.threads,
                 )
                 info = trained.info | {"weights_sha256": digest_weights(trained.model)}
-                choice = self._prepare(trained.model, () if spec.stochastic else read_steps(suite.compute.prepare))
+                model = self._defend(spec, trained.model)
+                choice = self._prepare(model, () if spec.random else read_steps(suite.compute.prepare))
                 info["prepared"] = choice.as_record()
-                info |= describe_behaviour(trained.model.notes, spec.repeats if spec.stochastic else 1)
-            self._loaded[name] = _Loaded(trained.model, choice.model, info, spec.stochastic)
+                info |= describe_behaviour(trained.model.notes, spec.repeats if spec.random else 1)
+                info |= describe_defences(spec, len(suite.data.edges))
+            self._loaded[name] = _Loaded(model, choice.model, info, spec.random)
         return self._loaded[name]
+
+    def _defend(self, spec: ModelSpec, model: nn.Module) -> nn.Module:
+        """Put the defences of a model around its network."""
+        return defend(spec, model, self.dataset.task, self.dataset.bounds, len(self.suite.data.edges))
 
     def _prepare(self, model: nn.Module, steps: Sequence[str]) -> Choice:
         """Prepare a model, if the copy agrees with it on the first test images; without steps the model is returned.
@@ -234,10 +265,11 @@ class Worker:
         cells = [cell for panel in panels for cell in panel.cells]
         loaded = self._load(name, keep=list_sources(cells))
         supply = self._supply(cells, [name])
+        conditions = replace(self.conditions, stochastic=loaded.stochastic)
         files = []
         for panel in panels:
             arrays = runner.attack_one(
-                panel.cells, panel.index, loaded.model, self.dataset, self.conditions, loaded.attacked, supply
+                panel.cells, panel.index, loaded.model, self.dataset, conditions, loaded.attacked, supply
             )
             named: dict[str, Any] = arrays | {"meta": np.array(panel.meta)}
             buffer = io.BytesIO()
@@ -266,15 +298,3 @@ def _in_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
-
-
-def _list_names(suite: Suite) -> set[tuple[Kind, str]]:
-    """Names in a suite that may refer to plug-ins."""
-    losses = {suite.training.loss, *(loss for attack in suite.attacks for loss in attack.losses)}
-    names: dict[Kind, set[str]] = {
-        "attack": {attack.name for attack in suite.attacks},
-        "architecture": {model.architecture for model in suite.models},
-        "loss": losses,
-        "data set": {suite.data.name},
-    }
-    return {(kind, name) for kind, found in names.items() for name in found}

@@ -7,6 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+MOST_COMPARED = 200
+"""Most errors that are compared with each other; of more, all are listed."""
+
 
 def list_causes(error: ValidationError) -> list[Any]:
     """Return the errors of a validation that do not follow from another one.
@@ -20,6 +23,8 @@ def list_causes(error: ValidationError) -> list[Any]:
         Its errors, as pydantic describes them, in order; at least one.
     """
     found = error.errors()
+    if len(found) > MOST_COMPARED:
+        return found
     return [each for each in found if not any(_follows(each, other) for other in found)]
 
 

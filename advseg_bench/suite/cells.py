@@ -10,11 +10,12 @@ from itertools import product
 from typing import Any
 
 from advseg_bench.cache import content_hash
-from advseg_bench.errors import SpecError, unknown
+from advseg_bench.errors import SpecError, expected, unknown
 from advseg_bench.registry import catalogue, toolkits
 from advseg_bench.registry.fitting import Images, why_loss_not, why_not
 from advseg_bench.suite.battery import list_members
 from advseg_bench.suite.specs import AttackSpec, BatterySpec, DataSpec, ModelSpec, describe_inference
+from advseg_bench.suite.specs.limits import MOST_CELLS
 from advseg_bench.suite.suite import Suite
 from advseg_bench.types import Norm
 
@@ -121,7 +122,8 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
         Cells with unique ids. A cell whose attack, loss and data are incompatible has the reason in `skip`.
 
     Raises:
-        SpecError: If two attack tables of the suite contain the same cell, or a setting names an unknown model.
+        SpecError: If there are too many, two attack tables of the suite contain the same cell, or a setting names an
+            unknown model.
 
     Example:
         >>> import advseg_bench as ab
@@ -131,6 +133,9 @@ def plan(suite: Suite) -> tuple[Cell, ...]:
         >>> [cell.label for cell in cells[:2]]
         ['unetplusplus-resnet10t none', 'unetplusplus-resnet10t fgsm bce linf 1/255']
     """
+    if (count := suite.count_cells()) > MOST_CELLS:
+        remedy = "Split it into several suites, or use fewer models, radii, losses, repeats or values in `vary`."
+        raise SpecError(expected(f"suite {suite.name}", f"at most {MOST_CELLS:,} cells", f"{count:,}", remedy))
     cells: list[Cell] = []
     for model in suite.models:
         own = {}
@@ -150,26 +155,20 @@ def model_identity(suite: Suite, model: ModelSpec) -> dict[str, object]:
     return known | describe_inference(suite.inference)
 
 
-def is_of(cell: Cell, attack: AttackSpec) -> bool:
-    """Return whether a cell belongs to an attack table of its suite."""
-    arm = cell.arm
-    return (
-        (arm.attack, arm.norm) == (attack.name, attack.norm)
-        and cell.eps in attack.eps
-        and arm.loss in (attack.losses or ("",))
-        and arm.options in attack.list_settings()
-    )
+def make_arm(attack: AttackSpec, loss: str, settings: dict[str, Any]) -> Arm:
+    """Return one arm of an attack table."""
+    return Arm(attack.name, loss, json.dumps(settings, sort_keys=True), attack.norm)
 
 
 def _cells_of(suite: Suite, model: ModelSpec) -> Iterator[Cell]:
     """The cells of one model."""
     identity, width = model_identity(suite, model), width_of(suite.data)
-    least = model.repeats if model.stochastic else 1
+    least = model.repeats if model.random else 1
     for draw in range(least):
         yield make_cell(identity, model.name, CLEAN, 0.0, draw, None)
     for attack in suite.attacks:
         for each, loss in product(attack.list_settings(), attack.losses or ("",)):
-            arm = Arm(attack.name, loss, json.dumps(each, sort_keys=True), attack.norm)
+            arm = make_arm(attack, loss, each)
             skip = _why_skip(suite, arm)
             for eps, draw in product(attack.eps, range(max(attack.draws, least))):
                 cell = make_cell(identity | _describe_source(suite, arm), model.name, arm, eps, draw, skip, width)
@@ -182,7 +181,7 @@ def _add_battery(suite: Suite, battery: BatterySpec, model: ModelSpec, own: Iter
     others = [each.name for each in suite.models if each.name != model.name]
     members = list(list_members(battery.name, battery.profile, suite.data.task, others))
     cells = {(cell.arm, cell.eps, cell.draw): cell for cell in own}
-    repeats = range(model.repeats if model.stochastic else 1)
+    repeats = range(model.repeats if model.random else 1)
     earlier: list[Cell] = []
     for eps, (position, member), draw in product(sorted(battery.eps), members, repeats):
         settings = catalogue.drop_defaults(member.attack, member.settings)
@@ -191,8 +190,8 @@ def _add_battery(suite: Suite, battery: BatterySpec, model: ModelSpec, own: Iter
         if cell is None:
             known = identity | _describe_source(suite, arm)
             cell = make_cell(known, model.name, arm, eps, draw, _why_skip(suite, arm), width_of(suite.data))
-            skips = battery.skip and member.gated and not model.stochastic
-            warm = battery.warm_start and member.warm and eps > min(battery.eps) and not model.stochastic
+            skips = battery.skip and member.gated and not model.random
+            warm = battery.warm_start and member.warm and eps > min(battery.eps) and not model.random
             before = [
                 each.id
                 for each in earlier
@@ -302,7 +301,7 @@ def show_radii(values: Sequence[float], norm: str = "linf", width: float = 1.0) 
 def _why_skip(suite: Suite, arm: Arm) -> str | None:
     """The reason why a combination of attack, loss and settings is undefined or redundant in a suite, or None."""
     data, source = suite.data, find_source(arm)
-    if source is not None and _find_source_model(suite, source).stochastic:
+    if source is not None and _find_source_model(suite, source).random:
         return f"images made for {source!r} would be others in each run, since it is random in eval mode"
     images = Images(data.task, len(data.edges), data.channels, slices=getattr(data, "neighbours", False))
     shipped = catalogue.ATTACKS.get(arm.attack)

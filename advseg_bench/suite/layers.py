@@ -8,8 +8,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from advseg_bench.errors import SpecError, expected, unknown
+from advseg_bench.errors import LONGEST_NAME as MESSAGE_NAME
+from advseg_bench.errors import SpecError, expected, tidy, unknown
 from advseg_bench.suite.specs import ImageData
+from advseg_bench.suite.specs.limits import (
+    LONGEST_NAME,
+    MOST_BYTES,
+    MOST_FILES,
+    check_text,
+    check_values,
+    is_file_name,
+)
 from advseg_bench.suite.text import read_text
 
 Tables = dict[str, Any]
@@ -39,20 +48,31 @@ def read_tables(source: str | Path, folder: Path) -> tuple[str, Tables]:
     if text in list_suites():
         return text, parse_tables(files("advseg_bench.suite.shipped").joinpath(f"{text}.toml").read_text(), text)
     path = folder / source
-    if not path.is_file():
-        raise SpecError(f"{unknown(source, 'suite', text, list_suites())} Or give the path of a TOML file.")
     try:
+        if not path.is_file():
+            where = tidy(source, MESSAGE_NAME)
+            raise SpecError(f"{unknown(where, 'suite', text, list_suites())} Or give the path of a TOML file.")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            remedy = "Give the path of a suite."
+            raise SpecError(expected(path, f"a suite of at most {MOST_BYTES:,} bytes", f"{size:,}", remedy))
         return str(path), parse_tables(read_text(path), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read as text: {error}") from None
 
 
 def parse_tables(text: str, where: str) -> Tables:
-    """Read TOML."""
+    """Read TOML; refuse what no suite needs, see `limits`."""
+    check_text(text, where)
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{where}: is not valid TOML: {error}.") from None
+        tables = tomllib.loads(text)
+    except RecursionError:
+        what, remedy = "tables and lists that a parser can follow", "Flatten them."
+        raise SpecError(expected(where, what, "too many inside each other", remedy)) from None
+    except ValueError as error:  # of its syntax, or of an integer with thousands of digits
+        cause = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "an integer has too many digits"
+        raise SpecError(f"{where}: is not valid TOML: {cause}.") from None
+    check_values(tables, where)
+    return tables
 
 
 def _read_chain(tables: Tables, where: str, folder: Path) -> list[Tables]:
@@ -62,11 +82,17 @@ def _read_chain(tables: Tables, where: str, folder: Path) -> list[Tables]:
         profiles, extends = tables.get("profiles", {}), tables.get("extends")
         if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
             raise SpecError(expected(where, "profiles to be tables [profiles.NAME]", profiles))
+        wrong = next((name for name in profiles if not is_file_name(name)), None)
+        if wrong is not None:
+            what = (
+                f"names of profiles of 1 to {LONGEST_NAME} letters, digits, '.', '_' and '-', since folders have them"
+            )
+            raise SpecError(expected(where, what, wrong, "Rename it."))
         if not isinstance(tables.get("profile", ""), str):
             raise SpecError(expected(where, "profile to be one of the names of its profiles", tables["profile"]))
         if extends is None:
             return chain
-        if not isinstance(extends, str) or extends in seen:
+        if not isinstance(extends, str) or extends in seen or len(seen) >= MOST_FILES:
             what = "extends to name another suite, or a TOML file beside this one"
             raise SpecError(expected(where, what, extends))
         seen.add(extends)

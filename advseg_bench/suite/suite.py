@@ -8,8 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from advseg_bench.errors import SpecError, unknown
+from advseg_bench.errors import LONGEST_VALUE, SpecError, tidy, unknown
 from advseg_bench.registry import catalogue
+from advseg_bench.suite.battery import list_members
 from advseg_bench.suite.causes import list_causes
 from advseg_bench.suite.layers import FILE_KEYS, Tables, overlay, parse_tables, read_tables, unfold
 from advseg_bench.suite.places import name_place, walk
@@ -29,6 +30,7 @@ from advseg_bench.suite.specs import (
     use_all_subjects,
     use_single_volumes,
 )
+from advseg_bench.suite.specs.limits import LONGEST_NAME, LONGEST_TEXT, MOST_ATTACKS, MOST_MODELS, FileName, Seed
 from advseg_bench.suite.specs.radii import PLACED, check_radii
 
 
@@ -61,15 +63,15 @@ class Suite(Spec):
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    title: str = ""
-    profile: str = ""
-    note: str = ""
-    seed: int = Field(default=0, ge=0)
+    name: FileName = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: str = Field(default="", max_length=LONGEST_TEXT)
+    profile: str = Field(default="", max_length=LONGEST_NAME, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
+    note: str = Field(default="", max_length=LONGEST_TEXT)
+    seed: Seed = 0
     data: DataSpec
-    models: tuple[ModelSpec, ...] = Field(min_length=1)
+    models: tuple[ModelSpec, ...] = Field(min_length=1, max_length=MOST_MODELS)
     training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
-    attacks: tuple[AttackSpec, ...] = ()
+    attacks: tuple[AttackSpec, ...] = Field(default=(), max_length=MOST_ATTACKS)
     battery: BatteryChoice = None
     compute: Compute = Compute()
     inference: Inference | None = None
@@ -82,6 +84,10 @@ class Suite(Spec):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two models are named {name!r}. Rename one")
+        folded: dict[str, str] = {}
+        for name in names:  # which some file systems ignore
+            if (other := folded.setdefault(name.casefold(), name)) != name:
+                raise ValueError(f"the names {other!r} and {name!r} differ in case only. Rename one")
         return models
 
     @model_validator(mode="before")
@@ -132,6 +138,25 @@ class Suite(Spec):
         if isinstance(suite.data, UwMadisonData) and suite.data.path.exists():
             return suite.model_copy(update={"data": suite.data.model_copy(update={"phantom": None})})
         return suite
+
+    def count_cells(self) -> int:
+        """Count the cells without making any; one that the battery shares with an attack counts twice.
+
+        Returns:
+            An upper limit of the number of cells that `plan` lists.
+        """
+        count = 0
+        for model in self.models:
+            least = model.repeats if model.stochastic else 1
+            count += least
+            for attack in self.attacks:
+                arms = attack.combinations * len(attack.losses or ("",))
+                count += arms * len(attack.eps) * max(attack.draws, least)
+            if self.battery is not None:
+                others = [each.name for each in self.models if each.name != model.name]
+                members = list_members(self.battery.name, self.battery.profile, self.data.task, others)
+                count += sum(1 for _ in members) * len(self.battery.eps) * least
+        return count
 
     def as_json(self) -> dict[str, Any]:
         """Return the suite as JSON values, defaults included.
@@ -185,7 +210,11 @@ def _explain(error: Any) -> str:
         return f"{where}: missing. Add this key."
     message = error["msg"].removeprefix("Value error, ")
     found = error["input"]
-    shown = f", got {found!r}" if isinstance(found, (str, int, float)) and "got" not in message else ""
+    shown = (
+        f", got {tidy(repr(found), LONGEST_VALUE)}"
+        if isinstance(found, (str, int, float)) and "got" not in message
+        else ""
+    )
     return f"{where}: {message}{shown}." if not message.endswith(".") else f"{where}: {message}"
 
 

@@ -25,6 +25,7 @@ MODULES = {
     "advseg_bench": "advseg_bench",
     "attacks": "advseg_bench.attacks",
     "losses": "advseg_bench.losses",
+    "defences": "advseg_bench.defences",
     "geometry": "advseg_bench.geometry",
     "metrics": "advseg_bench.metrics",
     "stats": "advseg_bench.stats",

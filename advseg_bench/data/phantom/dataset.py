@@ -6,7 +6,6 @@ data whose generation is known completely. The images are synthetic: they suppor
 
 from __future__ import annotations
 
-import hashlib
 import io
 from functools import lru_cache
 from pathlib import Path
@@ -15,13 +14,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from advseg_bench.cache import cache_dir, content_hash, write_bytes
+from advseg_bench.cache import cache_dir, cache_root, content_hash, sweep, write_bytes
+from advseg_bench.cache.digests import seal, unseal
+from advseg_bench.cache.lease import LEASE, hold
+from advseg_bench.cache.notices import report
 from advseg_bench.data.dataset import Case, Dataset, Sample, Split
 from advseg_bench.data.phantom.body import ABDOMEN_MM
 from advseg_bench.data.phantom.bowel import ORGANS
 from advseg_bench.data.phantom.scanner import View, prepare_scan, render_slice
 from advseg_bench.data.prepare import fingerprint, prepare, task_for
 from advseg_bench.suite.specs import PhantomData
+from advseg_bench.suite.specs.data import divide_subjects
 
 GENERATOR_VERSION = "phantom-1"
 """Part of every fingerprint and of every cached file's name: change it when any rendered pixel changes."""
@@ -36,8 +39,6 @@ BINARY_CLASS = "gi_tract"
 """The class of a binary task: the union of the three organs."""
 
 NOTE = "Procedural phantom; no patient data."
-
-_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Stack(NamedTuple):
@@ -112,9 +113,10 @@ def split_subjects(count: int, seed: int) -> tuple[Split, ...]:
     Returns:
         One split per subject.
     """
-    deck: list[Split] = ["validation"] * max(1, round(count / 6))
-    deck += ["test"] * max(1, round(count / 4))
-    deck += ["train"] * (count - len(deck))
+    train, validation, test = divide_subjects(count)
+    deck: list[Split] = ["validation"] * validation
+    deck += ["test"] * test
+    deck += ["train"] * train
     order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,))).permutation(count)
     return tuple(deck[place] for place in order)
 
@@ -158,9 +160,10 @@ def _prepare_slice(image: NDArray[np.uint16], labels: NDArray[np.uint8], spec: P
 def _fetch_stack(spec: PhantomData, subject: int, day: int) -> Stack:
     """Return a scan from the cache, or render and cache it."""
     key = content_hash([GENERATOR_VERSION, spec.seed, subject, day, spec.slices, spec.size])
-    path = cache_dir("phantom") / f"{key}.npz"
+    path = cache_root() / "phantom" / f"{key}.npz"
     stack = _read_stack(path)
     if stack is None:
+        cache_dir("phantom")  # before anything is rendered
         rows, columns = spec.edges
         view = View(rows, columns, FIELD_MM / columns)
         stack = render_stack(spec.seed, subject, day, heights=slice_heights(spec.slices), view=view)
@@ -172,18 +175,20 @@ def _write_stack(path: Path, stack: Stack) -> None:
     """Write an npz followed by its SHA-256, which readers of npz files ignore."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=stack.images, labels=stack.labels)
-    packed = buffer.getvalue()
-    write_bytes(path, packed + hashlib.sha256(packed).digest())
+    with hold(path.parent / LEASE, what="writing a scan"):
+        sweep(path.parent)
+        write_bytes(path, seal(buffer.getvalue()))
 
 
 def _read_stack(path: Path) -> Stack | None:
-    """Read a cached scan; None if it is missing or damaged."""
+    """Read a cached scan; None if it is missing or damaged, which is reported."""
     try:
-        data = path.read_bytes()
+        sealed = path.read_bytes()
     except OSError:
         return None
-    packed, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-    if hashlib.sha256(packed).digest() != digest:
+    packed = unseal(sealed)
+    if packed is None:
+        report(f"data phantom: {path}: does not match its digest. It is rendered again.")
         return None
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
         return Stack(arrays["images"], arrays["labels"])

@@ -5,7 +5,6 @@ The images are synthetic: they support no claim about patients.
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import shutil
 import signal
@@ -18,7 +17,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from advseg_bench.cache import cache_dir, make_folder, write_bytes
+from advseg_bench.cache import cache_dir, is_writable, make_folder, sweep, write_bytes
+from advseg_bench.cache.digests import find_change, list_files, write_sums
+from advseg_bench.cache.holder import Holder
+from advseg_bench.cache.lease import LEASE, hold
+from advseg_bench.cache.notices import report
 from advseg_bench.data.phantom.bowel import ORGANS
 from advseg_bench.data.phantom.scanner import View, prepare_scan, render_slice
 from advseg_bench.data.uw_madison.files import COLUMNS, MARKER, OFFICIAL_FAULTS
@@ -80,6 +83,8 @@ def draw_phantom(phantom: PhantomFolder) -> Path:
     """Generate phantom data in the cache, unless they exist.
 
     They are written to a temporary folder, by one process at a time, and moved to their folder when they are complete.
+    The digests of all files lie beside the folder and are compared at every call. Files that do not match are made
+    again, which is reported; data without digests, as older versions wrote, get them.
 
     Args:
         phantom: Size and seed of the data.
@@ -88,23 +93,56 @@ def draw_phantom(phantom: PhantomFolder) -> Path:
         The folder.
 
     Cost:
-        That of `write_uw_madison` if they do not exist.
+        Reading all files if they exist, else that of `write_uw_madison`.
 
     Raises:
-        RecordError: If the cache cannot be written.
+        RecordError: If data have to be generated and the cache cannot be written.
     """
     folder = locate_phantom(phantom)
-    if folder.is_dir():
+    sums = _beside(folder, "sha256")
+    if folder.is_dir() and _find_damage(folder) is None and (sums.exists() or is_writable(folder.parent) is not None):
         return folder
-    unfinished = cache_dir("drawn") / f"{folder.name}.unfinished"
-    with unfinished.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():  # no other process wrote it while this one waited
-            if unfinished.is_dir():
-                shutil.rmtree(unfinished)
-            write_uw_madison(unfinished, **phantom.model_dump())
-            unfinished.rename(folder)
+    with hold(cache_dir("drawn") / LEASE, what="generating phantom data", on_wait=_report_wait):
+        sweep(folder.parent)
+        fault = _find_damage(folder) if folder.is_dir() else None
+        if fault is not None:
+            report(f"data uw_madison: {folder}: {fault}. The phantom data are generated again.")
+        if fault is not None or not folder.is_dir():  # no other process wrote it while this one waited
+            _draw_anew(folder, phantom)
+        if not sums.exists():
+            write_sums(sums, folder, list_files(folder))
     return folder
+
+
+def _draw_anew(folder: Path, phantom: PhantomFolder) -> None:
+    """Generate data beside their folder, then put them in its place."""
+    unfinished, damaged = (_beside(folder, ending) for ending in ("unfinished", "damaged"))
+    for leftover in (unfinished, damaged):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+    write_uw_madison(unfinished, **phantom.model_dump())
+    _beside(folder, "sha256").unlink(missing_ok=True)
+    if folder.is_dir():
+        folder.rename(damaged)
+    unfinished.rename(folder)
+    shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    return folder.with_name(f"{folder.name}.{ending}")
+
+
+def _find_damage(folder: Path) -> str | None:
+    """Compare a folder of phantom data with its digests, if there are any; return what is wrong."""
+    sums = _beside(folder, "sha256")
+    try:
+        return find_change(sums, folder, list_files(folder)) if sums.exists() else None
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+
+
+def _report_wait(holder: Holder) -> None:
+    report(f"data uw_madison: waiting for {holder}, which generates the phantom data now.")
 
 
 def _take_folder(path: Path) -> None:

@@ -33,6 +33,12 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {"len": len, "int": int, "float": fl
 _LARGEST = 10_000
 """Longest list or text that is made."""
 
+_MOST_VALUES = 100_000
+"""Values that are resolved, since references to references can multiply."""
+
+_LARGEST_FILE = 2**24
+"""Bytes of a configuration."""
+
 
 def read_network(file: Path) -> tuple[str, dict[str, Any]]:
     """Read the class of a bundle's network and its arguments.
@@ -62,12 +68,17 @@ def read_network(file: Path) -> tuple[str, dict[str, Any]]:
     if table.get("_mode_", "default") != "default":
         raise SpecError(expected(file, f"no _mode_ in {key!r}", table["_mode_"], "Remove it."))
     values = _Values(file, config)
-    return name, {k: values.resolve(v, f"{key}#{k}") for k, v in table.items() if k not in _IGNORED | {"_mode_"}}
+    try:
+        return name, {k: values.resolve(v, f"{key}#{k}") for k, v in table.items() if k not in _IGNORED | {"_mode_"}}
+    except RecursionError:
+        raise SpecError(expected(file, "plain values", "too many lists inside each other")) from None
 
 
 def _read(file: Path) -> Mapping[str, Any]:
     """Read the configuration."""
     try:
+        if (size := file.stat().st_size) > _LARGEST_FILE:
+            raise ValueError(f"{size:,} bytes")
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":
             config = json.loads(text)
@@ -88,9 +99,13 @@ class _Values:
     def __init__(self, file: Path, config: Mapping[str, Any]) -> None:
         self.file, self.config = file, config
         self.following: list[str] = []
+        self.resolved = 0
 
     def resolve(self, value: Any, where: str) -> Any:
         """Return a value without references and expressions."""
+        self.resolved += 1
+        if self.resolved > _MOST_VALUES:
+            raise self._refuse(where, f"more than {_MOST_VALUES:,} values")
         if isinstance(value, Mapping):
             if "_target_" in value:
                 raise self._refuse(where, f"an object of {value['_target_']}")
@@ -133,7 +148,7 @@ class _Values:
         try:
             tree = ast.parse(_REFERENCE.sub(name, text.strip()), mode="eval").body if len(text) < _LARGEST else None
             return self._compute(tree, names, where)
-        except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError):
+        except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError):
             raise self._refuse(where, f"the expression {text!r}") from None
 
     def _compute(self, node: ast.AST | None, names: Mapping[str, str], where: str) -> Any:
@@ -151,7 +166,8 @@ class _Values:
                 return _FUNCTIONS[function](self._compute(argument, names, where))
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
                 sides = self._compute(left, names, where), self._compute(right, names, where)
-                if any(isinstance(side, (int, float)) and abs(side) > _LARGEST**2 for side in sides):
+                most = _LARGEST if any(isinstance(side, (str, tuple)) for side in sides) else _LARGEST**2
+                if any(isinstance(side, (int, float)) and abs(side) > most for side in sides):
                     raise ValueError
                 result = _OPERATORS[type(op)](*sides)
                 if isinstance(result, (tuple, str)) and len(result) > _LARGEST:

@@ -66,7 +66,7 @@ def fit(path: Path, content: object, net: nn.Module, key: str | None = None) -> 
         SpecError: If none or more than one state dict fits, or the file has tensors whose purpose is unknown.
     """
     wanted: dict[str, Tensor] = dict(net.state_dict())
-    states = list(find_states(content))
+    states = find_states(content)
     if not states:
         held = f"keys {[str(name) for name in content][:5]}" if isinstance(content, Mapping) else type(content).__name__
         raise SpecError(f"{path}: expected a state dict, got {held}. {CONVERT}")

@@ -116,6 +116,9 @@ def _name_refused(error: pickle.UnpicklingError) -> str:
 def _check_archive(path: Path, data: bytes) -> None:
     """Compare the checksums, which PyTorch writes but does not check: a flipped bit would be loaded as a weight."""
     with zipfile.ZipFile(io.BytesIO(data)) as file:
+        members = file.infolist()
+        if sum(member.file_size for member in members) > len(data):  # torch.save compresses nothing
+            raise damaged(path, "its members are larger than the file")
         if (member := file.testzip()) is not None:
             raise damaged(path, f"{member} fails its checksum")
         names = file.namelist()

@@ -13,6 +13,9 @@ from torch import Tensor
 DEPTH = 4
 """Levels of containers that are searched."""
 
+MOST_CONTAINERS = 10_000
+"""Containers that are searched."""
+
 WRAPPERS = {"module", "model", "net", "network", "_orig_mod"}
 """Attributes under which training frameworks hold the network."""
 
@@ -78,14 +81,20 @@ class Match:
         return len(self.found) - len(self.reshaped), len(self.found)
 
 
-def find_states(content: object, key: str = "", depth: int = DEPTH) -> Iterator[State]:
-    """Yield every group of tensors that a checkpoint holds, outer ones first.
+def find_states(content: object) -> list[State]:
+    """Return the groups of tensors that a checkpoint holds, outer ones first.
 
     Args:
-        content: What was read.
-        key: Dotted path of `content` in the file.
-        depth: Levels to go down.
+        content: What was read. Of a content whose containers hold each other again and again, which a small file can
+            describe, the first `MOST_CONTAINERS` are searched.
     """
+    return list(_search(content, "", DEPTH, iter(range(MOST_CONTAINERS))))
+
+
+def _search(content: object, key: str, depth: int, left: Iterator[int]) -> Iterator[State]:
+    """Search one container; each takes a number of those that are left."""
+    if next(left, None) is None:
+        return
     if isinstance(content, (list, tuple)):
         content = {str(i): value for i, value in enumerate(content) if isinstance(value, Mapping)}
     if not isinstance(content, Mapping) or not depth:
@@ -94,7 +103,8 @@ def find_states(content: object, key: str = "", depth: int = DEPTH) -> Iterator[
     if tensors := {name: value for name, value in named.items() if isinstance(value, Tensor)}:
         yield State(key, tensors)
     for name, value in named.items():
-        yield from find_states(value, f"{key}.{name}" if key else name, depth - 1)
+        if isinstance(value, (Mapping, list, tuple)):
+            yield from _search(value, f"{key}.{name}" if key else name, depth - 1, left)
 
 
 def select(states: list[State], key: str) -> list[State]:
@@ -241,4 +251,11 @@ def equal_tensors(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same, or plain and equal in type and values."""
     if a is b:
         return True
-    return is_plain(a) and is_plain(b) and a.dtype == b.dtype and torch.equal(a, b)
+    if not (is_plain(a) and is_plain(b) and a.dtype == b.dtype and a.shape == b.shape):
+        return False
+    return not _is_expanded(a) and not _is_expanded(b) and torch.equal(a, b)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether a tensor has more elements than its memory, so that a small file can hold one of any size."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
+from advseg_bench.errors import WorkerError
 from advseg_bench.running.executors.processes import open_processes
-from advseg_bench.running.outcomes import Do, Outcome, StartWorker, attempt, start
+from advseg_bench.running.outcomes import Do, Outcome, StartWorker, WorkerDied, attempt, start
 from advseg_bench.running.work import Emit, Job, MakePanels, RunUnit, Train
 
 R = TypeVar("R")
@@ -25,8 +27,17 @@ class Executor(Protocol):
     - `wait` returns every submitted job exactly once. No result depends on which worker ran it, but the next job should
       go to the worker whose job `wait` returned last, since that worker has the model in memory.
     - A job that raises becomes an `Outcome` with an error (see `outcomes.attempt`) and does not affect other jobs.
-    - If a worker process dies, `submit` or `wait` raises `WorkerError`: the run ends, and can be resumed.
-    - `emit` is called in the thread that calls `submit` and `wait`.
+    - A worker is replaced by a fresh one if its process ends during a job for whatever reason; if the time `seconds` of
+      its last message `Running` has passed without another message or the end of the job, upon which it is killed; or
+      if its job raised `TaintedError`. `wait` then returns the job with `Outcome(error=WorkerDied(death))`. The `Death`
+      has the cause, the last `Running` of this job, and, where they are known, the peak memory and the last output. The
+      next job that is submitted goes to the fresh worker. The executor never runs a job twice: that is its caller's
+      decision. A worker that ends between two jobs is replaced without notice.
+    - If fresh workers cannot be started, `submit` or `wait` raises `WorkerError`: the run ends, and can be resumed.
+    - Only the process that was started as a worker answers; a copy of it that user code forks ends without answer.
+    - What a worker writes to stdout and stderr neither fills memory or disk nor stops a job.
+    - `emit` is called with each message of a worker, in the order in which that worker sent them and before its job is
+      returned, in the thread that calls `submit` and `wait`.
     - When the context manager exits, no process is left. If it exits by an error, including Ctrl-C, it does not wait
       for unfinished jobs.
     """
@@ -46,18 +57,28 @@ class Executor(Protocol):
 
 
 @contextmanager
-def open_executor(workers: int, start_worker: StartWorker, emit: Emit) -> Iterator[Executor]:
+def open_executor(
+    workers: int,
+    start_worker: StartWorker,
+    emit: Emit,
+    *,
+    isolate: bool = False,
+    import_script: bool = True,
+) -> Iterator[Executor]:
     """Open an executor, and shut it down on exit.
 
     Args:
-        workers: Number of worker processes; 1 runs the jobs in this process.
+        workers: Number of worker processes.
         start_worker: Called once in each process that runs jobs.
-        emit: Called in this thread with the training progress that workers report.
+        emit: Called in this thread with the messages that workers send during jobs.
+        isolate: Whether one worker is a process of its own; otherwise it runs the jobs in this process, in which
+            nothing can be replaced and no time limit holds.
+        import_script: Whether worker processes import the caller's script, so that its objects can be part of jobs.
     """
-    if workers == 1:
+    if workers == 1 and not isolate:
         yield InProcess(start(start_worker, emit))
     else:
-        with open_processes(workers, start_worker, emit) as pool:
+        with open_processes(workers, start_worker, emit, import_script) as pool:
             yield pool
 
 
@@ -67,12 +88,15 @@ class InProcess:
     capacity = 1
 
     def __init__(self, do: Do) -> None:
-        self._do = do
+        self._do, self._pid = do, os.getpid()
         self._ended: deque[tuple[Job[Any], Outcome[Any]]] = deque()
 
     def submit(self, job: Job[Any]) -> None:
         """Run a job."""
-        self._ended.append((job, attempt(self._do, job)))
+        outcome = attempt(self._do, job)
+        if os.getpid() != self._pid:  # a copy of this process that user code forked
+            os._exit(0)
+        self._ended.append((job, outcome))
 
     def wait(self) -> tuple[Job[Any], Outcome[Any]]:
         """Return the oldest finished job with its outcome."""
@@ -83,10 +107,12 @@ def call(executor: Executor, job: Job[R]) -> R:
     """Run one job while no other is in progress, and return its result.
 
     Raises:
-        UserError, JobError: If the job failed.
+        UserError, JobError: If the job failed; `WorkerError` if its worker died.
     """
     executor.submit(job)
     outcome: Outcome[R] = executor.wait()[1]
+    if isinstance(outcome.error, WorkerDied):
+        raise WorkerError(f"{type(job).__name__.lower()}: {outcome.error}. Finished rows are kept.")
     return outcome.result()
 
 

@@ -1,70 +1,60 @@
-"""Worker processes, each with its own pipe. They ignore SIGINT and exit with their parent."""
+"""Worker processes, each with its own pipe. They never hear Ctrl-C, and exit with their parent."""
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
-import os
-import signal
 import sys
-import threading
+import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import util
-from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
-from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from advseg_bench.errors import WorkerError
+from advseg_bench.errors import TaintedError, WorkerError
 from advseg_bench.instruments import profiling
-from advseg_bench.running.interrupts import interrupts_blocked, interrupts_noted
-from advseg_bench.running.outcomes import Outcome, StartWorker, attempt, reword, start
-from advseg_bench.running.work import Emit, Job
+from advseg_bench.running.executors.child import GRACE_S, Child
+from advseg_bench.running.executors.output import Budget
+from advseg_bench.running.executors.serving import LOST, Answer, Started
+from advseg_bench.running.interrupts import interrupts_noted
+from advseg_bench.running.outcomes import TAINTED, TIMEOUT, Death, Outcome, StartWorker, WorkerDied
+from advseg_bench.running.work import Emit, Job, Running
 
-LOST = (EOFError, OSError)
-"""Exceptions of a pipe whose other end is closed, even in the middle of a message."""
-GRACE_S = 5.0
-"""Seconds to wait for the exit code of a process that has closed its pipe."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """Message of a worker process after a job: the outcome, and measured times if profiling is on."""
-
-    outcome: Outcome[Any]
-    spent: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Started:
-    """First message of a worker process: it has imported the caller's script."""
+POLL_S = 0.5
+"""Seconds after which processes are checked although none has sent anything."""
+MOST_IDLE_DEATHS = 5
+"""Most workers that may end without a job before the run is given up: they cannot live on this machine."""
 
 
 @dataclass(slots=True, eq=False)
-class _Process:
-    """A worker process in its parent: the parent's end of the pipe, the current job, and whether it sent `_Started`."""
+class _Worker:
+    """A place for a worker process: the process, its job, the last `Running` of it, and when that must have ended."""
 
-    process: SpawnProcess
-    pipe: Connection
+    child: Child
     job: Job[Any] | None = None
-    started: bool = False
+    running: Running | None = None
+    deadline: float | None = None
 
 
 class Processes:
     """An `Executor` of worker processes; opened by `open_processes`.
 
     The next job goes to the worker whose job `wait` returned last. Everything runs in the thread of the caller.
+
+    Args:
+        start_worker: Called in each process.
+        emit: Called with the messages of the workers.
+        import_script: Whether the processes import the caller's script.
     """
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, start_worker: StartWorker, emit: Emit, import_script: bool) -> None:
         self.killed = False
-        self._emit = emit
-        self._all: list[_Process] = []
-        self._idle: list[_Process] = []
-        self._ended: deque[tuple[_Process, _Answer]] = deque()
+        self._start_worker, self._emit, self._import_script = start_worker, emit, import_script
+        self._budget = Budget()
+        self._all: list[_Worker] = []
+        self._idle: list[_Worker] = []
+        self._ended: deque[tuple[_Worker, Outcome[Any]]] = deque()
+        self._idle_deaths = 0
 
     @property
     def capacity(self) -> int:
@@ -75,80 +65,158 @@ class Processes:
         """Send a job to an idle worker.
 
         Raises:
-            WorkerError: If that worker has died.
+            WorkerError: If that worker has died, and no other can be started.
         """
         assert self._idle, "callers submit at most `capacity` jobs"
         worker = self._idle.pop()
+        worker.child.output.forget()
+        while True:
+            try:
+                worker.child.pipe.send(job)
+                break
+            except LOST:
+                self._replace(worker)
         worker.job = job
-        try:
-            worker.pipe.send(job)
-        except LOST:
-            raise _describe_death(worker) from None
 
     def wait(self) -> tuple[Job[Any], Outcome[Any]]:
-        """Wait until a job has ended; return it with its outcome. Progress is passed to `emit` while waiting.
+        """Wait until a job has ended; return it with its outcome. Messages are passed to `emit` while waiting.
 
         Raises:
-            WorkerError: If a worker has died, busy or idle.
+            WorkerError: If a worker has died, and no other can be started.
         """
         with profiling.span(profiling.WAITING):
             while not self._ended:
                 self._listen()
-        worker, answer = self._ended.popleft()
-        profiling.add(answer.spent)
+        worker, outcome = self._ended.popleft()
         assert worker.job is not None
         job, worker.job = worker.job, None
         self._idle.append(worker)
-        return job, answer.outcome
+        return job, outcome
 
-    def start(self, start_worker: StartWorker) -> None:
+    def start(self) -> None:
         """Start one more worker."""
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, start_worker))
-        process.start()
-        theirs.close()  # so that the pipe ends when the worker does
-        self._all.append(_Process(process, ours))
+        self._all.append(_Worker(Child(self._start_worker, self._budget, self._import_script)))
         self._idle.append(self._all[-1])
 
     def kill(self) -> None:
         """Kill all workers, so that `close` does not wait for their jobs."""
         self.killed = True
         for worker in self._all:
-            worker.process.kill()
+            worker.child.kill()
 
     def close(self) -> None:
         """Close the pipes, upon which workers exit, and wait for them."""
         for worker in self._all:
-            worker.pipe.close()
+            worker.child.pipe.close()
         for worker in self._all:
-            worker.process.join()
+            worker.child.close()
 
     def _listen(self) -> None:
-        """Receive one message from each worker that has sent one; wait until there is at least one."""
-        ready = wait_for([worker.pipe for worker in self._all])
-        for worker in [worker for worker in self._all if worker.pipe in ready]:
-            try:
-                message = worker.pipe.recv()
-            except LOST:
-                raise _describe_death(worker) from None
-            if isinstance(message, _Answer):
-                self._ended.append((worker, message))
-            elif isinstance(message, _Started):
-                worker.started = True
+        """Wait until something happens to a worker, at most `POLL_S`, and deal with it."""
+        outputs = [worker.child.output.end for worker in self._all if worker.child.output.end is not None]
+        ready = wait_for([*(worker.child.pipe for worker in self._all), *outputs], POLL_S)
+        if self.killed:
+            raise WorkerError("stopped")  # as KeyboardInterrupt in the end
+        for worker in self._all:
+            worker.child.output.read()
+            if worker.child.pipe in ready:
+                self._receive(worker)
+            elif worker.deadline is not None and time.monotonic() > worker.deadline:
+                self._bury(worker, TIMEOUT)
+            elif worker.child.has_ended() and not worker.child.pipe.poll():  # a forked process may hold the pipe
+                self._bury(worker)
+
+    def _receive(self, worker: _Worker) -> None:
+        """Receive one message."""
+        try:
+            message = worker.child.pipe.recv()
+        except Exception:  # the pipe is closed, or holds what user code has written
+            self._bury(worker)
+            return
+        worker.deadline = None
+        if isinstance(message, Answer):
+            profiling.add(message.spent)
+            if isinstance(message.outcome.error, TaintedError):
+                self._bury(worker, TAINTED, str(message.outcome.error))
             else:
-                self._emit(*message)
+                self._finish(worker, message.outcome)
+        elif isinstance(message, Started):
+            worker.child.started = True
+        else:
+            if isinstance(message, Running):
+                worker.running = message
+                worker.deadline = None if message.seconds is None else time.monotonic() + message.seconds
+            self._emit(message)
+
+    def _bury(self, worker: _Worker, cause: str = "", last_words: str = "") -> None:
+        """End a worker, put a fresh one in its place, and return its job, if it has one, as lost.
+
+        Args:
+            worker: A worker that has ended, closed its pipe, or has to be replaced.
+            cause: Cause of its death; by default its signal or exit code.
+            last_words: By default the end of its output.
+        """
+        if not cause:
+            worker.child.wait(GRACE_S)
+        worker.child.end(report=cause == TIMEOUT)
+        child = worker.child
+        last_words = last_words or child.output.find_last_words()
+        death = Death(cause or child.name_end(), worker.running, child.peak_bytes, last_words)
+        self._replace(worker)
+        if worker.job is not None:
+            self._finish(worker, Outcome(error=WorkerDied(death)))
+
+    def _finish(self, worker: _Worker, outcome: Outcome[Any]) -> None:
+        worker.running = worker.deadline = None
+        self._ended.append((worker, outcome))
+
+    def _replace(self, worker: _Worker) -> None:
+        """Put a fresh process in the place of one that has ended."""
+        child = worker.child
+        child.end()
+        child.close()
+        if not child.started and child.code is not None and child.code >= 0:
+            raise self._describe_start(child)
+        self._idle_deaths += worker.job is None
+        if self._idle_deaths > MOST_IDLE_DEATHS:
+            words = child.output.find_last_words() or "no output"
+            raise WorkerError(
+                f"Worker processes end without work ({child.name_end()}): {words}. Finished rows are kept. Free memory "
+                "or use fewer --workers, then run the same command again."
+            )
+        worker.child = Child(self._start_worker, self._budget, self._import_script)
+        if self.killed:
+            worker.child.kill()
+
+    def _describe_start(self, child: Child) -> WorkerError:
+        """The error for a process that ended by itself before it could receive a job."""
+        words = child.output.find_last_words() or "no output"
+        if not self._import_script:
+            return WorkerError(f"A worker process cannot be started ({child.name_end()}): {words}.")
+        script = getattr(sys.modules["__main__"], "__file__", "the script")
+        return WorkerError(
+            f"{script}: expected a script that worker processes can import, got one that starts a run or fails when it "
+            'is imported. Put what it does under `if __name__ == "__main__":`, or use workers=1.'
+        )
 
 
 @contextmanager
-def open_processes(workers: int, start_worker: StartWorker, emit: Emit) -> Iterator[Processes]:
-    """Open worker processes, and end them on exit. After an error, unfinished jobs are lost."""
-    pool = Processes(emit)
+def open_processes(
+    workers: int, start_worker: StartWorker, emit: Emit, import_script: bool = True
+) -> Iterator[Processes]:
+    """Open worker processes, and end them on exit. After an error, unfinished jobs are lost.
+
+    Args:
+        workers: Number of processes.
+        start_worker: Called in each process.
+        emit: Called in this thread with the messages of the workers.
+        import_script: Whether the processes import the caller's script, so that its objects can be part of jobs.
+    """
+    pool = Processes(start_worker, emit, import_script)
     with interrupts_noted(pool.kill):
         try:
-            with interrupts_blocked():
-                for _ in range(workers):
-                    pool.start(start_worker)
+            for _ in range(workers):
+                pool.start()
             if pool.killed:
                 raise KeyboardInterrupt
             yield pool
@@ -157,74 +225,3 @@ def open_processes(workers: int, start_worker: StartWorker, emit: Emit) -> Itera
             raise
         finally:
             pool.close()
-
-
-def _describe_death(worker: _Process) -> WorkerError:
-    """The error for a worker process that has ended, with the cause that its exit code shows."""
-    worker.process.join(GRACE_S)
-    code = worker.process.exitcode
-    with suppress(*LOST):
-        while worker.pipe.poll():
-            worker.started |= isinstance(worker.pipe.recv(), _Started)
-    if code is not None and code >= 0 and not worker.started:
-        script = getattr(sys.modules["__main__"], "__file__", "the script")
-        return WorkerError(
-            f"{script}: expected a script that worker processes can import, got one that starts a run or fails when it "
-            'is imported. Put what it does under `if __name__ == "__main__":`, or use workers=1.'
-        )
-    kept = "Finished rows are kept. Run the same command again"
-    if code is None or code == -signal.SIGKILL:
-        return WorkerError(
-            f"A worker process was killed, probably because memory ran out. {kept} with fewer --workers."
-        )
-    cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return WorkerError(
-        f"A worker process was killed or ended by itself ({cause}): a library or the code of a model, an attack or a "
-        f"data set crashed or called exit. {kept} with one worker to find which."
-    )
-
-
-def end_in_script_import() -> None:
-    """End a worker process that starts a run while it imports the caller's script; its parent describes the cause."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        sys.exit(1)
-
-
-def _serve(pipe: Connection, start_worker: StartWorker) -> None:
-    """Main function of a worker process: run the jobs from the pipe until it is closed."""
-    with suppress(*LOST):  # the parent may be gone
-        pipe.send(_Started())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    profiling.start_in_worker()
-    do = start(start_worker, lambda *progress: pipe.send(progress))
-    gc.freeze()  # exclude objects that exist now from garbage collection: they stay alive
-    while True:
-        try:
-            job = pipe.recv()
-        except LOST:
-            break
-        try:
-            outcome, spent = attempt(do, job), profiling.take()
-        except KeyboardInterrupt as error:  # raised by the code of the job, since SIGINT is ignored
-            outcome, spent = Outcome(error=reword(error)), profiling.take()
-        try:
-            pipe.send(_Answer(outcome, spent))
-        except Exception as error:  # it cannot be pickled
-            pipe.send(_Answer(Outcome(error=reword(error)), spent))
-    # Undocumented in Python: after its own clean-up the process exits here, without unloading libraries or waiting
-    # for threads that third-party code left running.
-    util.Finalize(None, _leave, exitpriority=-100)
-
-
-def _leave() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -16,6 +16,7 @@ from advseg_bench.suite.specs.data import (
     SliceData,
     UwMadisonData,
 )
+from advseg_bench.suite.specs.defence import DefenceSpec
 from advseg_bench.suite.specs.experiment import (
     RECIPES,
     AttackSpec,
@@ -40,6 +41,7 @@ __all__ = [
     "Compute",
     "DataSpec",
     "DecathlonData",
+    "DefenceSpec",
     "FileData",
     "Fit",
     "FolderData",

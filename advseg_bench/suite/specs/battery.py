@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from advseg_bench.errors import unknown
 from advseg_bench.suite.battery import ALIASES, BATTERIES
 from advseg_bench.suite.specs.base import Spec
+from advseg_bench.suite.specs.limits import MOST_BATTERY_RADII
 from advseg_bench.suite.specs.radii import PLACED, Eps, find_excess
 from advseg_bench.types import Norm
 
@@ -28,7 +29,7 @@ class BatterySpec(Spec):
 
     name: str
     profile: str = Field(default="full", json_schema_extra={"enum": ["full", "fast"]})
-    eps: tuple[Eps, ...] = Field(default=(2 / 255, 4 / 255), min_length=1)
+    eps: tuple[Eps, ...] = Field(default=(2 / 255, 4 / 255), min_length=1, max_length=MOST_BATTERY_RADII)
     norm: Norm = "linf"
     skip: bool = True
     warm_start: bool = True

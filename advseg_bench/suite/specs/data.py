@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -15,6 +14,23 @@ from pydantic import (
 from advseg_bench.registry import catalogue
 from advseg_bench.suite.specs.base import Settings, Spec
 from advseg_bench.suite.specs.images import FileData, Fit, ImageData, Millimetres, Scale, ScanName
+from advseg_bench.suite.specs.limits import LARGEST_STEP, MOST_NAMES, MOST_SCANS, Label, Pattern, Place, Seed
+
+
+def divide_subjects(count: int) -> tuple[int, int, int]:
+    """Return the numbers of subjects of a phantom for training, validation (a sixth) and test (a quarter).
+
+    Args:
+        count: Number of subjects, at least 3.
+    """
+    validation, test = max(1, round(count / 6)), max(1, round(count / 4))
+    return count - validation - test, validation, test
+
+
+def check_scans(called: str, subjects: int, days: int, slices: int) -> None:
+    """Refuse phantom data that would take days to generate."""
+    if (scans := subjects * days * slices) > MOST_SCANS:
+        raise ValueError(f"{called}: expected at most {MOST_SCANS:,} slices in all, got {scans:,}. Lower it")
 
 
 class Mni152Data(ImageData):
@@ -37,7 +53,13 @@ class PhantomData(ImageData):
     subjects: int = Field(default=12, ge=3)
     days: int = Field(default=1, ge=1)
     slices: int = Field(default=20, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _is_drawn(self) -> PhantomData:
+        """Check that the data can be generated."""
+        check_scans("subjects", self.subjects, self.days, self.slices)
+        return self
 
 
 class FolderData(FileData):
@@ -61,11 +83,11 @@ class FolderData(FileData):
     """
 
     name: Literal["folder"]
-    classes: tuple[str, ...] = Field(min_length=1)
-    channel_names: tuple[str, ...] | None = None
+    classes: tuple[Label, ...] = Field(min_length=1, max_length=MOST_NAMES)
+    channel_names: tuple[Label, ...] | None = None
     soft: bool = False
     ignore: int | None = None
-    subject: str | None = None
+    subject: Pattern | None = None
     spacing: tuple[Millimetres, Millimetres] | None = None
 
     @model_validator(mode="after")
@@ -99,7 +121,16 @@ class PhantomFolder(Spec):
     cases: int = Field(default=12, ge=1)
     slices: int = Field(default=8, ge=1)
     days: int = Field(default=1, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _is_drawn(self) -> PhantomFolder:
+        """Check that the data can be generated."""
+        check_scans("cases", self.cases, self.days, self.slices)
+        return self
+
+
+Scans = Annotated[tuple[ScanName, ...], Field(max_length=MOST_NAMES)]
 
 
 class UwMadisonData(ImageData):
@@ -122,15 +153,17 @@ class UwMadisonData(ImageData):
     """
 
     name: Literal["uw_madison"]
-    path: Path
+    path: Place
     fit: Fit = "stretch"
-    exclude: Literal["common", "official", "none"] | tuple[ScanName, ...] = "common"
-    folds: int = Field(default=10, ge=2)
+    exclude: Literal["common", "official", "none"] | Annotated[tuple[ScanName, ...], Field(max_length=MOST_NAMES)] = (
+        "common"
+    )
+    folds: int = Field(default=10, ge=2, le=MOST_NAMES)
     fold: int = Field(default=0, ge=0)
     validation: float = Field(default=0.15, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     labelled_only: bool = True
-    every: int = Field(default=1, ge=1)
+    every: int = Field(default=1, ge=1, le=LARGEST_STEP)
     neighbours: bool = False
     phantom: PhantomFolder | None = Field(default=None, exclude=True)
 
@@ -156,9 +189,9 @@ class SliceData(FileData):
         every: Keep only every n-th slice of a volume; not for whole volumes.
     """
 
-    inputs: tuple[str, ...] | None = Field(default=None, min_length=1)
+    inputs: tuple[Label, ...] | None = Field(default=None, min_length=1, max_length=MOST_NAMES)
     labelled_only: bool = True
-    every: int = Field(default=1, ge=1)
+    every: int = Field(default=1, ge=1, le=LARGEST_STEP)
 
     @model_validator(mode="after")
     def _inputs_fit(self) -> SliceData:
@@ -184,8 +217,8 @@ class NnunetData(SliceData):
     """
 
     name: Literal["nnunet"]
-    subject: str | None = None
-    fold: int | None = Field(default=None, ge=0)
+    subject: Pattern | None = None
+    fold: int | None = Field(default=None, ge=0, le=LARGEST_STEP)
 
 
 class DecathlonData(SliceData):
@@ -197,7 +230,7 @@ class DecathlonData(SliceData):
     """
 
     name: Literal["decathlon"]
-    subject: str | None = None
+    subject: Pattern | None = None
 
 
 class LggData(SliceData):

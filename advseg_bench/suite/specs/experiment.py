@@ -12,6 +12,8 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -19,6 +21,15 @@ from advseg_bench.errors import SpecError, unknown
 from advseg_bench.registry import catalogue, toolkits
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.suite.specs.base import Settings, Spec, check_known, plain
+from advseg_bench.suite.specs.images import LARGEST
+from advseg_bench.suite.specs.limits import (
+    LARGEST_BATCH,
+    LARGEST_STEP,
+    MOST_COMBINATIONS,
+    MOST_DRAWS,
+    MOST_LOSSES,
+    MOST_RADII,
+)
 from advseg_bench.suite.specs.radii import Eps
 from advseg_bench.types import EmptyRule, Norm
 
@@ -97,13 +108,13 @@ class Recipe(Spec):
     lr: float = Field(gt=0)
     min_lr: float = Field(ge=0)
     weight_decay: float = Field(default=1e-2, ge=0)
-    batch: int = Field(ge=1)
-    epochs: int = Field(ge=1)
+    batch: int = Field(ge=1, le=LARGEST_BATCH)
+    epochs: int = Field(ge=1, le=LARGEST_STEP)
     sampling: Literal["uniform", "balanced"]
     augment: tuple[Literal["flip", "rot90", "affine", "brightness"], ...]
     head_bias: Annotated[float | None, BeforeValidator(_none)]
     amp: bool = False
-    evaluate_every: int = Field(default=1, ge=1)
+    evaluate_every: int = Field(default=1, ge=1, le=LARGEST_STEP)
     floor: float = Field(default=0.5, ge=0, le=1)
 
     @model_validator(mode="before")
@@ -134,10 +145,10 @@ class AttackSpec(Spec):
     """
 
     name: AttackName
-    losses: tuple[LossName, ...] = ()
-    eps: tuple[Eps, ...] = Field(min_length=1)
+    losses: tuple[LossName, ...] = Field(default=(), max_length=MOST_LOSSES)
+    eps: tuple[Eps, ...] = Field(min_length=1, max_length=MOST_RADII)
     norm: Norm = "linf"
-    draws: int = Field(default=1, ge=1)
+    draws: int = Field(default=1, ge=1, le=MOST_DRAWS)
     settings: Settings = Field(default_factory=dict)
     vary: Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], AfterValidator(plain)] = Field(
         default_factory=dict
@@ -151,9 +162,17 @@ class AttackSpec(Spec):
         )
         return [catalogue.drop_defaults(self.name, each) for each in combined]
 
+    @property
+    def combinations(self) -> int:
+        """Number of combinations of `vary`, without making them."""
+        return math.prod(map(len, self.vary.values()))
+
     @model_validator(mode="after")
     def _fits(self) -> AttackSpec:
         """Check that norm, losses and repeats suit the attack, and that no value is listed twice."""
+        if self.combinations > MOST_COMBINATIONS:
+            what = f"at most {MOST_COMBINATIONS:,} combinations, got {self.combinations:,}. Vary fewer settings"
+            raise ValueError(f"vary: expected {what}")
         for key in self.vary:
             if key in self.settings:
                 raise ValueError(f"vary: {key!r} of attack {self.name!r} is in settings too. Remove one")
@@ -176,8 +195,12 @@ class AttackSpec(Spec):
         return self
 
 
+RESOURCES = ("max_seconds", "cpus", "gpus", "memory_gb")
+"""Keys of `Compute` that limit a job or state what it takes of a cluster; they change no result."""
+
+
 class Compute(Spec):
-    """Compute settings on which the exact bits of a result depend.
+    """Compute settings. On the first three, the exact bits of a result depend.
 
     Attributes:
         batch: Images per forward pass, by default 8, and 1 for volumes; a short batch is padded, so that the same image
@@ -187,11 +210,32 @@ class Compute(Spec):
             "fold+lean", or "raw" for none. "lean" changes no bit of a result, and does nothing on batches of up to
             2^15 pixels. If a copy does not agree with its model, the model itself is attacked, as `models/NAME.json`
             records. The original model always computes the scores.
+        max_seconds: Longest time of a call of an attack, per image of the compute batch. An attack that takes longer
+            is stopped with its worker process, and its cell fails.
+        cpus: CPUs that a job takes of a cluster, by default as many as `threads`. This key and the next two change
+            no result, and are used by executors that place jobs on machines, such as Ray.
+        gpus: GPUs that a job takes of a cluster, also a fraction, by default 1 if the device is "cuda", otherwise 0.
+        memory_gb: Memory in GB (10^9 bytes) that a job takes of a cluster, by default not counted.
     """
 
-    batch: int = Field(default=8, ge=1)
+    batch: int = Field(default=8, ge=1, le=LARGEST_BATCH)
     threads: int = Field(default=1, ge=1, le=256)
     prepare: Annotated[str, AfterValidator(_prepare)] = "lean"
+    max_seconds: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    cpus: float | None = Field(default=None, gt=0, le=1024)
+    gpus: float | None = Field(default=None, ge=0, le=64)
+    memory_gb: float | None = Field(default=None, gt=0, le=100_000)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out limits and resources at their default, so that the identity of suites without them stays."""
+        values: dict[str, Any] = serialise(self)
+        fields = type(self).model_fields
+        unset = {name for name in RESOURCES if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in values.items() if name not in unset}
+
+
+Window = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 class Inference(Spec):
@@ -203,7 +247,7 @@ class Inference(Spec):
         mode: Weight of a window's logits where windows overlap: "constant", or "gaussian", which favours its centre.
     """
 
-    roi: tuple[Annotated[int, Field(ge=1)], ...] | Annotated[int, Field(ge=1)]
+    roi: Annotated[tuple[Window, ...], Field(max_length=3)] | Window
     overlap: float = Field(default=0.25, ge=0, lt=1)
     mode: Literal["constant", "gaussian"] = "constant"
 

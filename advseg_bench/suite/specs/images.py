@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from advseg_bench.suite.specs.base import Spec, check_known
+from advseg_bench.suite.specs.limits import LONGEST_NAME, MOST_NUMBERS, Place, Seed
 from advseg_bench.types import TaskKind
 
 SMALLEST, SHALLOWEST, LARGEST = 16, 2, 1024
@@ -41,7 +42,7 @@ Edge = Annotated[int, Field(ge=SMALLEST, le=LARGEST)]
 Depth = Annotated[int, Field(ge=SHALLOWEST, le=LARGEST)]
 Size = Annotated[Edge | tuple[Depth, Edge, Edge], BeforeValidator(_check_size)]
 Millimetres = Annotated[float, Field(gt=0)]
-ScanName = Annotated[str, Field(pattern=r"^case\d+_day\d+$")]
+ScanName = Annotated[str, Field(pattern=r"^case\d+_day\d+$", max_length=LONGEST_NAME)]
 Fit = Literal["pad", "stretch"]
 Scale = Literal["max", "percentile", "dtype"] | tuple[float, float]
 Normalisation = Literal["none", "image", "train"]
@@ -113,6 +114,15 @@ class ImageData(Spec):
             raise ValueError(f"expected 1 or 3 for this data set, got {channels}")
         return channels
 
+    @model_validator(mode="after")
+    def _check_volume(self) -> ImageData:
+        """Check that one image fits in memory."""
+        if (numbers := math.prod(self.edges) * self.channels) > MOST_NUMBERS:
+            raise ValueError(
+                f"size: expected at most {MOST_NUMBERS:,} values in an image, got {numbers:,}. Lower size or channels"
+            )
+        return self
+
     @property
     def declared_bounds(self) -> Interval | None:
         """Range of the intensities of an image; None if only the data have it."""
@@ -146,10 +156,10 @@ class SplitData(ImageData):
         seed: Random seed of the split.
     """
 
-    path: Path
+    path: Place
     validation: float = Field(default=0.15, gt=0, lt=1)
     test: float = Field(default=0.25, gt=0, le=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
 
 class FileData(SplitData):

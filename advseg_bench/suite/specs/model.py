@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -17,6 +16,9 @@ from pydantic import (
 
 from advseg_bench.registry import catalogue
 from advseg_bench.suite.specs.base import Settings, Spec, check_known
+from advseg_bench.suite.specs.defence import Defences
+from advseg_bench.suite.specs.images import LARGEST
+from advseg_bench.suite.specs.limits import LARGEST_INTEGER, LONGEST_TEXT, MOST_DRAWS, FileName, Place
 
 
 def _per_channel(value: object) -> object:
@@ -24,7 +26,7 @@ def _per_channel(value: object) -> object:
     values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     if not values or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
         raise ValueError("expected a number, or a list of one number per channel")
-    if not all(math.isfinite(v) for v in values):
+    if not all(abs(v) <= LARGEST_INTEGER if isinstance(v, int) else math.isfinite(v) for v in values):
         raise ValueError("expected finite numbers")
     return tuple(float(v) for v in values) if isinstance(value, (list, tuple)) else value
 
@@ -74,28 +76,36 @@ class ModelSpec(Spec):
         stochastic: Whether the model is random in eval mode, such as by Monte Carlo dropout. Every cell, the clean one
             too, then has several repeats, attacks get the model itself, and rows are not promised to be bit-identical.
         repeats: Number of repeats of each cell of a stochastic model; an attack with more `draws` has these.
+        defence: Defence, or list of them, around the network; the first one gets the image. Attacks and scores see the
+            whole. A random one makes the model stochastic.
     """
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    name: FileName = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
     architecture: ArchitectureName
     encoder: str | None = None
     settings: Settings = Field(default_factory=dict)
-    weights: Path | None = None
-    weights_key: str | None = Field(default=None, min_length=1)
+    weights: Place | None = None
+    weights_key: str | None = Field(default=None, min_length=1, max_length=LONGEST_TEXT)
     encoder_weights: str | None = Field(default=None, min_length=1)
     mean: PerChannel = 0.0
     std: Annotated[PerChannel, AfterValidator(_positive)] = 1.0
-    stride: int | None = Field(default=None, ge=1)
+    stride: int | None = Field(default=None, ge=1, le=LARGEST)
     output: str | None = None
     resize_logits: bool = True
     trust: bool = False
     stochastic: bool = False
-    repeats: int = Field(default=5, ge=2)
+    repeats: int = Field(default=5, ge=2, le=MOST_DRAWS)
+    defence: Defences = ()
+
+    @property
+    def random(self) -> bool:
+        """Whether logits depend on random numbers: of the network, as declared, or of a defence."""
+        return self.stochastic or any(each.is_random for each in self.defence)
 
     @model_validator(mode="after")
     def _check_repeats(self) -> ModelSpec:
-        if "repeats" in self.model_fields_set and not self.stochastic:
-            raise ValueError("repeats: is for models with stochastic = true. Remove the key")
+        if "repeats" in self.model_fields_set and not self.random:
+            raise ValueError("repeats: is for models with stochastic = true or a random defence. Remove the key")
         return self
 
     @model_validator(mode="after")
@@ -114,8 +124,9 @@ class ModelSpec(Spec):
         """Leave out keys of `LATER` at their default, so that they do not enter ids and cache keys there."""
         written: dict[str, Any] = handler(self)
         fields = type(self).model_fields
-        return {key: value for key, value in written.items() if key not in LATER or value != fields[key].default}
+        unused = {key for key in LATER if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in written.items() if key not in unused}
 
 
-LATER = ("weights_key", "encoder_weights", "output", "resize_logits", "trust", "stochastic", "repeats")
+LATER = ("weights_key", "encoder_weights", "output", "resize_logits", "trust", "stochastic", "repeats", "defence")
 """Keys of a model that are in a record only where they are used."""

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
+from advseg_bench.suite.specs.limits import LARGEST_INTEGER
 from advseg_bench.types import Norm
 
 PLACED: Literal["placed"] = "placed"
@@ -47,7 +48,7 @@ def read_eps(value: object) -> object:
             raise ValueError(_FORM) from None
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError(_FORM)
-    if not math.isfinite(value) or value < 0:
+    if value < 0 or value > LARGEST_INTEGER or not math.isfinite(value):
         raise ValueError("expected a finite eps >= 0")
     return float(value)
 

@@ -35,6 +35,10 @@ def check_shapes(data: DataSpec, models: Sequence[ModelSpec], training: Recipe, 
         ValueError: If one does not.
     """
     *depth, rows, columns = data.edges
+    for model in models:
+        for defence in model.defence:
+            if reason := defence.why_not(data.task, len(data.edges)):
+                raise ValueError(f"model {model.name!r}: defence: {reason}. Use another defence")
     for model in models if depth else ():
         if model.architecture.startswith("smp."):
             raise ValueError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import secrets
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def cache_root() -> Path:
     """Return the cache folder: `$ADVSEG_BENCH_CACHE`, else `advseg-bench` in the platform's cache folder."""
     root = os.environ.get("ADVSEG_BENCH_CACHE")
     if root is not None:
-        return Path(root)
+        return Path(root).absolute()
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "advseg-bench"
     try:
@@ -43,6 +44,21 @@ def cache_dir(*parts: str) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RecordError(f"{folder}: expected a folder that can be written, got one that cannot. {CACHE_REMEDY}")
     return folder
+
+
+def is_writable(folder: Path) -> str | None:
+    """Return why a folder, or the nearest one above it that exists, cannot be written; None if it can.
+
+    This writes nothing, and root cannot write to a file system that is mounted read-only either.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    if os.access(folder, os.W_OK | os.X_OK):
+        return None
+    read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
+    return os.strerror(errno.EROFS if read_only else errno.EACCES)
 
 
 def make_folder(folder: Path, remedy: str = "Choose another path.") -> None:
@@ -74,24 +90,36 @@ def remove_empty(folder: Path, spare: Path) -> None:
         folder.rmdir()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def sweep(folder: Path) -> None:
+    """Remove what interrupted calls of `write_bytes` left in a folder; the caller is the only one that writes there."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file atomically: a reader sees the complete new file or the old one, even after a power cut.
+
+    Args:
+        path: The file.
+        data: Its content.
+        mode: Its permissions, from which the umask of the process takes some.
 
     Raises:
         RecordError: The disk is full or the path is not writable; the old file is unchanged.
     """
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        name = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+        temporary = name
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException as error:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         if not isinstance(error, OSError):
             raise
         raise RecordError(

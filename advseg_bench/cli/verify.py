@@ -1,0 +1,27 @@
+"""The command `verify`: is a run directory as it was written?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advseg_bench.cli.common import print_line, print_problem
+
+
+def verify_command(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+    """Verify every file of a run: bytes, origin, and whether rows and images can be; exit code 1 if any is damaged."""
+    from advseg_bench.results.verify import verify_run
+
+    found = verify_run(run)
+    for each in found.damaged:
+        print_problem(each)
+    older = len(found.parts) - found.labelled
+    known = f", {older} of them without a digest (from an older version)" if older else ""
+    print_line(
+        f"{found.rows:,} of {found.planned:,} results in {len(found.parts):,} whole parts{known}, "
+        f"{found.panels:,} whole panels; damaged files: {len(found.damaged):,}"
+    )
+    if found.damaged:
+        raise typer.Exit(1)
