@@ -117,9 +117,9 @@ def make_flags(names: Collection[str]) -> set[str]:
 
 @contextmanager
 def watched(*, seed: int | None = None, random_too: bool = True, wait: bool = True) -> Iterator[Changes]:
-    """Context for foreign code: afterwards the process is as it was before, also after an error.
+    """Context for code of others: afterwards the process is as it was before, also after an error.
 
-    Random states are restored without a word, since honest code draws from the global generators.
+    Random states are restored without a word, since honest code uses the global generators.
 
     Args:
         seed: Seed of the global generators inside; by default they keep their states.
@@ -239,5 +239,5 @@ def _find_changed(before: Snapshot, after: Snapshot) -> list[Entry]:
 
 def _describe_taint(what: str, verb: str, remedy: str) -> TaintedError:
     return TaintedError(
-        f"process: expected foreign code to leave it as it was, got {what} that could not be {verb}. {remedy}"
+        f"process: expected code of others to leave it as it was, got {what} that could not be {verb}. {remedy}"
     )

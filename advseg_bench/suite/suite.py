@@ -166,8 +166,6 @@ class Suite(Spec):
         """
         absent = {name for name in ("inference", "battery") if getattr(self, name) is None}
         values = self.model_dump(mode="json", by_alias=True, exclude=absent)
-        if self.compute.max_seconds == Compute().max_seconds:
-            del values["compute"]["max_seconds"]
         if isinstance(self.data, UwMadisonData) and self.data.phantom:
             values["data"]["phantom"] = self.data.phantom.model_dump(mode="json")
         return values

@@ -66,29 +66,42 @@ def connect(options: RayOptions, needs: Needs) -> Iterator[Any]:
         yield ray
         return
     address = options.address or os.environ.get("RAY_ADDRESS", "")
-    silent = {"log_to_driver": False, "logging_level": "CRITICAL"}
     if address:
         _try_address(address)
-    main = threading.current_thread() is threading.main_thread()
-    on_end = signal.getsignal(signal.SIGTERM) if main else None
     try:
-        if address:
-            ray.init(address=address, **silent)
-        else:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            cpus = max(1, math.ceil(find_workers(options, needs) * needs.cpus))
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **silent)
+        with _quiet_start():
+            silent = {"log_to_driver": False, "logging_level": "CRITICAL"}
+            if address:
+                ray.init(address=address, **silent)
+            else:
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+                cpus = max(1, math.ceil(find_workers(options, needs) * needs.cpus))
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **silent)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         message = " ".join(str(error).split())
         raise WorkerError(f"--executor ray: cannot connect to {address or 'a new cluster'}: {message:.300}") from None
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, on_end)
     ray._private.worker._worker_logs_enabled = False  # no option of `init` keeps messages of raylets off the terminal
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Keep messages of Ray's libraries off the terminal, and restore the handling of SIGTERM, which Ray replaces."""
+    main = threading.current_thread() is threading.main_thread()
+    on_end, level = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_BACKEND_LOG_LEVEL")
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    try:
+        yield
+    finally:
+        if level is None:
+            os.environ.pop("RAY_BACKEND_LOG_LEVEL", None)
+        else:
+            os.environ["RAY_BACKEND_LOG_LEVEL"] = level
+        if main:
+            signal.signal(signal.SIGTERM, on_end)
 
 
 def find_workers(options: RayOptions, needs: Needs) -> int:
@@ -132,7 +145,7 @@ class Machine:
     Attributes:
         id: Ray's id of the node.
         name: Its address.
-        room: Number of workers that fit.
+        most: Number of workers that fit.
         compared: Whether its versions are those of the process that owns the run.
         began: Whether a worker has started on it.
         admitted: Whether its first job has shown that it agrees with the other machines.
@@ -142,7 +155,7 @@ class Machine:
 
     id: str
     name: str
-    room: int
+    most: int
     compared: bool = False
     began: bool = False
     admitted: bool = False
@@ -152,18 +165,18 @@ class Machine:
     @property
     def limit(self) -> int:
         """Number of workers that may be started now: one before the machine is admitted."""
-        return self.room if self.admitted else 1
+        return self.most if self.admitted else 1
 
 
 def list_machines(ray: Any, needs: Needs) -> dict[str, Machine]:
-    """Return the living nodes with room for a worker, by id."""
+    """Return the living nodes that are large enough for a worker, by id."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     found = [Machine(node["NodeID"], node["NodeManagerAddress"], needs.fit(node["Resources"])) for node in nodes]
-    return {machine.id: machine for machine in found if machine.room}
+    return {machine.id: machine for machine in found if machine.most}
 
 
-def refuse_room(ray: Any, needs: Needs) -> SpecError:
-    """Return the error that no node of the cluster has room for a worker."""
+def refuse_needs(ray: Any, needs: Needs) -> SpecError:
+    """Return the error that no node of the cluster is large enough for a worker."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus, memory = (max((n.get(name, 0.0) for n in nodes), default=0.0) for name in ("CPU", "GPU", "memory"))
     largest = Needs(cpus, gpus, int(memory) if needs.memory_bytes else 0)
@@ -173,7 +186,7 @@ def refuse_room(ray: Any, needs: Needs) -> SpecError:
 
 
 def make_look() -> Callable[[tuple[str, ...]], dict[str, str]]:
-    """Return a function that tells the versions on a machine. It is sent by value, since the package may differ."""
+    """Return a function that returns the versions on a machine. It is sent by value, since the package may differ."""
 
     def look(names: tuple[str, ...]) -> dict[str, str]:
         import importlib.metadata
