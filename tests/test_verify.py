@@ -251,6 +251,16 @@ def test_small_parts_are_joined_and_no_state_on_the_way_loses_or_doubles_a_row(w
         assert sorted((out / "parts").iterdir()) == sorted({*pieces, *small[len(small) // 2 * 2 :]} & {*pieces})
 
 
+def test_only_what_a_process_has_written_is_joined_while_it_runs(whole, tmp_path):
+    out = copy(whole, tmp_path)
+    run, rows = records.read_description(out)["run"], Run(out).rows
+    small = split_rows(out, run)
+    assert compaction.compact(out, run, written=small[:2]) == 2
+    assert {*small[2:]} < {*(out / "parts").iterdir()}
+    assert len(list((out / "parts").iterdir())) == len(small) - 1
+    assert Run(out).rows.equals(rows)
+
+
 def test_a_damaged_part_is_never_joined_and_a_damaged_joined_part_hides_nothing(whole, tmp_path):
     out = copy(whole, tmp_path)
     run, rows = records.read_description(out)["run"], Run(out).rows

@@ -207,10 +207,9 @@ class Run:
             self._scored[scoring] = worst.add_worst_case(scored, self.controls, self.about.places)
         return self._scored[scoring]
 
-    def find_members(self, norm: str, eps: float) -> pl.DataFrame:
-        """Return the row of the attack that is the worst of each image at a budget, see `worst.find_members`."""
-        scored = self.scores().filter(pl.col("norm") == norm, pl.col("eps") == eps)
-        return worst.find_members(scored, self.controls, self.about.places)
+    def find_members(self, **point: str | float) -> pl.DataFrame:
+        """Return the row of the attack that is the worst of each image, at one norm or eps."""
+        return worst.find_members(self.scores().filter(**point), self.controls, self.about.places)
 
     def curves(self, scoring: Scoring | None = None) -> pl.DataFrame:
         """Return the scores of each image over a sweep of eps.
