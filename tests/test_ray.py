@@ -101,17 +101,28 @@ def open_stub(cluster, emit=lambda message: None, needs=Needs(), first=None, **o
     return open_ray(RayOptions(cluster.address, **options), stub_worker.start_worker, emit, needs=needs, first=first)
 
 
-def find_actors() -> dict[int, str]:
-    """Processes of workers on Ray: actors, and worker processes that they have started."""
+def find_processes() -> dict[int, str]:
+    """The command lines of the processes that these tests and their clusters have started."""
+    mark = f"ADVSEG_BENCH_CACHE={os.environ['ADVSEG_BENCH_CACHE']}".encode()
     found = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            command = path.read_bytes().replace(b"\0", b" ").decode()
+            if mark in (path / "environ").read_bytes():
+                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-        if command.startswith("ray::Place") or "executors.serving import serve" in command:
-            found[int(path.parent.name)] = command
     return found
+
+
+def find_actors() -> list[int]:
+    """Actors, and worker processes that they have started."""
+    kinds = ("ray::Place", "executors.serving import serve")
+    return [pid for pid, command in find_processes().items() if any(kind in command for kind in kinds)]
+
+
+def find_ray() -> set[int]:
+    """Processes of Ray itself, which it marks by names and folders."""
+    return {pid for pid, command in find_processes().items() if "ray::" in command or "/ray/" in command}
 
 
 def wait_for(condition, seconds=30.0):
@@ -324,12 +335,17 @@ def test_packed_data_are_the_same():
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    """Suites, and the rows of a run in this process."""
-    folder = tmp_path_factory.mktemp("expected")
-    four = folder / "four.toml"
-    four.write_text(FOUR + THREE)
-    return {name: (name, ab.run(ab.Suite.load(name), folder / Path(name).stem).rows) for name in ("smoke", str(four))}
+def smoke(tmp_path_factory):
+    """A suite, and its rows of a run in this process."""
+    return "smoke", ab.run(ab.Suite.load("smoke"), tmp_path_factory.mktemp("expected") / "run").rows
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """As `smoke`, with four models and three attacks."""
+    path = tmp_path_factory.mktemp("expected") / "four.toml"
+    path.write_text(FOUR + THREE)
+    return str(path), ab.run(ab.Suite.load(path), path.with_suffix("")).rows
 
 
 COMMAND = [sys.executable, "-W", "error", "-m", "advseg_bench", "run"]
@@ -368,36 +384,24 @@ def free(cluster):
     return cluster
 
 
-def test_one_node_that_the_run_starts_gives_the_same_rows_and_stops(expected, tmp_path):
-    before = set(find_ray())
-    for name, rows in expected.values():
+def test_one_node_that_the_run_starts_gives_the_same_rows_and_stops(smoke, four, tmp_path):
+    before = find_ray()
+    for name, rows in (smoke, four):
         run = start_run(name, tmp_path / Path(name).stem, "--workers", "1")
         _, errors = finish(run)
         assert (run.returncode, errors) == (0, "")
         assert ab.Run(tmp_path / Path(name).stem).rows.equals(rows)
-    wait_for(lambda: set(find_ray()) <= before)
+    wait_for(lambda: find_ray() <= before)
 
 
-def find_ray() -> list[int]:
-    """Processes of Ray itself."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes()
-        except OSError:
-            continue
-        if b"raylet" in command or b"gcs_server" in command or command.startswith(b"ray::"):
-            found.append(int(path.parent.name))
-    return found
-
-
-def test_three_nodes_give_the_same_rows_though_one_dies_and_actors_are_killed(free, expected, tmp_path):
-    for name, rows in expected.values():
+def test_three_nodes_give_the_same_rows_though_one_dies_and_actors_are_killed(free, smoke, four, tmp_path):
+    for name, rows in (smoke, four):
         out = tmp_path / Path(name).stem
         run = start_run(name, out, "--address", free.address)
         if name == "smoke":
             wait_for(lambda out=out: count_parts(out) > 2, 120)
-            os.kill(next(pid for pid, command in find_actors().items() if "ray::" in command), signal.SIGKILL)
+            actors = [pid for pid, command in find_processes().items() if command.startswith("ray::Place")]
+            os.kill(actors[0], signal.SIGKILL)
         else:
             added = free.add_node(**NODE)
             wait_for(lambda out=out: count_parts(out) > 2, 120)
@@ -418,9 +422,9 @@ def test_three_nodes_give_the_same_rows_though_one_dies_and_actors_are_killed(fr
         ("cluster", signal.SIGKILL),
     ],
 )
-def test_a_run_that_ends_leaves_no_actor_and_can_be_resumed(request, expected, tmp_path, number, where):
-    name, rows = expected["smoke"]
-    before = set(find_ray())
+def test_a_run_that_ends_leaves_no_actor_and_can_be_resumed(request, smoke, tmp_path, number, where):
+    name, rows = smoke
+    before = find_ray()
     arguments = ("--workers", "1")
     if where == "cluster":
         arguments = ("--address", request.getfixturevalue("free").address)
@@ -435,7 +439,7 @@ def test_a_run_that_ends_leaves_no_actor_and_can_be_resumed(request, expected, t
     assert "Traceback" not in errors
     wait_for(lambda: not find_actors())
     if where == "own":
-        wait_for(lambda: set(find_ray()) <= before)
+        wait_for(lambda: find_ray() <= before)
     if number != signal.SIGKILL:
         return
     resumed = start_run(name, tmp_path / "run", *arguments)

@@ -60,7 +60,7 @@ def print_line(text: object) -> None:
 
 def print_problem(text: object) -> None:
     """Print text on one line as `print_line` does, in red."""
-    console.print(str(text), style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print(tidy(text, LONGEST_LINE), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def split_names(text: str) -> tuple[str, ...]:

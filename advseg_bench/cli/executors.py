@@ -1,4 +1,4 @@
-"""The options of commands that say where jobs run."""
+"""The options of commands that choose where jobs run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs jobs on a Ray cluster: one Ray actor for each worker, on every machine that has room for it.
+"""Runs jobs on a Ray cluster: one Ray actor for each worker, on every machine with enough resources.
 
 An actor keeps one worker process, as `processes` starts them, which keeps data and a model between jobs. So a job that
 crashes or hangs costs its process alone, is described as on one machine, and does not harm Ray. Ray places, watches

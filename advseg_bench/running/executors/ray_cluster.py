@@ -145,7 +145,7 @@ class Machine:
     Attributes:
         id: Ray's id of the node.
         name: Its address.
-        room: Number of workers that fit.
+        most: Number of workers that fit.
         compared: Whether its versions are those of the process that owns the run.
         began: Whether a worker has started on it.
         admitted: Whether its first job has shown that it agrees with the other machines.
@@ -155,7 +155,7 @@ class Machine:
 
     id: str
     name: str
-    room: int
+    most: int
     compared: bool = False
     began: bool = False
     admitted: bool = False
@@ -165,18 +165,18 @@ class Machine:
     @property
     def limit(self) -> int:
         """Number of workers that may be started now: one before the machine is admitted."""
-        return self.room if self.admitted else 1
+        return self.most if self.admitted else 1
 
 
 def list_machines(ray: Any, needs: Needs) -> dict[str, Machine]:
-    """Return the living nodes with room for a worker, by id."""
+    """Return the living nodes that are large enough for a worker, by id."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     found = [Machine(node["NodeID"], node["NodeManagerAddress"], needs.fit(node["Resources"])) for node in nodes]
-    return {machine.id: machine for machine in found if machine.room}
+    return {machine.id: machine for machine in found if machine.most}
 
 
-def refuse_room(ray: Any, needs: Needs) -> SpecError:
-    """Return the error that no node of the cluster has room for a worker."""
+def refuse_needs(ray: Any, needs: Needs) -> SpecError:
+    """Return the error that no node of the cluster is large enough for a worker."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus, memory = (max((n.get(name, 0.0) for n in nodes), default=0.0) for name in ("CPU", "GPU", "memory"))
     largest = Needs(cpus, gpus, int(memory) if needs.memory_bytes else 0)
@@ -186,7 +186,7 @@ def refuse_room(ray: Any, needs: Needs) -> SpecError:
 
 
 def make_look() -> Callable[[tuple[str, ...]], dict[str, str]]:
-    """Return a function that tells the versions on a machine. It is sent by value, since the package may differ."""
+    """Return a function that returns the versions on a machine. It is sent by value, since the package may differ."""
 
     def look(names: tuple[str, ...]) -> dict[str, str]:
         import importlib.metadata

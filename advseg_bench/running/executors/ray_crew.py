@@ -1,4 +1,4 @@
-"""The workers of a Ray cluster: found, compared and started on every machine that is alive and has room."""
+"""The workers of a Ray cluster: found, compared and started on every machine that is alive and large enough."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from advseg_bench.running.executors.ray_cluster import (
     compare_versions,
     list_machines,
     make_look,
-    refuse_room,
+    refuse_needs,
 )
 from advseg_bench.running.outcomes import StartWorker
 from advseg_bench.running.work import Job
@@ -57,7 +57,7 @@ class Worker:
 
 
 class Crew:
-    """All workers of a run. They follow the machines of the cluster, as it is looked at every `LOOK_S`.
+    """All workers of a run. They follow the machines of the cluster, which are listed every `LOOK_S`.
 
     Args:
         ray: The module, connected.
@@ -105,7 +105,7 @@ class Crew:
         """
         self._find_machines()
         if not self._machines:
-            raise refuse_room(self._ray, self._needs)
+            raise refuse_needs(self._ray, self._needs)
         until = time.monotonic() + START_S
         while not self._is_settled(late=time.monotonic() > until):
             self.step()
@@ -196,7 +196,7 @@ class Crew:
         return all(machine.admitted for machine in machines if machine.began)
 
     def _find_machines(self) -> None:
-        """Note machines that have come or gone. A new one first tells its versions."""
+        """Note machines that have come or gone. A new one first reports its versions."""
         self._looked = time.monotonic()
         alive = list_machines(self._ray, self._needs)
         for gone in [machine for name, machine in self._machines.items() if name not in alive]:
@@ -216,7 +216,7 @@ class Crew:
     def _compare(self, machine: Machine, answer: Any) -> None:
         found = self.get(answer)
         if found is None:
-            self._machines.pop(machine.id, None)  # it is looked at again if it is alive
+            self._machines.pop(machine.id, None)  # it is listed again if it is alive
         elif differs := compare_versions(machine, found):
             self._refuse(machine, WorkerError(differs))
         else:
@@ -229,10 +229,10 @@ class Crew:
             counts = {machine.id: 0 for machine in self._machines.values() if machine.compared}
             for worker in self.all:
                 counts[worker.machine.id] += 1
-            room = [name for name in counts if counts[name] < self._machines[name].limit]
-            if not room:
+            free = [name for name in counts if counts[name] < self._machines[name].limit]
+            if not free:
                 return
-            self._add(self._machines[min(room, key=counts.__getitem__)])
+            self._add(self._machines[min(free, key=counts.__getitem__)])
 
     def _add(self, machine: Machine) -> None:
         needs = {"num_cpus": self._needs.cpus, "num_gpus": self._needs.gpus}
@@ -281,7 +281,7 @@ class Crew:
         self._grow()
 
     def _refuse(self, machine: Machine, error: UserError) -> None:
-        """Leave a machine out. Before the run begins `start` raises the error; later a line says so."""
+        """Leave a machine out. Before the run begins `start` raises the error; later one line reports it."""
         self._refused[machine.id] = error
         if self.started:
             print(f"left out: {error}", file=sys.stderr)
