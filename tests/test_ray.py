@@ -438,7 +438,7 @@ def test_a_run_that_ends_leaves_no_actor_and_can_be_resumed(request, smoke, tmp_
     assert run.returncode not in (0, 1)
     assert "Traceback" not in errors
     wait_for(lambda: not find_actors())
-    if where == "own":
+    if where == "own" and number != signal.SIGKILL:  # Ray's agents, which no one has to end, take their time
         wait_for(lambda: find_ray() <= before)
     if number != signal.SIGKILL:
         return
