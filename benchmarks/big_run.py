@@ -1,6 +1,6 @@
 """Write the folder of a run with synthetic counts, and read it: tables, report, claims. No model is run.
 
-    python benchmarks/big_run.py FOLDER [--rows 1e6 1e7 1e8]
+    python benchmarks/big_run.py FOLDER [--rows 1e6 1e7 1e8] [--images-per-part 500]
 
 Each line is measured in a process of its own, with its wall time and its peak resident memory. All runs have parts as a
 finished run has them; 1e6 rows are ten models, 100 cells each and 1,000 images of 200 subjects; 1e7 rows have 10,000
@@ -18,7 +18,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Shape:
         subjects: Number of subjects.
         attacks: The attacks of the suite.
         shard: Number of images in a part, all under all cells of one model.
-        by_writer: Whether the parts are written by the writer of real runs, which is slow for many rows.
+        panels: Whether there are panels.
     """
 
     models: int
@@ -66,7 +66,7 @@ class Shape:
     subjects: int
     attacks: Sequence[dict[str, Any]]
     shard: int
-    by_writer: bool = False
+    panels: bool = False
 
 
 def shape_of(rows: int) -> Shape:
@@ -79,7 +79,7 @@ def shape_of(rows: int) -> Shape:
 def write_big_run(out: Path, images: int = 500) -> Path:
     """Write the folder of a run as its workers return it and return it; it takes 40 MB for 500 images."""
     attacks = list_attacks((1, 2, 3, 4, 5, 6, 8, 10, 12, 16), draws=5, vary={"label": ["true", "predicted"]})
-    return write_run(out, Shape(10, images, 25, attacks, shard=8, by_writer=True))
+    return write_run(out, Shape(10, images, 25, attacks, shard=8, panels=True))
 
 
 def write_run(out: Path, shape: Shape) -> Path:
@@ -96,12 +96,9 @@ def write_run(out: Path, shape: Shape) -> Path:
             mine = [cell for cell in cells if cell.model == model.name and cell.skip is None]
             for start in range(0, shape.images, shape.shard):
                 rows = _make_rows(mine, place, names, start, shape)
-                if shape.by_writer:
-                    records.write_part(out, rows.to_dicts())
-                else:
-                    rows.write_parquet(out / "parts" / f"{model.name}-{start:06d}.parquet")
+                records.write_part(out, rows)
         write_json(out / "failures.json", [])
-        if shape.by_writer:
+        if shape.panels:
             _write_panels(out)
     return out
 
@@ -180,22 +177,23 @@ READ = """
 import json, resource, sys, time
 from pathlib import Path
 import scipy.stats  # imported here, since the first interval would import it
-from advseg_bench.report import write_report
+from advseg_bench.report import write_claims, write_report
 from advseg_bench.results.run import Run
 
 wall, cpu = time.perf_counter(), time.process_time()
-run = Run(sys.argv[1])
-if len(sys.argv) > 2:
-    write_report(run, Path(sys.argv[2]))
+what, run = sys.argv[1], Run(sys.argv[2])
+if what == "tables":
+    run.tables(("dice", "diff", "drop"), by=("model", "attack", "loss", "settings", "norm", "eps"))
+elif what == "claims":
+    write_claims([run], Path(sys.argv[3]))
 else:
-    for score in ("dice", "diff", "drop"):
-        run.table(score, by=("model", "attack", "loss", "settings", "norm", "eps"))
+    write_report(run, Path(sys.argv[3]))
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 if sys.platform == "linux":  # where getrusage may return the peak of the parent process
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 else:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(json.dumps([len(run.rows), wall, cpu, peak]))
+print(json.dumps([run.planned - run.missing, wall, cpu, peak]))
 """
 
 
@@ -218,28 +216,35 @@ class Reading:
 
 def read_tables(run: Path) -> Reading:
     """Open a run and compute three tables of all rows, with a line per model, attack and eps."""
-    return _read(run)
+    return _read("tables", run)
 
 
 def read_page(run: Path, report: Path) -> Reading:
     """Open a run and write its report: pages, figures and tables."""
-    return _read(run, report)
+    return _read("report", run, report)
 
 
-def _read(*paths: Path) -> Reading:
+def _read(what: str, *paths: Path) -> Reading:
     """Run `READ` in a new process."""
-    done = subprocess.run([sys.executable, "-c", READ, *map(str, paths)], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", READ, what, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return Reading(*json.loads(done.stdout))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the folder of a synthetic run and read it.")
+    parser = argparse.ArgumentParser(description="Write the folders of synthetic runs and read them.")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--rows", type=float, nargs="+", default=[1e6, 1e7])
+    parser.add_argument("--images-per-part", type=int, default=500)
     given = parser.parse_args()
-    folder = write_big_run(given.out, given.images)
-    for what, reading in (("tables", read_tables(folder)), ("page", read_page(folder, folder / "report"))):
-        print(
-            f"{reading.rows:,} rows, {what}: {reading.seconds:.1f} s ({reading.cpu_seconds:.1f} s of CPU), "
-            f"peak {reading.peak_bytes / 1e6:.0f} MB"
-        )
+    for rows in map(int, given.rows):
+        folder = given.out / f"{rows}-{given.images_per_part}"
+        if not (folder / "run.json").exists():
+            write_run(folder, replace(shape_of(rows), shard=given.images_per_part))
+        for what in ("tables", "claims", "report"):
+            reading = _read(what, folder, folder / what)
+            print(
+                f"{reading.rows:,} rows, {what}: {reading.seconds:.1f} s ({reading.cpu_seconds:.1f} s of CPU), "
+                f"peak {reading.peak_bytes / 1e6:.0f} MB",
+                flush=True,
+            )

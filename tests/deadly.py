@@ -141,7 +141,7 @@ class Fork(_Attack):
 
 
 class Linger(_Attack):
-    """Leaves a thread that keeps the process from its end, and is good."""
+    """Leaves a thread that keeps the process from its end, and cannot be ended."""
 
     def act(self, batch, budget):
         threading.Thread(target=time.sleep, args=(1000,)).start()

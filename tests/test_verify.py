@@ -251,6 +251,16 @@ def test_small_parts_are_joined_and_no_state_on_the_way_loses_or_doubles_a_row(w
         assert sorted((out / "parts").iterdir()) == sorted({*pieces, *small[len(small) // 2 * 2 :]} & {*pieces})
 
 
+def test_only_what_a_process_has_written_is_joined_while_it_runs(whole, tmp_path):
+    out = copy(whole, tmp_path)
+    run, rows = records.read_description(out)["run"], Run(out).rows
+    small = split_rows(out, run)
+    assert compaction.compact(out, run, written=small[:2]) == 2
+    assert {*small[2:]} < {*(out / "parts").iterdir()}
+    assert len(list((out / "parts").iterdir())) == len(small) - 1
+    assert Run(out).rows.equals(rows)
+
+
 def test_a_damaged_part_is_never_joined_and_a_damaged_joined_part_hides_nothing(whole, tmp_path):
     out = copy(whole, tmp_path)
     run, rows = records.read_description(out)["run"], Run(out).rows
@@ -291,6 +301,17 @@ def test_of_two_subjects_of_an_image_most_rows_decide(whole, tmp_path):
     wrong = records.write_part(out, rows.with_columns(subject=pl.lit("someone")), run)
     (damage,) = verify_run(out).damaged
     assert (damage.path, "another subject" in damage.reason) == (wrong, True)
+
+
+@pytest.mark.parametrize("depth", [80, 900, 100_000])
+def test_a_deeply_nested_description_is_one_line(whole, tmp_path, depth):
+    out = copy(whole, tmp_path)
+    text = (out / "run.json").read_text()
+    (out / "run.json").write_text(text.replace('"suite": {', '"suite": {"deep": ' + "[" * depth + "]" * depth + ",", 1))
+    (damage,) = verify_run(out).damaged
+    assert "cannot be read" in damage.reason
+    with pytest.raises(RecordError, match=r"run\.json: cannot be read"):
+        Run(out)
 
 
 def change_panel(path: Path, **arrays: object) -> Path:

@@ -48,7 +48,7 @@ Formats = Annotated[
     list[str] | None, typer.Option("--format", help="Additional figure format, png or pdf; repeatable.")
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Number of processes; by default one per core, at most one per model.")
+    int | None, typer.Option(min=1, help="Number of worker processes; by default one per core, at most one per model.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="All findings and main tables instead of the summary.")]
 
@@ -60,7 +60,7 @@ def print_line(text: object) -> None:
 
 def print_problem(text: object) -> None:
     """Print text on one line as `print_line` does, in red."""
-    console.print(str(text), style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print(tidy(text, LONGEST_LINE), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ Kind = Literal["flagged", "restored", "imports"]
 
 
 CHANGED = "process_changed"
-"""The flag of a row whose attack changed the process; a second flag, "process_changed:NAME", says what."""
+"""The flag of a row whose attack changed the process; a second flag, "process_changed:NAME", names the state."""
 
 
 @dataclass(frozen=True, slots=True)

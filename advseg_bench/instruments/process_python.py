@@ -29,7 +29,7 @@ _substitutes: dict[int, tuple[Any, Any]] = {}
 
 _SIGNALS = sorted(int(number) for number in signal.valid_signals())
 _ENVIRONMENT = getattr(os.environ, "_data", os.environb)  # read without decoding, which takes longer than all else
-_get_handler = import_module("_signal").getsignal  # that of `signal` looks for an enumeration's member
+_get_handler = import_module("_signal").getsignal  # that of `signal` also finds an enumeration's member
 
 
 @dataclass(frozen=True, slots=True)

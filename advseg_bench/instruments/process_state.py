@@ -1,7 +1,8 @@
 """Detects and reverts what code leaves changed in the process: state that other results depend on.
 
 `ENTRIES` is the table of all states; a further one is one more line in `process_python.py` or `process_torch.py`. A
-snapshot and its comparison take about a third of a millisecond. Not covered: what only C code can see.
+snapshot and its comparison take less time than a forward of a small network. Not covered: what only C code can see, and
+threads that were started without `threading`.
 """
 
 from __future__ import annotations
@@ -117,9 +118,9 @@ def make_flags(names: Collection[str]) -> set[str]:
 
 @contextmanager
 def watched(*, seed: int | None = None, random_too: bool = True, wait: bool = True) -> Iterator[Changes]:
-    """Context for foreign code: afterwards the process is as it was before, also after an error.
+    """Context for code of others: afterwards the process is as it was before, also after an error.
 
-    Random states are restored without a word, since honest code draws from the global generators.
+    Random states are restored without a word, since honest code uses the global generators.
 
     Args:
         seed: Seed of the global generators inside; by default they keep their states.
@@ -239,5 +240,5 @@ def _find_changed(before: Snapshot, after: Snapshot) -> list[Entry]:
 
 def _describe_taint(what: str, verb: str, remedy: str) -> TaintedError:
     return TaintedError(
-        f"process: expected foreign code to leave it as it was, got {what} that could not be {verb}. {remedy}"
+        f"process: expected code of others to leave it as it was, got {what} that could not be {verb}. {remedy}"
     )

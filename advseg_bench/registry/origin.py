@@ -14,7 +14,7 @@ KNOWN = {"advseg_bench", "torch", "torchvision", "numpy", "scipy", "monai", "seg
 _KNOWN = (KNOWN | set(sys.stdlib_module_names)) - {"__main__"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _MOST = 100_000
-"""Number of objects to look at; what is larger counts as code of others."""
+"""Number of objects to search; what is larger counts as code of others."""
 
 
 def is_foreign(thing: object) -> bool:

@@ -232,7 +232,7 @@ def _list_trouble(summary: Summary) -> list[str]:
         what = labels.get(first["cell"], f"all of {first['model']}")
         more = f" ({len(failures) - 1} more in the report)" if len(failures) > 1 else ""
         lines.append(f"Failed{more}: {what}: {first['message']}")
-    faults = summary.flags.filter(~pl.col("flag").is_in([*NOTES, CHANGED]))  # a second flag says what was changed
+    faults = summary.flags.filter(~pl.col("flag").is_in([*NOTES, CHANGED]))  # a second flag names what was changed
     counts = faults.group_by("flag", maintain_order=True).agg(results=pl.col("results").sum())
     if len(counts):
         flags = [f"{flag.replace(':', ': ')} {count:,}" for flag, count in counts.iter_rows()]

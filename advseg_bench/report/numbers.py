@@ -132,7 +132,7 @@ def _count_broken(run: Run) -> pl.DataFrame:
 
 def _count_worst(run: Run, budgets: Budgets) -> dict[tuple[str, Arm], int]:
     """Count the images of which each attack is the worst at the reference budget."""
-    counts = run.find_members(budgets.norm, budgets.reference).group_by(CURVE).len()
+    counts = run.find_members(norm=budgets.norm, eps=budgets.reference).group_by(CURVE).len()
     return {(row["model"], read_arm(row)): row["len"] for row in counts.iter_rows(named=True)}
 
 

@@ -162,6 +162,6 @@ def _join(run: Run, parts: Sequence[Tables]) -> Tables:
 
 def _join_one(run: Run, parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Join tables with the same columns."""
-    table = join_tables(parts, run.about)
+    table, _ = join_tables(parts, run.about)
     assert table is not None, "these tables are by all columns that distinguish attacks"
     return table

@@ -8,7 +8,7 @@ or only joined ones.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -19,9 +19,11 @@ from advseg_bench.results.parts import (
     UNREADABLE,
     Part,
     claimed_digest,
+    count_rows,
     digest_of,
     find_parts,
     list_replaced,
+    open_part,
     write_part,
 )
 
@@ -33,13 +35,16 @@ FEW = 200
 
 
 @timed("records")
-def compact(out: Path, run: str, *, few: int = FEW, most_rows: int = MOST_ROWS) -> int:
+def compact(
+    out: Path, run: str, *, written: Sequence[Path] | None = None, few: int = FEW, most_rows: int = MOST_ROWS
+) -> int:
     """Join the small parts of each model if a run has many parts, and delete what they replace.
 
     Args:
         out: The run directory, owned by this process.
         run: Id of the run. Parts without a label and parts of other runs stay as they are.
-        few: Largest number of parts that are left alone.
+        written: The parts to join, such as those of this process so far; all parts of the run if None.
+        few: Largest number of parts that are left alone, unless they are `written`.
         most_rows: Most rows of a joined part; a part with more than half of them is not joined again.
 
     Returns:
@@ -47,9 +52,13 @@ def compact(out: Path, run: str, *, few: int = FEW, most_rows: int = MOST_ROWS) 
 
     Raises:
         RecordError: The disk is full; nothing is lost.
+
+    Cost:
+        The bytes of these parts are hashed, and the small ones are read and written once.
     """
-    found = [part for part in find_parts(out, run)[0] if part.label and part.label.run == run]
-    if len(found) <= few:
+    opened = find_parts(out, run)[0] if written is None else [open_part(path, run) for path in written]
+    found = [part for part in opened if isinstance(part, Part) and part.label and part.label.run == run]
+    if written is None and len(found) <= few:
         return 0
     joined = 0
     for model in sorted({_model_of(part) for part in found}):
@@ -86,8 +95,8 @@ def _group(small: Iterable[Part], most_rows: int) -> Iterator[list[tuple[Part, p
     group: list[tuple[Part, pl.DataFrame]] = []
     rows = 0
     for part in small:
-        frame = _read_whole(part)
-        if frame is None or len(frame) > most_rows // 2:
+        frame = _read_whole(part, most_rows // 2)
+        if frame is None:
             continue
         if rows + len(frame) > most_rows:
             yield group
@@ -98,9 +107,11 @@ def _group(small: Iterable[Part], most_rows: int) -> Iterator[list[tuple[Part, p
         yield group
 
 
-def _read_whole(part: Part) -> pl.DataFrame | None:
-    """Read a part from the bytes whose digest is compared, so that damage never gets a new digest."""
+def _read_whole(part: Part, most_rows: int) -> pl.DataFrame | None:
+    """Read a small part from the bytes whose digest is compared, so that damage never gets a new digest."""
     try:
+        if count_rows([part]) > most_rows:
+            return None
         data = part.path.read_bytes()
         if digest_of(data) != claimed_digest(part.path):
             return None

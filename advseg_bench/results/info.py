@@ -117,6 +117,11 @@ class RunInfo:
         """Names of the models in the order of the suite."""
         return tuple(dict.fromkeys(cell.model for cell in self.cells))
 
+    @property
+    def places(self) -> dict[str, int]:
+        """Id of each cell -> its place in the plan."""
+        return {cell.id: i for i, cell in enumerate(self.cells)}
+
 
 def read_info(info: Mapping[str, Any], where: str | Path) -> RunInfo:
     """Read the description of a run.

@@ -151,7 +151,7 @@ def read_checked(out: Path, rules: Rules, run: str = "", *, strict: bool = True)
         RecordError: Naming a damaged part, if `strict`; or the run is too large.
     """
     found, damaged = find_parts(out, run)
-    if not damaged and (rows := _collect_if_sound(found, rules)) is not None:
+    if not damaged and (rows := collect_if_sound(found, rules)) is not None:
         return rows, Inspection(tuple(found), (), False)
     inspection = inspect_parts(out, rules, run)
     if strict:
@@ -159,7 +159,7 @@ def read_checked(out: Path, rules: Rules, run: str = "", *, strict: bool = True)
     return collect_rows(inspection.parts), inspection
 
 
-def _collect_if_sound(found: Sequence[Part], rules: Rules) -> pl.DataFrame | None:
+def collect_if_sound(found: Sequence[Part], rules: Rules) -> pl.DataFrame | None:
     """Read the rows of parts, one per cell and image, sorted by both; None if any row breaks a rule."""
     seen = Seen(rules)
     if not found:

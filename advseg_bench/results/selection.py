@@ -219,7 +219,7 @@ def _find_cases(run: Run, budgets: Budgets) -> list[Extreme]:
     """Find the cases of some models at the reference budget."""
     shown = choose_shown(rank_attacks(run, budgets), find_worst_cases(run, budgets))
     by_worst = any(rival.arm.attack == WORST for rival in shown.values())
-    members = run.find_members(budgets.norm, budgets.reference) if by_worst else run.rows.clear()
+    members = run.find_members(norm=budgets.norm, eps=budgets.reference) if by_worst else run.rows.clear()
     cases: list[Extreme] = []
     for model in run.model_names:
         if model not in shown:

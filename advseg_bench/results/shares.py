@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
 from advseg_bench.results.arms import SWEEP
+from advseg_bench.results.parts import Part
 
 ROWS_AT_ONCE = 500_000
 """Rows that a share may have, unless one model has more."""
@@ -30,15 +30,19 @@ class Index:
     Attributes:
         cells: One row for each cell with rows: the columns of `CELL` as text and numbers, the number of its "rows", and
             the most forward and backward passes of a row, 1 where they are unknown.
-        paths: Model -> the parts with its rows, sorted; empty for rows in memory.
+        parts: Model -> the parts with its rows, sorted; empty for rows in memory.
     """
 
     cells: pl.DataFrame
-    paths: Mapping[str, tuple[Path, ...]]
+    parts: Mapping[str, tuple[Part, ...]]
 
     def select(self, models: Iterable[str]) -> Index:
         """Return the index of the rows of some models, in memory."""
         return Index(self.cells.filter(pl.col("model").is_in(list(models))), {})
+
+    def list_parts(self, models: Iterable[str]) -> list[Part]:
+        """Return the parts with rows of some models, sorted."""
+        return sorted({part for model in models for part in self.parts[model]}, key=lambda part: part.path)
 
     def group_models(self, names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
         """Group the models that have rows, in the given order, so that each group is a share."""
@@ -60,24 +64,20 @@ def index_rows(rows: pl.DataFrame) -> Index:
     return Index(_sum_up(rows.lazy(), ["cell"]).collect().cast({pl.Categorical(): pl.String}), {})
 
 
-def index_parts(parts: Sequence[Path]) -> Index:
+def index_parts(found: Sequence[Part]) -> Index:
     """Index the rows of parts; a part that cannot be read raises the errors of polars.
 
     Cost:
         The columns of `CELL` and the passes are read once, some rows at a time.
     """
-    scanned = pl.scan_parquet(list(parts), glob=False, include_file_paths="path")
-    found = _sum_up(scanned, ["path", "cell"]).collect(engine="streaming")
-    cells = found.group_by("cell").agg(pl.first(*CELL[1:]), pl.col("rows").sum(), pl.max(*PASSES)).sort("cell")
-    paths: dict[str, list[Path]] = {}
-    for model, path in found.select("model", "path").unique().sort("model", "path").iter_rows():
-        paths.setdefault(model, []).append(Path(path))
-    return Index(cells, {model: tuple(mine) for model, mine in paths.items()})
-
-
-def list_parts(index: Index, models: Iterable[str]) -> list[Path]:
-    """Return the parts with rows of some models, sorted."""
-    return sorted({path for model in models for path in index.paths[model]})
+    by_path = {str(part.path): part for part in found}
+    scanned = pl.scan_parquet(list(by_path), glob=False, include_file_paths="path")
+    rows = _sum_up(scanned, ["path", "cell"]).collect(engine="streaming")
+    cells = rows.group_by("cell").agg(pl.first(*CELL[1:]), pl.col("rows").sum(), pl.max(*PASSES)).sort("cell")
+    parts: dict[str, list[Part]] = {}
+    for model, path in rows.select("model", "path").unique().sort("model", "path").iter_rows():
+        parts.setdefault(model, []).append(by_path[path])
+    return Index(cells, {model: tuple(mine) for model, mine in parts.items()})
 
 
 def _sum_up(rows: pl.LazyFrame, keys: list[str]) -> pl.LazyFrame:

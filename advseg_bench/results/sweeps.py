@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import polars as pl
 
-from advseg_bench.results.arms import SWEEP
+from advseg_bench.results.arms import SWEEP, name_values
 from advseg_bench.results.numbering import average_by, number_rows
+from advseg_bench.results.parts import READ_SCHEMA
+from advseg_bench.suite.cells import Arm
 from advseg_bench.suite.specs import Scoring
 
 CURVE_SCORES: dict[str, str] = {
@@ -13,6 +17,12 @@ CURVE_SCORES: dict[str, str] = {
     "smallest_eps": "smallest eps of the sweep at which Dice falls below the threshold, of images where it does",
 }
 """Scores of one image over a sweep of eps."""
+
+
+def list_sweeps(dataset: str, planned: Iterable[tuple[str, float, Arm]]) -> pl.DataFrame:
+    """Return the columns of `SWEEP` and `eps` of some models, budgets and arms."""
+    listed = [{"dataset": dataset, "model": model, "eps": eps} | name_values(arm) for model, eps, arm in planned]
+    return pl.DataFrame(listed, schema={name: READ_SCHEMA[name] for name in (*SWEEP, "eps")})
 
 
 def score_curves(scored: pl.DataFrame, scoring: Scoring, planned: pl.DataFrame | None = None) -> pl.DataFrame:

@@ -63,6 +63,13 @@ class Query:
         of_classes = {*_list_parts([score])} <= {*scores.CLASS_SCORES}
         return "classes" if of_classes and "class" in {*self.by, *self.where} else "scores"
 
+    def find_sources(self, scores: Sequence[str]) -> dict[Source, list[str]]:
+        """Group scores by the input of their tables."""
+        sources: dict[Source, list[str]] = {}
+        for score in scores:
+            sources.setdefault(self.find_source(score), []).append(score)
+        return sources
+
     def make_tables(
         self,
         names: Sequence[str],
@@ -170,12 +177,17 @@ def _find_mixed(frame: pl.DataFrame, by: Sequence[str]) -> list[str]:
     return [name for name in identity if (counts[name] > 1).any()]
 
 
-def join_tables(parts: Sequence[pl.DataFrame], info: RunInfo) -> pl.DataFrame | None:
-    """Make one table of those of several models; None if only some of them distinguish columns that are not in `by`."""
-    columns = parts[0].columns
+def join_tables(parts: Sequence[pl.DataFrame], info: RunInfo) -> tuple[pl.DataFrame | None, list[str]]:
+    """Make one table of those of several models.
+
+    Returns:
+        The table, None if only some of them have several attacks in a group; and the columns that define the groups.
+    """
+    columns = max((part.columns for part in parts), key=len)
+    by = columns[: columns.index("mean")]
     if any(part.columns != columns for part in parts):
-        return None
-    return sort_table(pl.concat(parts), columns[: columns.index("mean")], info)
+        return None, by
+    return sort_table(pl.concat(parts), by, info), by
 
 
 def sort_table(table: pl.DataFrame, by: Sequence[str], info: RunInfo) -> pl.DataFrame:

@@ -32,7 +32,7 @@ class Event:
         done: Number of epochs, rows or panels done.
         total: Total number of them.
         cell: What a worker begins to attack: the label of a cell, or the number of those that run together; "" if the
-            event tells of something that has ended.
+            event is the end of something.
     """
 
     stage: Literal["load", "train", "ready", "attack", "panels", "complete", "note"]
@@ -72,7 +72,7 @@ class Recorder:
         self._out, self._total, self._show, self._code = out, total, show, dict(code or {})
         self.run, self._models = run, list(models)
         self._done = 0
-        self._parts = 0
+        self._written: list[Path] = []
 
     def record_model(self, name: str, outcome: Outcome[dict[str, Any]]) -> bool:
         """Write the entry of a model, or note its failure.
@@ -115,10 +115,10 @@ class Recorder:
                 "imported it. These rows were not recorded. Run the suite again in a new --out."
             )
         if result.rows:
-            records.write_part(self._out, result.rows, self.run)
-            self._parts += 1
-            if self._parts % FEW == 0:
-                compact(self._out, self.run)
+            self._written.append(records.write_part(self._out, result.rows, self.run))
+            if len(self._written) >= FEW:
+                compact(self._out, self.run, written=self._written)
+                self._written = []
         for failure in result.failures:
             self._note(failure)
         self.attack_seconds[unit.model] += result.seconds

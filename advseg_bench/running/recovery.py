@@ -157,7 +157,7 @@ class Recovery:
         for cell in unit.all_cells:
             key: object = cell.id
             if unit.model in self._random:
-                key = cell.draw  # the cells of a repeat draw from one generator
+                key = cell.draw  # the cells of a repeat share a generator
             elif linked and cell.member is not None:
                 key = "battery"
             groups.setdefault(key, []).append(cell)

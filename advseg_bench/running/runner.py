@@ -21,8 +21,9 @@ from advseg_bench.losses import one_hot
 from advseg_bench.protocols import Attack, NeedsModel
 from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.packing import Fill
-from advseg_bench.running.scene import Announce, Scene, keep_silent
+from advseg_bench.running.scene import Scene
 from advseg_bench.running.supply import Supply
+from advseg_bench.running.watch import Announce, keep_silent
 from advseg_bench.running.work import Failure, Row, Unit
 from advseg_bench.suite.cells import CLEAN, Arm, Cell
 from advseg_bench.types import Task

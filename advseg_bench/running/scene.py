@@ -7,7 +7,7 @@ bounds and budget before it is scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
@@ -35,17 +35,10 @@ from advseg_bench.running.interrupts import is_ctrl_c
 from advseg_bench.running.packing import Fill
 from advseg_bench.running.rows import Passes, make_rows
 from advseg_bench.running.share import SharedGradients
-from advseg_bench.running.watch import Watch, copy_result
+from advseg_bench.running.watch import Announce, Watch, copy_result, keep_silent
 from advseg_bench.running.work import Failure, Row
 from advseg_bench.suite.cells import CLEAN, Cell
 from advseg_bench.types import Budget, Traits
-
-Announce = Callable[[Sequence[Cell], Batch], None]
-"""(cells, batch): tells what is attacked from now on."""
-
-
-def keep_silent(cells: Sequence[Cell], batch: Batch) -> None:
-    """Tell nobody what is attacked."""
 
 
 class Scene:

@@ -1,16 +1,25 @@
-"""Tells apart who changed the process while a batch was attacked: the model by its own forward, or an attack."""
+"""Who changed the process while a batch was attacked, a model by its forward or an attack? What is attacked now?"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from advseg_bench.batches import Batch
 from advseg_bench.instruments.process_state import make_flags, watched
 from advseg_bench.registry.origin import is_foreign
 from advseg_bench.running.work import Row
+from advseg_bench.suite.cells import Cell
+
+Announce = Callable[[Sequence[Cell], Batch], None]
+"""(cells, batch): announces what is attacked from now on."""
+
+
+def keep_silent(cells: Sequence[Cell], batch: Batch) -> None:
+    """Announce nothing."""
 
 
 class Watch:

@@ -125,7 +125,7 @@ class Worker:
         raise TypeError(f"worker: expected a job of `running.work`, got {job!r}")
 
     def _announce(self, cells: Sequence[Cell], batch: Batch) -> None:
-        """Tell what is attacked, and how long it may take."""
+        """Send what is attacked, and how long it may take."""
         if cells:
             seconds = self.suite.compute.max_seconds * len(batch.x)
             images = tuple(dict.fromkeys(batch.images))

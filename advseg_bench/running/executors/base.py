@@ -34,8 +34,8 @@ class Executor(Protocol):
       next job that is submitted goes to the fresh worker. The executor never runs a job twice: that is its caller's
       decision. A worker that ends between two jobs is replaced without notice.
     - If fresh workers cannot be started, `submit` or `wait` raises `WorkerError`: the run ends, and can be resumed.
-    - Only the process that was started as a worker answers; a copy of it that foreign code forks ends without answer.
-    - What a worker writes to stdout and stderr neither fills memory or disk nor blocks a job.
+    - Only the process that was started as a worker answers; a copy of it that user code forks ends without answer.
+    - What a worker writes to stdout and stderr neither fills memory or disk nor stops a job.
     - `emit` is called with each message of a worker, in the order in which that worker sent them and before its job is
       returned, in the thread that calls `submit` and `wait`.
     - When the context manager exits, no process is left. If it exits by an error, including Ctrl-C, it does not wait
@@ -94,7 +94,7 @@ class InProcess:
     def submit(self, job: Job[Any]) -> None:
         """Run a job."""
         outcome = attempt(self._do, job)
-        if os.getpid() != self._pid:  # a copy of this process that foreign code forked
+        if os.getpid() != self._pid:  # a copy of this process that user code forked
             os._exit(0)
         self._ended.append((job, outcome))
 

@@ -26,7 +26,7 @@ BOOT = (
     "sys.path[:] = pipe.recv(); from advseg_bench.running.executors.serving import serve; "
     "serve(pipe, int(sys.argv[2]))"
 )
-"""What a worker process runs. It does not import the caller's script, unless it is told to."""
+"""What a worker process runs. It does not import the caller's script, unless that is requested."""
 
 
 class Child:
@@ -120,7 +120,7 @@ class Child:
         self.output.read()
 
     def close(self) -> None:
-        """Close what is left, once the process is gone or told to go."""
+        """Close what is left, once the process has ended or was asked to end."""
         self.pipe.close()
         if not self.wait(GRACE_S):
             self.kill()

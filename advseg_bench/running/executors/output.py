@@ -15,7 +15,7 @@ LONGEST_LINE = 500
 KEPT = 16_000
 """Bytes at the end of a job's output that are kept; the report of a crash by `faulthandler` fits in."""
 AT_ONCE = 1 << 20
-"""Most bytes that are read from one worker before the others are looked at."""
+"""Most bytes that are read from one worker before it is the turn of the others."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 FATAL = "Fatal Python error: "
@@ -23,9 +23,9 @@ FATAL = "Fatal Python error: "
 _FATAL = re.compile(rf"{FATAL}.*")
 _FRAME = re.compile(r'^\s*File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 FRAMES = 3
-"""Innermost frames of a crash that are told."""
+"""Number of innermost frames of a crash in a message."""
 LAST_LINES = 3
-"""Last lines that are told of a process that ended without the report of a crash."""
+"""Number of last lines in the message about a process that ended without the report of a crash."""
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Budget:
     left: int = SHOWN
 
     def show(self, line: bytes) -> None:
-        """Print a line to stderr, without control characters and cut, or a last line that says that no more is shown.
+        """Print a line to stderr, without unprintable characters and cut, or the note that no more is shown.
 
         Args:
             line: The line, without its end.
@@ -113,7 +113,7 @@ class Output:
             self._line = b""
             return
         begin = chunk.find(FATAL.encode())
-        if begin >= 0:  # what follows is told by the message of the failure
+        if begin >= 0:  # the message of the failure has the essence
             self._crashed = True
             chunk = chunk[:begin]
         first, *lines = chunk.split(b"\n")
@@ -124,7 +124,7 @@ class Output:
 
 
 def clean(text: str) -> str:
-    """Return a line without control characters; of a line that overwrites itself, such as a progress bar, the end.
+    """Return a line without unprintable characters; of a line that overwrites itself, such as a progress bar, the end.
 
     Args:
         text: One line.

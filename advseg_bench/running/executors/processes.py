@@ -21,7 +21,7 @@ from advseg_bench.running.outcomes import TAINTED, TIMEOUT, Death, Outcome, Star
 from advseg_bench.running.work import Emit, Job, Running
 
 POLL_S = 0.5
-"""Seconds after which processes are looked at although none has sent anything."""
+"""Seconds after which processes are checked although none has sent anything."""
 MOST_IDLE_DEATHS = 5
 """Most workers that may end without a job before the run is given up: they cannot live on this machine."""
 
@@ -130,7 +130,7 @@ class Processes:
         """Receive one message."""
         try:
             message = worker.child.pipe.recv()
-        except Exception:  # the pipe is closed, or holds what foreign code has written
+        except Exception:  # the pipe is closed, or holds what user code has written
             self._bury(worker)
             return
         worker.deadline = None

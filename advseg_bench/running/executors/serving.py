@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import threading
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -78,7 +79,7 @@ def serve(pipe: Connection, alive: int) -> NoReturn:
     global _importing_script
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # even if foreign code keeps all threads waiting
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # even if user code keeps all threads waiting
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     faulthandler.enable()
     with suppress(ValueError, OSError):
@@ -87,8 +88,15 @@ def serve(pipe: Connection, alive: int) -> NoReturn:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="replace")
     own = _Own(pipe)
+    data = pipe.recv()
     _importing_script = True
-    spawn.prepare(pipe.recv())
+    try:
+        spawn.prepare(data)
+    except BaseException as error:
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # at once, so that the parent does not take it for a process that hangs
     _importing_script = False
     own.send(Started())
     profiling.start_in_worker()

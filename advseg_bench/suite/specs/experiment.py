@@ -196,7 +196,7 @@ class AttackSpec(Spec):
 
 
 RESOURCES = ("max_seconds", "cpus", "gpus", "memory_gb")
-"""Keys of `Compute` that limit a job, or for what it takes of a cluster; they change no result."""
+"""Keys of `Compute` that limit a job or state what it takes of a cluster; they change no result."""
 
 
 class Compute(Spec):
