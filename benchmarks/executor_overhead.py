@@ -3,8 +3,8 @@
     python benchmarks/executor_overhead.py --steps 40 --pairs 1
 
 Each run is a new process with trained models in the cache. Its time is that of the second half of the rows, when all
-workers have started, so that the start of workers, libraries and Ray is excluded. The slope is that of the owner's resident memory
-over written rows.
+workers have started, so that the start of workers, libraries and Ray is excluded. The slope is that of the owner's
+resident memory over written rows, from the first one; in a short run it is mostly that of modules and buffers.
 """
 
 from __future__ import annotations
