@@ -153,7 +153,7 @@ def test_a_second_run_on_the_same_folder_is_refused_until_the_first_ends(tmp_pat
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert first.stdout.readline() == "held\n"
-    with pytest.raises(RecordError, match="another run is writing here"), records.own(tmp_path):
+    with pytest.raises(RecordError, match=rf"in use by process {first.pid} on .*since 2"), records.own(tmp_path):
         pass
     first.kill()
     first.communicate()

@@ -37,7 +37,7 @@ GONE_S = 60.0
 POLL_S = 0.2
 """Seconds between two attempts of a waiting process."""
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EOPNOTSUPP)
+_NO_LINKS = (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EOPNOTSUPP)
 """Errors of file systems without hard links."""
 
 

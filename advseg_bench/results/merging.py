@@ -43,7 +43,7 @@ def merge_files(folders: Sequence[Path], out: Path, *, partial: bool, mixed: boo
     _check_folders(folders, out)
     sources = sorted((open_source(folder) for folder in folders), key=lambda source: source.numbers)
     check_same(sources, mixed)
-    with own(out):
+    with own(out, "merge"):
         earlier = [open_source(out)] if (out / "run.json").exists() else []
         sources = [_leave_out_known(source, earlier) for source in sources]
         everything = [*earlier, *sources]
