@@ -82,7 +82,7 @@ class SlurmOptions:
 
 @dataclass(slots=True)
 class _Watched:
-    """A part, its job, how often it was submitted, queries in which the job was gone, and whether the part has ended."""
+    """A part with its job: submissions, queries in which the job was gone, and whether the part has ended."""
 
     part: Part
     job: str
