@@ -47,18 +47,19 @@ class Forked:
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
-            code = 1
             try:
                 os.setpgid(0, 0)
                 for number in (1, 2):
                     os.dup2(stdout, number)
+                sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
                 for number in range(3, 256):
                     if number not in pass_fds:
                         close(number)
                 serve(*map(int, command[-2:]))
-                code = 0
+            except Exception:
+                traceback.print_exc()
             finally:
-                os._exit(code)
+                os._exit(1)
 
     def wait(self) -> int:
         """Wait for the end."""
