@@ -23,6 +23,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,6 @@ def find_workers(pid: int) -> list[int]:
         return []
 
 
-def count(out: Path) -> tuple[int, int]:
-    """Return the number of trained models and of files with rows."""
-    return len(list(out.glob("models/*.json"))), len(list(out.glob("parts/*.parquet")))
-
-
 @dataclass
 class Killer:
     """Kills runs of one suite, and keeps count.
@@ -158,6 +154,14 @@ class Killer:
         }
         (out.parent / f"{out.name}.json").write_text(json.dumps(difference))
         return True
+
+    def count(self, out: Path) -> tuple[int, int]:
+        """Return the number of trained models and of rows on disk."""
+        file = self.folder / "count"
+        file.write_text("0")
+        if (out / "run.json").exists():
+            assert join(fork(lambda: file.write_text(str(len(ab.Run(out).rows))) > 0)) == 0, "expected a readable run"
+        return len(list(out.glob("models/*.json"))), int(file.read_text())
 
     def time_whole(self, out: Path, workers: int) -> tuple[float, float]:
         """Run undisturbed; return the seconds until the run has a description, and those after that."""
@@ -200,27 +204,27 @@ class Killer:
             enough = sum(self.kills.values()) >= self.most or time.time() > self.until
             if not enough:
                 time.sleep(to_start + self.moments.uniform(-0.05, share) * to_work)
-                self.end(pid, workers, lambda: time.sleep(self.moments.uniform(0, share) * to_work))
+                self.end(pid, workers, share * to_work)
             code = join(pid)
             if code == 0:  # the run is complete
                 break
             assert code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 1, 3), code
-            states.append(count(out))
+            states.append(self.count(out))
         assert join(fork(lambda: self.compare(out))) == 0, "expected the finished run to be readable"
         left = [str(path) for folder in (out, cache) for path in folder.rglob("*") if path.name.endswith(".tmp")]
         found = json.loads((out.parent / f"{out.name}.json").read_text())
-        grown = all(before[0] <= after[0] for before, after in zip(states, states[1:], strict=False))
+        grown = all(a <= b for before, after in pairwise(states) for a, b in zip(before, after, strict=True))
         self.rounds.append({"workers": workers, "cache": state, "states": states, "left": left, "grown": grown} | found)
         print(json.dumps(self.rounds[-1]), dict(self.kills), file=sys.stderr, flush=True)
         shutil.rmtree(out)
 
-    def end(self, pid: int, workers: int, pause: Callable[[], None]) -> None:
+    def end(self, pid: int, workers: int, longest: float) -> None:
         """End a run in one of the ways; after the death of a worker it goes on, and is ended in another way."""
         way = self.moments.choice(WAYS if workers > 1 else WAYS[:-1])
         if way == "worker":
             if found := find_workers(pid):
                 self.send(self.moments.choice(found), signal.SIGKILL, way)
-            pause()
+            time.sleep(self.moments.uniform(0, longest))
             way = self.moments.choice(WAYS[:-1])
         if way == "SIGINT twice":
             self.send(pid, signal.SIGINT, way)
