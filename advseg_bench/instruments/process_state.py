@@ -1,7 +1,8 @@
 """Detects and reverts what code leaves changed in the process: state that other results depend on.
 
 `ENTRIES` is the table of all states; a further one is one more line in `process_python.py` or `process_torch.py`. A
-snapshot and its comparison take about a third of a millisecond. Not covered: what only C code can see.
+snapshot and its comparison take less time than a forward of a small network. Not covered: what only C code can see, and
+threads that were started without `threading`.
 """
 
 from __future__ import annotations

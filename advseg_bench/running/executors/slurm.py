@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from advseg_bench.cache import content_hash, make_folder, write_json
 from advseg_bench.errors import UserError, WorkerError, expected, one_line
@@ -188,11 +188,13 @@ class _Watcher:
             queued = slurm_queue.list_queued([each.job for each in waiting])
             for each in waiting:
                 result = self._find_result(each)
-                if result is not None:
-                    self._end(each, result)
-                elif each.job in queued:
+                if result == "":
+                    each.ended = True
+                elif each.job in queued:  # an error may be that of a requeued job, which runs again
                     each.gone = 0
                     self._check_hope(each, queued[each.job])
+                elif result is not None:
+                    self._fail(each, result)
                 else:
                     each.gone += 1
             self._submit_again([each for each in waiting if not each.ended and each.gone >= ENDED_LOOKS])
@@ -208,7 +210,8 @@ class _Watcher:
             raise UserError(expected(self._record, what, "those of another", remedy))
         jobs, counts = record["jobs"], record["submissions"]
         self.watched = [_Watched(part, jobs[i], counts[i]) for i, part in enumerate(parts)]
-        failed = [each for each in self.watched if self._find_result(each)]
+        queued = slurm_queue.list_queued([each.job for each in self.watched])
+        failed = [each for each in self.watched if each.job not in queued and self._find_result(each)]
         for each in failed:
             each.submissions = 0  # its error may have been mended since
         self._submit_again(failed)
@@ -257,18 +260,16 @@ class _Watcher:
         outcome, value = pickle_load(paths.result_pickle)
         return str(value) if outcome == "success" else str(value).strip().splitlines()[-1]
 
-    def _end(self, each: _Watched, result: str) -> None:
-        each.ended = True
-        if not result:
-            return
+    def _fail(self, each: _Watched, error: str) -> NoReturn:
+        """Cancel the jobs that have not ended, and raise the error of one."""
         left = [other.job for other in self.watched if not other.ended or other is each]
         subprocess.run(["scancel", *left], check=False, capture_output=True)
-        raise UserError(result)
+        raise UserError(error)
 
     def _check_hope(self, each: _Watched, reason: str) -> None:
         """End the run if Slurm will never start a job."""
         if reason in slurm_queue.HOPELESS:
-            self._end(each, f"sbatch: Slurm will never start job {each.job} ({reason}). Ask for less, see `sinfo`.")
+            self._fail(each, f"sbatch: Slurm will never start job {each.job} ({reason}). Ask for less, see `sinfo`.")
 
     def _sum_progress(self) -> Event:
         """Add up the progress that the parts wrote."""
