@@ -147,7 +147,7 @@ class Bucket:
             self._ask("could not be deleted", lambda: self._fs.rm_file(self._key(name)))
 
     def changed(self, name: str) -> float | None:
-        """Return when an object was written, in seconds since 1970 by the storage's clock; None if it does not tell."""
+        """Return when an object was written, in seconds since 1970 by the storage's clock; None if it is not known."""
 
         def ask() -> float | None:
             self._fs.invalidate_cache()
