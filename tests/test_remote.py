@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -337,6 +338,36 @@ def test_a_second_owner_on_s3_is_refused_until_the_first_is_dead(s3, plain):
     assert store.create("new", b"1")
     assert not store.create("new", b"2")
     assert store.read("new") == b"1"
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_of_processes_that_want_the_place_of_a_dead_one_exactly_one_gets_it(s3):
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    dead = replace(describe_self("run"), pid=gone.pid)
+    store, held, refused = Bucket(f"{s3}/rush"), [], []
+    for n in range(5):
+        store.write(lease.LEASE, encode(replace(dead, token=f"a{n}")))
+        ready, done = threading.Barrier(6), threading.Barrier(6)
+
+        def take(ready=ready, done=done):
+            ready.wait()
+            try:
+                with object_lease.hold_object(store) as mine:
+                    held.append(mine.is_held())
+                    done.wait()
+            except HeldError as error:
+                refused.append(str(error))
+                done.wait()
+
+        threads = [threading.Thread(target=take) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (held, len(refused)) == ([True] * (n + 1), 5 * (n + 1))
+        assert store.list_sizes() == {}
 
 
 @pytest.mark.slow
