@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,16 +27,27 @@ from advseg_bench.results import bucket, object_lease
 from advseg_bench.results.bucket import Bucket, find_url
 from advseg_bench.results.remote import fetched_anew
 from advseg_bench.results.verify import verify_run
+from advseg_bench.running import recording
 
 fsspec = pytest.importorskip("fsspec")
 
-SUITE = {
-    "name": "tiny",
-    "data": {"name": "phantom", "size": 16, "subjects": 6, "slices": 2},
-    "models": [{"name": "net", "architecture": "monai.UNet", "settings": {"channels": [4, 4], "strides": [2]}}],
-    "training": {"epochs": 1, "floor": 0},
-    "attacks": [{"name": "fgsm", "losses": ["dice"], "eps": ["4/255"]}, {"name": "random_sign", "eps": ["4/255"]}],
-}
+TOML = """
+name = "tiny"
+training = { epochs = 1, floor = 0 }
+data = { name = "phantom", size = 16, subjects = 6, slices = 2 }
+[[models]]
+name = "net"
+architecture = "monai.UNet"
+settings = { channels = [4, 4], strides = [2] }
+[[attacks]]
+name = "fgsm"
+losses = ["dice"]
+eps = ["4/255"]
+[[attacks]]
+name = "random_sign"
+eps = ["4/255"]
+"""
+SUITE = tomllib.loads(TOML)
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +122,33 @@ def test_a_run_in_memory_has_the_rows_of_a_folder_and_everything_is_uploaded(pla
     assert f"damaged/{part}" in names(url)
     with fetched_anew(url) as folder:
         assert verify_run(folder).damaged == ()
+
+
+def test_what_compaction_deletes_is_deleted_there(plain, suite, url, monkeypatch):
+    monkeypatch.setattr(recording, "FEW", 3)
+    run = ab.run(suite, url, shard=1)
+    parts = sorted(name for name in names(url) if name.startswith("parts/"))
+    assert parts == sorted(f"parts/{path.name}" for path in (run.path / "parts").iterdir())
+    assert len(parts) < len(list((plain.path / "parts").iterdir()))
+    forget_mirrors()
+    assert ab.Run(url).rows.equals(plain.rows)
+
+
+@pytest.mark.slow
+def test_the_commands_take_urls(plain, tmp_path):
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(TOML)
+    place = f"file://{tmp_path}/bucket/run"
+    command = [sys.executable, "-m", "advseg_bench"]
+    for arguments in (["run", str(suite), "--out", place], ["report", place], ["verify", place]):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        wanted = f"{place}/report/report.html" if arguments[0] != "verify" else "damaged files: 0"
+        assert wanted in done.stdout
+    assert ab.Run(place).rows.equals(plain.rows)
+    on_slurm = [*command, "run", str(suite), "--executor", "slurm", "--out", place]
+    done = subprocess.run(on_slurm, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 def test_parts_in_memory_are_merged(plain, suite, url):
