@@ -13,8 +13,10 @@ import pytest
 from slurm_cluster import find_missing, start_slurm
 
 import advseg_bench as ab
+from advseg_bench.cli.launch import _launch as start
 from advseg_bench.cli.sbatch import make_script
-from advseg_bench.errors import SpecError, WorkerError
+from advseg_bench.errors import HeldError, SpecError, WorkerError
+from advseg_bench.results.remote import hold_place
 from advseg_bench.running.launching import Child, check_gpus, launch
 
 SUITE = """
@@ -54,6 +56,14 @@ def die_once(marker: Path) -> str:
         f"import os, pathlib; p = pathlib.Path({str(marker)!r})\n"
         "if not p.exists(): p.touch(); os.kill(os.getpid(), 9)\nprint('whole')"
     )
+
+
+def test_a_second_launcher_of_the_same_parts_is_refused(tmp_path):
+    with (
+        hold_place(tmp_path / "all-parts", "launch"),
+        pytest.raises(HeldError, match=f"in use by process {os.getpid()}"),
+    ):
+        start("smoke", [], None, 1, tmp_path / "all")
 
 
 def test_a_process_that_dies_is_started_once_more(tmp_path):

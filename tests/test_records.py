@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from advseg_bench import cache
-from advseg_bench.errors import RecordError
+from advseg_bench.errors import HeldError, RecordError
 from advseg_bench.results import records
 from advseg_bench.suite.cells import CLEAN, Cell
 
@@ -159,6 +159,26 @@ def test_a_second_run_on_the_same_folder_is_refused_until_the_first_ends(tmp_pat
     first.communicate()
     with records.own(tmp_path):
         pass
+
+
+def test_an_owner_that_lost_its_lease_writes_nothing_more(tmp_path):
+    with records.own(tmp_path):
+        records.write_part(tmp_path, [row("c1")])
+        (tmp_path / ".lease").write_text((tmp_path / ".lease").read_text().replace('"token": "', '"token": "f'))
+        with pytest.raises(HeldError, match="another process took over"):
+            records.write_part(tmp_path, [row("c2")])
+    assert records.read_rows(tmp_path)["cell"].to_list() == ["c1"]
+    assert (tmp_path / ".lease").exists(), "it is that of the other process"
+
+
+@pytest.mark.parametrize("mark", [".run", ".lock"])
+def test_a_folder_whose_first_owner_failed_is_used_again(tmp_path, mark):
+    out = tmp_path / "run"
+    with records.own(out):
+        records.write_part(out, [row()])
+    (out / ".run").rename(out / mark)
+    with records.own(out):
+        assert len(records.read_rows(out)) == 1
 
 
 def test_a_foreign_folder_is_not_touched(tmp_path):

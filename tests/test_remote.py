@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,16 +27,27 @@ from advseg_bench.results import bucket, object_lease
 from advseg_bench.results.bucket import Bucket, find_url
 from advseg_bench.results.remote import fetched_anew
 from advseg_bench.results.verify import verify_run
+from advseg_bench.running import recording
 
 fsspec = pytest.importorskip("fsspec")
 
-SUITE = {
-    "name": "tiny",
-    "data": {"name": "phantom", "size": 16, "subjects": 6, "slices": 2},
-    "models": [{"name": "net", "architecture": "monai.UNet", "settings": {"channels": [4, 4], "strides": [2]}}],
-    "training": {"epochs": 1, "floor": 0},
-    "attacks": [{"name": "fgsm", "losses": ["dice"], "eps": ["4/255"]}, {"name": "random_sign", "eps": ["4/255"]}],
-}
+TOML = """
+name = "tiny"
+training = { epochs = 1, floor = 0 }
+data = { name = "phantom", size = 16, subjects = 6, slices = 2 }
+[[models]]
+name = "net"
+architecture = "monai.UNet"
+settings = { channels = [4, 4], strides = [2] }
+[[attacks]]
+name = "fgsm"
+losses = ["dice"]
+eps = ["4/255"]
+[[attacks]]
+name = "random_sign"
+eps = ["4/255"]
+"""
+SUITE = tomllib.loads(TOML)
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +122,33 @@ def test_a_run_in_memory_has_the_rows_of_a_folder_and_everything_is_uploaded(pla
     assert f"damaged/{part}" in names(url)
     with fetched_anew(url) as folder:
         assert verify_run(folder).damaged == ()
+
+
+def test_what_compaction_deletes_is_deleted_there(plain, suite, url, monkeypatch):
+    monkeypatch.setattr(recording, "FEW", 3)
+    run = ab.run(suite, url, shard=1)
+    parts = sorted(name for name in names(url) if name.startswith("parts/"))
+    assert parts == sorted(f"parts/{path.name}" for path in (run.path / "parts").iterdir())
+    assert len(parts) < len(list((plain.path / "parts").iterdir()))
+    forget_mirrors()
+    assert ab.Run(url).rows.equals(plain.rows)
+
+
+@pytest.mark.slow
+def test_the_commands_take_urls(plain, tmp_path):
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(TOML)
+    place = f"file://{tmp_path}/bucket/run"
+    command = [sys.executable, "-m", "advseg_bench"]
+    for arguments in (["run", str(suite), "--out", place], ["report", place], ["verify", place]):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        wanted = f"{place}/report/report.html" if arguments[0] != "verify" else "damaged files: 0"
+        assert wanted in done.stdout
+    assert ab.Run(place).rows.equals(plain.rows)
+    on_slurm = [*command, "run", str(suite), "--executor", "slurm", "--out", place]
+    done = subprocess.run(on_slurm, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 def test_parts_in_memory_are_merged(plain, suite, url):
@@ -301,13 +341,14 @@ def start_child(url: str, kill_at: int, how: str, **options) -> subprocess.Popen
 @pytest.mark.network
 def test_a_run_on_s3_survives_kills_of_its_owner_and_other_machines_go_on(s3, plain):
     url, before = f"{s3}/killed", set()
-    for kill_at, how in ((1, "before"), (2, "after"), (3, "before"), (1, "after")):
-        assert start_child(url, kill_at, how).wait(120) == -signal.SIGKILL
+    for kill_at, how in ((1, "before"), (2, "after"), (2, "before")):
+        with start_child(url, kill_at, how) as owner:
+            assert owner.wait(120) == -signal.SIGKILL
         parts = {name for name in names(url) if name.startswith("parts/")}
         assert before <= parts, "no part is lost"
         before = parts
         forget_mirrors()
-    assert 3 <= len(before) < len(plain.rows)
+    assert len(before) == 3
     run = ab.run(ab.Suite(**SUITE), url, shard=1)
     assert run.rows.equals(plain.rows)
     with fetched_anew(url) as folder:
@@ -336,6 +377,36 @@ def test_a_second_owner_on_s3_is_refused_until_the_first_is_dead(s3, plain):
     assert store.create("new", b"1")
     assert not store.create("new", b"2")
     assert store.read("new") == b"1"
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_of_processes_that_want_the_place_of_a_dead_one_exactly_one_gets_it(s3):
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    dead = replace(describe_self("run"), pid=gone.pid)
+    store, held, refused = Bucket(f"{s3}/rush"), [], []
+    for n in range(5):
+        store.write(lease.LEASE, encode(replace(dead, token=f"a{n}")))
+        ready, done = threading.Barrier(6), threading.Barrier(6)
+
+        def take(ready=ready, done=done):
+            ready.wait()
+            try:
+                with object_lease.hold_object(store) as mine:
+                    held.append(mine.is_held())
+                    done.wait()
+            except HeldError as error:
+                refused.append(str(error))
+                done.wait()
+
+        threads = [threading.Thread(target=take) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (held, len(refused)) == ([True] * (n + 1), 5 * (n + 1))
+        assert store.list_sizes() == {}
 
 
 @pytest.mark.slow

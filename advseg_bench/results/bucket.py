@@ -19,7 +19,7 @@ from advseg_bench.errors import IncompatibleError, RecordError, one_line
 
 T = TypeVar("T")
 
-ANSWER_S = 30.0
+ANSWER_S = 20.0
 """Longest time of a request, in seconds, without the time of a transfer."""
 
 BYTES_PER_S = 200_000
@@ -147,7 +147,7 @@ class Bucket:
             self._ask("could not be deleted", lambda: self._fs.rm_file(self._key(name)))
 
     def changed(self, name: str) -> float | None:
-        """Return when an object was written, in seconds since 1970 by the storage's clock; None if it states none."""
+        """Return when an object was written, in seconds since 1970 by the storage's clock; None if it is not known."""
 
         def ask() -> float | None:
             self._fs.invalidate_cache()
