@@ -110,10 +110,8 @@ def test_ctrl_c_ends_all_processes(number):
             if len(started) == 2:
                 os.kill(os.getpid(), number)
 
-    before = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         launch(children, show)
-    assert time.monotonic() - before < 20
     assert all(child.process.poll() is not None for child in children)
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
 

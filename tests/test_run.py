@@ -176,22 +176,19 @@ def test_a_lost_part_is_computed_again(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_it_ends_with_the_same_rows(undisturbed, tmp_path, monkeypatch):
+def test_killed_at_random_moments_in_every_way_it_ends_with_the_same_rows_and_leaves_nothing(tmp_path):
+    """A round for each number of workers and state of the cache, at least; CONTRIBUTING.md has a longer run."""
     (tmp_path / "tiny.toml").write_text(TEXT)
-    monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "cache"))
     script = Path(__file__).with_name("kill_often.py")
-    command = [sys.executable, str(script), str(tmp_path / "tiny.toml"), str(tmp_path / "run"), "20"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    states = json.loads(done.stdout.splitlines()[-1])  # older versions of MONAI print while they build a network
-    assert len(states) >= 10, states
-    assert states == sorted(states), "a kill lost what was finished before"
-    assert len({tuple(state) for state in states}) >= 3, f"the kills all hit one stage: {states}"
-    monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path / "cache-2"))
-    resumed = ab.run(tiny(), tmp_path / "run", shard=1)
-    assert sorted_rows(resumed).equals(sorted_rows(undisturbed))
-    weights = {name: info["weights_sha256"] for name, info in resumed.models.items()}
-    assert weights == {name: info["weights_sha256"] for name, info in undisturbed.models.items()}
-    assert not list((tmp_path / "run").rglob("*.tmp"))
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path / "tiny.toml"), str(tmp_path / "kills"), "40"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])  # older versions of MONAI print while they build a network
+    assert sum(found["kills"].values()) >= 40
+    assert len({tuple(state) for each in found["rounds"] for state in each["states"]}) >= 3, "all hit one stage"
+    for each in found["rounds"]:
+        assert each["grown"], "a kill lost what was finished before"
+        assert (each["lost"], each["duplicate"], each["equal"], each["left"]) == (0, 0, True, [])
 
 
 def test_another_suite_on_the_same_folder_is_refused(undisturbed):
@@ -266,7 +263,7 @@ def test_rows_are_on_disk_when_they_are_told_of(tmp_path):
     written = []
 
     def look(event):
-        if event.stage == "attack":
+        if event.stage == "attack" and not event.cell:
             rows = records.read_rows(tmp_path / "run", ["cell", "image"])
             written.append((event.done, len(rows)))
 
@@ -291,9 +288,12 @@ def test_models_are_trained_with_the_suites_threads_and_the_callers_are_his_own(
     torch.set_num_threads(2)
     text = TEXT.replace("epochs = 3", "epochs = 2").replace('losses = ["bce", "dice"]', 'losses = ["bce"]')
     text = text.replace("schema = 1", "schema = 1\nseed = 4093")  # nobody has trained these models before
-    ab.run(
-        tiny(text), tmp_path / "run", progress=lambda e: seen.setdefault(e.stage, set()).add(torch.get_num_threads())
-    )
+
+    def note(event):
+        if not event.cell:  # such events come from within a job
+            seen.setdefault(event.stage, set()).add(torch.get_num_threads())
+
+    ab.run(tiny(text), tmp_path / "run", progress=note)
     assert (seen["train"], seen["attack"]) == ({1}, {2})
     assert torch.get_num_threads() == 2
 

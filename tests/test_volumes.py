@@ -140,14 +140,15 @@ def test_the_slice_with_most_label_is_shown(tmp_path, kind, areas, shown):
     out = write_run(tmp_path / "r", Synthetic(kind=kind, models=("unet-vgg13",)))
     edit_json(out / "run.json", lambda info: info | {"data": info["data"] | {"classes": ["a", "b", "c"]}})
     arm = Arm("fgsm", "bce", "{}", "linf")
-    case = Extreme("worst", "unet-vgg13", "scan", "c", arm, 0.25, 1.0, 0.5, (Step("c", 0.25, 0.5),))
+    [image, *_] = json.loads((out / "run.json").read_text())["images"]
+    case = Extreme("worst", "unet-vgg13", image, "c", arm, 0.25, 1.0, 0.5, (Step("c", 0.25, 0.5),))
 
     def load(**changes):
         np.savez(out / "panels" / "p.npz", **arrays | changes, meta=np.array(json.dumps(case.as_record())))
         return load_pictures(Run(out))
 
     [cut] = load()
-    assert cut.where == f"scan, slice {shown} of 4"
+    assert cut.where == f"{image}, slice {shown} of 4"
     assert (cut.x == shown - 1).all()
     shapes = {name: getattr(cut, name).shape for name in arrays}
     assert shapes == {

@@ -41,7 +41,7 @@ def change_tensor(tensor: Tensor, rng: Random) -> Any:
         lambda: tensor.to(rng.choice([torch.int8, torch.float16, torch.bfloat16, torch.float64, torch.int64])),
         lambda: tensor.float().to(torch.float8_e4m3fn),
         lambda: torch.zeros(1).expand(*[10**4] * rng.choice([1, 2, 3])),
-        lambda: torch.zeros(1).expand(tensor.shape),
+        lambda: torch.zeros(()).expand(tensor.shape),
         lambda: torch.zeros([0] * max(tensor.dim(), 1)),
         lambda: tensor.reshape(-1),
         lambda: torch.zeros(rng.choice([1, 3, 1000])),

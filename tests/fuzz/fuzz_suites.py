@@ -83,6 +83,8 @@ def find_places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]
 def change(tables: dict[str, Any], rng: Random, known: list[str]) -> None:
     """Make one change to the tables of a suite."""
     places = [place for place in find_places(tables) if place]
+    if not places:
+        return
     *front, last = rng.choice(places)
     holder: Any = tables
     for key in front:
@@ -103,7 +105,9 @@ def change(tables: dict[str, Any], rng: Random, known: list[str]) -> None:
         case 6:
             (holder if isinstance(holder, dict) else tables)[str(last)] = {"x": deepcopy(tables.get("data", 1))}
         case _:
-            table = rng.choice([entry for entry in tables.get("attacks", [{}]) if isinstance(entry, dict)] or [{}])
+            attacks = tables.get("attacks")
+            entries = attacks if isinstance(attacks, list) else []
+            table = rng.choice([entry for entry in entries if isinstance(entry, dict)] or [{}])
             size = rng.choice([2, 10, 100])
             keys = rng.choice(["steps", "step_size", "queries", "x"])
             table["vary"] = {f"{keys}{i or ''}": list(range(1, size)) for i in range(rng.choice([1, 3, 12]))}

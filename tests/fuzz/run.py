@@ -24,7 +24,8 @@ from types import FrameType
 
 from advseg_bench.errors import LONGEST_MESSAGE, UserError
 
-KINDS = ("suites", "data", "checkpoints")
+sys.path.append(str(Path(__file__).parents[1]))
+KINDS = ("suites", "data", "checkpoints", "runs")
 HANG = 20
 """Seconds of processor time after which a case counts as hanging; five times as long on the clock."""
 

@@ -29,11 +29,11 @@ SUBMISSIONS = 3
 REQUEUES = 100
 """Most times that a job is requeued at its time limit."""
 WARNED_S = 120
-"""Seconds before its time limit at which Slurm tells a job to stop."""
-LOOK_S = 2.0
-"""Seconds between two looks at the jobs."""
-ENDED_LOOKS = 3
-"""Looks at which a job must be missing from the queue, without a result, before it counts as lost."""
+"""Seconds before its time limit at which Slurm signals a job to stop."""
+QUERY_S = 2.0
+"""Seconds between two queries of the queue."""
+ENDED_QUERIES = 3
+"""Queries in which a job must be missing from the queue, without a result, before it counts as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class SlurmOptions:
 
 @dataclass(slots=True)
 class _Watched:
-    """A part as the submitting process sees it: its job, how often it was submitted, and looks at which it was gone."""
+    """A part with its job: submissions, queries in which the job was gone, and whether the part has ended."""
 
     part: Part
     job: str
@@ -197,10 +197,10 @@ class _Watcher:
                     self._fail(each, result)
                 else:
                     each.gone += 1
-            self._submit_again([each for each in waiting if not each.ended and each.gone >= ENDED_LOOKS])
+            self._submit_again([each for each in waiting if not each.ended and each.gone >= ENDED_QUERIES])
             progress(self._sum_progress())
             if any(not each.ended for each in self.watched):
-                time.sleep(LOOK_S)
+                time.sleep(QUERY_S)
 
     def _adopt(self, parts: Sequence[Part], record: Any) -> None:
         """Take over the jobs that an earlier call wrote down."""
@@ -213,7 +213,7 @@ class _Watcher:
         queued = slurm_queue.list_queued([each.job for each in self.watched])
         failed = [each for each in self.watched if each.job not in queued and self._find_result(each)]
         for each in failed:
-            each.submissions = 0  # its error may have been mended since
+            each.submissions = 0  # its cause may be gone
         self._submit_again(failed)
 
     def _submit(self, parts: Sequence[Part]) -> list[str]:
