@@ -190,6 +190,8 @@ def test_a_lease_of_another_machine_is_taken_over_when_it_is_old(suite, url, mon
         assert ab.run(suite, url).missing == 0
         assert not {name for name in names(url) if name.startswith(lease.LEASE)}
     else:
+        renewed = encode(replace(elsewhere, since=elsewhere.since + 1))
+        monkeypatch.setattr(object_lease.time, "sleep", lambda _: store.write(lease.LEASE, renewed))
         with pytest.raises(HeldError, match=rf"{url}: in use by process {os.getpid()} on elsewhere \(since 2"):
             ab.run(suite, url)
         assert names(url) == {lease.LEASE}

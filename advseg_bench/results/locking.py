@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from advseg_bench.cache import guard_writes, make_folder, remove_empty, write_bytes
 from advseg_bench.cache.lease import LEASE, Lease, hold
 from advseg_bench.errors import RecordError, expected
 from advseg_bench.results.descriptions import read_description
+from advseg_bench.results.object_lease import report_wait
 from advseg_bench.results.remote import FOLDERS, MARK, find_mirror
 
 WRITTEN_LATER = ("report", "report/tables", "report/figures")
@@ -41,7 +43,8 @@ def own(out: Path, what: str = "run") -> Iterator[None]:
         _check_free(out)
         new = not out.exists()
         make_folder(out)
-        lease = stack.enter_context(hold(out / LEASE, what=what, wait=False))
+        notice = partial(report_wait, out)
+        lease = stack.enter_context(hold(out / LEASE, what=what, wait=False, until_sure=True, on_wait=notice))
         try:
             with guard_writes(out, lease.check, mirror.push if mirror else _do_nothing):
                 _prepare(out, lease)

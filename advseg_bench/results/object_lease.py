@@ -16,15 +16,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import NoReturn
 
 from advseg_bench.cache.holder import Holder, describe_self
 from advseg_bench.cache.lease import GONE_S, LEASE
+from advseg_bench.cache.notices import report
 from advseg_bench.errors import HeldError, RecordError
 from advseg_bench.results.bucket import Bucket
 
 BEAT_S = 15.0
 """Seconds between two renewals, each of which is a request."""
+
+WATCH_S = 5.0
+"""Seconds between two readings of the lease of another machine, which is refused to others once it is renewed."""
 
 SETTLE_S = 3.0
 """Seconds until a token is read back, where objects cannot be created exclusively."""
@@ -91,13 +94,19 @@ def hold_object(bucket: Bucket, what: str = "") -> Iterator[ObjectLease]:
         The lease.
 
     Raises:
-        HeldError: If another process holds it.
+        HeldError: If another process holds it: one that exists on this machine, or that renews it on another one.
         RecordError: If the storage cannot be reached or written.
     """
     holder = describe_self(what)
-    other = _seize(bucket, LEASE, holder)
-    if other is not None:
-        _refuse(bucket, other)
+    first = None
+    while (other := _seize(bucket, LEASE, holder)) is not None:
+        changed = _changed(bucket)
+        if other.is_alive() or changed is None or first not in (None, changed):
+            raise HeldError(f"{bucket.url}: in use by {other}. Wait until it has ended.")
+        if first is None:
+            report_wait(bucket.url, other)
+        first = changed
+        time.sleep(WATCH_S)
     lease = ObjectLease(bucket, holder)
     try:
         yield lease
@@ -105,8 +114,17 @@ def hold_object(bucket: Bucket, what: str = "") -> Iterator[ObjectLease]:
         lease.release()
 
 
-def _refuse(bucket: Bucket, other: Holder) -> NoReturn:
-    raise HeldError(f"{bucket.url}: in use by {other}. Wait until it has ended.")
+def report_wait(place: object, other: Holder) -> None:
+    """Report that a holder on another machine may be gone, and is waited for."""
+    report(f"{place}: in use by {other}, which may have died. Waiting for a sign of life, at most {GONE_S:g} s.")
+
+
+def _changed(bucket: Bucket) -> float | None:
+    """When the lease was renewed; None if the storage has no such time, 0 if there is no lease now."""
+    try:
+        return bucket.changed(LEASE)
+    except FileNotFoundError:
+        return 0.0
 
 
 def _seize(bucket: Bucket, name: str, me: Holder) -> Holder | None:

@@ -212,7 +212,7 @@ def hold_place(place: str | Path, what: str) -> Iterator[None]:
         HeldError: If another process holds it.
     """
     url = find_url(place)
-    with hold_object(Bucket(url), what) if url else hold(Path(place) / LEASE, what=what, wait=False):
+    with hold_object(Bucket(url), what) if url else hold(Path(place) / LEASE, what=what, wait=False, until_sure=True):
         yield
 
 
