@@ -363,6 +363,12 @@ def test_one_flipped_bit_in_the_cache_changes_no_row_and_is_a_note_of_the_run(ca
         assert str(file.parent) in note
         assert "does not match its digest" in note
     assert {verify(entry)[0] for entry in list_entries()} == {"whole"}
+    others = [path for path in cache.rglob("*") if path.is_file() and path not in files]
+    assert len(others) >= 4
+    for file in others:
+        flip(file)
+    assert ab.run(suite, tmp_path / "others").rows.equals(rows)
+    assert {verify(entry)[0] for entry in list_entries()} == {"whole"}
 
 
 # A cache that cannot be written.

@@ -27,9 +27,17 @@ def leave_budget(model: Any, x: Tensor) -> None:
 
 
 def spoil_model(model: Any, x: Tensor) -> None:
+    """Change the weights past their write counters."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.data.mul_(1.5)
+
+
+def write_to_model(model: Any, x: Tensor) -> None:
+    """Change the weights so that their write counters tell of it."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
 
 
 def train_model(model: Any, x: Tensor) -> None:
@@ -42,19 +50,28 @@ def ignore(act: Callable[[], object]) -> Callable[[Any, Tensor], object]:
     return lambda model, x: act()
 
 
+def changes(names: str) -> set[str]:
+    """The flags of rows that changed these states of the process."""
+    return {"process_changed", *(f"process_changed:{name}" for name in names.split(", "))}
+
+
 FLAGGED: dict[str, tuple[Callable[[Any, Tensor], object], set[str]]] = {
-    **{name: (ignore(act), set(names.split(", "))) for name, (act, names) in states.STATES.items()},
-    "closed stdout": (ignore(states.STATES["closed stdout"][0]), {"standard streams"}),  # a worker keeps descriptor 1
+    **{name: (ignore(act), changes(names)) for name, (act, names) in states.STATES.items()},
+    "closed stdout": (
+        ignore(states.STATES["closed stdout"][0]),
+        changes("standard streams"),
+    ),  # a worker keeps descriptor 1
     "reseeded": (ignore(states.reseed), set()),
     "hoard": (hold_memory, set()),
-    "NaN": (spoil, set()),
-    "out of budget": (leave_budget, set()),
-    "model": (spoil_model, set()),
-    "train mode": (train_model, set()),
-    "thread on the model": (states.change_model_later, {states.THREADS}),
-    "thread on the result": (states.change_result_later, {states.THREADS}),
+    "NaN": (spoil, {"non_finite", "unchanged"}),
+    "out of budget": (leave_budget, {"over_budget", "out_of_bounds"}),
+    "model": (spoil_model, {"model_changed"}),
+    "train mode": (train_model, {"model_changed"}),
+    "write to the model": (write_to_model, {"model_changed"}),
+    "thread on the model": (states.change_model_later, {"model_changed"} | changes(states.THREADS)),
+    "thread on the result": (states.change_result_later, changes(states.THREADS)),
 }
-"""What an attack may do -> its act, and the names of the states of the process that it changes."""
+"""What an attack may do -> its act, and the flags of its rows. Random states are restored without a flag."""
 
 
 class Change:
