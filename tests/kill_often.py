@@ -203,7 +203,7 @@ class Killer:
             pid = fork(lambda: self.compute(out, workers))
             enough = sum(self.kills.values()) >= self.most or time.time() > self.until
             if not enough:
-                time.sleep(to_start + self.moments.uniform(-0.05, share) * to_work)
+                time.sleep(max(0.0, to_start + self.moments.uniform(-0.05, share) * to_work))
                 self.end(pid, workers, share * to_work)
             code = join(pid)
             if code == 0:  # the run is complete
