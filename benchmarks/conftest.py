@@ -7,9 +7,9 @@ import os
 import pytest
 import torch
 
-from advseg_bench import environment
 from advseg_bench.instruments import meter
 from advseg_bench.instruments.allocator import keep_freed_memory
+from advseg_bench.registry import environment
 
 ROUNDS = 10
 

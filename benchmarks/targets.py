@@ -30,12 +30,12 @@ from rich.markup import escape
 from rich.table import Table
 from works import RESNET18, make_scene, sweep_works
 
-from advseg_bench import environment
 from advseg_bench.batches import move_batch
 from advseg_bench.instruments import meter
 from advseg_bench.instruments.allocator import keep_freed_memory
 from advseg_bench.instruments.counter import Counter
 from advseg_bench.models.prepare import prepare
+from advseg_bench.registry import environment
 from advseg_bench.registry.equivalents import find_equivalents
 from advseg_bench.suite.suite import Suite
 from advseg_bench.throughput.contenders import RAW, Work, list_contenders

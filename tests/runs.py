@@ -280,3 +280,5 @@ def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
     sealed = isinstance(value, dict) and value.pop(SEAL, None)
     changed = change(value)
     write_json(path, seal(changed) if sealed else changed)
+    if path.name == "run.json" and (name := changed.get("data", {}).get("name")) not in (None, value["data"]["name"]):
+        rewrite_rows(path.parent, lambda rows: rows.with_columns(dataset=pl.lit(name)))

@@ -222,7 +222,21 @@ def test_a_failed_model_is_told_and_the_exit_code_is_one(here, tmp_path):
 
 @ab.attack
 def interrupts(model, x, y, eps):
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(60)
+
+
+@ab.attack
+def raises_an_interrupt(model, x, y, eps):
     raise KeyboardInterrupt
+
+
+def test_an_attack_that_raises_an_interrupt_is_a_failure(here, tmp_path):
+    failing = '[[attacks]]\nname = "test_cli:raises_an_interrupt"\neps = ["1/255"]\n'
+    suite = write_suite(tmp_path, (TEXT[TEXT.index("[[attacks]]") :], failing))
+    done = here("run", suite, "--out", tmp_path / "run", "--workers", 1)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "KeyboardInterrupt" in done.stdout
 
 
 def test_ctrl_c_during_an_attack_keeps_what_was_finished(here, tmp_path):

@@ -402,9 +402,9 @@ def test_workers_die_with_their_parent_even_in_the_middle_of_a_job(tmp_path):
     workers = [Path("/proc", pid) for pid in done.stdout.split()]
     assert len(workers) == 2
     assert done.stderr == ""
-    until = time.monotonic() + 20
+    deadline = time.monotonic() + 20
     while any(worker.exists() for worker in workers):
-        assert time.monotonic() < until, "a worker outlives its parent"
+        assert time.monotonic() < deadline, "a worker outlives its parent"
         time.sleep(0.05)
 
 

@@ -19,7 +19,7 @@ FLOORS = [
     {"batches", "instruments", "registry"},
     {"checks", "metrics"},
     {"attacks", "defences"},
-    {"environment", "suite"},
+    {"suite"},
     {"specs"},
     {"data", "results"},
     {"claims", "models"},

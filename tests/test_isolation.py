@@ -61,7 +61,6 @@ DEAD = {
     "Sleep": ("time limit", r"stopped after 4 s, the limit of compute\.max_seconds.* in deadly\.py:\d+ act"),
     "Spin": ("time limit", r"stopped after 4 s.* in deadly\.py:\d+ act"),
     "Stop": ("time limit", "stopped after 4 s"),
-    "CloseAll": ("exit code 1", "exit code 1"),
     "Linger": ("changed process", "its worker process was replaced.*thread"),
     "SteppedSegfault": ("SIGSEGV", r"Segmentation fault in .*deadly\.py:\d+ begin"),
 }
@@ -77,7 +76,7 @@ RAISING = {
     "SteppedEnd": "^GeneratorExit$",
 }
 """Attacks that raise -> the message."""
-HARMLESS = ("Print", "Fork", "KilledOnce")
+HARMLESS = ("Print", "Fork", "CloseAll", "KilledOnce")
 
 
 def table(name: str) -> str:

@@ -46,7 +46,7 @@ def dead():
 def write(path: Path, holder: Holder, age: float = 0.0) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(asdict(holder)))
-    os.utime(path, (time.time() - age,) * 2)
+    os.utime(path, (path.stat().st_mtime - age,) * 2)
 
 
 def test_one_holds_it_and_gives_it_back(path):
@@ -113,7 +113,7 @@ def test_an_unreadable_lease_is_taken_when_it_is_old(path, content):
     path.write_bytes(content)
     with pytest.raises(HeldError, match="an unknown process"), hold(path, wait=False):
         pytest.fail("taken at once")
-    os.utime(path, (time.time() - 61,) * 2)
+    os.utime(path, (path.stat().st_mtime - 61,) * 2)
     with hold(path, wait=False) as lease:
         assert lease.is_held()
 

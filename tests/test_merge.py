@@ -105,7 +105,7 @@ def copies(pieces: list[Path], tmp_path: Path) -> list[Path]:
 
 def list_files(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Name -> time of change and content of each file of a run that is no lock."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lease")
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 

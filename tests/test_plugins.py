@@ -17,10 +17,10 @@ import pytest
 from distributions import installing
 from pip_installs import pip_install
 
-from advseg_bench import environment, losses
+from advseg_bench import losses
 from advseg_bench.cli.listing import list_lines
 from advseg_bench.errors import PluginError, SpecError
-from advseg_bench.registry import plugins
+from advseg_bench.registry import environment, plugins
 from advseg_bench.registry.plugins import GROUPS, check_name, find_plugin, load_object
 from advseg_bench.suite.cells import plan
 from advseg_bench.suite.cost import estimate

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
+import threading
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import duckdb
@@ -12,7 +15,9 @@ import polars as pl
 import pytest
 
 from advseg_bench import cache
-from advseg_bench.errors import RecordError
+from advseg_bench.cache import lease
+from advseg_bench.cache.holder import describe_self
+from advseg_bench.errors import HeldError, RecordError
 from advseg_bench.results import records
 from advseg_bench.suite.cells import CLEAN, Cell
 
@@ -153,12 +158,47 @@ def test_a_second_run_on_the_same_folder_is_refused_until_the_first_ends(tmp_pat
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert first.stdout.readline() == "held\n"
-    with pytest.raises(RecordError, match="another run is writing here"), records.own(tmp_path):
+    with pytest.raises(RecordError, match=rf"in use by process {first.pid} on .*since 2"), records.own(tmp_path):
         pass
     first.kill()
     first.communicate()
     with records.own(tmp_path):
         pass
+
+
+def test_an_owner_that_lost_its_lease_writes_nothing_more(tmp_path):
+    with records.own(tmp_path):
+        records.write_part(tmp_path, [row("c1")])
+        (tmp_path / ".lease").write_text((tmp_path / ".lease").read_text().replace('"token": "', '"token": "f'))
+        with pytest.raises(HeldError, match="another process took over"):
+            records.write_part(tmp_path, [row("c2")])
+    assert records.read_rows(tmp_path)["cell"].to_list() == ["c1"]
+    assert (tmp_path / ".lease").exists(), "it is that of the other process"
+
+
+@pytest.mark.parametrize("mark", [".run", ".lock"])
+def test_a_folder_whose_first_owner_failed_is_used_again(tmp_path, mark):
+    out = tmp_path / "run"
+    with records.own(out):
+        records.write_part(out, [row()])
+    (out / ".run").rename(out / mark)
+    with records.own(out):
+        assert len(records.read_rows(out)) == 1
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_an_owner_on_another_machine_is_waited_for_until_it_renews_its_lease_or_is_gone(tmp_path, monkeypatch, alive):
+    monkeypatch.setattr(lease, "GONE_S", 60.0 if alive else 0.5)
+    path = tmp_path / ".lease"
+    path.write_text(json.dumps(asdict(replace(describe_self("run"), machine="elsewhere", host="elsewhere"))))
+    timer = threading.Timer(0.5, os.utime, (path, (1, 1)))
+    if alive:
+        timer.start()
+        with pytest.raises(HeldError, match=r"in use by process .* on elsewhere"), records.own(tmp_path):
+            pass
+    else:
+        with records.own(tmp_path):
+            assert (tmp_path / "parts").is_dir()
 
 
 def test_a_foreign_folder_is_not_touched(tmp_path):

@@ -10,11 +10,11 @@ import torch
 from distributions import installing
 from strategies import make_batch, make_generators, make_task
 
-from advseg_bench import environment, losses
+from advseg_bench import losses
 from advseg_bench.cli.listing import list_lines
 from advseg_bench.errors import IncompatibleError, PluginError, SpecError, UserError
 from advseg_bench.protocols import Attack
-from advseg_bench.registry import toolkits
+from advseg_bench.registry import environment, toolkits
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.suite.cells import plan
 from advseg_bench.suite.suite import parse_suite

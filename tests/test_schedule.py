@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import advseg_bench as ab
 from advseg_bench.running.executors.base import keep_busy
 from advseg_bench.running.outcomes import Outcome
-from advseg_bench.running.schedule import Schedule
-from advseg_bench.running.work import RunUnit, Train, Unit
+from advseg_bench.running.schedule import Schedule, put_longest_first
+from advseg_bench.running.work import Description, RunUnit, Train, Unit
+from advseg_bench.suite.timing import Timing, remember
 
 
 def make_units(*counts: int) -> dict[str, list[Unit]]:
@@ -144,3 +146,18 @@ def test_a_model_is_trained_and_attacked_in_the_order_of_the_suite():
 
 def test_nothing_to_do_is_nothing_done():
     assert work_off({}, Simulated(2, lambda *_: 1.0)) == []
+
+
+def test_models_that_take_longest_come_first_if_all_times_are_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVSEG_BENCH_CACHE", str(tmp_path))
+    suite = ab.Suite.load("smoke")
+    suite = suite.model_copy(update={"seed": 99})  # of which no times are shipped
+    here = Description({"splits": {"train": 10, "test": 8}}, {}, {}, {f"i{i}": i for i in range(8)})
+    units = {model.name: [Unit(model.name, (0,), ())] for model in suite.models}
+    first, second = suite.models
+    assert list(put_longest_first(units, suite, ab.plan(suite), here)) == [first.name, second.name]
+    remember(suite, first, Timing(1.0, 0.01, 10))
+    assert list(put_longest_first(units, suite, ab.plan(suite), here)) == [first.name, second.name]
+    remember(suite, second, Timing(60.0, 0.01, 10))
+    assert put_longest_first(units, suite, ab.plan(suite), here) == units
+    assert list(put_longest_first(units, suite, ab.plan(suite), here)) == [second.name, first.name]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from advseg_bench import environment
 from advseg_bench.errors import PluginError
+from advseg_bench.registry import environment
 from advseg_bench.registry.plugins import load_object
 from advseg_bench.registry.source_files import list_files
 from advseg_bench.registry.sources import NO_FILE, Session
@@ -213,7 +213,7 @@ def run(folder, text, *arguments, name="-"):
 
 
 SHOW = """
-from advseg_bench import environment
+from advseg_bench.registry import environment
 def show():
     print(environment.describe_code([("loss", "__main__:loss")])["loss __main__:loss"])
 show()

@@ -303,6 +303,17 @@ def test_of_two_subjects_of_an_image_most_rows_decide(whole, tmp_path):
     assert (damage.path, "another subject" in damage.reason) == (wrong, True)
 
 
+@pytest.mark.parametrize("depth", [80, 900, 100_000])
+def test_a_deeply_nested_description_is_one_line(whole, tmp_path, depth):
+    out = copy(whole, tmp_path)
+    text = (out / "run.json").read_text()
+    (out / "run.json").write_text(text.replace('"suite": {', '"suite": {"deep": ' + "[" * depth + "]" * depth + ",", 1))
+    (damage,) = verify_run(out).damaged
+    assert "cannot be read" in damage.reason
+    with pytest.raises(RecordError, match=r"run\.json: cannot be read"):
+        Run(out)
+
+
 def change_panel(path: Path, **arrays: object) -> Path:
     """Rewrite some arrays of a panel; the name is one of an older version, so that there is no digest."""
     with np.load(path) as old:

@@ -22,7 +22,7 @@ from advseg_bench.report import write_report
 from advseg_bench.report.pictures import load_pictures
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import Extreme, Step
-from advseg_bench.suite.cells import Arm, plan
+from advseg_bench.suite.cells import plan
 from advseg_bench.suite.suite import Suite, parse_suite
 from advseg_bench.suite.timing import timing_key
 
@@ -139,22 +139,23 @@ def test_the_slice_with_most_label_is_shown(tmp_path, kind, areas, shown):
     arrays = {"truth": truth, "x": depths[None], "x_adv": depths[None, None], "clean": truth, "attacked": truth[None]}
     out = write_run(tmp_path / "r", Synthetic(kind=kind, models=("unet-vgg13",)))
     edit_json(out / "run.json", lambda info: info | {"data": info["data"] | {"classes": ["a", "b", "c"]}})
-    arm = Arm("fgsm", "bce", "{}", "linf")
-    case = Extreme("worst", "unet-vgg13", "scan", "c", arm, 0.25, 1.0, 0.5, (Step("c", 0.25, 0.5),))
+    cell = next(cell for cell in Run(out).about.cells if (cell.model, cell.arm.attack) == ("unet-vgg13", "fgsm"))
+    [image, *_] = json.loads((out / "run.json").read_text())["images"]
+    case = Extreme("worst", "unet-vgg13", image, cell.id, cell.arm, cell.eps, 1.0, 0.5, (Step(cell.id, cell.eps, 0.5),))
 
     def load(**changes):
         np.savez(out / "panels" / "p.npz", **arrays | changes, meta=np.array(json.dumps(case.as_record())))
         return load_pictures(Run(out))
 
     [cut] = load()
-    assert cut.where == f"scan, slice {shown} of 4"
+    assert cut.where == f"{image}, slice {shown} of 4"
     assert (cut.x == shown - 1).all()
     shapes = {name: getattr(cut, name).shape for name in arrays}
     assert shapes == {
         "truth": (3, 5, 5), "x": (1, 5, 5), "x_adv": (1, 1, 5, 5), "clean": (3, 5, 5), "attacked": (1, 3, 5, 5)
     }  # fmt: skip
     [empty] = load(truth=np.zeros_like(truth))
-    assert empty.where == "scan, slice 3 of 4"
+    assert empty.where == f"{image}, slice 3 of 4"
 
 
 def test_a_run_of_volumes_is_resumed_and_repeated_bit_for_bit(finished, folder, tmp_path):

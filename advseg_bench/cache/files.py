@@ -8,7 +8,8 @@ import json
 import os
 import secrets
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,21 +74,48 @@ def make_folder(folder: Path, remedy: str = "Choose another path.") -> None:
         raise RecordError(f"{folder}: cannot create this folder: {error.strerror}. {remedy}") from None
 
 
-def remove_empty(folder: Path, spare: Path) -> None:
-    """Remove a folder with its empty subfolders, unless there is any file but one; what cannot be removed stays.
+def remove_empty(folder: Path, spare: Collection[Path]) -> None:
+    """Remove a folder with its empty subfolders, unless there is any file but some; what cannot be removed stays.
 
     Args:
         folder: The folder.
-        spare: The file inside it that is removed with it, such as a lock.
+        spare: The files inside it that are removed with it, such as a lease.
     """
     inside = list(folder.rglob("*"))
-    if any(path != spare and not path.is_dir() for path in inside):
+    if any(path not in spare and not path.is_dir() for path in inside):
         return
     with suppress(OSError):
-        for path in sorted((path for path in inside if path != spare), reverse=True):
+        for path in sorted((path for path in inside if path not in spare), reverse=True):
             path.rmdir()
-        spare.unlink()
+        for path in spare:
+            path.unlink(missing_ok=True)
         folder.rmdir()
+
+
+_guards: dict[Path, tuple[Callable[[], None], Callable[[], None]]] = {}
+
+
+@contextmanager
+def guard_writes(folder: Path, before: Callable[[], None], after: Callable[[], None]) -> Iterator[None]:
+    """Call functions before and after each `write_bytes` of this process in a folder or below it.
+
+    Args:
+        folder: The folder; it has no other guard.
+        before: May raise an error, so that the file is not written.
+        after: Called when the file is there; its errors reach the caller of `write_bytes`.
+    """
+    key = folder.absolute()
+    _guards[key] = before, after
+    try:
+        yield
+    finally:
+        del _guards[key]
+
+
+def _find_guards(path: Path) -> list[tuple[Callable[[], None], Callable[[], None]]]:
+    if not _guards:
+        return []
+    return [_guards[folder] for folder in path.absolute().parents if folder in _guards]
 
 
 def sweep(folder: Path) -> None:
@@ -105,8 +133,12 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
         mode: Its permissions, from which the umask of the process takes some.
 
     Raises:
-        RecordError: The disk is full or the path is not writable; the old file is unchanged.
+        RecordError: The disk is full or the path is not writable; the old file is unchanged. Also the errors of
+            `guard_writes`.
     """
+    guards = _find_guards(path)
+    for before, _ in guards:
+        before()
     temporary = None
     try:
         name = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
@@ -126,6 +158,8 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
             f"{path}: could not be written: {error.strerror}. "
             "Finished results are kept. Free disk space or fix the permissions, then run the same command again."
         ) from None
+    for _, after in guards:
+        after()
 
 
 def write_json(path: Path, value: Any) -> None:

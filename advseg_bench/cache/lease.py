@@ -37,7 +37,7 @@ GONE_S = 60.0
 POLL_S = 0.2
 """Seconds between two attempts of a waiting process."""
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EOPNOTSUPP)
+_NO_LINKS = (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EOPNOTSUPP)
 """Errors of file systems without hard links."""
 
 
@@ -105,7 +105,12 @@ class Lease:
 
 @contextmanager
 def hold(
-    path: Path, *, what: str = "", wait: bool = True, on_wait: Callable[[Holder], None] | None = None
+    path: Path,
+    *,
+    what: str = "",
+    wait: bool = True,
+    until_sure: bool = False,
+    on_wait: Callable[[Holder], None] | None = None,
 ) -> Iterator[Lease]:
     """Hold a lease.
 
@@ -113,6 +118,7 @@ def hold(
         path: File of the lease; its folder is created. It is removed at the end.
         what: What this process does, for others that wait.
         wait: Whether to wait until the lease is free or its holder is gone.
+        until_sure: Without `wait`, whether to wait until a holder on another machine renews its lease or is gone.
         on_wait: Called once for each holder that this process waits for.
 
     Yields:
@@ -137,7 +143,7 @@ def hold(
             raise RecordError(f"{path}: cannot be written: {error.strerror}. {remedy}") from None
         if mine:
             break
-        if other is not None and not wait:
+        if other is not None and not wait and (not until_sure or _is_sure(path, other, seen)):
             raise HeldError(f"{path.parent}: in use by {other}. Wait until it has ended.")
         if other is not None and other.token not in waited_for:
             waited_for.add(other.token)
@@ -167,6 +173,7 @@ class _Seen:
     changed: float
     age: float
     at: float
+    renewed: bool
 
 
 def _seize(path: Path, me: Holder, seen: dict[tuple[Path, str], _Seen]) -> tuple[bool, Holder | None]:
@@ -208,8 +215,14 @@ def _age(path: Path, other: Holder, changed: float, seen: dict[tuple[Path, str],
             temporary = _write_temporary(path, other)
             age = temporary.stat().st_mtime - changed
             temporary.unlink(missing_ok=True)
-        known = seen[path, other.token] = _Seen(changed, age, time.monotonic())
+        known = seen[path, other.token] = _Seen(changed, age, time.monotonic(), known is not None)
     return known.age + time.monotonic() - known.at
+
+
+def _is_sure(path: Path, other: Holder, seen: dict[tuple[Path, str], _Seen]) -> bool:
+    """Whether a holder certainly exists: its process does, or it renewed its lease since it was seen first."""
+    known = seen.get((path, other.token))
+    return bool(other.is_alive()) or (known is not None and known.renewed)
 
 
 def _is_gone(holder: Holder, age: float) -> bool:

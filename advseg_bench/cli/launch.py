@@ -76,6 +76,7 @@ def _folder_of(out: Path) -> Path:
 
 def _launch(suite: str, options: list[str], gpus: str | None, processes: int | None, out: Path) -> None:
     """Run the parts."""
+    from advseg_bench.results.remote import hold_place
     from advseg_bench.running.launching import Child, check_gpus, check_out, describe_part_command, launch
     from advseg_bench.running.parts import name_part
 
@@ -89,7 +90,8 @@ def _launch(suite: str, options: list[str], gpus: str | None, processes: int | N
         command = describe_part_command(suite, options, i, n, _folder_of(out) / name_part((i, n)))
         name = f"GPU {names[i - 1]}" if names else f"process {i}"
         children.append(Child(i - 1, name, command, {"CUDA_VISIBLE_DEVICES": names[i - 1]} if names else {}))
-    with _show_lines([f"{child.name}, part {child.place + 1} of {n}" for child in children]) as show:
+    titles = [f"{child.name}, part {child.place + 1} of {n}" for child in children]
+    with hold_place(_folder_of(out), "launch"), _show_lines(titles) as show:
         launch(children, show)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def merge_command(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="FOLDER...", help="Run folders of all parts, in any order.")
+        list[Path] | None, typer.Argument(metavar="FOLDER...", help="Run folders or URLs of all parts, in any order.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Run folder to write; it may hold an earlier merge.")] = Path("runs/merged"),
     partial: Annotated[
@@ -39,6 +39,7 @@ def merge_command(
 def print_merged(run: Run, verbose: bool) -> None:
     """Write the report of a merged run, and print what was merged and the summary."""
     from advseg_bench.report import summarise, write_report
+    from advseg_bench.results.remote import show_place
     from advseg_bench.running.panels import sort_out_panels
     from advseg_bench.suite.suite import Suite
 
@@ -47,8 +48,9 @@ def print_merged(run: Run, verbose: bool) -> None:
     types = "one type of machine" if len(machines) == 1 else f"{len(machines)} types of machine"
     missing = f"; {run.missing:,} of {run.planned:,} rows are missing" if run.missing else ""
     print_line(f"merged {parts} parts of {types}{missing}")
+    assert run.path is not None
     if left := sort_out_panels(run):
-        print_line(f"{left} pictures are missing; `advseg-bench run SUITE --out {run.path}` makes them")
+        print_line(f"{left} pictures are missing; `advseg-bench run SUITE --out {show_place(run.path)}` makes them")
     summary = summarise(run)
     print_end(summary, write_report(summary, console=console if verbose else None), verbose)
     end_run(run, Suite.model_validate(run.info["suite"]))

@@ -63,7 +63,11 @@ def choose_part(text: str | None, out: Path | None, folder: Path) -> tuple[tuple
 
 def print_part(run: Run) -> None:
     """Print what a finished part holds; it has no report of its own."""
+    from advseg_bench.results.remote import show_place
+
+    assert run.path is not None
     entry = run.info["part"]
     held = ", ".join(f"{model} {start + 1}-{stop}" for model, (start, stop) in entry["holds"].items())
-    print_line(f"part {entry['part']} of {entry['of']}: {len(run.rows):,} rows ({held or 'no image'}) in {run.path}")
+    rows = f"{len(run.rows):,} rows ({held or 'no image'})"
+    print_line(f"part {entry['part']} of {entry['of']}: {rows} in {show_place(run.path)}")
     print_line("The report is that of all parts: advseg-bench merge FOLDER... --out RUN")

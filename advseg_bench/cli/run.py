@@ -51,7 +51,9 @@ def run_command(
     suite: SuiteName,
     profile: Profile = None,
     data: DataPath = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder, resumed if it exists; by default runs/SUITE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder or URL, resumed if it exists; default: runs/SUITE.")
+    ] = None,
     workers: Workers = None,
     device: Annotated[
         str | None, typer.Option(help="Device for training and attacks, such as cpu or cuda; by default cpu.")
@@ -122,8 +124,10 @@ def run_command(
 
 def _on_slurm(suite: Suite, folder: Path, options: SlurmOptions, device: str | None, shard: int) -> Callable[..., Run]:
     """A function that runs a suite as Slurm jobs."""
+    from advseg_bench.results.remote import refuse_url
     from advseg_bench.running.executors.slurm import run_on_slurm
 
+    refuse_url(folder, "--out with --executor slurm")
     return partial(run_on_slurm, suite, folder, options, device=device, shard=shard)
 
 
@@ -136,7 +140,7 @@ def end_run(finished: Run, suite: Suite) -> None:
 
 
 def report_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or URL of a run.")],
     out: Annotated[Path | None, typer.Option(help="Output folder; by default RUN/report.")] = None,
     formats: Formats = None,
     verbose: Verbose = False,
@@ -155,11 +159,13 @@ def report_command(
 
 def print_damaged(run: Run) -> bool:
     """Print the files of a run that are damaged and left out, one line each; return whether there are any."""
+    from advseg_bench.results.remote import find_mirror
     from advseg_bench.results.verify import list_damaged
 
     damaged = list_damaged(run)
+    mirror = find_mirror(run.path) if run.path else None
     for each in damaged:
-        print_problem(f"left out: {each}")
+        print_problem(f"left out: {mirror.show(each) if mirror else each}")
     return bool(damaged)
 
 
@@ -170,11 +176,12 @@ def claims_command(
 ) -> None:
     """Test the claims of arXiv 2401.11224 on one or more runs; write Markdown, tables, figures and an HTML page."""
     from advseg_bench.report import write_claims
+    from advseg_bench.results.remote import show_place
     from advseg_bench.results.run import Run
 
     for path in write_claims([Run(run) for run in runs], out, formats=formats or ()):
         if path.suffix in (".html", ".md"):
-            print_line(path)
+            print_line(show_place(path))
 
 
 def print_end(summary: Summary, paths: Sequence[Path], verbose: bool) -> None:
@@ -184,8 +191,10 @@ def print_end(summary: Summary, paths: Sequence[Path], verbose: bool) -> None:
     if not verbose:
         print_summary(summary, paths, console)
         return
+    from advseg_bench.results.remote import show_place
+
     for page in (path for path in paths if path.suffix == ".html"):
-        print_line(f"\n{page.stem.capitalize()}: {page}")
+        print_line(f"\n{page.stem.capitalize()}: {show_place(page)}")
 
 
 def _print_left_out(finished: Run) -> None:

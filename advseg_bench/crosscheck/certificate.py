@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from advseg_bench import environment
 from advseg_bench.crosscheck.grid import Pair
 from advseg_bench.crosscheck.plan import Plan, Subject
 from advseg_bench.crosscheck.verdict import SOUND, Verdict
 from advseg_bench.models.prepare import prepare_checked
+from advseg_bench.registry import environment
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.suite.specs import Compute
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from advseg_bench import environment
 from advseg_bench.cache import content_hash
 from advseg_bench.data.dataset import Dataset, Sample
 from advseg_bench.errors import DataError, PluginError, SpecError, UserError, expected, one_line, unknown
-from advseg_bench.registry import plugins
+from advseg_bench.registry import environment, plugins
 from advseg_bench.suite.specs import PluginData
 from advseg_bench.types import Task
 

@@ -80,6 +80,13 @@ class Certificate:
             one of them.
         certified: Where it is certified: bool (K, *S); of a multiclass task equal in all channels.
         radius: L2 radius of the certificate, in input units.
+
+    Example:
+        >>> import torch
+        >>> from advseg_bench.defences import Certificate
+        >>> yes = torch.tensor([[True, True]])
+        >>> Certificate(labels=yes, certified=torch.tensor([[True, False]]), radius=0.1).abstained
+        0.5
     """
 
     labels: Tensor

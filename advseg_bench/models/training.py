@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advseg_bench import environment
 from advseg_bench.cache import cache_root, content_hash
 from advseg_bench.cache.lease import Lease
 from advseg_bench.checks.model import check_calls
@@ -31,7 +30,7 @@ from advseg_bench.models.properties import count_flops, measure_receptive_field
 from advseg_bench.models.trained_cache import TrainedFolder
 from advseg_bench.models.training_loop import Training, evaluate
 from advseg_bench.models.weights import count_parameters, load_weights
-from advseg_bench.registry import catalogue
+from advseg_bench.registry import catalogue, environment
 from advseg_bench.registry.plugins import Kind
 from advseg_bench.registry.sources import Session
 from advseg_bench.suite.specs import Inference, ModelSpec, Recipe, describe_inference

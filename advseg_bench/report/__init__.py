@@ -27,6 +27,7 @@ from advseg_bench.report.sheets import encode_sheet
 from advseg_bench.report.summary import Summary, summarise
 from advseg_bench.report.terminal import print_document
 from advseg_bench.report.verdicts import judge_runs
+from advseg_bench.results.remote import attach, publish
 from advseg_bench.results.run import Run
 
 __all__ = ["FORMATS", "Summary", "print_document", "print_summary", "summarise", "write_claims", "write_report"]
@@ -69,7 +70,7 @@ def write_report(
     """
     _check_formats(formats)
     summary = summarise(run)
-    folder = Path(out) if out is not None else summary.run.path and summary.run.path / "report"
+    folder = attach(out) if out is not None else summary.run.path and summary.run.path / "report"
     if folder is None:
         raise SpecError(expected("out", "a folder", out, "Pass one, since a run in memory has no run directory."))
     document = compose(summary)
@@ -100,7 +101,7 @@ def write_claims(runs: Sequence[Run], out: Path, *, formats: Sequence[str] = ())
     paths = [run.path.resolve() for run in runs if run.path]
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise RecordError(f"{twice[0]}: this run is given twice. Give each run once.")
-    return _write(compose_claims(judge_runs(runs)), out, "claims", (), formats)
+    return _write(compose_claims(judge_runs(runs)), attach(out), "claims", (), formats)
 
 
 def _check_formats(formats: Sequence[str]) -> None:
@@ -145,10 +146,13 @@ def _write(
             raise RecordError(expected(folder, "names of files in this folder", name, "Do not use this run."))
     for name, data in files.items():
         write_bytes(folder / name, data)
+    gone = []
     for name in {name.rsplit(".", 1)[0] for name in files if name.startswith("figures/")}:
         for kind in ("svg", *FORMATS):
             if f"{name}.{kind}" not in files:
                 (folder / f"{name}.{kind}").unlink(missing_ok=True)
+                gone.append(f"{name}.{kind}")
+    publish(folder, files, gone)
     return [folder / name for name in files]
 
 

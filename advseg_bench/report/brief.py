@@ -24,6 +24,7 @@ from advseg_bench.report.measured import NOTES
 from advseg_bench.report.series import NORMS
 from advseg_bench.report.summary import Summary, summarise
 from advseg_bench.report.verdicts import Judged, describe_shortage
+from advseg_bench.results.remote import show_place
 from advseg_bench.results.run import Run
 from advseg_bench.results.selection import Budgets
 from advseg_bench.suite.cells import show_radii
@@ -94,7 +95,7 @@ def print_summary(run: Run | Summary, paths: Sequence[Path], console: Console) -
     grid = _lay_out(contrasts, console.width)
     sentences = write_findings(summary, MOST_NAMES, intervals=grid.intervals)
     titles = {"claims.html": "Claims", "report.html": "Report"}
-    page = [f"{title}: {path}" for name, title in titles.items() for path in paths if path.name == name]
+    page = [f"{title}: {show_place(path)}" for name, title in titles.items() for path in paths if path.name == name]
     head = [
         *_fit([summary.run.about.suite.title], 1, console, "bold"),
         *_fit(_describe_run(summary), 4, console),

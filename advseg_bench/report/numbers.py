@@ -32,7 +32,7 @@ class Numbers:
 
     Attributes:
         cells: The output of `measure_cells`.
-        blocks: Subject and block of each of their scans.
+        blocks: Subject and column `block` of each of their scans.
         compared: Their strongest attacks beside noise; None without an attack.
         swept: As `Summary.swept`.
         worst: Whether any of them has a worst case.

@@ -20,6 +20,9 @@ RUN_SCHEMA = 1
 SEAL = "digest"
 """Key of the digest of a JSON object; an object of an older version has none."""
 
+DEEPEST = 64
+"""Most levels of a JSON file of a run."""
+
 MOST_BYTES = 2**28
 """Largest size of a JSON file of a run."""
 
@@ -83,11 +86,25 @@ def read_json(path: Path) -> Any:
         size = path.stat().st_size
         if size > MOST_BYTES:
             raise RecordError(expected(path, f"at most {MOST_BYTES:,} bytes", f"{size:,}", RESTORE))
-        return json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
+        if _is_deep(value):
+            raise ValueError(f"nested deeper than {DEEPEST} levels")
+        return value
     except FileNotFoundError:
         raise RecordError(f"{path}: missing, so this is not the folder of a run. Pass the --out of a run.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: cannot be read: {one_line(error)}. {RESTORE}") from None
+
+
+def _is_deep(value: Any) -> bool:
+    """Return whether a JSON value is nested deeper than `DEEPEST`, where writing it would exceed Python's stack."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(DEEPEST):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [child for children in inside for child in children if isinstance(child, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def read_description(out: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def group_machines(infos: Sequence[Mapping[str, Any]]) -> list[Entry]:
     for info in infos:
         alone = [{**info, "parts": [info["part"]]}] if "part" in info else []
         for machine in [*alone, *info.get("machines", ())]:
-            described = {name: machine[name] for name in ("environment", "binding")}
+            described = {name: machine.get(name, {}) for name in ("environment", "binding")}
             same = next((each for each in found if described.items() <= each.items()), None)
             if same is None:
                 found.append(same := described | {"parts": []})

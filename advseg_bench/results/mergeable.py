@@ -72,6 +72,8 @@ def open_source(folder: Path) -> Source:
         raise RecordError(
             f"{folder}: expected a part of a run, got a run of the whole suite. Only runs made with --part are merged."
         )
+    if not info.get("run"):
+        raise RecordError(f"{folder}: expected a part with the id of its run, got one without. Run the part again.")
     rules = Rules(read_info(info, folder / "run.json"), info["images"])
     inspection = inspect_parts(folder, rules, info["run"])
     parts.refuse(inspection.damaged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def merge_files(folders: Sequence[Path], out: Path, *, partial: bool, mixed: boo
     _check_folders(folders, out)
     sources = sorted((open_source(folder) for folder in folders), key=lambda source: source.numbers)
     check_same(sources, mixed)
-    with own(out):
+    with own(out, "merge"):
         earlier = [open_source(out)] if (out / "run.json").exists() else []
+        sources = [_leave_out_known(source, earlier) for source in sources]
         everything = [*earlier, *sources]
         check_same(everything, mixed)
         found = count_rows(everything)
@@ -60,6 +62,14 @@ def merge_files(folders: Sequence[Path], out: Path, *, partial: bool, mixed: boo
         info["calibration"] = compare_machines(info, calibrations)
         if not (earlier and _is_same(earlier[0].info, info)):
             write_sealed(out / "run.json", info)
+
+
+def _leave_out_known(source: Source, earlier: Sequence[Source]) -> Source:
+    """Return a source without the files that were merged before, as they are or joined with others."""
+    merged = [part for each in earlier for part in each.files]
+    known = {part.path.name for part in merged}
+    known |= {name for part in merged if part.label for name in part.label.replaces}
+    return replace(source, files=[part for part in source.files if part.path.name not in known])
 
 
 def _check_folders(folders: Sequence[Path], out: Path) -> None:

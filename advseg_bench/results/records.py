@@ -1,8 +1,9 @@
 """The rows of a run, read from its parts and checked.
 
 A run directory has `run.json` (suite, data, cells, environment; written once), `models/*.json`, `parts/*.parquet`
-(the rows), `panels/*.npz` (images for the report), `failures.json` and `report/`. It is locked by one process at a
-time, and only that process writes to it. The modules `locking`, `descriptions` and `parts` have one of these each.
+(the rows), `panels/*.npz` (images for the report), `failures.json` and `report/`. One process at a time
+holds its lease, and only that process writes to it. The modules `locking`, `descriptions` and `parts` have one of these
+each.
 """
 
 from __future__ import annotations

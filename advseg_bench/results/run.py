@@ -15,6 +15,7 @@ from advseg_bench.results.arms import SWEEP, WORST, find_controls
 from advseg_bench.results.averages import Grouping
 from advseg_bench.results.info import RunInfo, read_info
 from advseg_bench.results.parts import Damage
+from advseg_bench.results.remote import fetch
 from advseg_bench.results.store import Held, Store, Stored, hold
 from advseg_bench.results.tables import Query, Tables, join_tables
 from advseg_bench.suite.cells import Cell
@@ -26,11 +27,11 @@ class Run:
     """The results of a run: opened from a run directory, or made in memory by `from_rows` or `ab.evaluate`.
 
     Args:
-        path: The run directory, which was the `out` of `ab.run` or the `--out` of the command.
+        path: The run directory, which was the `out` of `ab.run` or the `--out` of the command; also a URL.
         strict: Whether a damaged file is an error; otherwise it is left out, and its rows are missing.
 
     Attributes:
-        path: The run directory; None for a run in memory.
+        path: The run directory, for a URL the folder into which it was downloaded; None for a run in memory.
         info: The content of `run.json`: suite, data, cells, environment, command.
         about: The same, parsed and checked.
         models: Name -> properties of each model that is ready: architecture, parameters, validation Dice.
@@ -65,7 +66,7 @@ class Run:
     strict: bool
 
     def __init__(self, path: str | Path, *, strict: bool = True) -> None:
-        folder = Path(path)
+        folder = fetch(path)
         if not folder.is_dir():
             raise RecordError(expected(path, "the folder of a run", str(path), "Give the --out of a run."))
         self.path, self.info = folder, records.read_description(folder)

@@ -19,7 +19,7 @@ from advseg_bench.results.rules import Rules
 from advseg_bench.results.shares import ROWS_AT_ONCE, Index, index_parts, index_rows
 
 BYTES_OF_SHARE = 4 * ROWS_AT_ONCE
-"""Size of all parts below which a run is one share, without a look at its rows."""
+"""Size of all parts below which a run is one share, whatever its rows."""
 
 
 class Store(Protocol):

@@ -35,7 +35,7 @@ SEED = 230612941
 """Seed of the order in which the greedy search visits the images."""
 
 AT_ONCE = 1024
-"""Largest number of images that the greedy search looks at together."""
+"""Largest number of images that the greedy search compares together."""
 
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -14,6 +14,7 @@ from advseg_bench.results import records
 from advseg_bench.results.compaction import compact
 from advseg_bench.results.descriptions import identify_run
 from advseg_bench.results.machines import note_rest
+from advseg_bench.results.remote import attach
 from advseg_bench.results.rules import KEYS
 from advseg_bench.results.run import Run
 from advseg_bench.results.verify import set_aside
@@ -68,7 +69,7 @@ def run(
 
     Args:
         suite: The suite.
-        out: The run directory; created if it does not exist.
+        out: The run directory, or a URL on object storage, such as "s3://bucket/run"; created if it does not exist.
         workers: Number of processes. Only a suite that names objects of the caller's script (`__main__:object`)
             requires that several workers can import this script (`if __name__ == "__main__":`).
         device: Device of models and images, such as "cpu" or "cuda".
@@ -107,7 +108,7 @@ def run(
         (2, [])
     """
     end_in_script_import()
-    out = Path(out)
+    out = attach(out)
     cells = plan(suite)
     start = Start(Context(suite, device))
     code = find_code(suite)

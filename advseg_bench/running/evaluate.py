@@ -14,7 +14,6 @@ import polars as pl
 import torch
 from torch import nn
 
-from advseg_bench import environment
 from advseg_bench.arguments import make_budget
 from advseg_bench.attacks.base import FunctionModel, check_fit
 from advseg_bench.batches import Batch, select_images
@@ -32,6 +31,7 @@ from advseg_bench.models.inference import Windows
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.weights import count_parameters, digest_weights
 from advseg_bench.protocols import Attack, NeedsModel
+from advseg_bench.registry import environment
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.results import records
 from advseg_bench.results.run import Run

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from advseg_bench.errors import RecordError, SpecError, WorkerError, expected
+from advseg_bench.results.bucket import find_url
 from advseg_bench.results.mergeable import open_source
 
 PROGRESS = "ADVSEG_BENCH_PROGRESS"
@@ -98,7 +99,7 @@ def check_out(out: Path, n: int) -> None:
     """Raise `RecordError` if the parts could not be merged into a directory in the end."""
     if out.exists() and not out.is_dir():
         raise RecordError(f"{out}: expected a folder for the run, got a file. Choose another --out.")
-    if (out / "run.json").exists() and (held := open_source(out).of) != n:
+    if not find_url(out) and (out / "run.json").exists() and (held := open_source(out).of) != n:
         raise RecordError(f"{out}: holds a run of {held} parts, got {n} to compute. Choose another --out.")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from advseg_bench.errors import UserError, expected
 from advseg_bench.results import records
 from advseg_bench.results.merging import merge_files
+from advseg_bench.results.remote import attach, fetch
 from advseg_bench.results.run import Run
 from advseg_bench.running.benchmark import Event, describe_command
 from advseg_bench.running.executors.base import call, open_executor
@@ -38,8 +39,8 @@ def merge(
     It may be repeated, also with parts that arrive later. The parts stay as they are.
 
     Args:
-        folders: Run directories of parts, in any order.
-        out: The run directory to write; created if it does not exist.
+        folders: Run directories of parts, in any order, or their URLs.
+        out: The run directory to write, or its URL; created if it does not exist.
         partial: Merge although parts or rows are missing; `run` with this `out` computes them.
         allow_mixed: Merge parts of machines with other libraries, processors or devices. How much their results differ
             is then in `run.json` under "calibration", and in the report.
@@ -72,10 +73,10 @@ def merge(
         ...     run.rows.height, run.missing
         (2, 0)
     """
-    out = Path(out)
+    out = attach(out)
     command = describe_command(sys.argv)
-    merge_files([Path(each) for each in folders], out, partial=partial, mixed=allow_mixed, command=command)
-    with records.own(out):
+    merge_files([fetch(each) for each in folders], out, partial=partial, mixed=allow_mixed, command=command)
+    with records.own(out, "merge"):
         run = Run(out)
         if sort_out_panels(run) and panels:
             _draw(run, out, device, progress)

@@ -263,7 +263,7 @@ class Scene:
         self.changed |= bool(changes.names) and self.watch.foreign_model  # which of both made the change?
         common = make_flags(self.watch.of_attack(changes.names))
         if self.guard.restore(thorough=self.thorough or changes.left_threads):
-            self.changed = True  # perhaps by an attack before this one, which only a thorough check can tell
+            self.changed = True  # perhaps by an attack before this one, which only a thorough check finds
             common.add("model_changed")
         pairs = ((lent.x, x), (lent.y, self.batch.y), (lent.valid, self.batch.valid))
         if not all(torch.equal(ours, theirs) for ours, theirs in pairs):

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advseg_bench import environment
 from advseg_bench.batches import Batch, move_batch
 from advseg_bench.cache.notices import reported_to
 from advseg_bench.checks.model import describe_behaviour
@@ -36,6 +35,7 @@ from advseg_bench.models.defend import defend, describe_defences
 from advseg_bench.models.prepare import Choice, prepare_checked
 from advseg_bench.models.training import build_given, obtain_model
 from advseg_bench.models.weights import digest_weights
+from advseg_bench.registry import environment
 from advseg_bench.registry.fitting import Images, why_not
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.registry.preparation import read_steps

@@ -15,11 +15,11 @@ from advseg_bench.attacks.function import FunctionAttack
 from advseg_bench.attacks.objective import name_loss
 from advseg_bench.batches import Batch, copy_batch
 from advseg_bench.checks.results import name_of, traits_of
-from advseg_bench.environment import describe_device
 from advseg_bench.errors import PluginError, SpecError, UserError, expected, one_line
 from advseg_bench.instruments.process_state import seed_globals
 from advseg_bench.protocols import Attack
 from advseg_bench.registry import catalogue
+from advseg_bench.registry.environment import describe_device
 from advseg_bench.registry.loading import load_attack, load_loss
 from advseg_bench.testing.process import isolated
 from advseg_bench.testing.violations import ContractViolation

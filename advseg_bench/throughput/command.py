@@ -10,12 +10,11 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from advseg_bench import environment
 from advseg_bench.cache import make_folder
 from advseg_bench.errors import SpecError, expected, unknown
 from advseg_bench.instruments import meter
 from advseg_bench.instruments.allocator import keep_freed_memory
-from advseg_bench.registry import catalogue
+from advseg_bench.registry import catalogue, environment
 from advseg_bench.registry.equivalents import find_equivalents
 from advseg_bench.registry.preparation import read_steps
 from advseg_bench.suite.suite import Suite

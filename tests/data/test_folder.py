@@ -419,10 +419,10 @@ VOLUME_DAMAGES = {
     "truncated nii": (lambda d: _cut(d / "masks" / "s2.nii", 0.9), r"s2\.nii: expected a readable NIfTI file"),
     "truncated gz": (lambda d: _cut(d / "images" / "s2.nii.gz", 0.9), r"s2\.nii\.gz: expected a readable NIfTI"),
     "not gz": (lambda d: (d / "images" / "s2.nii.gz").write_text("no"), r"s2\.nii\.gz: expected a readable NIfTI"),
-    "empty nii": (lambda d: (d / "masks" / "s2.nii").write_bytes(b""), r"s2\.nii: expected a readable NIfTI"),
+    "empty nii": (lambda d: (d / "masks" / "s2.nii").write_bytes(b""), r"s2\.nii: expected a NIfTI file with voxels"),
     "wrong gz": (
         lambda d: (d / "images" / "s2.nii.gz").write_bytes(gzip.compress(b"no nifti")),
-        r"s2\.nii\.gz: expected a readable NIfTI",
+        r"s2\.nii\.gz: expected a NIfTI file with voxels",
     ),
 }
 

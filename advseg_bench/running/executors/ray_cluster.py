@@ -68,40 +68,43 @@ def connect(options: RayOptions, needs: Needs) -> Iterator[Any]:
     address = options.address or os.environ.get("RAY_ADDRESS", "")
     if address:
         _try_address(address)
-    try:
-        with _quiet_start():
-            silent = {"log_to_driver": False, "logging_level": "CRITICAL"}
+    silent = {"log_to_driver": False, "logging_level": "CRITICAL"}
+    with _ending_in_order():
+        try:
             if address:
                 ray.init(address=address, **silent)
             else:
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
                 cpus = max(1, math.ceil(find_workers(options, needs) * needs.cpus))
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, **silent)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        raise WorkerError(f"--executor ray: cannot connect to {address or 'a new cluster'}: {message:.300}") from None
-    ray._private.worker._worker_logs_enabled = False  # no option of `init` keeps messages of raylets off the terminal
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())
+            where = address or "a new cluster"
+            raise WorkerError(f"--executor ray: cannot connect to {where}: {reason:.300}") from None
+        _end_on_sigterm()
+        ray._private.worker._worker_logs_enabled = False  # no option of `init` keeps messages of raylets off stdout
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Keep messages of Ray's libraries off the terminal, and restore the handling of SIGTERM, which Ray replaces."""
+def _ending_in_order() -> Iterator[None]:
+    """Restore the handling of SIGTERM, which Ray replaces, at the end."""
     main = threading.current_thread() is threading.main_thread()
-    on_end, level = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_BACKEND_LOG_LEVEL")
-    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        if level is None:
-            os.environ.pop("RAY_BACKEND_LOG_LEVEL", None)
-        else:
-            os.environ["RAY_BACKEND_LOG_LEVEL"] = level
         if main:
-            signal.signal(signal.SIGTERM, on_end)
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end_on_sigterm() -> None:
+    """End this process in order on SIGTERM, so that no process of Ray is left, with the exit code of a shell."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def find_workers(options: RayOptions, needs: Needs) -> int:

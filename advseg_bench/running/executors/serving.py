@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import threading
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -87,8 +88,15 @@ def serve(pipe: Connection, alive: int) -> NoReturn:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="replace")
     own = _Own(pipe)
+    data = pipe.recv()
     _importing_script = True
-    spawn.prepare(pipe.recv())
+    try:
+        spawn.prepare(data)
+    except BaseException as error:
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # at once, so that the parent does not take it for a process that hangs
     _importing_script = False
     own.send(Started())
     profiling.start_in_worker()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from advseg_bench.cache import content_hash, make_folder, write_json
 from advseg_bench.errors import UserError, WorkerError, expected, one_line
@@ -29,11 +29,11 @@ SUBMISSIONS = 3
 REQUEUES = 100
 """Most times that a job is requeued at its time limit."""
 WARNED_S = 120
-"""Seconds before its time limit at which Slurm tells a job to stop."""
-LOOK_S = 2.0
-"""Seconds between two looks at the jobs."""
-ENDED_LOOKS = 3
-"""Looks at which a job must be missing from the queue, without a result, before it counts as lost."""
+"""Seconds before its time limit at which Slurm signals a job to stop."""
+QUERY_S = 2.0
+"""Seconds between two queries of the queue."""
+ENDED_QUERIES = 3
+"""Queries in which a job must be missing from the queue, without a result, before it counts as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class SlurmOptions:
 
 @dataclass(slots=True)
 class _Watched:
-    """A part as the submitting process sees it: its job, how often it was submitted, and looks at which it was gone."""
+    """A part with its job: submissions, queries in which the job was gone, and whether the part has ended."""
 
     part: Part
     job: str
@@ -188,17 +188,19 @@ class _Watcher:
             queued = slurm_queue.list_queued([each.job for each in waiting])
             for each in waiting:
                 result = self._find_result(each)
-                if result is not None:
-                    self._end(each, result)
-                elif each.job in queued:
+                if result == "":
+                    each.ended = True
+                elif each.job in queued:  # an error may be that of a requeued job, which runs again
                     each.gone = 0
                     self._check_hope(each, queued[each.job])
+                elif result is not None:
+                    self._fail(each, result)
                 else:
                     each.gone += 1
-            self._submit_again([each for each in waiting if not each.ended and each.gone >= ENDED_LOOKS])
+            self._submit_again([each for each in waiting if not each.ended and each.gone >= ENDED_QUERIES])
             progress(self._sum_progress())
             if any(not each.ended for each in self.watched):
-                time.sleep(LOOK_S)
+                time.sleep(QUERY_S)
 
     def _adopt(self, parts: Sequence[Part], record: Any) -> None:
         """Take over the jobs that an earlier call wrote down."""
@@ -208,9 +210,10 @@ class _Watcher:
             raise UserError(expected(self._record, what, "those of another", remedy))
         jobs, counts = record["jobs"], record["submissions"]
         self.watched = [_Watched(part, jobs[i], counts[i]) for i, part in enumerate(parts)]
-        failed = [each for each in self.watched if self._find_result(each)]
+        queued = slurm_queue.list_queued([each.job for each in self.watched])
+        failed = [each for each in self.watched if each.job not in queued and self._find_result(each)]
         for each in failed:
-            each.submissions = 0  # its error may have been mended since
+            each.submissions = 0  # its cause may be gone
         self._submit_again(failed)
 
     def _submit(self, parts: Sequence[Part]) -> list[str]:
@@ -257,18 +260,16 @@ class _Watcher:
         outcome, value = pickle_load(paths.result_pickle)
         return str(value) if outcome == "success" else str(value).strip().splitlines()[-1]
 
-    def _end(self, each: _Watched, result: str) -> None:
-        each.ended = True
-        if not result:
-            return
+    def _fail(self, each: _Watched, error: str) -> NoReturn:
+        """Cancel the jobs that have not ended, and raise the error of one."""
         left = [other.job for other in self.watched if not other.ended or other is each]
         subprocess.run(["scancel", *left], check=False, capture_output=True)
-        raise UserError(result)
+        raise UserError(error)
 
     def _check_hope(self, each: _Watched, reason: str) -> None:
         """End the run if Slurm will never start a job."""
         if reason in slurm_queue.HOPELESS:
-            self._end(each, f"sbatch: Slurm will never start job {each.job} ({reason}). Ask for less, see `sinfo`.")
+            self._fail(each, f"sbatch: Slurm will never start job {each.job} ({reason}). Ask for less, see `sinfo`.")
 
     def _sum_progress(self) -> Event:
         """Add up the progress that the parts wrote."""

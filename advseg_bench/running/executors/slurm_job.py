@@ -74,7 +74,6 @@ class _Noter:
         self._path, self._next = path, 0.0
 
     def __call__(self, event: Event) -> None:
-        whole = event.stage == "attack" and event.done == event.total
-        if time.monotonic() >= self._next or whole:
-            write_json(self._path, {"stage": event.stage, "what": event.what, "done": event.done, "total": event.total})
+        if event.stage == "attack" and (time.monotonic() >= self._next or event.done == event.total):
+            write_json(self._path, {"done": event.done, "total": event.total})
             self._next = time.monotonic() + 1.0

@@ -14,6 +14,7 @@ HOPELESS = (
     "BadConstraints",
     "InvalidAccount",
     "InvalidQOS",
+    "PartitionConfig",
     "PartitionInactive",
     "PartitionNodeLimit",
     "PartitionTimeLimit",
