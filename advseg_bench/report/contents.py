@@ -100,7 +100,7 @@ def _list_damaged(run: Run) -> tuple[str, ...]:
     shown = "; ".join(f"{each.path.relative_to(run.path)} {each.reason}" for each in damaged[:MOST_NAMES])
     more = f"; and {len(damaged) - MOST_NAMES} more" if len(damaged) > MOST_NAMES else ""
     what = show_plural(len(damaged), "file")
-    return (f"Damaged: {what} left out, and what they held is missing below: {shown}{more}.",)
+    return (f"Damaged: {what} left out; what was in there is missing below: {shown}{more}.",)
 
 
 def _show_findings(summary: Summary) -> Section:
