@@ -69,14 +69,17 @@ def connect(options: RayOptions, needs: Needs) -> Iterator[Any]:
     if address:
         _try_address(address)
     silent = {"log_to_driver": False, "logging_level": "CRITICAL"}
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # silences Ray's C++ part, which prints that it is set
     with _ending_in_order():
         try:
             if address:
-                ray.init(address=address, **silent)
+                with _without_stderr():
+                    ray.init(address=address, **silent)
             else:
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
                 cpus = max(1, math.ceil(find_workers(options, needs) * needs.cpus))
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **silent)
+                with _without_stderr():
+                    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **silent)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())
             where = address or "a new cluster"
@@ -87,6 +90,19 @@ def connect(options: RayOptions, needs: Needs) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Discard what is written to the descriptor of standard error; errors are raised as anywhere."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
