@@ -20,7 +20,7 @@ SlurmdPort={ports[1]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -35,7 +35,7 @@ StateSaveLocation={folder}/state
 SlurmctldLogFile={folder}/log/ctld
 SlurmdLogFile={folder}/log/d
 SchedulerType=sched/backfill
-SchedulerParameters=requeue_delay=1,batch_sched_delay=1
+SchedulerParameters=batch_sched_delay=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobAcctGatherType=jobacct_gather/none

@@ -53,7 +53,7 @@ eps = ["4/255"]
 draws = 2
 """
 DEAD = {
-    "Segfault": ("SIGSEGV", r"SIGSEGV; peak memory 0\.\d\d GiB; last words: Segmentation fault in .*deadly\.py"),
+    "Segfault": ("SIGSEGV", r"SIGSEGV; peak memory \d+\.\d\d GiB; last words: Segmentation fault in .*deadly\.py"),
     "SegfaultLate": ("SIGSEGV", "SIGSEGV"),
     "Abort": ("SIGABRT", r"SIGABRT.*Aborted in deadly\.py:\d+ act"),
     "Leave": ("exit code 0", r"exit code 0;.* last words: leaving \| with a last word"),
@@ -178,7 +178,7 @@ def test_a_training_that_ends_its_process_fails_its_model(tmp_path):
 
 def test_a_module_that_ends_its_process_ends_the_run_before_anything_is_computed(tmp_path):
     bad = '[[attacks]]\nname = "deadly_import:Attack"\neps = ["4/255"]\n'
-    with pytest.raises(WorkerError, match=r"^describe: its worker process ended with exit code 9"):
+    with pytest.raises(WorkerError, match=r"^(describe|check): its worker process ended with exit code 9"):
         ab.run(parse_suite(HEAD + bad + GOOD, "bad"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -289,7 +289,7 @@ def test_a_machine_that_differs_is_named_before_anything_is_computed(cluster, po
     metadata = tmp_path / "torch-9.9.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9\n")
-    paths = f"{tmp_path}:{os.environ['PYTHONPATH']}"
+    paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH", ""))))
     added = []
     try:
         for variables in nodes:

@@ -53,6 +53,7 @@ eps = ["4/255"]
 name = "pgd"
 losses = ["dice"]
 eps = ["4/255"]
+settings = { steps = 1500 }
 """
 
 DRIVER = """
@@ -79,6 +80,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             del os.environ["ADVSEG_BENCH_CACHE"]
         else:
             os.environ["ADVSEG_BENCH_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask Slurm more often than for jobs of hours."""
+    monkeypatch.setattr(slurm, "QUERY_S", 0.4)
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +115,12 @@ def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 def run_with(cluster: Path, suite: ab.Suite, name: str, react: Callable[[list[str]], None]) -> ab.Run:
-    """Run on Slurm, and call a function once, with the jobs that run, while they do."""
+    """Run on Slurm, and call a function once, with the jobs that run, while the first part trains or attacks."""
     reacted = []
 
     def note(event: Any) -> None:
         running = [line.split()[0] for line in list_jobs() if line.endswith("RUNNING")]
-        if running and not reacted:
+        if running and not reacted and (cluster / f"{name}-parts" / "part-1-of-2" / "run.json").exists():
             reacted.append(running)
             react(running)
 

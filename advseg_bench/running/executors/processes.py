@@ -176,7 +176,7 @@ class Processes:
         child.end()
         child.close()
         if not child.started and child.code is not None and child.code >= 0:
-            raise self._describe_start(child)
+            raise self._describe_start(child) from None
         self._idle_deaths += worker.job is None
         if self._idle_deaths > MOST_IDLE_DEATHS:
             words = child.output.find_last_words() or "no output"

@@ -201,6 +201,8 @@ class _Watcher:
             progress(self._sum_progress())
             if any(not each.ended for each in self.watched):
                 time.sleep(QUERY_S)
+        if left := slurm_queue.list_queued([each.job for each in self.watched]):  # such as one that was just requeued
+            subprocess.run(["scancel", *left], check=False, capture_output=True)
 
     def _adopt(self, parts: Sequence[Part], record: Any) -> None:
         """Take over the jobs that an earlier call wrote down."""
