@@ -50,6 +50,7 @@ class RunPart:
                 device=self.device,
                 shard=self.shard,
                 part=self.part,
+                isolate=True,  # the signal before the time limit ends this process by an exception
                 progress=_Noter(self.out.with_suffix(".progress.json")),
             )
         except UserError as error:
