@@ -112,18 +112,19 @@ def one_line(error: BaseException, longest: int = LONGEST_MESSAGE) -> str:
 
     Args:
         error: Any exception; its message may have several lines or none.
-        longest: Maximum number of characters of the message.
+        longest: Maximum number of characters.
 
     Returns:
         Text without line breaks; without a final full stop unless it is a `UserError`.
     """
+    name = tidy(type(error).__name__, longest // 2)
     try:
         if isinstance(error, UserError):
             return str(error)
-        message = tidy(" ".join(str(error)[: 4 * longest].split()), longest)
+        message = tidy(" ".join(str(error)[: 4 * longest].split()), longest - len(name) - 2)
     except BaseException:  # an exception of user code, whose own formatting fails
         message = ""
-    return f"{type(error).__name__}: {message}".rstrip(" :.")
+    return f"{name}: {message}".rstrip(" :.")
 
 
 def _show(value: object) -> str:
