@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import kinds, make_batch, make_generators, norms, seeds
 from torch import nn
@@ -140,7 +140,8 @@ def test_square_is_the_search_written_out(kind, space):
     assert (found - vertices).abs().amin(0).max() <= 2**-23
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None)
+@example(kind="multiclass", norm="linf", seed=21, space=(1, 5, 2))
 @given(kind=kinds, norm=norms, seed=seeds, space=st.sampled_from([(1, 1), (1, 9), (6, 7), (1, 5, 2), (6, 6, 1)]))
 def test_results_stay_in_the_budget_and_the_bounds_and_the_loss_never_falls(kind, norm, seed, space):
     batch, logits = make_batch(kind, seed=seed % 1000, n=2, space=space)
@@ -152,8 +153,10 @@ def test_results_stay_in_the_budget_and_the_bounds_and_the_loss_never_falls(kind
         assert found.amax() <= 1
         assert (distance(found, batch.x, norm) <= budget.eps + 1e-6).all()
         assert (found != batch.x).any()
-        values.append(losses.margin(net(found).double(), batch.y, batch.valid, batch.task))
-    assert (values[1] >= values[0] - 1e-9).all()
+        attack = Square(queries=queries)
+        value, won = attack.read(attack.judge(net(found), batch))
+        values.append(value)
+    assert ((values[1] >= values[0] - 1e-9) | won).all(), "an image without a right pixel is kept, whatever its loss"
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
