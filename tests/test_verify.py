@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 from run_edits import EDITS, check_edit
-from runs import Synthetic, edit_json, write_run
+from runs import Synthetic, edit_json, rewrite_rows, write_run
 from typer.testing import CliRunner
 
 import advseg_bench as ab
@@ -379,3 +379,13 @@ def test_the_sizes_of_a_panel_are_checked_before_anything_is_allocated(whole, tm
     for array in (np.zeros((1, 8, 16), np.float32), np.full((1, 16, 16), np.nan, np.float32), np.zeros((1, 16, 16))):
         found = read_panel(change_panel(min((out / "panels").iterdir()), x=array), run.about, images)
         assert isinstance(found, Damage) == (array.dtype == np.float32)
+
+
+@pytest.mark.parametrize("value", [-1, 2**41])
+@pytest.mark.parametrize("column", ["tp", "fp", "fn"])
+def test_an_impossible_count_is_refused(tmp_path, column, value):
+    out = write_run(tmp_path / "run")
+    k = len(Run(out).task.classes)
+    rewrite_rows(out, lambda rows: rows.with_columns(pl.lit([value] + [0] * (k - 1), pl.List(pl.Int64)).alias(column)))
+    with pytest.raises(RecordError, match=f"an impossible {column}"):
+        _ = Run(out).rows
